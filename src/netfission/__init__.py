@@ -1,0 +1,30 @@
+"""Turn one PyTorch image classifier into a multi-exit self-ensemble at the cost of the one network."""
+
+from netfission.backbone import Backbone
+from netfission.fission import FissionConfig, fission
+from netfission.inference.ensemble import (
+    disagreement,
+    ensemble_log_probabilities,
+    ensemble_probabilities,
+    mutual_information,
+    predictive_entropy,
+)
+from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
+from netfission.network import Ensemble, FissionNetwork
+from netfission.pruning.prune import prune
+
+__all__ = [
+    "Backbone",
+    "Ensemble",
+    "EnsembleDistillationLoss",
+    "FissionConfig",
+    "FissionNetwork",
+    "disagreement",
+    "ensemble_distillation_loss",
+    "ensemble_log_probabilities",
+    "ensemble_probabilities",
+    "fission",
+    "mutual_information",
+    "predictive_entropy",
+    "prune",
+]

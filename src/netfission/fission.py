@@ -1,0 +1,206 @@
+"""fission(): one classifier in, one multi-exit network out."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+
+from netfission.backbone import Backbone, cut
+from netfission.grouping import GROUPINGS, Grouping, WeightGrouping
+from netfission.network import FissionNetwork, Path
+from netfission.pruning.masks import kept_masks, prunable_weights, remove
+from netfission.pruning.prune import Batches, prune
+from netfission.words import one_of
+
+
+@dataclass(frozen=True)
+class FissionConfig:
+    """The settings of `fission` that are plain data; see there for what each takes.
+
+    Args:
+        exits: number of exits; 1 is the network itself.
+        branch_after: one stage (name or number from 1) per extra exit, after which it leaves exit 0;
+            default 1, 2, ….
+        stages: names of the modules that end the stages; default found from the model's graph.
+        grouping: how each stage is dealt out to its paths: weights or copies.
+        keep_shortcuts: with weights, give every path the whole of each shortcut's projection.
+        ratio: relative shares of the paths, exit 0 first; default equal.
+        sparsity: share of the prunable weights removed before grouping, in [0, 1).
+        criterion: what scores weights for pruning: random, erk, magnitude, snip, grasp or synflow.
+        pruning_steps: prune in this many steps; default 1, for synflow 100.
+        seed: seed of everything drawn at random.
+    """
+
+    exits: int = 3
+    branch_after: list[int | str] | None = None
+    stages: list[str] | None = None
+    grouping: str = "weights"
+    keep_shortcuts: bool = False
+    ratio: list[float] | None = None
+    sparsity: float = 0.0
+    criterion: str = "snip"
+    pruning_steps: int | None = None
+    seed: int = 0
+
+
+def fission(
+    model: nn.Module,
+    exits: int,
+    *,
+    branch_after: Sequence[int | str] | None = None,
+    stages: Sequence[str] | None = None,
+    grouping: str | Grouping = "weights",
+    ratio: Sequence[float] | None = None,
+    sparsity: float = 0.0,
+    criterion: str = "snip",
+    pruning_steps: int | None = None,
+    batches: Batches = (),
+    example_input: Tensor | None = None,
+    keep_shortcuts: bool = False,
+    seed: int = 0,
+) -> FissionNetwork:
+    """Turn one classifier into a multi-exit network (Network Fission Ensembles, arXiv 2408.02301).
+
+    The model is cut into stages, pruned if asked, and the remaining weights of each stage are dealt out
+    to the paths that run through it. Its weights are kept where they land, so a pretrained model can be
+    fissioned and fine-tuned; every exit starts with a copy of the model's head.
+
+    Args:
+        model: images `(batch, channels, height, width)` → logits `(batch, classes)`; not changed. Any
+            model that `netfission.backbone.cut` can cut, or a `Backbone`.
+        exits: number of exits. With 1 and no sparsity the output equals the model's bit for bit.
+        branch_after: for each exit from 1, the stage after which it leaves exit 0: a stage name or
+            its 1-based number, before the last stage. A stage may be named twice. Default 1, 2, ….
+        stages: names of the modules that end the stages; default found from the graph.
+        grouping: `"weights"` (element-wise, the paper), `"copies"` (whole stages) or a `Grouping`.
+        ratio: relative shares of the paths, exit 0 first, positive; default equal.
+        sparsity: share of the prunable weights of stem and stages to remove before grouping, in [0, 1).
+        criterion: what scores them, see `netfission.pruning.prune`.
+        pruning_steps: default the criterion's own: 1, for `"synflow"` 100.
+        batches: pairs (images, labels) for the criteria that look at data (`"snip"`, `"grasp"`).
+        example_input: images to trace and check the cut with, float `(batch, channels, height, width)`;
+            default the first of `batches`, else what a timm model says it takes.
+        keep_shortcuts: with grouping `"weights"`, every path gets the whole of each 1×1 shortcut.
+        seed: the same seed gives the same network.
+
+    Returns:
+        A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.
+
+    Raises:
+        ValueError: a setting is not one of those above, or the model cannot be cut.
+
+    Warns:
+        UserWarning: pruning or grouping left a layer of a path without weights.
+    """
+    dealer = _grouping(grouping, keep_shortcuts)
+    if exits < 1:
+        raise ValueError(f"exits={exits}: takes a whole number from 1")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity}: takes the share of weights to remove, in [0, 1)")
+    shares = _shares(ratio, exits)
+    example = _example(model, example_input, batches)
+    backbone = copy.deepcopy(model) if isinstance(model, Backbone) else cut(model, example, stages)
+    branches = _branches(branch_after, exits, backbone.stage_names)
+    kept: dict[str, Tensor] = {}
+    if sparsity > 0:
+        kept = prune(
+            backbone,
+            [name for name in prunable_weights(backbone) if not name.startswith("head.")],
+            sparsity,
+            criterion=criterion,
+            batches=batches or ([(example, example)] if criterion == "synflow" else ()),
+            steps=pruning_steps,
+            seed=seed,
+        )
+    generator = torch.Generator().manual_seed(seed)
+    remove(backbone.stem, _within(kept, "stem."))
+    own_stages: list[list[nn.Module]] = [[] for _ in range(exits)]
+    for index, stage in enumerate(backbone.stages):
+        running = [0] + [k for k, after in enumerate(branches, start=1) if after <= index]
+        parts = dealer.deal(stage, _within(kept, f"stages.{index}."), [shares[k] for k in running], generator)
+        for k, part in zip(running, parts, strict=True):
+            own_stages[k].append(part)
+    paths = [Path(parts, copy.deepcopy(backbone.head)) for parts in own_stages]
+    network = FissionNetwork(backbone.stem, paths, branches, backbone.stage_names)
+    _warn_of_empty_layers(paths, branches, kept)
+    for module in (network, *paths):
+        module.training = model.training
+    return network
+
+
+def _grouping(grouping: str | Grouping, keep_shortcuts: bool) -> Grouping:
+    if isinstance(grouping, str):
+        kind = GROUPINGS[one_of("grouping", grouping, GROUPINGS)]
+        if keep_shortcuts and kind is WeightGrouping:
+            return WeightGrouping(keep_shortcuts=True)
+        grouping = kind()
+    if keep_shortcuts:
+        raise ValueError(
+            f"keep_shortcuts=True: goes with grouping='weights' given by name, not with {grouping!r}"
+        )
+    return grouping
+
+
+def _shares(ratio: Sequence[float] | None, exits: int) -> list[float]:
+    shares = [1.0] * exits if ratio is None else [float(share) for share in ratio]
+    if len(shares) != exits or not all(isfinite(share) and share > 0 for share in shares):
+        raise ValueError(f"ratio={ratio!r}: takes {exits} positive numbers, one an exit, exit 0 first")
+    return shares
+
+
+def _branches(branch_after: Sequence[int | str] | None, exits: int, stage_names: Sequence[str]) -> list[int]:
+    """The number of shared stages of each exit from 1."""
+    last = len(stage_names) - 1
+    if branch_after is None:
+        if exits - 1 > last:
+            raise ValueError(
+                f"exits={exits}: takes at most {last + 1}, one a stage ({', '.join(stage_names)}); pass "
+                "stages=[…] to name more stages, or branch_after=[…] to let exits share a branch point"
+            )
+        return list(range(1, exits))
+    numbers = {name: number for number, name in enumerate(stage_names, start=1)}
+    branches = [numbers.get(stage, 0) if isinstance(stage, str) else stage for stage in branch_after]
+    if len(branches) != exits - 1 or not all(1 <= branch <= last for branch in branches):
+        raise ValueError(
+            f"branch_after={list(branch_after)!r}: takes {exits - 1} stages, each a number "
+            f"from 1 to {last} or one of {', '.join(stage_names[:-1])}"
+        )
+    return branches
+
+
+def _example(model: nn.Module, example_input: Tensor | None, batches: Batches) -> Tensor:
+    if example_input is None and batches:
+        example_input = batches[0][0]
+    if example_input is None:
+        settings = getattr(model, "pretrained_cfg", None) or {}
+        if "input_size" not in settings:
+            raise ValueError(
+                "example_input=None: takes a batch of images, float (batch, channels, height, width)"
+            )
+        example_input = torch.rand(2, *settings["input_size"], generator=torch.Generator().manual_seed(0))
+    parameter = next(model.parameters(), example_input)
+    return example_input[:2].to(parameter.device)
+
+
+def _within(masks: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): mask for name, mask in masks.items() if name.startswith(prefix)}
+
+
+def _warn_of_empty_layers(paths: Sequence[Path], branches: Sequence[int], kept: Mapping[str, Tensor]) -> None:
+    """Name the layers that dealing out left empty; those that pruning emptied are reported there."""
+    empty = []
+    for number, (path, shared) in enumerate(zip(paths, (0, *branches), strict=True)):
+        for index, stage in enumerate(path.stages, start=shared):
+            for name, mask in kept_masks(stage).items():
+                pruned = kept.get(f"stages.{index}.{name}")
+                if not mask.any() and (pruned is None or pruned.any()):
+                    empty.append(f"{name} of exit {number}")
+    if empty:
+        warnings.warn(
+            f"too few weights to deal out: {len(empty)} layers got none: {', '.join(empty)}",
+            stacklevel=3,
+        )

@@ -1,0 +1,43 @@
+"""No partition: every path gets the whole stage (TreeNet, Lee et al. 2015, arXiv 1511.06314)."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from netfission.pruning.masks import prunable_weights, remove
+
+
+@dataclass(frozen=True)
+class CopyGrouping:
+    """Full-width branches: as many networks' worth of weights and MACs as there are paths.
+
+    Exit 0 keeps the weights given. Equal branches would get equal gradients and stay equal for good, so
+    each other path starts from weights of its own: the same values in random order, tensor by tensor,
+    which is a fresh draw from the model's own initialisation. It also undoes any pretraining there.
+    """
+
+    def deal(
+        self,
+        stage: nn.Module,
+        kept: Mapping[str, Tensor],
+        shares: Sequence[float],
+        generator: torch.Generator,
+    ) -> list[nn.Module]:
+        """See `Grouping.deal`; `shares` only tells how many paths there are."""
+        paths = [copy.deepcopy(stage) for _ in shares]
+        for path in paths[1:]:
+            shuffle_weights(path, generator)
+        for path in paths:
+            remove(path, kept)
+        return paths
+
+
+@torch.no_grad()
+def shuffle_weights(module: nn.Module, generator: torch.Generator) -> None:
+    """Put the values of every prunable weight of `module` into random order, in place."""
+    for weight in prunable_weights(module).values():
+        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        weight.copy_(weight.flatten()[order].view_as(weight))

@@ -1,0 +1,80 @@
+"""Element-wise grouping: every weight of a stage belongs to one path (the paper's)."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from netfission.pruning.masks import kept_masks, remove
+
+# What the libraries' residual networks call the projection on their shortcut.
+SHORTCUTS = frozenset({"shortcut", "downsample"})
+
+
+@dataclass(frozen=True)
+class WeightGrouping:
+    """A random partition of the kept weights of each tensor, with exact counts.
+
+    Biases, normalisation and other parameters are copied to every path: each trains its own.
+
+    Attributes:
+        keep_shortcuts: give every path the whole of each shortcut's projection (modules named
+            `shortcut` or `downsample`), as the paper's code does, instead of dealing it out as well.
+    """
+
+    keep_shortcuts: bool = False
+
+    def deal(
+        self,
+        stage: nn.Module,
+        kept: Mapping[str, Tensor],
+        shares: Sequence[float],
+        generator: torch.Generator,
+    ) -> list[nn.Module]:
+        """See `Grouping.deal`."""
+        groups: list[dict[str, Tensor]] = [{} for _ in shares]
+        if len(shares) > 1 and not kept:
+            kept = kept_masks(stage)
+        for name, mask in kept.items():
+            whole = self.keep_shortcuts and not SHORTCUTS.isdisjoint(name.split("."))
+            parts = [mask] * len(shares) if whole else partition(mask, shares, generator)
+            for group, part in zip(groups, parts, strict=True):
+                group[name] = part
+        paths = [copy.deepcopy(stage) for _ in shares]
+        for path, group in zip(paths, groups, strict=True):
+            remove(path, group)
+        return paths
+
+
+def partition(mask: Tensor, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:
+    """Deal the True entries of `mask` out at random.
+
+    Args:
+        mask: bool tensor of any shape.
+        shares: relative sizes of the parts, positive.
+        generator: a CPU generator.
+
+    Returns:
+        One bool tensor a share, disjoint, whose union is `mask`. Part i has `shares[i] / sum(shares)` of
+        its entries, rounded by largest remainder.
+    """
+    entries = mask.flatten().nonzero().squeeze(1)
+    order = torch.randperm(len(entries), generator=generator).to(entries.device)
+    parts = []
+    for chosen in entries[order].split(apportion(len(entries), shares)):
+        part = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
+        part[chosen] = True
+        parts.append(part.view_as(mask))
+    return parts
+
+
+def apportion(count: int, shares: Sequence[float]) -> list[int]:
+    """Split `count` into whole numbers proportional to `shares`, by largest remainder."""
+    exact = [count * share / sum(shares) for share in shares]
+    sizes = [int(quota) for quota in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda i: sizes[i] - exact[i])
+    for i in by_remainder[: count - sum(sizes)]:
+        sizes[i] += 1
+    return sizes

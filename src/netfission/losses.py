@@ -1,0 +1,121 @@
+"""Cross-entropy of every exit plus distillation from their ensemble."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netfission.inference.ensemble import as_logits, ensemble_log_probabilities
+
+
+def ensemble_distillation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 3.0,
+    weight: float = 1.0,
+    cross_entropy: bool = True,
+) -> Tensor:
+    """Train every exit on the labels and on what the exits predict together.
+
+    With exits' logits z_i, temperature T and teacher q = softmax(mean_i z_i / T), through which
+    no gradient flows, the loss is
+
+        sum_i CE(z_i, y) + weight * T^2 * sum_i KL(q || softmax(z_i / T)),
+
+    summed over exits, averaged over the batch and trailing dimensions (Lee & Lee 2024, arXiv
+    2408.02301). Computed in float32 or wider, under autocast too. With one exit the second term
+    and its gradient vanish.
+
+    Args:
+        logits: `(batch, exits, classes, ...)`, floating point, finite.
+        labels: Class indices `(batch, ...)`, int64, or probabilities `(batch, classes, ...)`,
+            floating point.
+        temperature: T above, > 0; default 3, the paper's.
+        weight: Of the distillation term, >= 0; default 1. 0 leaves the term out.
+        cross_entropy: Whether the first term is in; default True.
+
+    Returns:
+        The loss, a scalar of float32 or wider.
+
+    Raises:
+        ValueError: A setting outside its range, both terms switched off, logits or labels of
+            another layout, or (on a CPU, where looking costs nothing) a label outside
+            [0, classes).
+    """
+    _check_settings(temperature, weight, cross_entropy)
+    logits = as_logits(logits)
+    _check_labels(labels, logits)
+    loss = logits.new_zeros(())
+    if cross_entropy:
+        # Cross-entropy is linear in the log-probabilities, so the sum over exits goes first.
+        log_probabilities = logits.log_softmax(dim=2).sum(dim=1)
+        if labels.is_floating_point():
+            of_label = (labels * log_probabilities).sum(dim=1)
+        else:
+            of_label = log_probabilities.gather(1, labels.unsqueeze(1))
+        loss = loss - of_label.mean()
+    if weight:
+        softened = logits / temperature
+        student = softened.log_softmax(dim=2)
+        # The gradient through this teacher would sum to zero over exits; detached it costs nothing.
+        teacher = ensemble_log_probabilities(softened.detach()).unsqueeze(1).expand_as(student)
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True)
+        loss = loss + weight * temperature**2 * divergence.sum(dim=(1, 2)).mean()
+    return loss
+
+
+class EnsembleDistillationLoss(nn.Module):
+    """`ensemble_distillation_loss` with its settings kept; arguments and errors are the same."""
+
+    def __init__(self, temperature: float = 3.0, weight: float = 1.0, cross_entropy: bool = True) -> None:
+        """Keep the settings; ValueError where `ensemble_distillation_loss` would refuse them."""
+        super().__init__()
+        _check_settings(temperature, weight, cross_entropy)
+        self.temperature = temperature
+        self.weight = weight
+        self.cross_entropy = cross_entropy
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Give the loss of logits `(batch, exits, classes, ...)` for hard or soft labels."""
+        return ensemble_distillation_loss(
+            logits,
+            labels,
+            temperature=self.temperature,
+            weight=self.weight,
+            cross_entropy=self.cross_entropy,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the settings in the module's printed form."""
+        return f"temperature={self.temperature}, weight={self.weight}, cross_entropy={self.cross_entropy}"
+
+
+def _check_settings(temperature: float, weight: float, cross_entropy: bool) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it takes a finite number above 0")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight is {weight}; it takes a finite number of 0 or more")
+    if not (weight or cross_entropy):
+        raise ValueError("weight is 0 and cross_entropy is False; one term must stay")
+
+
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    batch, _, classes, *trailing = logits.shape
+    hard, soft = (batch, *trailing), (batch, classes, *trailing)
+    if labels.is_floating_point() and labels.shape == soft:
+        return
+    if labels.dtype != torch.int64 or labels.shape != hard:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; "
+            f"it takes {hard} of torch.int64 or {soft} of floats"
+        )
+    # Elsewhere the look would wait for the device; a GPU's gather stops by an assertion instead.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = (labels < 0) | (labels >= classes)
+        if outside.any():
+            raise ValueError(
+                f"labels has {int(outside.sum())} outside [0, {classes}), "
+                f"first {int(labels[outside][0])}; it takes class indices"
+            )

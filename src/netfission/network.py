@@ -1,0 +1,112 @@
+"""The multi-exit network that fission makes."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from netfission.inference.ensemble import ensemble_log_probabilities
+from netfission.pruning.masks import Guarded
+
+
+class Path(Guarded):
+    """One exit's own stages and head. Features at its branch point → logits `(batch, classes)`."""
+
+    def __init__(self, stages: Sequence[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features at the branch point → logits `(batch, classes)`."""
+        for stage in self.stages:
+            features = stage(features)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+class FissionNetwork(Guarded):
+    """One network with several exits, whose early stages are shared and run once.
+
+    A plain `nn.Module`: any optimiser, loop and batch size, `torch.compile`, `torch.export`, `deepcopy`,
+    pickling and DDP. Exit 0 runs through all of `paths[0]`; exit k leaves it after stage
+    `branch_after[k - 1]` and goes on through `paths[k]`, which holds the stages after that one.
+
+    Removed weights are exactly 0 and stay so. They are stored as zeros beside a bool buffer
+    (1 byte a weight) and their gradients are zeroed in place as they arrive, so that a forward pass
+    makes no masked copy of any weight; see `netfission.pruning.masks.remove`.
+
+    Parameter names end in the name the parameter had in the model given:
+    `paths.1.stages.0.layer3.0.conv1.weight` is exit 1's share of `layer3.0.conv1.weight`.
+
+    Attributes:
+        stem: what comes before the first stage.
+        paths: one `Path` an exit, exit 0 first.
+        branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0.
+        stage_names: the module that ended each stage in the model given.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        paths: Sequence[Path],
+        branch_after: Sequence[int],
+        stage_names: Sequence[str],
+    ) -> None:
+        super().__init__()
+        assert len(branch_after) == len(paths) - 1
+        self.stem = stem
+        self.paths = nn.ModuleList(paths)
+        self.branch_after = tuple(branch_after)
+        self.stage_names = tuple(stage_names)
+
+    @property
+    def exits(self) -> int:
+        """The number of exits."""
+        return len(self.paths)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(batch, channels, height, width)` → logits `(batch, exits, classes)`."""
+        trunk, *branches = self._paths()
+        features = [self.stem(images)]
+        for stage in trunk.stages:
+            features.append(stage(features[-1]))
+        logits = [trunk.head(features[-1])]
+        for path, after in zip(branches, self.branch_after, strict=True):
+            logits.append(path(features[after]))
+        return torch.stack(logits, dim=1)
+
+    def _paths(self) -> list[Path]:
+        return list(self.paths)  # type: ignore[arg-type]  # ModuleList forgets what it lists
+
+    def ensemble(self, average: Literal["logits", "probabilities"] = "logits") -> "Ensemble":
+        """This network as one classifier, a drop-in for the model given; it shares all weights.
+
+        Args:
+            average: what is averaged over the exits, see `Ensemble`.
+        """
+        return Ensemble(self, average)
+
+
+class Ensemble(nn.Module):
+    """A fissioned network as one classifier: images → `(batch, classes)`.
+
+    With `average="logits"` (the paper) it returns the mean of the exits' logits; with
+    `"probabilities"` the logarithm of their mean probability. The softmax of either is the ensemble's
+    probability.
+    """
+
+    def __init__(
+        self, network: FissionNetwork, average: Literal["logits", "probabilities"] = "logits"
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.average: Literal["logits", "probabilities"] = average
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(batch, channels, height, width)` → logits `(batch, classes)`."""
+        logits: Tensor = self.network(images)
+        if self.average == "logits":
+            return logits.mean(dim=1)
+        return ensemble_log_probabilities(logits, self.average)

@@ -1,0 +1,1 @@
+"""Pruning at initialisation: one criterion a file, one exact selection for all."""

@@ -1,0 +1,182 @@
+"""Which weights may be pruned, exact selection among them, and the rule that removed weights stay 0."""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
+
+# The layers whose weights are prunable, and the name of that weight. Attention keeps its three input
+# projections in one matrix outside any linear layer.
+_PRUNABLE: dict[type[nn.Module], str] = {
+    nn.Conv1d: "weight",
+    nn.Conv2d: "weight",
+    nn.Conv3d: "weight",
+    nn.Linear: "weight",
+    nn.MultiheadAttention: "in_proj_weight",
+}
+_SUFFIX = "_removed"
+
+
+def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of all convolutions and linear layers in `module`, by parameter name.
+
+    Biases, normalisation and embeddings are not among them. A weight shared by several layers is
+    listed once, under its first name.
+    """
+    seen: set[int] = set()
+    found: dict[str, nn.Parameter] = {}
+    for path, layer in module.named_modules():
+        attribute = next((name for kind, name in _PRUNABLE.items() if isinstance(layer, kind)), None)
+        weight = layer._parameters.get(attribute) if attribute else None
+        if weight is not None and id(weight) not in seen:
+            seen.add(id(weight))
+            found[f"{path}.{attribute}" if path else str(attribute)] = weight
+    return found
+
+
+def select(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
+    """The `keep` highest-scoring weights over all tensors together.
+
+    Args:
+        scores: name → score tensor, any floating dtype; higher is kept. `-inf` marks weights that are
+            gone already: they come last.
+        keep: exact number of weights to keep, 0 to the number of scores.
+
+    Returns:
+        name → bool tensor of the same shape, True where kept, with exactly `keep` True in all. Ties
+        at the threshold are broken by position, so none are lost or gained.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    assert 0 <= keep <= flat.numel()
+    if flat.isnan().any():
+        names = [name for name, score in scores.items() if score.isnan().any()]
+        raise ValueError(f"pruning scores are NaN in {', '.join(names[:3])}; check the images and weights")
+    kept = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+    kept[torch.topk(flat, keep, sorted=False).indices] = True
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+
+
+def remove(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Set the weights of `module` that are not in `kept` to 0, for good.
+
+    How the zeros are kept without a second copy of any weight: each masked layer holds one bool buffer
+    `weight_removed` (1 byte a weight, part of the state dict). The weight itself is stored with its
+    zeros, so the forward pass is the plain layer's. The gradient of a removed weight is set to 0, in
+    place, as it is accumulated: an optimiser that works element by element (SGD with momentum and
+    weight decay, Adam, AdamW, …) therefore never moves it, gradient clipping and momentum see the
+    pruned network only, and under DDP it happens before gradients are exchanged. Optimisers that mix
+    the elements of a tensor (Muon, Shampoo) do move it, so that after each step of any
+    `torch.optim.Optimizer` the removed weights are set to 0 once more, in place.
+
+    Args:
+        module: changed in place.
+        kept: parameter name → bool tensor of its shape, True where kept. Each gets its buffer, also
+            where nothing is removed, so that a network's state dict depends on its settings alone.
+
+    Raises:
+        KeyError: a name is not a parameter of `module`.
+    """
+    for name, mask in kept.items():
+        path, _, attribute = name.rpartition(".")
+        layer = module.get_submodule(path)
+        weight = layer.get_parameter(attribute)
+        assert mask.shape == weight.shape and mask.dtype is torch.bool
+        layer.register_buffer(attribute + _SUFFIX, ~mask.to(weight.device))
+    guard(module)
+
+
+def kept_masks(module: nn.Module) -> dict[str, Tensor]:
+    """Parameter name → bool tensor, True where a weight of `module` is kept, for every prunable weight."""
+    kept = {
+        name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(module).items()
+    }
+    return kept | {name: ~_removed_of(layer, attr) for name, layer, attr in _guardable(module)}
+
+
+# Parameter → (its layer, its attribute name) for each guarded weight. Found by identity: parameters
+# cannot carry attributes through pickling, and `==` on tensors is element-wise.
+_guarded = WeakIdKeyDictionary()
+
+
+def guard(module: nn.Module) -> None:
+    """Zero the removed weights of `module` and see that they stay 0; harmless when called again."""
+    for _, layer, attribute in _guardable(module):
+        weight = layer.get_parameter(attribute)
+        with torch.no_grad():
+            weight.masked_fill_(_removed_of(layer, attribute), 0)
+        if weight not in _guarded:
+            _guarded[weight] = (weakref.ref(layer), attribute)
+            weight.register_post_accumulate_grad_hook(_zero_removed_gradient)
+
+
+class Guarded(nn.Module):
+    """A module whose masked weights are guarded again wherever PyTorch may have replaced them.
+
+    Copying, unpickling and loading with `assign=True` make new parameters, and some device moves do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_post_hook(_guard_loaded)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        guard(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        module = super()._apply(fn, recurse)
+        guard(self)
+        return module
+
+
+def _guard_loaded(module: nn.Module, _incompatible_keys: Any) -> None:
+    guard(module)
+
+
+def _guardable(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Each masked weight of `module`: its parameter name, its layer and its attribute there."""
+    for path, layer in module.named_modules():
+        for buffer in layer._buffers:
+            if buffer.endswith(_SUFFIX):
+                attribute = buffer.removesuffix(_SUFFIX)
+                yield (f"{path}.{attribute}" if path else attribute), layer, attribute
+
+
+def _removed_of(layer: nn.Module, attribute: str) -> Tensor:
+    return layer.get_buffer(attribute + _SUFFIX)
+
+
+def _removed_from(weight: Tensor) -> Tensor | None:
+    """The removed positions of a guarded weight; looked up, since `module.to` replaces buffers."""
+    if weight not in _guarded:
+        return None
+    reference, attribute = _guarded[weight]
+    layer = reference()
+    return None if layer is None else _removed_of(layer, attribute)
+
+
+def _zero_removed_gradient(weight: Tensor) -> None:
+    removed = _removed_from(weight)
+    if removed is not None and weight.grad is not None:
+        # Filled, not multiplied: under AMP a gradient may be infinite, and inf × 0 is NaN.
+        weight.grad.masked_fill_(removed, 0)
+
+
+@torch.no_grad()
+def _zero_removed_weights(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            removed = _removed_from(weight)
+            if removed is not None:
+                weight.masked_fill_(removed, 0)
+
+
+register_optimizer_step_post_hook(_zero_removed_weights)

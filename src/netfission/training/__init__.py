@@ -1,0 +1,1 @@
+"""Training: settings, the Lightning module, and a run from settings to a folder."""

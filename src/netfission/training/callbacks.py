@@ -1,0 +1,73 @@
+"""What runs beside the training loop: the table of epochs and the progress bar."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+from netfission.files import write_whole
+from netfission.training.module import FissionTraining
+
+
+class EpochTable(Callback):
+    """Logs each epoch's figures, and keeps them as a CSV file with one row an epoch.
+
+    The rows travel in the checkpoint, so that a resumed run goes on with the table as it then was. A loss
+    that is no longer finite stops the training here, before the epoch's checkpoint is written.
+
+    Args:
+        path: the CSV file, written whole after each epoch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss from time to time: looking waits for the device."""
+        if (batch_idx + 1) % 50 == 0:
+            pl_module.stop_if_diverged()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Add the epoch that has just ended."""
+        assert isinstance(pl_module, FissionTraining)
+        pl_module.stop_if_diverged()
+        figures = pl_module.epoch_figures()
+        pl_module.log_dict(figures, rank_zero_only=True)
+        self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures})
+        if trainer.is_global_zero:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_whole(self.path, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows up again."""
+        self.rows = list(state_dict["rows"])
+
+
+class AccuracyBar(TQDMProgressBar):
+    """A progress bar over the steps with the accuracy, in %, of every exit and of the ensemble so far."""
+
+    def get_metrics(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Read when the bar is redrawn, not at every step."""
+        assert isinstance(pl_module, FissionTraining)
+        shown: dict[str, int | str | float | dict[str, float]] = {}
+        for prefix, tally in pl_module.tallies.items():
+            for name, value in tally.figures(prefix).items():
+                short = name.removeprefix("train/")
+                if not short.endswith("nll"):
+                    shown[short] = f"{value:.3f}" if short == "loss" else f"{100 * value:.1f}"
+        return shown

@@ -1,0 +1,148 @@
+"""Everything that says what a run does, as plain data."""
+
+from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import yaml
+
+from netfission.fission import FissionConfig
+from netfission.words import one_of
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on and how its images are varied.
+
+    Args:
+        data: digits, cifar10, cifar100, tiny-imagenet, or a folder of parquet shards or of images.
+        image_size: height and width that images are resized to; default as they are.
+        validation: share of the training images held out for validation, in [0, 1).
+        limit_per_class: keep only so many training images of each class.
+        corrupt: what to do with an image that cannot be read: refuse or skip.
+        crop_padding: pixels of zero padding for random crops; default an eighth of the image, none for
+            digits.
+        flip: flip images left to right at random; default yes, except for digits.
+        mix: mix pairs of images and their labels: none, cutmix or mixup.
+        mix_alpha: parameter of the Beta distribution that mixing draws from.
+        workers: processes that decode images, for data sets too large for memory.
+    """
+
+    data: str = "digits"
+    image_size: int | None = None
+    validation: float = 0.1
+    limit_per_class: int | None = None
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    crop_padding: int | None = None
+    flip: bool | None = None
+    mix: Literal["none", "cutmix", "mixup"] = "none"
+    mix_alpha: float = 1.0
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network to start from.
+
+    Args:
+        model: cifar-resnet18, cifar-resnet34, cifar-resnet50 (with -wN for base width N), wrn-DEPTH-WIDTH, a
+            timm name or torchvision/NAME.
+        pretrained: start from published weights.
+    """
+
+    model: str = "wrn-16-2"
+    pretrained: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images a step on each device.
+        optimizer: sgd (Nesterov momentum) or adamw.
+        learning_rate: peak rate; default 0.1 for sgd, 0.001 for adamw.
+        momentum: of sgd.
+        weight_decay: default 0.0005 for sgd on every parameter, 0.05 for adamw on weights alone.
+        schedule: paper (held, then linear), cosine or one_cycle.
+        temperature: of the ensemble distillation.
+        distillation_weight: factor on the distillation term; 0 trains with cross-entropy alone.
+        pruning_batches: batches of training images shown to the criteria that look at data.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        channels_last: keep images and weights in channels-last order.
+        compile: compile the network with torch.compile.
+        accumulate: batches whose gradients are added up for one step.
+        clip: largest norm of the gradient; default none.
+        ema: decay of an exponential moving average of the weights, which is then the result; default none.
+        accelerator: auto, cpu or gpu.
+        devices: number of devices on each machine.
+        machines: number of machines.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    schedule: Literal["paper", "cosine", "one_cycle"] = "paper"
+    temperature: float = 3.0
+    distillation_weight: float = 1.0
+    pruning_batches: int = 4
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    accumulate: int = 1
+    clip: float | None = None
+    ema: float | None = None
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    machines: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "devices", "machines", "pruning_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: takes a whole number from 1")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: takes a number above 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema={self.ema}: takes a decay between 0 and 1, e.g. 0.999")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run. In a file and on the command line they stand flat, side by side."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fission: FissionConfig = field(default_factory=FissionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Setting → value, flat."""
+        return {name: value for part in asdict(self).values() for name, value in part.items()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The reverse of `to_dict`; settings left out take their defaults.
+
+        Raises:
+            ValueError: a setting is unknown.
+        """
+        known: set[str] = set()
+        parts = {}
+        for part in fields(cls):
+            kind: Any = part.default_factory
+            names = {setting.name for setting in fields(kind)}
+            parts[part.name] = kind(**{k: v for k, v in settings.items() if k in names})
+            known |= names
+        for name in settings:
+            one_of("setting", name, known)
+        return cls(**parts)
+
+    def to_yaml(self) -> str:
+        """The settings as YAML text, which `--config` reads."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)

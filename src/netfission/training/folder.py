@@ -1,0 +1,180 @@
+"""A run's folder: what lies in it, how it is claimed, saved to and read back."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from netfission.files import write_whole
+from netfission.fission import FissionConfig, fission
+from netfission.models import create_model
+from netfission.network import FissionNetwork
+from netfission.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that is needed to build the trained network again and feed it: `config.json`.
+
+    Attributes:
+        model: its name, see `netfission.models.create_model`.
+        classes: names of the classes, in the order of the logits.
+        shape: channels, height and width of an image.
+        mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
+        std: of each channel, on the same scale; images are divided by it.
+        fission: the settings it was fissioned with.
+        netfission: version that wrote this.
+    """
+
+    model: str
+    classes: list[str]
+    shape: list[int]
+    mean: list[float]
+    std: list[float]
+    fission: dict[str, Any]
+    netfission: str
+
+    def build(self) -> FissionNetwork:
+        """The network with fresh weights, on the CPU, in eval mode."""
+        # Which weights are removed is read with the weights: scoring them again would be for nothing.
+        config = FissionConfig(**{**self.fission, "criterion": "random", "pruning_steps": None})
+        model = create_model(self.model, len(self.classes), in_channels=self.shape[0])
+        return fission(model, **asdict(config), example_input=torch.zeros(2, *self.shape)).eval()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings, with versions, seed and device."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after the last whole epoch, to resume from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights and masks."""
+        return self.path / "model.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """What is needed beside the weights to use the network."""
+        return self.path / "config.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """The figures on the test split."""
+        return self.path / "evaluation.json"
+
+    @classmethod
+    def claim(cls, path: Path, config: RunConfig, resume: bool) -> Self:
+        """Make the folder and write its settings, or take up the run that it holds.
+
+        Raises:
+            ValueError: it holds a run and `resume` is False, holds none and `resume` is True, or was
+                begun with other settings.
+            OSError: it cannot be written.
+        """
+        folder = cls(path)
+        if resume:
+            folder._match(config)
+            return folder
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"out={path}: is already used; pass resume to go on with it, or another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        write_whole(folder.config, config.to_yaml() + yaml.safe_dump({"environment": environment()}))
+        return folder
+
+    def _match(self, config: RunConfig) -> None:
+        begun, now = self.load_config().to_dict(), config.to_dict()
+        changed = [name for name in now if now[name] != begun[name]]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{name}={now[name]!r}: {self.path} was begun with {begun[name]!r}; pass the settings it was "
+                "begun with to resume it, or another folder"
+            )
+
+    def load_config(self) -> RunConfig:
+        """The run's settings.
+
+        Raises:
+            ValueError: the folder is no run, or its settings cannot be read.
+        """
+        settings = _read(self.config, lambda text: yaml.safe_load(text))
+        settings.pop("environment", None)
+        return RunConfig.from_dict(settings)
+
+    def save_network(self, network: nn.Module, card: ModelCard) -> None:
+        """Write weights, masks and card, each whole or not at all."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        write_whole(self.card, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.weights, save(state))
+
+    def load_network(self) -> tuple[FissionNetwork, ModelCard]:
+        """The trained network on the CPU, in eval mode, and its card. No pickle is read.
+
+        Raises:
+            ValueError: a file is missing or damaged, or the two do not belong together.
+        """
+        settings = _read(self.card, json.loads)
+        try:
+            card = ModelCard(**settings)
+        except TypeError as error:
+            raise ValueError(f"{self.card}: is not a network's description ({error})") from error
+        network = card.build()
+        if not self.weights.is_file():
+            raise ValueError(f"{self.weights}: is missing; the run may not have finished, pass resume to train")
+        try:
+            network.load_state_dict(load_file(self.weights))
+        except (SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.weights}: cannot be read as the weights of {self.card} ({reason})") from error
+        return network, card
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on beside its settings: versions and devices."""
+    packages = ("netfission", "torch", "torchvision", "timm", "lightning", "numpy")
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _read(path: Path, parse: Any) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing; takes the folder of a run, as `netfission train` writes it")
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: takes settings by name, not {type(content).__name__}")
+    return dict(content)

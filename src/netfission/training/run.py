@@ -1,0 +1,269 @@
+"""One run, from its settings to a folder with a trained and evaluated network."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from netfission.data import Augmentation, Batches, ImageData, Split, load_data
+from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
+from netfission.files import write_whole
+from netfission.fission import fission
+from netfission.models import create_model
+from netfission.network import FissionNetwork
+from netfission.training.callbacks import AccuracyBar, EpochTable
+from netfission.training.config import DataConfig, RunConfig
+from netfission.training.folder import ModelCard, RunFolder
+from netfission.training.module import FissionTraining
+
+EVALUATION_BATCH = 256
+
+
+def train(
+    config: RunConfig, path: Path, *, resume: bool = False, progress: bool = True
+) -> Evaluation | None:
+    """Train, save and evaluate one network; everything it leaves is in the folder `path`.
+
+    Args:
+        config: all settings.
+        path: the run's folder; new or empty, or with `resume` one that a run with the same settings began.
+        resume: go on after the last whole epoch that the folder holds.
+        progress: show a progress bar.
+
+    Returns:
+        The figures of the trained network on the test split; None in the helper processes of a training
+        on several devices.
+
+    Raises:
+        ValueError: a setting is not what it takes.
+        OSError: a file cannot be read or written.
+        DivergedError: the loss stopped being finite; the checkpoint of the last whole epoch is kept.
+    """
+    main_process = rank_zero_only.rank == 0
+    folder = RunFolder.claim(path, config, resume) if main_process else RunFolder(path)
+    data = load(config.data, config.fission.seed)
+    network = build_network(config, data)
+    module = FissionTraining(network, config.training, config.fission.seed)
+    if config.training.compile:
+        network.compile()
+    trainer = _trainer(config, folder, progress)
+    checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
+    with _quietly():
+        trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
+    if not trainer.is_global_zero:
+        return None
+    folder.save_network(network, describe(config, data))
+    return evaluate(folder, config, data)
+
+
+def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> Evaluation:
+    """Run the network that lies in a run's folder over the test split, and keep the figures there.
+
+    Args:
+        folder: of a finished run.
+        config: its settings.
+        data: its data set, if loaded already.
+
+    Raises:
+        ValueError: the folder holds no finished run, or the data set's classes are not the network's.
+    """
+    network, card = folder.load_network()
+    data = data or load(config.data, config.fission.seed)
+    if data.classes != card.classes:
+        raise ValueError(
+            f"data={config.data.data!r}: its {len(data.classes)} classes are not the {len(card.classes)} that "
+            f"{folder.card} names"
+        )
+    device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
+    batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
+    evaluation = evaluate_logits(*collect_logits(network.to(device), batches, device))
+    write_whole(folder.evaluation, evaluation.to_json())
+    return evaluation
+
+
+def load(config: DataConfig, seed: int) -> ImageData:
+    """The data set that the settings name."""
+    return load_data(
+        config.data,
+        image_size=config.image_size,
+        validation=config.validation,
+        seed=seed,
+        corrupt=config.corrupt,
+        limit_per_class=config.limit_per_class,
+    )
+
+
+def build_network(config: RunConfig, data: ImageData) -> FissionNetwork:
+    """The network that the settings name, fissioned, on the CPU, with its weights drawn from the seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.fission.seed)
+        model = create_model(
+            config.model.model,
+            len(data.classes),
+            in_channels=data.shape[0],
+            pretrained=config.model.pretrained,
+        )
+    if config.training.channels_last:
+        model.to(memory_format=torch.channels_last)
+    batches: list[tuple[Tensor, Tensor]] = []
+    if config.fission.sparsity > 0:
+        shown = make_batches(data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed)
+        batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
+    return fission(
+        model, **asdict(config.fission), batches=batches, example_input=torch.zeros(2, *data.shape)
+    )
+
+
+def describe(config: RunConfig, data: ImageData) -> ModelCard:
+    """What is needed to use the trained network."""
+    return ModelCard(
+        model=config.model.model,
+        classes=list(data.classes),
+        shape=list(data.shape),
+        mean=list(data.mean),
+        std=list(data.std),
+        fission=asdict(config.fission),
+        netfission=version("netfission"),
+    )
+
+
+def make_batches(
+    split: Split,
+    data: ImageData,
+    batch_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    shuffle: bool = False,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> Batches:
+    """Normalised batches of a split, on a device."""
+    return Batches(
+        split,
+        batch_size,
+        mean=data.mean,
+        std=data.std,
+        device=device,
+        shuffle=shuffle,
+        drop_last=shuffle and len(split) >= batch_size * world_size,
+        augment=augment,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        classes=len(data.classes),
+    )
+
+
+class Feed(lightning.LightningDataModule):
+    """Gives each process of a training its batches, on its device."""
+
+    def __init__(self, config: RunConfig, data: ImageData) -> None:
+        super().__init__()
+        self.config = config
+        self.data = data
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled, augmented, this process's share."""
+        return self._batches(self.data.train, shuffle=True, augment=augmentation(self.config.data, self.data))
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        """As they are; none where nothing is held out."""
+        return [] if self.data.validation is None else self._batches(self.data.validation)
+
+    def _batches(
+        self, split: Split, *, shuffle: bool = False, augment: Augmentation | None = None
+    ) -> Batches:
+        assert self.trainer is not None
+        return make_batches(
+            split,
+            self.data,
+            self.config.training.batch_size,
+            device=self.trainer.strategy.root_device,
+            shuffle=shuffle,
+            augment=augment,
+            seed=self.config.fission.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            workers=self.config.data.workers,
+        )
+
+
+def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
+    """The settings' augmentation; what they leave open suits photographs, and digits are left as they are."""
+    photographs = data.name != "digits"
+    padding = data.shape[1] // 8 if photographs else 0
+    return Augmentation(
+        crop_padding=padding if config.crop_padding is None else config.crop_padding,
+        flip=photographs if config.flip is None else config.flip,
+        mix=config.mix,
+        mix_alpha=config.mix_alpha,
+    )
+
+
+def _trainer(config: RunConfig, folder: RunFolder, progress: bool) -> lightning.Trainer:
+    training = config.training
+    callbacks: list[Callback] = [
+        EpochTable(folder.metrics),
+        ModelCheckpoint(
+            folder.checkpoint.parent,
+            save_top_k=0,
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+    ]
+    if progress:
+        callbacks.append(AccuracyBar())
+    if training.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=training.ema))
+    return lightning.Trainer(
+        accelerator=training.accelerator,
+        devices=training.devices,
+        num_nodes=training.machines,
+        precision=training.precision,
+        max_epochs=training.epochs,
+        accumulate_grad_batches=training.accumulate,
+        gradient_clip_val=training.clip,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(folder.path, name=None, version="tensorboard"),
+        log_every_n_steps=50,
+        num_sanity_val_steps=0,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Lightning's remarks on things that are as they are meant to be here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for remark in (
+                ".*does not have many workers.*",
+                ".*Checkpoint directory .* exists and is not empty.*",
+                ".*No `val_dataloader`.*",
+                ".*validation_step.*val_dataloader.*",
+                ".*tensorboard.*",
+            ):
+                warnings.filterwarnings("ignore", remark)
+            yield
+    finally:
+        logger.setLevel(level)
