@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from netfission.modes import in_mode
 from netfission.pruning.masks import prunable_weights
 
 
@@ -207,11 +208,8 @@ def _find_stages(root: nn.Module, example_input: Tensor) -> list[str]:
 def _module_ends(root: nn.Module, example_input: Tensor) -> list[_End]:
     """Every module that ends at a cut before the features are flattened, in the order they end."""
     tracer, graph = _trace(root)
-    modes = {module: module.training for module in root.modules()}
-    with torch.no_grad():
-        ShapeProp(fx.GraphModule(root.eval(), graph)).propagate(example_input)
-    for module, mode in modes.items():
-        module.training = mode
+    with torch.no_grad(), in_mode(root, training=False):
+        ShapeProp(fx.GraphModule(root, graph)).propagate(example_input)
     modules = dict(root.named_modules())
     cuts = set(_cuts(graph))
     ended = {node: name for name, node in tracer.last.items() if name not in tracer.repeated}

@@ -1,7 +1,7 @@
 """Everything that says what a run does, as plain data."""
 
-from dataclasses import asdict, dataclass, field, fields
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 import yaml

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import yaml
@@ -91,34 +91,38 @@ class RunFolder:
         """The figures on the test split."""
         return self.path / "evaluation.json"
 
-    @classmethod
-    def claim(cls, path: Path, config: RunConfig, resume: bool) -> Self:
-        """Make the folder and write its settings, or take up the run that it holds.
+    def claim(self, config: RunConfig, resume: bool) -> None:
+        """Make the folder and write its settings, or with `resume` take up the run that it holds.
 
         Raises:
             ValueError: it holds a run and `resume` is False, holds none and `resume` is True, or was
                 begun with other settings.
             OSError: it cannot be written.
         """
-        folder = cls(path)
         if resume:
-            folder._match(config)
-            return folder
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"out={path}: is already used; pass resume to go on with it, or another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(folder.config, config.to_yaml() + yaml.safe_dump({"environment": environment()}))
-        return folder
+            self._match(config)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(
+                f"out={self.path}: is already used; takes a new folder, or pass resume to go on with its run"
+            )
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            made = yaml.safe_dump({"environment": environment()})
+            write_whole(self.config, config.to_yaml() + made)
+
+    def release(self) -> None:
+        """Undo `claim` where nothing has run yet."""
+        self.config.unlink()
+        self.path.rmdir()
 
     def _match(self, config: RunConfig) -> None:
         begun, now = self.load_config().to_dict(), config.to_dict()
-        changed = [name for name in now if now[name] != begun[name]]
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"{name}={now[name]!r}: {self.path} was begun with {begun[name]!r}; pass the settings it was "
-                "begun with to resume it, or another folder"
-            )
+        for name, value in now.items():
+            if value != begun[name]:
+                raise ValueError(
+                    f"{name}={value!r}: {self.path} was begun with {begun[name]!r}; resume takes the "
+                    "settings it was begun with"
+                )
 
     def load_config(self) -> RunConfig:
         """The run's settings.
@@ -149,12 +153,12 @@ class RunFolder:
             raise ValueError(f"{self.card}: is not a network's description ({error})") from error
         network = card.build()
         if not self.weights.is_file():
-            raise ValueError(f"{self.weights}: is missing; the run may not have finished, pass resume to train")
+            raise ValueError(f"{self.weights}: is missing; the run may not have ended, train with resume")
         try:
             network.load_state_dict(load_file(self.weights))
         except (SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.weights}: cannot be read as the weights of {self.card} ({reason})") from error
+            raise ValueError(f"{self.weights}: are not the weights of {self.card} ({reason})") from error
         return network, card
 
 

@@ -25,7 +25,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> None:
-        """Count a batch: logits `(batch, exits, classes)`, labels `(batch,)` or soft `(batch, classes)`."""
+        """Count a batch: logits `(batch, exits, classes)`; labels `(batch,)`, or soft `(batch, classes)`."""
         logits = logits.detach().float()
         if labels.ndim > 1:
             labels = labels.argmax(dim=1)
@@ -41,7 +41,7 @@ class Tally:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def figures(self, prefix: str) -> dict[str, float]:
-        """Accuracy of each exit and of the ensemble, its NLL, and the loss where there is one; none yet: {}."""
+        """Accuracy of each exit and of the ensemble, its NLL, and the loss if any; {} at first."""
         if self.sums is None:
             return {}
         number, nll, loss, *correct = self.sums.tolist()
@@ -140,8 +140,9 @@ class FissionTraining(lightning.LightningModule):
         else:
             matrices = [p for p in self.network.parameters() if p.ndim > 1]
             vectors = [p for p in self.network.parameters() if p.ndim <= 1]
+            groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
             optimizer = torch.optim.AdamW(
-                [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+                groups,
                 lr=config.learning_rate or 1e-3,
                 weight_decay=0.05 if config.weight_decay is None else config.weight_decay,
             )

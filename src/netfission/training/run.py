@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
@@ -30,7 +30,12 @@ EVALUATION_BATCH = 256
 
 
 def train(
-    config: RunConfig, path: Path, *, resume: bool = False, progress: bool = True
+    config: RunConfig,
+    path: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Evaluation | None:
     """Train, save and evaluate one network; everything it leaves is in the folder `path`.
 
@@ -39,6 +44,7 @@ def train(
         path: the run's folder; new or empty, or with `resume` one that a run with the same settings began.
         resume: go on after the last whole epoch that the folder holds.
         progress: show a progress bar.
+        callbacks: Lightning callbacks of your own, run after ours.
 
     Returns:
         The figures of the trained network on the test split; None in the helper processes of a training
@@ -49,16 +55,23 @@ def train(
         OSError: a file cannot be read or written.
         DivergedError: the loss stopped being finite; the checkpoint of the last whole epoch is kept.
     """
-    main_process = rank_zero_only.rank == 0
-    folder = RunFolder.claim(path, config, resume) if main_process else RunFolder(path)
-    data = load(config.data, config.fission.seed)
-    network = build_network(config, data)
+    folder = RunFolder(path)
+    main_process = getattr(rank_zero_only, "rank", 0) == 0
+    if main_process:
+        folder.claim(config, resume)
+    try:
+        data = load(config.data, config.fission.seed)
+        network = build_network(config, data)
+    except BaseException:
+        if main_process and not resume:
+            folder.release()
+        raise
     module = FissionTraining(network, config.training, config.fission.seed)
     if config.training.compile:
         network.compile()
-    trainer = _trainer(config, folder, progress)
     checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
     with _quietly():
+        trainer = _trainer(config, folder, progress, callbacks)
         trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
     if not trainer.is_global_zero:
         return None
@@ -81,8 +94,8 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     data = data or load(config.data, config.fission.seed)
     if data.classes != card.classes:
         raise ValueError(
-            f"data={config.data.data!r}: its {len(data.classes)} classes are not the {len(card.classes)} that "
-            f"{folder.card} names"
+            f"data={config.data.data!r}: its {len(data.classes)} classes are not the {len(card.classes)} "
+            f"that {folder.card} names"
         )
     device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
     batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
@@ -117,7 +130,9 @@ def build_network(config: RunConfig, data: ImageData) -> FissionNetwork:
         model.to(memory_format=torch.channels_last)
     batches: list[tuple[Tensor, Tensor]] = []
     if config.fission.sparsity > 0:
-        shown = make_batches(data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed)
+        shown = make_batches(
+            data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
+        )
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
     return fission(
         model, **asdict(config.fission), batches=batches, example_input=torch.zeros(2, *data.shape)
@@ -214,14 +229,15 @@ def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
     )
 
 
-def _trainer(config: RunConfig, folder: RunFolder, progress: bool) -> lightning.Trainer:
+def _trainer(
+    config: RunConfig, folder: RunFolder, progress: bool, more: Sequence[Callback]
+) -> lightning.Trainer:
     training = config.training
     callbacks: list[Callback] = [
         EpochTable(folder.metrics),
         ModelCheckpoint(
             folder.checkpoint.parent,
-            save_top_k=0,
-            save_last=True,
+            filename=folder.checkpoint.stem,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         ),
@@ -238,7 +254,7 @@ def _trainer(config: RunConfig, folder: RunFolder, progress: bool) -> lightning.
         max_epochs=training.epochs,
         accumulate_grad_batches=training.accumulate,
         gradient_clip_val=training.clip,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *more],
         logger=TensorBoardLogger(folder.path, name=None, version="tensorboard"),
         log_every_n_steps=50,
         num_sanity_val_steps=0,
@@ -253,7 +269,7 @@ def _quietly() -> Iterator[None]:
     """Without Lightning's remarks on things that are as they are meant to be here."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for remark in (
@@ -261,7 +277,10 @@ def _quietly() -> Iterator[None]:
                 ".*Checkpoint directory .* exists and is not empty.*",
                 ".*No `val_dataloader`.*",
                 ".*validation_step.*val_dataloader.*",
+                ".*LeafSpec.*deprecated.*",
+                ".*smaller than the logging interval.*",
                 ".*tensorboard.*",
+                ".*Total length of .* across ranks is zero.*",
             ):
                 warnings.filterwarnings("ignore", remark)
             yield

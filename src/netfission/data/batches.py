@@ -1,0 +1,151 @@
+"""Batches ready for the network: normalised, augmented, on the device."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from netfission.data.augment import Augmentation, crop_and_flip, make_mix
+from netfission.data.splits import Split, StreamedSplit, TensorSplit
+
+# What a stream of random numbers is for: those of one epoch never overlap.
+_ORDER, _AUGMENTATION, _WORKERS = range(3)
+
+
+class Batches:
+    """Iterate over a split in batches of images `(B, C, H, W)` float32 and labels.
+
+    Labels are `(B,)` int64, or `(B, classes)` float where the augmentation mixes images. Images
+    are normalised to `(pixel / 255 - mean) / std`, after augmentation.
+
+    A split in memory is kept on `device` as uint8, and whole batches are gathered, augmented and
+    normalised there. A streamed split is decoded by `workers` processes (default 0: in this one).
+
+    - `shuffle`: a new order each epoch (default False: the order of the split).
+    - `drop_last`: leave out a last batch that is not full (default False).
+    - `rank`, `world_size`: this process's share, every `world_size`-th row of one common order.
+      With `shuffle` the order is wrapped around until all shares are equal, as gradients are
+      averaged; without, no row is seen twice, as results are counted.
+    - `seed`: with the epoch, it fixes order and augmentation. Set the epoch by `set_epoch` (a new
+      object is at 0); iterating does not advance it. PyTorch's global random state is neither
+      used nor changed.
+
+    Raises ValueError for a batch size below 1, a rank outside the world, a mean and std of unequal
+    length, or `drop_last` leaving no batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: int,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        drop_last: bool = False,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size={world_size}), got {rank}")
+        if len(mean) != len(std):
+            raise ValueError(f"mean and std must be of one length, got {len(mean)} and {len(std)}")
+        self.split = split
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.augment = augment or Augmentation()
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.workers = workers
+        self.epoch = 0
+        if drop_last and len(self) == 0:
+            raise ValueError(
+                f"drop_last leaves no batch: batch_size is {batch_size}, "
+                f"this process's share of the split is {self._share()}"
+            )
+        self._offset = 255 * torch.tensor(mean, device=self.device).view(-1, 1, 1)
+        self._scale = 1 / (255 * torch.tensor(std, device=self.device).view(-1, 1, 1))
+        self._mix = make_mix(self.augment, classes)
+        self._held = (
+            TensorSplit(split.images.to(self.device), split.labels.to(self.device))
+            if isinstance(split, TensorSplit)
+            else None
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next iteration; epochs count from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of batches in this process's share."""
+        full, left = divmod(self._share(), self.batch_size)
+        return full + (left > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the current epoch."""
+        order = self._order()
+        generator = self._generator(_AUGMENTATION, self.rank)
+        raw = self._gathered(order) if self._held else self._streamed(order)
+        for images, labels in raw:
+            yield self._finish(images, labels, generator)
+
+    def _share(self) -> int:
+        """Return the number of rows in this process's share."""
+        rows = len(self.split)
+        return len(range(0 if self.shuffle else self.rank, rows, self.world_size))
+
+    def _order(self) -> Tensor:
+        """Return the rows of this process's share, in order."""
+        rows = len(self.split)
+        order = torch.arange(rows)
+        if self.shuffle:
+            order = torch.randperm(rows, generator=self._generator(_ORDER))
+            order = order[torch.arange(self._share() * self.world_size) % rows]
+        return order[self.rank :: self.world_size]
+
+    def _generator(self, stream: int, rank: int = 0) -> torch.Generator:
+        words = np.random.SeedSequence((self.seed, self.epoch, stream, rank))
+        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
+
+    def _gathered(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self._held is not None
+        chunks = order.to(self.device).split(self.batch_size)
+        for rows in chunks[: len(self)]:
+            yield self._held.images[rows], self._held.labels[rows]
+
+    def _streamed(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        assert isinstance(self.split, StreamedSplit)
+        loader = DataLoader(
+            self.split,
+            self.batch_size,
+            sampler=order.tolist(),
+            drop_last=self.drop_last,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=self._generator(_WORKERS, self.rank),  # else it draws from the global one
+        )
+        for images, labels in loader:
+            yield (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+
+    def _finish(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augment the raw pixels, normalise, mix."""
+        padding, flip = self.augment.crop_padding, self.augment.flip
+        if padding or flip:
+            images = crop_and_flip(images, padding, flip, generator)
+        normalised = images.float().sub_(self._offset).mul_(self._scale)
+        return self._mix(normalised, labels, generator) if self._mix else (normalised, labels)

@@ -1,0 +1,81 @@
+"""What the gradient criteria share: derivatives of a model's loss that leave no trace on it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def sum_over_batches(
+    derive: Callable[[Tensor, list[Tensor]], Sequence[Tensor]],
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    seed: int,
+    temperature: float = 1.0,
+) -> list[Tensor]:
+    """Sum `derive(loss, leaves)` over the batches, in the order of `weights`.
+
+    `loss` is the cross-entropy of the logits / temperature, summed over the batch, so that an
+    image counts alike in a large and in a small batch. The model runs in train mode on `leaves`
+    (the weights, asking for gradients) and on copies of its buffers; dropout follows `seed`.
+    """
+    assert batches, "prune() has checked"
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    device = next(iter(leaves.values())).device
+    tensors = {name: value.detach() for name, value in model.named_parameters()}
+    tensors |= {name: value.clone() for name, value in model.named_buffers()}
+    tensors |= leaves
+    total: list[Tensor] = []
+    with mode(model, training=True), _seeded(seed, device), torch.enable_grad():
+        for images, labels in batches:
+            logits = functional_call(model, tensors, (images.to(device),))
+            _check_labels(labels, classes=logits.shape[1])
+            loss = F.cross_entropy(logits / temperature, labels.to(device), reduction="sum")
+            parts = derive(loss, list(leaves.values()))
+            total = [a + b for a, b in zip(total, parts, strict=True)] if total else list(parts)
+    return total
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """Draw a seed for one pass over the batches."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put the model in train or eval mode; every module's own mode is put back at the end."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators of the CPU and of `device`; put them back at the end."""
+    # Not torch.manual_seed: it also seeds the devices that are not put back.
+    accelerators = [] if device.type == "cpu" else [device]
+    kind = device.type if accelerators else "cuda"
+    with torch.random.fork_rng(accelerators, device_type=kind):
+        torch.default_generator.manual_seed(seed)
+        for accelerator in accelerators:
+            state = torch.Generator(accelerator).manual_seed(seed).get_state()
+            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
+        yield
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse class indices that the logits lack; on a GPU they would end the process instead."""
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise ValueError(
+            f"batches: labels must lie in 0..{classes - 1}, the model's classes; "
+            f"got {int(outside[0])} ({len(outside)} of {labels.numel()} labels out of range)"
+        )

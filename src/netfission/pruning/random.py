@@ -1,0 +1,32 @@
+"""The random criterion: every weight is as likely to stay as any other."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def random(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Score every weight with its own draw from the uniform distribution on [0, 1).
+
+    Args:
+        model: Not looked at.
+        weights: Prunable parameters by name; only their shapes and devices count.
+        batches: Not looked at; may be empty.
+        generator: Source of all randomness. Draws are made on its own device, so a seed gives
+            the same scores wherever the weights lie.
+
+    Returns:
+        Float32 scores by name, shaped like the weights, higher = keep.
+    """
+    return {
+        name: torch.rand(weight.shape, generator=generator, device=generator.device).to(
+            weight.device
+        )
+        for name, weight in weights.items()
+    }

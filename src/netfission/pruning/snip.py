@@ -1,0 +1,46 @@
+"""The SNIP criterion: weights stay whose removal would move the loss most."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from netfission.pruning._derivatives import draw_seed, sum_over_batches
+
+
+def snip(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Score every weight with its connection sensitivity `|w · ∂L/∂w|`.
+
+    It equals `|∂L/∂c|` for a mask c = 1 multiplied onto w (Lee et al. 2019, arXiv 1810.02340,
+    equation 6; their normalisation by the sum changes no order and is left out). L is the
+    cross-entropy, summed over the images of all batches, in train mode.
+
+    Args:
+        model: Maps images to logits `(batch, classes)`. Left unchanged, buffers and modes included.
+        weights: Prunable parameters by name, with which the model is run.
+        batches: At least one pair of images `(batch, channels, height, width)`, float, and labels
+            `(batch,)`, int64. Moved to the weights' device.
+        generator: Seeds dropout; the global generators end as they were.
+
+    Returns:
+        Scores by name, shaped and typed like the weights, higher = keep; 0 for a weight that the
+        loss does not depend on.
+
+    Raises:
+        ValueError: `batches` holds a label outside the model's classes.
+    """
+    seed = draw_seed(generator)
+    gradients = sum_over_batches(_gradient, model, weights, batches, seed)
+    return {
+        name: (weight * gradient).abs()
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    }
+
+
+def _gradient(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:
+    return torch.autograd.grad(loss, leaves, materialize_grads=True)

@@ -1,0 +1,88 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netfission.data import Augmentation
+from netfission.data.augment import crop_and_flip, make_mix
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(*(st.integers(1, 6) for _ in range(4))),
+    padding=st.integers(0, 4),
+    flip=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_every_image_is_a_window_of_its_padded_self(
+    shape: tuple[int, ...], padding: int, flip: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(1, 256, shape, generator=generator, dtype=torch.uint8)
+    result = crop_and_flip(images, padding, flip, generator)
+    assert result.dtype == torch.uint8
+    height, width = shape[2:]
+    for image, out in zip(images, result, strict=True):
+        padded = F.pad(image, (padding,) * 4)
+        windows = [
+            padded[:, y : y + height, x : x + width]
+            for y in range(2 * padding + 1)
+            for x in range(2 * padding + 1)
+        ]
+        if flip:
+            windows += [window.flip(2) for window in windows]
+        assert any(torch.equal(out, window) for window in windows)
+
+
+def test_offsets_and_flips_are_uniform_and_independent() -> None:
+    images = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).expand(20_000, -1, -1, -1)
+    result = crop_and_flip(images, 1, True, torch.Generator().manual_seed(0))
+    outcomes, counts = result.flatten(1).unique(dim=0, return_counts=True)
+    assert len(outcomes) == 3 * 3 * 2
+    expected = 20_000 / 18
+    # χ² with 17 degrees of freedom exceeds 40.8 once in a thousand.
+    assert ((counts - expected) ** 2 / expected).sum() < 40.8
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(crop_and_flip(images, 0, False, torch.Generator()), images)
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+def test_mix_makes_labels_soft_in_proportion(kind: str) -> None:
+    mix = make_mix(Augmentation(mix=kind), classes=5)
+    assert mix is not None
+    labels = torch.arange(4)
+    # Image i is constant i + 1, so that its pixels tell which share of whom it holds.
+    images = (labels + 1.0).view(4, 1, 1, 1).expand(4, 3, 8, 8)
+    before = torch.random.get_rng_state()
+    mixed, soft = mix(images, labels, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert soft.shape == (4, 5)
+    torch.testing.assert_close(soft.sum(1), torch.ones(4))
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), soft @ torch.arange(1.0, 6.0))
+    assert ((soft > 0).sum(1) == 2).all()
+    again = mix(images, labels, torch.Generator().manual_seed(1))
+    other = mix(images, labels, torch.Generator().manual_seed(2))
+    assert torch.equal(again[1], soft)
+    assert not torch.equal(other[1], soft)
+
+
+def test_no_mix() -> None:
+    assert make_mix(Augmentation(crop_padding=4, flip=True), classes=5) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_padding": -1}, "crop_padding must be at least 0, got -1"),
+        ({"mix": "cutup"}, "mix must be one of none, cutmix, mixup, got 'cutup'"),
+        ({"mix_alpha": 0.0}, "mix_alpha must be positive, got 0.0"),
+        ({"mix_alpha": float("nan")}, "mix_alpha must be positive, got nan"),
+    ],
+)
+def test_bad_settings(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**options)

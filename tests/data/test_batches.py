@@ -1,0 +1,160 @@
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from netfission.data import Augmentation, Batches, StreamedSplit, TensorSplit
+from netfission.data.splits import ArrayRecords
+
+PAPER = Augmentation(crop_padding=4, flip=True)
+
+
+def _splits(count: int = 23) -> tuple[TensorSplit, StreamedSplit]:
+    """Return the same data held and streamed; the label of a row is its number."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    labels = np.arange(count)
+    streamed = StreamedSplit(ArrayRecords(images, labels), np.arange(count), (8, 8))
+    return TensorSplit(torch.from_numpy(images)[:, None], torch.from_numpy(labels)), streamed
+
+
+def _batches(split: Any, batch_size: int = 5, **options: Any) -> Batches:
+    return Batches(split, batch_size, **{"mean": (0.4,), "std": (0.2,), "classes": len(split)} | options)
+
+
+def _rows(batches: Batches) -> list[int]:
+    return [row for _, labels in batches for row in labels.tolist()]
+
+
+def test_normalised_and_in_order() -> None:
+    held, streamed = _splits()
+    for split in (held, streamed):
+        batches = list(_batches(split))
+        assert [len(labels) for _, labels in batches] == [5, 5, 5, 5, 3]
+        images = torch.cat([images for images, _ in batches])
+        labels = torch.cat([labels for _, labels in batches])
+        torch.testing.assert_close(images, (held.images / 255 - 0.4) / 0.2)
+        assert images.dtype == torch.float32
+        assert torch.equal(labels, held.labels)
+    assert held.images.dtype == torch.uint8
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    count=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    world_size=st.integers(1, 5),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+)
+@example(count=1, batch_size=1, world_size=3, shuffle=False, drop_last=False)
+@example(count=1, batch_size=1, world_size=3, shuffle=True, drop_last=True)
+def test_ranks_share_the_rows(
+    count: int, batch_size: int, world_size: int, shuffle: bool, drop_last: bool
+) -> None:
+    split, _ = _splits(count)
+    options = {"shuffle": shuffle, "world_size": world_size}
+    everything = []
+    for rank in range(world_size):
+        shared = _batches(split, batch_size, rank=rank, **options)
+        assert len(list(shared)) == len(shared)
+        rows = _rows(shared)
+        everything.append(rows)
+        full = len(rows) // batch_size
+        if drop_last and not full:
+            with pytest.raises(ValueError, match="drop_last leaves no batch"):
+                _batches(split, batch_size, rank=rank, drop_last=True, **options)
+        elif drop_last:
+            dropping = _batches(split, batch_size, rank=rank, drop_last=True, **options)
+            assert len(dropping) == full
+            assert _rows(dropping) == rows[: full * batch_size]
+    dealt = sorted(chain.from_iterable(everything))
+    assert set(dealt) == set(range(count))
+    if shuffle:
+        assert len({len(rows) for rows in everything}) == 1
+        assert len(dealt) - count < world_size
+    else:
+        assert dealt == list(range(count))
+
+
+@pytest.mark.parametrize("kind", ["held", "streamed"])
+@pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
+def test_an_epoch_repeats_exactly_and_leaves_the_global_state(kind: str, mix: Any) -> None:
+    split = _splits()[kind == "streamed"]
+    augment = Augmentation(crop_padding=2, flip=True, mix=mix)
+    batches = _batches(split, shuffle=True, augment=augment, seed=3)
+    before = torch.random.get_rng_state()
+
+    def epoch(number: int, source: Batches = batches) -> tuple[torch.Tensor, torch.Tensor]:
+        source.set_epoch(number)
+        images, labels = zip(*source, strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    first, second = epoch(0), epoch(1)
+    torch.manual_seed(99)  # of no effect
+    resumed = epoch(1, _batches(split, shuffle=True, augment=augment, seed=3))
+    other = epoch(1, _batches(split, shuffle=True, augment=augment, seed=4))
+    torch.random.set_rng_state(before)
+    assert torch.equal(epoch(0)[0], first[0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for value, expected in zip(resumed, second, strict=True):
+        assert torch.equal(value, expected)
+    assert not torch.equal(first[1], second[1])
+    assert not torch.equal(other[1], second[1])
+    assert not torch.equal(other[0], second[0])
+
+
+def test_held_and_streamed_give_the_same_batches() -> None:
+    options = {"shuffle": True, "augment": PAPER, "seed": 1}
+    for held, streamed in zip(*(_batches(split, **options) for split in _splits()), strict=True):
+        assert torch.equal(held[0], streamed[0])
+        assert torch.equal(held[1], streamed[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_workers_change_nothing() -> None:
+    _, streamed = _splits()
+    options = {"shuffle": True, "augment": PAPER}
+    alone, helped = (list(_batches(streamed, workers=n, **options)) for n in (0, 2))
+    for expected, value in zip(alone, helped, strict=True):
+        assert torch.equal(value[0], expected[0])
+        assert torch.equal(value[1], expected[1])
+
+
+def test_ranks_augment_differently() -> None:
+    split = TensorSplit(torch.full((64, 1, 8, 8), 9, dtype=torch.uint8), torch.zeros(64).long())
+    images = [
+        next(iter(_batches(split, 32, shuffle=True, augment=PAPER, rank=rank, world_size=2)))[0]
+        for rank in range(2)
+    ]
+    assert not torch.equal(*images)
+
+
+def test_the_border_is_black_not_the_mean() -> None:
+    split = TensorSplit(torch.full((64, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(64).long())
+    images, _ = next(iter(_batches(split, 64, augment=Augmentation(crop_padding=4))))
+    assert images.unique().tolist() == pytest.approx([(0 - 0.4) / 0.2, (1 - 0.4) / 0.2])
+
+
+def test_mixed_labels_are_soft() -> None:
+    held, _ = _splits()
+    _, labels = next(iter(_batches(held, augment=Augmentation(mix="mixup"))))
+    assert labels.shape == (5, 23)
+    assert labels.is_floating_point()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must be in \[0, world_size=2\), got 2"),
+        ({"std": (0.1, 0.2)}, "mean and std must be of one length, got 1 and 2"),
+        ({"batch_size": 24, "drop_last": True}, "batch_size is 24, .* split is 23"),
+    ],
+)
+def test_bad_settings(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _batches(_splits()[0], **options)

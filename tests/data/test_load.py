@@ -1,0 +1,174 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from netfission.data import StreamedSplit, TensorSplit, load_data
+
+SHARED = Path(__file__).parents[2] / "../shared/data"
+
+
+def _rows(split: Any) -> set[bytes]:
+    """Return what tells the images of a split apart."""
+    return {split.images[i].numpy().tobytes() for i in range(len(split))}
+
+
+def test_digits() -> None:
+    data = load_data("digits")
+    assert data.classes == [str(digit) for digit in range(10)]
+    assert data.shape == (1, 8, 8)
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (1293, 145, 359)
+    assert isinstance(data.train, TensorSplit)
+    assert data.train.images.shape == (1293, 1, 8, 8)
+    assert (data.train.images.min(), data.train.images.max()) == (0, 255)
+    scaled = data.train.images.double() / 255
+    assert data.mean == pytest.approx([scaled.mean().item()])
+    assert data.std == pytest.approx([scaled.std(correction=0).item()])
+    for split, share in ((data.validation, 0.1 * 0.8), (data.test, 0.2)):
+        counts = Counter(split.labels.tolist())
+        assert all(abs(counts[digit] - share * 180) < 3 for digit in range(10))
+
+
+def test_the_seed_moves_validation_but_never_test() -> None:
+    first, again, other = (load_data("digits", seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.test.images, other.test.images)
+    assert torch.equal(first.validation.images, again.validation.images)
+    assert not torch.equal(first.validation.labels, other.validation.labels)
+    assert _rows(first.train) | _rows(first.validation) == _rows(other.train) | _rows(other.validation)
+
+
+def test_no_validation() -> None:
+    data = load_data("digits", validation=0)
+    assert data.validation is None
+    assert len(data.train) == 1438
+
+
+def test_limit_per_class_nests_and_leaves_validation() -> None:
+    full, more, fewer = (load_data("digits", limit_per_class=k) for k in (None, 20, 5))
+    assert set(Counter(fewer.train.labels.tolist()).values()) == {5}
+    assert _rows(fewer.train) < _rows(more.train) < _rows(full.train)
+    assert torch.equal(fewer.validation.images, full.validation.images)
+
+
+def test_image_size() -> None:
+    data = load_data("digits", image_size=12, limit_per_class=2)
+    assert data.shape == (1, 12, 12)
+    assert data.train.images.shape == (20, 1, 12, 12)
+
+
+def test_above_the_memory_limit_it_streams() -> None:
+    held = load_data("digits")
+    streamed = load_data("digits", memory_limit=1797 * 64 - 1)
+    assert isinstance(load_data("digits", memory_limit=1797 * 64).train, TensorSplit)
+    for part in ("train", "validation", "test"):
+        held_split, streamed_split = getattr(held, part), getattr(streamed, part)
+        assert isinstance(streamed_split, StreamedSplit)
+        assert torch.equal(held_split.labels, streamed_split.labels)
+        assert torch.equal(held_split.images[7], streamed_split[7][0])
+    assert streamed.mean == pytest.approx(held.mean, abs=0.01)
+    assert streamed.std == pytest.approx(held.std, abs=0.01)
+
+
+def test_image_folder(image_folder: Callable[..., Path]) -> None:
+    image_folder("train", count=9)
+    image_folder("train", count=3, mode="L")
+    image_folder("train", count=1, mode="RGBA")
+    folder = image_folder("val", count=4)
+    data = load_data(str(folder), validation=0.25)
+    assert data.classes == ["cat", "dog"]
+    assert data.shape == (3, 6, 8)
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 6, 8)
+    assert data.test.labels.tolist() == [0] * 4 + [1] * 4
+    assert (load_data(str(folder), image_size=4).shape) == (3, 4, 4)
+
+
+def test_image_folder_without_test_split(image_folder: Callable[..., Path]) -> None:
+    data = load_data(str(image_folder()), validation=0.25)
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 4, 4)
+    nested = load_data(str(image_folder("train")), validation=0.25)
+    assert (len(nested.train), len(nested.validation), len(nested.test)) == (12, 4, 4)
+
+
+def test_a_class_of_one_image_stays_in_training(image_folder: Callable[..., Path]) -> None:
+    image_folder()
+    folder = image_folder(classes=("rare",), count=1)
+    data = load_data(str(folder))
+    assert data.classes == ["cat", "dog", "rare"]
+    assert [split.labels.tolist().count(2) for split in (data.train, data.test)] == [1, 0]
+
+
+def test_a_constant_channel_can_still_be_divided_by(tmp_path: Path) -> None:
+    for index in range(4):
+        (tmp_path / "only").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (255, 0, 9)).save(tmp_path / "only" / f"{index}.png")
+    data = load_data(str(tmp_path), validation=0)
+    assert data.mean == pytest.approx((1, 0, 9 / 255))
+    assert data.std == pytest.approx((1 / 255,) * 3)
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 20])
+def test_corrupt_files_are_skipped_with_a_count(image_folder: Callable[..., Path], memory_limit: int) -> None:
+    folder = image_folder()
+    (folder / "cat" / "RGB004.png").write_bytes(b"no image")
+    (folder / "dog" / "RGB002.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out 2 corrupt images of"):
+        data = load_data(str(folder), validation=0, corrupt="skip", memory_limit=memory_limit)
+    assert len(data.train) + len(data.test) == 18
+
+
+def test_corrupt_file_is_refused_by_name(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder()
+    broken = folder / "cat" / "RGB004.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"corrupt image .*cat/RGB004\.png .*corrupt='skip'"):
+        load_data(str(folder))
+
+
+def test_nothing_readable(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(count=3)
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"corrupt image .*RGB000\.png: none of .* can be read"):
+        load_data(str(folder), validation=0, corrupt="skip")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"validation": 1.0}, r"validation must be in \[0, 1\), got 1.0"),
+        ({"validation": -0.1}, r"validation must be in \[0, 1\), got -0.1"),
+        ({"validation": 0.001}, "validation=0.001 leaves no image to validate on"),
+        ({"corrupt": "ignore"}, "corrupt must be refuse or skip, got 'ignore'"),
+        ({"limit_per_class": 0}, "limit_per_class must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_data("digits", **options)
+
+
+def test_images_of_several_sizes_need_a_size(image_folder: Callable[..., Path]) -> None:
+    image_folder("", ("cat",), size=(6, 8))
+    folder = image_folder("", ("dog",), size=(9, 9))
+    with pytest.raises(ValueError, match=r"image_size must be given: .* \(6×8 and 9×9\)"):
+        load_data(str(folder))
+    assert load_data(str(folder), image_size=7).shape == (3, 7, 7)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is absent")
+def test_real_cifar100() -> None:
+    data = load_data(str(SHARED / "cifar100"), limit_per_class=3, seed=1)
+    assert data.classes[:2] + data.classes[-1:] == ["apple", "aquarium_fish", "worm"]
+    assert data.shape == (3, 32, 32)
+    assert set(Counter(data.validation.labels.tolist()).values()) == {50}
+    assert set(Counter(data.test.labels.tolist()).values()) == {100}
+    assert len(data.train) == 300
+    # The published figures of the training split, from 300 images of it.
+    assert data.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=0.03)
+    assert data.std == pytest.approx((0.2673, 0.2564, 0.2762), abs=0.02)

@@ -1,0 +1,150 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from netfission.data import load_data
+from netfission.data.sources import find_source
+
+
+def _dataset(labels: list[Any], **columns: Any) -> datasets.Dataset:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in labels]
+    values = {"img": images, "fine_label": labels}
+    features = {"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["a", "b"])}
+    for name, (column, feature) in columns.items():
+        values[name], features[name] = column, feature
+    return datasets.Dataset.from_dict(values, datasets.Features(features))
+
+
+def _parquet(folder: Path, **splits: datasets.Dataset) -> str:
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def test_parquet_shards(tmp_path: Path) -> None:
+    train = _dataset([0, 1] * 6)
+    halves = {f"train-0000{i}-of-00002": train.shard(2, i, contiguous=True) for i in range(2)}
+    for name, half in halves.items():
+        half.to_parquet(tmp_path / f"{name}.parquet")
+    _parquet(tmp_path, test=_dataset([1, 0, 0]))
+    data = load_data(str(tmp_path), validation=0)
+    assert data.classes == ["a", "b"]
+    assert data.train.labels.tolist() == [0, 1] * 6
+    assert data.test.labels.tolist() == [1, 0, 0]
+    for row in range(12):
+        expected = np.asarray(train[row]["img"]).transpose(2, 0, 1)
+        assert np.array_equal(data.train.images[row].numpy(), expected)
+
+
+def test_parquet_without_test_split_gets_one_cut(tmp_path: Path) -> None:
+    data = load_data(_parquet(tmp_path, train=_dataset([0, 1] * 10)), validation=0)
+    assert (len(data.train), len(data.test)) == (16, 4)
+
+
+def test_fine_labels_before_coarse(tmp_path: Path) -> None:
+    coarse = ([1] * 6, datasets.ClassLabel(names=["x", "y", "z"]))
+    source = find_source(_parquet(tmp_path, train=_dataset([0] * 6, coarse_label=coarse)))
+    assert source.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        ("img", r"has no Image column, found: fine_label \(ClassLabel\)"),
+        ("fine_label", r"has no ClassLabel column, found: img \(Image\)"),
+    ],
+)
+def test_parquet_without_the_columns(tmp_path: Path, removed: str, message: str) -> None:
+    folder = _parquet(tmp_path, train=_dataset([0, 1]).remove_columns(removed))
+    with pytest.raises(ValueError, match=message):
+        load_data(folder)
+
+
+def test_parquet_without_train_split(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no train split, found: test"):
+        load_data(_parquet(tmp_path, test=_dataset([0, 1])))
+
+
+def test_labels_out_of_range(tmp_path: Path) -> None:
+    folder = _parquet(tmp_path, train=_dataset([0, 1] * 5), test=_dataset([0, 1, -1, 0, None]))
+    message = r"2 of 5 labels in the test split of .*: row 2 holds -1, fine_label takes 0 to 1"
+    with pytest.raises(ValueError, match=message):
+        load_data(folder)
+
+
+def test_splits_of_unlike_classes(tmp_path: Path) -> None:
+    other = _dataset([0]).cast_column("fine_label", datasets.ClassLabel(names=["a", "c"]))
+    splits = datasets.DatasetDict(train=_dataset([0, 1] * 5), test=other)
+    from netfission.data.sources import _from_arrow
+
+    with pytest.raises(ValueError, match="the splits of here differ in their columns or class"):
+        _from_arrow(splits, "here")
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(ValueError, match="cannot read the parquet files of") as caught:
+        load_data(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_corrupt_parquet_row(tmp_path: Path) -> None:
+    broken = _dataset([0, 1] * 5).cast_column("img", datasets.Image(decode=False))
+    broken = broken.map(
+        lambda row, index: {"img": {"bytes": b"x", "path": None} if index == 3 else row["img"]},
+        with_indices=True,
+    )
+    folder = _parquet(tmp_path, train=broken.cast_column("img", datasets.Image()))
+    with pytest.raises(ValueError, match=r"corrupt image row 3 of the train split"):
+        load_data(folder, validation=0)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"unknown data set 'cifar-100': nearest.*: cifar100"):
+        load_data("cifar-100")
+    with pytest.raises(ValueError, match="unknown data set 'qqq': nearest known names: digits"):
+        load_data("qqq")
+
+
+def test_missing_folder_and_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data folder .*/nowhere does not exist"):
+        load_data(str(tmp_path / "nowhere"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be a name or a folder, got the file"):
+        load_data(str(tmp_path / "file"))
+
+
+def test_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no class folders: takes parquet"):
+        load_data(str(tmp_path))
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"class folder .*cat holds no images"):
+        load_data(str(tmp_path))
+
+
+def test_unlike_class_folders(image_folder: Callable[..., Path]) -> None:
+    image_folder("train")
+    folder = image_folder("test", ("cat", "bird"))
+    with pytest.raises(ValueError, match="differ: only one of them has bird, dog"):
+        load_data(str(folder))
+
+
+def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: str) -> datasets.DatasetDict:
+        asked.append(name)
+        return datasets.DatasetDict(train=_dataset([0, 1] * 5), valid=_dataset([0, 1]))
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    for name in ("cifar10", "cifar100", "tiny-imagenet"):
+        assert len(load_data(name).test) == 2
+    assert asked == ["uoft-cs/cifar10", "uoft-cs/cifar100", "zh-plus/tiny-imagenet"]

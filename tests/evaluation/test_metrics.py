@@ -1,0 +1,128 @@
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from netfission.evaluation import classification_metrics
+
+
+def random_case(
+    n: int, classes: int, seed: int = 0, scale: float = 3.0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(n, classes, generator=generator, dtype=dtype)
+    return logits.log_softmax(1), torch.randint(classes, (n,), generator=generator)
+
+
+def numpy_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    log_p = log_probabilities.double().numpy()
+    y = labels.numpy()
+    p = np.exp(log_p)
+    order = np.argsort(-p, axis=1)
+    correct = order[:, 0] == y
+    confidence = p.max(axis=1)
+    bins = np.clip(np.digitize(confidence, np.linspace(0, 1, 16)), 1, 15)
+    ece = 0.0
+    for index in range(1, 16):
+        inside = bins == index
+        if inside.any():
+            ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    expected = {
+        "top1": correct.mean(),
+        "top5": (order[:, :5] == y[:, None]).any(axis=1).mean(),
+        "nll": -log_p[np.arange(len(y)), y].mean(),
+        "ece": ece,
+        "brier": np.mean(np.sum((p - np.eye(p.shape[1])[y]) ** 2, axis=1)),
+    }
+    if p.shape[1] <= 5:
+        del expected["top5"]
+    return expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 200),
+    classes=st.integers(2, 12),
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([0.3, 3.0, 30.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_agrees_with_numpy(n: int, classes: int, seed: int, scale: float, dtype: torch.dtype) -> None:
+    log_probabilities, labels = random_case(n, classes, seed, scale, dtype)
+    metrics = classification_metrics(log_probabilities, labels)
+    expected = numpy_metrics(log_probabilities, labels)
+    assert list(metrics) == list(expected)
+    assert metrics == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_certain_and_right() -> None:
+    labels = torch.arange(8)
+    log_probabilities = (1e3 * torch.eye(8)).log_softmax(1)
+    assert classification_metrics(log_probabilities, labels) == pytest.approx(
+        {"top1": 1.0, "top5": 1.0, "nll": 0.0, "ece": 0.0, "brier": 0.0}, abs=1e-6
+    )
+
+
+def test_certain_and_wrong() -> None:
+    log_probabilities = (1e3 * torch.eye(8)).log_softmax(1)
+    metrics = classification_metrics(log_probabilities, (torch.arange(8) + 1) % 8)
+    assert metrics["top1"] == 0
+    assert metrics["nll"] == pytest.approx(1e3)
+    assert metrics["ece"] == pytest.approx(1)
+    assert metrics["brier"] == pytest.approx(2)
+
+
+def test_full_certainty_shares_the_last_bin() -> None:
+    # Right at 0.95, wrong at 1: in one bin |1/2 - 0.975|, in two (0.05 + 1) / 2.
+    probabilities = torch.tensor([[0.95, 0.05], [1.0, 0.0]], dtype=torch.float64)
+    ece = classification_metrics(probabilities.log(), torch.tensor([0, 1]))["ece"]
+    assert ece == pytest.approx(0.475, abs=1e-6)
+
+
+def test_probability_a_rounding_above_one() -> None:
+    log_probabilities = torch.tensor([[1e-7, -20.0]] * 4)
+    metrics = classification_metrics(log_probabilities, torch.zeros(4).long())
+    assert metrics["ece"] == pytest.approx(0, abs=1e-6)
+
+
+def test_impossible_label_has_infinite_nll() -> None:
+    log_probabilities = torch.tensor([[0.0, -math.inf]])
+    metrics = classification_metrics(log_probabilities, torch.tensor([1]))
+    assert metrics["nll"] == math.inf
+    assert metrics["brier"] == 2
+
+
+def test_top5_needs_more_than_five_classes() -> None:
+    assert "top5" not in classification_metrics(*random_case(10, 5))
+    assert "top5" in classification_metrics(*random_case(10, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_passes(dtype: torch.dtype) -> None:
+    log_probabilities, labels = random_case(50, 4)
+    metrics = classification_metrics(log_probabilities.half(), labels)
+    assert metrics == pytest.approx(classification_metrics(log_probabilities, labels), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("log_probabilities", "labels", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3).long(), r"log_probabilities has shape \(3,\)"),
+        (torch.zeros(3, 2).long(), torch.zeros(3).long(), "dtype torch.int64; it takes"),
+        (torch.zeros(0, 2), torch.zeros(0).long(), "0 examples"),
+        (torch.zeros(3, 1), torch.zeros(2).long(), r"labels has shape \(2,\)"),
+        (torch.zeros(3, 1), torch.zeros(3), "labels .* dtype torch.float32"),
+        (torch.zeros(3, 1), torch.tensor([0, 1, -1]), r"2 of 3 outside \[0, 1\), first 1"),
+        (torch.zeros(3, 2), torch.zeros(3).long(), "3 of 3 rows that do not sum to 1"),
+        (torch.tensor([[0.0], [math.nan]]), torch.zeros(2).long(), "1 of 2 rows"),
+    ],
+)
+def test_refuses_what_is_not_probabilities(log_probabilities: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        classification_metrics(log_probabilities, labels)
+    assert "\n" not in str(caught.value)

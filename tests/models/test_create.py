@@ -1,0 +1,117 @@
+import subprocess
+import sys
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import timm
+import torch
+from torchvision import models
+
+from netfission.models import CifarResNet, WideResNet, create_model
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("cifar-resnet18-w4", 1),
+        ("wrn-10-1", 2),
+        ("resnet10t", 1),
+        ("timm/convnext_atto", 3),
+        ("resnet10t.c3_in1k", 3),
+        ("torchvision/squeezenet1_1", 3),
+        ("torchvision/googlenet", 3),
+    ],
+)
+def test_contract_of_every_family(name: str, channels: int) -> None:
+    model = create_model(name, 7, in_channels=channels).train()
+    logits = model(torch.randn(2, channels, 64, 64))
+    assert logits.shape == (2, 7)
+
+
+def test_names_carry_depth_and_width() -> None:
+    resnet = create_model("cifar-resnet34-w8", 3)
+    assert isinstance(resnet, CifarResNet)
+    assert (resnet.conv1.out_channels, len(resnet.layer3)) == (8, 6)
+    wide = create_model("wrn-22-3", 3)
+    assert isinstance(wide, WideResNet)
+    assert (wide.fc.in_features, len(wide.block2)) == (192, 3)
+    assert create_model("cifar-resnet18", 2).get_submodule("fc").in_features == 512
+
+
+def test_same_seed_same_weights() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(create_model("wrn-10-1", 3).state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*map(dict.values, states), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("cifar-resnt18", "cifar-resnet18"),
+        ("wrn28-10", "wrn-28-10"),
+        ("resnte18", "resnet18"),
+        ("timm/convnext_ato", "convnext_atto"),
+        ("resnet18.a1_in2k", "resnet18.a1_in1k"),
+        ("torchvision/resnet19", "torchvision/resnet18"),
+    ],
+)
+def test_unknown_name_lists_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown model '{name}'") as caught:
+        create_model(name, 10)
+    assert nearest in str(caught.value).split("nearest known names: ")[1]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("wrn-27-10", {}, "depth must be 6n"),
+        ("cifar-resnet20", {}, "depth must be one of 18, 34, 50, got 20"),
+        ("torchvision/resnet18", {"in_channels": 1}, "in_channels must be 3 for torchvision"),
+        ("wrn-16-2", {"pretrained": True}, "pretrained must be False for 'wrn-16-2'"),
+        ("timm/test_efficientnet_gn", {"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ("wrn-16-2", {"num_classes": 0}, "num_classes must be at least 1, got 0"),
+    ],
+)
+def test_bad_requests(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **{"num_classes": 10} | options)
+
+
+def test_timm_model_without_weights_refuses_pretrained() -> None:
+    bare = next(n for n in timm.list_models("resnet*") if not timm.is_model_pretrained(n))
+    with pytest.raises(ValueError, match=f"pretrained must be False for '{bare}'"):
+        create_model(bare, 10, pretrained=True)
+
+
+@pytest.mark.parametrize("classes", [1000, 5])
+def test_torchvision_pretrained_keeps_all_but_an_unfit_classifier(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = models.get_model("squeezenet1_1", weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+    loaded = create_model("torchvision/squeezenet1_1", classes, pretrained=True).state_dict()
+    different = {key for key in published if not torch.equal(published[key], loaded[key])}
+    assert different == (set() if classes == 1000 else {"classifier.1.weight", "classifier.1.bias"})
+
+
+def test_pretrained_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    monkeypatch.setattr("timm.create_model", fail)
+    for name in ("torchvision/squeezenet1_1", "timm/resnet10t"):
+        with pytest.raises(ConnectionError, match=f"weights of '{name}': pass pretrained=False"):
+            create_model(name, 10, pretrained=True)
+
+
+def test_import_pulls_in_no_zoo() -> None:
+    code = (
+        "import sys, netfission.models; assert not {'timm', 'torchvision', 'datasets', 'lightning'}"
+        " & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,476 @@
+"""One contract for every network, and a clear refusal for what cannot be cut."""
+
+import copy
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import netfission as nf
+from netfission.backbone import cut
+from netfission.models import create_model
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the side of its images, the stages asked for and those expected."""
+
+    model: str
+    side: int
+    expected: tuple[str, ...]
+    stages: tuple[str, ...] | None = None
+
+
+RESNET = ("layer1", "layer2", "layer3", "layer4")
+VIT = ("blocks.3", "blocks.7", "blocks.11")
+SWIN = ("layers.0", "layers.1", "layers.2", "layers.3")
+CASES = [
+    Case("torchvision/resnet18", 64, RESNET),
+    Case("torchvision/resnet50", 64, RESNET),
+    Case(
+        "torchvision/densenet121",
+        64,
+        ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features"),
+    ),
+    Case("torchvision/mobilenet_v3_small", 64, ("features.1", "features.3", "features.8", "features")),
+    Case("torchvision/convnext_tiny", 64, ("features.1", "features.3", "features.5", "features")),
+    Case("torchvision/vgg11_bn", 64, ("features.6", "features.13", "features.20", "features.27")),
+    Case("timm/resnet18", 64, RESNET),
+    Case("timm/resnet50", 64, RESNET),
+    Case("timm/wide_resnet50_2", 64, RESNET),
+    Case("timm/convnext_atto", 64, ("stages.0", "stages.1", "stages.2", "stages")),
+    Case("timm/regnety_002", 64, ("s1", "s2", "s3", "s4")),
+    Case("timm/efficientnet_b0", 64, ("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2")),
+    Case("timm/mobilenetv3_small_100", 64, ("blocks.0", "blocks.1", "blocks.3", "blocks")),
+    Case("timm/vit_tiny_patch16_224", 224, VIT, stages=VIT),
+    Case("timm/swin_tiny_patch4_window7_224", 224, SWIN, stages=SWIN),
+    Case("cifar-resnet18-w16", 32, RESNET),
+    Case("wrn-10-1", 32, ("block1", "block2", "bn")),
+]
+CLASSES = 7
+
+
+@dataclass(frozen=True)
+class Cut:
+    case: Case
+    model: nn.Module
+    before: dict[str, Tensor]
+    images: Tensor
+    backbone: nf.Backbone
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.model)
+def given(request: pytest.FixtureRequest) -> Iterator[Cut]:
+    case: Case = request.param
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = create_model(case.model, CLASSES)
+        images = torch.randn(2, 3, case.side, case.side)
+    before = copy.deepcopy(model.state_dict())
+    yield Cut(case, model, before, images, cut(model, images, case.stages))
+
+
+def run(model: nn.Module, images: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output of a copy of `model`, and its buffers afterwards by their names in the model cut."""
+    model = copy.deepcopy(model).train(training)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        output: Tensor = model(images.clone())
+    return output, {original(name): buffer for name, buffer in model.named_buffers()}
+
+
+def original(name: str) -> str:
+    """`stages.0.layer1.0.bn1.weight` and `paths.1.stages.0.layer1.0.bn1.weight` → `layer1.0.bn1.weight`."""
+    return re.sub(r"^(paths\.\d+\.)?(stem|stages\.\d+|head)\.", "", name)
+
+
+def used_parameters(model: nn.Module, images: Tensor) -> set[str]:
+    """The parameters that the output depends on."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        output = copy.deepcopy(model).train()
+        output(images).sum().backward()
+    return {name for name, parameter in output.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_output_and_buffers_are_those_of_the_model_bit_for_bit(given: Cut, training: bool) -> None:
+    expected, buffers = run(given.model, given.images, training)
+    output, of_parts = run(given.backbone, given.images, training)
+    assert expected.isfinite().all() and expected.any()
+    assert torch.equal(output, expected)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in of_parts.items())
+    moved = {name for name, buffer in buffers.items() if not torch.equal(buffer, given.before.get(name, buffer))}
+    assert moved <= set(of_parts)
+    assert bool(moved) == (training and any(isinstance(m, nn.BatchNorm2d) for m in given.model.modules()))
+
+
+def test_parameters_keep_their_names_and_values(given: Cut) -> None:
+    names = [original(name) for name, _ in given.backbone.named_parameters()]
+    assert len(set(names)) == len(names)
+    for name, parameter in given.backbone.named_parameters():
+        assert torch.equal(parameter, given.model.get_parameter(original(name)))
+    assert used_parameters(given.model, given.images) <= set(names) <= set(given.before)
+
+
+def test_stages_are_found_and_each_holds_weights(given: Cut) -> None:
+    assert given.backbone.stage_names == given.case.expected
+    for name, stage in zip(given.backbone.stage_names, given.backbone.stages, strict=True):
+        assert any(f"{parameter}.".startswith(f"{name}.") for parameter, _ in stage.named_parameters())
+    assert any(True for _ in given.backbone.head.parameters())
+
+
+def test_the_model_given_is_not_changed_nor_shared(given: Cut) -> None:
+    modes = [module.training for module in given.model.modules()]
+    net = nf.fission(given.model, 1, stages=given.case.stages, example_input=given.images)
+    assert given.model.state_dict().keys() == given.before.keys()
+    assert all(torch.equal(value, given.before[name]) for name, value in given.model.state_dict().items())
+    assert [module.training for module in given.model.modules()] == modes
+    owned = {parameter.data_ptr() for parameter in given.model.parameters()}
+    for made in (given.backbone, net):
+        assert owned.isdisjoint(parameter.data_ptr() for parameter in made.parameters())
+
+
+def test_one_exit_is_the_model_bit_for_bit(given: Cut) -> None:
+    net = nf.fission(given.model, 1, stages=given.case.stages, example_input=given.images)
+    for training in (False, True):
+        expected, buffers = run(given.model, given.images, training)
+        output, of_net = run(net, given.images, training)
+        assert output.shape == (2, 1, CLASSES)
+        assert torch.equal(output[:, 0], expected)
+        assert all(torch.equal(buffer, buffers[name]) for name, buffer in of_net.items())
+
+
+def test_two_exits_train_every_parameter(given: Cut) -> None:
+    net = nf.fission(given.backbone, 2, branch_after=[1], example_input=given.images).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        logits = net(given.images)
+        F.cross_entropy(logits.flatten(0, 1), torch.tensor([0, 1, 2, 3])).backward()
+    assert logits.shape == (2, 2, CLASSES)
+    assert logits.isfinite().all()
+    assert not torch.equal(logits[:, 0], logits[:, 1])
+    used = used_parameters(given.model, given.images)
+    removed = dict(net.named_buffers())
+    for name, parameter in net.named_parameters():
+        if original(name) not in used:
+            continue
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if f"{name}_removed" in removed:
+            assert not parameter.grad[removed[f"{name}_removed"]].any(), name
+            assert parameter.grad.any(), name
+    shared = {original(name) for name, _ in net.paths[0].named_parameters()}
+    for name, _ in net.paths[1].named_parameters():
+        assert original(name) in shared
+
+
+# --- finding stages ---------------------------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    """A stem, three stages of one resolution each and a classifier; subclasses spoil it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.stage1 = self.make_stage(4, 1)
+            self.stage2 = self.make_stage(4, 2)
+            self.stage3 = self.make_stage(4, 2)
+            self.fc = nn.Linear(4, 5)
+
+    @staticmethod
+    def make_stage(width: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.stage3(self.stage2(self.stage1(self.stem(images))))
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.fc(features.mean((2, 3)))
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images))
+
+
+STAGES = ("stage1", "stage2", "stage3")
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_plain_chain() -> None:
+    backbone = cut(Chain(), IMAGES)
+    assert backbone.stage_names == STAGES
+    assert [name for name, _ in backbone.stem.named_parameters()] == ["stem.weight", "stem.bias"]
+    assert [name for name, _ in backbone.head.named_parameters()] == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("stages", [["stage2"], ["stage1", "stage3"], ["stage1.2", "stage2", "stage3.3"]])
+def test_stages_by_name(stages: list[str]) -> None:
+    model = Chain()
+    backbone = cut(model, IMAGES, stages)
+    assert backbone.stage_names == tuple(stages)
+    assert torch.equal(backbone(IMAGES), model(IMAGES))
+    names = [original(name) for name, _ in backbone.named_parameters()]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_a_batch_of_one_will_do_as_example() -> None:
+    class Pooled(Chain):
+        def features(self, images: Tensor) -> Tensor:
+            return super().features(F.adaptive_avg_pool2d(images, 1))
+
+    assert cut(Pooled(), IMAGES[:1], ["stage1", "stage2"]).stage_names == ("stage1", "stage2")
+
+
+def test_arguments_with_defaults_keep_them() -> None:
+    class Optional(Chain):
+        def forward(self, images: Tensor, scale: float = 2.0, extra: Tensor | None = None) -> Tensor:
+            logits = super().forward(images) * scale
+            return logits if extra is None else logits + extra
+
+    model = Optional()
+    backbone = cut(model, IMAGES)
+    assert backbone.stage_names == STAGES
+    assert torch.equal(backbone(IMAGES), model(IMAGES))
+
+
+def test_data_dependent_control_flow_inside_a_module_is_left_whole() -> None:
+    class Gate(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, features: Tensor) -> Tensor:
+            output: Tensor = self.inner(features)
+            return output if output.sum() > 0 else -output
+
+    model = Chain()
+    model.stage2 = nn.Sequential(Gate(model.stage2))
+    backbone = cut(model, IMAGES)
+    assert backbone.stage_names == STAGES
+    for images in (IMAGES, -IMAGES, IMAGES.flip(0) * 3):
+        assert torch.equal(run(backbone, images, False)[0], run(model, images, False)[0])
+
+
+def test_random_numbers_and_the_global_generator_are_left_alone() -> None:
+    model = Chain()
+    model.stage1.append(nn.Dropout(0.5))
+    state = torch.get_rng_state()
+    backbone = cut(model, IMAGES)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(run(backbone, IMAGES, True)[0], run(model, IMAGES, True)[0])
+
+
+def test_a_frozen_norm_stays_frozen() -> None:
+    model = Chain().train()
+    model.stage1[2].eval()
+    backbone = cut(model, IMAGES)
+    modes = {original(name): module.training for name, module in backbone.named_modules()}
+    assert not modes["stage1.2"] and modes["stage2.2"]
+
+
+# --- what is refused, and how -----------------------------------------------------------------------
+
+
+class DataDependent(Chain):
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.features(images)
+        return self.classify(features if features.sum() > 0 else -features)
+
+
+class FunctionalDropout(Chain):
+    def classify(self, features: Tensor) -> Tensor:
+        return super().classify(F.dropout(features, 0.5, self.training))
+
+
+class TwoOutputs(Chain):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(images)
+        return logits, logits
+
+
+class NamedOutput(Chain):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"logits": super().forward(images)}
+
+
+class Dense(Chain):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+
+class SkipOverStage(Chain):
+    def features(self, images: Tensor) -> Tensor:
+        first = self.stage1(self.stem(images))
+        second = self.stage2(first)
+        features: Tensor = self.stage3(second + F.avg_pool2d(first, 2))
+        return features
+
+
+class Tied(Chain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage3[4].weight = self.stage1[4].weight
+
+
+class TiedNorm(Chain):
+    """One batch norm without parameters in two stages: its running statistics are shared all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1[2] = self.stage2[2] = nn.BatchNorm2d(4, affine=False)
+
+
+class Recurrent(Chain):
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.stage2(self.stage1(self.stage1(self.stem(images))))
+        return features
+
+
+class Unused(Chain):
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.stage2(self.stage1(self.stem(images)))
+        return features
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "message"),
+    [
+        (DataDependent, None, r"model=DataDependent: cannot be traced \(.*\); pass stages=\[.*Backbone"),
+        (FunctionalDropout, None, r"model=FunctionalDropout: .* differs in eval mode .*turn functional dropout off"),
+        (lambda: FunctionalDropout().eval(), None, r"model=FunctionalDropout: .* differs in train mode "),
+        (TwoOutputs, None, r"model=TwoOutputs: takes a classifier whose output is one tensor .* gives tuple"),
+        (NamedOutput, None, r"model=NamedOutput: takes a classifier whose output is one tensor .* gives dict"),
+        (Dense, None, r"model=Dense: .*one tensor \(batch, classes\); .* gives shape \(2, 4, 2, 2\)"),
+        (Chain, ["stage1", "stge2"], r"stages=\['stage1', 'stge2'\]: .*'stge2' is none, try \['stage1'"),
+        (Chain, [""], r"stages=\[''\]: takes distinct names of modules of Chain"),
+        (Chain, [], r"stages=\[\]: takes distinct names of modules of Chain"),
+        (Chain, ["stage1", "stage1"], r"takes distinct names"),
+        (Chain, ["stage2", "stage1"], r"stages=\['stage2', 'stage1'\]: takes the names in the order"),
+        (SkipOverStage, list(STAGES), r"more than the output of 'stage1' is live after it.* try \['stage3'\]"),
+        (Recurrent, ["stage1", "stage2"], r"'stage1'.* cannot end a stage"),
+        (Unused, list(STAGES), r"'stage3'.* cannot end a stage"),
+        (Tied, None, r"parameter 'stage\d.4.weight' is used in 'stage1' and in 'stage3'; pass stages"),
+        (TiedNorm, None, r"'stage\d.2.running_mean' is used in 'stage1' and in 'stage2'; pass stages"),
+        (mlp, None, r"model=Sequential: no stages found; takes a network with convolutions"),
+    ],
+)
+def test_refused(model: Callable[[], nn.Module], stages: list[str] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        cut(model(), IMAGES[:2], stages)
+    assert "\n" not in str(raised.value)
+
+
+def test_parameters_shared_within_one_stage_are_fine() -> None:
+    model = Tied()
+    backbone = cut(model, IMAGES, ["stage3"])
+    assert torch.equal(backbone(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("model", ["wrn-16-1", "timm/resnet18", "timm/vit_tiny_patch16_224"])
+def test_the_names_suggested_do(model: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = create_model(model, CLASSES)
+    side = 224 if "vit" in model else 32
+    images = torch.randn(2, 3, side, side)
+    with pytest.raises(ValueError, match="'nothing' is none, try") as raised:
+        cut(network, images, ["nothing"])
+    suggested = re.findall(r"'([^']+)'", str(raised.value).rpartition("try ")[2])
+    assert len(suggested) > 1
+    assert cut(network, images, suggested).stage_names == tuple(suggested)
+
+
+def test_images_that_do_not_fit_the_model_are_named() -> None:
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"example_input.*\(2, 1, 8, 8\)") as raised:
+        cut(Chain(), torch.randn(2, 1, 8, 8))
+    assert "\n" not in str(raised.value)
+
+
+# --- in-place operations at the beginning of a stage ------------------------------------------------
+
+
+class AddsInPlace(nn.Module):
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.add_(1.0) if self.inplace else features + 1.0
+
+
+FIRST: dict[str, Callable[[bool], nn.Module]] = {
+    "relu": lambda inplace: nn.ReLU(inplace),
+    "nested": lambda inplace: nn.Sequential(nn.Identity(), nn.Hardtanh(-0.1, 0.1, inplace)),
+    "method": AddsInPlace,
+    "dropout": lambda inplace: nn.Dropout(0.5, inplace),  # overwrites in train mode only
+}
+
+
+class PreActivation(Chain):
+    def __init__(self, first: Callable[[bool], nn.Module], inplace: bool) -> None:
+        super().__init__()
+        for stage in (self.stage1, self.stage2, self.stage3):
+            stage[0] = first(inplace)
+
+
+def outcome(net: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits in eval mode, in train mode, and the gradients of all parameters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        calm = net.eval()(images.clone())
+        logits = net.train()(images.clone())
+        logits.square().sum().backward()
+    return [calm.detach(), logits.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("branch_after", [[1], [2], [1, 1, 2]], ids=str)
+@pytest.mark.parametrize("first", FIRST)
+def test_a_stage_that_overwrites_its_input_leaves_the_other_paths_theirs(
+    first: str, branch_after: list[int]
+) -> None:
+    spoilt, twin = (
+        nf.fission(
+            PreActivation(FIRST[first], inplace),
+            len(branch_after) + 1,
+            branch_after=branch_after,
+            stages=STAGES,
+            example_input=IMAGES,
+        )
+        for inplace in (True, False)
+    )
+    expected = outcome(twin, IMAGES)
+    results = outcome(spoilt, IMAGES)
+    assert len(results) == len(expected) > 2
+    assert all(torch.equal(*pair) for pair in zip(results, expected, strict=True))
+
+
+def test_a_stage_of_a_backbone_of_ones_own_may_overwrite_its_input_too() -> None:
+    def build(inplace: bool) -> nn.Module:
+        model = PreActivation(FIRST["relu"], inplace)
+        stages = [model.stage1, model.stage2, model.stage3]
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc)
+        backbone = nf.Backbone(model.stem, stages, head, STAGES)
+        return nf.fission(backbone, 2, grouping="copies", example_input=IMAGES)
+
+    with torch.no_grad():
+        spoilt, twin = (build(inplace).eval()(IMAGES.clone()) for inplace in (True, False))
+    assert torch.equal(spoilt, twin)

@@ -1,0 +1,96 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from netfission.cli import _parser, _run_config, default_name, main
+from netfission.training.config import RunConfig
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+def parse(*flags: str) -> RunConfig:
+    return _run_config(_parser().parse_args(["train", *flags])["train"])
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("train --exits x", '"exits"'),
+        ("train --exits 0", "exits=0: takes a whole number from 1"),
+        ("train --exits 9", "exits=9: takes at most 3, one a stage"),
+        ("train --sparsity 1", r"sparsity=1\.0: takes the share of weights to remove, in \[0, 1\)"),
+        ("train --sparsity -0.1", r"sparsity=-0\.1: takes"),
+        ("train --ratio [1,2]", r"ratio=\[1\.0, 2\.0\]: takes 3 positive numbers"),
+        ("train --criterion snop --sparsity 0.5", "criterion='snop' is not known; did you mean snip"),
+        ("train --grouping weight", "grouping='weight' is not known; did you mean weights"),
+        ("train --model wrn-16-22x", "wrn-16-2"),
+        ("train --data digitz", "digits"),
+        ("train --data ./nowhere", "nowhere"),
+        ("train --optimizer sdg", '"optimizer"'),
+        ("train --epochs 0", "epochs=0: takes a whole number from 1"),
+        ("train --bogus 1", "unrecognized arguments: --bogus"),
+        ("train --config nowhere.yaml", r"nowhere\.yaml"),
+        ("train --resume", r"config\.yaml: is missing"),
+        ("evaluate nowhere", r"nowhere/config\.yaml: is missing"),
+        ("demo --seeds 0", "seeds=0: takes a whole number from 1"),
+        ("dance", "invalid choice: 'dance'"),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(request_.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("netfission: ")
+    assert re.search(message, error)
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_flags_override_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("exits: 2\nepochs: 7\nratio: [2, 1]\n")
+    config = parse("--config", str(tmp_path / "recipe.yaml"), "--epochs", "9", "--branch_after", "[block1]")
+    assert (config.fission.exits, config.training.epochs, config.fission.ratio) == (2, 9, [2.0, 1.0])
+    assert config.fission.branch_after == ["block1"]
+
+
+def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("exit: 2\n")
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml")]) == 2
+    assert "exit" in capsys.readouterr().err
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 4
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_holds_settings_of_the_command(recipe):
+    config = parse("--config", str(recipe))
+    assert config == RunConfig.from_dict(yaml.safe_load(recipe.read_text()))
+    if recipe.stem.startswith("paper"):  # arXiv 2408.02301, section 4
+        t = config.training
+        assert (t.epochs, t.batch_size, t.optimizer, t.momentum) == (200, 128, "sgd", 0.9)
+        assert (t.learning_rate, t.weight_decay, t.schedule, t.temperature) == (0.1, 5e-4, "paper", 3.0)
+        assert (config.data.crop_padding, config.data.flip, config.data.validation) == (4, True, 0.0)
+
+
+def test_a_run_is_named_by_its_settings():
+    config = parse("--data", "some/where/cifar100", "--sparsity", "0.5", "--seed", "2")
+    assert default_name(config) == "cifar100-wrn-16-2-3exits-weights-snip0.5-seed2"
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    flags = "--model wrn-10-1 --limit_per_class 5 --epochs 1 --exits 2 --accelerator cpu --batch_size 25"
+    assert main(["train", *flags.split(), "--out", run]) == 0
+    trained = capsys.readouterr().out
+    assert main(["evaluate", run]) == 0
+    evaluated = capsys.readouterr().out
+    table = evaluated[: evaluated.index("\nwrote")]
+    assert "ensemble" in table
+    assert table in trained
+    assert f"wrote {run}" in trained
+    assert main(["train", *flags.split(), "--out", run]) == 2
+    assert "is already used" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from netfission.files import write_whole
+
+
+def disk_full(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("größer\r\n2\n", "größer\r\n2\n".encode()), (b"\x00\xff\n", b"\x00\xff\n"), ("", b"")],
+)
+def test_writes_and_replaces(tmp_path: Path, content: str | bytes, expected: bytes) -> None:
+    path = tmp_path / "a.json"
+    for _ in range(2):
+        write_whole(path, content)
+        assert path.read_bytes() == expected
+        path.write_bytes(b"old and longer than what comes")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_full_disk_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, exists: bool
+) -> None:
+    path = tmp_path / "a.json"
+    if exists:
+        path.write_text("old")
+    monkeypatch.setattr(os, call, disk_full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(path, "new")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == ([path] if exists else [])
+    assert not exists or path.read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    real_open = Path.open
+
+    def open_full(self: Path, mode: str) -> object:
+        real_open(self, mode).close()
+        return real_open(Path("/dev/full"), "wb")
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new" * 100_000)
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "a.json", "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    calls = []
+    real_replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda _: calls.append("fsync"))
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append("replace")
+        assert Path(source).parent == path.parent
+        assert Path(source).read_text() == "new"
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_whole(path, "new")
+    assert calls == ["fsync", "replace"]
+
+
+def test_readable_as_the_umask_says(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    write_whole(tmp_path / "ours", "")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "ours")}
+    assert len(modes) == 1
+
+
+def test_errors_name_the_file_asked_for(tmp_path: Path) -> None:
+    missing = tmp_path / "no" / "a.json"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(missing, "")
+    assert caught.value.filename == str(missing)
+    (tmp_path / "file").touch()
+    inside_a_file = tmp_path / "file" / "a.json"
+    with pytest.raises(NotADirectoryError) as caught_other:
+        write_whole(inside_a_file, "")
+    assert caught_other.value.filename == str(inside_a_file)

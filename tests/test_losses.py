@@ -1,0 +1,232 @@
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import Tensor
+
+from netfission import losses
+from netfission.inference import ensemble_log_probabilities
+from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
+
+
+def reference(
+    logits: Tensor, labels: Tensor, temperature: float, weight: float, cross_entropy: bool
+) -> float:
+    """The formula for `(batch, exits, classes)`, one number at a time."""
+    total = 0.0
+    for exits, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        mean = [sum(column) / len(exits) for column in zip(*exits, strict=True)]
+        q = softmax([z / temperature for z in mean])
+        for z in exits:
+            p = softmax([value / temperature for value in z])
+            kl = sum(a * (math.log(a) - math.log(b)) for a, b in zip(q, p, strict=True))
+            total += weight * temperature**2 * kl
+            if cross_entropy:
+                total -= math.log(softmax(z)[label])
+    return total / len(logits)
+
+
+def softmax(z: list[float]) -> list[float]:
+    exponentials = [math.exp(value) for value in z]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def random_case(
+    seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    batch, _, classes, *trailing = shape
+    logits = 3 * torch.randn(shape, generator=generator, dtype=dtype)
+    return logits, torch.randint(classes, (batch, *trailing), generator=generator)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**32),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6)),
+    temperature=st.floats(0.5, 10),
+    weight=st.floats(0.1, 5),
+    cross_entropy=st.booleans(),
+)
+def test_is_the_formula(
+    seed: int,
+    shape: tuple[int, int, int],
+    temperature: float,
+    weight: float,
+    cross_entropy: bool,
+) -> None:
+    logits, labels = random_case(seed, shape)
+    loss = ensemble_distillation_loss(
+        logits, labels, temperature=temperature, weight=weight, cross_entropy=cross_entropy
+    )
+    assert loss.item() == pytest.approx(
+        reference(logits, labels, temperature, weight, cross_entropy), rel=1e-9, abs=1e-9
+    )
+
+
+def test_defaults_are_the_papers() -> None:
+    logits, labels = random_case(0, (5, 3, 7))
+    expected = reference(logits, labels, temperature=3.0, weight=1.0, cross_entropy=True)
+    assert ensemble_distillation_loss(logits, labels).item() == pytest.approx(expected, rel=1e-9)
+    assert EnsembleDistillationLoss()(logits, labels).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_gradient_is_the_formulas_with_a_constant_teacher() -> None:
+    logits, labels = random_case(1, (4, 3, 5))
+    logits.requires_grad_()
+    temperature, weight = 2.5, 0.7
+    loss = ensemble_distillation_loss(logits, labels, temperature=temperature, weight=weight)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    with torch.no_grad():
+        teacher = (logits.mean(1, keepdim=True) / temperature).softmax(2)
+        towards_teacher = (logits / temperature).softmax(2) - teacher
+        towards_labels = logits.softmax(2) - F.one_hot(labels, 5).unsqueeze(1)
+        expected = (towards_labels + weight * temperature * towards_teacher) / len(logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_no_gradient_is_computed_for_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With this teacher it would be zero, so the gradient's value cannot tell.
+    logits, labels = random_case(12, (4, 3, 5))
+    asked_for = []
+
+    def watched(softened: Tensor) -> Tensor:
+        asked_for.append(softened.requires_grad)
+        return ensemble_log_probabilities(softened)
+
+    monkeypatch.setattr(losses, "ensemble_log_probabilities", watched)
+    ensemble_distillation_loss(logits.requires_grad_(), labels)
+    assert asked_for == [False]
+
+
+def test_weight_zero_is_cross_entropy_alone() -> None:
+    logits, labels = random_case(2, (6, 3, 4))
+    expected = sum(F.cross_entropy(logits[:, i], labels) for i in range(3))
+    torch.testing.assert_close(ensemble_distillation_loss(logits, labels, weight=0.0), expected)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 10), (8, 4, 10)])
+def test_exits_that_agree_have_nothing_to_distil(shape: tuple[int, ...]) -> None:
+    logits, labels = random_case(3, shape)
+    logits = logits[:, :1].repeat(1, shape[1], 1).requires_grad_()
+    loss = ensemble_distillation_loss(logits, labels, cross_entropy=False)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert abs(loss.item()) < 1e-14
+    assert gradient.abs().max() < 1e-14
+
+
+def test_order_of_exits_does_not_matter() -> None:
+    logits, labels = random_case(4, (6, 4, 5))
+    loss = ensemble_distillation_loss(logits, labels)
+    torch.testing.assert_close(ensemble_distillation_loss(logits[:, [2, 0, 3, 1]], labels), loss)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5), (2, 3, 5, 4, 3)])
+def test_soft_labels_of_one_class_are_hard_labels(shape: tuple[int, ...]) -> None:
+    logits, labels = random_case(5, shape)
+    soft = F.one_hot(labels, 5).movedim(-1, 1).double()
+    expected = ensemble_distillation_loss(logits, labels)
+    torch.testing.assert_close(ensemble_distillation_loss(logits, soft), expected)
+
+
+def test_soft_labels_mix_linearly() -> None:
+    logits, labels = random_case(6, (6, 3, 5))
+    others = labels.flip(0)
+    soft = 0.3 * F.one_hot(labels, 5) + 0.7 * F.one_hot(others, 5)
+    expected = 0.3 * ensemble_distillation_loss(logits, labels) + 0.7 * ensemble_distillation_loss(
+        logits, others
+    )
+    torch.testing.assert_close(ensemble_distillation_loss(logits, soft.double()), expected)
+
+
+def test_trailing_dimensions_count_as_examples() -> None:
+    logits, labels = random_case(7, (2, 3, 5, 4, 6))
+    as_batch = logits.movedim((3, 4), (1, 2)).flatten(0, 2)
+    torch.testing.assert_close(
+        ensemble_distillation_loss(logits, labels),
+        ensemble_distillation_loss(as_batch, labels.flatten()),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    logits, labels = random_case(8, (6, 3, 5), dtype=torch.float32)
+    narrow = (20 * logits).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = ensemble_distillation_loss(narrow, labels)
+    expected = ensemble_distillation_loss(narrow.detach().float(), labels)
+    assert loss.dtype == torch.float32
+    assert loss.item() == expected.item()
+    loss.backward()
+    assert narrow.grad is not None
+    assert narrow.grad.isfinite().all()
+
+
+def test_extreme_logits_stay_finite() -> None:
+    logits = torch.tensor([[[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]]], requires_grad=True)
+    loss = ensemble_distillation_loss(logits, torch.tensor([2]))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_never_waits_for_the_device() -> None:
+    # Meta tensors have no values, so whatever would read one back raises.
+    logits, labels = random_case(9, (6, 3, 5))
+    assert ensemble_distillation_loss(logits.to("meta"), labels.to("meta")).shape == ()
+
+
+def test_compiles_in_one_graph() -> None:
+    compiled = torch.compile(EnsembleDistillationLoss(), backend="eager", fullgraph=True)
+    logits, labels = random_case(10, (6, 3, 5))
+    torch.testing.assert_close(compiled(logits, labels), ensemble_distillation_loss(logits, labels))
+
+
+@pytest.mark.parametrize(
+    ("settings_given", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0; it takes"),
+        ({"temperature": -1.0}, "temperature is -1.0; it takes"),
+        ({"temperature": math.nan}, "temperature is nan; it takes"),
+        ({"temperature": math.inf}, "temperature is inf; it takes"),
+        ({"weight": -0.5}, "weight is -0.5; it takes"),
+        ({"weight": math.nan}, "weight is nan; it takes"),
+        ({"weight": 0.0, "cross_entropy": False}, "one term must stay"),
+    ],
+)
+def test_settings_out_of_range(settings_given: dict[str, float], message: str) -> None:
+    logits, labels = random_case(0, (2, 2, 3))
+    with pytest.raises(ValueError, match=message):
+        ensemble_distillation_loss(logits, labels, **settings_given)
+    with pytest.raises(ValueError, match=message):
+        EnsembleDistillationLoss(**settings_given)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2).long(), r"logits has shape \(2, 3\)"),
+        (torch.zeros(2, 1, 3).int(), torch.zeros(2).long(), "dtype torch.int32"),
+        (torch.zeros(2, 1, 3), torch.zeros(3).long(), r"labels has shape \(3,\)"),
+        (torch.zeros(2, 1, 3), torch.zeros(2).int(), "labels .* dtype torch.int32"),
+        (torch.zeros(2, 1, 3), torch.zeros(2, 3).long(), r"labels has shape \(2, 3\)"),
+        (torch.zeros(2, 1, 3), torch.zeros(2), r"it takes \(2,\) of torch.int64 or \(2, 3\)"),
+        (torch.zeros(2, 1, 3), torch.tensor([0, 3]), r"1 outside \[0, 3\), first 3"),
+        (torch.zeros(2, 1, 3), torch.tensor([-100, -1]), r"2 outside \[0, 3\), first -100"),
+    ],
+)
+def test_tensors_of_another_layout(logits: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        ensemble_distillation_loss(logits, labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_module_passes_its_settings_on_and_shows_them() -> None:
+    module = EnsembleDistillationLoss(temperature=2.0, weight=0.5, cross_entropy=False)
+    logits, labels = random_case(11, (4, 3, 5))
+    expected = reference(logits, labels, temperature=2.0, weight=0.5, cross_entropy=False)
+    assert module(logits, labels).item() == pytest.approx(expected, rel=1e-9)
+    assert "temperature=2.0, weight=0.5, cross_entropy=False" in repr(module)

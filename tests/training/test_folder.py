@@ -1,0 +1,97 @@
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from netfission.training.folder import RunFolder
+
+
+@pytest.fixture
+def copied(finished_run, tmp_path) -> RunFolder:
+    return RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_a_run_folder_is_complete(finished_run):
+    folder = RunFolder(finished_run)
+    assert {path.name for path in finished_run.iterdir()} >= {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "model.safetensors",
+        "config.json",
+        "evaluation.json",
+        "tensorboard",
+    }
+    written = yaml.safe_load(folder.config.read_text())
+    assert written["seed"] == 3
+    assert written["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    rows = folder.metrics.read_text().splitlines()
+    assert len(rows) == 3
+    assert rows[0].startswith("epoch,step,train/exit0,train/exit1,train/ensemble")
+    assert not list(finished_run.rglob("*.tmp*"))
+
+
+def test_a_used_folder_is_not_overwritten(copied):
+    before = copied.weights.read_bytes()
+    with pytest.raises(ValueError, match=r"out=.*run: is already used; takes a new folder"):
+        copied.claim(copied.load_config(), resume=False)
+    assert copied.weights.read_bytes() == before
+
+
+def test_resuming_with_other_settings_is_refused(copied):
+    config = type(copied.load_config()).from_dict(copied.load_config().to_dict() | {"epochs": 9})
+    with pytest.raises(ValueError, match=r"epochs=9: .* was begun with 2"):
+        copied.claim(config, resume=True)
+
+
+def test_resuming_what_was_never_begun_is_refused(copied, tmp_path):
+    with pytest.raises(ValueError, match=r"config\.yaml: is missing; takes the folder of a run"):
+        RunFolder(tmp_path / "none").claim(copied.load_config(), resume=True)
+
+
+def test_an_unwritable_folder_is_refused(copied, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        RunFolder(tmp_path / "file" / "run").claim(copied.load_config(), resume=False)
+
+
+def test_damaged_files_are_named(copied):
+    original = copied.weights.read_bytes()
+    for damaged in (original[: len(original) // 2], b"", b"no tensors here"):
+        copied.weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.safetensors: are not the weights of"):
+            copied.load_network()
+    copied.weights.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors: is missing"):
+        copied.load_network()
+    copied.card.write_text("{not json")
+    with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
+        copied.load_network()
+    copied.card.write_text(json.dumps({"model": "wrn-10-1"}))
+    with pytest.raises(ValueError, match=r"config\.json: is not a network's description"):
+        copied.load_network()
+    copied.config.write_text("a: [")
+    with pytest.raises(ValueError, match=r"config\.yaml: cannot be read"):
+        copied.load_config()
+
+
+def test_weights_of_another_network_are_refused(copied):
+    card = json.loads(copied.card.read_text())
+    card["fission"]["exits"] = 3
+    copied.card.write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="are not the weights of"):
+        copied.load_network()
+
+
+def test_the_network_comes_back_with_its_masks(finished_run):
+    from netfission.pruning.masks import kept_masks
+
+    network, card = RunFolder(finished_run).load_network()
+    assert card.classes == [str(digit) for digit in range(10)]
+    masks = kept_masks(network)
+    prunable = sum(mask.numel() for mask in masks.values())
+    assert 0 < sum(int(mask.sum()) for mask in masks.values()) < 0.7 * prunable
+    for name, mask in masks.items():
+        assert not network.get_parameter(name)[~mask].any()

@@ -1,0 +1,165 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+
+from netfission.training.folder import RunFolder
+from netfission.training.module import DivergedError
+from netfission.training.run import evaluate, train
+
+
+def rows_of(path):
+    with RunFolder(path).metrics.open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def state_of(path):
+    return load_file(RunFolder(path).weights)
+
+
+def assert_equal_states(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_training_learns(finished_run):
+    rows = rows_of(finished_run)
+    assert rows[-1]["train/ensemble"] > rows[0]["train/ensemble"] > 0.15
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_evaluating_again_repeats_the_figures(finished_run):
+    folder = RunFolder(finished_run)
+    before = folder.evaluation.read_text()
+    evaluation = evaluate(folder, folder.load_config())
+    assert evaluation.to_json() == before == folder.evaluation.read_text()
+    assert evaluation.n == 359
+    assert len(evaluation.exits) == 2
+
+
+def test_the_same_settings_give_the_same_network(finished_run, tmp_path, settings_of):
+    train(settings_of(), tmp_path / "again", progress=False)
+    assert_equal_states(state_of(finished_run), state_of(tmp_path / "again"))
+    train(settings_of(seed=4), tmp_path / "other", progress=False)
+    name = "stem.conv1.weight"
+    assert not torch.equal(state_of(finished_run)[name], state_of(tmp_path / "other")[name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "schedule": "cosine", "clip": 1.0},
+        {"precision": "bf16-mixed", "channels_last": True, "schedule": "one_cycle"},
+        {"accumulate": 2, "mix": "cutmix", "validation": 0.0},
+        {"ema": 0.9, "mix": "mixup", "distillation_weight": 0.0},
+        {"compile": True, "grouping": "copies", "sparsity": 0.0, "exits": 3},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_options_work_together_and_keep_removed_weights_at_zero(tmp_path, settings_of, monkeypatch, changes):
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled(f, backend="eager"))
+    evaluation = train(settings_of(**changes), tmp_path / "run", progress=False)
+    assert evaluation.n == 359
+    state = state_of(tmp_path / "run")
+    removed = {name: mask for name, mask in state.items() if name.endswith("_removed")}
+    assert bool(removed) == (changes.get("sparsity") != 0.0)
+    for name, mask in removed.items():
+        assert not state[name.removesuffix("_removed")][mask].any()
+    assert all(tensor.isfinite().all() for tensor in state.values() if tensor.is_floating_point())
+
+
+def test_an_average_of_weights_is_what_is_saved(tmp_path, settings_of, finished_run):
+    train(settings_of(ema=0.99), tmp_path / "run", progress=False)
+    name = "paths.0.head.fc.weight"
+    assert not torch.equal(state_of(finished_run)[name], state_of(tmp_path / "run")[name])
+
+
+class Poison(Callback):
+    """Makes a weight NaN at one step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 6:
+            with torch.no_grad():
+                pl_module.network.stem.conv1.weight.fill_(float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, settings_of):
+    with pytest.raises(DivergedError, match=r"at step 6 \(epoch 2\)"):
+        train(settings_of(epochs=3), tmp_path / "run", progress=False, callbacks=[Poison()])
+    folder = RunFolder(tmp_path / "run")
+    checkpoint = torch.load(folder.checkpoint, weights_only=False)
+    assert checkpoint["global_step"] == 4
+    assert all(t.isfinite().all() for t in checkpoint["state_dict"].values() if t.is_floating_point())
+    assert len(rows_of(tmp_path / "run")) == 1
+    # What is kept is enough to go on from.
+    train(settings_of(epochs=3), tmp_path / "run", progress=False, resume=True)
+    assert [row["epoch"] for row in rows_of(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_failure_before_training_leaves_no_folder_behind(tmp_path, settings_of):
+    with pytest.raises(ValueError, match="exits=9"):
+        train(settings_of(exits=9), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def command(out, *more):
+    flags = "--data digits --model wrn-10-1 --exits 2 --sparsity 0.5 --epochs 4 --batch_size 16"
+    return [
+        sys.executable,
+        "-m",
+        "netfission",
+        "train",
+        *flags.split(),
+        "--accelerator",
+        "cpu",
+        "--out",
+        str(out),
+        *more,
+    ]
+
+
+def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, env=environment)
+    with subprocess.Popen(
+        command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
+        folder = RunFolder(tmp_path / "killed")
+        while not folder.checkpoint.is_file():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+    assert not folder.weights.exists()
+    assert len(rows_of(folder.path)) < 4
+    subprocess.run(command(folder.path, "--resume"), check=True, capture_output=True, env=environment)
+    assert_equal_states(state_of(tmp_path / "whole"), state_of(folder.path))
+    assert folder.metrics.read_text() == RunFolder(tmp_path / "whole").metrics.read_text()
+    assert folder.evaluation.read_text() == RunFolder(tmp_path / "whole").evaluation.read_text()
+
+
+def test_two_processes_train_one_network(tmp_path):
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command(out, "--devices", "2", "--epochs", "2"),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    steps = [row["step"] for row in rows_of(out)]
+    assert steps == [40, 80]  # 1,293 images over two processes in batches of 16
+    state = state_of(out)
+    for name, mask in state.items():
+        if name.endswith("_removed"):
+            assert not state[name.removesuffix("_removed")][mask].any()
+    assert rows_of(out)[-1]["train/ensemble"] > 0.5
