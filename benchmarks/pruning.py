@@ -37,8 +37,9 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--one", criterion]
             answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows[criterion].append(json.loads(answer.splitlines()[-1]))
-            seconds = rows[criterion][-1]["seconds"]
-            print(f"run {run + 1}/{options.runs}: {criterion} {seconds:.2f} s", file=sys.stderr)
+            seconds, memory = (rows[criterion][-1][key] for key in ("seconds", "peak_memory_mib"))
+            done = f"run {run + 1}/{options.runs}: {criterion} {seconds:.2f} s, {memory:.0f} MiB"
+            print(done, file=sys.stderr)
     conditions = next(iter(rows.values()))[0]["conditions"] | {"runs": options.runs}
     results = {criterion: summary(runs) for criterion, runs in rows.items()}
     print(table(results, conditions))

@@ -107,6 +107,13 @@ def test_an_epoch_repeats_exactly_and_leaves_the_global_state(kind: str, mix: An
     assert not torch.equal(other[0], second[0])
 
 
+@pytest.mark.parametrize("kind", ["held", "streamed"])
+def test_drop_last_leaves_full_batches_only(kind: str) -> None:
+    batches = _batches(_splits()[kind == "streamed"], drop_last=True)
+    assert [len(labels) for _, labels in batches] == [5] * 4
+    assert len(batches) == 4
+
+
 def test_held_and_streamed_give_the_same_batches() -> None:
     options = {"shuffle": True, "augment": PAPER, "seed": 1}
     for held, streamed in zip(*(_batches(split, **options) for split in _splits()), strict=True):

@@ -4,6 +4,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -49,8 +51,11 @@ def test_parquet_without_test_split_gets_one_cut(tmp_path: Path) -> None:
 
 def test_fine_labels_before_coarse(tmp_path: Path) -> None:
     coarse = ([1] * 6, datasets.ClassLabel(names=["x", "y", "z"]))
-    source = find_source(_parquet(tmp_path, train=_dataset([0] * 6, coarse_label=coarse)))
+    train = _dataset([0] * 6, coarse_label=coarse)
+    train = train.select_columns(["coarse_label", "img", "fine_label"])
+    source = find_source(_parquet(tmp_path, train=train))
     assert source.classes == ["a", "b"]
+    assert not source.train.labels.any()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +81,16 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
     message = r"2 of 5 labels in the test split of .*: row 2 holds -1, fine_label takes 0 to 1"
     with pytest.raises(ValueError, match=message):
         load_data(folder)
+
+
+def test_labels_above_the_classes(tmp_path: Path) -> None:
+    table = _dataset([0, 1, 0]).data.table
+    column = table.schema.get_field_index("fine_label")
+    # As another writer might leave it: `datasets` itself refuses to write such a label.
+    table = table.set_column(column, table.schema.field(column), pa.array([0, 1, 2]))
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"1 of 3 labels .*: row 2 holds 2, .* takes 0 to 1"):
+        load_data(str(tmp_path))
 
 
 def test_splits_of_unlike_classes(tmp_path: Path) -> None:

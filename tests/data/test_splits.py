@@ -61,6 +61,9 @@ def test_decode_covers_and_cuts_the_centre(tmp_path: Path) -> None:
     records = FileRecords([tmp_path / "a.png"], np.array([0]))
     assert (decode(records, 0, (10, 10)) == 200).all()
     assert decode(records, 0, (4, 4)).shape == (3, 4, 4)
+    flat = decode(records, 0, (5, 15))
+    assert flat.shape == (3, 5, 15)
+    assert flat[0, 2].tolist() == pytest.approx([0] * 5 + [200] * 5 + [0] * 5, abs=60)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA"])

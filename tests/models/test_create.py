@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 from typing import Any
 from urllib.error import URLError
 
@@ -96,6 +97,16 @@ def test_torchvision_pretrained_keeps_all_but_an_unfit_classifier(
     loaded = create_model("torchvision/squeezenet1_1", classes, pretrained=True).state_dict()
     different = {key for key in published if not torch.equal(published[key], loaded[key])}
     assert different == (set() if classes == 1000 else {"classifier.1.weight", "classifier.1.bias"})
+
+
+def test_published_weights_of_timm_without_network_are_soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="weights of 'resnet10t': pass pretrained=False"):
+        create_model("resnet10t", 10, pretrained=True)
+    assert time.monotonic() - start < 20
 
 
 def test_pretrained_without_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,7 @@ def published_counts(layers: list[tuple[int, ...]], keep: float) -> list[float]:
             break
         # RigL fills the layer of the greatest raw density first, then solves again.
         full.add(max(over, key=lambda i: raw[i]))
-    return [
-        math.prod(shape) * (1.0 if i in full else epsilon * raw[i])
-        for i, shape in enumerate(layers)
-    ]
+    return [math.prod(shape) * (1.0 if i in full else epsilon * raw[i]) for i, shape in enumerate(layers)]
 
 
 def kept_by_top_k(scores: dict[str, torch.Tensor], keep: int) -> dict[str, torch.Tensor]:

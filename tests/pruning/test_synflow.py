@@ -33,9 +33,7 @@ def batch(*shape: int) -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("share_removed", [0.0, 0.6])
-def test_flow_is_conserved_from_layer_to_layer(
-    share_removed: float, generator: torch.Generator
-) -> None:
+def test_flow_is_conserved_from_layer_to_layer(share_removed: float, generator: torch.Generator) -> None:
     model = plain_network()
     weights = {
         name: weight * (torch.rand(weight.shape, generator=generator) >= share_removed)
@@ -90,8 +88,7 @@ def test_uses_eval_mode_and_absolute_buffers(
     scores = synflow(model, weights, batch(4, 2, 7, 7), generator)
 
     expected = {
-        name: (weight.abs() * twin.get_parameter(name).grad).abs()
-        for name, weight in weights.items()
+        name: (weight.abs() * twin.get_parameter(name).grad).abs() for name, weight in weights.items()
     }
     torch.testing.assert_close(scores, expected, rtol=1e-12, atol=0)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from netfission.data.hub import load_from_hub
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
+from netfission.hub import load_from_hub
 
 HUB_NAMES = {
     "cifar10": "uoft-cs/cifar10",

@@ -82,9 +82,7 @@ class CifarResNet(nn.Module):
     Source: He et al. 2016 (arXiv 1512.03385), with the stem of its CIFAR networks (section 4.2).
     """
 
-    def __init__(
-        self, depth: int, num_classes: int, *, in_channels: int = 3, base_width: int = 64
-    ) -> None:
+    def __init__(self, depth: int, num_classes: int, *, in_channels: int = 3, base_width: int = 64) -> None:
         super().__init__()
         if depth not in _LAYOUTS:
             raise ValueError(f"depth must be one of {', '.join(map(str, _LAYOUTS))}, got {depth}")

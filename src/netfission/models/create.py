@@ -2,9 +2,11 @@
 
 import difflib
 import re
+from contextlib import nullcontext
 
 from torch import nn
 
+from netfission.hub import quick_when_offline
 from netfission.models.cifar_resnet import CifarResNet
 from netfission.models.wide_resnet import WideResNet
 
@@ -14,9 +16,7 @@ _WIDE_RESNET = re.compile(r"wrn-(\d+)-(\d+)")
 _TORCHVISION_WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
 
 
-def create_model(
-    name: str, num_classes: int, *, in_channels: int = 3, pretrained: bool = False
-) -> nn.Module:
+def create_model(name: str, num_classes: int, *, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
     """Build a classifier that maps images `(B, in_channels, H, W)` to logits `(B, num_classes)`.
 
     `name` is one of
@@ -96,9 +96,10 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn
     if pretrained and not timm.is_model_pretrained(architecture):
         raise ValueError(f"pretrained must be False for {name!r}: it has no published weights")
     try:
-        model: nn.Module = timm.create_model(
-            bare, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels
-        )
+        with quick_when_offline() if pretrained else nullcontext():
+            model: nn.Module = timm.create_model(
+                bare, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels
+            )
     except OSError as error:
         raise _unreachable(name) from error
     return model

@@ -20,9 +20,7 @@ class PreActivationBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.shortcut = (
-            None
-            if inputs == outputs and stride == 1
-            else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            None if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from netfission.modes import in_mode
+
 
 def sum_over_batches(
     derive: Callable[[Tensor, list[Tensor]], Sequence[Tensor]],
@@ -30,7 +32,7 @@ def sum_over_batches(
     tensors |= {name: value.clone() for name, value in model.named_buffers()}
     tensors |= leaves
     total: list[Tensor] = []
-    with mode(model, training=True), _seeded(seed, device), torch.enable_grad():
+    with in_mode(model, training=True), _seeded(seed, device), torch.enable_grad():
         for images, labels in batches:
             logits = functional_call(model, tensors, (images.to(device),))
             _check_labels(labels, classes=logits.shape[1])
@@ -43,18 +45,6 @@ def sum_over_batches(
 def draw_seed(generator: torch.Generator) -> int:
     """Draw a seed for one pass over the batches."""
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
-
-
-@contextmanager
-def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model in train or eval mode; every module's own mode is put back at the end."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
 
 
 @contextmanager

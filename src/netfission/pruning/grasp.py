@@ -53,7 +53,4 @@ def grasp(
     with sdpa_kernel(SDPBackend.MATH):
         g = sum_over_batches(gradient, model, weights, batches, seed, TEMPERATURE)
         products = sum_over_batches(hessian_product, model, weights, batches, seed, TEMPERATURE)
-    return {
-        name: weight * product
-        for (name, weight), product in zip(weights.items(), products, strict=True)
-    }
+    return {name: weight * product for (name, weight), product in zip(weights.items(), products, strict=True)}

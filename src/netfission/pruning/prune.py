@@ -78,7 +78,7 @@ def prune(
             scores that are NaN.
 
     Warns:
-        UserWarning: a layer lost all its weights.
+        UserWarning: a layer lost all its weights, or many of those kept have the same score.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity}: takes the share of weights to remove, in [0, 1)")
@@ -103,9 +103,26 @@ def prune(
         masked = {name: weight * kept[name] for name, weight in weights.items()}
         scores = chosen.score(model, masked, batches, generator)
         alive = {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
-        kept = select(alive, max(keep, round(total * (keep / total) ** (step / steps))))
+        kept = select(alive, max(keep, round(total * (keep / total) ** (step / steps))), generator)
+    _report_ties(alive, kept, criterion)
     _report_emptied(kept, criterion, sparsity)
     return kept
+
+
+def _report_ties(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], criterion: str) -> None:
+    """Say so where chance, not the criterion, chose a good part of what was kept."""
+    scores_kept = torch.cat([score[kept[name]] for name, score in scores.items()])
+    if not len(scores_kept):
+        return
+    lowest = scores_kept.min()
+    tied = (scores_kept == lowest).double().mean().item()
+    if tied > 0.05 and len(scores_kept) > 1:
+        warnings.warn(
+            f"{tied:.0%} of the weights kept have the same score, {lowest:g}, by {criterion}: chance chose "
+            "them. Norms initialised to 0 at the end of residual branches do that (timm: create the model "
+            "with zero_init_last=False)",
+            stacklevel=3,
+        )
 
 
 def _report_emptied(kept: Mapping[str, Tensor], criterion: str, sparsity: float) -> None:

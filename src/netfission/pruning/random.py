@@ -25,8 +25,6 @@ def random(
         Float32 scores by name, shaped like the weights, higher = keep.
     """
     return {
-        name: torch.rand(weight.shape, generator=generator, device=generator.device).to(
-            weight.device
-        )
+        name: torch.rand(weight.shape, generator=generator, device=generator.device).to(weight.device)
         for name, weight in weights.items()
     }

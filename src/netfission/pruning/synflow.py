@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from netfission.pruning._derivatives import mode
+from netfission.modes import in_mode
 
 
 def synflow(
@@ -41,11 +41,11 @@ def synflow(
     }
     device = next(iter(leaves.values())).device
     ones = torch.ones((1, *batches[0][0].shape[1:]), dtype=torch.float64, device=device)
-    with mode(model, training=False), torch.enable_grad():
+    with in_mode(model, training=False), torch.enable_grad():
         flow = functional_call(model, tensors | leaves, (ones,)).sum()
         gradients = torch.autograd.grad(flow, list(leaves.values()), materialize_grads=True)
     return {
-        name: (leaf.detach() * gradient).abs()
+        name: (leaf.detach() * gradient).abs_()
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
 
@@ -53,4 +53,4 @@ def synflow(
 def _magnitude(value: Tensor) -> Tensor:
     """Absolute value in float64; counters and indices stay as they are (in a copy)."""
     value = value.detach()
-    return value.to(torch.float64).abs() if value.is_floating_point() else value.clone()
+    return value.abs().to(torch.float64) if value.is_floating_point() else value.clone()

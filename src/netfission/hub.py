@@ -1,4 +1,4 @@
-"""Data sets from the Hugging Face hub."""
+"""The Hugging Face hub, and what to say without a network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ def load_from_hub(hub_name: str) -> Any:
     import datasets
 
     try:
-        with _quick_when_offline():
+        with quick_when_offline():
             return datasets.load_dataset(hub_name)
     except (ConnectionError, FileNotFoundError) as error:
         raise ConnectionError(
@@ -25,7 +25,7 @@ def load_from_hub(hub_name: str) -> Any:
 
 
 @contextmanager
-def _quick_when_offline() -> Iterator[None]:
+def quick_when_offline() -> Iterator[None]:
     """Put the hub client into its offline mode where the hub is out of reach.
 
     Left alone it retries each file for half a minute before it turns to its cache.

@@ -1,0 +1,244 @@
+import copy
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import netfission as nf
+from netfission.grouping import CopyGrouping, WeightGrouping
+from netfission.models import create_model
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(4, 3, 8, 8, generator=GENERATOR)
+BATCHES = [(IMAGES, torch.tensor([0, 1, 2, 3]))]
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return create_model("wrn-10-1", 10)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    state = other.state_dict()
+    return list(one.state_dict()) == list(state) and all(
+        torch.equal(value, state[name]) for name, value in one.state_dict().items()
+    )
+
+
+def test_the_default_branch_points_are_one_a_stage(model: nn.Module) -> None:
+    for exits in (1, 2, 3):
+        net = nf.fission(model, exits, example_input=IMAGES)
+        assert net.branch_after == tuple(range(1, exits))
+        assert net(IMAGES).shape == (4, exits, 10)
+
+
+@pytest.mark.parametrize(
+    "branch_after",
+    [["block1", "block2"], [1, "block2"], ("block1", 2)],
+    ids=str,
+)
+def test_branch_points_by_name_and_by_number(model: nn.Module, branch_after: Any) -> None:
+    net = nf.fission(model, 3, branch_after=branch_after, example_input=IMAGES)
+    assert net.branch_after == (1, 2)
+    assert same(net, nf.fission(model, 3, example_input=IMAGES))
+
+
+def test_branch_points_follow_the_stages_named(model: nn.Module) -> None:
+    net = nf.fission(model, 2, stages=["block2", "block3"], branch_after=["block2"], example_input=IMAGES)
+    assert net.stage_names == ("block2", "block3")
+    assert [len(path.stages) for path in net.paths] == [2, 1]
+
+
+def test_several_exits_at_one_branch_point(model: nn.Module) -> None:
+    net = nf.fission(model, 4, branch_after=[1, "block1", 2], example_input=IMAGES)
+    assert net.branch_after == (1, 1, 2)
+    logits = net.eval()(IMAGES)
+    assert len({tuple(logits[0, k].tolist()) for k in range(4)}) == 4
+
+
+def test_every_exit_starts_with_the_head_given(model: nn.Module) -> None:
+    net = nf.fission(model, 3, example_input=IMAGES)
+    heads = [path.head.get_parameter("fc.weight") for path in net.paths]
+    assert all(torch.equal(head, model.get_parameter("fc.weight")) for head in heads)
+    assert len({head.data_ptr() for head in heads}) == 3
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp", "synflow", "magnitude"])
+def test_neither_the_model_nor_the_images_nor_the_global_generator_change(
+    model: nn.Module, criterion: str
+) -> None:
+    before, images = copy.deepcopy(model), IMAGES.clone()
+    state = torch.get_rng_state()
+    steps = 3 if criterion == "synflow" else None
+    nf.fission(model, 3, sparsity=0.5, criterion=criterion, batches=BATCHES, pruning_steps=steps)
+    assert same(model, before)
+    assert torch.equal(IMAGES, images)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_the_models(model: nn.Module, training: bool) -> None:
+    net = nf.fission(model.train(training), 3, example_input=IMAGES)
+    assert {module.training for module in net.modules()} == {training}
+
+
+def test_a_norm_frozen_by_the_user_stays_frozen(model: nn.Module) -> None:
+    model.block2[0].bn1.eval()
+    net = nf.fission(model, 3, example_input=IMAGES)
+    frozen = [name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and not m.training]
+    assert frozen == ["paths.0.stages.1.block2.0.bn1", "paths.1.stages.0.block2.0.bn1"]
+
+
+def test_frozen_parameters_may_be_fissioned_and_stay_frozen(model: nn.Module) -> None:
+    for parameter in (*model.block1.parameters(), *model.block2.parameters()):
+        parameter.requires_grad_(False)
+    net = nf.fission(model, 3, sparsity=0.5, criterion="magnitude", example_input=IMAGES)
+    for name, parameter in net.named_parameters():
+        assert parameter.requires_grad != ("block1" in name or "block2" in name)
+
+
+def test_a_backbone_of_ones_own() -> None:
+    backbone = nf.Backbone(
+        nn.Flatten(),
+        [nn.Sequential(nn.Linear(192, 8), nn.Tanh()), nn.Linear(8, 6)],
+        nn.Linear(6, 5),
+        ["first", "second"],
+    )
+    before = copy.deepcopy(backbone)
+    net = nf.fission(backbone, 2, branch_after=["first"], sparsity=0.5, batches=BATCHES)
+    assert same(backbone, before)
+    assert net(IMAGES).shape == (4, 2, 5)
+    assert torch.equal(nf.fission(backbone, 1, batches=BATCHES)(IMAGES)[:, 0], backbone(IMAGES))
+
+
+def test_a_backbone_of_ones_own_needs_no_example() -> None:
+    backbone = nf.Backbone(nn.Flatten(), [nn.Linear(192, 8), nn.Linear(8, 6)], nn.Linear(6, 5), ["a", "b"])
+    assert nf.fission(backbone, 2)(IMAGES).shape == (4, 2, 5)
+
+
+def test_the_example_is_found_in_the_batches_and_in_timm_models(model: nn.Module) -> None:
+    assert same(nf.fission(model, 2, batches=BATCHES), nf.fission(model, 2, example_input=IMAGES))
+    timm_model = create_model("timm/resnet10t", 5)
+    assert nf.fission(timm_model, 2)(torch.randn(2, 3, 32, 32)).shape == (2, 2, 5)
+
+
+def test_synflow_needs_no_batches(model: nn.Module) -> None:
+    settings = {"sparsity": 0.8, "criterion": "synflow", "pruning_steps": 3}
+    net = nf.fission(model, 2, example_input=IMAGES, **settings)
+    assert same(net, nf.fission(model, 2, batches=BATCHES, **settings))
+
+
+def test_pruning_leaves_heads_whole_and_removes_the_exact_share(model: nn.Module) -> None:
+    net = nf.fission(model, 1, sparsity=0.9, batches=BATCHES)
+    removed = {name: mask for name, mask in net.named_buffers() if name.endswith("_removed")}
+    prunable = sum(mask.numel() for mask in removed.values())
+    convolutions = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert prunable == sum(convolutions)
+    assert sum(int(mask.sum()) for mask in removed.values()) == round(0.9 * prunable)
+    assert net.paths[0].head.get_parameter("fc.weight").all()
+
+
+def test_the_criterion_the_steps_and_the_seed_reach_pruning(model: nn.Module) -> None:
+    def build(**options: Any) -> nf.FissionNetwork:
+        return nf.fission(model, 1, sparsity=0.5, example_input=IMAGES, **options)
+
+    erk = build(criterion="erk")
+    assert not same(erk, build(criterion="random"))
+    assert not same(erk, build(criterion="erk", seed=1))
+    assert not same(erk, build(criterion="erk", pruning_steps=2))
+
+
+@pytest.mark.parametrize("grouping", [WeightGrouping(keep_shortcuts=True), CopyGrouping()], ids=repr)
+def test_a_grouping_may_be_an_object(model: nn.Module, grouping: Any) -> None:
+    name = "copies" if isinstance(grouping, CopyGrouping) else "weights"
+    net = nf.fission(model, 2, grouping=grouping, example_input=IMAGES)
+    by_name = nf.fission(model, 2, grouping=name, keep_shortcuts=name == "weights", example_input=IMAGES)
+    assert same(net, by_name)
+
+
+def test_the_settings_are_the_functions_own() -> None:
+    function = inspect.signature(nf.fission).parameters
+    for field in dataclasses.fields(nf.FissionConfig):
+        assert field.name in function
+        if field.name != "exits":
+            assert field.default == function[field.name].default
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exits": 0}, "exits=0: takes a whole number from 1"),
+        ({"exits": -3}, "exits=-3: takes a whole number from 1"),
+        ({"exits": 2.5}, "exits=2.5: takes a whole number from 1"),
+        (
+            {"exits": 4},
+            r"exits=4: takes at most 3, one a stage \(block1, block2, bn\); pass stages=.*branch_after=",
+        ),
+        ({"exits": 2, "stages": ["block3"]}, r"exits=2: takes at most 1, one a stage \(block3\)"),
+        ({"exits": 3, "ratio": [1, 2]}, r"ratio=\[1, 2\]: takes 3 positive numbers"),
+        ({"exits": 2, "ratio": [1, 2, 3]}, r"ratio=\[1, 2, 3\]: takes 2 positive numbers"),
+        ({"exits": 2, "ratio": [1, -1]}, r"ratio=\[1, -1\]: takes 2 positive numbers"),
+        ({"exits": 2, "ratio": [1, 0]}, r"ratio=\[1, 0\]: takes 2 positive numbers"),
+        ({"exits": 2, "ratio": [1, float("nan")]}, r"ratio=\[1, nan\]: takes 2 positive numbers"),
+        ({"exits": 2, "ratio": [1, float("inf")]}, r"ratio=\[1, inf\]: takes 2 positive numbers"),
+        ({"exits": 2, "sparsity": 1.0}, r"sparsity=1.0: takes .* in \[0, 1\)"),
+        ({"exits": 2, "sparsity": -0.1}, r"sparsity=-0.1: takes .* in \[0, 1\)"),
+        ({"exits": 2, "sparsity": float("nan")}, r"sparsity=nan: takes .* in \[0, 1\)"),
+        ({"exits": 2, "sparsity": 50}, r"sparsity=50: takes .* in \[0, 1\)"),
+        (
+            {"exits": 2, "criterion": "snap", "sparsity": 0.5},
+            r"criterion='snap' is not known; did you mean snip",
+        ),
+        ({"exits": 2, "criterion": "snap"}, r"criterion='snap' is not known; did you mean snip"),
+        (
+            {"exits": 2, "criterion": "zzz", "sparsity": 0.5},
+            r"criterion='zzz' .*; takes one of random, erk, ",
+        ),
+        ({"exits": 2, "grouping": "wieghts"}, r"grouping='wieghts' is not known; did you mean weights\?"),
+        (
+            {"exits": 2, "sparsity": 0.5},
+            r"batches=\(\): criterion 'snip' looks at data; takes .*\(images, labels\)",
+        ),
+        (
+            {"exits": 2, "sparsity": 0.5, "criterion": "erk", "pruning_steps": 0},
+            "steps=0: takes a whole number",
+        ),
+        ({"exits": 2, "example_input": None}, r"example_input=None: takes a batch of images, float \(batch"),
+        ({"exits": 2, "branch_after": []}, r"branch_after=\[\]: takes 1 stages"),
+        (
+            {"exits": 3, "branch_after": [1]},
+            r"branch_after=\[1\]: takes 2 stages, .*1 to 2 or one of block1, block2$",
+        ),
+        ({"exits": 2, "branch_after": [0]}, r"branch_after=\[0\]: takes 1 stages"),
+        ({"exits": 2, "branch_after": [3]}, r"branch_after=\[3\]: takes 1 stages"),
+        ({"exits": 2, "branch_after": ["bn"]}, r"branch_after=\['bn'\]: takes 1 stages"),
+        ({"exits": 2, "branch_after": ["block9"]}, r"branch_after=\['block9'\]: .* one of block1, block2$"),
+        ({"exits": 2, "branch_after": [1.5]}, r"branch_after=\[1.5\]: takes 1 stages"),
+        (
+            {"exits": 2, "grouping": "copies", "keep_shortcuts": True},
+            "keep_shortcuts=True: goes with grouping='weights'",
+        ),
+        ({"exits": 2, "stages": ["blok1", "block2"]}, r"stages=.*'blok1' is none"),
+    ],
+    ids=lambda value: re.sub(r"\W+", " ", str(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_request_is_answered_in_one_line(
+    model: nn.Module, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        nf.fission(model, **{"example_input": IMAGES} | options)
+    assert "\n" not in str(raised.value)
+
+
+def test_more_exits_than_stages_go_with_branch_points(model: nn.Module) -> None:
+    net = nf.fission(model, 5, branch_after=[1, 1, 2, 2], example_input=IMAGES)
+    logits: Tensor = net(IMAGES)
+    assert logits.shape == (4, 5, 10)
