@@ -378,7 +378,7 @@ def mlp() -> nn.Module:
         (
             NamedOutput,
             None,
-            r"model=NamedOutput: takes a classifier whose output is one tensor .* gives dict",
+            r"model=NamedOutput: takes a classifier whose output is one tensor .* gives .*dict",
         ),
         (Dense, None, r"model=Dense: .*one tensor \(batch, classes\); .* gives shape \(2, 4, 2, 2\)"),
         (Chain, ["stage1", "stge2"], r"stages=\['stage1', 'stge2'\]: .*'stge2' is none, try \['stage1'"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 import netfission as nf
@@ -119,9 +120,31 @@ def test_a_backbone_of_ones_own() -> None:
     assert torch.equal(nf.fission(backbone, 1, batches=BATCHES)(IMAGES)[:, 0], backbone(IMAGES))
 
 
-def test_a_backbone_of_ones_own_needs_no_example() -> None:
+def test_a_backbone_of_ones_own_names_its_own_stages() -> None:
     backbone = nf.Backbone(nn.Flatten(), [nn.Linear(192, 8), nn.Linear(8, 6)], nn.Linear(6, 5), ["a", "b"])
-    assert nf.fission(backbone, 2)(IMAGES).shape == (4, 2, 5)
+    with pytest.raises(ValueError, match=r"stages=\['a'\]: takes None beside a Backbone"):
+        nf.fission(backbone, 2, stages=["a"], example_input=IMAGES)
+
+
+@pytest.mark.parametrize("kind", ["standardised", "parametrized"])
+def test_layers_that_compute_their_weight_are_refused(kind: str) -> None:
+    conv: nn.Module = StdConv2d(3, 4, 3)
+    if kind == "parametrized":
+        conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    stages = [nn.Sequential(conv, nn.ReLU()), nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU())]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    backbone = nf.Backbone(nn.Identity(), stages, head, ["a", "b"])
+    with pytest.raises(
+        ValueError, match=r"layer 'stages\.0\.0' .* computes its weight from the one it stores"
+    ):
+        nf.fission(backbone, 2, example_input=IMAGES)
+
+
+def test_layers_that_only_pad_otherwise_are_taken() -> None:
+    stages = [nn.Sequential(Conv2dSame(3, 4, 3), nn.ReLU()), nn.Sequential(Conv2dSame(4, 6, 3), nn.ReLU())]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    backbone = nf.Backbone(nn.Identity(), stages, head, ["a", "b"])
+    assert nf.fission(backbone, 2, example_input=IMAGES)(IMAGES).shape == (4, 2, 5)
 
 
 def test_the_example_is_found_in_the_batches_and_in_timm_models(model: nn.Module) -> None:

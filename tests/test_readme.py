@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, and its promises about commands hold."""
 
+import math
 import re
 from pathlib import Path
 
@@ -20,9 +21,9 @@ def run(block: str) -> dict[str, object]:
 
 
 def test_the_bare_loop_trains_and_keeps_removed_weights_at_zero():
-    loop = run(BLOCKS[0].replace("net.eval()", "first = loss_of(net(images), labels)\nnet.eval()", 1))
+    loop = run(BLOCKS[0])
     assert loop["logits"].shape == (64, 3, 10)
-    assert loop["loss"] < 7.5
+    assert loop["loss"] < 0.9 * 3 * math.log(10)  # three exits, each at chance
     assert torch.allclose(loop["probabilities"], loop["single"](loop["images"]).softmax(1))
     assert (loop["doubt"] >= 0).all()
     masks = kept_masks(loop["net"])
@@ -36,7 +37,7 @@ def test_the_transformer_is_cut_where_it_is_told():
     assert network.stage_names == ("blocks.3", "blocks.7", "blocks.11")
 
 
-@pytest.mark.parametrize("name", [n for n in FissionConfig.__dataclass_fields__])
+@pytest.mark.parametrize("name", list(FissionConfig.__dataclass_fields__))
 def test_every_setting_of_fission_is_explained(name):
     assert f"`{name}`" in README
 

@@ -77,19 +77,29 @@ def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = 
     """
     if example_input.shape[0] == 1:  # batch norm on 1 × 1 features takes two values to train
         example_input = torch.cat([example_input, example_input.flip(-1)])
-    root = copy.deepcopy(model)
+    _check_example(model, example_input)
+    if isinstance(model, Backbone):
+        if stages is not None:
+            raise ValueError(f"stages={list(stages)!r}: takes None beside a Backbone, which has its own")
+        backbone = copy.deepcopy(model)
+    else:
+        backbone = _cut_copy(copy.deepcopy(model), example_input, stages)
+    _refuse_shared(backbone)
+    _keep_inputs(backbone, example_input)
+    _check(model, backbone, example_input)
+    return backbone
+
+
+def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | None) -> Backbone:
     names = _find_stages(root, example_input) if stages is None else list(stages)
     modules = dict(root.named_modules())
     unknown = [name for name in names if name not in modules or not name]
     if unknown or not names or len(set(names)) < len(names):
         raise ValueError(
-            f"stages={names!r}: takes distinct names of modules of {type(model).__name__}"
+            f"stages={names!r}: takes distinct names of modules of {type(root).__name__}"
             + (f"; {unknown[0]!r} is none, try {_hint(root, example_input)}" if unknown else "")
         )
-    backbone = _split(root, names, example_input)
-    _keep_inputs(backbone, example_input)
-    _check(model, backbone, example_input)
-    return backbone
+    return _split(root, names, example_input)
 
 
 class _Tracer(fx.Tracer):
@@ -251,13 +261,17 @@ def _split(root: nn.Module, names: Sequence[str], example_input: Tensor) -> Back
         raise ValueError(f"stages={list(names)!r}: takes the names in the order the modules run")
     start = _start_of_first_stage(tracer, root, names[0])
     (output,) = (node for node in graph.nodes if node.op == "output")
+    if not isinstance(output.args[0], fx.Node):
+        raise ValueError(
+            f"model={type(root).__name__}: takes a classifier whose output is one tensor (batch, classes); "
+            f"it gives {type(output.args[0]).__name__}"
+        )
     bounds = [start if start in cuts else ends[0], *ends]
     if bounds[0] is bounds[1]:  # nothing can be set apart: the stem is the identity
         bounds[0] = next(iter(graph.nodes))
     (images,) = (node for node in graph.nodes if node.op == "placeholder")
     spans = zip([images, *bounds], [*bounds, output.args[0]], strict=True)
     stem, *stages, head = (_part(root, graph, begin, end) for begin, end in spans)
-    _refuse_shared(names, [stem, *stages, head])
     return Backbone(stem, stages, head, names)
 
 
@@ -290,13 +304,14 @@ def _part(root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node) -> fx.
     return fx.GraphModule(root, part)
 
 
-def _refuse_shared(names: Sequence[str], parts: Sequence[nn.Module]) -> None:
+def _refuse_shared(backbone: Backbone) -> None:
     owner: dict[int, str] = {}
-    for label, part in zip(["stem", *names, "head"], parts, strict=True):
-        for name, parameter in part.named_parameters():
-            if owner.setdefault(id(parameter), label) != label:
+    parts = [backbone.stem, *backbone.stages, backbone.head]
+    for label, part in zip(["stem", *backbone.stage_names, "head"], parts, strict=True):
+        for name, tensor in (*part.named_parameters(), *part.named_buffers()):
+            if owner.setdefault(id(tensor), label) != label:
                 raise ValueError(
-                    f"stages={list(names)!r}: parameter {name!r} is used in {owner[id(parameter)]!r} and "
+                    f"stages={list(backbone.stage_names)!r}: {name!r} is used in {owner[id(tensor)]!r} and "
                     f"in {label!r}; pass stages that keep both uses in one"
                 )
 
@@ -307,23 +322,40 @@ def _keep_inputs(backbone: Backbone, example_input: Tensor) -> None:
 
     Several paths may read that input.
     """
-    trial = copy.deepcopy(backbone).eval()
-    features = trial.stem(example_input.clone())
-    for stage, original in zip(trial.stages, backbone.stages, strict=True):
-        version = features._version
-        result = stage(features)
-        if features._version != version:
-            assert isinstance(original, fx.GraphModule)
-            _copy_input(original)
-        features = result
+    trial = copy.deepcopy(backbone).train()  # dropout overwrites in train mode only
+    with torch.random.fork_rng([example_input.device] if example_input.is_cuda else []):
+        features = trial.stem(example_input.clone())
+        for stage, original in zip(trial.stages, backbone.stages, strict=True):
+            version = features._version
+            result = stage(features)
+            if features._version != version:
+                _copy_input(original)
+            features = result
 
 
-def _copy_input(stage: fx.GraphModule) -> None:
-    (features,) = (node for node in stage.graph.nodes if node.op == "placeholder")
+def _copy_input(stage: nn.Module) -> None:
+    if not isinstance(stage, fx.GraphModule):
+        stage.register_forward_pre_hook(_clone)
+        return
+    (features,) = (node for node in stage.graph.nodes if node.op == "placeholder")  # keeps no hooks in copies
     with stage.graph.inserting_after(features):
         clone = stage.graph.call_method("clone", (features,))
     features.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
     stage.recompile()
+
+
+def _clone(_stage: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].clone()
+
+
+def _check_example(model: nn.Module, example_input: Tensor) -> None:
+    try:
+        _run(model, example_input, training=False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"example_input={tuple(example_input.shape)} {example_input.dtype}: takes images that "
+            f"{type(model).__name__} takes ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _check(model: nn.Module, backbone: Backbone, example_input: Tensor) -> None:

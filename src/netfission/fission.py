@@ -9,11 +9,11 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from netfission.backbone import Backbone, cut
+from netfission.backbone import cut
 from netfission.grouping import GROUPINGS, Grouping, WeightGrouping
 from netfission.network import FissionNetwork, Path
-from netfission.pruning.masks import kept_masks, prunable_weights, remove
-from netfission.pruning.prune import Batches, prune
+from netfission.pruning.masks import kept_masks, prunable_weights, refuse_rescaled, remove
+from netfission.pruning.prune import CRITERIA, Batches, prune
 from netfission.words import one_of
 
 
@@ -97,13 +97,15 @@ def fission(
         UserWarning: pruning or grouping left a layer of a path without weights.
     """
     dealer = _grouping(grouping, keep_shortcuts)
-    if exits < 1:
+    if not isinstance(exits, int) or exits < 1:
         raise ValueError(f"exits={exits}: takes a whole number from 1")
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity}: takes the share of weights to remove, in [0, 1)")
+    one_of("criterion", criterion, CRITERIA)
     shares = _shares(ratio, exits)
     example = _example(model, example_input, batches)
-    backbone = copy.deepcopy(model) if isinstance(model, Backbone) else cut(model, example, stages)
+    backbone = cut(model, example, stages)
+    refuse_rescaled(backbone)
     branches = _branches(branch_after, exits, backbone.stage_names)
     kept: dict[str, Tensor] = {}
     if sparsity > 0:
@@ -127,7 +129,7 @@ def fission(
     paths = [Path(parts, copy.deepcopy(backbone.head)) for parts in own_stages]
     network = FissionNetwork(backbone.stem, paths, branches, backbone.stage_names)
     _warn_of_empty_layers(paths, branches, kept)
-    for module in (network, *paths):
+    for module in (network, network.paths, *paths, *(path.stages for path in paths)):
         module.training = model.training
     return network
 
@@ -164,7 +166,7 @@ def _branches(branch_after: Sequence[int | str] | None, exits: int, stage_names:
         return list(range(1, exits))
     numbers = {name: number for number, name in enumerate(stage_names, start=1)}
     branches = [numbers.get(stage, 0) if isinstance(stage, str) else stage for stage in branch_after]
-    if len(branches) != exits - 1 or not all(1 <= branch <= last for branch in branches):
+    if len(branches) != exits - 1 or not all(branch in range(1, last + 1) for branch in branches):
         raise ValueError(
             f"branch_after={list(branch_after)!r}: takes {exits - 1} stages, each a number "
             f"from 1 to {last} or one of {', '.join(stage_names[:-1])}"
@@ -183,7 +185,7 @@ def _example(model: nn.Module, example_input: Tensor | None, batches: Batches) -
             )
         example_input = torch.rand(2, *settings["input_size"], generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters(), example_input)
-    return example_input[:2].to(parameter.device)
+    return example_input[:2].to(parameter)
 
 
 def _within(masks: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -83,6 +83,15 @@ def test_the_best_are_those_of_an_independent_sort(sizes: list[int], seed: int, 
     assert np.array_equal(chosen, expected)
 
 
+def test_the_generator_chooses_among_ties_only() -> None:
+    scores = {"a": torch.tensor([2.0, 1.0, 0.0, 1.0, 1.0]), "b": torch.tensor([1.0, 3.0, 1.0])}
+    kept = [torch.cat(list(select(scores, 4, seeded(seed)).values())) for seed in range(40)]
+    assert all(int(mask.sum()) == 4 and mask[0] and mask[6] and not mask[2] for mask in kept)
+    chosen = torch.stack(kept).float().mean(0)[[1, 3, 4, 5, 7]]
+    assert ((chosen > 0.1) & (chosen < 0.8)).all()  # 2 of 5, each as likely as the others
+    assert torch.equal(kept[0], torch.cat(list(select(scores, 4, seeded(0)).values())))
+
+
 def test_selection_is_over_all_tensors_together() -> None:
     kept = select({"low": torch.zeros(3, 3), "high": torch.ones(4)}, 4)
     assert not kept["low"].any() and kept["high"].all()
@@ -366,7 +375,7 @@ AVERAGES: dict[str, dict[str, Any]] = {
 BOOL = pytest.mark.xfail(
     raises=NotImplementedError,
     strict=True,
-    reason="torch's plain average subtracts buffers, which masks refuse",
+    reason="torch's plain average subtracts buffers; bool has no minus",
 )
 
 
@@ -537,6 +546,19 @@ def test_conversions(net: nf.FissionNetwork, kind: str) -> None:
         optimizer.step()
         watch.zero(net)
     watch.trained(net)
+
+
+def test_conversions_that_make_new_parameters(net: nf.FissionNetwork) -> None:
+    watch, before = Watch(net), next(net.parameters())
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        net.double().float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    assert next(net.parameters()) is not before
+    loss_of(net).backward()
+    assert not any(net.get_parameter(n).grad[removed].any() for n, removed in watch.removed.items())
+    train(net, sgd(net), watch)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

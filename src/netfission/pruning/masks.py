@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -36,6 +38,36 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
             seen.add(id(weight))
             found[f"{path}.{attribute}" if path else str(attribute)] = weight
     return found
+
+
+@torch.no_grad()
+def refuse_rescaled(module: nn.Module) -> None:
+    """Refuse layers that compute with something else than the weight they store.
+
+    Weight standardisation and `torch.nn.utils.parametrize` turn a stored 0 into another number, so that
+    a weight could be neither removed nor belong to one path alone.
+
+    Raises:
+        ValueError: a convolution or linear layer of `module` is such a layer; names it.
+    """
+    for path, layer in module.named_modules():
+        kind = next((kind for kind in _PRUNABLE if isinstance(layer, kind)), None)
+        if kind is None or not (is_parametrized(layer) or _rescales(layer, kind)):
+            continue
+        raise ValueError(
+            f"model: layer {path!r} ({type(layer).__name__}) computes its weight from the one it stores; "
+            "takes plain convolutions and linear layers (remove parametrizations first)"
+        )
+
+
+def _rescales(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether an overridden layer is not linear in its weight."""
+    if type(layer).forward is kind.forward or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    weight = layer.weight
+    features = torch.ones(1, layer.in_channels, *(2 * size for size in layer.kernel_size)).to(weight)
+    zero, one, two = (functional_call(layer, {"weight": k * weight}, (features,)) for k in (0, 1, 2))
+    return not torch.allclose(two - zero, 2 * (one - zero), rtol=1e-3, atol=1e-5)
 
 
 def select(
@@ -124,7 +156,9 @@ def guard(module: nn.Module) -> None:
             weight.masked_fill_(_removed_of(layer, attribute), 0)
         if weight not in _guarded:
             _guarded[weight] = (weakref.ref(layer), attribute)
-            weight.register_post_accumulate_grad_hook(_zero_removed_gradient)
+            trains = weight.requires_grad  # a frozen weight takes no hook, yet may be thawed
+            weight.requires_grad_(True).register_post_accumulate_grad_hook(_zero_removed_gradient)
+            weight.requires_grad_(trains)
 
 
 class Guarded(nn.Module):

@@ -115,12 +115,14 @@ def _report_ties(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], crite
     if not len(scores_kept):
         return
     lowest = scores_kept.min()
-    tied = (scores_kept == lowest).double().mean().item()
-    if tied > 0.05 and len(scores_kept) > 1:
+    if not any((score[~kept[name]] == lowest).any() for name, score in scores.items()):
+        return  # all of them were kept
+    tied = int((scores_kept == lowest).sum())
+    if tied > max(1, 0.05 * len(scores_kept)):
         warnings.warn(
-            f"{tied:.0%} of the weights kept have the same score, {lowest:g}, by {criterion}: chance chose "
-            "them. Norms initialised to 0 at the end of residual branches do that (timm: create the model "
-            "with zero_init_last=False)",
+            f"{tied / len(scores_kept):.0%} of the weights kept have the same score, {lowest:g}, by {criterion}: "
+            "chance chose them. Often norms at the end of residual branches start at 0 (timm: create the "
+            "model with zero_init_last=False)",
             stacklevel=3,
         )
 
