@@ -1,6 +1,7 @@
 """Turn one PyTorch image classifier into a multi-exit self-ensemble at the cost of the one network."""
 
 from netfission.backbone import Backbone
+from netfission.cost import Cost, cost
 from netfission.fission import FissionConfig, fission
 from netfission.inference.ensemble import (
     disagreement,
@@ -15,10 +16,12 @@ from netfission.pruning.prune import prune
 
 __all__ = [
     "Backbone",
+    "Cost",
     "Ensemble",
     "EnsembleDistillationLoss",
     "FissionConfig",
     "FissionNetwork",
+    "cost",
     "disagreement",
     "ensemble_distillation_loss",
     "ensemble_log_probabilities",

@@ -120,9 +120,9 @@ def _report_ties(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], crite
     tied = int((scores_kept == lowest).sum())
     if tied > max(1, 0.05 * len(scores_kept)):
         warnings.warn(
-            f"{tied / len(scores_kept):.0%} of the weights kept have the same score, {lowest:g}, by {criterion}: "
-            "chance chose them. Often norms at the end of residual branches start at 0 (timm: create the "
-            "model with zero_init_last=False)",
+            f"{tied / len(scores_kept):.0%} of the weights kept have the same score, {lowest:g}, by "
+            f"{criterion}: chance chose them. Often norms at the end of residual branches start at 0 (timm: "
+            "create the model with zero_init_last=False)",
             stacklevel=3,
         )
 

@@ -1,0 +1,56 @@
+"""How long `import netfission` takes beside `import torch`, each in a fresh interpreter, in turn.
+
+Prints the median of each and of their ratio pair by pair with its range, and writes
+results/benchmark_import_time.json.
+
+    .venv/bin/python benchmarks/import_time.py --rounds 15
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+from netfission.training.folder import environment
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmark_import_time.json"
+
+
+def seconds_to_import(module: str) -> float:
+    """Seconds of the import alone, without the interpreter's own start."""
+    code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="imports counted of each, after one of warm-up"
+    )
+    rounds = parser.parse_args().rounds
+    pairs = [(seconds_to_import("netfission"), seconds_to_import("torch")) for _ in range(rounds + 1)][1:]
+    ratios = [ours / theirs for ours, theirs in pairs]
+    record = {
+        "benchmark": "import_time",
+        "n": rounds,
+        "netfission_seconds": [ours for ours, _ in pairs],
+        "torch_seconds": [theirs for _, theirs in pairs],
+        "ratio_median": median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "environment": environment(),
+    }
+    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    print(
+        f"import netfission {median(ours for ours, _ in pairs):.2f} s, import torch "
+        f"{median(theirs for _, theirs in pairs):.2f} s, ratio {median(ratios):.3f} "
+        f"(range {min(ratios):.3f}–{max(ratios):.3f}, n = {rounds})"
+    )
+
+
+if __name__ == "__main__":
+    main()
