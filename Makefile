@@ -20,7 +20,7 @@ demo: $(VENV)/.ready ## train, evaluate and compare on real digits in under 3 mi
 	$(BIN)/netfission demo
 
 test: $(VENV)/.ready ## run the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.ready ## lint, format and strict types
 	$(BIN)/ruff check .

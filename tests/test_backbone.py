@@ -393,7 +393,7 @@ def mlp() -> nn.Module:
         ),
         (Recurrent, ["stage1", "stage2"], r"'stage1'.* cannot end a stage"),
         (Unused, list(STAGES), r"'stage3'.* cannot end a stage"),
-        (Tied, None, r"parameter 'stage\d.4.weight' is used in 'stage1' and in 'stage3'; pass stages"),
+        (Tied, None, r"'stage\d.4.weight' is used in 'stage1' and in 'stage3'; pass stages"),
         (TiedNorm, None, r"'stage\d.2.running_mean' is used in 'stage1' and in 'stage2'; pass stages"),
         (mlp, None, r"model=Sequential: no stages found; takes a network with convolutions"),
     ],
