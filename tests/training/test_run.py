@@ -105,6 +105,26 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoi
     assert [row["epoch"] for row in rows_of(tmp_path / "run")] == [1, 2, 3]
 
 
+class Stop(Callback):
+    """Presses Ctrl-C at one step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 6:
+            raise KeyboardInterrupt
+
+
+def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, finished_run):
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(settings_of(), tmp_path / "run", progress=False, callbacks=[Stop()])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(rows_of(tmp_path / "run")) == 1
+    train(settings_of(), tmp_path / "run", progress=False, resume=True)
+    assert_equal_states(state_of(finished_run), state_of(tmp_path / "run"))
+
+
 def test_a_failure_before_training_leaves_no_folder_behind(tmp_path, settings_of):
     with pytest.raises(ValueError, match="exits=9"):
         train(settings_of(exits=9), tmp_path / "run", progress=False)

@@ -37,7 +37,7 @@ class DataConfig:
     flip: bool | None = None
     mix: Literal["none", "cutmix", "mixup"] = "none"
     mix_alpha: float = 1.0
-    workers: int = 0
+    workers: int = 2
 
 
 @dataclass(frozen=True)

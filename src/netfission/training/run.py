@@ -54,6 +54,7 @@ def train(
         ValueError: a setting is not what it takes.
         OSError: a file cannot be read or written.
         DivergedError: the loss stopped being finite; the checkpoint of the last whole epoch is kept.
+        KeyboardInterrupt: it was stopped; likewise.
     """
     folder = RunFolder(path)
     main_process = getattr(rank_zero_only, "rank", 0) == 0
@@ -72,7 +73,10 @@ def train(
     checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
     with _quietly():
         trainer = _trainer(config, folder, progress, callbacks)
-        trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
+        try:
+            trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
     if not trainer.is_global_zero:
         return None
     folder.save_network(network, describe(config, data))
