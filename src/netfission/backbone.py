@@ -351,10 +351,10 @@ def _clone(_stage: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 def _check_example(model: nn.Module, example_input: Tensor) -> None:
     try:
         _run(model, example_input, training=False)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a model's own checks raise
         raise ValueError(
             f"example_input={tuple(example_input.shape)} {example_input.dtype}: takes images that "
-            f"{type(model).__name__} takes ({str(error).splitlines()[0]})"
+            f"{type(model).__name__} takes ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """The command `netfission`: parse, build, run."""
 
+import errno
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from netfission.fission import FissionConfig
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 
+NAMED = ("digits", "cifar10", "cifar100", "tiny-imagenet")
 PARTS = (DataConfig, ModelConfig, FissionConfig, TrainingConfig)
 
 
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = settings.command
         COMMANDS[command](settings[command])
     except (ArgumentError, ValueError, OSError) as error:
-        return _report(error, 2)
+        return _report(error, 1 if getattr(error, "errno", None) == errno.ENOSPC else 2)
     except RuntimeError as error:
         return _report(error, 1)
     except KeyboardInterrupt:
@@ -108,7 +110,10 @@ def _parser() -> ArgumentParser:
 
 def _run_config(settings: Namespace) -> RunConfig:
     flat: dict[str, Any] = settings.as_dict()
-    return RunConfig.from_dict({k: v for k, v in flat.items() if k not in ("config", "out", "resume")})
+    chosen = {k: v for k, v in flat.items() if k not in ("config", "out", "resume")}
+    if chosen["data"] not in NAMED and Path(chosen["data"]).exists():
+        chosen["data"] = str(Path(chosen["data"]).resolve())  # so that the run is found from anywhere
+    return RunConfig.from_dict(chosen)
 
 
 class _Parser(ArgumentParser):

@@ -23,12 +23,13 @@ class FissionConfig:
 
     Args:
         exits: number of exits; 1 is the network itself.
-        branch_after: one stage (name or number from 1) per extra exit, after which it leaves exit 0;
-            default 1, 2, ….
-        stages: names of the modules that end the stages; default found from the model's graph.
+        branch_after: one stage (name or number from 1) per extra exit, after which it leaves exit 0, as a
+            list: [1,2]; default 1, 2, ….
+        stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
+            model's graph.
         grouping: how each stage is dealt out to its paths: weights or copies.
         keep_shortcuts: with weights, give every path the whole of each shortcut's projection.
-        ratio: relative shares of the paths, exit 0 first; default equal.
+        ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         sparsity: share of the prunable weights removed before grouping, in [0, 1).
         criterion: what scores weights for pruning: random, erk, magnitude, snip, grasp or synflow.
         pruning_steps: prune in this many steps; default 1, for synflow 100.

@@ -1,15 +1,18 @@
 import csv
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
+from netfission.cli import main
 from netfission.training.folder import RunFolder
 from netfission.training.module import DivergedError
 from netfission.training.run import evaluate, train
@@ -123,6 +126,82 @@ def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, finished_run):
     assert len(rows_of(tmp_path / "run")) == 1
     train(settings_of(), tmp_path / "run", progress=False, resume=True)
     assert_equal_states(state_of(finished_run), state_of(tmp_path / "run"))
+
+
+def test_resuming_what_has_ended_changes_nothing(tmp_path, settings_of):
+    first = train(settings_of(ema=0.9), tmp_path / "run", progress=False)
+    before = RunFolder(tmp_path / "run").weights.read_bytes()
+    assert train(settings_of(ema=0.9), tmp_path / "run", progress=False, resume=True) == first
+    assert RunFolder(tmp_path / "run").weights.read_bytes() == before
+
+
+def test_a_run_starts_again_from_its_own_settings_file(finished_run, tmp_path):
+    more = ["--config", str(RunFolder(finished_run).config), "--out", str(tmp_path / "run")]
+    assert main(["train", *more]) == 0
+    assert_equal_states(state_of(finished_run), state_of(tmp_path / "run"))
+
+
+class FillsTheDisk(Callback):
+    """From epoch 2 on no file can be put in its place."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+
+            def full(self, target):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            self.monkeypatch.setattr(Path, "replace", full)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, settings_of, monkeypatch):
+    with pytest.raises(OSError, match="No space left"):
+        train(settings_of(), tmp_path / "run", progress=False, callbacks=[FillsTheDisk(monkeypatch)])
+    monkeypatch.undo()
+    folder = RunFolder(tmp_path / "run")
+    assert torch.load(folder.checkpoint, weights_only=False)["global_step"] == 4
+    assert not list(folder.path.rglob("*.tmp"))
+    train(settings_of(), folder.path, progress=False, resume=True)
+    assert len(rows_of(folder.path)) == 2
+
+
+@pytest.fixture
+def interrupted(tmp_path, settings_of) -> RunFolder:
+    """A run of which one epoch is done."""
+    with pytest.raises(DivergedError):
+        train(settings_of(), tmp_path / "run", progress=False, callbacks=[Poison()])
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_named(interrupted, settings_of):
+    interrupted.checkpoint.write_bytes(interrupted.checkpoint.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"last\.ckpt: is damaged"):
+        train(settings_of(), interrupted.path, progress=False, resume=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(interrupted, settings_of):
+    with interrupted.locked(), pytest.raises(ValueError, match="another process is training in it"):
+        train(settings_of(), interrupted.path, progress=False, resume=True)
+
+
+def test_evaluating_a_run_that_has_not_ended_says_so(interrupted):
+    with pytest.raises(ValueError, match="its training has not ended; go on with resume"):
+        evaluate(interrupted, interrupted.load_config())
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_saved(tmp_path, settings_of):
+    with pytest.raises(DivergedError, match="try a lower learning_rate"):
+        train(settings_of(epochs=1, learning_rate=1e30), tmp_path / "run", progress=False)
+    assert not RunFolder(tmp_path / "run").weights.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said_in_one_line(tmp_path, settings_of):
+    with pytest.raises(ValueError, match="accelerator='gpu', devices=1: "):
+        train(settings_of(accelerator="gpu"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failure_before_training_leaves_no_folder_behind(tmp_path, settings_of):

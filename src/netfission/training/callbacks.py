@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from netfission.files import write_whole
@@ -56,6 +58,28 @@ class EpochTable(Callback):
         self.rows = list(state_dict["rows"])
 
 
+class EpochLines(Callback):
+    """A line an epoch on standard output, for logs."""
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the epoch's accuracies, in %."""
+        assert isinstance(pl_module, FissionTraining)
+        if trainer.is_global_zero:
+            figures = "  ".join(f"{name} {value}" for name, value in shown_figures(pl_module).items())
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}", flush=True)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes each checkpoint whole or not at all, in the folder where it is to be."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replace what stands at `path`."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), content.getvalue())
+
+
 class AccuracyBar(TQDMProgressBar):
     """A progress bar over the steps with the accuracy, in %, of every exit and of the ensemble so far."""
 
@@ -64,10 +88,15 @@ class AccuracyBar(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Read when the bar is redrawn, not at every step."""
         assert isinstance(pl_module, FissionTraining)
-        shown: dict[str, int | str | float | dict[str, float]] = {}
-        for prefix, tally in pl_module.tallies.items():
-            for name, value in tally.figures(prefix).items():
-                short = name.removeprefix("train/")
-                if not short.endswith("nll"):
-                    shown[short] = f"{value:.3f}" if short == "loss" else f"{100 * value:.1f}"
-        return shown
+        return {**shown_figures(pl_module)}
+
+
+def shown_figures(module: FissionTraining) -> dict[str, str]:
+    """The epoch's accuracies so far, in %, and the loss."""
+    shown = {}
+    for prefix, tally in module.tallies.items():
+        for name, value in tally.figures(prefix).items():
+            short = name.removeprefix("train/")
+            if not short.endswith("nll"):
+                shown[short] = f"{value:.3f}" if short == "loss" else f"{100 * value:.1f}"
+    return shown

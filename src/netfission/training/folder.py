@@ -2,14 +2,18 @@
 
 import json
 import platform
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -48,7 +52,9 @@ class ModelCard:
         # Which weights are removed is read with the weights: scoring them again would be for nothing.
         config = FissionConfig(**{**self.fission, "criterion": "random", "pruning_steps": None})
         model = create_model(self.model, len(self.classes), in_channels=self.shape[0])
-        return fission(model, **asdict(config), example_input=torch.zeros(2, *self.shape)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
+            return fission(model, **asdict(config), example_input=torch.zeros(2, *self.shape)).eval()
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def lock(self) -> Path:
+        """Held while a process trains here."""
+        return self.path / ".lock"
+
+    @property
     def card(self) -> Path:
         """What is needed beside the weights to use the network."""
         return self.path / "config.json"
@@ -107,13 +118,40 @@ class RunFolder:
             )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            made = yaml.safe_dump({"environment": environment()})
-            write_whole(self.config, config.to_yaml() + made)
+            made = yaml.safe_dump(environment()).splitlines()
+            comments = "".join(f"# {line}\n" for line in ["Made with:", *made])
+            write_whole(self.config, config.to_yaml() + comments)
 
     def release(self) -> None:
         """Undo `claim` where nothing has run yet."""
-        self.config.unlink()
+        for path in (self.config, self.lock):
+            path.unlink(missing_ok=True)
         self.path.rmdir()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in the folder; ValueError if one does."""
+        lock = FileLock(self.lock)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"out={self.path}: another process is training in it; wait for it") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def resumable(self) -> Path | None:
+        """The checkpoint to go on from; None where no epoch had ended.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if not self.checkpoint.is_file():
+            return None
+        if not is_zipfile(self.checkpoint):
+            raise ValueError(f"{self.checkpoint}: is damaged; remove it to begin the run again with resume")
+        return self.checkpoint
 
     def _match(self, config: RunConfig) -> None:
         begun, now = self.load_config().to_dict(), config.to_dict()
@@ -131,7 +169,6 @@ class RunFolder:
             ValueError: the folder is no run, or its settings cannot be read.
         """
         settings = _read(self.config, lambda text: yaml.safe_load(text))
-        settings.pop("environment", None)
         return RunConfig.from_dict(settings)
 
     def save_network(self, network: nn.Module, card: ModelCard) -> None:
@@ -146,6 +183,8 @@ class RunFolder:
         Raises:
             ValueError: a file is missing or damaged, or the two do not belong together.
         """
+        if self.config.is_file() and not self.card.is_file():
+            raise ValueError(f"{self.path}: its training has not ended; go on with resume")
         settings = _read(self.card, json.loads)
         try:
             card = ModelCard(**settings)

@@ -108,6 +108,11 @@ class FissionTraining(lightning.LightningModule):
                 f"the loss stopped being a finite number at step {int(self.first_bad_step.item())} (epoch "
                 f"{self.current_epoch + 1}); try a lower learning_rate or clip=1"
             )
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            raise DivergedError(
+                f"a weight stopped being a finite number by step {self.global_step} (epoch "
+                f"{self.current_epoch + 1}); try a lower learning_rate or clip=1"
+            )
 
     def _watch(self, loss: Tensor) -> None:
         """Note the first step with a loss that is not finite, without waiting for the device."""

@@ -1,15 +1,17 @@
 """One run, from its settings to a folder with a trained and evaluated network."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,7 +23,7 @@ from netfission.files import write_whole
 from netfission.fission import fission
 from netfission.models import create_model
 from netfission.network import FissionNetwork
-from netfission.training.callbacks import AccuracyBar, EpochTable
+from netfission.training.callbacks import AccuracyBar, EpochLines, EpochTable, WholeCheckpoints
 from netfission.training.config import DataConfig, RunConfig
 from netfission.training.folder import ModelCard, RunFolder
 from netfission.training.module import FissionTraining
@@ -43,7 +45,7 @@ def train(
         config: all settings.
         path: the run's folder; new or empty, or with `resume` one that a run with the same settings began.
         resume: go on after the last whole epoch that the folder holds.
-        progress: show a progress bar.
+        progress: show a progress bar, or a line an epoch where standard output is no terminal.
         callbacks: Lightning callbacks of your own, run after ours.
 
     Returns:
@@ -60,26 +62,29 @@ def train(
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     if main_process:
         folder.claim(config, resume)
-    try:
-        data = load(config.data, config.fission.seed)
-        network = build_network(config, data)
-    except BaseException:
-        if main_process and not resume:
-            folder.release()
-        raise
-    module = FissionTraining(network, config.training, config.fission.seed)
-    if config.training.compile:
-        network.compile()
-    checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
-    with _quietly():
-        trainer = _trainer(config, folder, progress, callbacks)
+    if resume and folder.weights.is_file():
+        return evaluate(folder, config) if main_process else None
+    checkpoint = folder.resumable() if resume else None
+    with _quietly(), folder.locked() if main_process else nullcontext():
+        try:
+            data = load(config.data, config.fission.seed)
+            network = build_network(config, data)
+            trainer = _trainer(config, folder, progress, callbacks)
+        except BaseException:
+            if main_process and not resume:
+                folder.release()
+            raise
+        module = FissionTraining(network, config.training, config.fission.seed)
+        if config.training.compile:
+            network.compile()
         try:
             trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
-    if not trainer.is_global_zero:
-        return None
-    folder.save_network(network, describe(config, data))
+        module.stop_if_diverged()
+        if not trainer.is_global_zero:
+            return None
+        folder.save_network(network, describe(config, data))
     return evaluate(folder, config, data)
 
 
@@ -247,25 +252,30 @@ def _trainer(
         ),
     ]
     if progress:
-        callbacks.append(AccuracyBar())
+        callbacks.append(AccuracyBar() if sys.stdout.isatty() else EpochLines())
     if training.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=training.ema))
-    return lightning.Trainer(
-        accelerator=training.accelerator,
-        devices=training.devices,
-        num_nodes=training.machines,
-        precision=training.precision,
-        max_epochs=training.epochs,
-        accumulate_grad_batches=training.accumulate,
-        gradient_clip_val=training.clip,
-        callbacks=[*callbacks, *more],
-        logger=TensorBoardLogger(folder.path, name=None, version="tensorboard"),
-        log_every_n_steps=50,
-        num_sanity_val_steps=0,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    try:
+        return lightning.Trainer(
+            accelerator=training.accelerator,
+            devices=training.devices,
+            num_nodes=training.machines,
+            precision=training.precision,
+            max_epochs=training.epochs,
+            accumulate_grad_batches=training.accumulate,
+            gradient_clip_val=training.clip,
+            callbacks=[*callbacks, *more],
+            plugins=[WholeCheckpoints()],
+            logger=TensorBoardLogger(folder.path, name=None, version="tensorboard"),
+            log_every_n_steps=50,
+            num_sanity_val_steps=0,
+            enable_progress_bar=progress and sys.stdout.isatty(),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:
+        asked = f"accelerator={training.accelerator!r}, devices={training.devices}"
+        raise ValueError(f"{asked}: {error}") from error
 
 
 @contextmanager
@@ -284,6 +294,8 @@ def _quietly() -> Iterator[None]:
                 ".*LeafSpec.*deprecated.*",
                 ".*smaller than the logging interval.*",
                 ".*tensorboard.*",
+                ".*dirpath has changed.*",
+                ".*sync_dist.*",  # the figures are summed over the devices before they are logged
                 ".*Total length of .* across ranks is zero.*",
             ):
                 warnings.filterwarnings("ignore", remark)
