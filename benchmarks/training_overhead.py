@@ -4,7 +4,7 @@ Both train the same fissioned network, an epoch each in turn in one process, so 
 meets both alike:
 
 - train: what the command runs, from one epoch's start to the next: its loader with crop and flip,
-  Lightning's loop, progress bar, accuracies, table of epochs, TensorBoard and checkpoint;
+  Lightning's loop, progress (a bar in a terminal), accuracies, table of epochs, TensorBoard and checkpoint;
 - bare: normalised float images indexed in a shuffled order, forward, loss, backward, step, and no more.
 
 Prints images per second of both, their ratio epoch by epoch (median, range), and the peak memory of each in

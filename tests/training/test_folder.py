@@ -53,7 +53,7 @@ def test_resuming_what_was_never_begun_is_refused(copied, tmp_path):
 
 def test_an_unwritable_folder_is_refused(copied, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match=r"out=.*file/run: cannot be written \(Not a directory\)"):
         RunFolder(tmp_path / "file" / "run").claim(copied.load_config(), resume=False)
 
 

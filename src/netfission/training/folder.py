@@ -117,10 +117,13 @@ class RunFolder:
                 f"out={self.path}: is already used; takes a new folder, or pass resume to go on with its run"
             )
         else:
-            self.path.mkdir(parents=True, exist_ok=True)
             made = yaml.safe_dump(environment()).splitlines()
             comments = "".join(f"# {line}\n" for line in ["Made with:", *made])
-            write_whole(self.config, config.to_yaml() + comments)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_whole(self.config, config.to_yaml() + comments)
+            except OSError as error:
+                raise OSError(f"out={self.path}: cannot be written ({error.strerror})") from error
 
     def release(self) -> None:
         """Undo `claim` where nothing has run yet."""
