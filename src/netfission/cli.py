@@ -14,7 +14,6 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from netfission.fission import FissionConfig
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 
-NAMED = ("digits", "cifar10", "cifar100", "tiny-imagenet")
 PARTS = (DataConfig, ModelConfig, FissionConfig, TrainingConfig)
 
 
@@ -109,9 +108,11 @@ def _parser() -> ArgumentParser:
 
 
 def _run_config(settings: Namespace) -> RunConfig:
+    from netfission.data.sources import NAMES
+
     flat: dict[str, Any] = settings.as_dict()
     chosen = {k: v for k, v in flat.items() if k not in ("config", "out", "resume")}
-    if chosen["data"] not in NAMED and Path(chosen["data"]).exists():
+    if chosen["data"] not in NAMES and Path(chosen["data"]).exists():
         chosen["data"] = str(Path(chosen["data"]).resolve())  # so that the run is found from anywhere
     return RunConfig.from_dict(chosen)
 

@@ -17,6 +17,7 @@ HUB_NAMES = {
     "cifar100": "uoft-cs/cifar100",
     "tiny-imagenet": "zh-plus/tiny-imagenet",
 }
+NAMES = ("digits", *HUB_NAMES)
 # In this order: the first that a data set has is its test split.
 TEST_NAMES = ("test", "val", "valid", "validation")
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -49,11 +50,10 @@ def find_source(name: str) -> Source:
         raise ValueError(f"data must be a name or a folder, got the file {name}")
     if os.sep in name or "/" in name:
         raise FileNotFoundError(f"data folder {name} does not exist")
-    known = ["digits", *HUB_NAMES]
-    nearest = difflib.get_close_matches(name, known, cutoff=0.4) or known
+    nearest = difflib.get_close_matches(name, NAMES, cutoff=0.4) or NAMES
     raise ValueError(
         f"unknown data set {name!r}: nearest known names: {', '.join(nearest)}; "
-        f"known are {', '.join(known)} and folders"
+        f"known are {', '.join(NAMES)} and folders"
     )
 
 

@@ -42,6 +42,11 @@ def sum_over_batches(
     return total
 
 
+def gradient(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:
+    """The gradient of `loss` by each leaf, zeros where it does not depend on it."""
+    return torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+
 def draw_seed(generator: torch.Generator) -> int:
     """Draw a seed for one pass over the batches."""
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))

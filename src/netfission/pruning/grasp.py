@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from netfission.pruning._derivatives import draw_seed, sum_over_batches
+from netfission.pruning._derivatives import draw_seed, gradient, sum_over_batches
 
 TEMPERATURE = 200.0
 
@@ -40,9 +40,6 @@ def grasp(
         ValueError: `batches` holds a label outside the model's classes.
     """
     seed = draw_seed(generator)
-
-    def gradient(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:
-        return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
     def hessian_product(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from netfission.pruning._derivatives import draw_seed, sum_over_batches
+from netfission.pruning._derivatives import draw_seed, gradient, sum_over_batches
 
 
 def snip(
@@ -35,12 +35,8 @@ def snip(
         ValueError: `batches` holds a label outside the model's classes.
     """
     seed = draw_seed(generator)
-    gradients = sum_over_batches(_gradient, model, weights, batches, seed)
+    gradients = sum_over_batches(gradient, model, weights, batches, seed)
     return {
         name: (weight * gradient).abs()
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
     }
-
-
-def _gradient(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:
-    return torch.autograd.grad(loss, leaves, materialize_grads=True)

@@ -33,7 +33,7 @@ class EpochTable(Callback):
     ) -> None:
         """Look at the loss from time to time: looking waits for the device."""
         if (batch_idx + 1) % 50 == 0:
-            pl_module.stop_if_diverged()
+            pl_module.stop_at_bad_loss()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add the epoch that has just ended."""

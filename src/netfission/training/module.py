@@ -101,18 +101,22 @@ class FissionTraining(lightning.LightningModule):
         """Start the epoch's figures."""
         self.tallies["val"] = Tally()
 
-    def stop_if_diverged(self) -> None:
+    def stop_at_bad_loss(self) -> None:
         """Raise DivergedError with the first step whose loss was NaN or infinite, if there was one."""
         if self.first_bad_step is not None and self.first_bad_step.item() >= 0:
-            raise DivergedError(
-                f"the loss stopped being a finite number at step {int(self.first_bad_step.item())} (epoch "
-                f"{self.current_epoch + 1}); try a lower learning_rate or clip=1"
-            )
+            raise self._diverged("the loss", f"at step {int(self.first_bad_step.item())}")
+
+    def stop_if_diverged(self) -> None:
+        """Raise DivergedError where a loss was not finite, or a weight no longer is; reads all weights."""
+        self.stop_at_bad_loss()
         if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
-            raise DivergedError(
-                f"a weight stopped being a finite number by step {self.global_step} (epoch "
-                f"{self.current_epoch + 1}); try a lower learning_rate or clip=1"
-            )
+            raise self._diverged("a weight", f"by step {self.global_step}")
+
+    def _diverged(self, what: str, when: str) -> DivergedError:
+        return DivergedError(
+            f"{what} stopped being a finite number {when} (epoch {self.current_epoch + 1}); try a lower "
+            "learning_rate or clip=1"
+        )
 
     def _watch(self, loss: Tensor) -> None:
         """Note the first step with a loss that is not finite, without waiting for the device."""

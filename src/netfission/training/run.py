@@ -81,7 +81,6 @@ def train(
             trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
-        module.stop_if_diverged()
         if not trainer.is_global_zero:
             return None
         folder.save_network(network, describe(config, data))
