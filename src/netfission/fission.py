@@ -9,11 +9,13 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from netfission.backbone import cut
-from netfission.grouping import GROUPINGS, Grouping, WeightGrouping
+from netfission.backbone import Backbone, cut
+from netfission.coupling import ChannelGroup, find_coupling
+from netfission.grouping import GROUPINGS, ChannelGrouping, Grouping, Repeated, WeightGrouping
+from netfission.modes import in_mode
 from netfission.network import FissionNetwork, Path
 from netfission.pruning.masks import kept_masks, prunable_weights, refuse_rescaled, remove
-from netfission.pruning.prune import CRITERIA, Batches, prune
+from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.words import one_of
 
 
@@ -27,8 +29,10 @@ class FissionConfig:
             list: [1,2]; default 1, 2, ….
         stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
             model's graph.
-        grouping: how each stage is dealt out to its paths: weights or copies.
+        grouping: how each stage is dealt out to its paths: channels, weights or copies.
         keep_shortcuts: with weights, give every path the whole of each shortcut's projection.
+        exact_partition: with channels, give out every channel exactly once, whatever it costs.
+        dealing: with channels, deal them random or by importance (scored by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         sparsity: share of the prunable weights removed before grouping, in [0, 1).
         criterion: what scores weights for pruning: random, erk, magnitude, snip, grasp or synflow.
@@ -41,6 +45,8 @@ class FissionConfig:
     stages: list[str] | None = None
     grouping: str = "weights"
     keep_shortcuts: bool = False
+    exact_partition: bool = False
+    dealing: str = "random"
     ratio: list[float] | None = None
     sparsity: float = 0.0
     criterion: str = "snip"
@@ -62,6 +68,8 @@ def fission(
     batches: Batches = (),
     example_input: Tensor | None = None,
     keep_shortcuts: bool = False,
+    exact_partition: bool = False,
+    dealing: str = "random",
     seed: int = 0,
 ) -> FissionNetwork:
     """Turn one classifier into a multi-exit network (Network Fission Ensembles, arXiv 2408.02301).
@@ -77,15 +85,21 @@ def fission(
         branch_after: for each exit from 1, the stage after which it leaves exit 0: a stage name or
             its 1-based number, before the last stage. A stage may be named twice. Default 1, 2, ….
         stages: names of the modules that end the stages; default found from the graph.
-        grouping: `"weights"` (element-wise, the paper), `"copies"` (whole stages) or a `Grouping`.
+        grouping: `"weights"` (element-wise, the paper), `"channels"` (whole internal channels, each path a
+            smaller dense network), `"copies"` (whole stages) or a `Grouping`.
         ratio: relative shares of the paths, exit 0 first, positive; default equal.
         sparsity: share of the prunable weights of stem and stages to remove before grouping, in [0, 1).
+            With `"channels"` whole channels go, so that the share is met to within one.
         criterion: what scores them, see `netfission.pruning.prune`.
         pruning_steps: default the criterion's own: 1, for `"synflow"` 100.
         batches: pairs (images, labels) for the criteria that look at data (`"snip"`, `"grasp"`).
         example_input: images to trace and check the cut with, float `(batch, channels, height, width)`;
             default the first of `batches`, else what a timm model says it takes.
         keep_shortcuts: with grouping `"weights"`, every path gets the whole of each 1×1 shortcut.
+        exact_partition: with grouping `"channels"`, every channel goes to exactly one path; default is to
+            choose widths by their cost, see `netfission.grouping.ChannelGrouping`.
+        dealing: with grouping `"channels"`, `"random"` or `"importance"`: the most important channels are
+            dealt out first, in turn, by the criterion's scores.
         seed: the same seed gives the same network.
 
     Returns:
@@ -97,7 +111,7 @@ def fission(
     Warns:
         UserWarning: pruning or grouping left a layer of a path without weights.
     """
-    dealer = _grouping(grouping, keep_shortcuts)
+    dealer = _grouping(grouping, keep_shortcuts, exact_partition, dealing)
     if not isinstance(exits, int) or exits < 1:
         raise ValueError(f"exits={exits}: takes a whole number from 1")
     if not 0 <= sparsity < 1:
@@ -108,44 +122,92 @@ def fission(
     backbone = cut(model, example, stages)
     refuse_rescaled(backbone)
     branches = _branches(branch_after, exits, backbone.stage_names)
+    features = _features(backbone, example)
+    names = [name for name in prunable_weights(backbone) if not name.startswith("head.")]
+    if criterion == "synflow" and not batches:
+        batches = [(example, example)]  # it reads the shape of the images alone
     kept: dict[str, Tensor] = {}
     if sparsity > 0:
         kept = prune(
             backbone,
-            [name for name in prunable_weights(backbone) if not name.startswith("head.")],
+            names,
             sparsity,
             criterion=criterion,
-            batches=batches or ([(example, example)] if criterion == "synflow" else ()),
+            batches=batches,
             steps=pruning_steps,
             seed=seed,
+            groups=_channel_groups(backbone, features) if isinstance(dealer, ChannelGrouping) else (),
         )
+    scores: dict[str, Tensor] = {}
+    if dealing == "importance":
+        scores = score(backbone, names, criterion, batches, seed, kept)
     generator = torch.Generator().manual_seed(seed)
-    remove(backbone.stem, _within(kept, "stem."))
+    if not isinstance(dealer, ChannelGrouping):
+        remove(backbone.stem, _within(kept, "stem."))
     own_stages: list[list[nn.Module]] = [[] for _ in range(exits)]
-    for index, stage in enumerate(backbone.stages):
+    repeated: dict[str, tuple[Repeated, ...]] = {}
+    for index, (name, stage) in enumerate(zip(backbone.stage_names, backbone.stages, strict=True)):
         running = [0] + [k for k, after in enumerate(branches, start=1) if after <= index]
-        parts = dealer.deal(stage, _within(kept, f"stages.{index}."), [shares[k] for k in running], generator)
-        for k, part in zip(running, parts, strict=True):
+        prefix = f"stages.{index}."
+        dealt = dealer.deal(
+            stage,
+            _within(kept, prefix),
+            [shares[k] for k in running],
+            generator,
+            features=features[index],
+            scores=_within(scores, prefix),
+        )
+        for k, part in zip(running, dealt.paths, strict=True):
             own_stages[k].append(part)
+        if dealt.repeated:
+            repeated[name] = dealt.repeated
     paths = [Path(parts, copy.deepcopy(backbone.head)) for parts in own_stages]
-    network = FissionNetwork(backbone.stem, paths, branches, backbone.stage_names)
+    network = FissionNetwork(backbone.stem, paths, branches, backbone.stage_names, repeated)
     _warn_of_empty_layers(paths, branches, kept)
     for module in (network, network.paths, *paths, *(path.stages for path in paths)):
         module.training = model.training
     return network
 
 
-def _grouping(grouping: str | Grouping, keep_shortcuts: bool) -> Grouping:
-    if isinstance(grouping, str):
-        kind = GROUPINGS[one_of("grouping", grouping, GROUPINGS)]
-        if keep_shortcuts and kind is WeightGrouping:
-            return WeightGrouping(keep_shortcuts=True)
-        grouping = kind()
-    if keep_shortcuts:
-        raise ValueError(
-            f"keep_shortcuts=True: goes with grouping='weights' given by name, not with {grouping!r}"
-        )
-    return grouping
+def _grouping(
+    grouping: str | Grouping, keep_shortcuts: bool, exact_partition: bool, dealing: str
+) -> Grouping:
+    """The grouping asked for; a setting that goes with another one by name is refused."""
+    one_of("dealing", dealing, ("importance", "random"))
+    name = one_of("grouping", grouping, GROUPINGS) if isinstance(grouping, str) else repr(grouping)
+    for setting, given, takes in (
+        ("keep_shortcuts", keep_shortcuts, "weights"),
+        ("exact_partition", exact_partition, "channels"),
+        ("dealing", dealing != "random" and dealing, "channels"),
+    ):
+        if given and name != takes:
+            raise ValueError(
+                f"{setting}={given!r}: goes with grouping={takes!r} given by name, not with {name}"
+            )
+    if name == "weights":
+        return WeightGrouping(keep_shortcuts)
+    if name == "channels":
+        return ChannelGrouping(exact_partition, by_importance=dealing == "importance")
+    return GROUPINGS[name]() if isinstance(grouping, str) else grouping
+
+
+@torch.no_grad()
+def _features(backbone: Backbone, example: Tensor) -> list[Tensor]:
+    """What each stage reads."""
+    with in_mode(backbone, training=False):
+        features = [backbone.stem(example.clone())]
+        for stage in backbone.stages[:-1]:
+            features.append(stage(features[-1]))
+    return features
+
+
+def _channel_groups(backbone: Backbone, features: Sequence[Tensor]) -> list[ChannelGroup]:
+    """The channel groups of all stages, by their names in the backbone."""
+    return [
+        group.within(f"stages.{index}.")
+        for index, stage in enumerate(backbone.stages)
+        for group in find_coupling(stage, features[index]).groups
+    ]
 
 
 def _shares(ratio: Sequence[float] | None, exits: int) -> list[float]:

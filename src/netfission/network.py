@@ -1,11 +1,12 @@
 """The multi-exit network that fission makes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from netfission.grouping.base import Repeated
 from netfission.inference.ensemble import ensemble_log_probabilities
 from netfission.pruning.masks import Guarded
 
@@ -45,6 +46,7 @@ class FissionNetwork(Guarded):
         paths: one `Path` an exit, exit 0 first.
         branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0.
         stage_names: the module that ended each stage in the model given.
+        repeated: stage → the layers that all its paths hold whole, though they were meant to be dealt out.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class FissionNetwork(Guarded):
         paths: Sequence[Path],
         branch_after: Sequence[int],
         stage_names: Sequence[str],
+        repeated: Mapping[str, Sequence[Repeated]] | None = None,
     ) -> None:
         super().__init__()
         assert len(branch_after) == len(paths) - 1
@@ -60,6 +63,7 @@ class FissionNetwork(Guarded):
         self.paths = nn.ModuleList(paths)
         self.branch_after = tuple(branch_after)
         self.stage_names = tuple(stage_names)
+        self.repeated = {name: tuple(layers) for name, layers in (repeated or {}).items()}
 
     @property
     def exits(self) -> int:
@@ -79,6 +83,38 @@ class FissionNetwork(Guarded):
 
     def _paths(self) -> list[Path]:
         return list(self.paths)  # type: ignore[arg-type]  # ModuleList forgets what it lists
+
+    def stage_copies(self, number: int) -> dict[int, nn.Module]:
+        """The copies of a stage, by the exit whose path holds them; a shared stage is exit 0's.
+
+        Args:
+            number: 0-based place in `stage_names`.
+        """
+        starts = enumerate((0, *self.branch_after))
+        return {
+            exit_: self._paths()[exit_].stages[number - start] for exit_, start in starts if start <= number
+        }
+
+    def summary(self) -> str:
+        """What each path holds, stage by stage, as text; and what all of them hold whole, and why."""
+        held = {"stem": [self.stem]}
+        for number, name in enumerate(self.stage_names):
+            held[name] = list(self.stage_copies(number).values())
+        held["head"] = [path.head for path in self._paths()]
+        width = max(map(len, held))
+        lines = [f"{'':{width}}  parameters of each path"]
+        for name, modules in held.items():
+            counts = (sum(parameter.numel() for parameter in module.parameters()) for module in modules)
+            lines.append(f"{name:{width}}  " + " + ".join(f"{count:,}" for count in counts))
+        for name, layers in self.repeated.items():
+            for reason in dict.fromkeys(layer.reason for layer in layers):
+                own = [layer for layer in layers if layer.reason == reason]
+                macs = sum(layer.macs for layer in own)
+                lines.append(
+                    f"{name}: every path holds {', '.join(layer.layer for layer in own)} whole, "
+                    f"{macs / 1e6:.2f} M MACs a path ({reason})"
+                )
+        return "\n".join(lines)
 
     def ensemble(self, average: Literal["logits", "probabilities"] = "logits") -> "Ensemble":
         """This network as one classifier, a drop-in for the model given; it shares all weights.

@@ -22,9 +22,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def deal(
+    stage: nn.Module, kept: dict[str, Tensor], shares: list[float], generator: torch.Generator
+) -> list[nn.Module]:
+    return CopyGrouping().deal(stage, kept, shares, generator, features=IMAGES, scores={}).paths
+
+
 def test_exit_0_keeps_the_weights_and_the_others_get_them_in_another_order(stage: nn.Sequential) -> None:
     given = copy.deepcopy(stage.state_dict())
-    first, *others = CopyGrouping().deal(stage, {}, [1.0, 1.0, 1.0], seeded())
+    first, *others = deal(stage, {}, [1.0, 1.0, 1.0], seeded())
     assert list(first.state_dict()) == list(given)
     assert all(torch.equal(value, given[name]) for name, value in first.state_dict().items())
     assert all(torch.equal(value, given[name]) for name, value in stage.state_dict().items())
@@ -40,7 +46,7 @@ def test_exit_0_keeps_the_weights_and_the_others_get_them_in_another_order(stage
 
 def test_paths_share_the_mask_of_pruning(stage: nn.Sequential) -> None:
     kept = {"0.weight": torch.rand(4, 3, 3, 3, generator=seeded(1)) > 0.5}
-    for path in CopyGrouping().deal(stage, kept, [1.0, 2.0], seeded()):
+    for path in deal(stage, kept, [1.0, 2.0], seeded()):
         weight = path.get_parameter("0.weight")
         assert torch.equal(path.get_buffer("0.weight_removed"), ~kept["0.weight"])
         assert not weight[~kept["0.weight"]].any()
@@ -49,12 +55,12 @@ def test_paths_share_the_mask_of_pruning(stage: nn.Sequential) -> None:
 
 
 def test_the_generator_decides(stage: nn.Sequential) -> None:
-    def deal(seed: int) -> Tensor:
-        return CopyGrouping().deal(stage, {}, [1.0, 1.0], seeded(seed))[1].get_parameter("0.weight")
+    def second(seed: int) -> Tensor:
+        return deal(stage, {}, [1.0, 1.0], seeded(seed))[1].get_parameter("0.weight")
 
     state = torch.get_rng_state()
-    assert torch.equal(deal(0), deal(0))
-    assert not torch.equal(deal(0), deal(1))
+    assert torch.equal(second(0), second(0))
+    assert not torch.equal(second(0), second(1))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -4,8 +4,10 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save
 
 from netfission.training.folder import RunFolder
+from netfission.training.run import evaluate, train
 
 
 @pytest.fixture
@@ -95,3 +97,25 @@ def test_the_network_comes_back_with_its_masks(finished_run):
     assert 0 < sum(int(mask.sum()) for mask in masks.values()) < 0.7 * prunable
     for name, mask in masks.items():
         assert not network.get_parameter(name)[~mask].any()
+
+
+def test_a_network_of_channel_groups_comes_back_with_its_widths(tmp_path, settings_of):
+    """Widths hang on what pruning removed and are in no setting: they are read with the weights."""
+    config = settings_of(grouping="channels", sparsity=0.5, criterion="magnitude", dealing="importance")
+    evaluation = train(config, tmp_path / "run", progress=False)
+    folder = RunFolder(tmp_path / "run")
+    network, card = folder.load_network()
+    fresh = card.build()
+    assert {p.shape for p in fresh.parameters()} != {p.shape for p in network.parameters()}
+    assert evaluate(folder, config) == evaluation
+    assert train(config, folder.path, resume=True, progress=False) == evaluation
+
+
+def test_weights_that_do_not_fit_one_another_are_refused(tmp_path, settings_of):
+    train(settings_of(grouping="channels", sparsity=0.0, epochs=1), tmp_path / "run", progress=False)
+    folder = RunFolder(tmp_path / "run")
+    state = load_file(folder.weights)
+    name = "paths.0.stages.2.block3.0.conv1.weight"
+    folder.weights.write_bytes(save(state | {name: state[name][:-2].contiguous()}))
+    with pytest.raises(ValueError, match=r"model\.safetensors: are not the weights of"):
+        folder.load_network()

@@ -1,9 +1,22 @@
 """How a stage is dealt out to the paths that run through it: one grouping a file."""
 
-from netfission.grouping.base import Grouping
+from netfission.grouping.base import Dealt, Grouping, Repeated
+from netfission.grouping.channels import ChannelGrouping
 from netfission.grouping.copies import CopyGrouping
 from netfission.grouping.weights import WeightGrouping
 
-__all__ = ["GROUPINGS", "CopyGrouping", "Grouping", "WeightGrouping"]
+__all__ = [
+    "GROUPINGS",
+    "ChannelGrouping",
+    "CopyGrouping",
+    "Dealt",
+    "Grouping",
+    "Repeated",
+    "WeightGrouping",
+]
 
-GROUPINGS: dict[str, type[Grouping]] = {"copies": CopyGrouping, "weights": WeightGrouping}
+GROUPINGS: dict[str, type[Grouping]] = {
+    "channels": ChannelGrouping,
+    "copies": CopyGrouping,
+    "weights": WeightGrouping,
+}

@@ -1,10 +1,39 @@
 """What every grouping offers: one stage in, one stage a path out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A layer that every path repeats as it is.
+
+    Attributes:
+        layer: its weight, by its name in the stage.
+        reason: why it is not dealt out.
+        macs: multiply-accumulates of one copy on one image.
+    """
+
+    layer: str
+    reason: str
+    macs: float
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A stage dealt out.
+
+    Attributes:
+        paths: one module a path, each taking the stage's input to the stage's output.
+        repeated: what all of them hold that was meant to be dealt out.
+    """
+
+    paths: list[nn.Module]
+    repeated: tuple[Repeated, ...] = ()
 
 
 class Grouping(Protocol):
@@ -16,7 +45,10 @@ class Grouping(Protocol):
         kept: Mapping[str, Tensor],
         shares: Sequence[float],
         generator: torch.Generator,
-    ) -> list[nn.Module]:
+        *,
+        features: Tensor,
+        scores: Mapping[str, Tensor],
+    ) -> Dealt:
         """Make each path's own stage.
 
         Args:
@@ -25,8 +57,8 @@ class Grouping(Protocol):
                 empty where there was no pruning.
             shares: relative share of each path, positive; exit 0's first.
             generator: a CPU generator, the only source of randomness.
-
-        Returns:
-            One module a path, each taking the stage's input to the stage's output.
+            features: an example of the stage's input, batch first.
+            scores: prunable weight of the stage → its importance, of the weight's shape; empty where it
+                was not asked for.
         """
         ...

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from netfission.grouping.base import Dealt
 from netfission.pruning.masks import prunable_weights, remove
 
 
@@ -25,14 +26,17 @@ class CopyGrouping:
         kept: Mapping[str, Tensor],
         shares: Sequence[float],
         generator: torch.Generator,
-    ) -> list[nn.Module]:
+        *,
+        features: Tensor,
+        scores: Mapping[str, Tensor],
+    ) -> Dealt:
         """See `Grouping.deal`; `shares` only tells how many paths there are."""
         paths = [copy.deepcopy(stage) for _ in shares]
         for path in paths[1:]:
             shuffle_weights(path, generator)
         for path in paths:
             remove(path, kept)
-        return paths
+        return Dealt(paths)
 
 
 @torch.no_grad()

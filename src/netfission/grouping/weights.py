@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from netfission.grouping.base import Dealt
 from netfission.pruning.masks import kept_masks, remove
 
 # What the libraries' residual networks call the projection on their shortcut.
@@ -32,7 +33,10 @@ class WeightGrouping:
         kept: Mapping[str, Tensor],
         shares: Sequence[float],
         generator: torch.Generator,
-    ) -> list[nn.Module]:
+        *,
+        features: Tensor,
+        scores: Mapping[str, Tensor],
+    ) -> Dealt:
         """See `Grouping.deal`."""
         groups: list[dict[str, Tensor]] = [{} for _ in shares]
         if len(shares) > 1 and not kept:
@@ -45,7 +49,7 @@ class WeightGrouping:
         paths = [copy.deepcopy(stage) for _ in shares]
         for path, group in zip(paths, groups, strict=True):
             remove(path, group)
-        return paths
+        return Dealt(paths)
 
 
 def partition(mask: Tensor, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from netfission.coupling import ChannelGroup
 from netfission.pruning.erk import erk
 from netfission.pruning.grasp import grasp
 from netfission.pruning.magnitude import magnitude
@@ -54,6 +55,7 @@ def prune(
     batches: Batches = (),
     steps: int | None = None,
     seed: int = 0,
+    groups: Sequence[ChannelGroup] = (),
 ) -> dict[str, Tensor]:
     """Choose which weights of `model` to keep; the model itself is not changed.
 
@@ -69,6 +71,8 @@ def prune(
             reads the shape of the first images.
         steps: times to prune; default 1, for `synflow` 100.
         seed: for the criteria that draw, and for dropout while scoring.
+        groups: channel groups of `model`; with these, whole units go, those with the lowest sum of scores
+            per weight first, until at least as many weights are removed as asked for, or all units are.
 
     Returns:
         name → bool tensor on the weight's device, True where kept.
@@ -82,15 +86,10 @@ def prune(
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity}: takes the share of weights to remove, in [0, 1)")
-    chosen = CRITERIA[one_of("criterion", criterion, CRITERIA)]
+    chosen = _criterion(criterion, batches if sparsity > 0 else None)
     steps = chosen.steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps={steps}: takes a whole number from 1")
-    if chosen.needs != "nothing" and not batches and sparsity > 0:
-        raise ValueError(
-            f"batches={batches!r}: criterion {criterion!r} looks at data; takes a list of pairs "
-            "(images, labels)"
-        )
     parameters = prunable_weights(model)
     weights = {name: parameters[name].detach() for name in (parameters if names is None else names)}
     kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
@@ -102,11 +101,108 @@ def prune(
     for step in range(1, steps + 1):
         masked = {name: weight * kept[name] for name, weight in weights.items()}
         scores = chosen.score(model, masked, batches, generator)
+        remain = max(keep, round(total * (keep / total) ** (step / steps)))
+        if groups:
+            kept = select_units(scores, kept, groups, remain)
+            continue
         alive = {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
-        kept = select(alive, max(keep, round(total * (keep / total) ** (step / steps))), generator)
-    _report_ties(alive, kept, criterion)
-    _report_emptied(kept, criterion, sparsity)
+        kept = select(alive, remain, generator)
+    if not groups:
+        _report_ties(alive, kept, criterion)
+        _report_emptied(kept, criterion, sparsity)
     return kept
+
+
+def score(
+    model: nn.Module,
+    names: Sequence[str],
+    criterion: str,
+    batches: Batches = (),
+    seed: int = 0,
+    kept: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Score weights without removing any.
+
+    Args:
+        model: images → logits `(batch, classes)`; not changed.
+        names: the parameters to score.
+        criterion: one of `CRITERIA`.
+        batches: see `prune`.
+        seed: for the criteria that draw, and for dropout while scoring.
+        kept: weights to score the network with; default all.
+
+    Returns:
+        name → score, shaped like the weight, higher is more important.
+
+    Raises:
+        ValueError: unknown `criterion` or missing `batches`.
+    """
+    chosen = _criterion(criterion, batches)
+    parameters = prunable_weights(model)
+    weights = {name: parameters[name].detach() for name in names}
+    weights = {name: weight * kept[name] if kept else weight for name, weight in weights.items()}
+    return chosen.score(model, weights, batches, torch.Generator().manual_seed(seed))
+
+
+def _criterion(name: str, batches: Batches | None) -> Criterion:
+    """The criterion of this name, once it is sure that it gets the data it needs; None asks for none."""
+    chosen = CRITERIA[one_of("criterion", name, CRITERIA)]
+    if chosen.needs != "nothing" and batches is not None and not batches:
+        raise ValueError(
+            f"batches={batches!r}: criterion {name!r} looks at data; takes a list of pairs (images, labels)"
+        )
+    return chosen
+
+
+def select_units(
+    scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: int
+) -> dict[str, Tensor]:
+    """Remove whole units until no more than `keep` weights are left, or no unit is.
+
+    Args:
+        scores: name → score of each weight, higher is kept.
+        kept: name → bool tensor, what earlier selections left.
+        groups: the units; weights in none of them stay.
+        keep: number of weights to leave, over all tensors.
+
+    Returns:
+        name → bool tensor, True where kept: the most that do not exceed `keep`.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    sums, counts = [], []
+    for group in groups:
+        sums.append(group.sums({name: score * kept[name] for name, score in scores.items()}))
+        counts.append(group.sums(kept))
+    flat, sizes = torch.cat(sums), torch.cat(counts)
+    if flat.isnan().any():
+        raise ValueError("pruning scores are NaN; check the images and weights")
+    per_weight = torch.where(sizes > 0, flat / sizes.clamp(min=1), -torch.inf)
+    order = per_weight.argsort(stable=True)
+
+    def without(lowest: int) -> dict[str, Tensor]:
+        present = torch.ones(len(order), dtype=torch.bool)
+        present[order[:lowest]] = False
+        masks = {name: mask.clone() for name, mask in kept.items()}
+        for group, units in zip(groups, present.split([group.units for group in groups]), strict=True):
+            for part in group.slices:
+                if part.tensor in masks:
+                    mask = masks[part.tensor]
+                    here = units[part.units.clamp(min=0)] | (part.units < 0)
+                    mask &= here.view([-1 if dim == part.dim else 1 for dim in range(mask.ndim)]).to(
+                        mask.device
+                    )
+        return masks
+
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if sum(int(mask.sum()) for mask in without(middle).values()) <= keep:
+            high = middle
+        else:
+            low = middle + 1
+    return without(low)
 
 
 def _report_ties(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], criterion: str) -> None:

@@ -5,7 +5,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import nn
 from netfission.files import write_whole
 from netfission.fission import FissionConfig, fission
 from netfission.models import create_model
+from netfission.narrowing import fit
 from netfission.network import FissionNetwork
 from netfission.training.config import RunConfig
 
@@ -50,7 +51,11 @@ class ModelCard:
     def build(self) -> FissionNetwork:
         """The network with fresh weights, on the CPU, in eval mode."""
         # Which weights are removed is read with the weights: scoring them again would be for nothing.
-        config = FissionConfig(**{**self.fission, "criterion": "random", "pruning_steps": None})
+        config = FissionConfig(
+            **{**self.fission, "criterion": "random", "pruning_steps": None, "dealing": "random"}
+        )
+        if config.grouping == "channels":
+            config = replace(config, sparsity=0.0)  # widths are read with the weights, too
         model = create_model(self.model, len(self.classes), in_channels=self.shape[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
@@ -197,7 +202,12 @@ class RunFolder:
         if not self.weights.is_file():
             raise ValueError(f"{self.weights}: is missing; the run may not have ended, train with resume")
         try:
-            network.load_state_dict(load_file(self.weights))
+            state = load_file(self.weights)
+            if card.fission.get("grouping") == "channels":
+                fit(network, {name: tensor.shape for name, tensor in state.items()})
+            network.load_state_dict(state)
+            with torch.no_grad():
+                network(torch.zeros(1, *card.shape))  # layers that do not fit one another are found here
         except (SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.weights}: are not the weights of {self.card} ({reason})") from error

@@ -1,0 +1,330 @@
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import netfission as nf
+from netfission.backbone import cut
+from netfission.grouping import ChannelGrouping, Dealt
+from netfission.grouping.channels import _deal
+from netfission.models import create_model
+from netfission.models.cifar_resnet import BasicBlock
+from netfission.pruning.masks import prunable_weights
+
+CLASSES = 5
+VIT = ("blocks.3", "blocks.7", "blocks.11")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the side of its images, its stages, and which of them miss the budget, as said beside."""
+
+    model: str
+    side: int = 64
+    stages: tuple[str, ...] | None = None
+    refused: tuple[int, ...] = ()  # too little inside to deal out
+    off_budget: tuple[int, ...] = ()  # more than a twentieth of it is on the interface
+
+
+CASES = [
+    Case("torchvision/resnet18"),
+    Case("torchvision/resnet50"),
+    Case("torchvision/densenet121", off_budget=(3,)),  # the transition at its start is half of it
+    Case("torchvision/mobilenet_v3_small", off_budget=(0,)),  # one depthwise block
+    Case("torchvision/convnext_tiny"),
+    Case("torchvision/vgg11_bn", refused=(0,)),
+    Case("timm/resnet18"),
+    Case("timm/resnext50_32x4d"),
+    Case("timm/convnext_atto"),
+    Case("timm/convnextv2_atto"),
+    Case("timm/regnety_002", off_budget=(0,)),  # three groups of eight channels for two paths
+    Case("timm/efficientnet_b0", off_budget=(0,)),  # one depthwise block
+    Case("timm/mobilenetv2_100", refused=(0,)),  # the same without a gate
+    Case("timm/mobilenetv3_small_100", off_budget=(0,)),
+    Case("timm/vit_tiny_patch16_224", 224, VIT),
+    Case("timm/deit_tiny_patch16_224", 224, VIT),
+    Case("timm/swin_tiny_patch4_window7_224", 224, ("layers.0", "layers.1", "layers.2", "layers.3")),
+    Case("cifar-resnet18-w16", 32),
+    Case("wrn-10-1", 32),
+]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage whose weights hold their own place in their tensor, dealt out to two paths."""
+
+    name: str
+    module: nn.Module
+    features: Tensor
+    exact: list[nn.Module]
+    even: list[nn.Module]
+    repeated: set[str]
+    off_budget: bool
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.model)
+def stages(request: pytest.FixtureRequest) -> list[Stage]:
+    case: Case = request.param
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = create_model(case.model, CLASSES)
+        if "vgg" in case.model:  # nine tenths of its weights are in two hidden layers of the head
+            model.classifier = nn.Linear(25088, CLASSES)
+        images = torch.randn(2, 3, case.side, case.side)
+    backbone = cut(model, images, case.stages).eval()
+    found = []
+    with torch.no_grad():
+        features = backbone.stem(images)
+        for index, (name, stage) in enumerate(zip(backbone.stage_names, backbone.stages, strict=True)):
+            following = stage(features)
+            for weight in stage.parameters():
+                weight.copy_(torch.arange(weight.numel()).view_as(weight))
+            if index in case.refused:
+                with pytest.raises(ValueError, match="cannot be dealt out"):
+                    deal(stage, features)
+            else:
+                exact, even = deal(stage, features, exact=True), deal(stage, features)
+                repeated = {layer.layer for layer in even.repeated}
+                assert all(layer.reason for layer in even.repeated)
+                above = index in case.off_budget
+                found.append(Stage(name, stage, features, exact.paths, even.paths, repeated, above))
+            features = following
+    return found
+
+
+def deal(stage: nn.Module, features: Tensor, exact: bool = False) -> Dealt:
+    generator = torch.Generator().manual_seed(0)
+    return ChannelGrouping(exact).deal(stage, {}, [1.0, 1.0], generator, features=features, scores={})
+
+
+def macs(module: nn.Module, features: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(features[:1].clone())
+    return counter.get_total_flops() // 2
+
+
+def test_an_exact_partition_gives_every_weight_at_most_one_owner_and_every_channel_one(
+    stages: list[Stage],
+) -> None:
+    for stage in stages:
+        for name, weight in prunable_weights(stage.module).items():
+            if name in stage.repeated:
+                continue
+            parts = [part.get_parameter(name) for part in stage.exact]
+            every = torch.cat([part.flatten().long() for part in parts])
+            assert len(every.unique()) == len(every), f"{name} has two owners"
+            divided = [dim for dim in (0, 1) if parts[0].shape[dim] < weight.shape[dim]]
+            if len(divided) == 1:  # where both sides are, what joins two paths' channels is nobody's
+                assert len(every) == weight.numel(), f"{name} lost channels"
+
+
+def test_the_paths_together_cost_what_the_stage_does(stages: list[Stage]) -> None:
+    for stage in stages:
+        budget = macs(stage.module, stage.features)
+        ratio = sum(macs(part, stage.features) for part in stage.even) / budget
+        assert (abs(ratio - 1) > 0.05) == stage.off_budget, (stage.name, ratio)
+
+
+def test_paths_keep_the_interface_and_what_they_repeat_is_told(stages: list[Stage]) -> None:
+    for stage in stages:
+        with torch.no_grad():
+            expected = stage.module.eval()(stage.features.clone())
+            for part in stage.even:
+                assert part.eval()(stage.features.clone()).shape == expected.shape
+        for name, weight in prunable_weights(stage.module).items():
+            whole = all(part.get_parameter(name).shape == weight.shape for part in stage.even)
+            assert whole == (name in stage.repeated), name
+
+
+def test_norms_and_biases_follow_their_channels() -> None:
+    stage = nn.Sequential(BasicBlock(8, 16, 1))
+    features = torch.zeros(2, 8, 6, 6)
+    with torch.no_grad():
+        for tensor in (*stage.parameters(), *stage.buffers()):
+            tensor.copy_(torch.arange(tensor.numel()).view_as(tensor))
+    for path in deal(stage, features).paths:
+        block = path[0]
+        channels = block.conv1.weight[:, 0, 0, 0] / (9 * 8)
+        assert 0 < len(channels) < 16
+        for tensor in (block.bn1.weight, block.bn1.bias, block.bn1.running_mean, block.bn1.running_var):
+            assert torch.equal(tensor, channels)
+        assert torch.equal(block.conv2.weight[0, :, 0, 0] / 9, channels)
+        assert torch.equal(block.bn2.weight, torch.arange(16.0))
+
+
+def test_widths_are_equal_multiples_of_the_block_where_there_are_enough_channels() -> None:
+    net = nf.fission(
+        create_model("cifar-resnet18", CLASSES),
+        3,
+        grouping="channels",
+        example_input=torch.zeros(2, 3, 32, 32),
+    )
+    widths = [
+        [block.conv1.out_channels for block in layer]
+        for number, name in enumerate(("layer1", "layer2", "layer3", "layer4"))
+        for stage in net.stage_copies(number).values()
+        for layer in [getattr(stage, name)]
+    ]
+    assert widths == [[64, 64]] + [[64, 64]] * 2 + [[80, 80]] * 3 + [[160, 160]] * 3
+
+
+def test_bottlenecks_get_more_width_than_a_partition_has() -> None:
+    model = create_model("timm/resnet50", CLASSES)
+    net = nf.fission(model, 3, grouping="channels", example_input=torch.zeros(2, 3, 64, 64))
+    blocks = [stage.layer4[1] for stage in net.stage_copies(3).values()]
+    assert sum(block.conv2.out_channels for block in blocks) > 512
+    rows = torch.cat([block.conv1.weight for block in blocks])
+    assert len(rows.flatten(1).unique(dim=0)) == 512  # all of them are used, some twice
+
+
+def test_one_path_holds_the_stage_bit_for_bit() -> None:
+    stage = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3))
+    images = torch.randn(2, 3, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    (path,) = ChannelGrouping().deal(stage, {}, [1.0], generator, features=images, scores={}).paths
+    assert torch.equal(path(images), stage(images))
+
+
+def test_three_exits_learn_in_every_parameter() -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for name in ("cifar-resnet18-w16", "timm/regnety_002"):
+        model = create_model(name, CLASSES)
+        net = nf.fission(model, 3, grouping="channels", example_input=images).train()
+        logits = net(images)
+        F.cross_entropy(logits.flatten(0, 1), torch.arange(6) % CLASSES).backward()
+        assert logits.shape == (2, 3, CLASSES)
+        for parameter_name, parameter in net.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+
+
+def test_shares_follow_the_ratio_and_the_seed_decides() -> None:
+    model = create_model("wrn-10-2", CLASSES)
+    images = torch.zeros(2, 3, 32, 32)
+
+    def last_widths(**more: object) -> tuple[list[int], Tensor]:
+        net = nf.fission(model, 3, grouping="channels", example_input=images, **more)
+        layers = [stage.block3[0].conv1 for stage in net.stage_copies(2).values()]
+        return [layer.out_channels for layer in layers], layers[0].weight
+
+    widths, weight = last_widths(ratio=[2, 1, 1], exact_partition=True)
+    assert widths == [64, 32, 32]
+    assert torch.equal(last_widths(ratio=[2, 1, 1], exact_partition=True)[1], weight)
+    assert not torch.equal(last_widths(ratio=[2, 1, 1], exact_partition=True, seed=1)[1], weight)
+
+
+def test_important_channels_are_dealt_like_cards() -> None:
+    model = create_model("wrn-10-1", CLASSES)
+    with torch.no_grad():
+        for channel in range(64):  # ever smaller
+            model.block3[0].conv1.weight[channel] = 64.0 - channel
+            model.block3[0].conv2.weight[:, channel] = 64.0 - channel
+    net = nf.fission(
+        model,
+        3,
+        grouping="channels",
+        dealing="importance",
+        criterion="magnitude",
+        example_input=torch.zeros(2, 3, 32, 32),
+    )
+    for stage in net.stage_copies(2).values():
+        ranks = 64 - stage.block3[0].conv1.weight[:, 0, 0, 0]
+        assert ranks.min() < 3  # one of the three best
+        assert (ranks.sort().values.diff() == 3).all()  # and every third from there
+
+
+def test_whole_channels_are_pruned_by_the_criterion_first() -> None:
+    model = create_model("wrn-10-1", CLASSES)
+    with torch.no_grad():
+        for block in (model.block1[0], model.block2[0], model.block3[0]):
+            block.conv1.weight[::2] *= 1e-3
+            block.conv2.weight[:, ::2] *= 1e-3
+    images = torch.zeros(2, 3, 32, 32)
+    before = sum(weight.numel() for name, weight in prunable_weights(model).items() if name != "fc.weight")
+    net = nf.fission(
+        model, 2, grouping="channels", sparsity=0.3, criterion="magnitude", exact_partition=True,
+        branch_after=["block2"], example_input=images,
+    )  # fmt: skip
+    trunk, branch = net.paths
+    inner = [
+        trunk.stages[0].block1[0],
+        trunk.stages[1].block2[0],
+        trunk.stages[2].block3[0],
+        branch.stages[0].block3[0],
+    ]
+    for block in inner:
+        assert (block.conv1.weight.abs().mean((1, 2, 3)) > 1e-2).any()
+    removed = before - sum(
+        weight.numel()
+        for part in (net.stem, *trunk.stages, branch.stages[0])
+        for name, weight in prunable_weights(part).items()
+        if "shortcut" not in name or part is not branch.stages[0]
+    )
+    assert 0.3 * before <= removed < 0.3 * before + 1000
+    assert not any("removed" in name for name, _ in net.named_buffers())  # no masks: the layers are smaller
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"sparsity": 0.99, "criterion": "magnitude"}, r"no channels of layer '.*conv1'"),
+        ({"ratio": [1, 1, 1000]}, r"no channels of layer '.*conv1'"),
+        ({"dealing": "random", "keep_shortcuts": True}, "keep_shortcuts=True: goes with grouping='weights'"),
+        ({"dealing": "size"}, "dealing='size'"),
+        (
+            {"grouping": "weights", "exact_partition": True},
+            "exact_partition=True: goes with grouping='channels'",
+        ),
+        (
+            {"grouping": "copies", "dealing": "importance"},
+            "dealing='importance': goes with grouping='channels'",
+        ),
+        ({"dealing": "importance", "criterion": "snip"}, "criterion 'snip' looks at data"),
+    ],
+)
+def test_bad_settings_are_named(settings_: dict[str, object], message: str) -> None:
+    model = create_model("cifar-resnet18-w16", CLASSES)
+    arguments = {"grouping": "channels", "example_input": torch.zeros(2, 3, 32, 32)} | settings_
+    with pytest.raises(ValueError, match=message):
+        nf.fission(model, 3, **arguments)
+
+
+def test_a_pretrained_network_keeps_its_weights_and_its_model() -> None:
+    model = create_model("cifar-resnet18-w16", CLASSES)
+    before = copy.deepcopy(model.state_dict())
+    net = nf.fission(model, 2, grouping="channels", example_input=torch.zeros(2, 3, 32, 32))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    rows = before["layer4.1.conv1.weight"].flatten(1)
+    for stage in net.stage_copies(3).values():
+        own = stage.layer4[1].conv1.weight.flatten(1)
+        assert all((rows == row).all(1).any() for row in own)
+
+
+def test_the_summary_names_what_every_path_repeats() -> None:
+    model = create_model("cifar-resnet18-w16", CLASSES)
+    net = nf.fission(model, 3, grouping="channels", example_input=torch.zeros(2, 3, 32, 32))
+    text = net.summary()
+    assert "layer3: every path holds layer3.0.shortcut.0.weight whole" in text
+    assert text.count(" + ") == 1 + 2 + 2 + 2  # layer2, layer3, layer4, head
+    whole = nf.fission(model, 3, grouping="copies", example_input=torch.zeros(2, 3, 32, 32))
+    assert "whole" not in whole.summary()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_dealing_is_disjoint_until_it_has_to_borrow(units: int, widths: list[int]) -> None:
+    widths = [min(width, units) for width in widths]
+    if units < len(widths):
+        return
+    parts = _deal(torch.arange(units).flip(0), widths)
+    assert [len(part) for part in parts] == widths
+    assert all(len(part.unique()) == len(part) for part in parts)
+    together = torch.cat(parts)
+    assert len(together.unique()) == min(units, sum(widths))
+    if sum(widths) <= units:  # the first in the order are the ones dealt
+        assert together.min() == units - sum(widths)

@@ -1,0 +1,191 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netfission.coupling import ON_INTERFACE, Coupling, find_coupling, kept_indices
+from netfission.models import create_model
+from netfission.models.cifar_resnet import BasicBlock
+from netfission.narrowing import narrowed
+
+FEATURES = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> object:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def layers(coupling: Coupling) -> dict[str, int]:
+    return {group.layer: group.units for group in coupling.groups}
+
+
+def without_units(coupling: Coupling, stage: nn.Module, keep: int) -> nn.Module:
+    kept = [torch.arange(group.units) < keep for group in coupling.groups]
+    return narrowed(stage, kept_indices(coupling.groups, kept))
+
+
+def test_the_inner_channels_of_residual_blocks_and_nothing_else() -> None:
+    stage = nn.Sequential(BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
+    before = copy.deepcopy(stage.state_dict())
+    coupling = find_coupling(stage, FEATURES)
+    assert layers(coupling) == {"0.conv1": 16, "1.conv1": 16}
+    assert coupling.whole == {"0.shortcut.0.weight": ON_INTERFACE}
+    held = {(part.tensor, part.dim) for part in coupling.groups[0].slices}
+    assert held == {
+        ("0.conv1.weight", 0),
+        *((f"0.bn1.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")),
+        ("0.conv2.weight", 1),
+    }
+    assert all(torch.equal(part.units, torch.arange(16)) for part in coupling.groups[0].slices)
+    assert all(torch.equal(value, before[name]) for name, value in stage.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in stage.parameters())
+
+
+def test_macs_of_each_weight() -> None:
+    stage = nn.Sequential(nn.Conv2d(8, 4, 3, 2, 1, bias=False), nn.Conv2d(4, 8, 3, 1, 1, groups=4))
+    assert find_coupling(stage, FEATURES).macs == {"0.weight": 9 * 8 * 4 * 9, "1.weight": 9 * 8 * 1 * 9}
+
+
+class Branches(nn.Module):
+    """Two branches side by side, then one layer that reads both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 1)
+        self.both = nn.Conv2d(10, 8, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.both(torch.cat([self.left(features), self.right(features)], 1).relu())
+
+
+def test_channels_that_are_concatenated() -> None:
+    stage = Branches()
+    coupling = find_coupling(stage, FEATURES)
+    assert layers(coupling) == {"left": 4, "right": 6}
+    narrow = without_units(coupling, stage, keep=2)
+    with torch.no_grad():
+        stage.both.weight[:, [2, 3, 6, 7, 8, 9]] = 0
+        assert torch.allclose(narrow(FEATURES), stage(FEATURES), atol=1e-6)
+    assert narrow.get_parameter("both.weight").shape == (8, 4, 1, 1)
+
+
+class Inverted(nn.Module):
+    """Expansion, depthwise convolution, squeeze and excitation, projection."""
+
+    def __init__(self, groups: int = 12) -> None:
+        super().__init__()
+        self.expand, self.norm = nn.Conv2d(8, 12, 1, bias=False), nn.BatchNorm2d(12)
+        self.spatial = nn.Conv2d(12, 12, 3, padding=1, groups=groups)
+        self.squeeze, self.excite = nn.Conv2d(12, 3, 1), nn.Conv2d(3, 12, 1)
+        self.project = nn.Conv2d(12, 8, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.spatial(self.norm(self.expand(features)).relu()).relu()
+        gate = self.excite(self.squeeze(inner.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return features + self.project(inner * gate)
+
+
+def test_depthwise_and_squeeze_excite_layers_follow_their_group() -> None:
+    stage = Inverted()
+    coupling = find_coupling(stage, FEATURES)
+    assert layers(coupling) == {"expand": 12, "squeeze": 3}
+    narrow = without_units(coupling, stage.eval(), keep=3)
+    shapes = {name: tuple(parameter.shape[:2]) for name, parameter in narrow.named_parameters()}
+    assert shapes["spatial.weight"] == (3, 1)
+    assert shapes["squeeze.weight"] == (3, 3)
+    assert shapes["excite.weight"] == (3, 3)
+    assert narrow(FEATURES).shape == FEATURES.shape
+
+
+def test_a_grouped_convolution_is_divided_by_its_groups() -> None:
+    stage = Inverted(groups=3)
+    coupling = find_coupling(stage, FEATURES)
+    assert sorted(group.units for group in coupling.groups) == [3, 3]
+    (group,) = (group for group in coupling.groups if group.layer == "expand")
+    units = {part.tensor: part.units for part in group.slices}
+    assert units["expand.weight"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert torch.equal(units["spatial.weight"], units["expand.weight"])
+    narrow = without_units(coupling, stage, keep=2)
+    assert narrow.spatial.groups == 2
+    assert narrow(FEATURES).shape == FEATURES.shape
+
+
+class Normed(nn.Sequential):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__(nn.Conv2d(8, 12, 1), norm, nn.ReLU(), nn.Conv2d(12, 8, 1))
+
+
+def test_group_norm_is_divided_by_its_groups_and_a_norm_over_all_channels_by_channel() -> None:
+    assert [group.units for group in find_coupling(Normed(nn.GroupNorm(4, 12)), FEATURES).groups] == [4]
+    assert [group.units for group in find_coupling(Normed(nn.GroupNorm(1, 12)), FEATURES).groups] == [12]
+
+
+class Mixing(nn.Module):
+    """Channels that do not act one by one: what one gives depends on its place among the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.free = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1), nn.Conv2d(8, 8, 1)
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        mixed = self.outer(F.softmax(self.inner(features), 1))
+        return mixed + self.last(self.free(features).relu())
+
+
+def test_channels_that_depend_on_one_another_stay_whole() -> None:
+    coupling = find_coupling(Mixing(), FEATURES)
+    assert layers(coupling) == {"free": 8}
+    assert coupling.whole["inner.weight"] == "its channels do not act one by one"
+    assert "outer.weight" in coupling.whole
+
+
+def test_attention_is_divided_by_heads_and_relative_positions_follow() -> None:
+    model = create_model("timm/swin_tiny_patch4_window7_224", 5, in_channels=3)
+    block = model.layers[0].blocks[0]
+    features = torch.randn(1, 14, 14, 96)
+    coupling = find_coupling(block, features)
+    assert layers(coupling) == {"attn.qkv": 3, "mlp.fc1": 384}
+    heads = coupling.groups[0]
+    assert {(part.tensor, part.dim) for part in heads.slices} == {
+        ("attn.qkv.weight", 0),
+        ("attn.qkv.bias", 0),
+        ("attn.relative_position_bias_table", 1),
+        ("attn.proj.weight", 1),
+    }
+    narrow = without_units(coupling, block.eval(), keep=2)
+    assert narrow.attn.num_heads == 2
+    with torch.no_grad():
+        block.attn.proj.weight[:, 64:] = 0
+        block.mlp.fc2.weight[:, 2:] = 0
+        assert torch.allclose(narrow(features), block(features), atol=1e-5)
+
+
+def test_torch_attention_stays_whole_with_its_reason() -> None:
+    stage = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    coupling = find_coupling(stage, torch.randn(2, 5, 8))
+    assert "MultiheadAttention" in coupling.whole["self_attn.in_proj_weight"]
+    assert "linear1" in layers(coupling)
+
+
+def test_sums_over_units() -> None:
+    stage = nn.Sequential(nn.Conv2d(8, 4, 1, bias=False), nn.Conv2d(4, 8, 1, bias=False))
+    (group,) = find_coupling(stage, FEATURES).groups
+    tensors = {
+        "0.weight": torch.ones(4, 8, 1, 1),
+        "1.weight": torch.arange(4.0).view(1, 4, 1, 1).expand(8, 4, 1, 1),
+    }
+    assert group.sums(tensors).tolist() == [8.0, 16.0, 24.0, 32.0]
+    inside = group.within("stages.3.")
+    assert inside.layer == "stages.3.0"
+    assert inside.sums({f"stages.3.{name}": value for name, value in tensors.items()}).tolist() == [
+        8,
+        16,
+        24,
+        32,
+    ]

@@ -1,0 +1,115 @@
+import copy
+
+import pytest
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from netfission.narrowing import fit, head_dim, narrowed
+
+
+def numbered(module: nn.Module) -> nn.Module:
+    """Parameters and statistics with a value of its own in every place."""
+    with torch.no_grad():
+        for start, tensor in enumerate((*module.parameters(), *module.buffers())):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.arange(tensor.numel()).view_as(tensor) + 1000.0 * start)
+    return module
+
+
+def test_slices_are_those_asked_for_and_the_module_is_left_alone() -> None:
+    module = numbered(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)))
+    before = copy.deepcopy(module.state_dict())
+    keep = torch.tensor([1, 4])
+    rows = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+    narrow = narrowed(module, {name: {0: keep} for name in rows} | {"2.weight": {1: keep}})
+    after = narrow.state_dict()
+    for name in rows:
+        assert torch.equal(after[name], before[name][keep]), name
+    assert torch.equal(after["2.weight"], before["2.weight"][:, keep])
+    assert torch.equal(after["2.bias"], before["2.bias"])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    first, norm, second = narrow.children()
+    assert (first.out_channels, norm.num_features, second.in_channels) == (2, 2, 2)
+    assert isinstance(narrow.get_parameter("0.weight"), nn.Parameter)
+    assert narrow(torch.randn(1, 3, 5, 5)).shape == (1, 2, 3, 3)
+
+
+@pytest.mark.parametrize("groups", [6, 3], ids=["depthwise", "grouped"])
+def test_a_grouped_convolution_keeps_as_many_channels_a_group(groups: int) -> None:
+    module = nn.Sequential(nn.Conv2d(6, 12, 3, groups=groups))
+    keep = torch.arange(8)
+    narrow = narrowed(module, {"0.weight": {0: keep}, "0.bias": {0: keep}})
+    (layer,) = narrow.children()
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (4, 8, groups * 2 // 3)
+    images = torch.randn(2, 6, 5, 5)
+    assert torch.allclose(narrow(images[:, :4]), module(images)[:, :8], atol=1e-6)
+
+
+def test_norms_of_several_channels() -> None:
+    module = nn.ModuleDict(
+        {"group": nn.GroupNorm(4, 8), "one": nn.GroupNorm(1, 8), "layer": nn.LayerNorm(8), "act": nn.PReLU(8)}
+    )
+    keep = {0: torch.arange(4)}
+    narrow = narrowed(module, {name: keep for name, _ in module.named_parameters()})
+    assert isinstance(narrow, nn.ModuleDict)
+    assert (narrow["group"].num_groups, narrow["group"].num_channels) == (2, 4)
+    assert narrow["one"].num_groups == 1
+    assert narrow["layer"].normalized_shape == (4,)
+    for layer in (narrow["group"], narrow["one"], narrow["act"]):
+        assert layer(torch.randn(2, 4, 3, 3)).shape == (2, 4, 3, 3)
+
+
+def test_heads_of_an_attention() -> None:
+    attention = Attention(dim=12, num_heads=3, qkv_bias=True).eval()
+    assert head_dim(attention) == 4
+    keep = torch.arange(4, 12)  # the second and the third head
+    of_all = torch.cat([keep, 12 + keep, 24 + keep])
+    narrow = narrowed(
+        attention, {"qkv.weight": {0: of_all}, "qkv.bias": {0: of_all}, "proj.weight": {1: keep}}
+    )
+    assert (narrow.num_heads, head_dim(narrow)) == (2, 4)
+    tokens = torch.randn(2, 5, 12)
+    with torch.no_grad():
+        attention.proj.weight[:, :4] = 0  # the whole attention, deaf to the first head
+        assert torch.allclose(narrow(tokens), attention(tokens), atol=1e-6)
+
+
+def test_what_is_no_such_attention_has_no_head_dim() -> None:
+    assert head_dim(nn.MultiheadAttention(8, 2)) is None
+    assert head_dim(nn.Linear(2, 2)) is None
+
+
+def test_memory_format_and_frozen_weights_stay_as_they_are() -> None:
+    module = nn.Sequential(nn.Conv2d(4, 8, 3)).to(memory_format=torch.channels_last)
+    module.requires_grad_(False)
+    weight = narrowed(module, {"0.weight": {0: torch.arange(4)}, "0.bias": {0: torch.arange(4)}})
+    narrow = weight.get_parameter("0.weight")
+    assert narrow.is_contiguous(memory_format=torch.channels_last) and not narrow.is_contiguous()
+    assert not narrow.requires_grad
+
+
+def test_fit_takes_the_widths_of_a_state_dict() -> None:
+    def make(width: int, heads: int) -> nn.Sequential:
+        attention = Attention(dim=8, num_heads=heads, attn_head_dim=4)
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, width, 3, groups=width),
+            nn.Conv2d(width, 8, 1),
+            nn.Flatten(2),
+            nn.Unflatten(1, (8,)),
+            Turn(),
+            attention,
+        ).eval()
+
+    trained, fresh = make(6, 1), make(10, 2)
+    fit(fresh, {name: tensor.shape for name, tensor in trained.state_dict().items()})
+    fresh.load_state_dict(trained.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(fresh(images), trained(images))
+
+
+class Turn(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.transpose(1, 2)
