@@ -25,7 +25,7 @@ def layers(coupling: Coupling) -> dict[str, int]:
 
 
 def without_units(coupling: Coupling, stage: nn.Module, keep: int) -> nn.Module:
-    kept = [torch.arange(group.units) < keep for group in coupling.groups]
+    kept = [torch.arange(group.units) >= group.units - keep for group in coupling.groups]  # the last ones
     return narrowed(stage, kept_indices(coupling.groups, kept))
 
 
@@ -69,7 +69,7 @@ def test_channels_that_are_concatenated() -> None:
     assert layers(coupling) == {"left": 4, "right": 6}
     narrow = without_units(coupling, stage, keep=2)
     with torch.no_grad():
-        stage.both.weight[:, [2, 3, 6, 7, 8, 9]] = 0
+        stage.both.weight[:, [0, 1, 4, 5, 6, 7]] = 0
         assert torch.allclose(narrow(FEATURES), stage(FEATURES), atol=1e-6)
     assert narrow.get_parameter("both.weight").shape == (8, 4, 1, 1)
 
@@ -161,8 +161,8 @@ def test_attention_is_divided_by_heads_and_relative_positions_follow() -> None:
     narrow = without_units(coupling, block.eval(), keep=2)
     assert narrow.attn.num_heads == 2
     with torch.no_grad():
-        block.attn.proj.weight[:, 64:] = 0
-        block.mlp.fc2.weight[:, 2:] = 0
+        block.attn.proj.weight[:, :32] = 0
+        block.mlp.fc2.weight[:, :-2] = 0
         assert torch.allclose(narrow(features), block(features), atol=1e-5)
 
 

@@ -4,17 +4,24 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import Tensor, nn
 
-from netfission.fission import FissionConfig
+from netfission.files import write_whole
+from netfission.fission import FissionConfig, fission
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 
 PARTS = (DataConfig, ModelConfig, FissionConfig, TrainingConfig)
+CLASSES = 10  # of a model that is only costed
+LOSE = 0.2  # points of accuracy, of a cascade
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,25 +53,61 @@ def train(settings: Namespace) -> None:
 
 
 def evaluate(settings: Namespace) -> None:
-    """Evaluate a run on its test split."""
+    """Evaluate a run on its test split; with --cascade, what stopping early saves and costs."""
     from netfission.training.folder import RunFolder
     from netfission.training.run import evaluate as evaluate_run
+    from netfission.training.run import evaluate_cascade
 
     folder = RunFolder(Path(settings.run))
     config = folder.load_config()
     if settings.data:
         config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
-    print(f"{evaluate_run(folder, config).table()}\nwrote {folder.evaluation}")
+    cascade = {name: settings[name] for name in ("lose", "spend", "rule", "single")}
+    if not settings.cascade:
+        for name, value in cascade.items():
+            if value is not None:
+                raise ValueError(f"{name}={value}: goes with --cascade")
+        print(f"{evaluate_run(folder, config).table()}\nwrote {folder.evaluation}")
+        return
+    if settings.lose is None and settings.spend is None:
+        cascade["lose"] = LOSE
+    cascade["rule"] = settings.rule or "confidence"
+    cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
+    print(evaluate_cascade(folder, config, **cascade).table())
+    print(f"wrote cascade.json, cascade.png and cascade.svg in {folder.path}")
+
+
+def cost(settings: Namespace) -> None:
+    """Measure what a network costs beside the single one: parameters, MACs, memory, time."""
+    from netfission.cost import cost as cost_of
+
+    out = Path(settings.out) if settings.out else None
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"out={out}: takes a file in a folder that exists")
+    device = _device(settings.device)
+    with _threads(settings.threads):
+        title, network, single, images = _network_and_single(settings)
+        measured = cost_of(
+            network.to(device).eval(),
+            images.to(device),
+            single.to(device).eval(),
+            batch_sizes=settings.batch_sizes,
+            rounds=settings.rounds,
+        )
+    print(f"{title}, beside the single network\n\n{measured.table()}")
+    if out is not None:
+        write_whole(out, measured.to_json())
+        print(f"\nwrote {out}")
 
 
 def demo(settings: Namespace) -> None:
     """Compare a network with its three-exit fission on real digits, in under 3 minutes."""
     from netfission.demo import run_demo
 
-    run_demo(Path(settings.out), seeds=settings.seeds)
+    run_demo(Path(settings.out), settings.seeds, settings.grouping)
 
 
-COMMANDS = {"demo": demo, "evaluate": evaluate, "train": train}
+COMMANDS = {"cost": cost, "demo": demo, "evaluate": evaluate, "train": train}
 
 
 def default_name(config: RunConfig) -> str:
@@ -98,11 +141,52 @@ def _parser() -> ArgumentParser:
     again.add_argument(
         "--data", type=str | None, help="where the run's data set is now (default: where it was)"
     )
+    again.add_argument(
+        "--cascade", action="store_true", help="run exits one after another and stop early when sure"
+    )
+    again.add_argument(
+        "--lose",
+        type=float | None,
+        help=f"points of accuracy that a cascade may lose against all exits (default: {LOSE})",
+    )
+    again.add_argument(
+        "--spend",
+        type=float | None,
+        help="MACs that a cascade may spend on average, over the single network's (instead of --lose)",
+    )
+    again.add_argument(
+        "--rule",
+        type=Literal["confidence", "agreement"] | None,
+        help="what makes a cascade sure: the largest probability (default), or exits that agree",
+    )
+    again.add_argument(
+        "--single", type=str | None, help="folder of a run of the same model with one exit, to show beside"
+    )
     commands.add_subcommand("evaluate", again, help=evaluate.__doc__)
+
+    price = _Parser(description=cost.__doc__)
+    price.add_argument("--config", action="config", help="YAML file of settings; flags override it")
+    price.add_argument(
+        "network", type=str, metavar="MODEL|RUN", help="a model's name, as train takes it, or a run's folder"
+    )
+    price.add_class_arguments(FissionConfig)
+    price.add_argument("--classes", type=int, default=CLASSES, help="of a model")
+    price.add_argument(
+        "--image_size",
+        type=int | None,
+        help="height and width of a model's images (default: timm's own, 32 for cifar-… and wrn-…, else 224)",
+    )
+    price.add_argument("--batch_sizes", type=list[int], default=[1, 32], help="of inference, as a list")
+    price.add_argument("--rounds", type=int, default=20, help="timed runs of each network, in turn")
+    price.add_argument("--threads", type=int | None, help="of the CPU (default: what PyTorch takes)")
+    price.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
+    price.add_argument("--out", type=str | None, help="JSON file to keep the figures in")
+    commands.add_subcommand("cost", price, help=cost.__doc__)
 
     show = _Parser(description=demo.__doc__)
     show.add_argument("--out", type=str, default="demo", help="folder for its runs, table and picture")
     show.add_argument("--seeds", type=int, default=5, help="how many times each network is trained")
+    show.add_argument("--grouping", type=str, default="channels", help="channels, weights or copies")
     commands.add_subcommand("demo", show, help=demo.__doc__)
     return parser
 
@@ -115,6 +199,69 @@ def _run_config(settings: Namespace) -> RunConfig:
     if chosen["data"] not in NAMES and Path(chosen["data"]).exists():
         chosen["data"] = str(Path(chosen["data"]).resolve())  # so that the run is found from anywhere
     return RunConfig.from_dict(chosen)
+
+
+def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module, Tensor]:
+    """A title, the network that the settings of `cost` name, the model it is made of, and images."""
+    from netfission.models import create_model
+    from netfission.training.folder import RunFolder
+
+    chosen = FissionConfig(**{field.name: settings[field.name] for field in fields(FissionConfig)})
+    folder = RunFolder(Path(settings.network))
+    if folder.config.is_file() or folder.card.is_file():
+        defaults = asdict(FissionConfig()) | {"classes": CLASSES, "image_size": None}
+        for name, default in defaults.items():
+            if settings[name] != default:
+                raise ValueError(f"{name}={settings[name]}: goes with a model's name; a run has its own")
+        network, card = folder.load_network()
+        chosen = FissionConfig(**card.fission)
+        single = create_model(card.model, len(card.classes), in_channels=card.shape[0])
+        return _title(card.model, chosen), network, single, torch.randn(1, *card.shape)
+    for name, value in (("classes", settings.classes), ("image_size", settings.image_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: takes a whole number from 1")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(chosen.seed)
+        try:
+            single = create_model(settings.network, settings.classes)
+        except ValueError as error:
+            raise ValueError(f"{error}; nor is there a run in a folder of that name") from error
+        side = settings.image_size or _side(settings.network, single)
+        images = torch.randn(16, 3, side, side)
+        labels = torch.randint(settings.classes, (16,))
+    network = fission(single, **asdict(chosen), batches=[(images, labels)])
+    return _title(settings.network, chosen), network, single, images
+
+
+def _title(model: str, chosen: FissionConfig) -> str:
+    return f"{model}, exits: {chosen.exits}, grouping: {chosen.grouping}, sparsity: {chosen.sparsity:g}"
+
+
+def _side(name: str, model: nn.Module) -> int:
+    if name.startswith(("cifar-", "wrn-")):
+        return 32
+    settings = getattr(model, "pretrained_cfg", None) or {}  # timm's
+    side: int = settings.get("input_size", (3, 224, 224))[-1]
+    return side
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: no GPU can be used here; takes auto or cpu")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Let operations on a CPU use so many threads for a while."""
+    before = torch.get_num_threads()
+    if number is not None and number < 1:
+        raise ValueError(f"threads={number}: takes a whole number from 1")
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Parser(ArgumentParser):

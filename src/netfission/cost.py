@@ -1,72 +1,230 @@
-"""What a network costs: parameters, multiply-accumulates, and time measured beside another's."""
+"""What a network costs: parameters, multiply-accumulates, memory, and time measured beside another's."""
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from statistics import median
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from netfission.macs import Macs as Macs
+from netfission.macs import count_macs as count_macs
+from netfission.macs import listed, run_counted
+from netfission.measure import WARM_UP, inference_peak, training_peak
+from netfission.measure import inference_times as inference_times
+from netfission.measure import training_times as training_times
 from netfission.modes import in_mode
-from netfission.pruning.masks import kept_masks, prunable_weights
+from netfission.network import Ensemble, FissionNetwork
+from netfission.pruning.masks import kept_masks
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of one network.
+class Size:
+    """What can be counted of a network or of a part of it.
 
     Attributes:
         parameters_stored: parameters in memory, removed ones included.
         parameters_nonzero: those that are not removed.
-        macs_dense: multiply-accumulates of one image as executed, removed weights included.
+        macs_dense: multiply-accumulates of one image as executed, removed weights included; what counts as
+            one is said in `netfission.macs`.
         macs_effective: those that meet a weight that is not removed; what a sparse kernel could reach.
-        seconds: median time of inference of one batch of `example_input`.
-        ratio: median over the rounds of its time over the reference's in the same round; None without.
-        ratio_range: smallest and largest of those ratios; None without a reference.
     """
 
-    parameters_stored: int
-    parameters_nonzero: int
-    macs_dense: int
-    macs_effective: int
-    seconds: float
-    ratio: float | None = None
-    ratio_range: tuple[float, float] | None = None
+    parameters_stored: int = 0
+    parameters_nonzero: int = 0
+    macs_dense: int = 0
+    macs_effective: int = 0
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step on the way through a `FissionNetwork`.
+
+    Attributes:
+        name: `"stem"`, a stage's name or `"head"`.
+        total: of all paths together.
+        paths: what each exit has of its own here, exit 0 first; None where it runs through exit 0's.
+    """
+
+    name: str
+    total: Size
+    paths: tuple[Size | None, ...]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """One exit of a `FissionNetwork`.
+
+    Attributes:
+        alone: all that it needs when it runs alone: stem, stages shared and own, head.
+        shared: so much of that as another exit runs through as well.
+    """
+
+    alone: Size
+    shared: Size
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """The median of measured values and the quarters about it (linear between neighbours)."""
+
+    lower: float
+    median: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Inference of one batch, or a training step on it, as measured.
+
+    Attributes:
+        batch_size: images.
+        seconds: of one batch.
+        images_per_second: at the median.
+        peak_bytes: most memory in use beside network and images, see `netfission.measure.peak_bytes`.
+        ratio: seconds over the reference's, each from the same round; None without a reference.
+    """
+
+    batch_size: int
+    seconds: Quartiles
+    images_per_second: float
+    peak_bytes: int
+    ratio: Quartiles | None
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """The cost of one network.
+
+    Attributes:
+        size: of the whole network.
+        parts: of a `FissionNetwork` or its `Ensemble`: stem, stages, heads. Of others none.
+        exits: of the same, exit 0 first.
+        uncounted: operation → calls for one image, of those whose MACs cannot be counted.
+        inference: in eval mode without gradients; one a batch size.
+        training: a step, gradients and momentum in its memory; None where the output is no logits or no
+            parameter takes a gradient.
+    """
+
+    size: Size
+    parts: tuple[Part, ...]
+    exits: tuple[Exit, ...]
+    uncounted: dict[str, int]
+    inference: tuple[Measurement, ...]
+    training: Measurement | None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What measured figures depend on beside the network.
+
+    Attributes:
+        image_shape: of one image, channels first.
+        dtype: of the images.
+        device: its name.
+        threads: that an operation on a CPU may use.
+        batch_sizes: of inference.
+        rounds: how often each network ran, in turn with the other.
+        warm_up: how often before that.
+        torch: version.
+    """
+
+    image_shape: tuple[int, ...]
+    dtype: str
+    device: str
+    threads: int
+    batch_sizes: tuple[int, ...]
+    rounds: int
+    warm_up: int
+    torch: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs, beside its reference.
+
+    Attributes:
+        network: the network's cost.
+        reference: the reference's, from the same rounds, with ratios of 1; None without one.
+        conditions: of the measurements.
+    """
+
+    network: NetworkCost
+    reference: NetworkCost | None
+    conditions: Conditions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the figures as plain data, every digit kept."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Give the figures as JSON text, every digit kept."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def table(self) -> str:
+        """Give the figures as aligned plain text: beside the reference, then by stage and exit."""
+        blocks = [_aligned(_beside(self.network, self.reference))]
+        if self.network.parts:
+            blocks.append(_aligned(_by_stage(self.network, "MACs dense (effective), M", _macs_cell)))
+            blocks.append(_aligned(_by_stage(self.network, "parameters (non-zero)", _parameters_cell)))
+        for name, each in (("network", self.network), ("reference", self.reference)):
+            if each is not None and each.uncounted:
+                blocks.append(f"MACs of the {name} leave out {listed(each.uncounted)}")
+        c = self.conditions
+        blocks.append(
+            f"median (quartiles) of {c.rounds} rounds in turn after {c.warm_up} of warm-up, ratios by round\n"
+            f"images {' × '.join(map(str, c.image_shape))} {c.dtype}; {c.device}, threads: {c.threads}; "
+            f"torch {c.torch}"
+        )
+        return "\n\n".join(blocks)
 
 
 def cost(
-    network: nn.Module, example_input: Tensor, *, reference: nn.Module | None = None, rounds: int = 20
-) -> dict[str, Cost]:
-    """Count and time a network, beside a reference where one is given.
+    network: nn.Module,
+    example_input: Tensor,
+    reference: nn.Module | None = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    rounds: int = 20,
+) -> Cost:
+    """Count, weigh and time a network, beside a reference where one is given.
+
+    Times are taken in rounds, in each of which every network runs once, so that drift of the machine meets
+    both alike; it should be idle otherwise. A training step runs on a copy, with as many images as the
+    largest batch and 2 at least, which batch norms need; see `netfission.measure.training_times`.
 
     Args:
-        network: a `FissionNetwork` or any other module.
-        example_input: a batch of images on the networks' device; its size is what is timed.
-        reference: usually the model that was fissioned.
-        rounds: timed runs of each, after three that are not counted.
+        network: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
+        example_input: images on the networks' device, at least one; repeated to fill a batch.
+        reference: usually the model that was fissioned; not changed.
+        batch_sizes: images a batch in inference, from 1.
+        rounds: timed runs of each, after 3 that are not.
 
-    Returns:
-        `"network"` → its cost, and `"reference"` → the reference's, if given.
+    Raises:
+        ValueError: no image, no batch size, one below 1 or no round.
     """
+    _check(example_input, batch_sizes, rounds)
     networks = {"network": network} | ({} if reference is None else {"reference": reference})
-    times = inference_times(networks, example_input, rounds=rounds)
-    costs = {}
-    for name, module in networks.items():
-        stored, nonzero = count_parameters(module)
-        dense, effective = count_macs(module, example_input[:1])
-        ratios = [a / b for a, b in zip(times[name], times.get("reference", []), strict=False)]
-        costs[name] = Cost(
-            stored,
-            nonzero,
-            dense,
-            effective,
-            median(times[name]),
-            median(ratios) if ratios else None,
-            (min(ratios), max(ratios)) if ratios else None,
-        )
-    return costs
+    device = example_input.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        inference = [_inference(networks, _batch(example_input, size), rounds) for size in batch_sizes]
+        learning = {name: module for name, module in networks.items() if _learns(module, example_input[:1])}
+        training = _training(learning, _batch(example_input, max(2, *batch_sizes)), rounds)
+        costs = {
+            name: NetworkCost(
+                *_count(module, example_input[:1]),
+                tuple(of_all[name] for of_all in inference),
+                training.get(name),
+            )
+            for name, module in networks.items()
+        }
+    conditions = _conditions(example_input, tuple(batch_sizes), rounds)
+    return Cost(costs["network"], costs.get("reference"), conditions)
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
@@ -76,71 +234,194 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return stored, stored - removed
 
 
+def _check(images: Tensor, batch_sizes: Sequence[int], rounds: int) -> None:
+    if not len(images):
+        raise ValueError(f"example_input has shape {tuple(images.shape)}; it takes at least one image")
+    if min(batch_sizes, default=0) < 1:
+        raise ValueError(f"batch_sizes={list(batch_sizes)}: takes whole numbers from 1, at least one")
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: takes a whole number from 1")
+
+
+def _batch(images: Tensor, size: int) -> Tensor:
+    return images[torch.arange(size, device=images.device) % len(images)]
+
+
+def _conditions(images: Tensor, batch_sizes: tuple[int, ...], rounds: int) -> Conditions:
+    return Conditions(
+        image_shape=tuple(images.shape[1:]),
+        dtype=str(images.dtype).removeprefix("torch."),
+        device=torch.cuda.get_device_name(images.device) if images.is_cuda else _processor(),
+        threads=torch.get_num_threads(),
+        batch_sizes=batch_sizes,
+        rounds=rounds,
+        warm_up=WARM_UP,
+        torch=torch.__version__,
+    )
+
+
+def _processor() -> str:
+    return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
+# --- counting, by part and by exit ------------------------------------------------------------------
+
+
+def _count(
+    module: nn.Module, image: Tensor
+) -> tuple[Size, tuple[Part, ...], tuple[Exit, ...], dict[str, int]]:
+    """What a `NetworkCost` begins with: size, parts, exits, uncounted."""
+    network = module.network if isinstance(module, Ensemble) else module
+    steps = _steps(network) if isinstance(network, FissionNetwork) else {}
+    own = [part for paths in steps.values() for part in paths if part is not None]
+    counter = run_counted(module, image, own)
+
+    def size_of(part: nn.Module | None) -> Size | None:
+        if part is None:
+            return None
+        return Size(*count_parameters(part), counter.dense[part], counter.effective[part])
+
+    parts = []
+    for name, paths in steps.items():
+        sizes = tuple(map(size_of, paths))
+        total = sum((size for size in sizes if size is not None), Size())
+        parts.append(Part(name, total, sizes))
+    exits = tuple(_exit(parts, number) for number in range(len(parts[0].paths))) if parts else ()
+    size = Size(*count_parameters(module), *counter.total)
+    return size, tuple(parts), exits, dict(counter.uncounted)
+
+
+def _steps(network: FissionNetwork) -> dict[str, list[nn.Module | None]]:
+    """The name of each step on the way → the module that each exit has of its own there."""
+    paths = list(zip(network._paths(), (0, *network.branch_after), strict=True))
+    steps: dict[str, list[nn.Module | None]] = {"stem": [network.stem] + [None] * (len(paths) - 1)}
+    for index, name in enumerate(network.stage_names):
+        steps[name] = [path.stages[index - after] if index >= after else None for path, after in paths]
+    return steps | {"head": [path.head for path, _ in paths]}
+
+
+def _exit(parts: Sequence[Part], number: int) -> Exit:
+    alone = shared = Size()
+    for part in parts:
+        own, trunk = part.paths[number], part.paths[0]
+        assert trunk is not None
+        alone += own or trunk
+        if own is None or (own is trunk and None in part.paths):
+            shared += trunk
+    return Exit(alone, shared)
+
+
+# --- measuring --------------------------------------------------------------------------------------
+
+
+def _inference(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) -> dict[str, Measurement]:
+    peaks = {name: inference_peak(module, images) for name, module in networks.items()}
+    return _measurements(inference_times(networks, images, rounds=rounds), peaks, len(images))
+
+
+def _training(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) -> dict[str, Measurement]:
+    peaks = {name: training_peak(module, images) for name, module in networks.items()}
+    return _measurements(training_times(networks, images, rounds=rounds), peaks, len(images))
+
+
 @torch.no_grad()
-def count_macs(module: nn.Module, example_input: Tensor) -> tuple[int, int]:
-    """Multiply-accumulates of one forward pass: as executed, and without those of removed weights.
-
-    The first is half of what `torch.utils.flop_counter` counts: matrix products and convolutions.
-    """
-    masks = kept_masks(module)
-    removed: list[int] = []
-    handles = []
-    for name in prunable_weights(module):
-        path, _, attribute = name.rpartition(".")
-        gone = int((~masks[name]).sum())
-        if gone:
-            layer = module.get_submodule(path)
-            handles.append(layer.register_forward_hook(_removed_macs(attribute, gone, removed)))
-    try:
-        with in_mode(module, training=False), FlopCounterMode(display=False) as counter:
-            module(example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    dense = counter.get_total_flops() // 2
-    return dense, dense - sum(removed)
+def _learns(module: nn.Module, image: Tensor) -> bool:
+    """Whether it gives logits and some parameter takes a gradient."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return False
+    with in_mode(module, training=False):
+        output = module(image)
+    return isinstance(output, Tensor) and output.ndim in (2, 3) and output.is_floating_point()
 
 
-def _removed_macs(attribute: str, gone: int, total: list[int]) -> Callable[..., None]:
-    """A hook that adds a layer's share: each removed weight is met once at every output position."""
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-        result = output if isinstance(output, Tensor) else output[0]
-        features = layer.get_parameter(attribute).shape[0]
-        if isinstance(layer, nn.MultiheadAttention):  # one matrix gives queries, keys and values
-            features //= 3
-        total.append(result.numel() // features * gone)
-
-    return add
-
-
-def inference_times(
-    networks: Mapping[str, nn.Module], images: Tensor, *, rounds: int = 20, warm_up: int = 3
-) -> dict[str, list[float]]:
-    """Time networks side by side: in each round every network runs once, so that drift meets all alike.
-
-    Args:
-        networks: name → module, on the images' device; run in eval mode, which is undone afterwards.
-        images: one batch.
-        rounds: how many times are kept of each.
-        warm_up: rounds before that.
-
-    Returns:
-        name → seconds of each round.
-    """
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    with torch.inference_mode(), in_mode(*networks.values(), training=False):
-        for index in range(warm_up + rounds):
-            for name, module in networks.items():
-                _wait_for(images)
-                start = time.perf_counter()
-                module(images)
-                _wait_for(images)
-                if index >= warm_up:
-                    times[name].append(time.perf_counter() - start)
-    return times
+def _measurements(
+    times: Mapping[str, Sequence[float]], peaks: Mapping[str, int], batch_size: int
+) -> dict[str, Measurement]:
+    measurements = {}
+    for name, values in times.items():
+        seconds, ratio = _quartiles(values), None
+        if "reference" in times:
+            ratio = _quartiles([a / b for a, b in zip(values, times["reference"], strict=True)])
+        measurements[name] = Measurement(batch_size, seconds, batch_size / seconds.median, peaks[name], ratio)
+    return measurements
 
 
-def _wait_for(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+def _quartiles(values: Sequence[float]) -> Quartiles:
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    return Quartiles(*torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist())
+
+
+# --- as text ----------------------------------------------------------------------------------------
+
+
+def _beside(network: NetworkCost, reference: NetworkCost | None) -> list[list[str]]:
+    """Rows of the whole network's figures, the reference's and their ratio."""
+    networks = [network] if reference is None else [network, reference]
+    sizes = [each.size for each in networks]
+    rows = [
+        ["", "network", *["reference", "ratio"][: 2 * len(networks) - 2]],
+        _row("parameters stored", [size.parameters_stored for size in sizes], ",d"),
+        _row("parameters non-zero", [size.parameters_nonzero for size in sizes], ",d"),
+        _row("MACs dense, M", [size.macs_dense / 1e6 for size in sizes], ",.2f"),
+        _row("MACs effective, M", [size.macs_effective / 1e6 for size in sizes], ",.2f"),
+    ]
+    for of_all in zip(*(each.inference for each in networks), strict=True):
+        rows += _measured(f"inference of {of_all[0].batch_size}", of_all)
+    steps = [each.training for each in networks if each.training]
+    if len(steps) == len(networks):
+        rows += _measured(f"training step of {steps[0].batch_size}", steps)
+    return rows
+
+
+def _measured(what: str, measurements: Sequence[Measurement]) -> list[list[str]]:
+    times = [f"{what}, ms", *(_spread(each.seconds, 1e3) for each in measurements)]
+    if (ratio := measurements[0].ratio) is not None:
+        times.append(_spread(ratio, unit="×"))
+    return [
+        times,
+        _row("  images a second", [each.images_per_second for each in measurements], ",.0f"),
+        _row("  peak memory, MiB", [each.peak_bytes / 2**20 for each in measurements], ",.2f"),
+    ]
+
+
+def _row(label: str, values: Sequence[float], form: str) -> list[str]:
+    ratio = [f"{values[0] / values[1]:.2f}×"] if len(values) > 1 and values[1] else []
+    return [label, *(f"{value:{form}}" for value in values), *ratio]
+
+
+def _spread(values: Quartiles, scale: float = 1, unit: str = "") -> str:
+    lower, middle, upper = (f"{scale * value:,.2f}" for value in astuple(values))
+    return f"{middle}{unit} ({lower}–{upper})"
+
+
+def _by_stage(network: NetworkCost, title: str, cell: Callable[[Size | None], str]) -> list[list[str]]:
+    """Rows of one kind of figure, with a column for all paths together and one for each."""
+    return [
+        [title, "all", *(f"exit {number}" for number in range(len(network.exits)))],
+        *([part.name, cell(part.total), *map(cell, part.paths)] for part in network.parts),
+        ["each exit alone", "", *(cell(each.alone) for each in network.exits)],
+        ["  of it shared", "", *(cell(each.shared) for each in network.exits)],
+    ]
+
+
+def _macs_cell(size: Size | None) -> str:
+    if size is None:
+        return ""
+    return _two_kinds(f"{size.macs_dense / 1e6:,.2f}", f"{size.macs_effective / 1e6:,.2f}")
+
+
+def _parameters_cell(size: Size | None) -> str:
+    if size is None:
+        return ""
+    return _two_kinds(f"{size.parameters_stored:,}", f"{size.parameters_nonzero:,}")
+
+
+def _two_kinds(all_of_it: str, of_kept_weights: str) -> str:
+    return all_of_it if all_of_it == of_kept_weights else f"{all_of_it} ({of_kept_weights})"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart, the first to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
+    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

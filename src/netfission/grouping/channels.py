@@ -28,7 +28,7 @@ class ChannelGrouping:
 
     By default the paths' widths are multiples of 16 where there are enough channels, equal for equal
     shares, and chosen so that the multiply-accumulates of all paths add up to those of the stage within
-    5 %, if possible to no more: the paths also read and write their features each for itself. Where that
+    5 %, if possible to 97 %: the paths also read and write their features each for itself. Where that
     takes fewer channels than there are, some are left out; where it takes more (both sides of a
     bottleneck's 3×3 shrink), paths borrow channels of each other's shares.
 

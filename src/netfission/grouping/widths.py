@@ -9,8 +9,10 @@ from netfission.coupling import Coupling
 from netfission.grouping.weights import apportion
 from netfission.pruning.masks import prunable_weights
 
-# How far the paths' multiply-accumulates may be from the stage's.
+# How far the paths' multiply-accumulates may be from the stage's, and how much of them is used if possible:
+# a little less than all, since every path also reads and writes features of its own.
 TOLERANCE = 0.05
+USED = 0.97
 # Below so many units a path, widths may differ between paths by one unit to meet the cost.
 FEW = 8
 
@@ -85,7 +87,7 @@ def even_widths(
 def _filled(
     macs: StageMacs, counts: Sequence[int], blocks: Sequence[int | None], shares: Sequence[float]
 ) -> tuple[Widths, float]:
-    """Widths in whole blocks and their cost over the stage's: rounded down, then up while the cost allows."""
+    """Widths in whole blocks and their cost over the stage's: rounded down, then up as far as it goes."""
     budget = macs(counts)
 
     def ratio(widths: Sequence[Sequence[float]]) -> float:
@@ -102,15 +104,15 @@ def _filled(
     low, high = 0.5, 2.0
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if ratio(scaled(middle)) <= 1 else (low, middle)
+        low, high = (middle, high) if ratio(scaled(middle)) <= USED else (low, middle)
     exact = scaled(low)
     around = [_around(own, block or 1, shares) for own, block in zip(exact, blocks, strict=True)]
     widths = [down for down, _ in around]
     by_lack = sorted(range(len(counts)), key=lambda g: sum(widths[g]) - sum(exact[g]))
-    for limit in (1.0, 1.0 + TOLERANCE):  # above the budget only where that is nearer to it
+    for enough, limit in ((USED, USED), (1 - TOLERANCE, 1 + TOLERANCE)):  # more only where less is too little
         for group in by_lack:
             tried = [*widths[:group], around[group][1], *widths[group + 1 :]]
-            if ratio(widths) < (1 if limit == 1 else 1 - TOLERANCE) and ratio(tried) <= limit:
+            if ratio(widths) < enough and ratio(tried) <= limit:
                 widths = tried
     return widths, ratio(widths)
 

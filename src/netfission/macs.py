@@ -1,0 +1,240 @@
+"""Multiply-accumulates of a network, counted as it runs.
+
+A multiply-accumulate (MAC) is one product of two numbers added to a sum, which matrix products and
+convolutions are made of. They alone are counted: linear and convolution layers, attention, recurrent layers
+and whatever else is made of such products, at half of what `torch.utils.flop_counter` gives where that knows
+the operation. Left out by definition is what does no such work: element-wise operations (activations, biases,
+masks), norms, pooling, softmax, resizing, copies, lookups. Whatever else runs and has no formula here (FFT,
+`nn.Bilinear`, cuDNN's recurrent layers, quantised and custom operations, …) is listed as uncounted, never
+dropped. Attention is counted as if nothing were masked out of it.
+
+Dense MACs are those executed; effective MACs leave out those of removed weights, each of which is met once
+at every output position.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from netfission.modes import in_mode
+from netfission.pruning.masks import kept_masks
+
+# Matrix products: at which argument the left factor stands; the right one follows it.
+_PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0}
+_PRODUCTS |= {"addmm": 1, "addmv": 1, "addbmm": 1, "baddbmm": 1, "_addmm_activation": 1}
+_CONVOLUTIONS = {"convolution", "_convolution"}
+_ATTENTION = {
+    f"_scaled_dot_product_{kind}"
+    for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+}
+
+# Operations without MACs. PyTorch marks most: views, `pointwise`, `reduction`, and `core`, a closed set of
+# which the few that do other work are counted above or named here.
+_FREE_TAGS = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.core}
+_CORE_WITH_WORK = {"_cdist_forward", "_fft_c2r", "_fft_r2c", "_pdist_forward"}
+_FREE_BY_NAME = """
+_assert_async _assert_scalar _assert_tensor_metadata _batch_norm_no_update _batch_norm_with_update
+_embedding_bag_forward_only _masked_softmax _prelu_kernel _safe_softmax _unsafe_index _unsafe_view
+_upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+_upsample_nearest_exact3d _weight_norm_interface adaptive_max_pool2d adaptive_max_pool3d
+affine_grid_generator bernoulli bucketize channel_shuffle cudnn_batch_norm cudnn_grid_sampler cummax cummin
+cumprod diag_embed empty_like empty_permuted eye floor_divide glu grid_sampler_3d hardswish im2col index_add
+index_copy index_fill kthvalue lift linspace log_sigmoid_forward logcumsumexp masked_select max_unpool2d
+max_unpool3d median miopen_batch_norm multinomial native_batch_norm new_empty new_empty_strided new_full
+new_ones new_zeros normal ones ones_like pixel_shuffle pixel_unshuffle put rand_like randint randn_like random
+renorm repeat_interleave replication_pad1d roll rot90 rrelu_with_noise searchsorted stack take tril
+tril_indices triu triu_indices uniform unsafe_split unsafe_split_with_sizes upsample_bicubic2d
+upsample_linear1d upsample_nearest1d upsample_nearest3d upsample_trilinear3d zero zeros zeros_like
+"""
+_FREE = frozenset(_FREE_BY_NAME.split())
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates as executed, and without those of removed weights."""
+
+    dense: int
+    effective: int
+
+
+def count_macs(module: nn.Module, example_input: Tensor) -> Macs:
+    """Multiply-accumulates of one forward pass in eval mode, dense and effective.
+
+    Args:
+        module: any module of one tensor; not changed.
+        example_input: its input; with n images the MACs are those of all n.
+
+    Warns:
+        UserWarning: operations ran that cannot be counted; names them.
+    """
+    counter = run_counted(module, example_input)
+    if counter.uncounted:
+        warnings.warn(f"MACs leave out {listed(counter.uncounted)}", stacklevel=2)
+    return counter.total
+
+
+def listed(uncounted: Mapping[str, int]) -> str:
+    """Uncounted operations and their calls, as text."""
+    return ", ".join(f"{name} ×{calls}" for name, calls in sorted(uncounted.items()))
+
+
+@torch.no_grad()
+def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = ()) -> "MacCounter":
+    """Run a module once in eval mode and count.
+
+    Args:
+        module: any module of one tensor; not changed.
+        images: its input.
+        parts: modules within it, none inside another, whose MACs are kept apart.
+    """
+    counter = MacCounter(module)
+
+    def enter(part: nn.Module, _inputs: Any) -> None:
+        counter.part = part
+
+    def leave(*_: Any) -> None:
+        counter.part = None
+
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.register_forward_pre_hook(enter).remove)
+            stack.callback(part.register_forward_hook(leave).remove)
+        stack.enter_context(in_mode(module, training=False))
+        stack.enter_context(_without_fused_transformers())
+        stack.enter_context(counter)
+        module(images)
+    return counter
+
+
+@contextmanager
+def _without_fused_transformers() -> Iterator[None]:
+    """Let attention and encoder layers run as the products that they are, not as one opaque operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts the MACs of all that runs within.
+
+    Removed weights are known by the memory they lie in, and so are found wherever an operation takes them:
+    as they are, transposed, in chunks, or in a function that was handed the weight without its layer.
+
+    Attributes:
+        part: the module that is running, as far as it is known; may be set at any time.
+        dense: part → MACs as executed.
+        effective: part → those that meet no removed weight.
+        uncounted: operation → calls, of those whose MACs cannot be counted.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, module: nn.Module) -> None:
+        """Count with the removed weights of `module`."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.part: nn.Module | None = None
+        self.dense: Counter[nn.Module | None] = Counter()
+        self.effective: Counter[nn.Module | None] = Counter()
+        self.uncounted: Counter[str] = Counter()
+        self._removed = _removed_by_storage(module)
+
+    @property
+    def total(self) -> Macs:
+        """The MACs of all parts."""
+        return Macs(self.dense.total(), self.effective.total())
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and count it."""
+        kwargs = kwargs or {}
+        if isinstance(operation, HigherOrderOperator):
+            self.uncounted[str(operation)] += 1
+            return operation(*args, **kwargs)
+        with self:  # in inference mode, composite operations arrive whole
+            output = operation.decompose(*args, **kwargs)
+        if output is not NotImplemented:
+            return output
+        output = operation(*args, **kwargs)
+        formula = _macs(operation, args, output)
+        if formula is not None:
+            macs, factors = formula
+            # Each number of a factor is used equally often.
+            unused = sum(macs // factor.numel() * self._removed_in(factor) for factor in factors)
+            self.dense[self.part] += macs
+            self.effective[self.part] += macs - unused
+        elif not _is_free(operation):
+            self.uncounted[str(operation._overloadpacket)] += 1
+        return output
+
+    def _removed_in(self, factor: Tensor) -> int:
+        removed = self._removed.get(factor.untyped_storage().data_ptr())
+        if removed is None:
+            return 0
+        return int(removed.as_strided(factor.shape, factor.stride(), factor.storage_offset()).sum())
+
+
+def _removed_by_storage(module: nn.Module) -> dict[int, Tensor]:
+    """Address of a storage → which of its elements are removed weights."""
+    removed: dict[int, Tensor] = {}
+    for name, kept in kept_masks(module).items():
+        if kept.all():
+            continue
+        weight = module.get_parameter(name)
+        storage = weight.untyped_storage()
+        elements = torch.zeros(
+            storage.nbytes() // weight.element_size(), dtype=torch.bool, device=kept.device
+        )
+        elements = removed.setdefault(storage.data_ptr(), elements)
+        elements.as_strided(weight.shape, weight.stride(), weight.storage_offset()).logical_or_(~kept)
+    return removed
+
+
+def _macs(operation: OpOverload, args: tuple[Any, ...], output: Any) -> tuple[int, list[Tensor]] | None:
+    """An operation's MACs, and those of its factors that may be weights; None where there is no formula."""
+    name = _base_name(operation)
+    if name in _PRODUCTS:
+        left, right = args[_PRODUCTS[name] :][:2]
+        return left.numel() * (right.shape[-1] if right.ndim > 1 else 1), [left, right]
+    if name in _CONVOLUTIONS:
+        images, weight, transposed = args[0], args[1], args[6]
+        positions = images if transposed else output
+        return positions.numel() * weight.numel() // weight.shape[0], [weight]
+    if name in _ATTENTION:
+        query, key, value = args[:3]
+        scores = query.numel() // query.shape[-1] * key.shape[-2]
+        return scores * (query.shape[-1] + value.shape[-1]), []
+    if name == "mkldnn_rnn_layer":  # an LSTM's, with weights for the input and for its own state
+        tokens, of_input, of_state = args[:3]
+        return tokens.numel() // tokens.shape[-1] * (of_input.numel() + of_state.numel()), []
+    return None
+
+
+def _is_free(operation: OpOverload) -> bool:
+    name = _base_name(operation)
+    if not name or name in _CORE_WITH_WORK:
+        return False
+    return name in _FREE or any(
+        overload.is_view or not _FREE_TAGS.isdisjoint(overload.tags) for overload in _overloads(name)
+    )
+
+
+def _overloads(name: str) -> Iterator[OpOverload]:
+    """All forms of one of PyTorch's own operations, in place too: not each of them is marked."""
+    for packet in (getattr(torch.ops.aten, twin, None) for twin in (name, f"{name}_")):
+        if packet is not None:
+            yield from (getattr(packet, overload) for overload in packet.overloads())
+
+
+def _base_name(operation: OpOverload) -> str:
+    """Its name, without the underscore that marks work in place; empty outside PyTorch's own."""
+    return operation._overloadpacket.__name__.removesuffix("_") if operation.namespace == "aten" else ""

@@ -1,0 +1,139 @@
+"""`netfission cost`."""
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import netfission as nf
+from netfission.cli import main
+from netfission.models import create_model
+from netfission.training.folder import ModelCard, RunFolder
+
+QUICK = "--rounds 1 --batch_sizes [2]"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder as far as its network goes: two exits, three classes, images of one channel."""
+    chosen = nf.FissionConfig(exits=2, sparsity=0.5, criterion="magnitude")
+    model = create_model("wrn-10-1", 3, in_channels=1)
+    network = nf.fission(model, **asdict(chosen), example_input=torch.zeros(2, 1, 12, 12))
+    card = ModelCard("wrn-10-1", ["a", "b", "c"], [1, 12, 12], [0.5], [0.5], asdict(chosen), "0")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.save_network(network, card)
+    return folder.path, network
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_model_is_fissioned_as_the_flags_say_beside_itself(tmp_path, capsys):
+    out = tmp_path / "cost.json"
+    flags = f"--exits 2 --sparsity 0.5 --seed 3 --classes 5 --image_size 16 {QUICK} --out {out}"
+    state = torch.get_rng_state()
+    assert main(["cost", "wrn-10-1", *flags.split()]) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    printed, kept = capsys.readouterr().out, read(out)
+    model = create_model("wrn-10-1", 5)
+    assert kept["reference"]["size"]["parameters_stored"] == sum(p.numel() for p in model.parameters())
+    assert len(kept["network"]["exits"]) == 2
+    size = kept["network"]["size"]
+    assert size["parameters_nonzero"] < 0.6 * kept["reference"]["size"]["parameters_nonzero"]
+    assert kept["conditions"]["image_shape"] == [3, 16, 16]
+    assert (kept["conditions"]["batch_sizes"], kept["conditions"]["rounds"]) == ([2], 1)
+    assert f"{size['parameters_nonzero']:,}" in printed
+    assert printed.startswith(
+        "wrn-10-1, exits: 2, grouping: weights, sparsity: 0.5, beside the single network\n"
+    )
+    assert printed.endswith(f"wrote {out}\n")
+
+
+def test_the_same_seed_costs_the_same_network(tmp_path):
+    flags = f"wrn-10-1 --exits 2 --sparsity 0.9 --image_size 16 {QUICK}".split()
+    sizes = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert main(["cost", *flags, "--seed", seed, "--out", str(tmp_path / name)]) == 0
+        sizes.append(read(tmp_path / name)["network"]["size"])
+    assert sizes[0] == sizes[1] != sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "side"), [("wrn-10-1", 32), ("test_resnet", 160), ("torchvision/shufflenet_v2_x0_5", 224)]
+)
+def test_images_have_the_models_own_size(model, side, tmp_path):
+    out = tmp_path / "cost.json"
+    assert main(["cost", model, "--exits", "1", *QUICK.split(), "--out", str(out)]) == 0
+    assert read(out)["conditions"]["image_shape"] == [3, side, side]
+
+
+def test_a_runs_network_beside_its_model(run, tmp_path, capsys):
+    path, network = run
+    out = tmp_path / "cost.json"
+    assert main(["cost", str(path), *QUICK.split(), "--out", str(out)]) == 0
+    kept = read(out)
+    assert kept["conditions"]["image_shape"] == [1, 12, 12]
+    assert (
+        kept["network"]["size"]
+        == nf.cost(network, torch.zeros(1, 1, 12, 12), rounds=1).to_dict()["network"]["size"]
+    )
+    single = create_model("wrn-10-1", 3, in_channels=1)
+    assert kept["reference"]["size"]["parameters_nonzero"] == sum(p.numel() for p in single.parameters())
+    assert capsys.readouterr().out.startswith("wrn-10-1, exits: 2, grouping: weights, sparsity: 0.5, beside")
+
+
+def test_threads_are_used_and_given_back(tmp_path):
+    before = torch.get_num_threads()
+    out = tmp_path / "cost.json"
+    flags = f"wrn-10-1 --exits 1 --image_size 16 --threads {before + 1} {QUICK} --out {out}"
+    assert main(["cost", *flags.split()]) == 0
+    assert read(out)["conditions"]["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("nothing-known", "unknown model 'nothing-known': .*; nor is there a run in a folder of that name"),
+        ("no/such/run", "unknown model 'no/such/run': .*; nor is there a run in a folder of that name"),
+        (".", "nor is there a run in a folder of that name"),
+        ("", "cost.network"),
+        ("wrn-10-1 --batch_sizes [1,0]", r"batch_sizes=\[1, 0\]: takes whole numbers from 1, at least one"),
+        ("wrn-10-1 --batch_sizes [x]", "batch_sizes"),
+        ("wrn-10-1 --rounds 0", "rounds=0: takes a whole number from 1"),
+        ("wrn-10-1 --threads 0", "threads=0: takes a whole number from 1"),
+        ("wrn-10-1 --classes 0", "classes=0: takes a whole number from 1"),
+        ("wrn-10-1 --image_size 0", "image_size=0: takes a whole number from 1"),
+        ("wrn-10-1 --exits 9", "exits=9: takes at most 3, one a stage"),
+        ("wrn-10-1 --sparsity 1", r"sparsity=1\.0: takes the share"),
+        ("wrn-10-1 --device tpu", '"device"'),
+        ("wrn-10-1 --device cuda", "device=cuda: no GPU can be used here; takes auto or cpu"),
+        ("wrn-10-1 --out no/cost.json", "out=no/cost.json: takes a file in a folder that exists"),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["cost", *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("netfission: ")
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize("flag", ["--exits 4", "--sparsity 0.9", "--classes 7", "--image_size 64"])
+def test_a_runs_own_settings_are_not_overridden_in_silence(flag, run, capsys):
+    assert main(["cost", str(run[0]), *flag.split()]) == 2
+    name, value = flag.removeprefix("--").split()
+    assert f"{name}={value}: goes with a model's name; a run has its own" in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_ended_is_named(run, capsys):
+    path, _ = run
+    (path / "model.safetensors").unlink()
+    assert main(["cost", str(path)]) == 2
+    assert "model.safetensors: is missing" in capsys.readouterr().err
