@@ -3,6 +3,7 @@
 from netfission.backbone import Backbone
 from netfission.cost import Cost, cost
 from netfission.fission import FissionConfig, fission
+from netfission.inference.cascade import Cascade, exit_costs
 from netfission.inference.ensemble import (
     disagreement,
     ensemble_log_probabilities,
@@ -10,22 +11,26 @@ from netfission.inference.ensemble import (
     mutual_information,
     predictive_entropy,
 )
+from netfission.inference.thresholds import choose_thresholds
 from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
 from netfission.network import Ensemble, FissionNetwork
 from netfission.pruning.prune import prune
 
 __all__ = [
     "Backbone",
+    "Cascade",
     "Cost",
     "Ensemble",
     "EnsembleDistillationLoss",
     "FissionConfig",
     "FissionNetwork",
+    "choose_thresholds",
     "cost",
     "disagreement",
     "ensemble_distillation_loss",
     "ensemble_log_probabilities",
     "ensemble_probabilities",
+    "exit_costs",
     "fission",
     "mutual_information",
     "predictive_entropy",

@@ -1,5 +1,14 @@
-"""Predictions and uncertainty from the logits of a network's exits."""
+"""Predictions and uncertainty from the logits of a network's exits, all of them or as few as will do."""
 
+from netfission.inference.cascade import (
+    Cascade,
+    CascadeOutput,
+    ExitCosts,
+    Rule,
+    cascade_logits,
+    exit_costs,
+    sureness,
+)
 from netfission.inference.ensemble import (
     Average,
     disagreement,
@@ -8,12 +17,22 @@ from netfission.inference.ensemble import (
     mutual_information,
     predictive_entropy,
 )
+from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 
 __all__ = [
     "Average",
+    "Cascade",
+    "CascadeChoice",
+    "CascadeOutput",
+    "ExitCosts",
+    "Rule",
+    "cascade_logits",
+    "choose_thresholds",
     "disagreement",
     "ensemble_log_probabilities",
     "ensemble_probabilities",
+    "exit_costs",
     "mutual_information",
     "predictive_entropy",
+    "sureness",
 ]

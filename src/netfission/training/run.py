@@ -1,11 +1,13 @@
 """One run, from its settings to a folder with a trained and evaluated network."""
 
+import json
 import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,13 +21,16 @@ from torch import Tensor
 
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
+from netfission.evaluation.cascade import CascadeEvaluation
+from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.files import write_whole
 from netfission.fission import fission
+from netfission.inference.cascade import Rule
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.training.callbacks import AccuracyBar, EpochLines, EpochTable, WholeCheckpoints
 from netfission.training.config import DataConfig, RunConfig
-from netfission.training.folder import ModelCard, RunFolder
+from netfission.training.folder import ModelCard, RunFolder, environment
 from netfission.training.module import FissionTraining
 
 EVALUATION_BATCH = 256
@@ -98,6 +103,76 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     Raises:
         ValueError: the folder holds no finished run, or the data set's classes are not the network's.
     """
+    network, _, data, device = _ready(folder, config, data)
+    batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
+    evaluation = evaluate_logits(*collect_logits(network, batches, device))
+    write_whole(folder.evaluation, evaluation.to_json())
+    return evaluation
+
+
+def evaluate_cascade(
+    folder: RunFolder,
+    config: RunConfig,
+    *,
+    rule: Rule = "confidence",
+    lose: float | None = None,
+    spend: float | None = None,
+    single: RunFolder | None = None,
+) -> CascadeEvaluation:
+    """Choose a cascade's thresholds on a run's validation split and measure it on its test split.
+
+    The figures and a picture of them are kept in the run's folder.
+
+    Args:
+        folder: of a finished run.
+        config: its settings.
+        rule: when an image is sure enough to stop, see `netfission.inference.sureness`.
+        lose: points of accuracy that may be lost, see `netfission.inference.choose_thresholds`.
+        spend: instead, mean MACs that may be spent, over the single network's.
+        single: a finished run of the same model with one exit, whose accuracy is to stand beside.
+
+    Raises:
+        ValueError: the run has no validation split, `single` is another model's, the target is out of
+            reach, or see `evaluate`.
+    """
+    if config.data.validation == 0:
+        raise ValueError(
+            "validation=0: thresholds are chosen on validation images; takes a run trained with a share of "
+            "them above 0"
+        )
+    network, card, data, device = _ready(folder, config)
+    accuracy = None if single is None else _single_accuracy(single, config, card, data, device)
+    with torch.random.fork_rng([]):
+        model = create_model(card.model, len(card.classes), in_channels=card.shape[0])
+    batches = partial(
+        make_batches, data=data, batch_size=EVALUATION_BATCH, device=device, workers=config.data.workers
+    )
+    assert data.validation is not None
+    validation = collect_logits(network, batches(data.validation), device)
+    test = collect_logits(network, batches(data.test), device)
+    mixed = zip(batches(data.test, shuffle=True), range(2), strict=False)
+    images = torch.cat([images for (images, _), _ in mixed])
+    evaluation = measure_cascade(
+        network,
+        model.eval().to(device),
+        validation,
+        test,
+        images,
+        rule=rule,
+        lose=lose,
+        spend=spend,
+        single_accuracy=accuracy,
+    )
+    record = asdict(evaluation) | {"environment": environment()}
+    write_whole(folder.path / "cascade.json", json.dumps(record, indent=2) + "\n")
+    evaluation.draw(folder.path / "cascade")
+    return evaluation
+
+
+def _ready(
+    folder: RunFolder, config: RunConfig, data: ImageData | None = None
+) -> tuple[FissionNetwork, ModelCard, ImageData, str]:
+    """A run's network with its card, its data set, and the device that the network was put on."""
     network, card = folder.load_network()
     data = data or load(config.data, config.fission.seed)
     if data.classes != card.classes:
@@ -106,10 +181,22 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
             f"that {folder.card} names"
         )
     device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
+    return network.to(device), card, data, device
+
+
+def _single_accuracy(
+    single: RunFolder, config: RunConfig, card: ModelCard, data: ImageData, device: str
+) -> float:
+    """Accuracy on the test split of the network with one exit that lies in another run's folder."""
+    network, own = single.load_network()
+    if network.exits > 1 or (own.model, own.classes, own.shape) != (card.model, card.classes, card.shape):
+        raise ValueError(
+            f"single={single.path}: is {own.model} with {network.exits} exits on {len(own.classes)} classes; "
+            f"takes a run of {card.model} with exits=1 on the same data"
+        )
+    data = replace(data, mean=tuple(own.mean), std=tuple(own.std))  # as it was trained
     batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
-    evaluation = evaluate_logits(*collect_logits(network.to(device), batches, device))
-    write_whole(folder.evaluation, evaluation.to_json())
-    return evaluation
+    return evaluate_logits(*collect_logits(network.to(device), batches, device)).ensemble["top1"]
 
 
 def load(config: DataConfig, seed: int) -> ImageData:

@@ -1,0 +1,228 @@
+import errno
+import json
+import os
+import xml.etree.ElementTree as ET
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import netfission as nf
+from netfission.cli import main
+from netfission.evaluation import cascade as module
+from netfission.evaluation.cascade import CascadeEvaluation, evaluate_cascade
+from netfission.fission import FissionConfig
+from netfission.inference import choose_thresholds, exit_costs
+from netfission.macs import count_macs
+from netfission.models import create_model
+from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.training.run import train
+
+CONFIG = RunConfig(
+    DataConfig("digits", limit_per_class=10),
+    ModelConfig("wrn-10-1"),
+    FissionConfig(exits=3, grouping="copies"),
+    TrainingConfig(epochs=2, batch_size=25, accelerator="cpu"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch) -> None:
+    monkeypatch.setattr(module, "IMAGES_A_ROUND", {1: 2, 256: 8})
+    monkeypatch.setattr(module, "FEWEST_ROUNDS", 2)
+    monkeypatch.setattr(module, "MOST_ROUNDS", 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a finished run with a validation split."""
+    path = tmp_path_factory.mktemp("cascade") / "run"
+    train(CONFIG, path, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    """The folder of a finished run of the same model with one exit, without a validation split."""
+    path = tmp_path_factory.mktemp("cascade") / "single"
+    config = replace(
+        CONFIG,
+        data=replace(CONFIG.data, validation=0.0),
+        fission=FissionConfig(exits=1),
+        training=replace(CONFIG.training, epochs=1),
+    )
+    train(config, path, progress=False)
+    return path
+
+
+def points_of(record: dict, kind: str) -> list[dict]:
+    return [point for point in record["points"] if point["kind"] == kind]
+
+
+def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
+    assert main(["evaluate", str(run), "--cascade", "--single", str(single)]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((run / "cascade.json").read_text())
+    assert (record["lose"], record["spend"], record["rule"]) == (0.2, None, "confidence")
+    assert (record["validation_images"], record["test_images"]) == (145, 359)
+    assert record["environment"]["threads"] == torch.get_num_threads()
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    alone = json.loads((single / "evaluation.json").read_text())
+    (of_single,), (full,), (chosen,) = (points_of(record, kind) for kind in ("single", "ensemble", "chosen"))
+    assert of_single["accuracy"] == pytest.approx(alone["ensemble"]["top1"])
+    assert full["accuracy"] == pytest.approx(evaluation["ensemble"]["top1"])
+    exits = points_of(record, "exit")
+    assert [e["accuracy"] for e in exits] == pytest.approx([e["top1"] for e in evaluation["exits"]])
+    assert [e["exits_used"] for e in (*exits, full)] == [1, 1, 1, 3]
+    assert (of_single["macs"], exits[0]["macs"]) == (1, 1)  # with whole copies exit 0 is the single network
+    assert exits[0]["macs"] <= chosen["macs"] <= full["macs"]
+    assert chosen["thresholds"] == record["choice"]["thresholds"]
+    curve = points_of(record, "curve")
+    assert 1 <= sum(bool(point["times"]) for point in curve) <= module.CURVE_TIMED
+    for point in (of_single, full, chosen, *exits):
+        assert point["times"].keys() == {"1", "256"}
+    for point in record["points"]:
+        for ratio in point["times"].values():
+            assert 0 < ratio["lower"] <= ratio["median"] <= ratio["upper"]
+            assert ratio["rounds"] == 2
+        if point["times"]:
+            assert f"\n{point['name']}" in printed
+    assert {ratio["median"] for ratio in of_single["times"].values()} == {1}
+    assert f"{100 * full['accuracy']:.2f}" in printed
+    assert f"in {run}" in printed
+    assert (run / "cascade.png").read_bytes().startswith(b"\x89PNG")
+    assert ET.parse(run / "cascade.svg").getroot().tag.endswith("svg")
+    assert not list(run.glob("*.tmp"))
+
+
+def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
+    flags = ["--spend", "1.2", "--rule", "agreement"]
+    assert main(["evaluate", str(run), "--cascade", *flags]) == 0
+    assert "Chosen to spend 1.2 on" in capsys.readouterr().out
+    record = json.loads((run / "cascade.json").read_text())
+    assert (record["lose"], record["spend"], record["rule"]) == (None, 1.2, "agreement")
+    assert record["choice"]["cost"] <= 1.2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lose 0.2", r"lose=0.2: goes with --cascade"),
+        ("--single elsewhere", "single=elsewhere: goes with --cascade"),
+        ("--cascade --lose 1 --spend 1", r"lose=1.0, spend=1.0: takes one of the two"),
+        ("--cascade --lose -1", r"lose=-1.0: takes points of accuracy, from 0 to 100"),
+        ("--cascade --spend 0.3", r"spend=0.3: takes at least 1, what the first exit costs"),
+        ("--cascade --rule confident", '"rule"'),
+        ("--cascade --single {run}", "3 exits on 10 classes; takes a run of wrn-10-1 with exits=1"),
+        ("--cascade --single elsewhere", "elsewhere/config.json: is missing"),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, run, capsys) -> None:
+    assert main(["evaluate", str(run), *flags.format(run=run).split()]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_a_run_without_validation_split_is_refused(single, capsys) -> None:
+    assert main(["evaluate", str(single), "--cascade"]) == 2
+    assert "validation=0: thresholds are chosen on validation images" in capsys.readouterr().err
+    assert not list(single.glob("cascade.*"))
+
+
+def test_a_full_disk_leaves_the_old_files(run, capsys, monkeypatch) -> None:
+    for kind in ("json", "png", "svg"):
+        (run / f"cascade.{kind}").write_text("old")
+    evaluation = measured()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", disk_full)
+        assert main(["evaluate", str(run), "--cascade"]) == 1
+        with pytest.raises(OSError, match="No space left"):
+            evaluation.draw(run / "cascade")
+    assert "No space left" in capsys.readouterr().err
+    assert {path.read_text() for path in run.glob("cascade.*")} == {"old"}
+
+
+def disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Recorder(nn.Module):
+    """A network that notes the sizes of its batches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.sizes: set[int] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.add(len(images))
+        logits: Tensor = self.network(images)
+        return logits
+
+
+MODEL = create_model("wrn-10-1", 5).eval()
+IMAGES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+NETWORK = nf.fission(MODEL, 3, example_input=IMAGES[:2]).eval()
+
+
+def labelled(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, (n,), generator=generator)
+    logits = torch.randn(n, 3, 5, generator=generator)
+    logits[torch.arange(n), :, labels] += 4 * torch.rand(n, 1, generator=generator)
+    return logits, labels
+
+
+@cache
+def measured(single: nn.Module = MODEL) -> CascadeEvaluation:
+    return evaluate_cascade(NETWORK, single, labelled(200, 0), labelled(300, 1), IMAGES, lose=1.0)
+
+
+def test_the_test_images_choose_nothing() -> None:
+    first, other = measured(), labelled(300, 2)
+    second = evaluate_cascade(NETWORK, MODEL, labelled(200, 0), other, IMAGES, lose=1.0)
+    assert first.choice == second.choice
+    assert [p.thresholds for p in first.points] == [p.thresholds for p in second.points]
+    assert [p.accuracy for p in first.points] != [p.accuracy for p in second.points]
+    unit = count_macs(MODEL, IMAGES[:1]).dense
+    costs = exit_costs(NETWORK, IMAGES)
+    relative = [macs / unit for macs in costs.dense]
+    assert first.choice == choose_thresholds(*labelled(200, 0), relative, order=costs.order, lose=1.0)
+
+
+def test_losses_come_with_their_standard_error() -> None:
+    evaluation = measured()
+    logits, labels = labelled(300, 1)
+    full = (logits.mean(1).argmax(1) == labels).double()
+    for point in evaluation.points:
+        if point.kind == "exit":
+            difference = full - (logits[:, int(point.name[-1])].argmax(1) == labels).double()
+            assert point.lost == pytest.approx(difference.mean().item())
+            assert point.lost_error == pytest.approx(difference.std(correction=0).item() / 300**0.5)
+
+
+def test_batches_of_each_size_are_timed() -> None:
+    recorder = Recorder(MODEL).eval()
+    evaluation = measured(single=recorder)
+    assert recorder.sizes == {1, 8}
+    assert {size for point in evaluation.points for size in point.times} == {1, 256}
+
+
+def test_the_curve_rises_with_its_cost() -> None:
+    points = [point for point in measured().points if point.kind == "curve"]
+    assert len(points) > 3
+    assert [point.macs for point in points] == sorted(point.macs for point in points)
+    assert points[0].exits_used == 1
+
+
+def test_without_the_single_networks_accuracy_its_cost_still_stands(tmp_path) -> None:
+    evaluation = measured()
+    assert evaluation.points[0].accuracy is None
+    row = evaluation.table().splitlines()[1]
+    assert row.split()[:4] == ["single", "network", "1.000×", "1.000×"]
+    assert [file.suffix for file in evaluation.draw(tmp_path / "picture")] == [".png", ".svg"]
+    assert json.dumps(asdict(evaluation), allow_nan=False)

@@ -1,0 +1,334 @@
+import copy
+import math
+import weakref
+from collections import Counter
+from functools import cache
+from itertools import permutations, product
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from torch import Tensor, nn
+
+import netfission as nf
+from netfission.inference import Cascade, CascadeOutput, cascade_logits, exit_costs
+from netfission.inference.cascade import RULES, step_by_step
+from netfission.macs import count_macs
+from netfission.models import create_model
+
+CLASSES = 5
+IMAGES = torch.randn(23, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LAYOUTS = [(), (1,), (1, 2), (2, 1), (1, 1), (1, 2, 2)]
+LOOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@cache
+def build(branch_after: tuple[int, ...], sparsity: float = 0.0) -> nf.FissionNetwork:
+    """A network in eval mode whose logits are well apart; not to be changed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = create_model("wrn-10-1", CLASSES)
+        net = nf.fission(
+            model,
+            len(branch_after) + 1,
+            branch_after=branch_after,
+            example_input=IMAGES,
+            sparsity=sparsity,
+            criterion="random",
+        )
+        for path in net.paths:
+            nn.init.normal_(path.head.get_parameter("fc.weight"), std=0.5)
+        net.train()(IMAGES)  # norms that fit the images
+    return net.eval()
+
+
+@cache
+def logits_of(branch_after: tuple[int, ...]) -> Tensor:
+    with torch.no_grad():
+        return build(branch_after)(IMAGES)
+
+
+layouts_orders_and_thresholds = st.sampled_from(LAYOUTS).flatmap(
+    lambda layout: st.tuples(
+        st.just(layout),
+        st.permutations(range(len(layout) + 1)),
+        st.lists(st.floats(0, 1), min_size=len(layout), max_size=len(layout)),
+    )
+)
+
+
+def clear_of_rounding(layout: tuple[int, ...], order: list[int], thresholds: list[float], rule: str) -> bool:
+    """Whether no image's sureness is so near a threshold that rounding could decide."""
+    _, scores = step_by_step(logits_of(layout), order, rule)
+    return not ((scores - torch.tensor(thresholds)).abs() < 1e-5).any()
+
+
+@settings(deadline=None, max_examples=120)
+@given(drawn=layouts_orders_and_thresholds, rule=st.sampled_from(RULES))
+def test_what_runs_is_what_the_logits_say(drawn, rule) -> None:
+    layout, order, thresholds = drawn
+    assume(clear_of_rounding(layout, order, thresholds, rule))
+    output = Cascade(build(layout), thresholds, order=order, rule=rule).run(IMAGES)
+    expected = cascade_logits(logits_of(layout), thresholds, order=order, rule=rule)
+    assert torch.equal(output.exits_used, expected.exits_used)
+    torch.testing.assert_close(output.logits, expected.logits, **LOOSE)
+
+
+def by_hand(
+    logits: list[list[float]], thresholds: list[float], order: list[int], rule: str
+) -> tuple[list[float], int]:
+    """One image's mean logits and exits used, in plain Python."""
+    exits = len(logits)
+    for used in range(1, exits + 1):
+        run = [logits[number] for number in order[:used]]
+        mean = [math.fsum(column) / used for column in zip(*run, strict=True)]
+        best = mean.index(max(mean))
+        if rule == "confidence":
+            score = 1 / math.fsum(math.exp(value - max(mean)) for value in mean)
+        else:
+            score = sum(one.index(max(one)) == best for one in run) / exits
+        if used == exits or score > thresholds[used - 1]:
+            return mean, used
+    raise AssertionError
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    seed=st.integers(0, 2**32),
+    exits=st.integers(1, 5),
+    share=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    rule=st.sampled_from(RULES),
+)
+def test_the_pure_function_is_its_definition(seed, exits, share, rule) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(9, exits, 3, generator=generator, dtype=torch.float64)
+    order = torch.randperm(exits, generator=generator).tolist()
+    thresholds = [min(value + 1e-9, 1.0) for value in share[: exits - 1]]  # off the shares of votes
+    output = cascade_logits(logits, thresholds, order=order, rule=rule)
+    for image, mean, used in zip(logits.tolist(), *output, strict=True):
+        expected_mean, expected_used = by_hand(image, thresholds, order, rule)
+        assert used == expected_used
+        assert mean.tolist() == pytest.approx(expected_mean)
+
+
+@settings(deadline=None, max_examples=80)
+@given(drawn=layouts_orders_and_thresholds, raised=st.floats(0, 1), rule=st.sampled_from(RULES))
+def test_higher_thresholds_never_use_fewer_exits(drawn, raised, rule) -> None:
+    layout, order, thresholds = drawn
+    higher = [threshold + raised * (1 - threshold) for threshold in thresholds]
+    lower_used, higher_used = (
+        cascade_logits(logits_of(layout), each, order=order, rule=rule).exits_used
+        for each in (thresholds, [min(value, 1.0) for value in higher])
+    )
+    assert (higher_used >= lower_used).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_thresholds_of_one_run_all_and_of_zero_the_first(layout, rule) -> None:
+    net = build(layout)
+    order = list(reversed(range(net.exits)))
+    full = Cascade(net, [1.0] * len(layout), order=order, rule=rule).run(IMAGES)
+    torch.testing.assert_close(full.logits, net.ensemble()(IMAGES), **LOOSE)
+    assert (full.exits_used == net.exits).all()
+    first = Cascade(net, [0.0] * len(layout), order=order, rule=rule).run(IMAGES)
+    torch.testing.assert_close(first.logits, logits_of(layout)[:, order[0]], **LOOSE)
+    assert (first.exits_used == 1).all()
+
+
+def median_cascade(layout: tuple[int, ...], order: list[int]) -> Cascade:
+    """Half of the images stop at each step."""
+    _, scores = step_by_step(logits_of(layout), order, "confidence")
+    thresholds: list[float] = []
+    going = torch.ones(len(scores), dtype=torch.bool)
+    for column in scores.unbind(1):
+        ranked = column[going].sort().values
+        thresholds.append(ranked[len(ranked) // 2 - 1 : len(ranked) // 2 + 1].mean().item())
+        going &= column <= thresholds[-1]
+    return Cascade(build(layout), thresholds, order=order)
+
+
+@pytest.mark.parametrize("layout", [(1, 2), (1, 1), (1, 2, 2)], ids=str)
+def test_batches_do_not_matter(layout) -> None:
+    cascade = median_cascade(layout, list(range(len(layout) + 1)))
+    whole = cascade.run(IMAGES)
+    assert set(whole.exits_used.tolist()) == set(range(1, len(layout) + 2))
+    shuffled = torch.randperm(len(IMAGES), generator=torch.Generator().manual_seed(1))
+    backwards = cascade.run(IMAGES[shuffled])
+    assert torch.equal(backwards.exits_used, whole.exits_used[shuffled])
+    torch.testing.assert_close(backwards.logits, whole.logits[shuffled], **LOOSE)
+    for size in (1, 4, 22):
+        parts = [cascade.run(part) for part in IMAGES.split(size)]
+        assert torch.equal(torch.cat([part.exits_used for part in parts]), whole.exits_used)
+        torch.testing.assert_close(torch.cat([part.logits for part in parts]), whole.logits, **LOOSE)
+    assert cascade.run(IMAGES[:0]).logits.shape == (0, CLASSES)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_each_stage_runs_once_on_the_images_that_go_on(memory_format) -> None:
+    layout, order = (1, 2), [2, 0, 1]
+    cascade = copy.deepcopy(median_cascade(layout, order)).to(memory_format=memory_format)
+    seen: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
+
+    def count(name):
+        def hook(_module, inputs, _output):
+            runs[name] += 1
+            seen[name] += len(inputs[0])
+            assert inputs[0].ndim < 4 or inputs[0].is_contiguous(memory_format=memory_format)
+
+        return hook
+
+    net = cascade.network
+    net.stem.register_forward_hook(count("stem"))
+    for number, path in enumerate(net.paths):
+        for index, stage in enumerate(path.stages, start=(0, *layout)[number]):
+            stage.register_forward_hook(count(f"{number}/{index}"))
+        path.head.register_forward_hook(count(f"{number}/head"))
+    used = cascade.run(IMAGES.contiguous(memory_format=memory_format)).exits_used
+    first, second, third = (int((used > step).sum()) for step in range(3))
+    assert first > second > third > 0
+    assert set(runs.values()) == {1}
+    expected = dict.fromkeys(["stem", "0/0", "0/1", "2/2", "2/head"], first)
+    expected |= dict.fromkeys(["0/2", "0/head"], second)
+    expected |= dict.fromkeys(["1/1", "1/2", "1/head"], third)
+    assert seen == expected
+
+
+def test_what_is_not_run_costs_nothing() -> None:
+    net = copy.deepcopy(build((1, 2)))
+
+    def refuse(*_):
+        raise AssertionError
+
+    for module in (net.paths[0].stages[1], net.paths[0].head, net.paths[2]):
+        module.register_forward_hook(refuse)
+    assert (Cascade(net, [0, 1], order=[1, 0, 2]).run(IMAGES).exits_used == 1).all()
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_features_are_kept_only_while_a_later_exit_needs_them(order) -> None:
+    layout = (1, 2)
+    net = copy.deepcopy(build(layout))
+    leaves = (3, *layout)
+    held: dict[int, weakref.ref[Tensor]] = {}
+    for depth, module in enumerate([net.stem, *net.paths[0].stages]):
+        module.register_forward_hook(
+            lambda _module, _inputs, output, depth=depth: held.update({depth: weakref.ref(output)})
+        )
+    alive: list[set[int]] = []
+
+    def look(*_):
+        alive.append({depth for depth, reference in held.items() if reference() is not None})
+
+    for module in (net.paths[0].head, net.paths[1].head, net.paths[2].head):
+        module.register_forward_hook(look)
+    Cascade(net, [1, 1], order=order)(IMAGES)
+    for step, now in enumerate(alive):
+        reached = max(leaves[number] for number in order[: step + 1])
+        needed = {min(leaves[number], reached) for number in order[step + 1 :]}
+        own = {leaves[order[step]]}  # the exit that runs still holds what it reads
+        assert needed <= now <= needed | own
+
+
+def test_it_is_a_classifier_that_shares_the_weights() -> None:
+    net = copy.deepcopy(build((1, 2)))
+    cascade = Cascade(net, [0.5, 0.5], order=[0, 1, 2])
+    assert {id(p) for p in cascade.parameters()} == {id(p) for p in net.parameters()}
+    logits = cascade(IMAGES)
+    assert logits.shape == (len(IMAGES), CLASSES)
+    assert torch.equal(logits, cascade.run(IMAGES).logits)
+    assert not logits.requires_grad
+    assert isinstance(cascade.run(IMAGES), CascadeOutput)
+    assert cascade.double()(IMAGES.double()).dtype == torch.float64
+    assert cascade.bfloat16()(IMAGES.bfloat16()).dtype == torch.float32
+
+
+class Replacement(nn.Module):
+    """No `FissionNetwork`, but with what a cascade uses of one."""
+
+    def __init__(self, net: nf.FissionNetwork) -> None:
+        super().__init__()
+        self.stem, self.paths, self.branch_after = net.stem, net.paths, net.branch_after
+
+
+def test_a_faster_network_may_take_its_place() -> None:
+    net = build((2, 1))
+    cascade = Cascade(net, [0.4, 0.6], order=[1, 2, 0])
+    other = Cascade(Replacement(net).eval(), [0.4, 0.6], example_input=IMAGES, order=[1, 2, 0])
+    assert torch.equal(other(IMAGES), cascade(IMAGES))
+
+
+def test_train_mode_is_refused() -> None:
+    net = copy.deepcopy(build((1,))).train()
+    cascade = Cascade(net, [0.5], order=[0, 1])
+    with pytest.raises(ValueError, match=r"network\.training=True: takes a network in eval mode"):
+        cascade(IMAGES)
+    assert cascade.eval()(IMAGES).shape == (len(IMAGES), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"thresholds": [0.5]}, r"thresholds=\[0\.5\]: takes 2 numbers in \[0, 1\], one for each exit but"),
+        ({"thresholds": [0.5, 0.5, 0.5]}, r"thresholds=.*takes 2 numbers"),
+        ({"thresholds": [0.5, 1.5]}, r"thresholds=\[0\.5, 1\.5\]: takes 2 numbers in \[0, 1\]"),
+        ({"thresholds": [-0.1, 0.5]}, r"thresholds=\[-0\.1, 0\.5\]: takes"),
+        ({"thresholds": [math.nan, 0.5]}, r"thresholds=\[nan, 0\.5\]: takes"),
+        ({"order": [0, 1]}, r"order=\[0, 1\]: takes every exit from 0 to 2 once"),
+        ({"order": [0, 1, 1]}, r"order=\[0, 1, 1\]: takes"),
+        ({"order": [1, 2, 3]}, r"order=\[1, 2, 3\]: takes"),
+        ({"order": None}, "example_input=None: takes a batch of images"),
+        ({"rule": "confident"}, "rule='confident' is not known; did you mean confidence"),
+    ],
+)
+def test_arguments_that_are_not_what_it_takes(arguments, message) -> None:
+    given_ = {"thresholds": [0.5, 0.5], "order": [0, 1, 2], "rule": "confidence"} | arguments
+    with pytest.raises(ValueError, match=message) as caught:
+        Cascade(build((1, 2)), **given_)
+    assert "\n" not in str(caught.value)
+    if given_["order"] is not None:
+        with pytest.raises(ValueError, match=message):
+            cascade_logits(torch.zeros(4, 3, 5), **given_)
+    if arguments.keys() == {"order"} and arguments["order"]:
+        with pytest.raises(ValueError, match=message):
+            exit_costs(build((1, 2)), IMAGES, arguments["order"])
+
+
+def alone(net: nf.FissionNetwork, number: int) -> nn.Sequential:
+    """All that one exit runs."""
+    path = net.paths[number]
+    shared = net.paths[0].stages[: net.branch_after[number - 1]] if number else []
+    return nn.Sequential(net.stem, *shared, *path.stages, path.head)
+
+
+@pytest.mark.parametrize(("layout", "sparsity"), list(product([(1,), (1, 2), (2, 1), (1, 2, 2)], [0.0, 0.5])))
+def test_costs_add_up_and_the_cheapest_is_next(layout, sparsity) -> None:
+    net = build(layout, sparsity)
+    costs = exit_costs(net, IMAGES)
+    whole = count_macs(net, IMAGES[:1])
+    assert (sum(costs.dense), sum(costs.effective)) == whole
+    assert (whole.dense == whole.effective) == (sparsity == 0 and not layout)
+    for number in range(net.exits):
+        rest = [other for other in range(net.exits) if other != number]
+        given_ = exit_costs(net, IMAGES, [number, *rest])
+        assert given_.order == (number, *rest)
+        assert (sum(given_.dense), sum(given_.effective)) == whole
+        assert (given_.dense[0], given_.effective[0]) == count_macs(alone(net, number), IMAGES[:1])
+    done: list[int] = []
+    for number in costs.order:
+        left = [k for k in range(net.exits) if k not in done]
+        adds = {}
+        for k in left:
+            order = [*done, k, *(other for other in left if other != k)]
+            each = exit_costs(net, IMAGES, order)
+            adds[k] = (each.dense[len(done)], each.effective[len(done)])
+        assert adds[number] == min(adds.values())
+        done.append(number)
+
+
+def test_the_cheapest_order_is_the_default() -> None:
+    net = build((1, 2))
+    assert exit_costs(net, IMAGES).order == (2, 0, 1)  # exit 2 has the most stages in common with exit 0
+    assert Cascade(net, [0.5, 0.5], example_input=IMAGES).order == (2, 0, 1)

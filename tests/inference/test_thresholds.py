@@ -1,0 +1,185 @@
+import math
+from itertools import product
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from netfission.inference import cascade_logits, choose_thresholds, thresholds
+from netfission.inference.cascade import RULES, step_by_step
+
+COSTS = [0.5, 0.2, 0.3, 0.4]
+
+
+def examples(n: int, exits: int, seed: int, classes: int = 10, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Easy and hard examples, of which the exits have much in common: logits and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    logits = 1.2 * torch.randn(n, 1, classes, generator=generator)
+    logits = logits + 0.7 * torch.randn(n, exits, classes, generator=generator)
+    logits[torch.arange(n), :, labels] += 6 * torch.rand(n, 1, generator=generator)
+    return scale * logits, labels
+
+
+def worth(
+    logits: Tensor, labels: Tensor, chosen: tuple[float, ...], rule: str, order=None
+) -> tuple[float, float]:
+    """Accuracy and mean cost of a cascade with these thresholds."""
+    output = cascade_logits(logits, chosen, rule=rule, order=order)
+    total = torch.tensor(COSTS, dtype=torch.float64).cumsum(0)
+    right = (output.logits.argmax(1) == labels).double().mean().item()
+    return right, total[output.exits_used - 1].mean().item()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    exits=st.integers(1, 4),
+    rule=st.sampled_from(RULES),
+    target=st.one_of(
+        st.builds(dict, lose=st.sampled_from([0.0, 0.2, 2.0, 10.0, 100.0])),
+        st.builds(dict, spend=st.floats(0.5, 2.0)),
+    ),
+)
+def test_targets_are_met_where_they_were_chosen(seed, exits, rule, target) -> None:
+    logits, labels = examples(100, exits, seed)
+    order = torch.randperm(exits, generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = choose_thresholds(logits, labels, COSTS[:exits], order=order, rule=rule, **target)
+    accuracy, cost = worth(logits, labels, chosen.thresholds, rule, order)
+    assert (chosen.accuracy, chosen.cost) == (pytest.approx(accuracy), pytest.approx(cost))
+    full = (logits.mean(1).argmax(1) == labels).double().mean().item()
+    if "lose" in target:
+        assert accuracy >= full - target["lose"] / 100 - 1e-9
+    else:
+        assert cost <= target["spend"] + 1e-8
+
+
+def exhaustively(logits: Tensor, labels: Tensor, rule: str, lose=None, spend=None) -> tuple[float, float]:
+    """The best expected accuracy and cost, by trying all thresholds that differ, one after another."""
+    exits = logits.shape[1]
+    _, scores = step_by_step(logits, None, rule)
+    mean = logits.mean(1).double()
+    fitted = minimize_scalar(
+        lambda power: torch.nn.functional.cross_entropy(mean * 2**power, labels).item(),
+        bounds=(-5, 5),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    probabilities = ((mean * 2**fitted.x).softmax(1) * 2**20).round() / 2**20  # sums without rounding
+    rows = torch.arange(len(labels))
+    found = []
+    for some in product(*([0.0, *column.tolist()] for column in scores.unbind(1))):
+        output = cascade_logits(logits, some, rule=rule)
+        answers = output.logits.argmax(1)
+        expected = probabilities[rows, answers].mean().item()
+        right, cost = worth(logits, labels, some, rule)
+        found.append((expected, right, cost))
+    never = max(zip(found, range(len(found)), strict=True), key=lambda pair: pair[0][2])[0]
+    full_right, full_expected = (mean.argmax(1) == labels).double().mean(), probabilities.max(1).values.mean()
+    assert never[2] == pytest.approx(sum(COSTS[:exits]))
+    if spend is not None:
+        allowed = [(-expected, cost) for expected, _, cost in found if cost <= spend + 1e-9]
+        best = min(allowed)
+        return -best[0], best[1]
+    # Where rounding decides whether a target is met, there is nothing to compare.
+    assume(all(abs(full_expected - expected - lose / 100) > 1e-4 for expected, _, _ in found))
+    allowed = [
+        (cost, -expected)
+        for expected, right, cost in found
+        if full_right - right <= lose / 100 + 1e-9 and full_expected - expected <= lose / 100
+    ]
+    best = min(allowed)
+    return -best[1], best[0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 2**32),
+    exits=st.integers(2, 3),
+    rule=st.sampled_from(RULES),
+    target=st.sampled_from([{"lose": 5.0}, {"lose": 15.0}, {"spend": 0.6}, {"spend": 0.8}]),
+)
+def test_nothing_else_is_better(seed, exits, rule, target) -> None:
+    logits, labels = examples(11, exits, seed, classes=3)
+    chosen = choose_thresholds(logits, labels, COSTS[:exits], rule=rule, **target)
+    expected, cost = exhaustively(logits, labels, rule, **target)
+    assert chosen.cost == pytest.approx(cost)
+    if "spend" in target:
+        assert chosen.expected_accuracy == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_threshold_is_refined_from_a_coarse_grid(monkeypatch) -> None:
+    logits, labels = examples(400, 2, 0)
+    fine = choose_thresholds(logits, labels, COSTS[:2], lose=1.0)
+    monkeypatch.setattr(thresholds, "_GRID", 2)
+    assert choose_thresholds(logits, labels, COSTS[:2], lose=1.0) == fine
+
+
+def test_what_was_asked_for_holds_for_other_examples_too() -> None:
+    """Counting right answers alone would lose a full point here, five times what was asked for."""
+    lost = []
+    for seed in range(6):
+        chosen = choose_thresholds(*examples(1000, 4, seed, classes=50), COSTS, lose=0.2)
+        logits, labels = examples(20_000, 4, 100 + seed, classes=50)
+        full = (logits.mean(1).argmax(1) == labels).double().mean().item()
+        lost.append(full - worth(logits, labels, chosen.thresholds, "confidence")[0])
+    assert sum(lost) / len(lost) < 0.006
+
+
+def test_expected_accuracy_does_not_trust_the_scale_of_logits() -> None:
+    chosen = [choose_thresholds(*examples(2000, 3, 0, scale=k), COSTS[:3], spend=1.0) for k in (0.2, 1, 5)]
+    expected = [each.expected_accuracy for each in chosen]
+    assert expected == pytest.approx([expected[0]] * 3, abs=1e-4)
+    assert expected[0] == pytest.approx(chosen[0].accuracy, abs=0.05)
+
+
+def test_the_order_of_examples_does_not_matter() -> None:
+    logits, labels = examples(300, 3, 0)
+    mixed = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    for target in ({"lose": 1.0}, {"spend": 0.7}):
+        first, second = (
+            choose_thresholds(logits[rows], labels[rows], COSTS[:3], **target)
+            for rows in (slice(None), mixed)
+        )
+        assert first.thresholds == second.thresholds
+
+
+def test_one_exit_leaves_nothing_to_choose() -> None:
+    logits, labels = examples(50, 1, 0)
+    chosen = choose_thresholds(logits, labels, COSTS[:1], lose=0.2)
+    assert (chosen.thresholds, chosen.cost) == ((), COSTS[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "lose=None, spend=None: takes one of the two"),
+        ({"lose": 0.2, "spend": 0.6}, r"lose=0\.2, spend=0\.6: takes one of the two"),
+        ({"lose": -0.1}, r"lose=-0\.1: takes points of accuracy, from 0 to 100"),
+        ({"lose": math.nan}, "lose=nan: takes points"),
+        ({"spend": 0.4}, r"spend=0\.4: takes at least 0\.5, what the first exit costs"),
+        ({"spend": math.nan}, r"spend=nan: takes at least 0\.5"),
+        ({"lose": 0.2, "costs": [0.5, 0.2]}, r"costs=\[0\.5, 0\.2\]: takes 3 positive numbers"),
+        ({"lose": 0.2, "costs": [0.5, 0.2, 0.0]}, "costs=.*takes 3 positive numbers"),
+        ({"lose": 0.2, "order": [0, 1]}, r"order=\[0, 1\]: takes every exit from 0 to 2 once"),
+        ({"lose": 0.2, "rule": "agree"}, "rule='agree' is not known; did you mean agreement"),
+        (
+            {"lose": 0.2, "labels": torch.zeros(4, dtype=torch.int64)},
+            r"labels of shape \(4,\): takes \(20,\)",
+        ),
+        ({"lose": 0.2, "logits": torch.zeros(20, 3)}, r"logits has shape \(20, 3\).*takes \(batch, exits"),
+        ({"lose": 0.2, "logits": torch.full((20, 3, 5), math.nan)}, "takes finite numbers"),
+        (
+            {"lose": 0.2, "logits": torch.zeros(0, 3, 5), "labels": torch.zeros(0)},
+            "of 0 examples: takes finite",
+        ),
+    ],
+)
+def test_arguments_that_are_not_what_it_takes(arguments, message) -> None:
+    logits, labels = examples(20, 3, 0)
+    with pytest.raises(ValueError, match=message) as caught:
+        choose_thresholds(**({"logits": logits, "labels": labels, "costs": COSTS[:3]} | arguments))
+    assert "\n" not in str(caught.value)
