@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -11,21 +11,26 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from netfission.cost import Cost, cost
+from netfission.cost import NetworkCost, Quartiles, cost
 from netfission.data import ImageData
 from netfission.evaluation import Evaluation
 from netfission.files import write_whole
 from netfission.fission import FissionConfig
+from netfission.grouping import GROUPINGS
+from netfission.inference.deploy import deploy
+from netfission.network import FissionNetwork
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.folder import RunFolder, environment
 from netfission.training.run import load, train
+from netfission.words import one_of
 
 # Ten images a class: with all of them every network is right on 98 % and nothing can be told apart.
 DATA = DataConfig("digits", limit_per_class=10, validation=0.0)
 MODEL = ModelConfig("wrn-16-2")
 TRAINING = TrainingConfig(epochs=40, batch_size=20, schedule="one_cycle", accelerator="cpu")
-METHODS = {"single network": 1, "three exits": 3}
+SINGLE, ENSEMBLE = "single network", "three exits"
 IMAGES_TIMED = 64
+ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -34,68 +39,95 @@ class Row:
 
     name: str
     figures: dict[str, list[float]]
-    cost: Cost | None = None
+    cost: NetworkCost | None = None
+    deployed: Quartiles | None = None  # time of inference over the single network's, both deployed
 
 
-def run_demo(path: Path, seeds: int) -> None:
+def run_demo(path: Path, seeds: int, grouping: str = "channels") -> None:
     """Train, evaluate and compare; print a table and draw it. What is there already is not run again.
 
     Args:
         path: folder for the runs, `demo.json`, `demo.txt` and `demo.png`.
         seeds: how many times each network is trained, from seeds 0, 1, ….
+        grouping: how the ensemble's stages are dealt out, see `netfission.fission`.
 
     Raises:
-        ValueError: `seeds` is below 1, or the folder holds something else.
+        ValueError: `seeds` is below 1, the grouping is unknown, or the folder holds something else.
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: takes a whole number from 1")
-    runs = [(name, exits, seed) for seed in range(seeds) for name, exits in METHODS.items()]
-    evaluations: dict[str, list[Evaluation]] = {name: [] for name in METHODS}
-    with tqdm(runs, unit="run") as bar:
-        for name, exits, seed in bar:
+    one_of("grouping", grouping, GROUPINGS)
+    settings = {SINGLE: FissionConfig(exits=1), ENSEMBLE: FissionConfig(exits=3, grouping=grouping)}
+    folders = {
+        (name, seed): RunFolder(path / f"{_folder(name, grouping)}-seed{seed}")
+        for seed in range(seeds)
+        for name in settings
+    }
+    evaluations: dict[str, list[Evaluation]] = {name: [] for name in settings}
+    with tqdm(folders.items(), unit="run") as bar:
+        for (name, seed), folder in bar:
             bar.set_description(f"{name}, seed {seed}")
-            config = RunConfig(DATA, MODEL, FissionConfig(exits=exits, seed=seed), TRAINING)
-            folder = RunFolder(path / f"{name.replace(' ', '-')}-seed{seed}")
+            config = RunConfig(DATA, MODEL, replace(settings[name], seed=seed), TRAINING)
             evaluation = train(config, folder.path, resume=folder.config.is_file(), progress=False)
             assert evaluation is not None
             evaluations[name].append(evaluation)
     data = load(DATA, seed=0)
-    rows = _rows(evaluations, _costs(path, data))
-    text = _table(rows, data, seeds)
+    networks = {name: folders[name, 0].load_network()[0] for name in settings}
+    rows = _rows(evaluations, networks, data)
+    text = _table(rows, data, seeds, grouping)
     write_whole(path / "demo.txt", text + "\n")
-    write_whole(path / "demo.json", json.dumps(_record(rows, seeds), indent=2) + "\n")
-    _draw(rows, seeds, path / "demo.png")
+    write_whole(path / "demo.json", json.dumps(_record(rows, seeds, grouping), indent=2) + "\n")
+    _draw(rows, seeds, grouping, path / "demo.png")
     print(f"\n{text}\n\nwrote {path / 'demo.png'}, {path / 'demo.json'} and a folder for each run in {path}")
 
 
-def _costs(path: Path, data: ImageData) -> dict[str, Cost]:
-    """The fissioned network's cost beside the single's, in this process."""
-    networks = {}
-    for name in METHODS:
-        networks[name], _ = RunFolder(path / f"{name.replace(' ', '-')}-seed0").load_network()
-    single, fissioned = networks.values()
+def _folder(name: str, grouping: str) -> str:
+    return name.replace(" ", "-") + (f"-{grouping}" if name == ENSEMBLE else "")
+
+
+def _time(cost: NetworkCost) -> Quartiles:
+    """Of inference, over the single network's."""
+    ratio = cost.inference[0].ratio
+    assert ratio is not None
+    return ratio
+
+
+def _rows(
+    evaluations: dict[str, list[Evaluation]], networks: dict[str, FissionNetwork], data: ImageData
+) -> list[Row]:
+    """The single network, the ensemble and its exits; the first two with what they cost, side by side."""
     images = torch.randn(IMAGES_TIMED, *data.shape, generator=torch.Generator().manual_seed(0))
-    costs = cost(fissioned, images, reference=single, rounds=30)
-    return dict(zip(METHODS, (costs["reference"], costs["network"]), strict=True))
-
-
-def _rows(evaluations: dict[str, list[Evaluation]], costs: dict[str, Cost]) -> list[Row]:
-    single, fissioned = evaluations
-    rows = [Row(single, _figures([e.ensemble for e in evaluations[single]]), costs[single])]
-    for exit_number in range(METHODS[fissioned]):
-        own = [e.exits[exit_number] for e in evaluations[fissioned]]
-        rows.append(Row(f"  its exit {exit_number}", _figures(own)))
-    together = Row(fissioned, _figures([e.ensemble for e in evaluations[fissioned]]), costs[fissioned])
-    return [rows[0], together, *rows[1:]]
+    as_they_are = cost(
+        networks[ENSEMBLE], images, networks[SINGLE], batch_sizes=[IMAGES_TIMED], rounds=ROUNDS
+    )
+    deployed = cost(
+        deploy(networks[ENSEMBLE], images),
+        images,
+        deploy(networks[SINGLE], images),
+        batch_sizes=[IMAGES_TIMED],
+        rounds=ROUNDS,
+    )
+    assert as_they_are.reference is not None
+    figures = {name: _figures([e.ensemble for e in of_seeds]) for name, of_seeds in evaluations.items()}
+    exits = [
+        Row(f"  its exit {number}", _figures([e.exits[number] for e in evaluations[ENSEMBLE]]))
+        for number in range(networks[ENSEMBLE].exits)
+    ]
+    return [
+        Row(SINGLE, figures[SINGLE], as_they_are.reference),
+        Row(ENSEMBLE, figures[ENSEMBLE], as_they_are.network, _time(deployed.network)),
+        *exits,
+    ]
 
 
 def _figures(runs: list[dict[str, float]]) -> dict[str, list[float]]:
     return {name: [run[name] for run in runs] for name in ("top1", "nll", "ece")}
 
 
-def _table(rows: list[Row], data: ImageData, seeds: int) -> str:
-    columns = ("", "accuracy %", "NLL", "ECE %", "parameters", "non-zero", "MACs", "effective", "time")
-    lines = [[*columns]]
+def _table(rows: list[Row], data: ImageData, seeds: int, grouping: str) -> str:
+    columns = ["", "accuracy %", "NLL", "ECE %", "parameters", "non-zero", "MACs", "effective"]
+    columns += ["training", "time", "deployed"]
+    lines = [columns]
     for row in rows:
         cells = [
             row.name,
@@ -104,37 +136,57 @@ def _table(rows: list[Row], data: ImageData, seeds: int) -> str:
             _spread(row, "ece", 100, 2),
         ]
         if row.cost is not None:
-            c = row.cost
-            assert c.ratio is not None
-            cells += [f"{c.parameters_stored:,}", f"{c.parameters_nonzero:,}"]
-            cells += [f"{c.macs_dense / 1e6:.1f} M", f"{c.macs_effective / 1e6:.1f} M", f"{c.ratio:.2f}×"]
+            size = row.cost.size
+            cells += [f"{size.parameters_stored:,}", f"{size.parameters_nonzero:,}"]
+            cells += [f"{size.macs_dense / 1e6:.1f} M", f"{size.macs_effective / 1e6:.1f} M"]
+            deployed = row.deployed.median if row.deployed else 1
+            cells += [f"{ratio:.2f}×" for ratio in (_step(row.cost).median, _time(row.cost).median, deployed)]
         lines.append(cells + [""] * (len(columns) - len(cells)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
     ]
-    exits, fissioned = rows[1].name, rows[1].cost
+    fissioned, deployed_time = rows[1].cost, rows[1].deployed
     assert fissioned is not None
-    assert fissioned.ratio is not None
-    assert fissioned.ratio_range is not None
-    low, high = fissioned.ratio_range
+    assert deployed_time is not None
     return "\n".join(
         [
-            f"{MODEL.model} on scikit-learn's digits: {len(data.train)} training images, {len(data.test)} "
-            f"test images, {TRAINING.epochs} epochs; mean ± standard deviation over n = {seeds} seeds",
+            f"{MODEL.model} on scikit-learn's digits, {ENSEMBLE} by {grouping}: {len(data.train)} training "
+            f"images, {len(data.test)} test",
+            f"images, {TRAINING.epochs} epochs; mean ± standard deviation over n = {seeds} seeds",
             "",
             *text,
             "",
-            f"{exits} minus single network, seed by seed: {_difference(rows, 'top1', 100, 2)} points of "
+            f"{ENSEMBLE} minus single network, seed by seed: {_difference(rows, 'top1', 100, 2)} points of "
             f"accuracy, {_difference(rows, 'nll', 1, 3)} NLL.",
-            f"time: inference of {IMAGES_TIMED} images over the single network's, median of 30 rounds side "
-            f"by side (range {low:.2f}–{high:.2f}).",
-            f"With element-wise groups the {exits} cost as many effective MACs as the single network but "
-            f"{fissioned.ratio:.2f}× its",
-            "time: dense kernels multiply the zeros of removed weights as well.",
+            f"training, time, deployed: a training step on {IMAGES_TIMED} images, inference of as many, and "
+            "the same once both are deployed, over the",
+            f"single network's: medians of {ROUNDS} rounds side by side (quartiles "
+            f"{_range(_step(fissioned))}, {_range(_time(fissioned))} and {_range(deployed_time)}).",
+            *_REMARKS.get(grouping, ()),
         ]
     )
+
+
+_REMARKS = {
+    "weights": (
+        "With element-wise groups the ensemble costs as many effective MACs as the single network, but more "
+        "time: dense",
+        "kernels multiply the zeros of removed weights as well.",
+    )
+}
+
+
+def _range(quartiles: Quartiles) -> str:
+    return f"{quartiles.lower:.2f}–{quartiles.upper:.2f}"
+
+
+def _step(cost: NetworkCost) -> Quartiles:
+    """Of a training step, over the single network's."""
+    assert cost.training is not None
+    assert cost.training.ratio is not None
+    return cost.training.ratio
 
 
 def _difference(rows: list[Row], name: str, scale: float, digits: int) -> str:
@@ -152,8 +204,9 @@ def _mean_and_spread(values: list[float], form: str, digits: int) -> str:
     return f"{mean(values):{form}}{spread}"
 
 
-def _record(rows: list[Row], seeds: int) -> dict[str, Any]:
+def _record(rows: list[Row], seeds: int, grouping: str) -> dict[str, Any]:
     return {
+        "grouping": grouping,
         "data": asdict(DATA),
         "model": asdict(MODEL),
         "training": asdict(TRAINING),
@@ -164,7 +217,7 @@ def _record(rows: list[Row], seeds: int) -> dict[str, Any]:
     }
 
 
-def _draw(rows: list[Row], seeds: int, path: Path) -> None:
+def _draw(rows: list[Row], seeds: int, grouping: str, path: Path) -> None:
     """Each method's runs as dots with their mean, and its cost over the single network's."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     *quality, price = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.25])
@@ -191,16 +244,18 @@ def _draw(rows: list[Row], seeds: int, path: Path) -> None:
     single, together = rows[0].cost, rows[1].cost
     assert single is not None
     assert together is not None
-    assert together.ratio is not None
-    assert together.ratio_range is not None
+    ours, its = together.size, single.size
+    assert rows[1].deployed is not None
     ratios = {
-        "time": together.ratio,
-        "MACs": together.macs_dense / single.macs_dense,
-        "effective\nMACs": together.macs_effective / single.macs_effective,
-        "parameters": together.parameters_stored / single.parameters_stored,
-        "non-zero\nparameters": together.parameters_nonzero / single.parameters_nonzero,
+        "time,\ndeployed": rows[1].deployed.median,
+        "time": _time(together).median,
+        "training\nstep": _step(together).median,
+        "MACs": ours.macs_dense / its.macs_dense,
+        "effective\nMACs": ours.macs_effective / its.macs_effective,
+        "parameters": ours.parameters_stored / its.parameters_stored,
+        "non-zero\nparameters": ours.parameters_nonzero / its.parameters_nonzero,
     }
-    bars = price.barh(list(ratios), list(ratios.values()), color=["#0b6e99", *["#9cc4d6"] * 4])
+    bars = price.barh(list(ratios), list(ratios.values()), color=["#0b6e99"] * 3 + ["#9cc4d6"] * 4)
     price.bar_label(bars, [f"{ratio:.2f}×" for ratio in ratios.values()], padding=3, fontsize=9)
     price.axvline(1, color="#444444", linestyle="--", linewidth=1)
     price.invert_yaxis()
@@ -209,8 +264,8 @@ def _draw(rows: list[Row], seeds: int, path: Path) -> None:
     for axes in (*quality, price):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"{MODEL.model} on digits, ten training images a class: each dot is one run, bars are means, "
-        f"lines join the runs of one seed (n = {seeds}); axes do not start at 0",
+        f"{MODEL.model} on digits, ten training images a class, three exits by {grouping}: each dot is one "
+        f"run, bars are means,\nlines join the runs of one seed (n = {seeds}); axes do not start at 0",
         fontsize=10,
     )
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """The multi-exit network that fission makes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from netfission.grouping.base import Repeated
 from netfission.inference.ensemble import ensemble_log_probabilities
 from netfission.pruning.masks import Guarded
+
+if TYPE_CHECKING:
+    from netfission.inference.deploy import Deployed
 
 
 class Path(Guarded):
@@ -115,6 +118,16 @@ class FissionNetwork(Guarded):
                     f"{macs / 1e6:.2f} M MACs a path ({reason})"
                 )
         return "\n".join(lines)
+
+    def deploy(self, example_input: Tensor) -> "Deployed":
+        """This network made fast for inference, as a module of its own; see `netfission.inference.deploy`.
+
+        Args:
+            example_input: images `(batch, channels, height, width)`; any other batch size may follow.
+        """
+        from netfission.inference.deploy import deploy  # here, since few need it
+
+        return deploy(self, example_input)
 
     def ensemble(self, average: Literal["logits", "probabilities"] = "logits") -> "Ensemble":
         """This network as one classifier, a drop-in for the model given; it shares all weights.

@@ -1,0 +1,126 @@
+"""A part of a network as a graph of PyTorch's own layers, batch norms folded into those before them."""
+
+import copy
+import inspect
+import operator
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from netfission.backbone import _Tracer
+from netfission.inference.deploy.convolution import FusedConv2d
+
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_CHECKS = {getattr, operator.eq, operator.getitem, operator.and_}  # what assertions are made of
+
+
+def folded(part: nn.Module, features: Tensor) -> fx.GraphModule:
+    """Trace a part in eval mode and fold what can be folded.
+
+    Assertions, dropout and identities go; a batch norm that alone reads a convolution or linear layer
+    becomes part of it; convolutions become `FusedConv2d`. What cannot be traced stays whole.
+
+    Args:
+        part: in eval mode; its layers are used again, not copied.
+        features: an example of its input; the nodes then know the shapes they had, see `shape_of`.
+    """
+    root = nn.Sequential(part).eval()  # so that hooks of the part itself are traced, too
+    graph = fx.GraphModule(root, _LayerTracer().trace(root))
+    _erase_unused(graph.graph)
+    ShapeProp(graph).propagate(features.clone())
+    calls = Counter(node.target for node in graph.graph.nodes)
+    for node in list(graph.graph.nodes):
+        if node.target is F.batch_norm:
+            _name_norm(graph, node)
+        layer = layer_of(graph, node)
+        if isinstance(layer, _NOTHING):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.graph.erase_node(node)
+        elif isinstance(layer, _BatchNorm):
+            _fold_norm(graph, node, layer, calls)
+    _erase_unused(graph.graph)
+    for node in graph.graph.nodes:
+        layer = layer_of(graph, node)
+        if calls[node.target] == 1 and type(layer) is nn.Conv2d and _is_plain(layer):
+            graph.set_submodule(node.target, FusedConv2d.like(layer, layer.weight, layer.bias))
+    return graph
+
+
+class _LayerTracer(_Tracer):
+    """Traces down to PyTorch's own layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return fx.Tracer.is_leaf_module(self, m, module_qualified_name)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape a node's tensor had; empty where it gives something else."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module a node calls, None where it calls none."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def named(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """The module or tensor a node names."""
+    return operator.attrgetter(str(node.target))(graph)
+
+
+def _erase_unused(graph: fx.Graph) -> None:
+    """Erase assertions and what they alone needed, and tensors that nothing reads."""
+    for node in reversed(list(graph.nodes)):
+        unused = not node.users and (node.op == "get_attr" or node.target in _CHECKS)
+        if node.target is torch._assert or unused:
+            graph.erase_node(node)
+
+
+def _name_norm(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Make a call of the function `batch_norm` with running statistics a call of a layer."""
+    bound = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    source, *rest = bound.arguments.values()
+    mean, variance, weight, bias, training, _, eps = (
+        named(graph, value) if isinstance(value, fx.Node) and value.op == "get_attr" else value
+        for value in rest
+    )
+    if training is not False or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        return
+    affine = weight is not None
+    layer = _NORMS[len(shape_of(node))](len(mean), eps, affine=affine, device="meta").eval()
+    layer.running_mean, layer.running_var, layer.weight, layer.bias = mean, variance, weight, bias
+    graph.add_submodule(node.name + "_layer", layer)
+    node.op, node.target, node.args, node.kwargs = "call_module", node.name + "_layer", (source,), {}
+
+
+def _fold_norm(graph: fx.GraphModule, node: fx.Node, norm: _BatchNorm, calls: Counter[Any]) -> None:
+    (source,) = node.all_input_nodes
+    if len(source.users) > 1 or calls[source.target] > 1 or norm.running_mean is None:
+        return
+    layer: Any = layer_of(graph, source)
+    fuse: Any
+    if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        fuse = fuse_conv_bn_weights
+    elif type(layer) is nn.Linear and len(shape_of(source)) == 2:
+        fuse = fuse_linear_bn_weights
+    else:
+        return
+    merged = copy.copy(layer)
+    merged._parameters = dict(layer._parameters)
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    merged.weight, merged.bias = fuse(layer.weight, layer.bias, *statistics)
+    graph.set_submodule(str(source.target), merged)
+    node.replace_all_uses_with(source)
+    graph.graph.erase_node(node)
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

@@ -1,0 +1,95 @@
+"""Convolutions that do the addition and the activation after them as well."""
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from netfission.inference.deploy.convolution import FusedConv2d
+from netfission.inference.deploy.folding import layer_of, shape_of
+from netfission.inference.deploy.joining import JoinedLinear
+
+# Layers, functions and methods → what `FusedConv2d` calls them.
+_ACTIVATIONS: dict[Any, str] = (
+    dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu", "relu_"), "relu")
+    | dict.fromkeys((nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"), "sigmoid")
+    | {nn.GELU: "gelu", nn.Hardswish: "hardswish", nn.ReLU6: "relu6", nn.SiLU: "silu"}
+    | {F.gelu: "gelu", F.hardswish: "hardswish", F.relu6: "relu6", F.silu: "silu"}
+)
+_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_MAKERS = (
+    FusedConv2d,
+    nn.BatchNorm2d,
+    nn.MaxPool2d,
+    nn.Linear,
+    JoinedLinear,
+)  # their result is memory of its own
+
+
+def fuse(graph: fx.GraphModule, features: Tensor) -> None:
+    """Fuse residual additions and activations into the convolutions before them, in place.
+
+    Args:
+        graph: as `Builder.finish` gives it.
+        features: an example of its input.
+    """
+    ShapeProp(graph).propagate(features)
+    for node in list(graph.graph.nodes):
+        if node.target in _ADDITIONS:
+            _fuse_addition(graph, node)
+        elif activation := _activation(graph, node):
+            _fuse_activation(graph, node, activation)
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        layer = layer_of(graph, node)
+        if isinstance(layer, FusedConv2d) and len(node.args) > 1:
+            layer.overwrites = _is_last_use(graph, node, order)
+    graph.recompile()
+
+
+def _activation(graph: fx.GraphModule, node: fx.Node) -> str | None:
+    layer = layer_of(graph, node)
+    approximate = node.kwargs.get("approximate", getattr(layer, "approximate", "none"))
+    return _ACTIVATIONS.get(type(layer) if layer else node.target) if approximate == "none" else None
+
+
+def _fusable(graph: fx.GraphModule, node: fx.Node) -> FusedConv2d | None:
+    """The layer of a node, if it is a convolution without activation that one other node reads."""
+    layer = layer_of(graph, node)
+    if isinstance(layer, FusedConv2d) and layer.activation is None and len(node.users) == 1:
+        return layer
+    return None
+
+
+def _fuse_activation(graph: fx.GraphModule, node: fx.Node, activation: str) -> None:
+    (source,) = node.all_input_nodes
+    layer = _fusable(graph, source)
+    if layer is None or (len(source.args) > 1 and activation != "relu"):  # oneDNN takes no other after a sum
+        return
+    layer.activation = activation
+    node.replace_all_uses_with(source)
+    graph.graph.erase_node(node)
+
+
+def _fuse_addition(graph: fx.GraphModule, node: fx.Node) -> None:
+    if len(node.args) != 2 or node.kwargs or len(node.all_input_nodes) != 2:
+        return
+    first, second = node.all_input_nodes
+    for source, residual in ((first, second), (second, first)):
+        if _fusable(graph, source) and len(source.args) == 1 and shape_of(source) == shape_of(residual):
+            node.op, node.target, node.args = source.op, source.target, (*source.args, residual)
+            graph.graph.erase_node(source)
+            return
+
+
+def _is_last_use(graph: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether a convolution may write over its residual: nothing reads that memory later."""
+    residual = node.args[1]
+    assert isinstance(residual, fx.Node)
+    return (residual.target is torch.cat or isinstance(layer_of(graph, residual), _MAKERS)) and all(
+        user is node or (order[user] < order[node] and isinstance(layer_of(graph, user), _MAKERS))
+        for user in residual.users
+    )

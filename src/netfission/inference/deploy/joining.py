@@ -1,0 +1,235 @@
+"""One graph for several paths: each run on its own, or all joined on their channels.
+
+A *joined* tensor holds the paths' tensors side by side on dimension 1. Convolutions that share their input
+become one convolution, those that do not one grouped convolution, and what works channel by channel runs once
+for all paths. That saves calls, which is what a small batch spends its time on.
+"""
+
+import copy
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from netfission.inference.deploy.convolution import FusedConv2d
+from netfission.inference.deploy.folding import layer_of, named, shape_of
+
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid)
+_LAYERS = (*_POOLS, *_ACTIVATIONS, nn.Sigmoid, nn.Tanh, nn.Flatten)
+_FUNCTIONS = {
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh),
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+    *(torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.mul, torch.flatten, torch.mean),
+    *(operator.add, operator.iadd, operator.mul, operator.imul, operator.truediv),
+    *("relu", "relu_", "sigmoid", "tanh", "clone", "contiguous", "add", "add_", "mul", "mul_"),
+    *("flatten", "mean"),
+}
+
+
+class _ApartError(Exception):
+    """The paths cannot run joined."""
+
+
+class Features(NamedTuple):
+    """What the paths read or give: one tensor that is the same for all, one that joins them, or one each.
+
+    Attributes:
+        nodes: one node, or one a path.
+        joined: whether the one node holds the tensors of all paths side by side.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    joined: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether all paths have the same tensor."""
+        return len(self.nodes) == 1 and not self.joined
+
+
+class JoinedLinear(nn.Module):
+    """A linear layer for each path: joined `(batch, paths · inputs)` → `(batch, paths · outputs)`."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.paths = len(layers)
+        weight = torch.stack([layer.weight.t() for layer in layers])
+        bias = [weight.new_zeros(weight.shape[2]) if layer.bias is None else layer.bias for layer in layers]
+        self.weight = nn.Parameter(weight, requires_grad=False)  # (paths, inputs, outputs)
+        self.bias = nn.Parameter(torch.stack(list(bias)).unsqueeze(1), requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Each path's layer on its own part of the features."""
+        parts = features.unflatten(1, (self.paths, -1)).transpose(0, 1)
+        return torch.baddbmm(self.bias, parts, self.weight).transpose(0, 1).flatten(1)
+
+
+class Builder:
+    """Puts the graphs of parts, as `folded` gives them, together into one.
+
+    Args:
+        joined: run paths joined where they can be.
+    """
+
+    def __init__(self, *, joined: bool) -> None:
+        self.graph = fx.Graph()
+        self._may_join = joined
+        self._layers: dict[str, Any] = {}
+        self._joins: dict[tuple[fx.Node, ...], fx.Node] = {}
+
+    def finish(self, result: fx.Node) -> fx.GraphModule:
+        """The graph as a module that gives `result`."""
+        self.graph.output(result)
+        return fx.GraphModule(self._layers, self.graph)
+
+    def run(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
+        """Run one part a path: joined, if all of it can be.
+
+        Args:
+            name: prefix of the names of its layers.
+            parts: one a path.
+            features: what they read.
+        """
+        paths = len(parts)
+        if paths > 1 and self._may_join:
+            before = len(self.graph.nodes)
+            try:
+                return self._joined(name, parts, features)
+            except _ApartError:
+                for node in reversed(list(self.graph.nodes)[before:]):
+                    self.graph.erase_node(node)
+        names = [name] if paths == 1 else [f"{name}.{path}" for path in range(paths)]
+        return Features(tuple(map(self._alone, names, parts, self.each(features, paths))))
+
+    def each(self, features: Features, paths: int) -> Sequence[fx.Node]:
+        """A node for each path."""
+        if features.joined:
+            chunks = self.graph.call_method("chunk", (features.nodes[0], paths, 1))
+            return [self.graph.call_function(operator.getitem, (chunks, path)) for path in range(paths)]
+        return features.nodes * paths if features.shared else features.nodes
+
+    def _alone(self, name: str, part: fx.GraphModule, source: fx.Node) -> fx.Node:
+        copies = {}
+        for node in part.graph.nodes:
+            if node.op == "placeholder":
+                copies[node] = source
+            elif node.op != "output":
+                target = named(part, node) if node.op in ("call_module", "get_attr") else None
+                copies[node] = self._copy(node, copies, name, target)
+        return copies[_result(part)]
+
+    def _joined(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
+        self._joins.clear()
+        copies: dict[fx.Node, Features] = {}
+        if len({len(part.graph.nodes) for part in parts}) > 1:
+            raise _ApartError
+        for nodes in zip(*(part.graph.nodes for part in parts), strict=True):
+            if nodes[0].op == "placeholder":
+                copies[nodes[0]] = features
+            elif nodes[0].op != "output":
+                layers = [layer_of(part, node) for part, node in zip(parts, nodes, strict=True)]
+                if len(set(map(_form, nodes, layers))) > 1:
+                    raise _ApartError
+                copies[nodes[0]] = self._joined_node(name, nodes[0], layers, copies)
+        return copies[_result(parts[0])]
+
+    def _joined_node(
+        self, name: str, node: fx.Node, layers: Sequence[Any], copies: Mapping[fx.Node, Features]
+    ) -> Features:
+        """Add what all paths do at nodes of the same form."""
+        inputs = {source: copies[source] for source in node.all_input_nodes}
+        shared = all(features.shared for features in inputs.values())
+        if shared and not _owns_tensors(node, layers[0]):
+            sources = {source: features.nodes[0] for source, features in inputs.items()}
+            return Features((self._copy(node, sources, name, layers[0]),))
+        if not _keeps_apart(node, layers[0]):
+            raise _ApartError
+        layer = _merged(layers, shared)
+        if isinstance(layer, FusedConv2d) and layer.groups == 1:
+            sources = {source: features.nodes[0] for source, features in inputs.items()}
+        else:
+            sources = {source: self._join(features, len(layers)) for source, features in inputs.items()}
+        return Features((self._copy(node, sources, name, layer),), joined=True)
+
+    def _copy(self, node: fx.Node, sources: Mapping[fx.Node, fx.Node], name: str, target: Any) -> fx.Node:
+        copied = self.graph.node_copy(node, sources.__getitem__)
+        if target is not None:
+            copied.target = f"{name}.{str(node.target).removeprefix('0.')}"
+            # A copy, as the layer may get another activation fused in another graph.
+            self._layers[copied.target] = copy.copy(target) if isinstance(target, FusedConv2d) else target
+        return copied
+
+    def _join(self, features: Features, paths: int) -> fx.Node:
+        nodes = features.nodes if features.joined else tuple(self.each(features, paths))
+        if len(nodes) > 1 and nodes not in self._joins:
+            self._joins[nodes] = self.graph.call_function(torch.cat, (list(nodes), 1))
+        return self._joins.get(nodes, nodes[0])
+
+
+def _result(part: fx.GraphModule) -> fx.Node:
+    (result,) = part.graph.output_node().all_input_nodes
+    return result
+
+
+def _form(node: fx.Node, layer: nn.Module | None) -> tuple[Any, ...]:
+    """What must be equal for nodes of several paths to do the same."""
+    return node.op, node.target, node.name, repr(node.args), repr(node.kwargs), repr(layer)
+
+
+def _owns_tensors(node: fx.Node, layer: nn.Module | None) -> bool:
+    if layer is None:
+        return node.op == "get_attr"
+    return any(True for _ in (*layer.parameters(), *layer.buffers()))
+
+
+def _keeps_apart(node: fx.Node, layer: nn.Module | None) -> bool:
+    """Whether the paths do not mix where a node works on joined tensors; for layers, `_merged` sees to it."""
+    shapes = [shape_of(source) for source in node.all_input_nodes]
+    if len({(len(shape), shape[1:2]) for shape in shapes}) != 1 or len(shapes[0]) < 2:
+        return False
+    if isinstance(layer, nn.Linear):
+        return len(shapes[0]) == 2
+    if layer is not None:
+        return not isinstance(layer, nn.Flatten) or layer.start_dim == 1
+    if node.target not in _FUNCTIONS:
+        return False
+    name = getattr(node.target, "__name__", node.target)
+    if name == "flatten":
+        return bool((*node.args, node.kwargs.get("start_dim", 0))[1] == 1)
+    if name == "mean":
+        dims = (*node.args, node.kwargs.get("dim", ()))[1]
+        dims = dims if isinstance(dims, tuple | list) else (dims,)
+        return bool(dims) and all(isinstance(dim, int) and dim % len(shapes[0]) > 1 for dim in dims)
+    return True
+
+
+def _merged(layers: Sequence[Any], shared: bool) -> Any:
+    """One layer that does what each path's does, on joined features, or a convolution on shared ones."""
+    first = layers[0]
+    if first is None or isinstance(first, _LAYERS):
+        return first
+    if isinstance(first, FusedConv2d):
+        bias = None if first.bias is None else torch.cat([layer.bias for layer in layers])
+        groups = 1 if shared and first.groups == 1 else first.groups * len(layers)
+        return FusedConv2d.like(first, torch.cat([layer.weight for layer in layers]), bias, groups)
+    if type(first) is nn.BatchNorm2d and first.running_mean is not None:
+        return _merged_norm(layers)
+    if type(first) is nn.Linear and len(layers) > 1:
+        return JoinedLinear(layers)
+    raise _ApartError
+
+
+def _merged_norm(norms: Sequence[nn.BatchNorm2d]) -> nn.BatchNorm2d:
+    features = sum(norm.num_features for norm in norms)
+    merged = nn.BatchNorm2d(features, norms[0].eps, affine=norms[0].affine, device="meta")
+    states = [norm.state_dict() for norm in norms]
+    state = {
+        name: torch.cat([own[name] for own in states]) if tensor.ndim else tensor
+        for name, tensor in states[0].items()
+    }
+    merged.load_state_dict(state, assign=True)
+    return merged.eval()

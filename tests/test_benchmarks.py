@@ -1,0 +1,240 @@
+"""The benchmarks run, keep their cells, and tell who could not take part."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import netfission as nf
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import cells
+import contenders
+import inference
+import training
+
+MODEL = "cifar-resnet18-w16"
+BENCHMARKS = {"inference": inference, "training": training}
+SIZE = {"parameters", "parameters_nonzero", "macs_dense", "macs_effective"}
+TIMES = {"seconds", "seconds_median", "ratio_median", "ratio_quartiles", "peak_bytes"}
+
+
+@pytest.fixture
+def no_peers(monkeypatch):
+    for name in ("", ".models.classification", ".transforms"):
+        monkeypatch.setitem(sys.modules, contenders.PEERS + name, None)
+
+
+def run(benchmark, out, *flags):
+    """Exit status of the smallest cell there is."""
+    few = ["--networks", MODEL, "--rounds", "1", "--out", str(out)]
+    few += ["--batches", "1"] if benchmark == "inference" else ["--batch", "2"]
+    return BENCHMARKS[benchmark].main([*few, *flags])
+
+
+def contenders_in(out, number=0):
+    return json.loads(out.read_text())["cells"][number]["contenders"]
+
+
+def test_inference_measures_what_it_can_and_tells_what_it_cannot(tmp_path, capsys, no_peers):
+    out = tmp_path / "inference.json"
+    asked = ["--runtimes", "eager,deployed", "--contenders", "channels-2,deep-ensemble-3,packed-4-gamma1"]
+    assert run("inference", out, *asked) == 0
+    content = json.loads(out.read_text())
+    assert content["benchmark"] == "inference"
+    assert [cell["settings"]["runtime"] for cell in content["cells"]] == ["eager", "deployed"]
+    for cell in content["cells"]:
+        assert cell["settings"]["image_shape"] == [3, 32, 32]
+        assert cell["settings"]["environment"]["versions"][contenders.PEERS] == "missing"
+        assert (cell["rounds"], cell["runs_a_round"]) == (1, cells.IMAGES_A_ROUND)
+        single, two, deep, packed = cell["contenders"].values()
+        for row in (single, two, deep):
+            assert row.keys() >= SIZE | TIMES
+            assert row["ratio_median"] == row["seconds"][0] / single["seconds"][0]
+            assert row["peak_bytes"] > 0
+        assert deep["macs_dense"] == 3 * single["macs_dense"]
+        assert two["macs_dense"] == pytest.approx(single["macs_dense"], rel=0.1)
+        assert "pip install 'netfission[peers]'" in packed["unavailable"]
+        assert not packed.keys() & TIMES
+    printed = capsys.readouterr().out
+    assert printed.count("not available: Packed-Ensembles of 4, α 2, γ 1: torch_uncertainty cannot be") == 2
+    assert printed.count("fission by channels, 2 exits") == 2
+
+
+def test_training_says_what_masks_add(tmp_path, capsys):
+    out = tmp_path / "training.json"
+    assert run("training", out, "--runtimes", "eager", "--contenders", "weights-3,copies-3") == 0
+    cell = json.loads(out.read_text())["cells"][0]
+    assert list(cell["contenders"]) == ["single", "weights-3", "copies-3"]
+    for row in cell["contenders"].values():
+        assert row.keys() >= SIZE | TIMES | {"trains_on"}
+    (weights, copies) = (cell["contenders"][name]["seconds"][0] for name in ("weights-3", "copies-3"))
+    assert cell["added_to_a_step"].keys() == {"masks"}
+    assert cell["added_to_a_step"]["masks"]["median"] == pytest.approx(weights / copies - 1)
+    printed = capsys.readouterr().out
+    assert f"masks add {weights / copies - 1:.1%} (quartiles" in printed
+    assert "fission by copies, 3 exits: no masks: cross-entropy of every exit and ensemble" in printed
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_cell_that_is_there_is_not_run_again(benchmark, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "cells.json"
+    module = BENCHMARKS[benchmark]
+    measured = []
+
+    def measure(entrants, *_, **__):
+        measured.append(list(entrants))
+        row = {"title": "…", "unavailable": "not measured"}
+        return {"rounds": 0, "contenders": {name: dict(row) for name in entrants}}
+
+    monkeypatch.setattr(module, "measure", measure)
+    alone = ["--runtimes", "eager", "--contenders", "single"]
+    assert run(benchmark, out, *alone) == run(benchmark, out, *alone) == 0
+    first, second = capsys.readouterr().out.split("wrote")[:2]
+    assert first.strip() in second
+    assert measured == [["single"]]
+    monkeypatch.setitem(module.RUNTIMES, "other", module.RUNTIMES["eager"])
+    assert run(benchmark, out, "--runtimes", "eager,other", "--contenders", "single") == 0
+    assert len(measured) == 2  # the other runtime's cell alone
+    assert run(benchmark, out, *alone, "--channels-last") == 0
+    assert len(measured) == 3  # another setting is another cell
+    assert len(json.loads(out.read_text())["cells"]) == 3
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--networks", "resnet18,resnet19"], "networks=resnet19: takes resnet18, wrn-28-10, resnet50 or"),
+        (["--contenders", "chanels-3"], "contenders='chanels-3' is not known; did you mean channels-3"),
+        (["--runtimes", "fast"], "runtimes='fast'"),
+        (["--rounds", "0"], "rounds=0: takes a whole number from 1"),
+        (["--rounds", "some"], "some"),
+        (["--threads", "-1"], "threads=-1"),
+        (["--device", "tpu"], "tpu"),
+        (["--fast"], "--fast"),
+        (["--out", "nowhere/at/all.json"], "out=nowhere/at/all.json: takes a file in a folder that exists"),
+        (["--out", __file__], "cannot be read"),
+    ],
+)
+def test_a_bad_request_is_told_in_one_line(benchmark, flags, told, tmp_path, capsys):
+    assert run(benchmark, tmp_path / "cells.json", *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "flags"), [("inference", ["--batches", "1,x"]), ("training", ["--batch", "0"])]
+)
+def test_a_batch_size_is_a_whole_number(benchmark, flags, tmp_path, capsys):
+    assert run(benchmark, tmp_path / "cells.json", *flags) == 2
+    assert f"{flags[0][2:]}={flags[1]}: takes" in capsys.readouterr().err
+
+
+def test_another_benchmarks_file_is_left_alone(tmp_path, capsys):
+    out = tmp_path / "training.json"
+    out.write_text('{"benchmark": "training", "cells": []}')
+    assert run("inference", out) == 2
+    assert "takes a file of this benchmark" in capsys.readouterr().err
+    assert out.read_text() == '{"benchmark": "training", "cells": []}'
+
+
+def test_what_gives_other_logits_is_not_timed(tmp_path, monkeypatch):
+    def wrong(network, images):
+        return lambda: network(images) * (1.1 if isinstance(network, nf.FissionNetwork) else 1)
+
+    monkeypatch.setitem(inference.RUNTIMES, "wrong", wrong)
+    out = tmp_path / "inference.json"
+    assert run("inference", out, "--runtimes", "wrong", "--contenders", "channels-2,deep-ensemble-3") == 0
+    single, two, deep = contenders_in(out).values()
+    assert "logits differ" in two["unavailable"]
+    assert single["ratio_median"] == 1 and deep["ratio_median"] > 0
+
+
+def test_without_a_single_network_nothing_is_compared(tmp_path, capsys, monkeypatch):
+    def refuse(network, images):
+        raise RuntimeError("\n too new\nfor this")
+
+    monkeypatch.setitem(inference.RUNTIMES, "refuse", refuse)
+    out = tmp_path / "inference.json"
+    assert run("inference", out, "--runtimes", "refuse", "--contenders", "single") == 0
+    assert contenders_in(out)["single"]["unavailable"] == "too new"
+    assert "not available: single network: too new" in capsys.readouterr().out
+
+
+def test_exits_beyond_the_stages_leave_at_the_last_branch_point():
+    network = contenders.CONTENDERS["channels-4"].build(contenders.find_network("wrn-16-1"))
+    assert isinstance(network, nf.FissionNetwork)
+    assert network.branch_after == (1, 2, 2)
+
+
+def test_a_training_step_reaches_every_member_and_moves_nothing():
+    ensemble = contenders.DeepEnsemble([nn.Linear(3, 4) for _ in range(2)])
+    before = copy.deepcopy(ensemble.state_dict())
+    seen = []
+    for parameter in ensemble.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.abs().sum().item()))
+    learners = [training.Learner(member, contenders.cross_entropy) for member in ensemble.members]
+    training.step_of(learners, torch.randn(5, 3), torch.arange(5) % 4)()
+    assert len(seen) == 4 and min(seen) > 0
+    assert all(parameter.grad is None for parameter in ensemble.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in ensemble.state_dict().items())
+
+
+# --- peers ------------------------------------------------------------------------------------------
+
+
+class Members(nn.Module):
+    """As torch_uncertainty's networks do: logits `(members · batch, classes)`, one member after another."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Flatten()
+        self.linear = nn.Linear(12, 3 * 5)
+
+    def forward(self, images):
+        return self.linear(self.body(images)).unflatten(1, (3, 5)).transpose(0, 1).flatten(0, 1)
+
+
+def test_a_peers_logits_are_told_apart_by_member():
+    network, images = Members(), torch.randn(2, 3, 2, 2)
+    logits = contenders.Peer(network, 3)(images)
+    assert torch.equal(logits, network.linear(images.flatten(1)).unflatten(1, (3, 5)))
+
+
+def test_packed_members_all_train_on_every_image():
+    network, images, labels = Members(), torch.randn(2, 3, 2, 2), torch.tensor([1, 4])
+    peer = contenders.Packed(network, 3)
+    each = [nn.functional.cross_entropy(peer(images)[:, member], labels) for member in range(3)]
+    torch.testing.assert_close(peer.loss(images, labels), sum(each) / 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["packed-4-gamma2", "mimo-3", "batchensemble-4", "masksembles-4", "peers-single"]
+)
+def test_peers_of_the_library_take_part(name):
+    network = contenders.find_network(MODEL)
+    contender = contenders.CONTENDERS[name]
+    try:
+        peer = contender.build(network)
+    except contenders.UnavailableError as error:
+        pytest.skip(str(error))
+    images, labels = network.images(4), torch.arange(4)
+    contender.loss(peer.train(), images, labels).backward()
+    assert all(parameter.dtype is torch.float32 for parameter in peer.parameters())
+    with torch.no_grad():
+        logits = peer.eval()(images)
+        if name in ("batchensemble-4", "masksembles-4"):
+            with pytest.raises(contenders.UnavailableError, match="cannot be folded"):
+                inference.deployed(peer, images)
+        else:
+            torch.testing.assert_close(
+                inference.deployed(peer, images)().reshape(logits.shape), logits, rtol=1e-4, atol=1e-5
+            )
+    members = [] if name == "peers-single" else [int(name[-1]) if name[-2] == "-" else 4]
+    assert logits.shape == (4, *members, 100)
