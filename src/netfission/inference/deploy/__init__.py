@@ -54,8 +54,7 @@ def deploy(network: "FissionNetwork", example_input: Tensor, *, joined: bool | N
     Batch norms are folded into the convolutions before them, masks are burnt in, features lie in memory
     channels last, and convolutions do the addition and activation after them as well (see `FusedConv2d`).
     The paths of a stage run as one where their layers have equal shapes and work channel by channel, as in
-    ResNets (see `joining`). On a CPU, `torch.compile(deployed, options={"freezing": True})` may take another
-    5 % off at batch 1.
+    ResNets (see `joining`).
 
     Args:
         network: in train or eval mode; not changed.
