@@ -8,7 +8,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,8 @@ from contenders import PEERS, SINGLE, Contender, Network, UnavailableError, find
 from netfission.cost import count_parameters
 from netfission.files import write_whole
 from netfission.macs import count_macs
-from netfission.measure import peak_bytes, times_in_turn
+from netfission.measure import device_name, peak_bytes, times_in_turn
+from netfission.tables import aligned
 from netfission.training.folder import environment
 from netfission.words import one_of
 
@@ -183,9 +183,7 @@ class Conditions:
 def _environment(device: torch.device) -> dict[str, Any]:
     found = environment()
     found["versions"] |= {name: _version(name) for name in ("onnx", "onnxruntime", "onnxscript", PEERS)}
-    capability = torch.backends.cpu.get_cpu_capability()
-    cpu = f"{platform.machine()} CPU with {capability}"
-    return found | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu}
+    return found | {"device": device_name(device)}
 
 
 def _version(package: str) -> str:
@@ -437,12 +435,10 @@ def block(cells: Sequence[Figures]) -> str:
         if any("seconds" in figures for figures in each):
             size = [_two(row, "parameters", "parameters_nonzero"), _two(row, "macs_dense", "macs_effective")]
             rows.append([row["title"], *size, *(text for figures in each for text in _measured(figures))])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return "\n".join(
         [
             f"{settings['network']} ({settings['model']}, {classes} classes, {shape}), {settings['runtime']}",
-            *map(str.rstrip, lines if len(lines) > 1 else []),
+            *([aligned(rows)] if len(rows) > 1 else []),
             *(f"not available: {', '.join(titles)}: {why}" for why, titles in missing.items()),
             "rounds: "
             + ", ".join(f"{cell['rounds']} at batch {cell['settings']['batch_size']}" for cell in cells),

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor, nn
 
 from netfission.files import write_whole
-from netfission.fission import FissionConfig, fission
+from netfission.fission import FissionConfig, fission, input_size
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 
 PARTS = (DataConfig, ModelConfig, FissionConfig, TrainingConfig)
@@ -240,9 +240,7 @@ def _title(model: str, chosen: FissionConfig) -> str:
 def _side(name: str, model: nn.Module) -> int:
     if name.startswith(("cifar-", "wrn-")):
         return 32
-    settings = getattr(model, "pretrained_cfg", None) or {}  # timm's
-    side: int = settings.get("input_size", (3, 224, 224))[-1]
-    return side
+    return (input_size(model) or (3, 224, 224))[-1]
 
 
 def _device(name: str) -> str:

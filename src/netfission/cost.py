@@ -1,7 +1,6 @@
 """What a network costs: parameters, multiply-accumulates, memory, and time measured beside another's."""
 
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from netfission.macs import Macs as Macs
 from netfission.macs import count_macs as count_macs
 from netfission.macs import listed, run_counted
-from netfission.measure import WARM_UP, inference_peak, training_peak
+from netfission.measure import WARM_UP, device_name, inference_peak, training_peak
 from netfission.measure import inference_times as inference_times
 from netfission.measure import training_times as training_times
 from netfission.modes import in_mode
 from netfission.network import Ensemble, FissionNetwork
 from netfission.pruning.masks import kept_masks
+from netfission.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,10 @@ class Cost:
 
     def table(self) -> str:
         """Give the figures as aligned plain text: beside the reference, then by stage and exit."""
-        blocks = [_aligned(_beside(self.network, self.reference))]
+        blocks = [aligned(_beside(self.network, self.reference))]
         if self.network.parts:
-            blocks.append(_aligned(_by_stage(self.network, "MACs dense (effective), M", _macs_cell)))
-            blocks.append(_aligned(_by_stage(self.network, "parameters (non-zero)", _parameters_cell)))
+            blocks.append(aligned(_by_stage(self.network, "MACs dense (effective), M", _macs_cell)))
+            blocks.append(aligned(_by_stage(self.network, "parameters (non-zero)", _parameters_cell)))
         for name, each in (("network", self.network), ("reference", self.reference)):
             if each is not None and each.uncounted:
                 blocks.append(f"MACs of the {name} leave out {listed(each.uncounted)}")
@@ -251,17 +251,13 @@ def _conditions(images: Tensor, batch_sizes: tuple[int, ...], rounds: int) -> Co
     return Conditions(
         image_shape=tuple(images.shape[1:]),
         dtype=str(images.dtype).removeprefix("torch."),
-        device=torch.cuda.get_device_name(images.device) if images.is_cuda else _processor(),
+        device=device_name(images.device),
         threads=torch.get_num_threads(),
         batch_sizes=batch_sizes,
         rounds=rounds,
         warm_up=WARM_UP,
         torch=torch.__version__,
     )
-
-
-def _processor() -> str:
-    return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
 # --- counting, by part and by exit ------------------------------------------------------------------
@@ -272,32 +268,18 @@ def _count(
 ) -> tuple[Size, tuple[Part, ...], tuple[Exit, ...], dict[str, int]]:
     """What a `NetworkCost` begins with: size, parts, exits, uncounted."""
     network = module.network if isinstance(module, Ensemble) else module
-    steps = _steps(network) if isinstance(network, FissionNetwork) else {}
-    own = [part for paths in steps.values() for part in paths if part is not None]
-    counter = run_counted(module, image, own)
-
-    def size_of(part: nn.Module | None) -> Size | None:
-        if part is None:
-            return None
-        return Size(*count_parameters(part), counter.dense[part], counter.effective[part])
-
+    steps = network.steps if isinstance(network, FissionNetwork) else []
+    counter = run_counted(module, image, [part for _, own in steps for part in own.values()])
+    exits = range(network.exits if isinstance(network, FissionNetwork) else 0)
     parts = []
-    for name, paths in steps.items():
-        sizes = tuple(map(size_of, paths))
-        total = sum((size for size in sizes if size is not None), Size())
-        parts.append(Part(name, total, sizes))
-    exits = tuple(_exit(parts, number) for number in range(len(parts[0].paths))) if parts else ()
+    for name, own in steps:
+        sizes = {
+            number: Size(*count_parameters(part), counter.dense[part], counter.effective[part])
+            for number, part in own.items()
+        }
+        parts.append(Part(name, sum(sizes.values(), Size()), tuple(map(sizes.get, exits))))
     size = Size(*count_parameters(module), *counter.total)
-    return size, tuple(parts), exits, dict(counter.uncounted)
-
-
-def _steps(network: FissionNetwork) -> dict[str, list[nn.Module | None]]:
-    """The name of each step on the way → the module that each exit has of its own there."""
-    paths = list(zip(network._paths(), (0, *network.branch_after), strict=True))
-    steps: dict[str, list[nn.Module | None]] = {"stem": [network.stem] + [None] * (len(paths) - 1)}
-    for index, name in enumerate(network.stage_names):
-        steps[name] = [path.stages[index - after] if index >= after else None for path, after in paths]
-    return steps | {"head": [path.head for path, _ in paths]}
+    return size, tuple(parts), tuple(_exit(parts, number) for number in exits), dict(counter.uncounted)
 
 
 def _exit(parts: Sequence[Part], number: int) -> Exit:
@@ -418,10 +400,3 @@ def _parameters_cell(size: Size | None) -> str:
 
 def _two_kinds(all_of_it: str, of_kept_weights: str) -> str:
     return all_of_it if all_of_it == of_kept_weights else f"{all_of_it} ({of_kept_weights})"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, the first to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
-    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

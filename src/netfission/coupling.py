@@ -28,12 +28,24 @@ class Slices:
     Attributes:
         tensor: name of a parameter or buffer of the stage.
         dim: the dimension they lie along.
-        units: int64 `(size of that dimension,)`: the unit of the group that each index belongs to.
+        units: int64 `(size of that dimension,)`: the unit of the group that each index belongs to,
+            -1 for those that are not of the group.
     """
 
     tensor: str
     dim: int
     units: Tensor
+
+    def keep(self, units: Tensor) -> Tensor:
+        """The indices along the dimension that stay with these units; what is not of the group stays.
+
+        Args:
+            units: bool `(units of the group,)`.
+
+        Returns:
+            bool, of the shape of `self.units`.
+        """
+        return units[self.units.clamp(min=0)] | (self.units < 0)
 
 
 @dataclass(frozen=True)
@@ -328,7 +340,7 @@ def kept_indices(groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> dict
     masks: dict[str, dict[int, Tensor]] = {}
     for group, units in zip(groups, kept, strict=True):
         for part in group.slices:
-            here = units[part.units.clamp(min=0)] | (part.units < 0)  # what is not of this group stays
+            here = part.keep(units)
             dims = masks.setdefault(part.tensor, {})
             dims[part.dim] = dims[part.dim] & here if part.dim in dims else here
     return {

@@ -19,6 +19,7 @@ from netfission.fission import FissionConfig
 from netfission.grouping import GROUPINGS
 from netfission.inference.deploy import deploy
 from netfission.network import FissionNetwork
+from netfission.tables import aligned
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.folder import RunFolder, environment
 from netfission.training.run import load, train
@@ -141,12 +142,7 @@ def _table(rows: list[Row], data: ImageData, seeds: int, grouping: str) -> str:
             cells += [f"{size.macs_dense / 1e6:.1f} M", f"{size.macs_effective / 1e6:.1f} M"]
             deployed = row.deployed.median if row.deployed else 1
             cells += [f"{ratio:.2f}×" for ratio in (_step(row.cost).median, _time(row.cost).median, deployed)]
-        lines.append(cells + [""] * (len(columns) - len(cells)))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
-    ]
+        lines.append(cells)
     fissioned, deployed_time = rows[1].cost, rows[1].deployed
     assert fissioned is not None
     assert deployed_time is not None
@@ -156,7 +152,7 @@ def _table(rows: list[Row], data: ImageData, seeds: int, grouping: str) -> str:
             f"images, {len(data.test)} test",
             f"images, {TRAINING.epochs} epochs; mean ± standard deviation over n = {seeds} seeds",
             "",
-            *text,
+            aligned(lines),
             "",
             f"{ENSEMBLE} minus single network, seed by seed: {_difference(rows, 'top1', 100, 2)} points of "
             f"accuracy, {_difference(rows, 'nll', 1, 3)} NLL.",

@@ -237,16 +237,22 @@ def _branches(branch_after: Sequence[int | str] | None, exits: int, stage_names:
     return branches
 
 
+def input_size(model: nn.Module) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images that a timm model says it takes; None for others."""
+    settings = getattr(model, "pretrained_cfg", None) or {}
+    return settings.get("input_size")
+
+
 def _example(model: nn.Module, example_input: Tensor | None, batches: Batches) -> Tensor:
     if example_input is None and batches:
         example_input = batches[0][0]
     if example_input is None:
-        settings = getattr(model, "pretrained_cfg", None) or {}
-        if "input_size" not in settings:
+        size = input_size(model)
+        if size is None:
             raise ValueError(
                 "example_input=None: takes a batch of images, float (batch, channels, height, width)"
             )
-        example_input = torch.rand(2, *settings["input_size"], generator=torch.Generator().manual_seed(0))
+        example_input = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters(), example_input)
     return example_input[:2].to(parameter)
 

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,13 @@ from netfission.losses import ensemble_distillation_loss
 from netfission.modes import in_mode
 
 WARM_UP = 3
+
+
+def device_name(device: torch.device) -> str:
+    """What measured figures are told to be of."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def times_in_turn(

@@ -98,15 +98,19 @@ class FissionNetwork(Guarded):
             exit_: self._paths()[exit_].stages[number - start] for exit_, start in starts if start <= number
         }
 
+    @property
+    def steps(self) -> list[tuple[str, dict[int, nn.Module]]]:
+        """Stem, stages and head: of each its name, and what runs there by the exit whose path holds it."""
+        stages = [(name, self.stage_copies(number)) for number, name in enumerate(self.stage_names)]
+        heads: dict[int, nn.Module] = {number: path.head for number, path in enumerate(self._paths())}
+        return [("stem", {0: self.stem}), *stages, ("head", heads)]
+
     def summary(self) -> str:
         """What each path holds, stage by stage, as text; and what all of them hold whole, and why."""
-        held = {"stem": [self.stem]}
-        for number, name in enumerate(self.stage_names):
-            held[name] = list(self.stage_copies(number).values())
-        held["head"] = [path.head for path in self._paths()]
-        width = max(map(len, held))
+        width = max(len(name) for name, _ in self.steps)
         lines = [f"{'':{width}}  parameters of each path"]
-        for name, modules in held.items():
+        for name, copies in self.steps:
+            modules = copies.values()
             counts = (sum(parameter.numel() for parameter in module.parameters()) for module in modules)
             lines.append(f"{name:{width}}  " + " + ".join(f"{count:,}" for count in counts))
         for name, layers in self.repeated.items():

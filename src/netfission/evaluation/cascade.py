@@ -20,6 +20,7 @@ from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 from netfission.macs import Macs, count_macs
 from netfission.measure import inference_times
 from netfission.network import FissionNetwork
+from netfission.tables import aligned
 
 CURVE_LIMITS = 13  # costs for which thresholds are chosen
 CURVE_TIMED = 5  # how many of the curve's points are timed, at most
@@ -102,15 +103,13 @@ class CascadeEvaluation:
         head = ["", "accuracy %", "lost, points", "exits", "MACs", "effective"]
         head += [f"time, batch {size}" for size in IMAGES_A_ROUND]
         rows = [head, *(_cells(point) for point in self.points if point.times)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         rounds = " and ".join(f"{t.rounds}" for t in self.points[0].times.values())
         order = ", ".join(map(str, self.order))
         thresholds = ", ".join(f"{threshold:.4g}" for threshold in self.choice.thresholds)
         here, full = 100 * self.choice.accuracy, 100 * self.validation_accuracy
         return "\n".join(
             [
-                *map(str.rstrip, lines),
+                aligned(rows),
                 "",
                 f"{self.test_images} test images; lost: against the full ensemble, ± standard error.",
                 "Costs are means over the single network's; time: median (quartiles) of "

@@ -143,6 +143,17 @@ def kept_masks(module: nn.Module) -> dict[str, Tensor]:
     return kept | {name: ~_removed_of(layer, attr) for name, layer, attr in _guardable(module)}
 
 
+def burn_in(module: nn.Module) -> None:
+    """Forget which weights of `module` are removed, in place: they are the zeros that they are, unguarded.
+
+    Weights that had a mask become new parameters, which take no gradient.
+    """
+    for _, layer, attribute in list(_guardable(module)):
+        delattr(layer, attribute + _SUFFIX)
+        weight = layer.get_parameter(attribute).detach()
+        setattr(layer, attribute, nn.Parameter(weight, requires_grad=False))
+
+
 # Parameter → (its layer, its attribute name) for each guarded weight. Found by identity: parameters
 # cannot carry attributes through pickling, and `==` on tensors is element-wise.
 _guarded = WeakIdKeyDictionary()

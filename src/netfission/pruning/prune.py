@@ -189,10 +189,8 @@ def select_units(
             for part in group.slices:
                 if part.tensor in masks:
                     mask = masks[part.tensor]
-                    here = units[part.units.clamp(min=0)] | (part.units < 0)
-                    mask &= here.view([-1 if dim == part.dim else 1 for dim in range(mask.ndim)]).to(
-                        mask.device
-                    )
+                    along = [-1 if dim == part.dim else 1 for dim in range(mask.ndim)]
+                    mask &= part.keep(units).view(along).to(mask.device)
         return masks
 
     low, high = 0, len(order)

@@ -203,11 +203,13 @@ class RunFolder:
             raise ValueError(f"{self.weights}: is missing; the run may not have ended, train with resume")
         try:
             state = load_file(self.weights)
-            if card.fission.get("grouping") == "channels":
+            has_own_widths = card.fission.get("grouping") == "channels"
+            if has_own_widths:
                 fit(network, {name: tensor.shape for name, tensor in state.items()})
             network.load_state_dict(state)
-            with torch.no_grad():
-                network(torch.zeros(1, *card.shape))  # layers that do not fit one another are found here
+            if has_own_widths:
+                with torch.no_grad():
+                    network(torch.zeros(1, *card.shape))  # layers that do not fit one another are found here
         except (SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.weights}: are not the weights of {self.card} ({reason})") from error

@@ -11,6 +11,7 @@ from netfission.inference.deploy.folding import folded
 from netfission.inference.deploy.fusing import fuse
 from netfission.inference.deploy.joining import Builder, Features
 from netfission.measure import inference_times
+from netfission.pruning.masks import burn_in
 
 if TYPE_CHECKING:  # the network imports this package
     from netfission.network import FissionNetwork
@@ -73,7 +74,7 @@ def deploy(network: "FissionNetwork", example_input: Tensor, *, joined: bool | N
             within 1e-4 of the largest.
     """
     network, expected = _copied(network, example_input)
-    steps = _steps(network)
+    steps = [own for _, own in network.steps]
     parts = [
         {exit_: folded(part, features[exit_]) for exit_, part in own.items()}
         for own, features in zip(steps, _reads(steps, example_input), strict=True)
@@ -104,7 +105,7 @@ def deploy_exits(network: "FissionNetwork", example_input: Tensor) -> "FissionNe
         ValueError: as `deploy`.
     """
     network, expected = _copied(network, example_input)
-    steps = _steps(network)
+    steps = [own for _, own in network.steps]
     stem, *stages, heads = [
         {exit_: _alone(part, features[exit_]) for exit_, part in own.items()}
         for own, features in zip(steps, _reads(steps, example_input), strict=True)
@@ -131,18 +132,8 @@ def _copied(network: "FissionNetwork", example_input: Tensor) -> tuple["FissionN
             f"example_input={tuple(example_input.shape)} {example_input.dtype}: takes images that the "
             f"network takes ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from error
-    for layer in network.modules():
-        for mask in [name for name in layer._buffers if name.endswith("_removed")]:
-            delattr(layer, mask)  # the weight is 0 there already
-            name = mask.removesuffix("_removed")
-            setattr(layer, name, nn.Parameter(layer.get_parameter(name).detach(), requires_grad=False))
+    burn_in(network)
     return network, logits
-
-
-def _steps(network: "FissionNetwork") -> list[dict[int, nn.Module]]:
-    """Stem, stages and heads: of each what runs, by the exit that runs it."""
-    stages = (network.stage_copies(number) for number in range(len(network.stage_names)))
-    return [{0: network.stem}, *stages, {exit_: path.head for exit_, path in enumerate(_paths(network))}]
 
 
 def _reads(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> list[dict[int, Tensor]]:
