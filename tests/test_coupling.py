@@ -166,9 +166,12 @@ def test_attention_is_divided_by_heads_and_relative_positions_follow() -> None:
         assert torch.allclose(narrow(features), block(features), atol=1e-5)
 
 
-def test_torch_attention_stays_whole_with_its_reason() -> None:
+def test_torch_attention_stays_whole_with_its_reason_and_its_whole_cost() -> None:
     stage = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     coupling = find_coupling(stage, torch.randn(2, 5, 8))
+    projections, products, mlp = 4 * 5 * 8 * 8, 2 * 5 * 5 * 8, 2 * 5 * 8 * 16
+    assert coupling.macs["self_attn.in_proj_weight"] == projections + products
+    assert sum(coupling.macs.values()) == projections + products + mlp
     assert "MultiheadAttention" in coupling.whole["self_attn.in_proj_weight"]
     assert "linear1" in layers(coupling)
 

@@ -295,6 +295,13 @@ def test_parts_are_kept_apart():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
+def test_a_part_inside_another_is_counted_for_itself():
+    first, inner, last = nn.Linear(8, 8), nn.Linear(8, 5), nn.Linear(5, 2)
+    network = nn.Sequential(first, nn.Sequential(inner), last)
+    counter = run_counted(network, torch.randn(1, 8), [network, inner])
+    assert dict(counter.dense) == {network: 64 + 10, inner: 40}
+
+
 def test_counting_does_not_change_the_network():
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Dropout())
     network[2].eval()

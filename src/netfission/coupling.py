@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netfission.modes import in_mode
+from netfission.macs import run_counted
 from netfission.narrowing import head_dim, narrowed
 from netfission.pruning.masks import prunable_weights
 
@@ -95,13 +95,13 @@ class Coupling:
     Attributes:
         groups: the internal channel groups.
         whole: prunable weight → why none of its channels can be divided.
-        macs: prunable weight → multiply-accumulates of one example, attention's products with its output
-            projection.
+        macs: prunable weight → multiply-accumulates of one example; attention's products with its output
+            projection, of an `nn.MultiheadAttention` all with its input projection.
     """
 
     groups: tuple[ChannelGroup, ...]
     whole: dict[str, str]
-    macs: dict[str, float]
+    macs: dict[str, int]
 
 
 def find_coupling(stage: nn.Module, features: Tensor) -> Coupling:
@@ -391,38 +391,12 @@ def _without_norms_over_channels(trial: nn.Module, groups: Sequence[ChannelGroup
             setattr(trial.get_submodule(parent), name, nn.Identity())
 
 
-@torch.no_grad()
-def _macs(stage: nn.Module, features: Tensor) -> dict[str, float]:
+def _macs(stage: nn.Module, features: Tensor) -> dict[str, int]:
     """Multiply-accumulates of one example by prunable weight."""
-    macs: dict[str, float] = {}
-    handles = []
-
-    def count(name: str, weight: Tensor) -> Any:
-        def add(_: nn.Module, __: Any, output: Any) -> None:
-            result = output[0] if isinstance(output, tuple) else output
-            macs[name] = macs.get(name, 0) + result.numel() / weight.shape[0] * weight.numel()
-
-        return add
-
-    def count_attention(name: str, inner: int) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], __: Any) -> None:
-            windows, tokens, *_rest = inputs[0].shape
-            macs[name] = macs.get(name, 0) + 2 * windows * tokens**2 * inner
-
-        return add
-
-    for name, weight in prunable_weights(stage).items():
-        path = name.rpartition(".")[0]
-        layer = stage.get_submodule(path)
-        handles.append(layer.register_forward_hook(count(name, weight)))
-    for path, module in stage.named_modules():
-        if head_dim(module) is not None:
-            hook = count_attention(f"{path}.proj.weight", module.proj.in_features)
-            handles.append(module.register_forward_hook(hook))
-    try:
-        with in_mode(stage, training=False):
-            stage(features[:1].clone())
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {name: stage.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(stage)}
+    attention = {path: module for path, module in stage.named_modules() if head_dim(module) is not None}
+    counter = run_counted(stage, features[:1].clone(), [*layers.values(), *attention.values()])
+    macs = {name: counter.dense[layer] for name, layer in layers.items()}
+    for path, module in attention.items():
+        macs[f"{path}.proj.weight"] += counter.dense[module]
     return macs

@@ -91,15 +91,17 @@ def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = 
     Args:
         module: any module of one tensor; not changed.
         images: its input.
-        parts: modules within it, none inside another, whose MACs are kept apart.
+        parts: modules within it whose MACs are kept apart; of one inside another, the inner one's.
     """
     counter = MacCounter(module)
+    around: list[nn.Module | None] = []
 
     def enter(part: nn.Module, _inputs: Any) -> None:
+        around.append(counter.part)
         counter.part = part
 
     def leave(*_: Any) -> None:
-        counter.part = None
+        counter.part = around.pop()
 
     with ExitStack() as stack:
         for part in parts:

@@ -20,7 +20,7 @@ class Repeated:
 
     layer: str
     reason: str
-    macs: float
+    macs: int
 
 
 @dataclass(frozen=True)
