@@ -246,14 +246,16 @@ def optional(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def _fission(grouping: str, exits: int) -> Callable[[Network], nn.Module]:
+def _fission(grouping: str, exits: int, **settings: Any) -> Callable[[Network], nn.Module]:
     def build(network: Network) -> nn.Module:
         example = network.images(2)
         backbone = cut(network.create(), example)
         last = len(backbone.stages) - 1
         # Where there are more exits than stages, the last exits leave after the same one.
         branches = [min(number, last) for number in range(1, exits)]
-        return nf.fission(backbone, exits, branch_after=branches, grouping=grouping, example_input=example)
+        return nf.fission(
+            backbone, exits, branch_after=branches, grouping=grouping, example_input=example, **settings
+        )
 
     return build
 
@@ -308,6 +310,13 @@ CONTENDERS = {
     "channels-2": _by_channels(2),
     "channels-3": _by_channels(3),
     "channels-4": _by_channels(4),
+    # Of a bottleneck a path keeps fewer multiply-accumulates than its share: both sides of its 3×3 shrink.
+    "channels-3-exact": Contender(
+        "fission by channels, 3 exits, exact partition",
+        _fission("channels", 3, exact_partition=True),
+        distillation,
+        _DISTILLATION,
+    ),
     "weights-3": Contender(
         "fission by weights, 3 exits", _fission("weights", 3), distillation, _DISTILLATION
     ),

@@ -4,7 +4,7 @@ Runtimes, each for all contenders alike:
 
 - eager: PyTorch, in eval mode without gradients;
 - deployed: `netfission.inference.deploy`: batch norms folded, paths joined; peers too, where it can be done;
-- onnxruntime: exported by torch.onnx and run by ONNX Runtime, with as many threads;
+- onnxruntime: deployed where it can be, exported by torch.onnx and run by ONNX Runtime, with as many threads;
 - compiled: torch.compile (inductor) with weights frozen. This takes long: up to minutes a contender.
 
 The contenders of a network run in turn, round by round, in one cell (batch size, runtime) after another. Each
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,15 @@ def compiled(network: nn.Module, images: Tensor) -> Run:
 
 
 def onnxruntime(network: nn.Module, images: Tensor) -> Run:
-    """The network exported for this batch size."""
+    """The network made fast to run if it can be, exported for this batch size."""
     runtime = optional("onnxruntime", "onnx")
     for module in ("onnx", "onnxscript"):
         optional(module, "onnx")
     provider = "CUDAExecutionProvider" if images.is_cuda else "CPUExecutionProvider"
     if provider not in runtime.get_available_providers():
         raise UnavailableError(f"ONNX Runtime has no {provider} here")
+    with suppress(UnavailableError):
+        network = _deploy(network, images)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Else its threads go on spinning for a while, while the next contender runs.
