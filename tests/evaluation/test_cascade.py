@@ -16,7 +16,9 @@ from netfission.evaluation import cascade as module
 from netfission.evaluation.cascade import CascadeEvaluation, evaluate_cascade
 from netfission.fission import FissionConfig
 from netfission.inference import choose_thresholds, exit_costs
+from netfission.inference.deploy import Deployed
 from netfission.macs import count_macs
+from netfission.measure import inference_times
 from netfission.models import create_model
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.run import train
@@ -150,20 +152,6 @@ def disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class Recorder(nn.Module):
-    """A network that notes the sizes of its batches."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.sizes: set[int] = set()
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.sizes.add(len(images))
-        logits: Tensor = self.network(images)
-        return logits
-
-
 MODEL = create_model("wrn-10-1", 5).eval()
 IMAGES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NETWORK = nf.fission(MODEL, 3, example_input=IMAGES[:2]).eval()
@@ -178,8 +166,8 @@ def labelled(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def measured(single: nn.Module = MODEL) -> CascadeEvaluation:
-    return evaluate_cascade(NETWORK, single, labelled(200, 0), labelled(300, 1), IMAGES, lose=1.0)
+def measured() -> CascadeEvaluation:
+    return evaluate_cascade(NETWORK, MODEL, labelled(200, 0), labelled(300, 1), IMAGES, lose=1.0)
 
 
 def test_the_test_images_choose_nothing() -> None:
@@ -205,10 +193,27 @@ def test_losses_come_with_their_standard_error() -> None:
             assert point.lost_error == pytest.approx(difference.std(correction=0).item() / 300**0.5)
 
 
-def test_batches_of_each_size_are_timed() -> None:
-    recorder = Recorder(MODEL).eval()
-    evaluation = measured(single=recorder)
-    assert recorder.sizes == {1, 8}
+def test_all_are_timed_deployed_and_in_batches_of_each_size(monkeypatch) -> None:
+    largest = []
+
+    def watched(readers: dict[str, nn.Module], images: Tensor, **settings: int) -> dict[str, list[float]]:
+        deployed = [[m for m in each.modules() if isinstance(m, Deployed)] for each in readers.values()]
+        assert all(deployed)
+        sizes: list[int] = []
+        handles = [
+            part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+            for parts in deployed
+            for part in parts
+        ]
+        times = inference_times(readers, images, **settings)
+        for handle in handles:
+            handle.remove()
+        largest.append(max(sizes))
+        return times
+
+    monkeypatch.setattr(module, "inference_times", watched)
+    evaluation = evaluate_cascade(NETWORK, MODEL, labelled(200, 0), labelled(300, 1), IMAGES, lose=1.0)
+    assert largest == [1, 1, 1, 8, 8, 8]
     assert {size for point in evaluation.points for size in point.times} == {1, 256}
 
 

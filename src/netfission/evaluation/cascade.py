@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from netfission.files import write_whole
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, exit_costs
+from netfission.inference.deploy import deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 from netfission.macs import Macs, count_macs
 from netfission.measure import inference_times
 from netfission.network import FissionNetwork
+from netfission.network import Path as ExitPath
 from netfission.tables import aligned
 
 CURVE_LIMITS = 13  # costs for which thresholds are chosen
@@ -56,7 +58,8 @@ class Point:
         lost_error: standard error of `lost`, image by image.
         exits_used: mean number of exits run.
         thresholds: of a cascade.
-        times: batch size → measured time over the single network's; empty where it was not timed.
+        times: batch size → measured time over the single network's, both deployed; empty where it was not
+            timed.
     """
 
     name: str
@@ -112,7 +115,7 @@ class CascadeEvaluation:
                 aligned(rows),
                 "",
                 f"{self.test_images} test images; lost: against the full ensemble, ± standard error.",
-                "Costs are means over the single network's; time: median (quartiles) of "
+                "Costs are means over the single network's; time: all deployed, median (quartiles) of "
                 f"{rounds} rounds side by side.",
                 f"Exits run in the order {order}; an image stops at {self.rule} above {thresholds}.",
                 f"Chosen to {_target(self.lose, self.spend)} on {self.validation_images} validation images, "
@@ -129,7 +132,7 @@ class CascadeEvaluation:
         counted.set(xlabel="MACs (dense, mean) ÷ single network's", ylabel="accuracy on test images, %")
         for size, colour in zip(IMAGES_A_ROUND, _COLOURS, strict=True):
             _draw(timed, [point for point in self.points if point.times], size, colour)
-        timed.set(xlabel="measured time ÷ single network's (median, quartiles)")
+        timed.set(xlabel="measured time ÷ single network's, both deployed (median, quartiles)")
         for axes in (counted, timed):
             axes.axvline(1, color="#444444", linestyle="--", linewidth=1, label="single network's cost")
             axes.spines[["top", "right"]].set_visible(False)
@@ -161,6 +164,8 @@ def evaluate_cascade(
 ) -> CascadeEvaluation:
     """Choose thresholds on validation images, and measure what they are worth on test images.
 
+    What is timed is made fast first, all alike: see `netfission.inference.deploy`.
+
     Args:
         network: in eval mode.
         single: the model before its fission, in eval mode; its MACs and time are the unit of costs.
@@ -173,7 +178,8 @@ def evaluate_cascade(
         single_accuracy: of a trained single network on the test images, to stand beside.
 
     Raises:
-        ValueError: the target is out of reach, or an argument is not what it takes.
+        ValueError: the target is out of reach, an argument is not what it takes, or a network cannot be
+            deployed.
     """
     image = images[:1]
     unit = count_macs(single, image)
@@ -187,8 +193,7 @@ def evaluate_cascade(
         *_curve(choose, costs, relative),
     ]
     timed = [way for way in ways if way.timed]
-    modules = [way.module(network, rule) for way in timed]
-    alone, *times = _times([single, *modules], images)
+    alone, *times = _times(network, single, timed, rule, images)
     times_of = dict(zip((way.name for way in timed), times, strict=True))
     points = [_point(way, rule, test, unit, times_of.get(way.name, {})) for way in ways]
     return CascadeEvaluation(
@@ -214,10 +219,18 @@ class _Way:
     thresholds: tuple[float, ...]
     timed: bool = True
 
-    def module(self, network: FissionNetwork, rule: Rule) -> nn.Module:
+    def deployed(
+        self, network: FissionNetwork, exits: FissionNetwork, rule: Rule, batch: Tensor
+    ) -> nn.Module:
+        """As a module, of the network or of its deployed exits, to answer such batches."""
         if self.kind == "ensemble":
-            return network.ensemble()
-        return Cascade(network, self.thresholds, order=self.costs.order, rule=rule)
+            return nn.Sequential(deploy(network, batch), _MeanOfExits())
+        return Cascade(exits, self.thresholds, order=self.costs.order, rule=rule)
+
+
+class _MeanOfExits(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.mean(dim=1)
 
 
 def _without_choice(network: FissionNetwork, image: Tensor, costs: ExitCosts) -> list[_Way]:
@@ -272,24 +285,36 @@ def _mean_cost(added: Sequence[int], exits_used: Tensor) -> float:
     return torch.tensor(added).double().cumsum(dim=0)[exits_used - 1].mean().item()
 
 
-def _times(modules: Sequence[nn.Module], images: Tensor) -> list[dict[int, Ratio]]:
-    """Time of each module over the first one's, for every batch size; other images in every round."""
-    times: list[dict[int, Ratio]] = [{} for _ in modules]
-    generator = torch.Generator().manual_seed(0)
+def _times(
+    network: FissionNetwork, single: nn.Module, ways: Sequence[_Way], rule: Rule, images: Tensor
+) -> list[dict[int, Ratio]]:
+    """Time of the single network and of each way over the single network's, for every batch size."""
+    one_exit = FissionNetwork(single, [ExitPath([], nn.Identity())], [], [])
+    alone = nn.Sequential(deploy(one_exit, images[:2], joined=False), _MeanOfExits())
+    exits = deploy_exits(network, images[:2])
+    times: list[dict[int, Ratio]] = [{} for _ in range(1 + len(ways))]
     for size, count in IMAGES_A_ROUND.items():
-        readers = {str(number): _Reader(module, size) for number, module in enumerate(modules)}
-        rounds: list[list[float]] = []
-        start = time.perf_counter()
-        while len(rounds) < 1 + FEWEST_ROUNDS or (
-            len(rounds) < 1 + MOST_ROUNDS and time.perf_counter() - start < SECONDS
-        ):
-            drawn = torch.randint(len(images), (count,), generator=generator)
-            seconds = inference_times(readers, images[drawn.to(images.device)], rounds=1, warm_up=0)
-            rounds.append([own / seconds["0"][0] for (own,) in seconds.values()])
-        for of_module, ratios in zip(times, zip(*rounds[1:], strict=True), strict=True):
-            lower, median, upper = quantiles(ratios, n=4, method="inclusive")
-            of_module[size] = Ratio(lower, median, upper, len(ratios))
+        modules = [alone, *(way.deployed(network, exits, rule, images[:size]) for way in ways)]
+        ratios = _ratios([_Reader(module, size) for module in modules], images, count)
+        for of_module, own in zip(times, ratios, strict=True):
+            lower, median, upper = quantiles(own, n=4, method="inclusive")
+            of_module[size] = Ratio(lower, median, upper, len(own))
     return times
+
+
+def _ratios(readers: Sequence[nn.Module], images: Tensor, count: int) -> list[tuple[float, ...]]:
+    """Time of each over the first one's, round by round; every round has other images."""
+    generator = torch.Generator().manual_seed(0)
+    named = {str(number): reader for number, reader in enumerate(readers)}
+    rounds: list[list[float]] = []
+    start = time.perf_counter()
+    while len(rounds) < 1 + FEWEST_ROUNDS or (
+        len(rounds) < 1 + MOST_ROUNDS and time.perf_counter() - start < SECONDS
+    ):
+        drawn = torch.randint(len(images), (count,), generator=generator)
+        seconds = inference_times(named, images[drawn.to(images.device)], rounds=1, warm_up=0)
+        rounds.append([own / seconds["0"][0] for (own,) in seconds.values()])
+    return list(zip(*rounds[1:], strict=True))
 
 
 class _Reader(nn.Module):
