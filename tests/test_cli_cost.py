@@ -113,6 +113,7 @@ def test_threads_are_used_and_given_back(tmp_path):
         ("wrn-10-1 --device tpu", '"device"'),
         ("wrn-10-1 --device cuda", "device=cuda: no GPU can be used here; takes auto or cpu"),
         ("wrn-10-1 --out no/cost.json", "out=no/cost.json: takes a file in a folder that exists"),
+        ("wrn-10-1 --out .", r"out=\.: takes a file in a folder that exists"),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, capsys, tmp_path, monkeypatch):

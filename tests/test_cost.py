@@ -213,6 +213,25 @@ def test_what_cannot_be_trained_is_not(network, images):
     assert "training" not in cost.table()
 
 
+def test_a_cascade_that_records_no_gradients_is_timed_in_inference_alone():
+    net = nf.fission(create_model("wrn-10-1", 4).eval(), 2, example_input=IMAGES)
+    cascade = nf.Cascade(net, [0.5], order=[0, 1])
+    assert nf.cost(cascade, IMAGES, batch_sizes=[1], rounds=1).network.training is None
+
+
+def test_a_step_is_measured_where_gradients_are_off():
+    with torch.no_grad():
+        cost = nf.cost(nn.Linear(3, 4), torch.randn(2, 3), batch_sizes=[1], rounds=1)
+    assert cost.network.training is not None
+
+
+@pytest.mark.parametrize("network", [nn.Linear(3, 4), nn.Linear(2, 4)])
+def test_images_that_a_network_does_not_take(network):
+    images = torch.randn(2, 2).double()
+    with pytest.raises(ValueError, match=r"^example_input=\(1, 2\) torch\.float64: takes images that the"):
+        nf.cost(nn.Linear(2, 4).double(), images, network, rounds=1)
+
+
 def test_without_a_references_step_the_networks_is_kept():
     cost = nf.cost(nn.Linear(3, 4), torch.randn(2, 3), frozen(), batch_sizes=[1], rounds=1)
     assert cost.reference.training is None

@@ -1,11 +1,12 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netfission.coupling import ON_INTERFACE, Coupling, find_coupling, kept_indices
+from netfission.coupling import ON_INTERFACE, UNFOLLOWED, Coupling, find_coupling, kept_indices
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
 from netfission.narrowing import narrowed
@@ -174,6 +175,34 @@ def test_torch_attention_stays_whole_with_its_reason_and_its_whole_cost() -> Non
     assert sum(coupling.macs.values()) == projections + products + mlp
     assert "MultiheadAttention" in coupling.whole["self_attn.in_proj_weight"]
     assert "linear1" in layers(coupling)
+
+
+class _CutUp(nn.Module):
+    """A residual block whose inner channels are halved, and put together again by `mix`."""
+
+    def __init__(self, mix: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.plain = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 1))
+        self.mix = mix
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.first(features)
+        features = features + self.last(torch.cat(self.mix(*inner.chunk(2, 1)), 1))
+        return features + self.plain(features)
+
+
+@pytest.mark.parametrize(
+    ("mix", "divided"),
+    [(lambda u, v: [v, u], {"plain.0": 12}), (lambda u, v: [u * v.sigmoid(), v], {})],
+    ids=["swapped", "gated"],
+)
+def test_channels_that_cannot_be_followed_stay_whole(
+    mix: Callable[[Tensor, Tensor], list[Tensor]], divided: dict[str, int]
+) -> None:
+    coupling = find_coupling(_CutUp(mix), FEATURES)
+    assert layers(coupling) == divided
+    assert coupling.whole["first.weight"] == UNFOLLOWED
 
 
 def test_sums_over_units() -> None:

@@ -235,6 +235,8 @@ def test_the_settings_are_the_functions_own() -> None:
             "steps=0: takes a whole number",
         ),
         ({"exits": 2, "example_input": None}, r"example_input=None: takes a batch of images, float \(batch"),
+        ({"exits": 2, "example_input": IMAGES[:0]}, r"example_input of shape \(0, .*at least one image"),
+        ({"exits": 2, "example_input": IMAGES / 0}, "example_input of shape .*of finite values"),
         ({"exits": 2, "branch_after": []}, r"branch_after=\[\]: takes 1 stages"),
         (
             {"exits": 3, "branch_after": [1]},

@@ -82,7 +82,7 @@ def cost(settings: Namespace) -> None:
     from netfission.cost import cost as cost_of
 
     out = Path(settings.out) if settings.out else None
-    if out is not None and not out.parent.is_dir():
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"out={out}: takes a file in a folder that exists")
     device = _device(settings.device)
     with _threads(settings.threads):

@@ -14,7 +14,7 @@ from netfission.macs import listed, run_counted
 from netfission.measure import WARM_UP, device_name, inference_peak, training_peak
 from netfission.measure import inference_times as inference_times
 from netfission.measure import training_times as training_times
-from netfission.modes import in_mode
+from netfission.modes import in_mode, refused_as
 from netfission.network import Ensemble, FissionNetwork
 from netfission.pruning.masks import kept_masks
 from netfission.tables import aligned
@@ -206,10 +206,12 @@ def cost(
         rounds: timed runs of each, after 3 that are not.
 
     Raises:
-        ValueError: no image, no batch size, one below 1 or no round.
+        ValueError: no image, or not such as a network takes; no batch size, one below 1 or no round.
     """
     _check(example_input, batch_sizes, rounds)
     networks = {"network": network} | ({} if reference is None else {"reference": reference})
+    for module in networks.values():
+        _try(module, example_input[:1])
     device = example_input.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         inference = [_inference(networks, _batch(example_input, size), rounds) for size in batch_sizes]
@@ -307,13 +309,17 @@ def _training(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) ->
 
 
 @torch.no_grad()
+def _try(module: nn.Module, image: Tensor) -> None:
+    with in_mode(module, training=False), refused_as("example_input", image):
+        module(image)
+
+
+@torch.enable_grad()
 def _learns(module: nn.Module, image: Tensor) -> bool:
-    """Whether it gives logits and some parameter takes a gradient."""
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        return False
+    """Whether it gives logits that carry gradients."""
     with in_mode(module, training=False):
         output = module(image)
-    return isinstance(output, Tensor) and output.ndim in (2, 3) and output.is_floating_point()
+    return isinstance(output, Tensor) and output.ndim in (2, 3) and output.requires_grad
 
 
 def _measurements(

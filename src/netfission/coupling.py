@@ -19,6 +19,7 @@ from netfission.pruning.masks import prunable_weights
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"
+UNFOLLOWED = "its channels are cut up and put together in a way that Torch-Pruning does not follow"
 
 
 @dataclass(frozen=True)
@@ -195,19 +196,25 @@ def _coupled_channels(stage: nn.Module, features: Tensor) -> tuple[list[ChannelG
     order = {name: place for place, (name, _) in enumerate(trial.named_modules())}
     groups: list[ChannelGroup] = []
     whole: dict[str, str] = {}
-    for sides in _merged_at_grouped_convolutions(_search(trial, features)):
+    found, lost = _search(trial, features)
+    whole |= {f"{names[id(layer)]}.weight": UNFOLLOWED for layer in lost}
+    for sides in _merged_at_grouped_convolutions(found):
         makers = (s.module for s in sides if not s.is_input and isinstance(s.module, Conv | nn.Linear))
         layers = sorted((names[id(module)] for module in makers), key=order.__getitem__)
-        found = _internal_group(layers, sides, names)
-        if isinstance(found, str):
-            whole |= {f"{layer}.weight": found for layer in layers}
+        group = _internal_group(layers, sides, names)
+        if isinstance(group, str):
+            whole |= {f"{layer}.weight": group for layer in layers}
         else:
-            groups.append(found)
+            groups.append(group)
     return sorted(groups, key=lambda group: order[group.layer]), whole
 
 
-def _search(trial: nn.Module, features: Tensor) -> list[list[_Side]]:
-    """All sets of coupled channels, each once; those that reach a port among them."""
+def _search(trial: nn.Module, features: Tensor) -> tuple[list[list[_Side]], list[nn.Module]]:
+    """All sets of coupled channels, each once; those that reach a port among them.
+
+    The library's arithmetic of indices fails on some ways of cutting channels up and putting them together
+    again; the layers at which it did are the second result.
+    """
     import torch_pruning as tp  # here, since it is slow to import
 
     class PortPruner(tp.ops.DummyPruner):  # type: ignore[misc]  # an untyped library
@@ -216,34 +223,41 @@ def _search(trial: nn.Module, features: Tensor) -> list[list[_Side]]:
         def get_out_channels(self, port: nn.Module) -> int:  # asked for where features are concatenated
             return features.shape[1]
 
+    layers = [module for module in trial.modules() if isinstance(module, Conv | nn.Linear)]
     ports = nn.Sequential(_Port(), trial, _Port())
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(
-            ports,
-            (features.detach().clone().requires_grad_(True),),
-            customized_pruners={_Port: PortPruner()},
-            verbose=False,
-        )
+    images = features.detach().clone().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            graph = tp.DependencyGraph().build_dependency(
+                ports, (images,), customized_pruners={_Port: PortPruner()}, verbose=False
+            )
+    except Exception:  # whatever it meets
+        return [], list(layers)
     found: list[list[_Side]] = []
+    lost: list[nn.Module] = []
     visited: set[int] = set()
-    for module in trial.modules():
-        if (
-            module not in graph.module2node
-            or not isinstance(module, Conv | nn.Linear)
-            or id(module) in visited
-        ):
+    for module in layers:
+        if module not in graph.module2node or id(module) in visited:
             continue
         pruner = graph.get_pruner_of_module(module)
         channels = list(range(pruner.get_out_channels(module)))
+        try:
+            coupled = [
+                (item.dep, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
+                for item in graph.get_pruning_group(module, pruner.prune_out_channels, channels)
+            ]
+        except Exception:  # whatever it meets
+            lost.append(module)
+            continue
         sides = []
-        for item in graph.get_pruning_group(module, pruner.prune_out_channels, channels):
-            target, handler = item.dep.target.module, item.dep.handler
+        for dependency, own, roots in coupled:
+            target, handler = dependency.target.module, dependency.handler
             is_input = isinstance(target, Conv | nn.Linear) and not graph.is_out_channel_pruning_fn(handler)
             if isinstance(target, Conv | nn.Linear) and not is_input:
                 visited.add(id(target))
-            sides.append(_Side(target, is_input, torch.tensor(item.idxs), torch.tensor(item.root_idxs)))
+            sides.append(_Side(target, is_input, own, roots))
         found.append(sides)
-    return found
+    return found, lost
 
 
 def _grouped(module: object) -> bool:
@@ -293,6 +307,8 @@ def _internal_group(layers: list[str], sides: list[_Side], names: Mapping[int, s
         if isinstance(tensors, str):
             return tensors
         for name, dim, size in tensors:
+            if side.channels.max() >= size:
+                return UNFOLLOWED
             of_index = slices.setdefault((name, dim), torch.full((size,), -1))
             if ((of_index[side.channels] != -1) & (of_index[side.channels] != side.roots)).any():
                 return "its channels are coupled in more than one way"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netfission.backbone import Backbone, cut
 from netfission.coupling import ChannelGroup, find_coupling
 from netfission.grouping import GROUPINGS, ChannelGrouping, Grouping, Repeated, WeightGrouping
+from netfission.grouping.widths import TOLERANCE
 from netfission.modes import in_mode
 from netfission.network import FissionNetwork, Path
 from netfission.pruning.masks import kept_masks, prunable_weights, refuse_rescaled, remove
@@ -109,7 +110,8 @@ def fission(
         ValueError: a setting is not one of those above, or the model cannot be cut.
 
     Warns:
-        UserWarning: pruning or grouping left a layer of a path without weights.
+        UserWarning: pruning or grouping left a layer of a path without weights, or the paths of a stage
+            cost more than it does by over 5 %.
     """
     dealer = _grouping(grouping, keep_shortcuts, exact_partition, dealing)
     if not isinstance(exits, int) or exits < 1:
@@ -161,6 +163,12 @@ def fission(
             own_stages[k].append(part)
         if dealt.repeated:
             repeated[name] = dealt.repeated
+        if dealt.cost > 1 + TOLERANCE:
+            warnings.warn(
+                f"stage {name!r}: its {len(running)} paths together cost {dealt.cost:.2f} times the "
+                "multiply-accumulates of the stage, as much of it cannot be divided; summary() says why",
+                stacklevel=2,
+            )
     paths = [Path(parts, copy.deepcopy(backbone.head)) for parts in own_stages]
     network = FissionNetwork(backbone.stem, paths, branches, backbone.stage_names, repeated)
     _warn_of_empty_layers(paths, branches, kept)
@@ -253,6 +261,10 @@ def _example(model: nn.Module, example_input: Tensor | None, batches: Batches) -
                 "example_input=None: takes a batch of images, float (batch, channels, height, width)"
             )
         example_input = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    if not len(example_input) or not example_input.isfinite().all():
+        raise ValueError(
+            f"example_input of shape {tuple(example_input.shape)}: takes at least one image, of finite values"
+        )
     parameter = next(model.parameters(), example_input)
     return example_input[:2].to(parameter)
 

@@ -176,6 +176,7 @@ def _training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
 
+    @torch.enable_grad()
     def step() -> None:
         logits = network(images)
         loss_of = F.cross_entropy if logits.ndim == 2 else ensemble_distillation_loss

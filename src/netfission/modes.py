@@ -1,9 +1,9 @@
-"""Train and eval mode for a while."""
+"""Modules run for a while in another mode, or with other words for what they raise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -20,3 +20,21 @@ def in_mode(*modules: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part, mode in before:
             part.training = mode
+
+
+@contextmanager
+def refused_as(argument: str, images: Tensor) -> Iterator[None]:
+    """Turn what a network's layers raise at images into a `ValueError` that names the argument they came by.
+
+    Raises:
+        ValueError: there are no images, or the network does not take them.
+    """
+    if not len(images):
+        raise ValueError(f"{argument} has shape {tuple(images.shape)}; it takes at least one image")
+    try:
+        yield
+    except Exception as error:  # whatever the layers raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{argument}={tuple(images.shape)} {images.dtype}: takes images that the network takes ({reason})"
+        ) from error

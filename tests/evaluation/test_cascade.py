@@ -135,6 +135,17 @@ def test_a_run_without_validation_split_is_refused(single, capsys) -> None:
     assert not list(single.glob("cascade.*"))
 
 
+def test_a_run_of_one_exit_is_refused(tmp_path, capsys) -> None:
+    config = replace(
+        CONFIG,
+        fission=FissionConfig(exits=1),
+        training=replace(CONFIG.training, epochs=1),
+    )
+    train(config, tmp_path / "run", progress=False)
+    assert main(["evaluate", str(tmp_path / "run"), "--cascade"]) == 2
+    assert "exits=1: a cascade takes a run of two exits or more" in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_the_old_files(run, capsys, monkeypatch) -> None:
     for kind in ("json", "png", "svg"):
         (run / f"cascade.{kind}").write_text("old")

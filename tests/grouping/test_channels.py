@@ -13,6 +13,7 @@ import netfission as nf
 from netfission.backbone import cut
 from netfission.grouping import ChannelGrouping, Dealt
 from netfission.grouping.channels import _deal
+from netfission.macs import count_macs
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
 from netfission.pruning.masks import prunable_weights
@@ -303,6 +304,28 @@ def test_a_pretrained_network_keeps_its_weights_and_its_model() -> None:
     for stage in net.stage_copies(3).values():
         own = stage.layer4[1].conv1.weight.flatten(1)
         assert all((rows == row).all(1).any() for row in own)
+
+
+class _MostlyWhole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Conv2d(4, 4, 3, padding=1)
+        self.divided = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = features + self.whole(features)
+        return F.max_pool2d(features + self.divided(features), 2)
+
+
+def test_a_stage_that_costs_more_than_it_did_is_reported() -> None:
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), _MostlyWhole(), _MostlyWhole(), head)
+    arguments = {"stages": ["1", "2"], "example_input": torch.zeros(2, 3, 8, 8), "grouping": "channels"}
+    with pytest.warns(UserWarning, match=r"stage '2': its 2 paths together cost (1\.\d\d) times") as warned:
+        net = nf.fission(model, 2, **arguments)
+    image = torch.zeros(1, 4, 4, 4)
+    macs = sum(count_macs(stage, image).dense for stage in net.stage_copies(1).values())
+    assert f"cost {macs / count_macs(model[2], image).dense:.2f} times" in str(warned[0].message)
 
 
 def test_the_summary_names_what_every_path_repeats() -> None:

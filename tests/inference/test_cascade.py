@@ -276,6 +276,8 @@ def test_train_mode_is_refused() -> None:
         ({"thresholds": [0.5, 1.5]}, r"thresholds=\[0\.5, 1\.5\]: takes 2 numbers in \[0, 1\]"),
         ({"thresholds": [-0.1, 0.5]}, r"thresholds=\[-0\.1, 0\.5\]: takes"),
         ({"thresholds": [math.nan, 0.5]}, r"thresholds=\[nan, 0\.5\]: takes"),
+        ({"thresholds": 0.5}, r"thresholds=0\.5: takes 2 numbers"),
+        ({"thresholds": ["0", "1"]}, r"thresholds=\['0', '1'\]: takes 2 numbers"),
         ({"order": [0, 1]}, r"order=\[0, 1\]: takes every exit from 0 to 2 once"),
         ({"order": [0, 1, 1]}, r"order=\[0, 1, 1\]: takes"),
         ({"order": [1, 2, 3]}, r"order=\[1, 2, 3\]: takes"),
@@ -294,6 +296,24 @@ def test_arguments_that_are_not_what_it_takes(arguments, message) -> None:
     if arguments.keys() == {"order"} and arguments["order"]:
         with pytest.raises(ValueError, match=message):
             exit_costs(build((1, 2)), IMAGES, arguments["order"])
+
+
+def test_networks_whose_exits_do_not_run_one_by_one_are_refused() -> None:
+    for network in (build((1,)).deploy(IMAGES), nn.Conv2d(3, 4, 1)):
+        with pytest.raises(
+            ValueError, match=r"network: takes a FissionNetwork, or what .*deploy_exits makes"
+        ):
+            Cascade(network, [0.5], order=[0, 1])
+        with pytest.raises(
+            ValueError, match=r"network: takes a FissionNetwork, or what .*deploy_exits makes"
+        ):
+            exit_costs(network, IMAGES)
+
+
+@pytest.mark.parametrize("images", [IMAGES[:0], IMAGES.double(), IMAGES[:, :1]])
+def test_costs_of_images_that_the_network_does_not_take(images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^example_input"):
+        exit_costs(build((1,)), images)
 
 
 def alone(net: nf.FissionNetwork, number: int) -> nn.Sequential:

@@ -383,6 +383,8 @@ def test_images_that_the_network_does_not_take_are_refused(made: Any) -> None:
     for wrong in (torch.zeros(2, 1, 16, 16), images(2, 16).double()):
         with pytest.raises(ValueError, match=r"^example_input=.*: takes images that the network takes \("):
             made(net, wrong)
+    with pytest.raises(ValueError, match=r"^example_input has shape \(0, .*it takes at least one image"):
+        made(net, images(0, 16))
 
 
 class Noise(nn.Module):

@@ -170,6 +170,13 @@ def test_one_exit_leaves_nothing_to_choose() -> None:
             {"lose": 0.2, "labels": torch.zeros(4, dtype=torch.int64)},
             r"labels of shape \(4,\): takes \(20,\)",
         ),
+        (
+            {"lose": 0.2, "labels": torch.full((20,), 50)},
+            r"labels from 50 to 50 \(torch\.int64\): takes whole numbers from 0 to ",
+        ),
+        ({"lose": 0.2, "labels": torch.full((20,), -1)}, "labels from -1 to -1"),
+        ({"lose": 0.2, "labels": torch.zeros(20)}, r"labels from 0\.0 to 0\.0 \(torch\.float32\)"),
+        ({"lose": 0.2, "costs": 3.0}, r"costs=3\.0: takes 3 positive numbers"),
         ({"lose": 0.2, "logits": torch.zeros(20, 3)}, r"logits has shape \(20, 3\).*takes \(batch, exits"),
         ({"lose": 0.2, "logits": torch.full((20, 3, 5), math.nan)}, "takes finite numbers"),
         (

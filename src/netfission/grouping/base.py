@@ -30,10 +30,12 @@ class Dealt:
     Attributes:
         paths: one module a path, each taking the stage's input to the stage's output.
         repeated: what all of them hold that was meant to be dealt out.
+        cost: multiply-accumulates of all paths over the stage's; 1 where the grouping does not choose it.
     """
 
     paths: list[nn.Module]
     repeated: tuple[Repeated, ...] = ()
+    cost: float = 1.0
 
 
 class Grouping(Protocol):

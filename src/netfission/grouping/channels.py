@@ -77,8 +77,11 @@ class ChannelGrouping:
         ]
         widths = exact_widths(counts, blocks, shares)
         _refuse_none(coupling, widths)
+        cost = 1.0
         if not self.exact:
-            widths = even_widths(StageMacs(stage, coupling), counts, blocks, shares)
+            macs = StageMacs(stage, coupling)
+            widths = even_widths(macs, counts, blocks, shares)
+            cost = sum(map(macs, zip(*widths, strict=True))) / macs(counts)
         chosen: list[list[Tensor]] = [[] for _ in shares]
         for group, units, own, is_divided in zip(coupling.groups, left, widths, divided, strict=True):
             order = self._order(group, units, scores, generator)
@@ -86,7 +89,7 @@ class ChannelGrouping:
             for path, part in zip(chosen, parts, strict=True):
                 path.append(torch.zeros(group.units, dtype=torch.bool).index_fill(0, part, True))
         paths = [narrowed(stage, kept_indices(coupling.groups, units)) for units in chosen]
-        return Dealt(paths, _repeated(coupling, divided, shares))
+        return Dealt(paths, _repeated(coupling, divided, shares), cost)
 
     def _order(
         self, group: ChannelGroup, left: Tensor, scores: Mapping[str, Tensor], generator: torch.Generator

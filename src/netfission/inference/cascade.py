@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netfission.inference.ensemble import as_logits
 from netfission.macs import Macs, count_macs
-from netfission.modes import in_mode
+from netfission.modes import in_mode, refused_as
 from netfission.words import one_of
 
 if TYPE_CHECKING:  # the network imports this package
@@ -84,6 +84,7 @@ class Cascade(nn.Module):
         rule: Rule = "confidence",
     ) -> None:
         super().__init__()
+        _check_network(network)
         if order is None:
             if example_input is None:
                 raise ValueError(
@@ -260,8 +261,9 @@ def exit_costs(
         order: every exit once; default cheapest first.
 
     Raises:
-        ValueError: `order` is not that.
+        ValueError: an argument is not what it takes.
     """
+    _check_network(network)
     trunk, rests = _count_parts(network, example_input[:1])
     leaves = _leaves(network)
     if order is not None:
@@ -288,7 +290,7 @@ def _count_parts(network: FissionNetwork, image: Tensor) -> tuple[list[Macs], li
     """MACs of the stem and of each stage of exit 0, and of what each exit runs behind those by itself."""
     trunk = []
     features = [image]
-    with in_mode(network, training=False):
+    with in_mode(network, training=False), refused_as("example_input", image):
         for part in (network.stem, *_path(network, 0).stages):
             trunk.append(count_macs(part, features[-1]))
             features.append(part(features[-1]))
@@ -332,12 +334,23 @@ def _select(features: Tensor, rows: Tensor) -> Tensor:
     return features.index_select(0, rows) if features.is_contiguous() else features[rows]
 
 
+def _check_network(network: nn.Module) -> None:
+    if not all(hasattr(network, name) for name in ("stem", "paths", "branch_after")):
+        raise ValueError(
+            "network: takes a FissionNetwork, or what netfission.inference.deploy.deploy_exits makes of one; "
+            f"a {type(network).__name__} has no exits that run one by one"
+        )
+
+
 def check_thresholds(thresholds: Sequence[float], exits: int) -> None:
     """ValueError unless there is one in [0, 1] for each exit but the last."""
-    if len(thresholds) != exits - 1 or not all(0 <= threshold <= 1 for threshold in thresholds):
+    try:
+        fits = len(thresholds) == exits - 1 and all(0 <= threshold <= 1 for threshold in thresholds)
+    except TypeError:  # one number, or no numbers
+        fits = False
+    if not fits:
         raise ValueError(
-            f"thresholds={list(thresholds)}: takes {exits - 1} numbers in [0, 1], one for each exit but the "
-            "last"
+            f"thresholds={thresholds!r}: takes {exits - 1} numbers in [0, 1], one for each exit but the last"
         )
 
 

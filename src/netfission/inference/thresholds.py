@@ -76,6 +76,12 @@ def choose_thresholds(
         raise ValueError(f"logits of {len(means)} examples: takes finite numbers, of at least one example")
     if labels.shape != (len(means),):
         raise ValueError(f"labels of shape {tuple(labels.shape)}: takes ({len(means)},), one an example")
+    classes = means.shape[2]
+    if labels.is_floating_point() or not all(0 <= label < classes for label in labels.aminmax()):
+        raise ValueError(
+            f"labels from {labels.min().item()} to {labels.max().item()} ({labels.dtype}): takes whole "
+            f"numbers from 0 to {classes - 1}, as the logits are of {classes} classes"
+        )
     _check_target(costs, means.shape[1], lose, spend)
     search = _Search.of(means, labels, scores, costs, lose, spend)
     by_step = scores.unbind(dim=1)
@@ -198,8 +204,8 @@ def _sharpness(logits: Tensor, labels: Tensor) -> float:
 
 
 def _check_target(costs: Sequence[float], exits: int, lose: float | None, spend: float | None) -> None:
-    if len(costs) != exits or not all(cost > 0 for cost in costs):
-        raise ValueError(f"costs={list(costs)}: takes {exits} positive numbers, one an exit")
+    if not isinstance(costs, Sequence) or len(costs) != exits or not all(cost > 0 for cost in costs):
+        raise ValueError(f"costs={costs!r}: takes {exits} positive numbers, one an exit")
     if (lose is None) == (spend is None):
         raise ValueError(f"lose={lose}, spend={spend}: takes one of the two")
     if lose is not None and not 0 <= lose <= 100:

@@ -141,6 +141,8 @@ def evaluate_cascade(
             "them above 0"
         )
     network, card, data, device = _ready(folder, config)
+    if network.exits == 1:
+        raise ValueError("exits=1: a cascade takes a run of two exits or more")
     accuracy = None if single is None else _single_accuracy(single, config, card, data, device)
     with torch.random.fork_rng([]):
         model = create_model(card.model, len(card.classes), in_channels=card.shape[0])
@@ -224,7 +226,7 @@ def build_network(config: RunConfig, data: ImageData) -> FissionNetwork:
     if config.training.channels_last:
         model.to(memory_format=torch.channels_last)
     batches: list[tuple[Tensor, Tensor]] = []
-    if config.fission.sparsity > 0:
+    if config.fission.sparsity > 0 or config.fission.dealing == "importance":
         shown = make_batches(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )

@@ -11,6 +11,7 @@ from netfission.inference.deploy.folding import folded
 from netfission.inference.deploy.fusing import fuse
 from netfission.inference.deploy.joining import Builder, Features
 from netfission.measure import inference_times
+from netfission.modes import refused_as
 from netfission.pruning.masks import burn_in
 
 if TYPE_CHECKING:  # the network imports this package
@@ -125,13 +126,8 @@ def _paths(network: "FissionNetwork") -> list[Any]:
 def _copied(network: "FissionNetwork", example_input: Tensor) -> tuple["FissionNetwork", Tensor]:
     """A copy in eval mode with its masks burnt in, and its logits."""
     network = copy.deepcopy(network).eval()
-    try:
+    with refused_as("example_input", example_input):
         logits: Tensor = network(example_input)
-    except Exception as error:  # whatever the network's layers raise
-        raise ValueError(
-            f"example_input={tuple(example_input.shape)} {example_input.dtype}: takes images that the "
-            f"network takes ({(str(error) or type(error).__name__).splitlines()[0]})"
-        ) from error
     burn_in(network)
     return network, logits
 
