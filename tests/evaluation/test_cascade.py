@@ -103,7 +103,7 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
 def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
     flags = ["--spend", "1.2", "--rule", "agreement"]
     assert main(["evaluate", str(run), "--cascade", *flags]) == 0
-    assert "Chosen to spend 1.2 on" in capsys.readouterr().out
+    assert "Chosen to spend at most 1.2× on" in capsys.readouterr().out
     record = json.loads((run / "cascade.json").read_text())
     assert (record["lose"], record["spend"], record["rule"]) == (None, 1.2, "agreement")
     assert record["choice"]["cost"] <= 1.2

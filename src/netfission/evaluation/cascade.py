@@ -330,7 +330,7 @@ class _Reader(nn.Module):
 
 
 def _target(lose: float | None, spend: float | None) -> str:
-    return f"lose {lose:g} points" if spend is None else f"spend {spend:g}"
+    return f"lose at most {lose:g} points" if spend is None else f"spend at most {spend:g}×"
 
 
 def _cells(point: Point) -> list[str]:
