@@ -208,7 +208,7 @@ def cost(
     Raises:
         ValueError: no image, or not such as a network takes; no batch size, one below 1 or no round.
     """
-    _check(example_input, batch_sizes, rounds)
+    _check(batch_sizes, rounds)
     networks = {"network": network} | ({} if reference is None else {"reference": reference})
     for module in networks.values():
         _try(module, example_input[:1])
@@ -236,9 +236,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return stored, stored - removed
 
 
-def _check(images: Tensor, batch_sizes: Sequence[int], rounds: int) -> None:
-    if not len(images):
-        raise ValueError(f"example_input has shape {tuple(images.shape)}; it takes at least one image")
+def _check(batch_sizes: Sequence[int], rounds: int) -> None:
     if min(batch_sizes, default=0) < 1:
         raise ValueError(f"batch_sizes={list(batch_sizes)}: takes whole numbers from 1, at least one")
     if rounds < 1:
