@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from netfission.files import write_whole
 from netfission.fission import FissionConfig, fission, input_size
-from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.training.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
 
-PARTS = (DataConfig, ModelConfig, FissionConfig, TrainingConfig)
+PARTS = (DataConfig, ModelConfig, FissionConfig, MethodConfig, TrainingConfig)
 CLASSES = 10  # of a model that is only costed
 LOSE = 0.2  # points of accuracy, of a cascade
 
@@ -112,10 +112,11 @@ COMMANDS = {"cost": cost, "demo": demo, "evaluate": evaluate, "train": train}
 
 def default_name(config: RunConfig) -> str:
     """A folder's name that tells a run from others."""
-    data, fission = Path(config.data.data).name, config.fission
+    data, fission, method = Path(config.data.data).name, config.fission, config.method.method
     model = config.model.model.replace("/", "-")
     pruned = f"-{fission.criterion}{fission.sparsity:g}" if fission.sparsity else ""
-    return f"{data}-{model}-{fission.exits}exits-{fission.grouping}{pruned}-seed{fission.seed}"
+    way = f"{fission.exits}exits-{fission.grouping}" if method == "fission" else f"{method}{fission.exits}"
+    return f"{data}-{model}-{way}{pruned}-seed{fission.seed}"
 
 
 def _parser() -> ArgumentParser:
@@ -213,7 +214,7 @@ def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module,
         for name, default in defaults.items():
             if settings[name] != default:
                 raise ValueError(f"{name}={settings[name]}: goes with a model's name; a run has its own")
-        network, card = folder.load_network()
+        network, card = folder.load_fission()
         chosen = FissionConfig(**card.fission)
         single = create_model(card.model, len(card.classes), in_channels=card.shape[0])
         return _title(card.model, chosen), network, single, torch.randn(1, *card.shape)

@@ -73,7 +73,7 @@ def run_demo(path: Path, seeds: int, grouping: str = "channels") -> None:
             assert evaluation is not None
             evaluations[name].append(evaluation)
     data = load(DATA, seed=0)
-    networks = {name: folders[name, 0].load_network()[0] for name in settings}
+    networks = {name: folders[name, 0].load_fission()[0] for name in settings}
     rows = _rows(evaluations, networks, data)
     text = _table(rows, data, seeds, grouping)
     write_whole(path / "demo.txt", text + "\n")

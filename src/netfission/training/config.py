@@ -55,6 +55,17 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class MethodConfig:
+    """Which way to several predictions, and what the baselines take beside the number of their members.
+
+    Args:
+        method: fission, or a baseline: deep-ensemble.
+    """
+
+    method: str = "fission"
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How to train.
 
@@ -67,7 +78,8 @@ class TrainingConfig:
         weight_decay: default 0.0005 for sgd on every parameter, 0.05 for adamw on weights alone.
         schedule: paper (held, then linear), cosine or one_cycle.
         temperature: of the ensemble distillation.
-        distillation_weight: factor on the distillation term; 0 trains with cross-entropy alone.
+        distillation_weight: factor on the distillation term; 0 trains with cross-entropy alone; default 1
+            for fission, and 0 for the baselines that are defined without.
         pruning_batches: batches of training images shown to the criteria that look at data.
         precision: 32-true, bf16-mixed or 16-mixed.
         channels_last: keep images and weights in channels-last order.
@@ -88,7 +100,7 @@ class TrainingConfig:
     weight_decay: float | None = None
     schedule: Literal["paper", "cosine", "one_cycle"] = "paper"
     temperature: float = 3.0
-    distillation_weight: float = 1.0
+    distillation_weight: float | None = None
     pruning_batches: int = 4
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False
@@ -120,6 +132,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     fission: FissionConfig = field(default_factory=FissionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Setting → value, flat."""

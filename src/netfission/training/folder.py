@@ -5,7 +5,8 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from netfission.baselines import find_method
 from netfission.files import write_whole
-from netfission.fission import FissionConfig, fission
+from netfission.fission import FissionConfig
 from netfission.models import create_model
 from netfission.narrowing import fit
 from netfission.network import FissionNetwork
-from netfission.training.config import RunConfig
+from netfission.training.config import MethodConfig, RunConfig
+from netfission.training.method import Plan, seeded
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class ModelCard:
         shape: channels, height and width of an image.
         mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
         std: of each channel, on the same scale; images are divided by it.
-        fission: the settings it was fissioned with.
+        fission: the settings it was fissioned with; of a baseline the number of its members.
         netfission: version that wrote this.
+        method: the method's settings; as `MethodConfig` where they are missing.
     """
 
     model: str
@@ -47,8 +51,9 @@ class ModelCard:
     std: list[float]
     fission: dict[str, Any]
     netfission: str
+    method: dict[str, Any] = field(default_factory=dict)
 
-    def build(self) -> FissionNetwork:
+    def build(self) -> nn.Module:
         """The network with fresh weights, on the CPU, in eval mode."""
         # Which weights are removed is read with the weights: scoring them again would be for nothing.
         config = FissionConfig(
@@ -56,10 +61,11 @@ class ModelCard:
         )
         if config.grouping == "channels":
             config = replace(config, sparsity=0.0)  # widths are read with the weights, too
-        model = create_model(self.model, len(self.classes), in_channels=self.shape[0])
+        create = partial(create_model, self.model, len(self.classes), in_channels=self.shape[0])
+        plan = Plan(partial(seeded, create), config, torch.zeros(2, *self.shape))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
-            return fission(model, **asdict(config), example_input=torch.zeros(2, *self.shape)).eval()
+            return find_method(MethodConfig(**self.method)).build(plan).eval()
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,13 @@ class RunFolder:
                     "settings it was begun with"
                 )
 
+    def load_fission(self) -> tuple[FissionNetwork, ModelCard]:
+        """`load_network` of a run whose method is fission; ValueError if it is another."""
+        network, card = self.load_network()
+        if not isinstance(network, FissionNetwork):
+            raise ValueError(f"{self.path}: takes a run with method=fission, not {card.method['method']}")
+        return network, card
+
     def load_config(self) -> RunConfig:
         """The run's settings.
 
@@ -185,8 +198,10 @@ class RunFolder:
         write_whole(self.card, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
         write_whole(self.weights, save(state))
 
-    def load_network(self) -> tuple[FissionNetwork, ModelCard]:
+    def load_network(self) -> tuple[nn.Module, ModelCard]:
         """The trained network on the CPU, in eval mode, and its card. No pickle is read.
+
+        It maps images to logits `(batch, exits, classes)`.
 
         Raises:
             ValueError: a file is missing or damaged, or the two do not belong together.

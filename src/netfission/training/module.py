@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from netfission.data import Batches
 from netfission.inference.ensemble import ensemble_log_probabilities
 from netfission.losses import EnsembleDistillationLoss
-from netfission.training.config import TrainingConfig
-from netfission.training.schedules import SCHEDULES
+from netfission.training.config import MethodConfig, TrainingConfig
+from netfission.training.method import Fission, Method
 
 
 class DivergedError(RuntimeError):
@@ -51,20 +51,34 @@ class Tally:
 
 
 class FissionTraining(lightning.LightningModule):
-    """Trains a network of logits `(batch, exits, classes)` with ensemble distillation.
+    """Trains a network of logits `(batch, exits, classes)` by a method.
 
     Args:
-        network: a `FissionNetwork`, or any module with such logits.
+        network: what the method built, or any module with such logits.
         config: how to train.
         seed: seed of dropout and the like, for each epoch afresh, so that a resumed epoch repeats.
+        exits: number of predictions asked for.
+        method: how the training departs from the common one; default that of fission.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainingConfig,
+        seed: int = 0,
+        exits: int = 1,
+        method: Method | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.config = config
         self.seed = seed
-        self.loss = EnsembleDistillationLoss(config.temperature, config.distillation_weight)
+        self.exits = exits
+        self.method = method or Fission(MethodConfig())
+        weight = config.distillation_weight
+        self.loss = EnsembleDistillationLoss(
+            config.temperature, self.method.distillation if weight is None else weight
+        )
         self.tallies = {"train": Tally(), "val": Tally()}
         self.first_bad_step: Tensor | None = None
 
@@ -77,12 +91,10 @@ class FissionTraining(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch's loss."""
-        images, labels = batch
-        logits = self(images)
-        loss: Tensor = self.loss(logits, labels)
-        self.tallies["train"].add(logits, labels, loss)
-        self._watch(loss)
-        return loss
+        outcome = self.method.step(self, *batch, self.loss)
+        self.tallies["train"].add(outcome.logits, outcome.labels, outcome.loss)
+        self._watch(outcome.loss)
+        return outcome.loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch."""
@@ -155,6 +167,7 @@ class FissionTraining(lightning.LightningModule):
                 lr=config.learning_rate or 1e-3,
                 weight_decay=0.05 if config.weight_decay is None else config.weight_decay,
             )
-        schedule, steps = SCHEDULES[config.schedule], int(self.trainer.estimated_stepping_batches)
+        schedule = self.method.schedule(config.schedule, self.exits)
+        steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -17,20 +17,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
+from netfission.baselines import find_method
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.files import write_whole
-from netfission.fission import fission
 from netfission.inference.cascade import Rule
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.training.callbacks import AccuracyBar, EpochLines, EpochTable, WholeCheckpoints
 from netfission.training.config import DataConfig, RunConfig
 from netfission.training.folder import ModelCard, RunFolder, environment
+from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining
 
 EVALUATION_BATCH = 256
@@ -73,13 +74,16 @@ def train(
     with _quietly(), folder.locked() if main_process else nullcontext():
         try:
             data = load(config.data, config.fission.seed)
+            method = find_method(config.method)
             network = build_network(config, data)
-            trainer = _trainer(config, folder, progress, callbacks)
+            own = method.callbacks(config.fission.exits, config.training)
+            trainer = _trainer(config, folder, progress, [*own, *callbacks])
         except BaseException:
             if main_process and not resume:
                 folder.release()
             raise
-        module = FissionTraining(network, config.training, config.fission.seed)
+        seed, exits = config.fission.seed, config.fission.exits
+        module = FissionTraining(network, config.training, seed, exits, method)
         if config.training.compile:
             network.compile()
         try:
@@ -141,6 +145,10 @@ def evaluate_cascade(
             "them above 0"
         )
     network, card, data, device = _ready(folder, config)
+    if not isinstance(network, FissionNetwork):
+        raise ValueError(
+            f"run={folder.path}: a cascade takes a run with method=fission, not {config.method.method}"
+        )
     if network.exits == 1:
         raise ValueError("exits=1: a cascade takes a run of two exits or more")
     accuracy = None if single is None else _single_accuracy(single, config, card, data, device)
@@ -173,7 +181,7 @@ def evaluate_cascade(
 
 def _ready(
     folder: RunFolder, config: RunConfig, data: ImageData | None = None
-) -> tuple[FissionNetwork, ModelCard, ImageData, str]:
+) -> tuple[nn.Module, ModelCard, ImageData, str]:
     """A run's network with its card, its data set, and the device that the network was put on."""
     network, card = folder.load_network()
     data = data or load(config.data, config.fission.seed)
@@ -190,7 +198,7 @@ def _single_accuracy(
     single: RunFolder, config: RunConfig, card: ModelCard, data: ImageData, device: str
 ) -> float:
     """Accuracy on the test split of the network with one exit that lies in another run's folder."""
-    network, own = single.load_network()
+    network, own = single.load_fission()
     if network.exits > 1 or (own.model, own.classes, own.shape) != (card.model, card.classes, card.shape):
         raise ValueError(
             f"single={single.path}: is {own.model} with {network.exits} exits on {len(own.classes)} classes; "
@@ -213,27 +221,26 @@ def load(config: DataConfig, seed: int) -> ImageData:
     )
 
 
-def build_network(config: RunConfig, data: ImageData) -> FissionNetwork:
-    """The network that the settings name, fissioned, on the CPU, with its weights drawn from the seed."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(config.fission.seed)
+def build_network(config: RunConfig, data: ImageData) -> nn.Module:
+    """The network that the settings name, on the CPU, with its weights drawn from the seed."""
+
+    def create() -> nn.Module:
         model = create_model(
             config.model.model,
             len(data.classes),
             in_channels=data.shape[0],
             pretrained=config.model.pretrained,
         )
-    if config.training.channels_last:
-        model.to(memory_format=torch.channels_last)
+        return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
+
     batches: list[tuple[Tensor, Tensor]] = []
     if config.fission.sparsity > 0 or config.fission.dealing == "importance":
         shown = make_batches(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
-    return fission(
-        model, **asdict(config.fission), batches=batches, example_input=torch.zeros(2, *data.shape)
-    )
+    plan = Plan(partial(seeded, create), config.fission, torch.zeros(2, *data.shape), batches)
+    return find_method(config.method).build(plan)
 
 
 def describe(config: RunConfig, data: ImageData) -> ModelCard:
@@ -246,6 +253,7 @@ def describe(config: RunConfig, data: ImageData) -> ModelCard:
         std=list(data.std),
         fission=asdict(config.fission),
         netfission=version("netfission"),
+        method=asdict(config.method),
     )
 
 

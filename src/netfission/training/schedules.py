@@ -1,6 +1,9 @@
 """Learning-rate schedules: share of the training done, in [0, 1) → factor on the peak rate."""
 
+from collections.abc import Callable
 from math import cos, pi
+
+Schedule = Callable[[float], float]
 
 
 def paper(progress: float) -> float:
@@ -24,4 +27,4 @@ def one_cycle(progress: float) -> float:
     return cosine((progress - 0.3) / 0.7)
 
 
-SCHEDULES = {"cosine": cosine, "one_cycle": one_cycle, "paper": paper}
+SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "one_cycle": one_cycle, "paper": paper}

@@ -1,0 +1,114 @@
+"""What every method offers: a network of several predictions, and how it departs from the common training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from netfission.fission import FissionConfig, fission
+from netfission.training.config import MethodConfig, TrainingConfig
+from netfission.training.schedules import SCHEDULES, Schedule
+
+Network = Callable[[Tensor], Tensor]  # images → logits `(batch, exits, classes)`
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels → a scalar
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method makes its network of.
+
+    Attributes:
+        create: seed → the single network on the CPU, images → logits `(batch, classes)`, its weights drawn
+            from that seed.
+        fission: number of exits (members of a method that has no exits), seed, and how to prune and cut.
+        example: images to trace with, float `(batch, channels, height, width)`.
+        batches: pairs (images, labels) for the pruning criteria that look at data.
+    """
+
+    create: Callable[[int], nn.Module]
+    fission: FissionConfig
+    example: Tensor
+    batches: Sequence[tuple[Tensor, Tensor]] = ()
+
+
+class Outcome(NamedTuple):
+    """What one training step came to.
+
+    Attributes:
+        loss: a scalar.
+        logits: `(batch, exits, classes)` that it was taken of.
+        labels: those that go with them, `(batch,)` or soft `(batch, classes)`.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+class Method:
+    """A way from one network to several predictions.
+
+    What a subclass leaves as it is here is the common training: every exit learns every image of a batch by
+    cross-entropy, at the rate of the schedule asked for.
+
+    Args:
+        config: the settings of all methods; `settings` names those that this one reads.
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset()
+    distillation: ClassVar[float] = 0.0  # the factor on the distillation term where none is asked for
+    deviations: ClassVar[tuple[str, ...]] = ()  # from the common training, in words for a reader
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+
+    def build(self, plan: Plan) -> nn.Module:
+        """The network, on the CPU: images → logits `(batch, exits, classes)`.
+
+        Raises:
+            ValueError: a setting is not what it takes, or the network cannot carry the method.
+        """
+        raise NotImplementedError
+
+    def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
+        """One training step's loss on one batch."""
+        logits = network(images)
+        return Outcome(loss_of(logits, labels), logits, labels)
+
+    def schedule(self, asked: str, exits: int) -> Schedule:
+        """The learning rate's course.
+
+        Args:
+            asked: name of the schedule in the settings.
+            exits: number of predictions.
+        """
+        return SCHEDULES[asked]
+
+    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+        """What is to happen beside the steps."""
+        return []
+
+
+class Fission(Method):
+    """The method of this project, see `netfission.fission`."""
+
+    distillation = 1.0
+
+    def build(self, plan: Plan) -> nn.Module:
+        """A `FissionNetwork`."""
+        return fission(
+            plan.create(plan.fission.seed),
+            **asdict(plan.fission),
+            batches=plan.batches,
+            example_input=plan.example,
+        )
+
+
+def seeded(create: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """What `create` makes of random numbers from a seed; the global generator stays as it was."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return create()

@@ -1,0 +1,78 @@
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from netfission.baselines import find_method
+from netfission.baselines.deep_ensemble import DeepEnsemble
+from netfission.fission import FissionConfig
+from netfission.losses import ensemble_distillation_loss
+from netfission.models import create_model
+from netfission.pruning.masks import kept_masks
+from netfission.training.config import MethodConfig
+from netfission.training.method import Plan, seeded
+
+CONFIG = MethodConfig("deep-ensemble")
+
+
+def plan(**changes) -> Plan:
+    create = partial(seeded, partial(create_model, "wrn-10-1", 10))
+    return Plan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, 8, 8))
+
+
+def test_members_are_the_networks_that_their_seeds_give_alone():
+    ensemble = find_method(CONFIG).build(plan(seed=2)).eval()
+    images = torch.rand(4, 3, 8, 8)
+    alone = [plan().create(seed).eval()(images) for seed in (6, 7, 8)]
+    assert torch.equal(ensemble(images), torch.stack(alone, dim=1))
+
+
+def test_training_together_gives_each_member_the_weights_that_it_gets_alone():
+    ensemble = find_method(CONFIG).build(plan(exits=2))
+    alone = find_method(MethodConfig()).build(plan(exits=1, seed=1))
+    images, labels = torch.rand(16, 3, 8, 8), torch.arange(16) % 10
+    for network in (ensemble, alone):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        for _ in range(3):
+            optimizer.zero_grad()
+            ensemble_distillation_loss(network(images), labels, weight=0).backward()
+            optimizer.step()
+    assert isinstance(ensemble, DeepEnsemble)
+    trained = ensemble.members[1].state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in alone.state_dict().items())
+
+
+def test_members_are_pruned_each_for_itself():
+    ensemble = find_method(CONFIG).build(plan(sparsity=0.5, criterion="magnitude"))
+    assert isinstance(ensemble, DeepEnsemble)
+    first, second, _ = (kept_masks(member) for member in ensemble.members)
+    name = "paths.0.stages.0.block1.0.conv1.weight"
+    assert 0.2 < first[name].float().mean() < 0.8
+    assert not torch.equal(first[name], second[name])
+
+
+def test_networks_of_several_exits_stand_side_by_side():
+    halves = nn.Unflatten(1, (2, 2))
+    ensemble = DeepEnsemble([nn.Linear(4, 2), halves])
+    features = torch.rand(3, 4)
+    logits = ensemble(features)
+    assert logits.shape == (3, 3, 2)
+    assert torch.equal(logits[:, 1:], halves(features))
+
+
+@pytest.mark.parametrize(
+    ("config", "exits", "message"),
+    [
+        (CONFIG, 1, "exits=1: a Deep Ensemble takes 2 members or more"),
+        (
+            MethodConfig("deep-ensembles"),
+            3,
+            "method='deep-ensembles' is not known; did you mean",
+        ),
+    ],
+)
+def test_what_is_refused(config, exits, message):
+    with pytest.raises(ValueError, match=message):
+        find_method(config).build(plan(exits=exits))

@@ -1,0 +1,73 @@
+"""A run by another method than fission: trained, saved, loaded and evaluated as any other."""
+
+import pytest
+import torch
+
+from netfission.baselines.deep_ensemble import DeepEnsemble
+from netfission.cli import main
+from netfission.training.folder import RunFolder
+from netfission.training.run import evaluate, train
+
+FLAGS = [
+    "--data",
+    "digits",
+    "--limit_per_class",
+    "5",
+    "--model",
+    "wrn-10-1",
+    "--epochs",
+    "1",
+    "--batch_size",
+    "25",
+]
+
+
+@pytest.fixture(scope="module")
+def ensemble_run(tmp_path_factory, settings_of):
+    path = tmp_path_factory.mktemp("runs") / "deep"
+    config = settings_of(
+        method="deep-ensemble", epochs=1, limit_per_class=5, batch_size=25, grouping="channels", sparsity=0.3
+    )
+    train(config, path, progress=False)
+    return RunFolder(path)
+
+
+def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
+    network, card = ensemble_run.load_network()
+    assert isinstance(network, DeepEnsemble)
+    assert card.method["method"] == "deep-ensemble"
+    assert network(torch.rand(2, *card.shape)).shape == (2, 2, 10)
+    before = ensemble_run.evaluation.read_text()
+    assert evaluate(ensemble_run, ensemble_run.load_config()).to_json() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("cost {run}", "takes a run with method=fission, not deep-ensemble"),
+        ("evaluate {run} --cascade", "a cascade takes a run with method=fission, not deep-ensemble"),
+        ("train --method deep-ensemble --exits 1", "exits=1: a Deep Ensemble takes 2 members or more"),
+        ("train --method deep-ensembl", "method='deep-ensembl' is not known; did you mean deep-ensemble"),
+    ],
+)
+def test_what_a_baseline_cannot_do_is_told_in_one_line(ensemble_run, command, message, capsys, tmp_path):
+    request = command.format(run=ensemble_run.path).split()
+    if request[0] == "train":
+        request += [*FLAGS, "--out", str(tmp_path / "run")]
+    assert main(request) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_distillation_is_left_out_where_the_method_has_none(ensemble_run, settings_of, tmp_path):
+    asked = settings_of(
+        method="deep-ensemble", epochs=1, limit_per_class=5, batch_size=25, grouping="channels", sparsity=0.3,
+        distillation_weight=0.0,
+    )  # fmt: skip
+    train(asked, tmp_path / "run", progress=False)
+    assert RunFolder(tmp_path / "run").metrics.read_text() == ensemble_run.metrics.read_text()
+    distilled = asked.from_dict(asked.to_dict() | {"distillation_weight": 1.0})
+    train(distilled, tmp_path / "distilled", progress=False)
+    assert RunFolder(tmp_path / "distilled").metrics.read_text() != ensemble_run.metrics.read_text()
