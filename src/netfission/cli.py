@@ -4,20 +4,26 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor, nn
 
+from netfission.experiments.contenders import CONTENDERS
+from netfission.experiments.named import named_grids
 from netfission.files import write_whole
 from netfission.fission import FissionConfig, fission, input_size
 from netfission.training.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.words import one_of
+
+if TYPE_CHECKING:
+    from netfission.experiments.comparison import Comparison
 
 PARTS = (DataConfig, ModelConfig, FissionConfig, MethodConfig, TrainingConfig)
 CLASSES = 10  # of a model that is only costed
@@ -77,6 +83,44 @@ def evaluate(settings: Namespace) -> None:
     print(f"wrote cascade.json, cascade.png and cascade.svg in {folder.path}")
 
 
+def compare(settings: Namespace) -> None:
+    """Compare methods over seeds under one recipe: accuracy, likelihood, calibration and cost."""
+    from netfission.experiments.compare import compare as compare_grid
+    from netfission.experiments.contenders import find_contender
+    from netfission.experiments.grid import Grid
+
+    contenders = {name: find_contender(name) for name in settings.methods}
+    if not contenders:
+        raise ValueError("methods=[]: takes one method or more")
+    for name in ("seeds", "workers", "rounds"):
+        _from_one(name, settings[name])
+    reference = one_of("reference", settings.reference or next(iter(contenders)), contenders)
+    common = _chosen(settings, {"methods", "seeds", "reference", "workers", "rounds"})
+    out = Path(settings.out)
+    print(f"writing to {out}", flush=True)
+    grid = Grid(contenders, range(settings.seeds), common, reference)
+    _tell(compare_grid(grid, out, workers=settings.workers, rounds=settings.rounds), out)
+
+
+def _tell(comparison: "Comparison", out: Path) -> None:
+    print(f"\n{comparison.table()}\n\nwrote comparison.txt, .json, .png and .svg in {out}")
+
+
+def reproduce(settings: Namespace) -> None:
+    """Do a named grid of runs, the paper's or our own, and compare what it compares."""
+    from netfission.experiments.compare import compare as compare_grid
+    from netfission.experiments.named import find_grid
+
+    file = find_grid(settings.grid)
+    changes = {} if settings.data is None else {"data": _found(settings.data)}
+    grid = file.at(settings.scale, seeds=settings.seeds, **changes)
+    for name in ("workers", "rounds"):
+        _from_one(name, settings[name])
+    out = Path(settings.out or Path("reproduce") / f"{file.name}-{settings.scale}")
+    print(f"{file.title}: {len(grid.cells())} runs, writing to {out}", flush=True)
+    _tell(compare_grid(grid, out, workers=settings.workers, rounds=settings.rounds), out)
+
+
 def cost(settings: Namespace) -> None:
     """Measure what a network costs beside the single one: parameters, MACs, memory, time."""
     from netfission.cost import cost as cost_of
@@ -107,7 +151,14 @@ def demo(settings: Namespace) -> None:
     run_demo(Path(settings.out), settings.seeds, settings.grouping)
 
 
-COMMANDS = {"cost": cost, "demo": demo, "evaluate": evaluate, "train": train}
+COMMANDS = {
+    "compare": compare,
+    "cost": cost,
+    "demo": demo,
+    "evaluate": evaluate,
+    "reproduce": reproduce,
+    "train": train,
+}
 
 
 def default_name(config: RunConfig) -> str:
@@ -165,6 +216,39 @@ def _parser() -> ArgumentParser:
     )
     commands.add_subcommand("evaluate", again, help=evaluate.__doc__)
 
+    beside = _Parser(description=compare.__doc__)
+    beside.add_argument("--config", action="config", help="YAML file of settings; flags override it")
+    beside.add_argument(
+        "--methods",
+        type=list[str],
+        default=["single", "deep-ensemble", "fission-channels"],
+        help=f"as a list, of {', '.join(CONTENDERS)}",
+    )
+    beside.add_argument("--seeds", type=int, default=3, help="runs of each method, from seeds 0, 1, …")
+    beside.add_argument(
+        "--reference", type=str | None, help="the method to take differences to (default: the first)"
+    )
+    for part in PARTS:
+        beside.add_class_arguments(part, skip={"method", "seed", "workers"})
+    beside.add_argument("--workers", type=int, default=1, help="processes that share the runs")
+    beside.add_argument("--rounds", type=int, default=15, help="how often each method is timed")
+    beside.add_argument("--out", type=str, default="compare", help="folder of records, runs and figures")
+    commands.add_subcommand("compare", beside, help=compare.__doc__)
+
+    repeat = _Parser(description=reproduce.__doc__)
+    repeat.add_argument("grid", type=str, help=f"{', '.join(named_grids())}, or a YAML file of your own")
+    repeat.add_argument("--scale", type=str, default="laptop", help="paper: in full; laptop: hours on a CPU")
+    repeat.add_argument("--seeds", type=int | None, help="runs of each contender (default: the grid's)")
+    repeat.add_argument("--data", type=str | None, help="where the data set is (default: from the hub)")
+    repeat.add_argument("--workers", type=int, default=1, help="processes that share the runs")
+    repeat.add_argument("--rounds", type=int, default=15, help="how often each contender is timed")
+    repeat.add_argument(
+        "--out",
+        type=str | None,
+        help="folder of records, runs and figures (default: reproduce/GRID-SCALE)",
+    )
+    commands.add_subcommand("reproduce", repeat, help=reproduce.__doc__)
+
     price = _Parser(description=cost.__doc__)
     price.add_argument("--config", action="config", help="YAML file of settings; flags override it")
     price.add_argument(
@@ -193,13 +277,26 @@ def _parser() -> ArgumentParser:
 
 
 def _run_config(settings: Namespace) -> RunConfig:
+    return RunConfig.from_dict(_chosen(settings, {"resume"}))
+
+
+def _chosen(settings: Namespace, others: Set[str]) -> dict[str, Any]:
+    """The settings of runs among those of a command."""
+    flat: dict[str, Any] = settings.as_dict()
+    chosen = {name: value for name, value in flat.items() if name not in {"config", "out", *others}}
+    return chosen | {"data": _found(chosen["data"])}
+
+
+def _found(data: str) -> str:
+    """A data set's name as it is; a folder's path in full, so that the run is found from anywhere."""
     from netfission.data.sources import NAMES
 
-    flat: dict[str, Any] = settings.as_dict()
-    chosen = {k: v for k, v in flat.items() if k not in ("config", "out", "resume")}
-    if chosen["data"] not in NAMES and Path(chosen["data"]).exists():
-        chosen["data"] = str(Path(chosen["data"]).resolve())  # so that the run is found from anywhere
-    return RunConfig.from_dict(chosen)
+    return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
+
+
+def _from_one(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name}={value}: takes a whole number from 1")
 
 
 def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module, Tensor]:
@@ -218,9 +315,8 @@ def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module,
         chosen = FissionConfig(**card.fission)
         single = create_model(card.model, len(card.classes), in_channels=card.shape[0])
         return _title(card.model, chosen), network, single, torch.randn(1, *card.shape)
-    for name, value in (("classes", settings.classes), ("image_size", settings.image_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: takes a whole number from 1")
+    for name in ("classes", "image_size"):
+        _from_one(name, settings[name])
     with torch.random.fork_rng([]):
         torch.manual_seed(chosen.seed)
         try:
@@ -254,8 +350,7 @@ def _device(name: str) -> str:
 def _threads(number: int | None) -> Iterator[None]:
     """Let operations on a CPU use so many threads for a while."""
     before = torch.get_num_threads()
-    if number is not None and number < 1:
-        raise ValueError(f"threads={number}: takes a whole number from 1")
+    _from_one("threads", number)
     torch.set_num_threads(number or before)
     try:
         yield

@@ -325,14 +325,15 @@ def _measurements(
 ) -> dict[str, Measurement]:
     measurements = {}
     for name, values in times.items():
-        seconds, ratio = _quartiles(values), None
+        seconds, ratio = quartiles(values), None
         if "reference" in times:
-            ratio = _quartiles([a / b for a, b in zip(values, times["reference"], strict=True)])
+            ratio = quartiles([a / b for a, b in zip(values, times["reference"], strict=True)])
         measurements[name] = Measurement(batch_size, seconds, batch_size / seconds.median, peaks[name], ratio)
     return measurements
 
 
-def _quartiles(values: Sequence[float]) -> Quartiles:
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Median and quartiles of at least one value, linear between neighbours."""
     quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     return Quartiles(*torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist())
 

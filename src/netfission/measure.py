@@ -19,6 +19,8 @@ from netfission.modes import in_mode
 
 WARM_UP = 3
 
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
 
 def device_name(device: torch.device) -> str:
     """What measured figures are told to be of."""
@@ -97,7 +99,7 @@ def training_times(
     Returns:
         name → seconds of each round.
     """
-    runs = {name: _training_step(copy.deepcopy(module).train(), images) for name, module in networks.items()}
+    runs = {name: training_step(copy.deepcopy(module), images) for name, module in networks.items()}
     return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up)
 
 
@@ -114,10 +116,10 @@ def training_peak(network: nn.Module, images: Tensor) -> int:
     Gradients and momentum are in it: it is measured on the first step of a copy. The step is that of
     `training_times`.
     """
-    network = copy.deepcopy(network).train()
-    _training_step(network, images)()  # what libraries set up once is not the step's
+    network = copy.deepcopy(network)
+    training_step(network, images)()  # what libraries set up once is not the step's
     network.zero_grad()
-    return peak_bytes(_training_step(network, images), images.device)
+    return peak_bytes(training_step(network, images), images.device)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -171,21 +173,33 @@ def _call(module: nn.Module, images: Tensor) -> Callable[[], object]:
     return lambda: module(images)
 
 
-def _training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
+def training_step(network: nn.Module, images: Tensor, loss_of: Loss | None = None) -> Callable[[], None]:
+    """A training step as `training_times` takes it, which can be run any number of times.
+
+    Args:
+        network: put into train mode; its gradients and batch-norm statistics are written.
+        images: one batch.
+        loss_of: network, images and labels `(batch,)` int64 → a scalar; default as in `training_times`.
+    """
+    network.train()
+    loss_of = loss_of or _usual_loss
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
 
     @torch.enable_grad()
     def step() -> None:
-        logits = network(images)
-        loss_of = F.cross_entropy if logits.ndim == 2 else ensemble_distillation_loss
-        loss = loss_of(logits, labels)
+        loss = loss_of(network, images, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     return step
+
+
+def _usual_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    logits = network(images)
+    return F.cross_entropy(logits, labels) if logits.ndim == 2 else ensemble_distillation_loss(logits, labels)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -1,0 +1,104 @@
+"""From a grid to its comparison: do the missing runs, measure the costs, put them side by side."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from netfission.baselines import METHODS
+from netfission.evaluation import Evaluation
+from netfission.experiments.comparison import Comparison, figures_of
+from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Contestant, Costs, measure_costs
+from netfission.experiments.grid import Cell, Grid
+from netfission.experiments.records import Record
+from netfission.experiments.runner import run_folder, run_missing
+from netfission.files import write_whole
+from netfission.models import create_model
+
+
+def compare(grid: Grid, out: Path, *, workers: int = 1, rounds: int = ROUNDS) -> Comparison:
+    """Do a grid's missing runs and compare its contenders; everything is kept in the folder `out`.
+
+    Args:
+        grid: contenders, seeds and settings.
+        out: holds records, run folders, costs, table and pictures; a grid that was stopped goes on there.
+            Where records and costs are whole, the run folders may be missing: table and pictures are drawn
+            again.
+        workers: processes that share the runs.
+        rounds: how often each contender is timed.
+
+    Raises:
+        ValueError: a setting is not what it takes, a file is damaged, or no run of any contender succeeded.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    cells = grid.cells()
+    records = run_missing(cells, out, workers=workers)
+    comparison = summarise(grid, cells, records, _costs(cells, records, out, rounds))
+    comparison.write(out)
+    return comparison
+
+
+def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: int) -> Costs:
+    """The costs of every contender with a run that succeeded: as measured before, if of the same networks."""
+    first: dict[str, Cell] = {}
+    for cell, record in zip(cells, records, strict=True):
+        if record.error is None:
+            first.setdefault(cell.contender, cell)
+    if not first:
+        reasons = "; ".join(dict.fromkeys(str(record.error) for record in records))
+        raise ValueError(f"methods: no run of any of them succeeded ({reasons})")
+    networks = {name: cell.key for name, cell in first.items()}
+    file = out / "costs.json"
+    if file.is_file():
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if kept["networks"] == networks:
+                return Costs.from_dict(kept["costs"])
+        except (ValueError, TypeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{file}: holds no costs ({reason}); remove it to measure them again") from error
+    costs = _measured(first, out, rounds)
+    write_whole(file, json.dumps({"networks": networks, "costs": asdict(costs)}, indent=1) + "\n")
+    return costs
+
+
+def _measured(first: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
+    contestants = {}
+    for name, cell in first.items():
+        network, card = run_folder(cell, out).load_network()
+        contestants[name] = Contestant(network, cell.config)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        single = create_model(card.model, len(card.classes), in_channels=card.shape[0])
+        images = torch.randn(max(BATCH_SIZES), *card.shape)
+        return measure_costs(contestants, single, images, rounds=rounds)
+
+
+def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], costs: Costs) -> Comparison:
+    """The figures of all contenders over the seeds."""
+    evaluations: dict[str, dict[int, Evaluation]] = {}
+    failed: dict[str, dict[int, str]] = {}
+    for cell, record in zip(cells, records, strict=True):
+        if record.error is None:
+            evaluations.setdefault(cell.contender, {})[cell.seed] = record.read_evaluation()
+        else:
+            failed.setdefault(cell.contender, {})[cell.seed] = record.error
+    deviations = {
+        name: own
+        for name in grid.contenders
+        if (own := METHODS[grid.config(name, grid.seeds[0]).method.method].deviations)
+    }
+    return Comparison(_title(grid), grid.reference, figures_of(evaluations), costs, deviations, failed)
+
+
+def _title(grid: Grid) -> str:
+    config = grid.config(next(iter(grid.contenders)), grid.seeds[0])
+    data, training = config.data, config.training
+    share = f", {data.limit_per_class} training images a class" if data.limit_per_class else ""
+    conditions = (
+        f"{config.model.model} on {Path(data.data).name}{share}, {training.epochs} epochs, "
+        f"{len(grid.seeds)} seeds; test split"
+    )
+    return f"{grid.title}\n{conditions}" if grid.title else conditions

@@ -1,0 +1,21 @@
+import pytest
+
+from netfission.experiments.contenders import CONTENDERS
+from netfission.experiments.grid import Grid
+
+# Runs of a second: 50 real digits, a small network, one epoch.
+COMMON = {
+    "data": "digits", "limit_per_class": 5, "validation": 0.0, "model": "wrn-10-1", "exits": 2, "epochs": 1,
+    "batch_size": 25, "accelerator": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def grid_of():
+    """A grid of these contenders, with changes to the common settings."""
+
+    def make(*names: str, seeds: int = 1, **changes) -> Grid:
+        contenders = {name: CONTENDERS[name] for name in names}
+        return Grid(contenders, range(seeds), COMMON | changes, names[0])
+
+    return make

@@ -1,0 +1,104 @@
+import json
+import re
+from statistics import mean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+
+from netfission.cli import main
+from netfission.experiments.comparison import COLUMNS, Figures
+
+FLAGS = (
+    "compare --data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --epochs 1 "
+    "--batch_size 25 --accelerator cpu --rounds 2"
+)
+values = st.lists(st.floats(0, 1), min_size=3, max_size=6)
+
+
+@given(values, st.randoms())
+def test_intervals_are_those_of_a_paired_t_test(ours, random):
+    theirs = [random.random() for _ in ours]
+    difference = Figures(dict(enumerate(ours))).minus(Figures(dict(enumerate(theirs))))
+    interval = ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert difference.mean - difference.margin == pytest.approx(interval.low, abs=1e-9)
+    assert difference.mean + difference.margin == pytest.approx(interval.high, abs=1e-9)
+
+
+def test_differences_pair_the_seeds_that_both_have():
+    ours, theirs = Figures({0: 0.5, 1: 0.75, 3: 0.9}), Figures({1: 0.5, 0: 0.5, 2: 0.1})
+    assert ours.minus(theirs).values == {0: 0.0, 1: 0.25}
+    assert COLUMNS["top1"].difference(Figures({0: 0.0125})) == "+1.25"
+    assert COLUMNS["top1"].cell(Figures({0: 0.5})) == "50.00"
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    methods = "[single,deep-ensemble,fission-channels]"
+    assert main([*FLAGS.split(), "--methods", methods, "--seeds", "2", "--out", str(out)]) == 0
+    return out, json.loads((out / "comparison.json").read_text())
+
+
+def test_figures_are_those_of_the_runs(compared):
+    out, comparison = compared
+    runs = [json.loads(file.read_text()) for file in (out / "records").glob("*.json")]
+    for name in ("single", "deep-ensemble", "fission-channels"):
+        own = {
+            str(run["seed"]): run["evaluation"]["ensemble"]["top1"]
+            for run in runs
+            if run["contender"] == name
+        }
+        assert comparison["figures"][name]["top1"]["values"] == own
+        assert len(own) == 2
+    table = (out / "comparison.txt").read_text()
+    accuracy = mean(comparison["figures"]["single"]["top1"]["values"].values())
+    assert re.search(rf"single +2 +{100 * accuracy:.2f} ± ", table)
+    assert "minus single, seed by seed [95 %]" in table
+
+
+def test_costs_are_over_the_single_networks(compared):
+    _, comparison = compared
+    single, costs = comparison["costs"]["single"], comparison["costs"]["contenders"]
+    size = single["size"]
+    assert costs["single"]["size"] == size
+    assert costs["deep-ensemble"]["size"]["macs_dense"] == 2 * size["macs_dense"]
+    assert costs["deep-ensemble"]["training_macs"] == pytest.approx(2 * single["training_macs"])
+    # Forward once and backward twice, but for the images' gradient.
+    assert 2 < single["training_macs"] / size["macs_dense"] < 3
+    assert single["training"] == {"lower": 1.0, "median": 1.0, "upper": 1.0}
+    assert costs["deep-ensemble"]["inference"]["128"]["median"] > 1.2
+    assert set(costs["fission-channels"]["deployed"]) == {"1", "128"}
+
+
+def test_pictures_are_drawn(compared):
+    out, _ = compared
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (out / "comparison.svg").read_text()
+    assert drawn.count("<!-- fission-channels -->") == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--methods [single,deep-ensembel]",
+            "methods='deep-ensembel' is not known; did you mean",
+        ),
+        ("--methods [single] --seeds 0", "seeds=0: takes a whole number from 1"),
+        ("--methods []", "methods=[]: takes one method or more"),
+        ("--methods [single] --reference treenet", "reference='treenet' is not known; takes one of single"),
+        ("--methods [single] --workers 0", "workers=0: takes a whole number from 1"),
+        ("--methods [single] --rounds 0", "rounds=0: takes a whole number from 1"),
+        (
+            "--methods [single] --model wrn-10-1x",
+            "no run of any of them succeeded (unknown model",
+        ),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, tmp_path, capsys):
+    assert main([*FLAGS.split(), *flags.split(), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("netfission: ")
+    assert message in error

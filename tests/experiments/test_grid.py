@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from netfission.baselines import METHODS
+from netfission.experiments.contenders import CONTENDERS, find_contender
+from netfission.experiments.grid import Cell, chosen_settings
+from netfission.training.config import RunConfig
+
+
+def test_whole_seeds_come_first(grid_of):
+    cells = grid_of("single", "treenet", seeds=2).cells()
+    assert [(cell.contender, cell.seed) for cell in cells] == [
+        ("single", 0), ("treenet", 0), ("single", 1), ("treenet", 1),
+    ]  # fmt: skip
+    assert cells[0].config.fission.exits == 1
+    assert cells[1].config.fission.grouping == "copies"
+    assert len({cell.key for cell in cells}) == 4
+
+
+def test_a_run_is_known_by_its_settings_wherever_its_data_lie_and_whatever_it_is_called(grid_of):
+    (cell,) = grid_of("single", data="/here/cifar100").cells()
+    (moved,) = grid_of("single", data="/there/cifar100").cells()
+    assert Cell("another name", cell.config).key == cell.key == moved.key
+    assert "/here" not in str(chosen_settings(cell.config))
+    for other in ({"data": "/here/cifar10"}, {"epochs": 2}, {"learning_rate": 0.2}):
+        assert grid_of("single", **{"data": "/here/cifar100", **other}).cells()[0].key != cell.key
+
+
+def test_a_default_spelt_out_is_the_same_run(grid_of):
+    (cell,) = grid_of("single").cells()
+    (spelt,) = grid_of("single", momentum=RunConfig().training.momentum, criterion="snip").cells()
+    assert spelt.key == cell.key
+
+
+def test_an_unknown_setting_is_named(grid_of):
+    with pytest.raises(ValueError, match="setting='epoch' is not known; did you mean epochs"):
+        grid_of("single", epoch=3).cells()
+
+
+def test_every_method_can_be_compared():
+    named = {settings.get("method", "fission") for settings in CONTENDERS.values()}
+    assert named == set(METHODS)
+    with pytest.raises(ValueError, match="methods='singl' is not known; did you mean single"):
+        find_contender("singl")
+
+
+def test_names_of_contenders_are_known_without_importing_a_trainer():
+    import subprocess
+    import sys
+
+    code = "import sys, netfission.cli; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd()).returncode == 0

@@ -1,0 +1,106 @@
+import json
+
+import pytest
+
+from netfission.cli import main
+from netfission.experiments.named import find_grid, named_grids, read_grid
+from netfission.training.config import RunConfig
+
+GRID = """
+title: A small grid
+reference: single
+seeds: 1
+settings: {data: digits, limit_per_class: 5, validation: 0.0, model: wrn-10-1, batch_size: 25, exits: 2}
+scales:
+  short: {epochs: 1}
+contenders:
+  single:
+  treenet: {grouping: copies, each: {temperature: [1.0, 3.0]}}
+"""
+
+
+@pytest.mark.parametrize("name", named_grids())
+def test_every_named_grid_has_sound_settings_at_every_scale(name):
+    file = find_grid(name)
+    assert {"paper", "laptop"} <= set(file.scales)
+    for scale in file.scales:
+        grid = file.at(scale)
+        cells = grid.cells()
+        assert len({cell.key for cell in cells}) == len(cells)
+        assert all(isinstance(cell.config, RunConfig) for cell in cells)
+        assert all(cell.config.data.validation == 0 or name == "pretrained" for cell in cells)
+
+
+def test_the_issue_of_scale_is_the_settings_alone():
+    paper, laptop = (find_grid("figure4").at(scale) for scale in ("paper", "laptop"))
+    assert list(paper.contenders) == list(laptop.contenders)
+    assert len(paper.contenders) == 1 + 6 * 8
+    assert paper.cells()[0].config.training.epochs == 200
+    assert paper.cells()[0].config.model.model == "wrn-28-10"
+    assert laptop.cells()[0].config.data.limit_per_class == 50
+    own = paper.contenders["fission, criterion snip, sparsity 0.5"]
+    assert own == {"criterion": "snip", "sparsity": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("contendrs: {single: }", "small: key='contendrs' is not known; did you mean contenders"),
+        ("title: x", "grid=small: takes contenders, at least one"),
+        ("[1, 2]", "grid=small: takes title, reference, seeds"),
+        ("a: [", "grid=small: is no YAML"),
+        ("contenders: {singel: }", "small: contender 'singel': takes settings, or the name of a method"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_refused_in_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_grid("small", text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("figure44", "grid='figure44' is not known; did you mean figure4"),
+        ("nowhere.yaml", "grid=nowhere.yaml: cannot be read (No such file or directory)"),
+        ("grid.yaml --scale lapdog", "scale='lapdog' is not known; takes one of short"),
+        ("grid.yaml --seeds 0", "seeds=0: takes a whole number from 1"),
+        ("grid.yaml --scale short --workers 0", "workers=0: takes a whole number from 1"),
+        ("misspelt.yaml --scale short", "setting='epoch' is not known; did you mean epochs"),
+        ("elsewhere.yaml --scale short", "elsewhere: reference='none' is not known"),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.yaml").write_text(GRID)
+    (tmp_path / "misspelt.yaml").write_text(GRID.replace("epochs", "epoch"))
+    (tmp_path / "elsewhere.yaml").write_text(GRID.replace("reference: single", "reference: none"))
+    assert main(["reproduce", *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "reproduce").exists()
+
+
+def test_tables_and_pictures_are_drawn_again_from_records_and_costs_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.yaml").write_text(GRID)
+    assert main(["reproduce", "grid.yaml", "--scale", "short", "--rounds", "1"]) == 0
+    out = tmp_path / "reproduce" / "grid-short"
+    assert "A small grid: 3 runs, writing to reproduce/grid-short" in capsys.readouterr().out
+    table = (out / "comparison.txt").read_text()
+    assert table.startswith(
+        "A small grid (short scale)\nwrn-10-1 on digits, 5 training images a class, 1 epochs"
+    )
+    assert "treenet, temperature 3.0" in table
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("records", "costs.json"):
+        (out / name).rename(kept / name)
+    assert main(["reproduce", "grid.yaml", "--scale", "short", "--out", "kept"]) == 0
+    assert (kept / "comparison.txt").read_text() == table
+    assert not (kept / "runs").exists()
+    (kept / "costs.json").write_text((kept / "costs.json").read_text()[:-50])
+    assert main(["reproduce", "grid.yaml", "--scale", "short", "--out", "kept"]) == 2
+    assert "costs.json: holds no costs" in capsys.readouterr().err
+    assert json.loads((kept / "comparison.json").read_text())["reference"] == "single"

@@ -1,0 +1,124 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from netfission.cli import main
+from netfission.experiments.records import Records
+from netfission.experiments.runner import run_folder, run_missing
+
+FLAGS = (
+    "--data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --batch_size 25 "
+    "--accelerator cpu --rounds 1"
+)
+
+
+def test_only_what_is_missing_runs(grid_of, tmp_path):
+    first = run_missing(grid_of("single").cells(), tmp_path)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "records").iterdir()}
+    both = run_missing(grid_of("single", "treenet").cells(), tmp_path)
+    assert both[0] == first[0]
+    assert all(file.stat().st_mtime_ns == time_ for file, time_ in kept.items())
+    single, treenet = both
+    assert single.read_evaluation().n == treenet.read_evaluation().n == 359
+    assert len(treenet.read_evaluation().exits) == 2
+    assert single.seconds > 0
+    assert single.settings["exits"] == 1
+    assert single.environment["versions"]["torch"]
+
+
+def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(grid_of, tmp_path):
+    grid = grid_of("deep-ensemble", "single")
+    failing = replace(
+        grid, contenders={**grid.contenders, "deep-ensemble": {"method": "deep-ensemble", "exits": 1}}
+    )
+    deep, single = run_missing(failing.cells(), tmp_path)
+    assert deep.error == "exits=1: a Deep Ensemble takes 2 members or more"
+    assert deep.evaluation is None
+    assert single.error is None
+    record = Records(tmp_path / "records").file(failing.cells()[0])
+    before = record.stat().st_mtime_ns
+    run_missing(failing.cells(), tmp_path)
+    assert record.stat().st_mtime_ns > before
+
+
+def test_a_folder_that_a_kill_left_without_settings_is_begun_anew(grid_of, tmp_path):
+    (cell,) = grid_of("single").cells()
+    folder = run_folder(cell, tmp_path).path
+    folder.mkdir(parents=True)
+    (folder / ".config.yaml.12345678.tmp").touch()
+    assert run_missing([cell], tmp_path)[0].error is None
+
+
+def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
+    cells = grid_of("single").cells()
+    run_missing(cells, tmp_path)
+    file = Records(tmp_path / "records").file(cells[0])
+    half = file.read_text()[: len(file.read_text()) // 2]
+    file.write_text(half)
+    with pytest.raises(
+        ValueError, match=f"{cells[0].key}.json: is no whole record of a run .*; remove it"
+    ) as error:
+        run_missing(cells, tmp_path)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert file.read_text() == half
+
+
+def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monkeypatch):
+    done = []
+
+    def slow(cell, out, records):
+        done.append(cell.key)
+        time.sleep(0.2)
+        return records.write(cell, environment={}, seconds=0.0, error=None, evaluation={})
+
+    monkeypatch.setattr("netfission.experiments.runner.run_cell", slow)
+    cells = grid_of("single", "treenet", seeds=2).cells()
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda _: run_missing(cells, tmp_path), range(3)))
+    assert sorted(done) == sorted(cell.key for cell in cells)
+    assert results[0] == results[1] == results[2]
+
+
+def test_workers_share_the_runs_and_get_the_same_figures(grid_of, tmp_path):
+    cells = grid_of("single", "treenet").cells()
+    alone = run_missing(cells, tmp_path / "alone")
+    shared = run_missing(cells, tmp_path / "shared", workers=2)
+    for one, other in zip(alone, shared, strict=True):
+        assert one.contender == other.contender
+        assert one.read_evaluation().ensemble["nll"] == pytest.approx(
+            other.read_evaluation().ensemble["nll"], rel=1e-3
+        )
+    with pytest.raises(ValueError, match="workers=0: takes a whole number from 1"):
+        run_missing(cells, tmp_path, workers=0)
+
+
+def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_path):
+    command = ["compare", *FLAGS.split(), "--methods", "[single,treenet]", "--seeds", "2", "--epochs", "2"]
+    records = tmp_path / "cmp" / "records"
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "netfission", *command, "--out", str(tmp_path / "cmp")],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        target = len(list(records.glob("*.json"))) + 1
+        while process.poll() is None and len(list(records.glob("*.json"))) < target:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = {file: file.read_bytes() for file in records.glob("*.json")}
+    assert 2 <= len(kept) < 4
+    assert main([*command, "--out", str(tmp_path / "cmp")]) == 0
+    assert all(file.read_bytes() == content for file, content in kept.items())
+    seen = [json.loads(file.read_text()) for file in records.glob("*.json")]
+    assert sorted((record["contender"], record["seed"]) for record in seen) == [
+        ("single", 0), ("single", 1), ("treenet", 0), ("treenet", 1),
+    ]  # fmt: skip
+    assert all(record["error"] is None for record in seen)
