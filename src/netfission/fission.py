@@ -123,7 +123,7 @@ def fission(
     example = _example(model, example_input, batches)
     backbone = cut(model, example, stages)
     refuse_rescaled(backbone)
-    branches = _branches(branch_after, exits, backbone.stage_names)
+    branches = resolve_branches(branch_after, exits, backbone.stage_names)
     features = _features(backbone, example)
     names = [name for name in prunable_weights(backbone) if not name.startswith("head.")]
     if criterion == "synflow" and not batches:
@@ -225,8 +225,19 @@ def _shares(ratio: Sequence[float] | None, exits: int) -> list[float]:
     return shares
 
 
-def _branches(branch_after: Sequence[int | str] | None, exits: int, stage_names: Sequence[str]) -> list[int]:
-    """The number of shared stages of each exit from 1."""
+def resolve_branches(
+    branch_after: Sequence[int | str] | None, exits: int, stage_names: Sequence[str]
+) -> list[int]:
+    """The number of shared stages of each exit from 1.
+
+    Args:
+        branch_after: as `fission` takes it.
+        exits: number of exits.
+        stage_names: of the backbone, in the order they run.
+
+    Raises:
+        ValueError: there are too few stages, or `branch_after` names none or too many of them.
+    """
     last = len(stage_names) - 1
     if branch_after is None:
         if exits - 1 > last:

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 
 import netfission as nf
 from netfission.models import create_model
-from netfission.pruning.masks import kept_masks, prunable_weights, remove, select
+from netfission.pruning.masks import dense_gradients, kept_masks, prunable_weights, remove, select
 
 FEW = settings(deadline=None, max_examples=80)
 CLASSES = 10
@@ -299,6 +299,43 @@ def test_gradients_of_removed_weights_are_zero_and_would_not_be(net: nf.FissionN
             torch.testing.assert_close(parameter.grad[~removed], gradient[~removed])
         else:
             torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_gradients_of_removed_weights_can_be_looked_at(net: nf.FissionNetwork) -> None:
+    watch = Watch(net)
+    raw = dict(
+        zip(
+            dict(net.named_parameters()),
+            torch.autograd.grad(loss_of(net), list(net.parameters())),
+            strict=True,
+        )
+    )
+    net.zero_grad()
+    with dense_gradients(net):
+        for _ in range(2):  # they are added up
+            loss_of(net).backward()
+        for name, removed in watch.removed.items():
+            gradient = net.get_parameter(name).grad
+            assert gradient is not None
+            assert gradient[removed].any()
+            torch.testing.assert_close(gradient, 2 * raw[name])
+    for after in range(2):  # once the gradients are those left behind, once new ones
+        for name, removed in watch.removed.items():
+            gradient = net.get_parameter(name).grad
+            assert gradient is not None
+            assert not gradient[removed].any()
+            torch.testing.assert_close(gradient[~removed], (2 + after) * raw[name][~removed])
+        loss_of(net).backward()
+    train(net, sgd(net), watch)
+
+
+def test_only_the_network_asked_for_shows_its_gradients(net: nf.FissionNetwork) -> None:
+    other = copy.deepcopy(net)
+    with dense_gradients(other):
+        loss_of(net).backward()
+    assert not any(
+        net.get_parameter(name).grad[removed].any() for name, removed in Watch(net).removed.items()
+    )
 
 
 def test_gradient_accumulation(net: nf.FissionNetwork) -> None:

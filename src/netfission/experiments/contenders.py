@@ -7,12 +7,26 @@ from netfission.words import one_of
 
 Settings = Mapping[str, Any]
 
+_SPARSE: Settings = {"sparsity": 0.8, "criterion": "erk"}  # FreeTickets (arXiv 2106.14568), table 1
+
 CONTENDERS: dict[str, Settings] = {
     "single": {"exits": 1},
     "fission-channels": {"grouping": "channels"},
     "fission-weights": {"grouping": "weights"},
     "deep-ensemble": {"method": "deep-ensemble"},
     "treenet": {"grouping": "copies", "distillation_weight": 0.0},
+    "multi-exit": {"method": "multi-exit"},
+    "narrow": {"method": "narrow"},
+    "snapshot": {"method": "snapshot"},
+    "fge": {"method": "fge"},
+    "mc-dropout": {"method": "mc-dropout"},
+    "mimo": {"method": "mimo"},
+    "batch-ensemble": {"method": "batch-ensemble"},
+    "packed": {"method": "packed"},
+    "masksembles": {"method": "masksembles"},
+    "dst-ensemble": {"method": "dst-ensemble", **_SPARSE},
+    "edst-ensemble": {"method": "edst-ensemble", **_SPARSE},
+    "neurotrails": {"method": "neurotrails", **_SPARSE},
 }
 
 

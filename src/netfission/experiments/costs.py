@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netfission.baselines import find_method
 from netfission.baselines.deep_ensemble import DeepEnsemble
+from netfission.baselines.snapshot import Snapshots
 from netfission.cost import Quartiles, Size, count_parameters, quartiles
 from netfission.fission import fission
 from netfission.inference.deploy import deploy
@@ -156,7 +157,8 @@ def _deployed(network: nn.Module, images: Tensor) -> nn.Module | None:
     """The network made fast to run; None where `deploy` does not know its kind."""
     if isinstance(network, FissionNetwork):
         return deploy(network, images)
-    if isinstance(network, DeepEnsemble):
-        members = [_deployed(member, images) for member in network.members]
+    if isinstance(network, DeepEnsemble | Snapshots):
+        parts = network.members if isinstance(network, DeepEnsemble) else [*network.slots, network.current]
+        members = [_deployed(part, images) for part in parts]
         return None if None in members else DeepEnsemble([made for made in members if made is not None])
     return None

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -143,6 +144,15 @@ def kept_masks(module: nn.Module) -> dict[str, Tensor]:
     return kept | {name: ~_removed_of(layer, attr) for name, layer, attr in _guardable(module)}
 
 
+def masked_weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Each weight of `module` that has a mask: its name, itself, and the mask, a bool buffer, True = removed.
+
+    It is the buffer itself: whoever changes it calls `guard` at once.
+    """
+    for name, layer, attribute in _guardable(module):
+        yield name, layer.get_parameter(attribute), _removed_of(layer, attribute)
+
+
 def burn_in(module: nn.Module) -> None:
     """Forget which weights of `module` are removed, in place: they are the zeros that they are, unguarded.
 
@@ -170,6 +180,28 @@ def guard(module: nn.Module) -> None:
             trains = weight.requires_grad  # a frozen weight takes no hook, yet may be thawed
             weight.requires_grad_(True).register_post_accumulate_grad_hook(_zero_removed_gradient)
             weight.requires_grad_(trains)
+
+
+# Guarded weights whose removed places get their gradients for now, see `dense_gradients`.
+_dense = WeakIdKeyDictionary()
+
+
+@contextmanager
+def dense_gradients(module: nn.Module) -> Iterator[None]:
+    """Within, `backward` leaves in `.grad` what the removed weights of `module` would get, too.
+
+    For whoever chooses which of them to bring back. An optimiser is not to step within: it would take those
+    gradients into its momentum. At the end they are set to 0, as they are everywhere else.
+    """
+    weights = [weight for _, weight, _ in masked_weights(module)]
+    for weight in weights:
+        _dense[weight] = True
+    try:
+        yield
+    finally:
+        for weight in weights:
+            _dense.pop(weight, None)
+            _zero_removed_gradient(weight)
 
 
 class Guarded(nn.Module):
@@ -219,7 +251,7 @@ def _removed_from(weight: Tensor) -> Tensor | None:
 
 
 def _zero_removed_gradient(weight: Tensor) -> None:
-    removed = _removed_from(weight)
+    removed = None if weight in _dense else _removed_from(weight)
     if removed is not None and weight.grad is not None:
         # Filled, not multiplied: under AMP a gradient may be infinite, and inf × 0 is NaN.
         weight.grad.masked_fill_(removed, 0)

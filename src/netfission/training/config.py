@@ -59,10 +59,36 @@ class MethodConfig:
     """Which way to several predictions, and what the baselines take beside the number of their members.
 
     Args:
-        method: fission, or a baseline: deep-ensemble.
+        method: fission, or a baseline: batch-ensemble, deep-ensemble, dst-ensemble, edst-ensemble,
+            fge, masksembles, mc-dropout, mimo, multi-exit, narrow, neurotrails, packed, snapshot.
+        alpha: with packed: the members together are so many times as wide as the network.
+        branch_groups: with narrow: groups of each branch's convolutions, as a list: [1,2,3]; default 1, 2, ….
+        cycling: with fge: share of the training spent in cycles of the learning rate, in (0, 1].
+        dropout_rate: with mc-dropout: share of the features that is dropped, in (0, 1).
+        gamma: with packed: groups that each member's convolutions are divided into.
+        regrow: with dst-ensemble, edst-ensemble and neurotrails: by what removed weights are chosen to come
+            back, gradient (RigL) or random (SET).
+        regrow_every: with dst-ensemble, edst-ensemble and neurotrails: steps from one move of connections to
+            the next.
+        regrow_share: with dst-ensemble, edst-ensemble and neurotrails: share of each layer's kept weights
+            that move at first, in (0, 1].
+        repetitions: with mimo: how often each image stands in a training batch.
+        rho: with mimo: share of the places of a batch where all members are shown the same image, in [0, 1].
+        scale: with masksembles: how little the members' masks overlap, from 1 (equal masks) to 6.
     """
 
     method: str = "fission"
+    alpha: float = 2.0
+    branch_groups: list[int] | None = None
+    cycling: float = 0.2
+    dropout_rate: float = 0.1
+    gamma: int = 1
+    regrow: Literal["gradient", "random"] = "gradient"
+    regrow_every: int = 1000
+    regrow_share: float = 0.5
+    repetitions: int = 4
+    rho: float = 0.0
+    scale: float = 2.0
 
 
 @dataclass(frozen=True)

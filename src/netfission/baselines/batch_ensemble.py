@@ -1,0 +1,98 @@
+"""BatchEnsemble (Wen et al. 2020, arXiv 2002.06715): members that differ by rank-1 factors."""
+
+import torch
+from torch import Tensor, nn
+
+from netfission.baselines.layers import (
+    EachMember,
+    Layer,
+    along,
+    checked,
+    features_dim,
+    input_channels,
+    output_channels,
+    random_source,
+    refuse,
+    replace_layers,
+    weight_layers,
+)
+from netfission.training.method import Method, Plan
+
+DEVIATION = 0.5  # of the fast weights about 1
+
+
+class RankOne(nn.Module):
+    """A layer with weight `W ∘ (s rᵀ)` for each member (section 3.1): `layer(x ∘ r) ∘ s + b`.
+
+    Args:
+        layer: a convolution or linear layer; its weight is shared by the members, its bias, if it has one, is
+            where each member's own starts.
+        members: how many; the batch holds as many rows of each, member 0's first.
+        generator: draws the fast weights r and s from the normal distribution of mean 1 and deviation 0.5,
+            as the authors do for CIFAR (uncertainty-baselines, `random_sign_init=-0.5`) and as
+            torch_uncertainty does.
+    """
+
+    def __init__(self, layer: Layer, members: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.members = members
+        self.dim = features_dim(layer)
+        like = layer.weight.detach()
+
+        def fast(channels: int) -> nn.Parameter:
+            drawn = torch.empty(members, channels).normal_(1, DEVIATION, generator=generator)
+            return nn.Parameter(drawn.to(like))
+
+        self.layer = layer
+        self.r = fast(input_channels(layer))
+        self.s = fast(output_channels(layer))
+        own = layer.bias
+        self.bias = None if own is None else nn.Parameter(own.detach().repeat(members, 1))
+        layer.bias = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of `members * batch` rows → the same."""
+        rows = features.unflatten(0, (self.members, -1))
+        outputs = self.layer((rows * self._along(self.r, rows)).flatten(0, 1))
+        rows = outputs.unflatten(0, (self.members, -1))
+        rows = rows * self._along(self.s, rows)
+        if self.bias is not None:
+            rows = rows + self._along(self.bias, rows)
+        joined: Tensor = rows.flatten(0, 1)
+        return joined
+
+    def _along(self, values: Tensor, rows: Tensor) -> Tensor:
+        # rows: (members, batch, channels, height, width) or (members, batch, ..., features)
+        return along(values.to(rows.dtype), self.dim if self.dim < 0 else self.dim + 1, rows.ndim)
+
+
+class BatchEnsembleMethod(Method):
+    """`exits` members that share all weights and norms, and have factors and biases of their own.
+
+    Every member learns every image of a batch, as in the authors' code; batch norms take their statistics
+    of all members' features together, likewise. Of that code two things are left out, since the training
+    is the common one: fast weights decay like all weights (there they do not), and they learn at the
+    rate of the others (there at half of it, `fast_weight_lr_multiplier=0.5`).
+    """
+
+    def build(self, plan: Plan) -> nn.Module:
+        """The model of the plan's seed, its weights kept, with fast weights on every layer.
+
+        Raises:
+            ValueError: fewer than 2 exits, pruning, or a model with layers that cannot carry fast weights.
+        """
+        method, members = self.config.method, plan.fission.exits
+        refuse(plan, method)
+        model = plan.create(plan.fission.seed)
+        weight_layers(model, plan, method)
+        generator = random_source(plan.fission.seed)
+
+        def make(name: str, module: nn.Module) -> nn.Module | None:
+            if isinstance(module, nn.MultiheadAttention):
+                raise ValueError(
+                    f"method={method}: layer {name!r} (MultiheadAttention) takes no fast weights; takes a "
+                    "network of convolutions and linear layers"
+                )
+            return RankOne(module, members, generator) if isinstance(module, nn.Conv2d | nn.Linear) else None
+
+        return checked(EachMember(replace_layers(model, make), members, in_training=True), plan, method)

@@ -1,0 +1,118 @@
+"""MC dropout (Gal & Ghahramani 2016, arXiv 1506.02142): dropout left on, its samples averaged."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netfission.baselines.layers import (
+    EachMember,
+    Layer,
+    checked,
+    random_source,
+    refuse,
+    replace_layers,
+    run_order,
+    weight_layers,
+)
+from netfission.training.method import Method, Plan
+
+_DROPOUTS = (nn.Dropout, nn.Dropout2d)
+
+
+class MemberDropout(nn.Dropout):
+    """Dropout that draws afresh in train mode, and in eval mode has one fixed sample for each member.
+
+    A sample is over all features of an image, `(channels, height, width)`, and the same for all images, so
+    that a prediction depends on nothing but the image. It is drawn anew at each call from the seed, by a
+    generator of its own: nothing is stored, any size of images will do, and the global generator stays as
+    it was.
+
+    Args:
+        p: share of the features that is set to 0; the others are divided by 1 - p.
+        members: how many; in eval mode the batch holds as many rows of each, member 0's first.
+        seed: of the members' samples.
+        channels: drop whole channels, as `nn.Dropout2d`.
+    """
+
+    def __init__(self, p: float, members: int, seed: int, channels: bool = False) -> None:
+        super().__init__(p)
+        self.members = members
+        self.seed = seed
+        self.channels = channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features → the same, some of them 0."""
+        if self.training:
+            drop = F.dropout2d if self.channels else F.dropout
+            return drop(features, self.p)
+        rows = features.unflatten(0, (self.members, -1))
+        dropped: Tensor = (rows * self._samples(features)).flatten(0, 1)
+        return dropped
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its graphs hold no generators
+    def _samples(self, features: Tensor) -> Tensor:
+        """Factors `(members, 1, ...)` for features `(rows, ...)`."""
+        shape = features.shape[1:]
+        if self.channels:
+            shape = torch.Size([shape[0], *(1 for _ in shape[1:])])
+        generator = torch.Generator().manual_seed(self.seed)
+        kept = torch.empty(self.members, 1, *shape).bernoulli_(1 - self.p, generator=generator)
+        return (kept / (1 - self.p)).to(features)
+
+
+class McDropoutMethod(Method):
+    """One network trained with dropout; its predictions under `exits` samples of the noise.
+
+    Dropout stands before every convolution and linear layer (section 3: "before every weight layer") but
+    the first to run, which reads the images, as in uncertainty-baselines' Wide ResNet with
+    `residual_dropout=False`; its rate of 0.1 is that code's. A layer that one of the model's own
+    `nn.Dropout` or `nn.Dropout2d` runs right before gets no second one; the model's own keep their rates
+    and stay on likewise. Dropout by `torch.nn.functional` cannot be seen and stays off in eval mode.
+
+    In the paper each image has noise of its own. Here the members' noise is drawn once for all images. An
+    image's predictions have the same distribution over seeds, and the same network gives the same answer
+    twice, whatever else is in the batch.
+    """
+
+    settings = frozenset({"dropout_rate"})
+    deviations = (
+        "in training each image goes once through the network, under fresh dropout",
+        "in evaluation each member's dropout is drawn once, the same for all images",
+    )
+
+    def build(self, plan: Plan) -> nn.Module:
+        """The model of the plan's seed, its weights kept, with dropout.
+
+        Raises:
+            ValueError: a rate outside (0, 1), fewer than 2 exits, pruning, or a model that cannot carry it.
+        """
+        method, members, rate = self.config.method, plan.fission.exits, self.config.dropout_rate
+        if not 0 < rate < 1:
+            raise ValueError(f"dropout_rate={rate}: takes a share between 0 and 1")
+        refuse(plan, method)
+        model = plan.create(plan.fission.seed)
+        added = _without_dropout(model, plan, weight_layers(model, plan, method))
+        generator = random_source(plan.fission.seed)
+
+        def dropout(p: float, channels: bool = False) -> MemberDropout:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            return MemberDropout(p, members, seed, channels)
+
+        def make(name: str, module: nn.Module) -> nn.Module | None:
+            if isinstance(module, _DROPOUTS) and module.p > 0:
+                return dropout(module.p, isinstance(module, nn.Dropout2d))
+            return nn.Sequential(dropout(rate), module) if module in added else None
+
+        return checked(EachMember(replace_layers(model, make), members, in_training=False), plan, method)
+
+
+def _without_dropout(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> set[nn.Module]:
+    """The layers but the first that none of the model's own dropouts runs right before."""
+    modules = dict(model.named_modules())
+    order = [modules[name] for name in run_order(model, plan.example, nn.Conv2d, nn.Linear, *_DROPOUTS)]
+    kept = [module for module in order if not isinstance(module, _DROPOUTS) or module.p > 0]
+    _, *inner = layers.values()
+    return {layer for before, layer in pairwise(kept) if layer in inner and not isinstance(before, _DROPOUTS)}

@@ -1,0 +1,311 @@
+"""Ensembles by dynamic sparse training: networks sparse from the start, whose connections move as they train.
+
+`dst-ensemble` and `edst-ensemble` are FreeTickets (Liu et al. 2022, arXiv 2106.14568, sections 3.2 and 3.3),
+`neurotrails` is NeuroTrails (Grooten et al. 2025, arXiv 2505.17909). What none of the papers says is taken
+from RigL (Evci et al. 2020, arXiv 1911.11134).
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from netfission.baselines.deep_ensemble import DeepEnsemble
+from netfission.baselines.snapshot import Snapshots
+from netfission.network import FissionNetwork
+from netfission.pruning.masks import dense_gradients, prunable_weights, remove
+from netfission.pruning.prune import CRITERIA, prune
+from netfission.pruning.regrow import GROWTHS, forget, regrow
+from netfission.training.config import MethodConfig, TrainingConfig
+from netfission.training.method import Fission, Method, Plan
+from netfission.training.module import FissionTraining
+from netfission.training.schedules import Schedule, cosine
+from netfission.words import one_of
+
+UNTIL = 0.75  # of a phase; no connection moves after that (RigL: T_end, about so much of a training)
+LEAP = 0.8  # of the connections move between two refinements (FreeTickets: q)
+EXPLORATION = 1.5  # as long as so many refinements (FreeTickets' script: 150 epochs and 100)
+
+Phases = Callable[[float], tuple[int, float]]  # share of the training done → phase, and share of it done
+
+
+def one_phase(progress: float) -> tuple[int, float]:
+    """The training is one phase."""
+    return 0, progress
+
+
+def refinements(exits: int, progress: float) -> tuple[int, float]:
+    """Phase 0 is the exploration, phases 1 to `exits` the refinements, equally long.
+
+    Args:
+        exits: number of refinements.
+        progress: share of the training done, in [0, 1].
+
+    Returns:
+        The phase, and the share of it that is done.
+    """
+    # In refinements since the first began; rounded, since it may lie a hair below a whole or half one.
+    since = round(progress * (EXPLORATION + exits) - EXPLORATION, 6)
+    if since < 0:
+        return 0, 1 + since / EXPLORATION
+    before = min(int(since), exits - 1)
+    return 1 + before, since - before
+
+
+def refining(exits: int, progress: float) -> float:
+    """The factor on the learning rate of EDST: 1 to explore, then 0.1 and 0.01, half a refinement each.
+
+    FreeTickets' code: 0.1, 0.01 and 0.001.
+    """
+    phase, done = refinements(exits, progress)
+    return 1.0 if phase == 0 else 0.1 if done < 0.5 else 0.01
+
+
+class Regrowth(Callback):
+    """Moves connections of the network in training, see `netfission.pruning.regrow`.
+
+    Every so many steps a share of each layer's connections moves. The share falls along half a cosine from
+    the start of a phase to `UNTIL` of it (RigL, section 3, update schedule; FreeTickets' code keeps the share
+    as it is, to the end). Between two refinements of `Snapshots` the share is `LEAP`, and what the network
+    was until then is taken.
+
+    Such a step trains no weight, as in RigL: its gradient, over all batches that are added up for it,
+    chooses the connections. Chance follows from the training's seed and the step, and all else that lasts
+    is in the network's buffers and the optimiser, so that a resumed training goes on as it would have.
+
+    Args:
+        config: how, how often and how much.
+        phases: of the training.
+    """
+
+    def __init__(self, config: MethodConfig, phases: Phases = one_phase) -> None:
+        self.config = config
+        self.phases = phases
+        self.steps = 0  # of the training
+        self.opened = ExitStack()  # the gradients of removed weights, while they are wanted
+
+    def phase_at(self, step: int) -> int:
+        """The phase that a step, from 0, is part of."""
+        return self.phases(step / self.steps)[0]
+
+    def leaps_at(self, step: int) -> bool:
+        """Whether a step begins a refinement other than the first."""
+        return step > 0 and self.phase_at(step) > max(self.phase_at(step - 1), 1)
+
+    def share_at(self, step: int) -> float:
+        """The share of the connections that moves in place of a step, from 0; mostly 0."""
+        if self.leaps_at(step):
+            return LEAP
+        done = self.phases(step / self.steps)[1] / UNTIL
+        if step == 0 or step % self.config.regrow_every or done >= 1:
+            return 0.0
+        return self.config.regrow_share * cosine(done)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Refuse a training in which nothing would move, or that is too short for its phases.
+
+        Raises:
+            ValueError: so it is.
+        """
+        self.steps = int(trainer.estimated_stepping_batches)
+        phases = {self.phase_at(step) for step in range(self.steps)}
+        if phases != set(range(self.phases(1.0)[0] + 1)):
+            raise ValueError(
+                f"epochs={trainer.max_epochs}: {self.steps} steps are too few for an exploration and "
+                f"{self.phases(1.0)[0]} refinements"
+            )
+        exploring = [step for step in range(1, self.steps) if self.phase_at(step) == 0]
+        longest = max((step for step in exploring if self.phases(step / self.steps)[1] < UNTIL), default=0)
+        if self.config.regrow_every > longest:
+            raise ValueError(
+                f"regrow_every={self.config.regrow_every}: no connection would move in a training of "
+                f"{self.steps} steps; takes {longest} at most"
+            )
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask for the gradients of removed weights where this step is to choose among them."""
+        if self.config.regrow == "gradient" and self.share_at(trainer.global_step) > 0:
+            # Opened once more by each batch that is added up: closing in between would drop the earlier ones.
+            self.opened.enter_context(dense_gradients(_in_training(pl_module)))
+
+    def on_before_optimizer_step(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Move connections; the optimiser is then left without gradients, so that its step does nothing."""
+        step = trainer.global_step
+        share = self.share_at(step)
+        if share == 0:
+            return
+        assert isinstance(pl_module, FissionTraining)
+        if self.leaps_at(step):
+            assert isinstance(pl_module.network, Snapshots)
+            pl_module.network.take()
+        generator = torch.Generator().manual_seed((pl_module.seed * 1_000_003 + step) % 2**63)
+        network = _in_training(pl_module)
+        forget(optimizer, network, regrow(network, share, self.config.regrow, generator))
+        optimizer.zero_grad(set_to_none=True)
+        self.opened.close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the network as it is outside a training."""
+        self.opened.close()
+
+
+def _in_training(module: lightning.LightningModule) -> nn.Module:
+    """The network, or what of it is trained."""
+    assert isinstance(module, FissionTraining)
+    return module.network.current if isinstance(module.network, Snapshots) else module.network
+
+
+class SparseTraining(Method):
+    """What the three methods share: a sparse start, and connections that move.
+
+    Exactly `sparsity` of the weights outside the heads are removed at the start, over all layers together, by
+    a criterion that looks at no data; the papers' is `erk`. How many a layer keeps never changes. (In the
+    papers' code the heads are sparse as well.)
+    """
+
+    settings = frozenset({"regrow", "regrow_every", "regrow_share"})
+    deviations: ClassVar[tuple[str, ...]] = (
+        "connections move every regrow_every steps, and such a step trains no weight",
+    )
+
+    def sparse_network(self, plan: Plan) -> FissionNetwork:
+        """A network of `exits` full-width branches, with its weights and masks drawn from the seed."""
+        settings = plan.fission
+        whole = replace(settings, grouping="copies", sparsity=0.0, criterion="random", pruning_steps=None)
+        network = Fission(self.config).build(replace(plan, fission=whole))
+        assert isinstance(network, FissionNetwork)
+        _, of_exits = network.steps[-1]
+        heads = {id(weight) for head in of_exits.values() for weight in head.parameters()}
+        names = [name for name, weight in prunable_weights(network).items() if id(weight) not in heads]
+        kept = prune(
+            network,
+            names,
+            settings.sparsity,
+            criterion=settings.criterion,
+            steps=settings.pruning_steps,
+            seed=settings.seed,
+        )
+        remove(network, kept)
+        return network
+
+    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+        """Moves connections.
+
+        Raises:
+            ValueError: the training averages weights.
+        """
+        if training.ema is not None:
+            raise ValueError(
+                f"ema={training.ema}: does not go with method={self.config.method}, whose weights come and "
+                "go: an average would hold more of them than the network; takes none"
+            )
+        return [Regrowth(self.config)]
+
+    def check(self, plan: Plan) -> None:
+        """Refuse what these methods do not take.
+
+        Raises:
+            ValueError: names the setting.
+        """
+        config, fission = self.config, plan.fission
+        method = f"method={config.method}"
+        one_of("regrow", config.regrow, GROWTHS)
+        if config.regrow_every < 1:
+            raise ValueError(f"regrow_every={config.regrow_every}: takes a number of steps from 1")
+        if not 0 < config.regrow_share <= 1:
+            raise ValueError(
+                f"regrow_share={config.regrow_share}: takes a share of the connections, in (0, 1]"
+            )
+        if fission.exits < 2:
+            raise ValueError(f"exits={fission.exits}: {method} takes 2 exits or more")
+        if not 0 < fission.sparsity < 1:
+            raise ValueError(
+                f"sparsity={fission.sparsity}: {method} takes a share between 0 and 1, e.g. 0.8, as it "
+                "moves the weights that are left"
+            )
+        free = [name for name, criterion in CRITERIA.items() if criterion.needs == "nothing"]
+        if one_of("criterion", fission.criterion, CRITERIA) not in free:
+            raise ValueError(
+                f"criterion={fission.criterion!r}: {method} starts from masks that no data chose; takes erk "
+                f"(the paper's) or another of {', '.join(free)}"
+            )
+        if fission.grouping not in ("weights", "copies"):
+            raise ValueError(
+                f"grouping={fission.grouping!r}: {method} moves single weights of whole branches; takes "
+                "weights or copies, which are the same to it"
+            )
+
+
+class DSTEnsemble(SparseTraining):
+    """DST Ensemble: `exits` sparse networks, each by itself, trained together on the same batches."""
+
+    def build(self, plan: Plan) -> nn.Module:
+        """A `DeepEnsemble` of the seeds that a Deep Ensemble has; see `SparseTraining.check` for errors."""
+        self.check(plan)
+        exits, first = plan.fission.exits, plan.fission.exits * plan.fission.seed
+        plans = [
+            replace(plan, fission=replace(plan.fission, exits=1, seed=seed))
+            for seed in range(first, first + exits)
+        ]
+        return DeepEnsemble([self.sparse_network(each) for each in plans])
+
+
+class EDSTEnsemble(SparseTraining):
+    """EDST Ensemble: one sparse network, trained once, that leaves `exits` subnetworks on its way.
+
+    It explores at the full learning rate, then refines `exits` times at a low one; a subnetwork is what it
+    is at the end of a refinement (in FreeTickets' code, at its best epoch on validation images), and between
+    two of them `LEAP` of its connections move at once. The training is as long as one of a single network
+    (FreeTickets' is longer: 450 epochs beside 250).
+    """
+
+    deviations = (
+        *SparseTraining.deviations,
+        "one network is trained; the exits are what it was at the end of each refinement",
+        "the learning rate is held while exploring, then a tenth and a hundredth of it in each refinement",
+    )
+
+    def build(self, plan: Plan) -> nn.Module:
+        """`Snapshots`; see `SparseTraining.check` for errors."""
+        self.check(plan)
+        one = replace(plan.fission, exits=1)
+        return Snapshots(self.sparse_network(replace(plan, fission=one)), plan.fission.exits)
+
+    def schedule(self, asked: str, exits: int) -> Schedule:
+        """`refining`, whatever is asked for."""
+        return partial(refining, exits)
+
+    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+        """See `SparseTraining.callbacks`."""
+        super().callbacks(exits, training)
+        return [Regrowth(self.config, partial(refinements, exits))]
+
+
+class NeuroTrails(SparseTraining):
+    """NeuroTrails: a shared trunk with a branch of its own for each exit, all of them sparse and on the move.
+
+    Every exit learns by cross-entropy. The branches leave after `branch_after`, by default all after the
+    first stage (its CIFAR script: 8 of the 12 blocks of WRN-28-10 are in the branches). `sparsity` is of
+    trunk and branches together.
+    """
+
+    def build(self, plan: Plan) -> nn.Module:
+        """A `FissionNetwork`; see `SparseTraining.check` and `netfission.fission` for errors."""
+        self.check(plan)
+        after = plan.fission.branch_after or [1] * (plan.fission.exits - 1)
+        return self.sparse_network(replace(plan, fission=replace(plan.fission, branch_after=after)))

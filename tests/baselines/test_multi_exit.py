@@ -1,0 +1,141 @@
+import copy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from netfission.backbone import cut
+from netfission.baselines import find_method
+from netfission.baselines.multi_exit import EarlyExit, MultiExit
+from netfission.fission import FissionConfig
+from netfission.macs import count_macs
+from netfission.models import create_model
+from netfission.pruning.masks import kept_masks
+from netfission.training.config import MethodConfig
+from netfission.training.method import Plan, seeded
+
+CONFIG = MethodConfig("multi-exit")
+
+
+def plan(model: str = "wrn-10-1", side: int = 8, **changes) -> Plan:
+    create = partial(seeded, partial(create_model, model, 10))
+    return Plan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, side, side))
+
+
+def build(**changes) -> MultiExit:
+    network = find_method(CONFIG).build(plan(**changes))
+    assert isinstance(network, MultiExit)
+    return network
+
+
+def test_exit_0_is_the_network_and_the_others_read_the_means_of_its_features():
+    network = build(seed=2, branch_after=["block2", 1]).eval()
+    model = plan().create(2).eval()
+    images = torch.rand(1, 3, 8, 8)
+    own, second, third = network(images).unbind(dim=1)
+    assert torch.equal(own, model(images))
+    backbone = cut(model, plan().example)
+    first_features = backbone.stages[0](backbone.stem(images))
+    for logits, exit_, features in (
+        (second, network.early[0], backbone.stages[1](first_features)),
+        (third, network.early[1], first_features),
+    ):
+        expected = features.mean(dim=(2, 3)) @ exit_.linear.weight.T + exit_.linear.bias
+        assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_by_default_exits_leave_after_stage_1_2():
+    network = build()
+    assert network.branch_after == (1, 2)
+    assert [exit_.linear.in_features for exit_ in network.early] == [16, 32]
+
+
+def test_the_trunk_runs_once():
+    network = build().eval()
+    ran = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    network(torch.rand(2, 3, 8, 8))
+    assert len(ran) == len(set(ran)) == 9
+    example = torch.rand(1, 3, 8, 8)
+    over = count_macs(network, example).dense - count_macs(plan().create(0), example).dense
+    assert over == (16 + 32) * 10
+
+
+@pytest.mark.parametrize(
+    ("shape", "positions", "channels"),
+    [
+        ((2, 5, 4, 4), (2, 3), 5),
+        ((2, 4, 4, 5), (1, 2), 5),  # as Swin's
+        ((2, 7, 1, 1), (2, 3), 7),
+        ((2, 4, 4, 4), (2, 3), 4),
+        ((2, 5, 4, 6), (2, 3), 5),
+        ((2, 9, 5), (1,), 5),
+    ],
+)
+def test_every_layout_of_features_is_averaged_over_its_positions(shape, positions, channels):
+    features = torch.rand(shape)
+    exit_ = EarlyExit(features, classes=3)
+    assert exit_.linear.in_features == channels
+    assert torch.equal(exit_(features), exit_.linear(features.mean(dim=positions)))
+
+
+def test_features_that_are_no_images_or_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"method=multi-exit: features of shape \(2, 3\) after a stage"):
+        EarlyExit(torch.rand(2, 3), classes=3)
+
+
+def test_a_transformer_s_tokens_are_averaged():
+    network = find_method(CONFIG).build(
+        plan("timm/vit_tiny_patch16_224", 224, exits=2, stages=["blocks.0", "blocks.11"])
+    )
+    assert isinstance(network, MultiExit)
+    (exit_,) = network.early
+    assert (exit_.positions, exit_.linear.in_features) == ((1,), 192)
+
+
+def test_the_same_seed_gives_the_same_network_and_the_global_generator_stays():
+    made = plan(seed=3)
+    before = torch.get_rng_state()
+    first = find_method(CONFIG).build(made)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert isinstance(first, MultiExit)
+    images = torch.rand(2, 3, 8, 8)
+    again, other = build(seed=3), build(seed=4)
+    assert torch.equal(first.eval()(images), again.eval()(images))
+    assert not torch.equal(first.early[0].linear.weight, other.early[0].linear.weight)
+
+
+def test_copies_and_loaded_states_answer_alike_and_stay_pruned():
+    network = build(sparsity=0.5, criterion="magnitude").train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.rand(4, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    removed = [
+        (network.get_parameter(name), ~mask) for name, mask in kept_masks(network).items() if not mask.all()
+    ]
+    assert len(removed) > 5
+    assert not any(weight[mask].any() for weight, mask in removed)
+    fresh = build(sparsity=0.5, criterion="random", seed=1).eval()
+    fresh.load_state_dict(network.state_dict())
+    images = torch.rand(3, 3, 8, 8)
+    expected = network.eval()(images)
+    assert torch.equal(fresh(images), expected)
+    assert torch.equal(copy.deepcopy(network)(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exits": 1}, "exits=1: method=multi-exit takes 2 exits or more"),
+        ({"exits": 4}, "exits=4: takes at most 3, one a stage"),
+        ({"branch_after": [1, 3]}, r"branch_after=\[1, 3\]: takes 2 stages"),
+        ({"ratio": [2, 1, 1]}, r"ratio=\[2, 1, 1\]: takes 1 positive numbers"),
+    ],
+)
+def test_what_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
