@@ -53,6 +53,11 @@ def test_members_are_pruned_each_for_itself():
     assert not torch.equal(first[name], second[name])
 
 
+def test_members_have_no_branches_whatever_is_asked_of_others():
+    ensemble = find_method(CONFIG).build(plan(branch_after=[1, 2], ratio=[2.0, 1.0, 1.0])).eval()
+    assert torch.equal(ensemble.state_dict()["members.0.stem.conv1.weight"], plan().create(0).conv1.weight)
+
+
 def test_networks_of_several_exits_stand_side_by_side():
     halves = nn.Unflatten(1, (2, 2))
     ensemble = DeepEnsemble([nn.Linear(4, 2), halves])

@@ -174,7 +174,6 @@ def test_any_model_that_can_be_cut_will_do(method):
         ("dst-ensemble", {"criterion": "snip"}, "^criterion='snip': .* takes erk"),
         ("dst-ensemble", {"criterion": "erc"}, "^criterion='erc' is not known; did you mean erk"),
         ("neurotrails", {"grouping": "channels"}, "^grouping='channels': .* takes weights or copies"),
-        ("dst-ensemble", {"branch_after": [1, 2]}, "^branch_after=.*: takes 0 stages"),
     ],
 )
 def test_what_a_plan_cannot_have(method, changes, message):

@@ -1,7 +1,6 @@
 """Deep Ensembles (Lakshminarayanan et al. 2017, arXiv 1612.01474): separate networks, averaged."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +39,5 @@ class DeepEnsembleMethod(Method):
         if plan.fission.exits < 2:
             raise ValueError(f"exits={plan.fission.exits}: a Deep Ensemble takes 2 members or more")
         first = plan.fission.exits * plan.fission.seed
-        single = Fission(self.config)
-        return DeepEnsemble(
-            [
-                single.build(replace(plan, fission=replace(plan.fission, exits=1, seed=first + number)))
-                for number in range(plan.fission.exits)
-            ]
-        )
+        seeds = range(first, first + plan.fission.exits)
+        return DeepEnsemble([Fission(self.config).build(plan.of_one_exit(seed)) for seed in seeds])

@@ -1,7 +1,6 @@
 """Exits without fission: one whole network with auxiliary classifiers on its early features."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +100,7 @@ class MultiExitMethod(Method):
         exits = plan.fission.exits
         if exits < 2:
             raise ValueError(f"exits={exits}: method=multi-exit takes 2 exits or more")
-        alone = replace(plan.fission, exits=1, branch_after=None)
-        single = Fission(self.config).build(replace(plan, fission=alone))
+        single = Fission(self.config).build(plan.of_one_exit())
         assert isinstance(single, FissionNetwork)
         branches = resolve_branches(plan.fission.branch_after, exits, single.stage_names)
         with in_mode(single, training=False), torch.no_grad():

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from math import ceil, cos, pi
 from typing import Any
 
@@ -111,8 +110,7 @@ class _OneTraining(Method):
         exits = plan.fission.exits
         if exits < 2:
             raise ValueError(f"exits={exits}: method={self.config.method} takes 2 snapshots or more")
-        single = Fission(self.config).build(replace(plan, fission=replace(plan.fission, exits=1)))
-        return Snapshots(single, exits)
+        return Snapshots(Fission(self.config).build(plan.of_one_exit()), exits)
 
     def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
         """What takes the snapshots.

@@ -258,11 +258,8 @@ class DSTEnsemble(SparseTraining):
         """A `DeepEnsemble` of the seeds that a Deep Ensemble has; see `SparseTraining.check` for errors."""
         self.check(plan)
         exits, first = plan.fission.exits, plan.fission.exits * plan.fission.seed
-        plans = [
-            replace(plan, fission=replace(plan.fission, exits=1, seed=seed))
-            for seed in range(first, first + exits)
-        ]
-        return DeepEnsemble([self.sparse_network(each) for each in plans])
+        seeds = range(first, first + exits)
+        return DeepEnsemble([self.sparse_network(plan.of_one_exit(seed)) for seed in seeds])
 
 
 class EDSTEnsemble(SparseTraining):
@@ -283,8 +280,7 @@ class EDSTEnsemble(SparseTraining):
     def build(self, plan: Plan) -> nn.Module:
         """`Snapshots`; see `SparseTraining.check` for errors."""
         self.check(plan)
-        one = replace(plan.fission, exits=1)
-        return Snapshots(self.sparse_network(replace(plan, fission=one)), plan.fission.exits)
+        return Snapshots(self.sparse_network(plan.of_one_exit()), plan.fission.exits)
 
     def schedule(self, asked: str, exits: int) -> Schedule:
         """`refining`, whatever is asked for."""

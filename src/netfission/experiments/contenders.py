@@ -10,7 +10,7 @@ Settings = Mapping[str, Any]
 _SPARSE: Settings = {"sparsity": 0.8, "criterion": "erk"}  # FreeTickets (arXiv 2106.14568), table 1
 
 CONTENDERS: dict[str, Settings] = {
-    "single": {"exits": 1},
+    "single": {"exits": 1, "branch_after": None, "ratio": None},
     "fission-channels": {"grouping": "channels"},
     "fission-weights": {"grouping": "weights"},
     "deep-ensemble": {"method": "deep-ensemble"},

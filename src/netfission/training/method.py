@@ -1,8 +1,8 @@
 """What every method offers: a network of several predictions, and how it departs from the common training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -32,6 +32,16 @@ class Plan:
     fission: FissionConfig
     example: Tensor
     batches: Sequence[tuple[Tensor, Tensor]] = ()
+
+    def of_one_exit(self, seed: int | None = None) -> Self:
+        """The plan of a network of one exit, which has no branches.
+
+        Args:
+            seed: its own; default the plan's.
+        """
+        seed = self.fission.seed if seed is None else seed
+        one = replace(self.fission, exits=1, branch_after=None, ratio=None, seed=seed)
+        return replace(self, fission=one)
 
 
 class Outcome(NamedTuple):
