@@ -95,11 +95,16 @@ def compare(settings: Namespace) -> None:
     for name in ("seeds", "workers", "rounds"):
         _from_one(name, settings[name])
     reference = one_of("reference", settings.reference or next(iter(contenders)), contenders)
-    common = _chosen(settings, {"methods", "seeds", "reference", "workers", "rounds"})
+    common = _chosen(settings, {"methods", "seeds", "reference", "workers", "ray", "rounds"})
     out = Path(settings.out)
     print(f"writing to {out}", flush=True)
     grid = Grid(contenders, range(settings.seeds), common, reference)
-    _tell(compare_grid(grid, out, workers=settings.workers, rounds=settings.rounds), out)
+    _tell(compare_grid(grid, out, **_means(settings)), out)
+
+
+def _means(settings: Namespace) -> dict[str, Any]:
+    """How a grid's runs are done and timed."""
+    return {name: settings[name] for name in ("workers", "ray", "rounds")}
 
 
 def _tell(comparison: "Comparison", out: Path) -> None:
@@ -118,7 +123,7 @@ def reproduce(settings: Namespace) -> None:
         _from_one(name, settings[name])
     out = Path(settings.out or Path("reproduce") / f"{file.name}-{settings.scale}")
     print(f"{file.title}: {len(grid.cells())} runs, writing to {out}", flush=True)
-    _tell(compare_grid(grid, out, workers=settings.workers, rounds=settings.rounds), out)
+    _tell(compare_grid(grid, out, **_means(settings)), out)
 
 
 def cost(settings: Namespace) -> None:
@@ -230,8 +235,7 @@ def _parser() -> ArgumentParser:
     )
     for part in PARTS:
         beside.add_class_arguments(part, skip={"method", "seed", "workers"})
-    beside.add_argument("--workers", type=int, default=1, help="processes that share the runs")
-    beside.add_argument("--rounds", type=int, default=15, help="how often each method is timed")
+    _add_means(beside)
     beside.add_argument("--out", type=str, default="compare", help="folder of records, runs and figures")
     commands.add_subcommand("compare", beside, help=compare.__doc__)
 
@@ -240,8 +244,7 @@ def _parser() -> ArgumentParser:
     repeat.add_argument("--scale", type=str, default="laptop", help="paper: in full; laptop: hours on a CPU")
     repeat.add_argument("--seeds", type=int | None, help="runs of each contender (default: the grid's)")
     repeat.add_argument("--data", type=str | None, help="where the data set is (default: from the hub)")
-    repeat.add_argument("--workers", type=int, default=1, help="processes that share the runs")
-    repeat.add_argument("--rounds", type=int, default=15, help="how often each contender is timed")
+    _add_means(repeat)
     repeat.add_argument(
         "--out",
         type=str | None,
@@ -274,6 +277,15 @@ def _parser() -> ArgumentParser:
     show.add_argument("--grouping", type=str, default="channels", help="channels, weights or copies")
     commands.add_subcommand("demo", show, help=demo.__doc__)
     return parser
+
+
+def _add_means(parser: ArgumentParser) -> None:
+    """Flags for `_means`."""
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the runs")
+    parser.add_argument(
+        "--ray", type=str | None, help="address of a Ray cluster that does the runs: auto, local, HOST:PORT"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="how often each contender is timed")
 
 
 def _run_config(settings: Namespace) -> RunConfig:

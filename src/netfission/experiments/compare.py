@@ -18,7 +18,9 @@ from netfission.files import write_whole
 from netfission.models import create_model
 
 
-def compare(grid: Grid, out: Path, *, workers: int = 1, rounds: int = ROUNDS) -> Comparison:
+def compare(
+    grid: Grid, out: Path, *, workers: int = 1, ray: str | None = None, rounds: int = ROUNDS
+) -> Comparison:
     """Do a grid's missing runs and compare its contenders; everything is kept in the folder `out`.
 
     Args:
@@ -27,6 +29,7 @@ def compare(grid: Grid, out: Path, *, workers: int = 1, rounds: int = ROUNDS) ->
             Where records and costs are whole, the run folders may be missing: table and pictures are drawn
             again.
         workers: processes that share the runs.
+        ray: instead, address of a Ray cluster that does them.
         rounds: how often each contender is timed.
 
     Raises:
@@ -34,7 +37,7 @@ def compare(grid: Grid, out: Path, *, workers: int = 1, rounds: int = ROUNDS) ->
         OSError: the disk is full, or the folder cannot be written.
     """
     cells = grid.cells()
-    records = run_missing(cells, out, workers=workers)
+    records = run_missing(cells, out, workers=workers, ray=ray)
     comparison = summarise(grid, cells, records, _costs(cells, records, out, rounds))
     comparison.write(out)
     return comparison

@@ -7,6 +7,7 @@ import multiprocessing.connection
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from netfission.experiments.cluster import spread
 from netfission.experiments.grid import Cell
 from netfission.experiments.records import Record, Records
 from netfission.files import write_whole
@@ -22,7 +24,9 @@ from netfission.training.folder import RunFolder, environment
 from netfission.training.run import train
 
 
-def run_missing(cells: Sequence[Cell], out: Path, *, workers: int = 1) -> list[Record]:
+def run_missing(
+    cells: Sequence[Cell], out: Path, *, workers: int = 1, ray: str | None = None
+) -> list[Record]:
     """Do the runs that have no record of success, and give the records of all.
 
     A run that fails is recorded and does not stop the rest; it is tried again the next time. Runs that
@@ -33,9 +37,10 @@ def run_missing(cells: Sequence[Cell], out: Path, *, workers: int = 1) -> list[R
         cells: in the order they run.
         out: folder; `records/` in it holds a file a run, `runs/` the run folders.
         workers: processes that share the runs, each with its part of the CPU's threads.
+        ray: instead, address of a Ray cluster that does the runs, see `netfission.experiments.cluster`.
 
     Raises:
-        ValueError: `workers` is below 1, or a record is damaged.
+        ValueError: `workers` is below 1, no cluster answers, or a record is damaged.
         OSError: the disk is full, or the folder cannot be written.
         RuntimeError: a worker died.
     """
@@ -44,7 +49,9 @@ def run_missing(cells: Sequence[Cell], out: Path, *, workers: int = 1) -> list[R
     records = Records(out / "records")
     missing = [cell for cell in cells if records.done(cell) is None]
     with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="run") as bar:
-        if workers == 1:
+        if ray is not None:
+            _spread(missing, out, bar, ray)
+        elif workers == 1:
             _work(missing, out, bar)
         else:
             _share(missing, out, bar, min(workers, len(missing)))
@@ -63,6 +70,19 @@ def _work(cells: Sequence[Cell], out: Path, bar: Any) -> None:
     left = [cell for cell in cells if not _run_if_free(cell, out, records, bar, wait=False)]
     for cell in left:
         _run_if_free(cell, out, records, bar, wait=True)
+
+
+def _spread(cells: Sequence[Cell], out: Path, bar: Any, address: str) -> None:
+    """Let a Ray cluster do the runs; then see to those that others were at work on."""
+    left = []
+    for cell, done in spread(cells, address, partial(_run_away, out.resolve())):
+        bar.update(done)
+        left += [] if done else [cell]
+    _work(left, out, bar)
+
+
+def _run_away(out: Path, cell: Cell) -> bool:
+    return _run_if_free(cell, out, Records(out / "records"), tqdm(disable=True), wait=False)
 
 
 def _share(cells: Sequence[Cell], out: Path, bar: Any, workers: int) -> None:
