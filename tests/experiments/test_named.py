@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +33,15 @@ def test_every_named_grid_has_sound_settings_at_every_scale(name):
         assert all(cell.config.data.validation == 0 or name == "pretrained" for cell in cells)
 
 
-def test_the_issue_of_scale_is_the_settings_alone():
+def test_the_readmes_grid_is_one():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (text,) = re.findall(r"```yaml\n(title.*?)```", readme, re.DOTALL)
+    grid = read_grid("readme", text).at("laptop")
+    assert len(grid.cells()) == 3 * 4
+    assert grid.contenders["fission, temperature 10.0"] == {"grouping": "channels", "temperature": 10.0}
+
+
+def test_scales_differ_in_settings_alone():
     paper, laptop = (find_grid("figure4").at(scale) for scale in ("paper", "laptop"))
     assert list(paper.contenders) == list(laptop.contenders)
     assert len(paper.contenders) == 1 + 6 * 8
