@@ -33,6 +33,7 @@ LOSE = 0.2  # points of accuracy, of a cascade
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 when the work failed, 2 for a bad request."""
     warnings.showwarning = _one_line_warning
+    command = ""
     try:
         settings = _parser().parse_args(arguments)
         command = settings.command
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         return _report(error, 1)
     except KeyboardInterrupt:
-        return _report(KeyboardInterrupt("stopped; the same command with --resume goes on"), 130)
+        again = " with --resume" if command == "train" else ""
+        return _report(KeyboardInterrupt(f"stopped; the same command{again} goes on"), 130)
     return 0
 
 
