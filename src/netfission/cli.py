@@ -79,7 +79,7 @@ def evaluate(settings: Namespace) -> None:
         return
     if settings.lose is None and settings.spend is None:
         cascade["lose"] = LOSE
-    cascade["rule"] = settings.rule or "confidence"
+    cascade["rule"] = settings.rule or "margin"
     cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
     print(evaluate_cascade(folder, config, **cascade).table())
     print(f"wrote cascade.json, cascade.png and cascade.svg in {folder.path}")
@@ -215,8 +215,9 @@ def _parser() -> ArgumentParser:
     )
     again.add_argument(
         "--rule",
-        type=Literal["confidence", "agreement"] | None,
-        help="what makes a cascade sure: the largest probability (default), or exits that agree",
+        type=Literal["margin", "confidence", "agreement"] | None,
+        help="what makes a cascade sure: how far apart the two largest probabilities are (default), the "
+        "largest one, or exits that agree",
     )
     again.add_argument(
         "--single", type=str | None, help="folder of a run of the same model with one exit, to show beside"

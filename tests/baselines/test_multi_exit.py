@@ -133,7 +133,6 @@ def test_copies_and_loaded_states_answer_alike_and_stay_pruned():
         ({"exits": 1}, "exits=1: method=multi-exit takes 2 exits or more"),
         ({"exits": 4}, "exits=4: takes at most 3, one a stage"),
         ({"branch_after": [1, 3]}, r"branch_after=\[1, 3\]: takes 2 stages"),
-        ({"ratio": [2, 1, 1]}, r"ratio=\[2, 1, 1\]: takes 1 positive numbers"),
     ],
 )
 def test_what_is_refused(changes, message):

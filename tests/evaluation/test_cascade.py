@@ -68,7 +68,7 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
     assert main(["evaluate", str(run), "--cascade", "--single", str(single)]) == 0
     printed = capsys.readouterr().out
     record = json.loads((run / "cascade.json").read_text())
-    assert (record["lose"], record["spend"], record["rule"]) == (0.2, None, "confidence")
+    assert (record["lose"], record["spend"], record["rule"]) == (0.2, None, "margin")
     assert (record["validation_images"], record["test_images"]) == (145, 359)
     assert record["environment"]["threads"] == torch.get_num_threads()
     evaluation = json.loads((run / "evaluation.json").read_text())

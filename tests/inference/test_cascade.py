@@ -84,7 +84,10 @@ def by_hand(
         run = [logits[number] for number in order[:used]]
         mean = [math.fsum(column) / used for column in zip(*run, strict=True)]
         best = mean.index(max(mean))
-        if rule == "confidence":
+        exponentials = sorted(math.exp(value - max(mean)) for value in mean)
+        if rule == "margin":
+            score = (exponentials[-1] - exponentials[-2]) / math.fsum(exponentials)
+        elif rule == "confidence":
             score = 1 / math.fsum(math.exp(value - max(mean)) for value in mean)
         else:
             score = sum(one.index(max(one)) == best for one in run) / exits
@@ -124,6 +127,12 @@ def test_higher_thresholds_never_use_fewer_exits(drawn, raised, rule) -> None:
     assert (higher_used >= lower_used).all()
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_no_tie_goes_on_at_zero_and_one_class_will_do(rule) -> None:
+    assert cascade_logits(torch.zeros(1, 2, 3), [0.0], rule=rule).exits_used == 1
+    assert cascade_logits(torch.zeros(1, 2, 1), [0.0], rule=rule).exits_used == 1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("rule", RULES)
 def test_thresholds_of_one_run_all_and_of_zero_the_first(layout, rule) -> None:
@@ -139,7 +148,7 @@ def test_thresholds_of_one_run_all_and_of_zero_the_first(layout, rule) -> None:
 
 def median_cascade(layout: tuple[int, ...], order: list[int]) -> Cascade:
     """Half of the images stop at each step."""
-    _, scores = step_by_step(logits_of(layout), order, "confidence")
+    _, scores = step_by_step(logits_of(layout), order, "margin")
     thresholds: list[float] = []
     going = torch.ones(len(scores), dtype=torch.bool)
     for column in scores.unbind(1):

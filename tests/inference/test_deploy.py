@@ -419,3 +419,26 @@ def test_a_fused_convolution_is_the_plain_sequence(groups: int, activation: str 
             fused.overwrites = True
             torch.testing.assert_close(fused(features, residual), expected)
             fused.overwrites = False
+
+
+@pytest.mark.parametrize("channels", [16, 64, 96])
+def test_a_weight_is_laid_out_as_onednn_wants_it_for_each_batch_and_held_once_a_layout(channels: int) -> None:
+    layer = FusedConv2d.like(
+        nn.Conv2d(channels, channels, 3, padding=1), torch.randn(channels, channels, 3, 3), None
+    )
+    onednn = torch.ops.mkldnn
+
+    def layout(weight: torch.Tensor) -> bytes:
+        return bytes(onednn._get_mkldnn_serialized_md(weight).tolist())
+
+    wanted = {}
+    for size in (2, 1, 5, 1, 2):
+        features = torch.randn(size, channels, 8, 8).contiguous(memory_format=torch.channels_last)
+        layer(features)
+        settings = layer.padding, layer.stride, layer.dilation, layer.groups, features.shape
+        wanted[size] = layout(onednn._reorder_convolution_weight(layer.weight, *settings))
+        assert layout(layer._weight_for(features)) == wanted[size]
+    assert layer._laid_out is not None
+    assert set(layer._laid_out.by_layout) == set(wanted.values())
+    held = {id(weight) for weight in layer._laid_out.by_shape.values()}
+    assert len(held) == len(set(wanted.values()))

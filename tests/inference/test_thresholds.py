@@ -125,7 +125,7 @@ def test_what_was_asked_for_holds_for_other_examples_too() -> None:
         chosen = choose_thresholds(*examples(1000, 4, seed, classes=50), COSTS, lose=0.2)
         logits, labels = examples(20_000, 4, 100 + seed, classes=50)
         full = (logits.mean(1).argmax(1) == labels).double().mean().item()
-        lost.append(full - worth(logits, labels, chosen.thresholds, "confidence")[0])
+        lost.append(full - worth(logits, labels, chosen.thresholds, "margin")[0])
     assert sum(lost) / len(lost) < 0.006
 
 

@@ -157,7 +157,7 @@ def evaluate_cascade(
     test: Labelled,
     images: Tensor,
     *,
-    rule: Rule = "confidence",
+    rule: Rule = "margin",
     lose: float | None = None,
     spend: float | None = None,
     single_accuracy: float | None = None,

@@ -17,8 +17,8 @@ from netfission.words import one_of
 if TYPE_CHECKING:  # the network imports this package
     from netfission.network import FissionNetwork, Path
 
-Rule = Literal["confidence", "agreement"]
-RULES: tuple[Rule, ...] = ("confidence", "agreement")
+Rule = Literal["margin", "confidence", "agreement"]
+RULES: tuple[Rule, ...] = ("margin", "confidence", "agreement")
 
 
 class CascadeOutput(NamedTuple):
@@ -81,7 +81,7 @@ class Cascade(nn.Module):
         *,
         order: Sequence[int] | None = None,
         example_input: Tensor | None = None,
-        rule: Rule = "confidence",
+        rule: Rule = "margin",
     ) -> None:
         super().__init__()
         _check_network(network)
@@ -169,20 +169,24 @@ class Cascade(nn.Module):
 def sureness(so_far: Sequence[Tensor], mean: Tensor, exits: int, rule: Rule) -> Tensor:
     """How sure the ensemble of the exits so far is of its class, per example.
 
-    With `"confidence"` the largest probability of the softmax of their mean logits. With `"agreement"`
-    the share of *all* the network's exits that have voted for the ensemble's class by now: it is at most
-    `1 / exits` after one exit, so that a threshold from there on asks for two exits that agree; above a
-    half, the exits to come cannot outvote them.
+    With `"margin"` the largest probability of the softmax of their mean logits less the second largest: the
+    exits to come change the class where the two are close, however likely they are. With `"confidence"` the
+    largest probability itself. With `"agreement"` the share of *all* the network's exits that have voted for
+    the ensemble's class by now: it is at most `1 / exits` after one exit, so that a threshold from there on
+    asks for two exits that agree; above a half, the exits to come cannot outvote them.
 
     Args:
         so_far: logits of each exit so far, `(batch, classes)` each.
         mean: their mean, `(batch, classes)`.
         exits: number of exits of the network.
-        rule: `"confidence"` or `"agreement"`.
+        rule: `"margin"`, `"confidence"` or `"agreement"`.
 
     Returns:
         `(batch,)` in (0, 1], of the dtype of `mean`.
     """
+    if rule == "margin":
+        best, *others = mean.softmax(dim=1).topk(min(2, mean.shape[1]), dim=1).values.unbind(dim=1)
+        return (best - sum(others)).clamp(min=torch.finfo(mean.dtype).tiny)  # equals are above 0, too
     if rule == "confidence":
         return mean.softmax(dim=1).amax(dim=1)
     votes = torch.stack(list(so_far)).argmax(dim=2) == mean.argmax(dim=1)
@@ -194,7 +198,7 @@ def cascade_logits(
     thresholds: Sequence[float],
     *,
     order: Sequence[int] | None = None,
-    rule: Rule = "confidence",
+    rule: Rule = "margin",
 ) -> CascadeOutput:
     """What a `Cascade` gives, from the logits of all exits.
 

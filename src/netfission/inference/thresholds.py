@@ -37,7 +37,7 @@ def choose_thresholds(
     costs: Sequence[float],
     *,
     order: Sequence[int] | None = None,
-    rule: Rule = "confidence",
+    rule: Rule = "margin",
     lose: float | None = None,
     spend: float | None = None,
 ) -> CascadeChoice:

@@ -118,7 +118,7 @@ def evaluate_cascade(
     folder: RunFolder,
     config: RunConfig,
     *,
-    rule: Rule = "confidence",
+    rule: Rule = "margin",
     lose: float | None = None,
     spend: float | None = None,
     single: RunFolder | None = None,

@@ -68,7 +68,7 @@ def deploy(network: "FissionNetwork", example_input: Tensor, *, joined: bool | N
     Returns:
         Images → logits `(batch, exits, classes)` as the network gives in eval mode, up to rounding. It can
         be copied, pickled, moved, compiled and exported, and has a state dict of its own. On a CPU it holds
-        the weights of convolutions twice, once as oneDNN wants them.
+        the weights of convolutions once more in each layout that oneDNN wants for the shapes that come.
 
     Raises:
         ValueError: the network does not take `example_input`, or its logits on it cannot be repeated

@@ -1,6 +1,7 @@
 """A convolution that does what follows it as well, with weights laid out once."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -28,13 +29,39 @@ ACTIVATIONS = {
 _NONE = Activation(lambda features: features, "none")
 
 
+@dataclass
+class _LaidOut:
+    """A weight as oneDNN wants it.
+
+    That differs with the shape of the features, mostly between one image and several; laid out otherwise, a
+    convolution may take many times as long.
+
+    Attributes:
+        weight: as PyTorch has it.
+        version: of its values.
+        by_shape: shape of features → the weight laid out for them.
+        by_layout: the same by layout, each held once.
+    """
+
+    weight: Tensor
+    version: int | None
+    by_shape: dict[torch.Size, Tensor] = field(default_factory=dict)
+    by_layout: dict[bytes, Tensor] = field(default_factory=dict)
+
+    def add(self, laid_out: Tensor, shape: torch.Size) -> Tensor:
+        """Keep the weight as laid out for features of a shape; the one that is held."""
+        layout = _ONEDNN._get_mkldnn_serialized_md(laid_out).numpy().tobytes()
+        self.by_shape[shape] = self.by_layout.setdefault(layout, laid_out)
+        return self.by_shape[shape]
+
+
 class FusedConv2d(nn.Conv2d):
     """`activation(convolution(features) + residual)` for inference.
 
     On a CPU it runs as one operation of oneDNN, the one torch.compile's inductor makes of such a sequence.
-    The weight is laid out for it at the first call and kept so, outside the state dict; PyTorch's own
-    `conv2d` lays it out again at every call, which is a large part of the time of a small batch. Elsewhere,
-    and when compiled or exported, it is the plain sequence.
+    The weight is laid out for it at the first call with features of a shape and kept so, outside the state
+    dict; PyTorch's own `conv2d` lays it out again at every call, which is a large part of the time of a small
+    batch. Elsewhere, and when compiled or exported, it is the plain sequence.
 
     Attributes:
         activation: a name in `ACTIVATIONS`, or None.
@@ -58,7 +85,7 @@ class FusedConv2d(nn.Conv2d):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.activation: str | None = None
         self.overwrites = False
-        self._laid_out: tuple[Tensor, int | None, Tensor] | None = None
+        self._laid_out: _LaidOut | None = None
 
     @classmethod
     def like(cls, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Self:
@@ -113,11 +140,15 @@ class FusedConv2d(nn.Conv2d):
         """The weight as oneDNN wants it for such features."""
         weight: Tensor = self.weight
         version = None if weight.is_inference() else weight._version
-        if self._laid_out is not None and self._laid_out[0] is weight and self._laid_out[1] == version:
-            return self._laid_out[2]
-        settings = self.padding, self.stride, self.dilation, self.groups, features.shape
-        laid_out: Tensor = _ONEDNN._reorder_convolution_weight(weight.detach(), *settings)
-        self._laid_out = weight, version, laid_out
+        kept = self._laid_out
+        if kept is None or kept.weight is not weight or kept.version != version:
+            kept = self._laid_out = _LaidOut(weight, version)
+        laid_out = kept.by_shape.get(features.shape)
+        if laid_out is None:
+            settings = self.padding, self.stride, self.dilation, self.groups, features.shape
+            laid_out = kept.add(
+                _ONEDNN._reorder_convolution_weight(weight.detach(), *settings), features.shape
+            )
         return laid_out
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -134,7 +165,7 @@ class FusedConv2d(nn.Conv2d):
 
 
 _ONEDNN = torch.ops.mkldnn
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(_ONEDNN, "_convolution_pointwise")
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(_ONEDNN, "_get_mkldnn_serialized_md")
 _DTYPES = {torch.float32}
 if _HAS_ONEDNN and _ONEDNN._is_mkldnn_bf16_supported():
     _DTYPES.add(torch.bfloat16)
