@@ -14,7 +14,6 @@ from netfission.baselines.snapshot import Snapshots
 from netfission.cost import Quartiles, Size, count_parameters, quartiles
 from netfission.fission import fission
 from netfission.inference.deploy import deploy
-from netfission.losses import EnsembleDistillationLoss
 from netfission.macs import count_macs
 from netfission.measure import inference_times, times_in_turn, training_step
 from netfission.network import FissionNetwork
@@ -70,11 +69,7 @@ class Contestant:
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """What a training step descends on."""
-        weight = self.config.training.distillation_weight
-        loss_of = EnsembleDistillationLoss(
-            self.config.training.temperature, self.method.distillation if weight is None else weight
-        )
-        return self.method.step(network, images, labels, loss_of).loss
+        return self.method.step(network, images, labels, self.method.loss(self.config.training)).loss
 
 
 @dataclass(frozen=True)

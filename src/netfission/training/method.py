@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.fission import FissionConfig, fission
+from netfission.losses import EnsembleDistillationLoss
 from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.schedules import SCHEDULES, Schedule
 
@@ -82,6 +83,11 @@ class Method:
             ValueError: a setting is not what it takes, or the network cannot carry the method.
         """
         raise NotImplementedError
+
+    def loss(self, training: TrainingConfig) -> EnsembleDistillationLoss:
+        """What a step descends on: as the settings say, with the method's own factor where they do not."""
+        weight = training.distillation_weight
+        return EnsembleDistillationLoss(training.temperature, self.distillation if weight is None else weight)
 
     def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
         """One training step's loss on one batch."""

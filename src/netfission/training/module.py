@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from netfission.data import Batches
 from netfission.inference.ensemble import ensemble_log_probabilities
-from netfission.losses import EnsembleDistillationLoss
 from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.method import Fission, Method
 
@@ -75,10 +74,7 @@ class FissionTraining(lightning.LightningModule):
         self.seed = seed
         self.exits = exits
         self.method = method or Fission(MethodConfig())
-        weight = config.distillation_weight
-        self.loss = EnsembleDistillationLoss(
-            config.temperature, self.method.distillation if weight is None else weight
-        )
+        self.loss = self.method.loss(config)
         self.tallies = {"train": Tally(), "val": Tally()}
         self.first_bad_step: Tensor | None = None
 
