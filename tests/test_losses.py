@@ -1,4 +1,5 @@
 import math
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 import pytest
@@ -9,24 +10,42 @@ from torch import Tensor
 
 from netfission import losses
 from netfission.inference import ensemble_log_probabilities
-from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
+from netfission.inference.ensemble import Average
+from netfission.losses import EnsembleDistillationLoss, Teacher, ensemble_distillation_loss
 
 
 def reference(
-    logits: Tensor, labels: Tensor, temperature: float, weight: float, cross_entropy: bool
+    logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    weight: float,
+    cross_entropy: bool,
+    teacher: Teacher = "logits",
 ) -> float:
     """The formula for `(batch, exits, classes)`, one number at a time."""
     total = 0.0
     for exits, label in zip(logits.tolist(), labels.tolist(), strict=True):
-        mean = [sum(column) / len(exits) for column in zip(*exits, strict=True)]
-        q = softmax([z / temperature for z in mean])
-        for z in exits:
+        for number, z in enumerate(exits):
+            q = teach(exits, number, temperature, teacher)
             p = softmax([value / temperature for value in z])
             kl = sum(a * (math.log(a) - math.log(b)) for a, b in zip(q, p, strict=True))
             total += weight * temperature**2 * kl
             if cross_entropy:
                 total -= math.log(softmax(z)[label])
     return total / len(logits)
+
+
+def teach(exits: list[list[float]], number: int, temperature: float, teacher: Teacher) -> list[float]:
+    softened = [[value / temperature for value in z] for z in exits]
+    if teacher == "probabilities":
+        return mean([softmax(z) for z in softened])
+    if teacher == "others" and len(exits) > 1:
+        del softened[number]
+    return softmax(mean(softened))
+
+
+def mean(rows: list[list[float]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def softmax(z: list[float]) -> list[float]:
@@ -50,6 +69,7 @@ def random_case(
     temperature=st.floats(0.5, 10),
     weight=st.floats(0.1, 5),
     cross_entropy=st.booleans(),
+    teacher=st.sampled_from(get_args(Teacher)),
 )
 def test_is_the_formula(
     seed: int,
@@ -57,14 +77,12 @@ def test_is_the_formula(
     temperature: float,
     weight: float,
     cross_entropy: bool,
+    teacher: Teacher,
 ) -> None:
     logits, labels = random_case(seed, shape)
-    loss = ensemble_distillation_loss(
-        logits, labels, temperature=temperature, weight=weight, cross_entropy=cross_entropy
-    )
-    assert loss.item() == pytest.approx(
-        reference(logits, labels, temperature, weight, cross_entropy), rel=1e-9, abs=1e-9
-    )
+    loss = EnsembleDistillationLoss(temperature, weight, cross_entropy, teacher)(logits, labels)
+    expected = reference(logits, labels, temperature, weight, cross_entropy, teacher)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -93,9 +111,9 @@ def test_no_gradient_is_computed_for_the_teacher(monkeypatch: pytest.MonkeyPatch
     logits, labels = random_case(12, (4, 3, 5))
     asked_for = []
 
-    def watched(softened: Tensor) -> Tensor:
+    def watched(softened: Tensor, average: Average) -> Tensor:
         asked_for.append(softened.requires_grad)
-        return ensemble_log_probabilities(softened)
+        return ensemble_log_probabilities(softened, average)
 
     monkeypatch.setattr(losses, "ensemble_log_probabilities", watched)
     ensemble_distillation_loss(logits.requires_grad_(), labels)
@@ -195,9 +213,10 @@ def test_compiles_in_one_graph() -> None:
         ({"weight": -0.5}, "weight is -0.5; it takes"),
         ({"weight": math.nan}, "weight is nan; it takes"),
         ({"weight": 0.0, "cross_entropy": False}, "one term must stay"),
+        ({"teacher": "mean"}, "teacher is 'mean'; it takes one of logits, probabilities, others"),
     ],
 )
-def test_settings_out_of_range(settings_given: dict[str, float], message: str) -> None:
+def test_settings_out_of_range(settings_given: dict[str, Any], message: str) -> None:
     logits, labels = random_case(0, (2, 2, 3))
     with pytest.raises(ValueError, match=message):
         ensemble_distillation_loss(logits, labels, **settings_given)

@@ -1,12 +1,15 @@
 """Cross-entropy of every exit plus distillation from their ensemble."""
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netfission.inference.ensemble import as_logits, ensemble_log_probabilities
+
+Teacher = Literal["logits", "probabilities", "others"]
 
 
 def ensemble_distillation_loss(
@@ -16,6 +19,7 @@ def ensemble_distillation_loss(
     temperature: float = 3.0,
     weight: float = 1.0,
     cross_entropy: bool = True,
+    teacher: Teacher = "logits",
 ) -> Tensor:
     """Train every exit on the labels and on what the exits predict together.
 
@@ -35,16 +39,19 @@ def ensemble_distillation_loss(
         temperature: T above, > 0; default 3, the paper's.
         weight: Of the distillation term, >= 0; default 1. 0 leaves the term out.
         cross_entropy: Whether the first term is in; default True.
+        teacher: `"logits"` as above; `"probabilities"` takes q = mean_i softmax(z_i / T) instead;
+            `"others"` gives every exit a teacher of its own, softmax of the mean logits of all exits
+            but itself.
 
     Returns:
         The loss, a scalar of float32 or wider.
 
     Raises:
-        ValueError: A setting outside its range, both terms switched off, logits or labels of
-            another layout, or (on a CPU, where looking costs nothing) a label outside
+        ValueError: A setting outside its range, an unknown teacher, both terms switched off, logits or
+            labels of another layout, or (on a CPU, where looking costs nothing) a label outside
             [0, classes).
     """
-    _check_settings(temperature, weight, cross_entropy)
+    _check_settings(temperature, weight, cross_entropy, teacher)
     logits = as_logits(logits)
     _check_labels(labels, logits)
     loss = logits.new_zeros(())
@@ -59,9 +66,9 @@ def ensemble_distillation_loss(
     if weight:
         softened = logits / temperature
         student = softened.log_softmax(dim=2)
-        # The gradient through this teacher would sum to zero over exits; detached it costs nothing.
-        teacher = ensemble_log_probabilities(softened.detach()).unsqueeze(1).expand_as(student)
-        divergence = F.kl_div(student, teacher, reduction="none", log_target=True)
+        # The gradient through the paper's teacher would sum to zero over exits; detached it costs nothing.
+        taught = _teacher_log_probabilities(softened.detach(), teacher).expand_as(student)
+        divergence = F.kl_div(student, taught, reduction="none", log_target=True)
         loss = loss + weight * temperature**2 * divergence.sum(dim=(1, 2)).mean()
     return loss
 
@@ -69,13 +76,20 @@ def ensemble_distillation_loss(
 class EnsembleDistillationLoss(nn.Module):
     """`ensemble_distillation_loss` with its settings kept; arguments and errors are the same."""
 
-    def __init__(self, temperature: float = 3.0, weight: float = 1.0, cross_entropy: bool = True) -> None:
+    def __init__(
+        self,
+        temperature: float = 3.0,
+        weight: float = 1.0,
+        cross_entropy: bool = True,
+        teacher: Teacher = "logits",
+    ) -> None:
         """Keep the settings; ValueError where `ensemble_distillation_loss` would refuse them."""
         super().__init__()
-        _check_settings(temperature, weight, cross_entropy)
+        _check_settings(temperature, weight, cross_entropy, teacher)
         self.temperature = temperature
         self.weight = weight
         self.cross_entropy = cross_entropy
+        self.teacher = teacher
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Give the loss of logits `(batch, exits, classes, ...)` for hard or soft labels."""
@@ -85,20 +99,37 @@ class EnsembleDistillationLoss(nn.Module):
             temperature=self.temperature,
             weight=self.weight,
             cross_entropy=self.cross_entropy,
+            teacher=self.teacher,
         )
 
     def extra_repr(self) -> str:
         """Show the settings in the module's printed form."""
-        return f"temperature={self.temperature}, weight={self.weight}, cross_entropy={self.cross_entropy}"
+        return (
+            f"temperature={self.temperature}, weight={self.weight}, cross_entropy={self.cross_entropy}, "
+            f"teacher={self.teacher!r}"
+        )
 
 
-def _check_settings(temperature: float, weight: float, cross_entropy: bool) -> None:
+def _teacher_log_probabilities(softened: Tensor, teacher: Teacher) -> Tensor:
+    """`(batch, 1 or exits, classes, ...)`, of logits over the temperature, `(batch, exits, classes, ...)`."""
+    exits = softened.shape[1]
+    if teacher != "others":
+        return ensemble_log_probabilities(softened, teacher).unsqueeze(1)
+    if exits == 1:  # it has none but itself
+        return softened.log_softmax(dim=2)
+    others = softened.sum(dim=1, keepdim=True) - softened
+    return (others / (exits - 1)).log_softmax(dim=2)
+
+
+def _check_settings(temperature: float, weight: float, cross_entropy: bool, teacher: str) -> None:
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it takes a finite number above 0")
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight is {weight}; it takes a finite number of 0 or more")
     if not (weight or cross_entropy):
         raise ValueError("weight is 0 and cross_entropy is False; one term must stay")
+    if teacher not in get_args(Teacher):
+        raise ValueError(f"teacher is {teacher!r}; it takes one of {', '.join(get_args(Teacher))}")
 
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from netfission.fission import FissionConfig
+from netfission.losses import Teacher
 from netfission.words import one_of
 
 
@@ -106,6 +107,8 @@ class TrainingConfig:
         temperature: of the ensemble distillation.
         distillation_weight: factor on the distillation term; 0 trains with cross-entropy alone; default 1
             for fission, and 0 for the baselines that are defined without.
+        teacher: of the distillation: logits (softmax of the exits' mean logits), probabilities (mean of their
+            softmaxes) or others (for each exit the softmax of the other exits' mean logits).
         pruning_batches: batches of training images shown to the criteria that look at data.
         precision: 32-true, bf16-mixed or 16-mixed.
         channels_last: keep images and weights in channels-last order.
@@ -127,6 +130,7 @@ class TrainingConfig:
     schedule: Literal["paper", "cosine", "one_cycle"] = "paper"
     temperature: float = 3.0
     distillation_weight: float | None = None
+    teacher: Teacher = "logits"
     pruning_batches: int = 4
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False

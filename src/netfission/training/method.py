@@ -87,7 +87,11 @@ class Method:
     def loss(self, training: TrainingConfig) -> EnsembleDistillationLoss:
         """What a step descends on: as the settings say, with the method's own factor where they do not."""
         weight = training.distillation_weight
-        return EnsembleDistillationLoss(training.temperature, self.distillation if weight is None else weight)
+        return EnsembleDistillationLoss(
+            training.temperature,
+            self.distillation if weight is None else weight,
+            teacher=training.teacher,
+        )
 
     def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
         """One training step's loss on one batch."""
