@@ -4,14 +4,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from netfission.cli import _parser, _run_config, default_name, main
+from netfission.cli import main
+from netfission.cli import parser as whole_parser
+from netfission.cli.settings import run_config
+from netfission.cli.train import default_name
 from netfission.training.config import RunConfig
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
 def parse(*flags: str) -> RunConfig:
-    return _run_config(_parser().parse_args(["train", *flags])["train"])
+    return run_config(whole_parser().parse_args(["train", *flags])["train"])
 
 
 @pytest.mark.parametrize(

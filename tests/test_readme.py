@@ -43,7 +43,7 @@ def test_every_setting_of_fission_is_explained(name):
 
 
 def test_every_flag_shown_exists():
-    from netfission.cli import _parser
+    from netfission.cli import parser as whole_parser
 
     for command in re.findall(r"^netfission (train .*?)(?:\s{2,}#.*)?$", README, re.MULTILINE):
-        _parser().parse_args(command.split())
+        whole_parser().parse_args(command.split())
