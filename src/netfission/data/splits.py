@@ -4,14 +4,16 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from netfission.data.images import Mode, to_pixels
 
 Rows = npt.NDArray[np.int64]
 
@@ -20,7 +22,7 @@ class Records(Protocol):
     """Images not decoded yet, by row."""
 
     @property
-    def mode(self) -> Literal["L", "RGB"]:
+    def mode(self) -> Mode:
         """Pillow's name for what the pixels are turned into."""
 
     @property
@@ -40,7 +42,7 @@ class ArrayRecords:
 
     images: npt.NDArray[np.uint8]
     labels: Rows
-    mode: Literal["L", "RGB"] = "L"
+    mode: Mode = "L"
 
     def open(self, row: int) -> Image.Image:
         """Open the image of a row."""
@@ -57,7 +59,7 @@ class FileRecords:
 
     paths: Sequence[Path]
     labels: Rows
-    mode: Literal["L", "RGB"] = "RGB"
+    mode: Mode = "RGB"
 
     def open(self, row: int) -> Image.Image:
         """Open the image of a row."""
@@ -75,7 +77,7 @@ class ArrowRecords:
     dataset: Any
     column: str
     labels: Rows
-    mode: Literal["L", "RGB"] = "RGB"
+    mode: Mode = "RGB"
 
     def open(self, row: int) -> Image.Image:
         """Open the image of a row."""
@@ -95,22 +97,16 @@ class CorruptImageError(ValueError):
 def decode(records: Records, row: int, size: tuple[int, int]) -> Tensor:
     """Decode one image to `(C, H, W)` uint8, `size` being (H, W).
 
-    An image of another size is scaled until it covers `size` (bilinear, with antialiasing), and
-    its centre is taken. Raises CorruptImageError, naming the image.
+    See `to_pixels`. Raises CorruptImageError, naming the image.
     """
     try:
         with records.open(row) as image:
-            pixels = image.convert(records.mode)
+            return to_pixels(image, records.mode, size)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         raise CorruptImageError(
             f"corrupt image {records.describe(row)} ({type(error).__name__}): "
             "remove it, or pass corrupt='skip' to leave such images out"
         ) from error
-    if pixels.size != size[::-1]:
-        pixels = ImageOps.fit(pixels, size[::-1], Image.Resampling.BILINEAR)
-    # A copy, as tensors are writable and Pillow's pixels are not.
-    channels_last = np.array(pixels).reshape(*size, -1)
-    return torch.from_numpy(channels_last).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""From an image in any of Pillow's modes to pixels as a network takes them."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Mode = Literal["L", "RGB"]
+
+
+def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
+    """Turn an image into `(C, H, W)` uint8, `size` being (H, W).
+
+    It is turned upright by its EXIF tag. What is transparent lies on white; 16 bits become 8 by their
+    upper byte, and floating point by clipping to 0 … 255. An image of another size is scaled until it
+    covers `size` (bilinear, with antialiasing), and its centre is taken.
+
+    Raises whatever Pillow's decoders raise: OSError, SyntaxError, struct.error and others.
+    """
+    upright = ImageOps.exif_transpose(image)
+    pixels = _on_white(_of_eight_bits(upright)).convert(mode)
+    if pixels.size != size[::-1]:
+        pixels = ImageOps.fit(pixels, size[::-1], Image.Resampling.BILINEAR)
+    # A copy, as tensors are writable and Pillow's pixels are not.
+    channels_last = np.array(pixels).reshape(*size, -1)
+    return torch.from_numpy(channels_last).permute(2, 0, 1)
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which Pillow would clip at 255, as 8 bits."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    layers = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
