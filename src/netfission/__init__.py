@@ -1,5 +1,7 @@
 """Turn one PyTorch image classifier into a multi-exit self-ensemble at the cost of the one network."""
 
+from typing import TYPE_CHECKING, Any
+
 from netfission.backbone import Backbone
 from netfission.cost import Cost, cost
 from netfission.fission import FissionConfig, fission
@@ -16,9 +18,13 @@ from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_lo
 from netfission.network import Ensemble, FissionNetwork
 from netfission.pruning.prune import prune
 
+if TYPE_CHECKING:
+    from netfission.classifier import Classifier
+
 __all__ = [
     "Backbone",
     "Cascade",
+    "Classifier",
     "Cost",
     "Ensemble",
     "EnsembleDistillationLoss",
@@ -36,3 +42,12 @@ __all__ = [
     "predictive_entropy",
     "prune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the one public name that needs more than torch when it is asked for."""
+    if name == "Classifier":
+        from netfission.classifier import Classifier
+
+        return Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -170,7 +170,23 @@ def fission(
                 stacklevel=2,
             )
     paths = [Path(parts, copy.deepcopy(backbone.head)) for parts in own_stages]
-    network = FissionNetwork(backbone.stem, paths, branches, backbone.stage_names, repeated)
+    config = None
+    if isinstance(grouping, str):
+        config = FissionConfig(
+            exits=exits,
+            branch_after=None if branch_after is None else list(branch_after),
+            stages=None if stages is None else list(stages),
+            grouping=grouping,
+            keep_shortcuts=keep_shortcuts,
+            exact_partition=exact_partition,
+            dealing=dealing,
+            ratio=None if ratio is None else list(ratio),
+            sparsity=sparsity,
+            criterion=criterion,
+            pruning_steps=pruning_steps,
+            seed=seed,
+        )
+    network = FissionNetwork(backbone.stem, paths, branches, backbone.stage_names, repeated, config)
     _warn_of_empty_layers(paths, branches, kept)
     for module in (network, network.paths, *paths, *(path.stages for path in paths)):
         module.training = model.training

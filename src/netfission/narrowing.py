@@ -35,12 +35,13 @@ def fit(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
 
     Args:
         module: the same structure with other widths.
-        shapes: parameter or buffer name → shape; those that the module lacks are passed over.
+        shapes: parameter or buffer name → shape; those that the module lacks are passed over, and those
+            that differ in more than their widths, as kernels of another size.
     """
     widths = _head_dims(module)
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, shape in shapes.items():
-        if name in own and own[name].shape != shape:
+        if name in own and own[name].ndim == len(shape) and own[name].shape[2:] == shape[2:]:
             _set(module, name, own[name].new_zeros(shape))
     _refresh(module, widths)
 

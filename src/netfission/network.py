@@ -11,6 +11,7 @@ from netfission.inference.ensemble import ensemble_log_probabilities
 from netfission.pruning.masks import Guarded
 
 if TYPE_CHECKING:
+    from netfission.fission import FissionConfig
     from netfission.inference.deploy import Deployed
 
 
@@ -50,6 +51,7 @@ class FissionNetwork(Guarded):
         branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0.
         stage_names: the module that ended each stage in the model given.
         repeated: stage → the layers that all its paths hold whole, though they were meant to be dealt out.
+        config: the settings that `fission` made it with, where they are plain data.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class FissionNetwork(Guarded):
         branch_after: Sequence[int],
         stage_names: Sequence[str],
         repeated: Mapping[str, Sequence[Repeated]] | None = None,
+        config: "FissionConfig | None" = None,
     ) -> None:
         super().__init__()
         assert len(branch_after) == len(paths) - 1
@@ -67,6 +70,7 @@ class FissionNetwork(Guarded):
         self.branch_after = tuple(branch_after)
         self.stage_names = tuple(stage_names)
         self.repeated = {name: tuple(layers) for name, layers in (repeated or {}).items()}
+        self.config = config
 
     @property
     def exits(self) -> int:

@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,33 @@ def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_pat
         ("single", 0), ("single", 1), ("treenet", 0), ("treenet", 1),
     ]  # fmt: skip
     assert all(record["error"] is None for record in seen)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
+def test_workers_do_not_outlive_a_killed_command(tmp_path):
+    command = ["compare", *FLAGS.split(), "--methods", "[single,treenet]", "--seeds", "9", "--epochs", "99"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "netfission", *command, "--workers", "2", "--out", str(tmp_path / "cmp")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        while len(list(tmp_path.glob("cmp/runs/*/metrics.csv"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        workers = [stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == process.pid]
+    finally:
+        process.kill()
+        process.wait()
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 30
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(worker.exists() for worker in workers)
+
+
+def _parent(stat: Path) -> int | None:
+    """The parent of a process; None where it has ended since."""
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None

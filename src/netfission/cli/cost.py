@@ -76,8 +76,7 @@ def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module,
                 raise ValueError(f"{name}={settings[name]}: goes with a model's name; a run has its own")
         network, card = folder.load_fission()
         chosen = FissionConfig(**card.fission)
-        single = create_model(card.model, len(card.classes), in_channels=card.shape[0])
-        return _title(card.model, chosen), network, single, torch.randn(1, *card.shape)
+        return _title(card.model or "your own", chosen), network, card.single(), torch.randn(1, *card.shape)
     for name in ("classes", "image_size"):
         from_one(name, settings[name])
     with torch.random.fork_rng([]):

@@ -14,6 +14,23 @@ from netfission.data.splits import Split, StreamedSplit, TensorSplit
 _ORDER, _AUGMENTATION, _WORKERS = range(3)
 
 
+class Normalisation:
+    """Turns pixels `(B, C, H, W)` uint8 into floats with zero mean and unit variance in each channel.
+
+    `mean` and `std` hold one number per channel, of pixels scaled to [0, 1].
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+    ) -> None:
+        self._offset = 255 * torch.tensor(mean, device=device).view(-1, 1, 1)
+        self._scale = 1 / (255 * torch.tensor(std, device=device).view(-1, 1, 1))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return `(B, C, H, W)` float32."""
+        return pixels.float().sub_(self._offset).mul_(self._scale)
+
+
 class Batches:
     """Iterate over a split in batches of images `(B, C, H, W)` float32 and labels.
 
@@ -75,8 +92,7 @@ class Batches:
                 f"drop_last leaves no batch: batch_size is {batch_size}, "
                 f"this process's share of the split is {self._share()}"
             )
-        self._offset = 255 * torch.tensor(mean, device=self.device).view(-1, 1, 1)
-        self._scale = 1 / (255 * torch.tensor(std, device=self.device).view(-1, 1, 1))
+        self._normalise = Normalisation(mean, std, self.device)
         self._mix = make_mix(self.augment, classes)
         self._held = (
             TensorSplit(split.images.to(self.device), split.labels.to(self.device))
@@ -147,5 +163,5 @@ class Batches:
         padding, flip = self.augment.crop_padding, self.augment.flip
         if padding or flip:
             images = crop_and_flip(images, padding, flip, generator)
-        normalised = images.float().sub_(self._offset).mul_(self._scale)
+        normalised = self._normalise(images)
         return self._mix(normalised, labels, generator) if self._mix else (normalised, labels)

@@ -15,7 +15,6 @@ from netfission.experiments.grid import Cell, Grid
 from netfission.experiments.records import Record
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.files import write_whole
-from netfission.models import create_model
 
 
 def compare(
@@ -74,7 +73,7 @@ def _measured(first: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
         contestants[name] = Contestant(network, cell.config)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        single = create_model(card.model, len(card.classes), in_channels=card.shape[0])
+        single = card.single()
         images = torch.randn(max(BATCH_SIZES), *card.shape)
         return measure_costs(contestants, single, images, rounds=rounds)
 

@@ -4,7 +4,9 @@ import errno
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -107,7 +109,16 @@ def _share(cells: Sequence[Cell], out: Path, bar: Any, workers: int) -> None:
 
 def _worker(cells: Sequence[Cell], out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _work(cells, out, tqdm(disable=True))
+
+
+def _end_with_parent() -> None:
+    """Let a worker not outlive the command, however that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_if_free(cell: Cell, out: Path, records: Records, bar: Any, *, wait: bool) -> bool:

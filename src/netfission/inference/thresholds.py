@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from netfission.inference.calibration import fit_temperature
 from netfission.inference.cascade import Rule, step_by_step
 
 _GRID = 2**16  # combinations tried before each threshold is refined
@@ -129,7 +130,7 @@ class _Search:
     ) -> Self:
         """From the mean logits after each step, `(n, exits, classes)`."""
         classes = means.argmax(dim=2)
-        probabilities = (means[:, -1] * _sharpness(means[:, -1], labels)).softmax(dim=1)
+        probabilities = (means[:, -1] / fit_temperature(means[:, -1], labels)).softmax(dim=1)
         # Multiples of 2^-20, whose sums are exact, so that equals are found equal.
         expected = (probabilities.gather(1, classes).double() * 2**20).round() / 2**20
         return cls(scores, (classes == labels.unsqueeze(1)).double(), expected, costs, lose, spend)
@@ -189,18 +190,6 @@ def _between(scores: Tensor, most: int) -> Tensor:
     middles = ranked[upper - 1].lerp(ranked[upper], 0.5)
     candidates: Tensor = torch.cat([scores.new_tensor([0.0, 1.0]), middles]).unique()
     return candidates
-
-
-def _sharpness(logits: Tensor, labels: Tensor) -> float:
-    """The factor on logits, from 1/32 to 32, whose softmax gives labels the largest likelihood."""
-    label_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    low, high = -5.0, 5.0  # its binary logarithm
-    for _ in range(20):
-        middle = (low + high) / 2
-        expected = ((logits * 2**middle).softmax(dim=1) * logits).sum(dim=1)
-        # The likelihood's derivative, which falls as the factor grows.
-        low, high = (middle, high) if (label_logits - expected).sum() > 0 else (low, middle)
-    return float(2**low)
 
 
 def _check_target(costs: Sequence[float], exits: int, lose: float | None, spend: float | None) -> None:

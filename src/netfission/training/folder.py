@@ -3,13 +3,13 @@
 import json
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from netfission.baselines import find_method
+from netfission.evaluation import Evaluation
+from netfission.evaluation.calibration import Calibration
 from netfission.files import write_whole
 from netfission.fission import FissionConfig
 from netfission.models import create_model
@@ -28,13 +30,17 @@ from netfission.network import FissionNetwork
 from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.method import Plan, seeded
 
+T = TypeVar("T")
+Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name
+FORMAT = 1  # of config.json
+
 
 @dataclass(frozen=True)
 class ModelCard:
     """All that is needed to build the trained network again and feed it: `config.json`.
 
     Attributes:
-        model: its name, see `netfission.models.create_model`.
+        model: its name, see `netfission.models.create_model`; None where a factory of the user's own made it.
         classes: names of the classes, in the order of the logits.
         shape: channels, height and width of an image.
         mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
@@ -42,9 +48,10 @@ class ModelCard:
         fission: the settings it was fissioned with; of a baseline the number of its members.
         netfission: version that wrote this.
         method: the method's settings; as `MethodConfig` where they are missing.
+        format: rises when what an older version would misread is written.
     """
 
-    model: str
+    model: str | None
     classes: list[str]
     shape: list[int]
     mean: list[float]
@@ -52,17 +59,39 @@ class ModelCard:
     fission: dict[str, Any]
     netfission: str
     method: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
 
-    def build(self) -> nn.Module:
-        """The network with fresh weights, on the CPU, in eval mode."""
+    def single(self, factory: Factory | None = None) -> nn.Module:
+        """The single network with fresh weights, on the CPU.
+
+        Args:
+            factory: makes it in place of `create_model`.
+
+        Raises:
+            ValueError: the model has no name and there is no factory.
+        """
+        if factory is None:
+            if self.model is None:
+                raise ValueError("factory=None: takes what made the single network, which has no name")
+            factory = partial(create_model, self.model)
+        return factory(num_classes=len(self.classes), in_channels=self.shape[0])
+
+    def build(self, factory: Factory | None = None) -> nn.Module:
+        """The network with fresh weights, on the CPU, in eval mode.
+
+        Args:
+            factory: see `single`.
+
+        Raises:
+            ValueError: the network cannot be built.
+        """
         # Which weights are removed is read with the weights: scoring them again would be for nothing.
         config = FissionConfig(
             **{**self.fission, "criterion": "random", "pruning_steps": None, "dealing": "random"}
         )
         if config.grouping == "channels":
             config = replace(config, sparsity=0.0)  # widths are read with the weights, too
-        create = partial(create_model, self.model, len(self.classes), in_channels=self.shape[0])
-        plan = Plan(partial(seeded, create), config, torch.zeros(2, *self.shape))
+        plan = Plan(partial(seeded, partial(self.single, factory)), config, torch.zeros(2, *self.shape))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
             return find_method(MethodConfig(**self.method)).build(plan).eval()
@@ -112,6 +141,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """The figures on the test split."""
         return self.path / "evaluation.json"
+
+    @property
+    def calibration(self) -> Path:
+        """What the validation split says about the probabilities."""
+        return self.path / "calibration.json"
 
     def claim(self, config: RunConfig, resume: bool) -> None:
         """Make the folder and write its settings, or with `resume` take up the run that it holds.
@@ -198,22 +232,39 @@ class RunFolder:
         write_whole(self.card, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
         write_whole(self.weights, save(state))
 
-    def load_network(self) -> tuple[nn.Module, ModelCard]:
-        """The trained network on the CPU, in eval mode, and its card. No pickle is read.
-
-        It maps images to logits `(batch, exits, classes)`.
+    def load_card(self) -> ModelCard:
+        """The description of the trained network.
 
         Raises:
-            ValueError: a file is missing or damaged, or the two do not belong together.
+            ValueError: it is missing, damaged, or of a newer version.
         """
         if self.config.is_file() and not self.card.is_file():
             raise ValueError(f"{self.path}: its training has not ended; go on with resume")
         settings = _read(self.card, json.loads)
+        written = settings.get("format", FORMAT)
+        if not isinstance(written, int) or written > FORMAT:
+            raise ValueError(
+                f"{self.card}: has format {written}, of netfission {settings.get('netfission')}; this is "
+                f"{version('netfission')}, which reads up to {FORMAT}: update it"
+            )
         try:
-            card = ModelCard(**settings)
+            return ModelCard(**settings)
         except TypeError as error:
             raise ValueError(f"{self.card}: is not a network's description ({error})") from error
-        network = card.build()
+
+    def load_network(self, factory: Factory | None = None) -> tuple[nn.Module, ModelCard]:
+        """The trained network on the CPU, in eval mode, and its card. No pickle is read.
+
+        It maps images to logits `(batch, exits, classes)`.
+
+        Args:
+            factory: makes the single network, where it was one of the user's own.
+
+        Raises:
+            ValueError: a file is missing or damaged, or the two do not belong together.
+        """
+        card = self.load_card()
+        network = card.build(factory)
         if not self.weights.is_file():
             raise ValueError(f"{self.weights}: is missing; the run may not have ended, train with resume")
         try:
@@ -229,6 +280,14 @@ class RunFolder:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.weights}: are not the weights of {self.card} ({reason})") from error
         return network, card
+
+    def load_calibration(self) -> Calibration | None:
+        """What the validation split said; None where there was none. ValueError where it is damaged."""
+        return _parsed(self.calibration, Calibration.from_json)
+
+    def load_evaluation(self) -> Evaluation | None:
+        """The figures on the test split; None where there are none yet. ValueError where they are damaged."""
+        return _parsed(self.evaluation, Evaluation.from_json)
 
 
 def environment() -> dict[str, Any]:
@@ -251,3 +310,13 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: takes settings by name, not {type(content).__name__}")
     return dict(content)
+
+
+def _parsed(path: Path, parse: Callable[[str], T]) -> T | None:
+    """What a file that need not be there holds."""
+    if not path.is_file():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error

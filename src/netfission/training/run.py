@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from netfission.baselines import find_method
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
+from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.files import write_whole
@@ -99,6 +100,8 @@ def train(
 def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> Evaluation:
     """Run the network that lies in a run's folder over the test split, and keep the figures there.
 
+    Where there is a validation split, the network's probabilities are calibrated on it, and that kept too.
+
     Args:
         folder: of a finished run.
         config: its settings.
@@ -111,6 +114,12 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
     evaluation = evaluate_logits(*collect_logits(network, batches, device))
     write_whole(folder.evaluation, evaluation.to_json())
+    if data.validation is not None:
+        shown = make_batches(
+            data.validation, data, EVALUATION_BATCH, device=device, workers=config.data.workers
+        )
+        calibration = Calibration.fit(*collect_logits(network, shown, device))
+        write_whole(folder.calibration, calibration.to_json())
     return evaluation
 
 
@@ -153,7 +162,7 @@ def evaluate_cascade(
         raise ValueError("exits=1: a cascade takes a run of two exits or more")
     accuracy = None if single is None else _single_accuracy(single, config, card, data, device)
     with torch.random.fork_rng([]):
-        model = create_model(card.model, len(card.classes), in_channels=card.shape[0])
+        model = card.single()
     batches = partial(
         make_batches, data=data, batch_size=EVALUATION_BATCH, device=device, workers=config.data.workers
     )

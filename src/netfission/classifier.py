@@ -1,0 +1,223 @@
+"""A trained network with all that is needed to use it on images, saved and loaded as one."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelCard as Readme
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from PIL import Image
+from torch import Tensor, nn
+
+from netfission.data.batches import Normalisation
+from netfission.data.images import to_pixels
+from netfission.evaluation import Evaluation
+from netfission.evaluation.calibration import Calibration
+from netfission.files import write_whole
+from netfission.hub import quick_when_offline
+from netfission.inference.predictions import Predictions
+from netfission.network import FissionNetwork
+from netfission.readme import readme
+from netfission.training.config import RunConfig
+from netfission.training.folder import Factory, ModelCard, RunFolder
+
+_FILES = ("config.json", "model.safetensors", "calibration.json", "evaluation.json")
+
+
+class Classifier(nn.Module, PyTorchModelHubMixin):
+    """A trained network, what its classes are called, and how images are made ready for it.
+
+    `from_pretrained` reads the folder of a run, what `save_pretrained` wrote, or a repository of the Hugging
+    Face hub; `save_pretrained` and `push_to_hub` write one. Weights are safetensors and settings JSON: no
+    pickle is read, and no code but this project's and, where given, your own `factory`.
+
+    Attributes:
+        network: images, normalised, to logits `(batch, exits, classes)`.
+        card: its description.
+        calibration: of its probabilities, from a validation split; None where there was none.
+        evaluation: its figures on a test split, where known.
+        recipe: the settings it was trained with, where known.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        calibration: Calibration | None = None,
+        evaluation: Evaluation | None = None,
+        recipe: RunConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.card = card
+        self.calibration = calibration
+        self.evaluation = evaluation
+        self.recipe = recipe
+        self._normalise = Normalisation(card.mean, card.std)
+        self.eval()
+
+    @classmethod
+    def of(
+        cls,
+        network: FissionNetwork,
+        *,
+        model: str | None,
+        classes: Sequence[str],
+        shape: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> Self:
+        """Describe a network that was fissioned and trained by code of your own.
+
+        Args:
+            network: what `fission` gave, trained.
+            model: the name that `netfission.models.create_model` makes the model of; None where a factory of
+                your own made it, which `from_pretrained` is to be given then.
+            classes: their names, in the order of the logits.
+            shape: channels, height and width of the images it was trained on.
+            mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
+            std: of each channel, on the same scale; images are divided by it.
+
+        Raises:
+            ValueError: the network was made with a `Grouping` object, which no name tells; or an argument is
+                not what it takes.
+        """
+        if network.config is None:
+            raise ValueError("network: was made with a grouping of your own; takes one given by its name")
+        channels = shape[0]
+        if channels not in (1, 3) or len(shape) != 3:
+            raise ValueError(f"shape={list(shape)}: takes 1 or 3 channels, height and width")
+        if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
+            raise ValueError(
+                f"mean={list(mean)}, std={list(std)}: take a number for each channel, std above 0"
+            )
+        card = ModelCard(
+            model,
+            list(classes),
+            list(shape),
+            list(mean),
+            list(std),
+            asdict(network.config),
+            version("netfission"),
+        )
+        with torch.no_grad():
+            logits = network(torch.zeros(2, *shape, device=next(network.parameters()).device))
+        if logits.shape[2] != len(card.classes):
+            raise ValueError(f"classes: are {len(card.classes)} names; the network has {logits.shape[2]}")
+        return cls(network, card)
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; 1 where nothing was calibrated."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, float `(batch, channels, height, width)` → logits `(batch, exits, classes)`."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Any image as the network takes it, `(channels, height, width)` uint8; see `to_pixels`.
+
+        Raises what Pillow raises where the file behind it is corrupt: OSError, SyntaxError and others.
+        """
+        channels, *size = self.card.shape
+        return to_pixels(image, "L" if channels == 1 else "RGB", (size[0], size[1]))
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Pixels, uint8 `(n, channels, height, width)` → logits `(n, exits, classes)`, on the CPU."""
+        logits: Tensor = self(self._normalise(pixels).to(self.device))
+        return logits.float().cpu()
+
+    def predict(self, pixels: Tensor, *, risk: float | None = None) -> Predictions:
+        """Calibrated predictions.
+
+        Args:
+            pixels: uint8 `(n, channels, height, width)`, see `pixels`.
+            risk: share of wrong answers that is borne; the ensemble abstains where it is less sure than that
+                took on the validation split. Default: it never abstains.
+
+        Raises:
+            ValueError: `risk` is given and nothing was calibrated, or it is outside [0, 1].
+        """
+        return Predictions(self.logits(pixels) / self.temperature, self.threshold(risk))
+
+    def threshold(self, risk: float | None) -> float | None:
+        """The probability below which to abstain, for `predict`; None without a `risk`."""
+        if risk is None:
+            return None
+        if self.calibration is None:
+            raise ValueError(
+                f"risk={risk}: takes a network that was calibrated on a validation split; train with "
+                "validation above 0, or leave it out"
+            )
+        return self.calibration.risk_coverage.threshold(risk)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # downloads by snapshot, so that one name fits all
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        factory: Factory | None = None,
+    ) -> Self:
+        """Load a network; on the CPU, in eval mode, its logits those of the one saved, bit for bit.
+
+        Args:
+            name: a run's folder, a folder that `save_pretrained` wrote, or a repository on the hub.
+            revision: of the repository: a branch, a tag or a commit; default its main branch.
+            token: of the hub; default the one kept by `hf auth login`.
+            factory: `factory(num_classes, in_channels=channels)` makes the single network, where it was one
+                of your own.
+
+        Raises:
+            ValueError: a file is missing, damaged or of a newer version, or the factory's network differs.
+            ConnectionError: the hub is out of reach.
+        """
+        folder = RunFolder(Path(name))
+        if not folder.path.is_dir():
+            folder = RunFolder(_downloaded(str(name), revision=revision, token=token))
+        network, card = folder.load_network(factory)
+        recipe = folder.load_config() if folder.config.is_file() else None
+        return cls(network, card, folder.load_calibration(), folder.load_evaluation(), recipe)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by `save_pretrained` and `push_to_hub`."""
+        folder = RunFolder(save_directory)
+        folder.save_network(self.network, self.card)
+        if self.calibration is not None:
+            write_whole(folder.calibration, self.calibration.to_json())
+        if self.evaluation is not None:
+            write_whole(folder.evaluation, self.evaluation.to_json())
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> Readme:
+        """The repository's README, from what is known of the network."""
+        return Readme(readme(self.card, self.calibration, self.evaluation, self.recipe))
+
+
+def _downloaded(name: str, **settings: Any) -> Path:
+    """A copy of a hub's repository in the cache."""
+    try:
+        with quick_when_offline():
+            return Path(snapshot_download(name, allow_patterns=list(_FILES), **settings))
+    except HFValidationError as error:
+        raise ValueError(f"{name}: is no folder, nor the name of a repository on the hub") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name}: is no folder here, nor found on the hub ({reason})") from error
+    except (ConnectionError, FileNotFoundError) as error:
+        raise ConnectionError(
+            f"{name}: is no folder here, and the hub cannot be reached nor is it cached; takes the folder "
+            "of a run, or connect to a network once"
+        ) from error

@@ -1,0 +1,62 @@
+"""What a run's validation split says about how far its probabilities can be trusted."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from torch import Tensor
+
+from netfission.evaluation.metrics import classification_metrics
+from netfission.evaluation.selective import RiskCoverage
+from netfission.inference.calibration import fit_temperature
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, and how often the ensemble is wrong at each level of confidence.
+
+    Attributes:
+        n: number of validation images.
+        temperature: that all exits' logits are divided by, see `fit_temperature`.
+        raw: `classification_metrics` of the ensemble on the validation split, at temperature 1.
+        scaled: the same at the temperature.
+        risk_coverage: at the temperature.
+    """
+
+    n: int
+    temperature: float
+    raw: dict[str, float]
+    scaled: dict[str, float]
+    risk_coverage: RiskCoverage
+
+    @classmethod
+    def fit(cls, logits: Tensor, labels: Tensor) -> Self:
+        """Fit it.
+
+        Args:
+            logits: `(n, exits, classes)`, floating point, of a validation split.
+            labels: `(n,)`, int64.
+        """
+        mean = logits.double().mean(dim=1)
+        temperature = fit_temperature(mean, labels)
+        scaled = (mean / temperature).log_softmax(dim=1)
+        return cls(
+            n=len(labels),
+            temperature=temperature,
+            raw=classification_metrics(mean.log_softmax(dim=1), labels),
+            scaled=classification_metrics(scaled, labels),
+            risk_coverage=RiskCoverage.of(scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels),
+        )
+
+    def to_json(self) -> str:
+        """The figures as JSON text."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; ValueError where it is not that."""
+        try:
+            content = json.loads(text)
+            return cls(**content | {"risk_coverage": RiskCoverage(**content["risk_coverage"])})
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"text is not what Calibration.to_json writes: {error}") from None

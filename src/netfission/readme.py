@@ -1,0 +1,107 @@
+"""The README of a network that is shared: what it is, how to use it, what it was measured to be worth."""
+
+from pathlib import Path
+
+import yaml
+
+from netfission.evaluation import Evaluation
+from netfission.evaluation.calibration import Calibration
+from netfission.training.config import RunConfig
+from netfission.training.folder import ModelCard
+
+_SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}
+_CLASSES = 20  # named in full
+
+
+def readme(
+    card: ModelCard,
+    calibration: Calibration | None = None,
+    evaluation: Evaluation | None = None,
+    recipe: RunConfig | None = None,
+) -> str:
+    """Markdown with the hub's YAML header, all of it from what is passed.
+
+    Args:
+        card: of the network.
+        calibration: of its probabilities.
+        evaluation: its figures on a test split.
+        recipe: the settings it was trained with.
+    """
+    header = {
+        "library_name": "netfission",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "ensemble", "uncertainty", "calibration"],
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {_title(card)}",
+        _what_it_is(card),
+        _use(card),
+    ]
+    if evaluation is not None:
+        parts.append(_figures(evaluation, recipe))
+    if calibration is not None:
+        parts.append(_calibrated(calibration))
+    if recipe is not None:
+        parts.append(_recipe(recipe))
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(card: ModelCard) -> str:
+    method = card.method.get("method", "fission")
+    exits = card.fission["exits"]
+    way = f"{exits} exits by {card.fission['grouping']}" if method == "fission" else f"{method} of {exits}"
+    return f"{card.model or 'A network of its own'}, {way}"
+
+
+def _what_it_is(card: ModelCard) -> str:
+    channels, height, width = card.shape
+    names = ", ".join(card.classes[:_CLASSES]) + (", …" if len(card.classes) > _CLASSES else "")
+    return (
+        f"An image classifier of several predictions whose mean is its answer, and whose disagreement is a "
+        f"measure of doubt. It takes images of {channels}×{height}×{width} and knows {len(card.classes)} "
+        f"classes: {names}. Made with netfission {card.netfission}."
+    )
+
+
+def _use(card: ModelCard) -> str:
+    factory = "" if card.model else ", factory=make_model"
+    return f"""## Use
+
+```python
+import torch
+import netfission as nf
+from PIL import Image
+
+classifier = nf.Classifier.from_pretrained("FOLDER OR REPOSITORY"{factory})
+predictions = classifier.predict(torch.stack([classifier.pixels(Image.open("image.jpg"))]))
+print(classifier.card.classes[predictions.classes[0]], predictions.confidence[0], predictions.disagreement[0])
+```"""
+
+
+def _figures(evaluation: Evaluation, recipe: RunConfig | None) -> str:
+    data = f" of {Path(recipe.data.data).name}" if recipe else ""
+    rows = {f"exit {number}": figures for number, figures in enumerate(evaluation.exits)}
+    rows["**ensemble**"] = evaluation.ensemble
+    lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
+    for name, own in rows.items():
+        accuracy, ece = f"{100 * own['top1']:.2f} %", f"{100 * own['ece']:.2f} %"
+        lines.append(f"| {name} | {accuracy} | {own['nll']:.4f} | {ece} | {own['brier']:.4f} |")
+    table = "\n".join(lines)
+    return f"## Figures\n\n{evaluation.n} images, test split{data}, before calibration.\n\n{table}"
+
+
+def _calibrated(calibration: Calibration) -> str:
+    raw, scaled = calibration.raw, calibration.scaled
+    return (
+        f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
+        f"{calibration.n} validation images, where it took NLL from {raw['nll']:.4f} to "
+        f"{scaled['nll']:.4f} and ECE from {100 * raw['ece']:.2f} % to {100 * scaled['ece']:.2f} %."
+    )
+
+
+def _recipe(recipe: RunConfig) -> str:
+    settings = recipe.to_dict() | {"data": Path(recipe.data.data).name}  # not where it lay
+    default = RunConfig().to_dict()
+    own = {name: value for name, value in settings.items() if value != default[name]}
+    return f"## Training\n\n```yaml\n{yaml.safe_dump(own, sort_keys=False, allow_unicode=True)}```"

@@ -1,0 +1,208 @@
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from torch import nn
+
+import netfission as nf
+from netfission.models import create_model
+from netfission.training.folder import RunFolder
+from netfission.training.run import evaluate, load
+
+SHAPE = (3, 8, 8)
+IMAGES = torch.randint(256, (6, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+class OwnNet(nn.Module):
+    """A user's own model."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 12, 3, padding=1)
+        self.second = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3))
+        self.third = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3))
+        self.head = nn.Linear(12, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.third(self.second(self.first(images)))
+        return self.head(features.mean(dim=(2, 3)))
+
+
+def described(network: nf.FissionNetwork, model: str | None) -> nf.Classifier:
+    with torch.no_grad():
+        for parameter in network.parameters():  # as if trained: far from what any seed draws
+            parameter.mul_(1.5).add_(0.01 * (parameter != 0))
+    return nf.Classifier.of(
+        network, model=model, classes=list("abcd"), shape=SHAPE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)
+    )
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("grouping", ["weights", "channels", "copies"])
+def test_saved_and_loaded_in_another_process_logits_are_the_same(grouping, sparsity, tmp_path):
+    network = nf.fission(
+        create_model("wrn-10-1", 4), 3, branch_after=[1, 1], grouping=grouping, sparsity=sparsity,
+        criterion="magnitude", example_input=torch.zeros(2, *SHAPE), ratio=[2, 1, 1], seed=7,
+    )  # fmt: skip
+    classifier = described(network, "wrn-10-1")
+    classifier.save_pretrained(tmp_path / "saved")
+    torch.save(IMAGES, tmp_path / "images.pt")
+    code = (
+        "import sys, torch, netfission as nf; folder = sys.argv[1]; "
+        "c = nf.Classifier.from_pretrained(folder + '/saved'); "
+        "torch.save(c.logits(torch.load(folder + '/images.pt')), folder + '/logits.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), classifier.logits(IMAGES))
+
+
+@pytest.mark.parametrize("grouping", ["weights", "channels"])
+def test_a_network_of_an_own_factory_comes_back(grouping, tmp_path):
+    network = nf.fission(
+        OwnNet(4, 3), 2, stages=["second", "third"], grouping=grouping, example_input=torch.zeros(2, *SHAPE)
+    )
+    classifier = described(network, None)
+    classifier.save_pretrained(tmp_path)
+    again = nf.Classifier.from_pretrained(tmp_path, factory=OwnNet)
+    assert torch.equal(again.logits(IMAGES), classifier.logits(IMAGES))
+    with pytest.raises(ValueError, match="factory=None: takes what made the single network"):
+        nf.Classifier.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="are not the weights of"):
+        nf.Classifier.from_pretrained(tmp_path, factory=_wider)
+
+
+def _wider(num_classes: int, in_channels: int) -> nn.Module:
+    model = OwnNet(num_classes, in_channels)
+    model.first = nn.Conv2d(in_channels, 12, 5, padding=2)
+    return model
+
+
+def test_no_file_is_a_pickle(finished_run, tmp_path):
+    nf.Classifier.from_pretrained(finished_run).save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "model.safetensors", "calibration.json", "evaluation.json", "README.md"}
+    for path in tmp_path.iterdir():
+        with pytest.raises((pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError, ImportError)):
+            pickle.loads(path.read_bytes())
+
+
+def test_a_runs_predictions_are_those_of_its_evaluation(finished_run, tmp_path):
+    folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    config = folder.load_config()
+    evaluation = evaluate(folder, config)
+    classifier = nf.Classifier.from_pretrained(folder.path)
+    data = load(config.data, config.fission.seed)
+    predictions = classifier.predict(data.test.images)
+    assert (predictions.classes == data.test.labels).double().mean().item() == pytest.approx(
+        evaluation.ensemble["top1"], abs=1e-6
+    )
+    assert predictions.disagreement.mean().item() == pytest.approx(evaluation.disagreement, abs=1e-6)
+    own = classifier.predict(data.validation.images).probabilities.gather(1, data.validation.labels[:, None])
+    assert -own.log().mean().item() == pytest.approx(classifier.calibration.scaled["nll"], rel=1e-4)
+    assert classifier.calibration.scaled["nll"] <= classifier.calibration.raw["nll"] + 1e-9
+    assert classifier.temperature == classifier.calibration.temperature != 1
+
+
+def test_it_abstains_where_the_risk_would_be_too_high(finished_run):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
+    assert classifier.predict(images).abstains is None
+    cautious, bold = (classifier.predict(images, risk=risk).abstains for risk in (0.0, 1.0))
+    assert cautious.sum() > bold.sum()
+    with pytest.raises(ValueError, match=r"risk=0.1: takes a network that was calibrated"):
+        nf.Classifier(classifier.network, classifier.card).predict(images, risk=0.1)
+
+
+def test_an_image_of_any_size_is_made_ready(finished_run):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    photograph = Image.fromarray(np.full((30, 20, 3), 200, dtype=np.uint8))
+    assert classifier.pixels(photograph).tolist() == torch.full((1, 8, 8), 200).tolist()
+
+
+def test_the_readme_is_written_from_the_runs_own_figures(finished_run, tmp_path):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    classifier.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: netfission\n")
+    assert f"{100 * classifier.evaluation.ensemble['top1']:.2f} %" in text
+    assert f"a temperature of {classifier.temperature:.3f}" in text
+    assert "limit_per_class: 20" in text
+    again = tmp_path / "again"
+    nf.Classifier.from_pretrained(tmp_path).save_pretrained(again)
+    assert (again / "evaluation.json").read_bytes() == (finished_run / "evaluation.json").read_bytes()
+
+
+def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
+    pushed = {}
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            pushed[repo_id] = {path.name for path in folder_path.iterdir()}
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    nf.Classifier.from_pretrained(finished_run).push_to_hub("someone/digits")
+    assert pushed["someone/digits"] > {"config.json", "model.safetensors", "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"\xff" * 40, "model.safetensors: are not the weights of"),
+        ("model.safetensors", None, "model.safetensors: is missing"),
+        ("config.json", b"{", "config.json: cannot be read"),
+        ("config.json", b"[]", "config.json: takes settings by name"),
+        ("config.json", b'{"format": 2, "netfission": "9.1", "new": 1}', "has format 2, of netfission 9.1"),
+        ("calibration.json", b'{"n": 3}', "calibration.json: cannot be read"),
+        ("evaluation.json", b"", "evaluation.json: cannot be read"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_named(file, content, message, finished_run, tmp_path):
+    copied = shutil.copytree(finished_run, tmp_path / "run")
+    (copied / file).unlink()
+    if content is not None:
+        (copied / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        nf.Classifier.from_pretrained(copied)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_network_it_says_so(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ConnectionError, match="someone/net: is no folder here, and the hub cannot"):
+        nf.Classifier.from_pretrained("someone/net")
+    with pytest.raises(ValueError, match="no/such/folder: is no folder, nor the name of a repository"):
+        nf.Classifier.from_pretrained("no/such/folder")
+
+
+def test_what_of_refuses():
+    network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
+    good = {"model": "wrn-10-1", "classes": list("abcd"), "shape": SHAPE, "mean": (0.5,) * 3}
+    good["std"] = (0.2,) * 3
+    for change, message in (
+        ({"classes": ["a"]}, "classes: are 1 names; the network has 4"),
+        ({"shape": (2, 8, 8)}, "takes 1 or 3 channels"),
+        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nf.Classifier.of(network, **good | change)
+    network.config = None
+    with pytest.raises(ValueError, match="made with a grouping of your own"):
+        nf.Classifier.of(network, **good)
+
+
+def test_the_description_is_json(finished_run):
+    assert json.loads((finished_run / "config.json").read_text())["format"] == 1
