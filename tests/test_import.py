@@ -19,5 +19,6 @@ def test_import_pulls_in_no_trainer_no_zoo_and_no_data_sets() -> None:
 
 
 def test_public_names_are_sorted_and_exist() -> None:
-    code = "import netfission as nf; print(sorted(nf.__all__) == nf.__all__, {n for n in nf.__all__ if not hasattr(nf, n)})"
+    missing = "{n for n in nf.__all__ if not hasattr(nf, n)}"
+    code = f"import netfission as nf; print(sorted(nf.__all__) == nf.__all__, {missing})"
     assert printed(code) == "True set()"

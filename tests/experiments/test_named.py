@@ -52,6 +52,13 @@ def test_scales_differ_in_settings_alone():
     assert own == {"criterion": "snip", "sparsity": 0.5}
 
 
+def test_a_files_own_settings_go_before_those_that_scales_have_in_common():
+    text = "settings: {epochs: 7}\nscales: {laptop: {model: wrn-10-1}, long: }\ncontenders: {single: }"
+    common = read_grid("own", text).at("laptop").common
+    assert (common["epochs"], common["model"], common["schedule"]) == (7, "wrn-10-1", "one_cycle")
+    assert read_grid("own", text).at("long").common == {"epochs": 7}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

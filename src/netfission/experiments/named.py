@@ -26,8 +26,8 @@ class GridFile:
         title: what it compares.
         reference: the contender that the others are measured by.
         seeds: how many runs of each.
-        settings: of all, at any scale.
-        scales: name → settings that make the grid long or short.
+        scales: name → the settings of all runs at that scale: of those that several grids have in common
+            there, the file's own, and its own of that scale, the last counts.
         contenders: name → its own settings; of those under `each`, every value in turn.
     """
 
@@ -35,7 +35,6 @@ class GridFile:
     title: str
     reference: str
     seeds: int
-    settings: Settings
     scales: Mapping[str, Settings]
     contenders: Mapping[str, Settings]
 
@@ -53,7 +52,7 @@ class GridFile:
         number = self.seeds if seeds is None else seeds
         if number < 1:
             raise ValueError(f"seeds={number}: takes a whole number from 1")
-        common = {**self.settings, **self.scales[one_of("scale", scale, self.scales)], **changes}
+        common = {**self.scales[one_of("scale", scale, self.scales)], **changes}
         contenders = dict(_spread(self.contenders))
         one_of(f"{self.name}: reference", self.reference, contenders)
         return Grid(contenders, range(number), common, self.reference, f"{self.title} ({scale} scale)")
@@ -102,14 +101,14 @@ def read_grid(name: str, text: str) -> GridFile:
         raise ValueError(f"grid={name}: takes contenders, at least one")
     contenders = {key: _own_settings(name, key, value) for key, value in content["contenders"].items()}
     shared = yaml.safe_load((files("netfission.experiments") / "grids" / _SHARED).read_text("utf-8"))
-    scales = content.get("scales") or shared
+    settings = content.get("settings") or {}
+    scales = content.get("scales") or dict.fromkeys(shared)
     return GridFile(
         name,
         content.get("title", name),
         content.get("reference", next(iter(contenders))),
         content.get("seeds", 3),
-        content.get("settings") or {},
-        {scale: {**shared.get(scale, {}), **(own or {})} for scale, own in scales.items()},
+        {name: {**shared.get(name, {}), **settings, **(own or {})} for name, own in scales.items()},
         contenders,
     )
 
