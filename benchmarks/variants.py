@@ -1,0 +1,137 @@
+"""Variants of the method, tried beside it under one recipe: can the ensemble gain more at equal cost?
+
+    python benchmarks/variants.py --data cifar100 --out variants
+
+Those that are settings of `netfission train` are compared by the grids `ablation-distillation`, `branching`
+and `figure5`; here are those that are not. Each differs from channel groups as they come in one thing alone.
+Several processes may run it on one folder; what is missing is run, as by `netfission reproduce`. It prints a
+table and leaves it beside a record of each run.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from netfission.baselines import METHODS
+from netfission.experiments.compare import compare
+from netfission.experiments.named import read_grid
+from netfission.grouping.copies import shuffle_weights
+from netfission.network import FissionNetwork
+from netfission.training.config import TrainingConfig
+from netfission.training.method import Fission, Loss, Network, Outcome, Plan
+
+
+class WarmUp(Fission):
+    """The distillation's factor grows from 0 to what it is, over the first third of the training."""
+
+    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+        return [_Ramp()]
+
+
+class _Ramp(Callback):
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        done = trainer.global_step / float(trainer.estimated_stepping_batches)
+        pl_module.loss.weight = min(1.0, 3 * done)
+
+
+class OwnWeights(Fission):
+    """What paths hold in common (heads, projections) starts from values of its own in each."""
+
+    def build(self, plan: Plan) -> nn.Module:
+        network = super().build(plan)
+        assert isinstance(network, FissionNetwork)
+        generator = torch.Generator().manual_seed(plan.fission.seed)
+        for path in list(network.paths)[1:]:
+            shuffle_weights(path, generator)
+        return network
+
+
+class _Terms(Fission):
+    """A loss of its own, from logits `(batch, exits, classes)` and labels."""
+
+    terms: Callable[[Tensor, Tensor, Loss], Tensor]
+
+    def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
+        logits = network(images)
+        return Outcome(type(self).terms(logits, labels, loss_of), logits, labels)
+
+
+class MeanOfExits(_Terms):
+    """The mean of the exits' losses, not their sum: shared stages get as much gradient as one exit gives."""
+
+    @staticmethod
+    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
+        return loss_of(logits, labels) / logits.shape[1]
+
+
+class OneFree(_Terms):
+    """Exit 0 learns from the labels alone."""
+
+    @staticmethod
+    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
+        taught = torch.cat([logits[:, :1].detach(), logits[:, 1:]], dim=1)
+        return loss_of(taught, labels) + F.cross_entropy(logits[:, 0], labels)
+
+
+class Decorrelated(_Terms):
+    """Exits are pushed apart where they err alike: the mean correlation of their errors is added."""
+
+    @staticmethod
+    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
+        errors = logits.softmax(dim=2) - F.one_hot(labels, logits.shape[2]).unsqueeze(1)
+        unit = F.normalize(errors, dim=2)
+        alike = unit @ unit.transpose(1, 2)
+        exits = logits.shape[1]
+        pairs = (alike.sum(dim=(1, 2)) - exits) / (exits * (exits - 1))
+        return loss_of(logits, labels) + pairs.mean()
+
+
+class OfTheEnsemble(_Terms):
+    """The cross-entropy of the ensemble itself is added to that of its exits."""
+
+    @staticmethod
+    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
+        return loss_of(logits, labels) + F.cross_entropy(logits.mean(dim=1), labels)
+
+
+VARIANTS: Mapping[str, type[Fission]] = {
+    "warm-up of the distillation": WarmUp,
+    "weights of its own for each path": OwnWeights,
+    "mean of exits": MeanOfExits,
+    "exit 0 without distillation": OneFree,
+    "decorrelated errors": Decorrelated,
+    "cross-entropy of the ensemble": OfTheEnsemble,
+}
+
+GRID = """
+title: Variants of the method, three exits by channels, on CIFAR-100
+reference: as it is
+settings: {exits: 3, grouping: channels}
+contenders:
+  as it is: {grouping: channels}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", default="cifar100")
+    parser.add_argument("--scale", default="laptop")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("variants"))
+    chosen = parser.parse_args()
+    METHODS.update(VARIANTS)
+    text = GRID + "".join(f"  {name}: {{method: {name}}}\n" for name in VARIANTS)
+    grid = read_grid("variants", text).at(chosen.scale, seeds=chosen.seeds, data=chosen.data)
+    print(compare(grid, chosen.out, rounds=chosen.rounds).table())
+
+
+if __name__ == "__main__":
+    main()
