@@ -406,3 +406,11 @@ def test_what_cannot_be_is_told_in_one_line(flags, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("steps", "every"), [(80_000, 1000), (50_000, 1000), (930, 18), (8, 1)])
+def test_connections_move_often_enough_in_short_trainings(steps, every):
+    callback = regrowth(steps)
+    moved = [step for step in range(steps) if callback.share_at(step) > 0]
+    assert moved[0] == every
+    assert all(step % every == 0 for step in moved)

@@ -47,7 +47,7 @@ def test_scales_differ_in_settings_alone():
     assert len(paper.contenders) == 1 + 6 * 8
     assert paper.cells()[0].config.training.epochs == 200
     assert paper.cells()[0].config.model.model == "wrn-28-10"
-    assert laptop.cells()[0].config.data.limit_per_class == 50
+    assert laptop.cells()[0].config.data.limit_per_class == 20
     own = paper.contenders["fission, criterion snip, sparsity 0.5"]
     assert own == {"criterion": "snip", "sparsity": 0.5}
 

@@ -28,6 +28,8 @@ from netfission.training.module import FissionTraining
 from netfission.training.schedules import Schedule, cosine
 from netfission.words import one_of
 
+EVERY = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
+MOVES = 50  # so many at least in shorter ones
 UNTIL = 0.75  # of a phase; no connection moves after that (RigL: T_end, about so much of a training)
 LEAP = 0.8  # of the connections move between two refinements (FreeTickets: q)
 EXPLORATION = 1.5  # as long as so many refinements (FreeTickets' script: 150 epochs and 100)
@@ -90,6 +92,11 @@ class Regrowth(Callback):
         self.steps = 0  # of the training
         self.opened = ExitStack()  # the gradients of removed weights, while they are wanted
 
+    @property
+    def every(self) -> int:
+        """Steps from one move to the next."""
+        return self.config.regrow_every or max(1, min(EVERY, self.steps // MOVES))
+
     def phase_at(self, step: int) -> int:
         """The phase that a step, from 0, is part of."""
         return self.phases(step / self.steps)[0]
@@ -103,7 +110,7 @@ class Regrowth(Callback):
         if self.leaps_at(step):
             return LEAP
         done = self.phases(step / self.steps)[1] / UNTIL
-        if step == 0 or step % self.config.regrow_every or done >= 1:
+        if step == 0 or step % self.every or done >= 1:
             return 0.0
         return self.config.regrow_share * cosine(done)
 
@@ -122,9 +129,9 @@ class Regrowth(Callback):
             )
         exploring = [step for step in range(1, self.steps) if self.phase_at(step) == 0]
         longest = max((step for step in exploring if self.phases(step / self.steps)[1] < UNTIL), default=0)
-        if self.config.regrow_every > longest:
+        if self.every > longest:
             raise ValueError(
-                f"regrow_every={self.config.regrow_every}: no connection would move in a training of "
+                f"regrow_every={self.every}: no connection would move in a training of "
                 f"{self.steps} steps; takes {longest} at most"
             )
 
@@ -225,7 +232,7 @@ class SparseTraining(Method):
         config, fission = self.config, plan.fission
         method = f"method={config.method}"
         one_of("regrow", config.regrow, GROWTHS)
-        if config.regrow_every < 1:
+        if config.regrow_every is not None and config.regrow_every < 1:
             raise ValueError(f"regrow_every={config.regrow_every}: takes a number of steps from 1")
         if not 0 < config.regrow_share <= 1:
             raise ValueError(

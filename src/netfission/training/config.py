@@ -70,7 +70,7 @@ class MethodConfig:
         regrow: with dst-ensemble, edst-ensemble and neurotrails: by what removed weights are chosen to come
             back, gradient (RigL) or random (SET).
         regrow_every: with dst-ensemble, edst-ensemble and neurotrails: steps from one move of connections to
-            the next.
+            the next; default 1000, as in the papers, or a fiftieth of a training of fewer than 50,000.
         regrow_share: with dst-ensemble, edst-ensemble and neurotrails: share of each layer's kept weights
             that move at first, in (0, 1].
         repetitions: with mimo: how often each image stands in a training batch.
@@ -85,7 +85,7 @@ class MethodConfig:
     dropout_rate: float = 0.1
     gamma: int = 1
     regrow: Literal["gradient", "random"] = "gradient"
-    regrow_every: int = 1000
+    regrow_every: int | None = None
     regrow_share: float = 0.5
     repetitions: int = 4
     rho: float = 0.0
