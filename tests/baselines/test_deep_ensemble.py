@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from netfission.baselines import find_method
@@ -11,8 +12,10 @@ from netfission.fission import FissionConfig
 from netfission.losses import ensemble_distillation_loss
 from netfission.models import create_model
 from netfission.pruning.masks import kept_masks
-from netfission.training.config import MethodConfig
+from netfission.training.config import MethodConfig, TrainingConfig
+from netfission.training.folder import RunFolder
 from netfission.training.method import Plan, seeded
+from netfission.training.run import train
 
 CONFIG = MethodConfig("deep-ensemble")
 
@@ -81,3 +84,33 @@ def test_networks_of_several_exits_stand_side_by_side():
 def test_what_is_refused(config, exits, message):
     with pytest.raises(ValueError, match=message):
         find_method(config).build(plan(exits=exits))
+
+
+def test_one_by_one_each_member_has_all_epochs_and_the_whole_schedule(settings_of, tmp_path):
+    config = settings_of(method="deep-ensemble", exits=2, sparsity=0.0, one_by_one=True, epochs=2)
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            weights = [next(member.parameters()).detach().clone() for member in pl_module.network.members]
+            seen.append((trainer.current_epoch, trainer.optimizers[0].param_groups[0]["lr"], weights))
+
+    train(config, tmp_path / "run", progress=False, callbacks=[Watch()])
+    half = len(seen) // 2
+    assert [epoch for epoch, *_ in seen[:: half // 2]] == [0, 1, 2, 3]
+    first, second = seen[:half], seen[half:]
+    # The rate is read after the schedule's step: the first member's last is the second's first.
+    assert [rate for _, rate, _ in first[:-1]] == pytest.approx([rate for _, rate, _ in second[:-1]])
+    assert len({tuple(weights[1].flatten().tolist()) for *_, weights in first}) == 1
+    assert len({tuple(weights[0].flatten().tolist()) for *_, weights in second}) == 1
+    assert len({tuple(weights[1].flatten().tolist()) for *_, weights in second}) == half
+    network, card = RunFolder(tmp_path / "run").load_network()
+    assert network(torch.zeros(1, *card.shape)).shape == (1, 2, 10)
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4
+
+
+def test_one_by_one_takes_one_device():
+    method = find_method(MethodConfig("deep-ensemble", one_by_one=True))
+    with pytest.raises(ValueError, match="one_by_one=True: takes one device"):
+        method.callbacks(2, TrainingConfig(devices=2))

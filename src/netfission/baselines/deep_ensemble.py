@@ -1,12 +1,17 @@
 """Deep Ensembles (Lakshminarayanan et al. 2017, arXiv 1612.01474): separate networks, averaged."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.pruning.masks import Guarded
+from netfission.training.config import TrainingConfig
 from netfission.training.method import Fission, Method, Plan
+from netfission.training.schedules import Schedule
 
 
 class DeepEnsemble(Guarded):
@@ -15,24 +20,33 @@ class DeepEnsemble(Guarded):
     Args:
         members: each images → logits `(batch, classes)`, or `(batch, exits, classes)`, whose exits then stand
             side by side.
+
+    Attributes:
+        active: in train mode, the one member to run; None for all of them.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.active: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images → logits `(batch, members, classes)`."""
-        logits = [member(images) for member in self.members]
+        one = self.training and self.active is not None
+        members = [self.members[self.active]] if one else self.members
+        logits = [member(images) for member in members]
         return torch.cat([each if each.ndim == 3 else each.unsqueeze(1) for each in logits], dim=1)
 
 
 class DeepEnsembleMethod(Method):
-    """`exits` networks, each from a seed of its own, trained together on the same batches.
+    """`exits` networks, each from a seed of its own, trained together on the same batches or one by one.
 
-    Nothing couples them: each gets the gradients, and so the weights, that it would get alone on those
-    batches.
+    Nothing couples them: together, each gets the gradients, and so the weights, that it would get alone on
+    those batches. One by one, each has all epochs to itself, and sees the images in an order of its own; a
+    step then needs the memory of one.
     """
+
+    settings: ClassVar[frozenset[str]] = frozenset({"one_by_one"})
 
     def build(self, plan: Plan) -> nn.Module:
         """Members from the seeds `exits * seed`, `exits * seed + 1`, …, so that no two runs share one."""
@@ -41,3 +55,35 @@ class DeepEnsembleMethod(Method):
         first = plan.fission.exits * plan.fission.seed
         seeds = range(first, first + plan.fission.exits)
         return DeepEnsemble([Fission(self.config).build(plan.of_one_exit(seed)) for seed in seeds])
+
+    def epochs(self, asked: int, exits: int) -> int:
+        """As many as asked for, for each member where they are trained one by one."""
+        return asked * exits if self.config.one_by_one else asked
+
+    def schedule(self, asked: str, exits: int) -> Schedule:
+        """The whole course, for each member anew where they are trained one by one."""
+        course = super().schedule(asked, exits)
+        return (lambda done: course(done * exits % 1.0)) if self.config.one_by_one else course
+
+    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+        """Pass from member to member where they are trained one by one.
+
+        Raises:
+            ValueError: so they are to be, on several devices.
+        """
+        if not self.config.one_by_one:
+            return []
+        if training.devices * training.machines > 1:
+            raise ValueError("one_by_one=True: takes one device; members train together on several")
+        return [_OneByOne(training.epochs)]
+
+
+class _OneByOne(Callback):
+    """Trains one member after another, each for so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Say whose turn it is."""
+        pl_module.network.active = trainer.current_epoch // self.epochs

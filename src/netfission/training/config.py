@@ -67,6 +67,8 @@ class MethodConfig:
         cycling: with fge: share of the training spent in cycles of the learning rate, in (0, 1].
         dropout_rate: with mc-dropout: share of the features that is dropped, in (0, 1).
         gamma: with packed: groups that each member's convolutions are divided into.
+        one_by_one: with deep-ensemble: train its members one after another, each for all epochs; default
+            together.
         regrow: with dst-ensemble, edst-ensemble and neurotrails: by what removed weights are chosen to come
             back, gradient (RigL) or random (SET).
         regrow_every: with dst-ensemble, edst-ensemble and neurotrails: steps from one move of connections to
@@ -84,6 +86,7 @@ class MethodConfig:
     cycling: float = 0.2
     dropout_rate: float = 0.1
     gamma: int = 1
+    one_by_one: bool = False
     regrow: Literal["gradient", "random"] = "gradient"
     regrow_every: int | None = None
     regrow_share: float = 0.5
