@@ -119,3 +119,10 @@ def test_weights_that_do_not_fit_one_another_are_refused(tmp_path, settings_of):
     folder.weights.write_bytes(save(state | {name: state[name][:-2].contiguous()}))
     with pytest.raises(ValueError, match=r"model\.safetensors: are not the weights of"):
         folder.load_network()
+
+
+def test_settings_of_other_methods_may_have_had_other_defaults(copied):
+    card = json.loads(copied.card.read_text())
+    card["method"]["regrow_every"] = 1000
+    copied.card.write_text(json.dumps(card))
+    assert copied.load_network()[0].exits == 2

@@ -1,14 +1,19 @@
 """`netfission evaluate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import Parser
+from netfission.cli.settings import Parser, from_one
 from netfission.training.config import RunConfig
 
+if TYPE_CHECKING:
+    from netfission.training.folder import RunFolder
+
 LOSE = 0.2  # points of accuracy, of a cascade
+CORRUPTION_IMAGES = 1000
 
 
 def parser() -> Parser:
@@ -40,26 +45,81 @@ def parser() -> Parser:
     own.add_argument(
         "--single", type=str | None, help="folder of a run of the same model with one exit, to show beside"
     )
+    own.add_argument(
+        "--ood",
+        type=str,
+        nargs="+",
+        metavar="DATA",
+        help="images from outside to be told from the test split by the network's doubt: names of data sets, "
+        "folders, or its own test images inverted or rotated",
+    )
+    own.add_argument(
+        "--corruptions", action="store_true", help="the standard corruptions of the test images, 5 strengths"
+    )
+    own.add_argument(
+        "--corruption_images",
+        type=int | None,
+        help=f"test images to corrupt at most (default: {CORRUPTION_IMAGES})",
+    )
     return own
 
 
 def run(settings: Namespace) -> None:
-    """Evaluate a run on its test split; with --cascade, what stopping early saves and costs."""
+    """Evaluate a run on its test split; or early stopping, images from outside, or corruptions."""
     from netfission.training.folder import RunFolder
-    from netfission.training.run import evaluate as evaluate_run
-    from netfission.training.run import evaluate_cascade
 
     folder = RunFolder(Path(settings.run))
     config = folder.load_config()
     if settings.data:
         config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
+    _refuse(settings, ("lose", "spend", "rule", "single"), unless="cascade")
+    _refuse(settings, ("corruption_images",), unless="corruptions")
+    from_one("corruption_images", settings.corruption_images)
+    if settings.cascade:
+        _cascade(folder, config, settings)
+    if settings.ood:
+        _out_of_distribution(folder, config, settings.ood)
+    if settings.corruptions:
+        _corruptions(folder, config, settings.corruption_images or CORRUPTION_IMAGES)
+    if not (settings.cascade or settings.ood or settings.corruptions):
+        _test_split(folder, config)
+
+
+def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
+    for name in names:
+        if settings[name] is not None and not settings[unless]:
+            raise ValueError(f"{name}={settings[name]}: goes with --{unless}")
+
+
+def _test_split(folder: "RunFolder", config: RunConfig) -> None:
+    from netfission.evaluation.trust import Trust
+    from netfission.training.run import evaluate as evaluate_run
+
+    print(evaluate_run(folder, config).table())
+    trust = Trust.from_json((folder.path / "trust.json").read_text(encoding="utf-8"))
+    print(f"{trust.summary()}\nwrote evaluation.json and trust.json in {folder.path}")
+
+
+def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str]) -> None:
+    from netfission.training.shift import evaluate_ood
+
+    for found in evaluate_ood(folder, config, names):
+        print(f"{found.table()}\n")
+    print(f"wrote ood.json in {folder.path}")
+
+
+def _corruptions(folder: "RunFolder", config: RunConfig, images: int) -> None:
+    from netfission.training.shift import evaluate_corruptions
+
+    print(evaluate_corruptions(folder, config, images=images).table())
+    print(f"wrote corruptions.json in {folder.path}")
+
+
+def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
+    from netfission.training.folder import RunFolder
+    from netfission.training.run import evaluate_cascade
+
     cascade = {name: settings[name] for name in ("lose", "spend", "rule", "single")}
-    if not settings.cascade:
-        for name, value in cascade.items():
-            if value is not None:
-                raise ValueError(f"{name}={value}: goes with --cascade")
-        print(f"{evaluate_run(folder, config).table()}\nwrote {folder.evaluation}")
-        return
     if settings.lose is None and settings.spend is None:
         cascade["lose"] = LOSE
     cascade["rule"] = settings.rule or "margin"

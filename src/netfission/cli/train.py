@@ -23,6 +23,7 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Train, evaluate and save one network."""
+    from netfission.evaluation.trust import Trust
     from netfission.training.run import train as train_run
 
     config = run_config(settings)
@@ -30,7 +31,8 @@ def run(settings: Namespace) -> None:
     print(f"writing to {out}", flush=True)
     evaluation = train_run(config, out, resume=settings.resume)
     if evaluation is not None:
-        print(f"\ntest split of {config.data.data}\n{evaluation.table()}\nwrote {out}")
+        trust = Trust.from_json((out / "trust.json").read_text(encoding="utf-8"))
+        print(f"\ntest split of {config.data.data}\n{evaluation.table()}\n{trust.summary()}\nwrote {out}")
 
 
 def default_name(config: RunConfig) -> str:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from netfission.baselines import find_method
+from netfission.baselines import METHODS, find_method
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.files import write_whole
@@ -29,6 +29,7 @@ from netfission.narrowing import fit
 from netfission.network import FissionNetwork
 from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.method import Plan, seeded
+from netfission.words import one_of
 
 T = TypeVar("T")
 Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name
@@ -94,7 +95,13 @@ class ModelCard:
         plan = Plan(partial(seeded, partial(self.single, factory)), config, torch.zeros(2, *self.shape))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
-            return find_method(MethodConfig(**self.method)).build(plan).eval()
+            return find_method(self._method()).build(plan).eval()
+
+    def _method(self) -> MethodConfig:
+        """The method's own settings; those of others may have had another default when this was written."""
+        config = MethodConfig(**self.method)
+        read = {"method", *METHODS[one_of("method", config.method, METHODS)].settings}
+        return MethodConfig(**{name: value for name, value in self.method.items() if name in read})
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
+from netfission.evaluation.trust import Trust
 from netfission.files import write_whole
 from netfission.inference.cascade import Rule
 from netfission.models import create_model
@@ -78,7 +79,8 @@ def train(
             method = find_method(config.method)
             network = build_network(config, data)
             own = method.callbacks(config.fission.exits, config.training)
-            trainer = _trainer(config, folder, progress, [*own, *callbacks])
+            epochs = method.epochs(config.training.epochs, config.fission.exits)
+            trainer = _trainer(config, epochs, folder, progress, [*own, *callbacks])
         except BaseException:
             if main_process and not resume:
                 folder.release()
@@ -100,7 +102,8 @@ def train(
 def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> Evaluation:
     """Run the network that lies in a run's folder over the test split, and keep the figures there.
 
-    Where there is a validation split, the network's probabilities are calibrated on it, and that kept too.
+    Where there is a validation split, the network's probabilities are calibrated on it, and that kept too;
+    `trust.json` says what the calibration is worth on the test split, see `Trust`.
 
     Args:
         folder: of a finished run.
@@ -110,16 +113,20 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     Raises:
         ValueError: the folder holds no finished run, or the data set's classes are not the network's.
     """
-    network, _, data, device = _ready(folder, config, data)
+    network, _, data, device = ready(folder, config, data)
     batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
-    evaluation = evaluate_logits(*collect_logits(network, batches, device))
+    logits, labels = collect_logits(network, batches, device)
+    evaluation = evaluate_logits(logits, labels)
     write_whole(folder.evaluation, evaluation.to_json())
+    calibration = None
     if data.validation is not None:
         shown = make_batches(
             data.validation, data, EVALUATION_BATCH, device=device, workers=config.data.workers
         )
         calibration = Calibration.fit(*collect_logits(network, shown, device))
         write_whole(folder.calibration, calibration.to_json())
+    trust = Trust.of(logits, labels, data.classes, calibration)
+    write_whole(folder.path / "trust.json", trust.to_json())
     return evaluation
 
 
@@ -153,7 +160,7 @@ def evaluate_cascade(
             "validation=0: thresholds are chosen on validation images; takes a run trained with a share of "
             "them above 0"
         )
-    network, card, data, device = _ready(folder, config)
+    network, card, data, device = ready(folder, config)
     if not isinstance(network, FissionNetwork):
         raise ValueError(
             f"run={folder.path}: a cascade takes a run with method=fission, not {config.method.method}"
@@ -188,10 +195,10 @@ def evaluate_cascade(
     return evaluation
 
 
-def _ready(
+def ready(
     folder: RunFolder, config: RunConfig, data: ImageData | None = None
 ) -> tuple[nn.Module, ModelCard, ImageData, str]:
-    """A run's network with its card, its data set, and the device that the network was put on."""
+    """A finished run's network with its card, its data set, and the device that the network was put on."""
     network, card = folder.load_network()
     data = data or load(config.data, config.fission.seed)
     if data.classes != card.classes:
@@ -344,7 +351,7 @@ def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
 
 
 def _trainer(
-    config: RunConfig, folder: RunFolder, progress: bool, more: Sequence[Callback]
+    config: RunConfig, epochs: int, folder: RunFolder, progress: bool, more: Sequence[Callback]
 ) -> lightning.Trainer:
     training = config.training
     callbacks: list[Callback] = [
@@ -366,7 +373,7 @@ def _trainer(
             devices=training.devices,
             num_nodes=training.machines,
             precision=training.precision,
-            max_epochs=training.epochs,
+            max_epochs=epochs,
             accumulate_grad_batches=training.accumulate,
             gradient_clip_val=training.clip,
             callbacks=[*callbacks, *more],

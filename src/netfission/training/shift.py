@@ -1,0 +1,151 @@
+"""How a finished run's network answers images unlike those it was trained on."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from netfission.classifier import Classifier
+from netfission.data import ImageData, Split, TensorSplit
+from netfission.data.outside import unlabelled
+from netfission.evaluation.corruption import (
+    STRENGTHS,
+    Corruptions,
+    UnderCorruption,
+    corrupted,
+    corruption_names,
+    library,
+)
+from netfission.evaluation.out_of_distribution import OutOfDistribution
+from netfission.files import write_whole
+from netfission.training.config import RunConfig
+from netfission.training.folder import RunFolder
+from netfission.training.run import EVALUATION_BATCH, ready
+
+T = TypeVar("T")
+Turn = Callable[[Tensor], Tensor]
+TURNS: dict[str, Turn] = {
+    "inverted": lambda pixels: 255 - pixels,
+    "rotated": lambda pixels: pixels.rot90(dims=(2, 3)),
+}
+
+
+def _as_they_are(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> list[OutOfDistribution]:
+    """Tell images from outside from a run's test split by the network's doubt.
+
+    The figures are kept in the run's `ood.json`, beside those of other sets.
+
+    Args:
+        folder: of a finished run.
+        config: its settings.
+        names: of data sets or folders, see `unlabelled`; their images are made to the run's size and
+            channels. `inverted` (255 − pixel) and `rotated` (a quarter turn) are made of the run's own test
+            images.
+
+    Raises:
+        ValueError: there are no such images, they are what the run was trained on, or see `evaluate`.
+    """
+    classifier, data = _classifier(folder, config)
+    outside = [_outside(name, config, data) for name in names]  # what is missing is found before the work
+    own = _logits(classifier, data.test, config, "test split")
+    results = []
+    for name, (split, turn) in zip(names, outside, strict=True):
+        other = _logits(classifier, split, config, name, turn)
+        results.append(OutOfDistribution.of(name, own, other, classifier.temperature))
+    path = folder.path / "ood.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    by_name = {entry["data"]: entry for entry in [*earlier, *map(asdict, results)]}
+    write_whole(path, json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n")
+    return results
+
+
+def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 1000) -> Corruptions:
+    """Measure a run's network on its test split under the standard corruptions.
+
+    The figures are kept in the run's `corruptions.json`.
+
+    Args:
+        folder: of a finished run.
+        config: its settings; their seed decides which images are taken and how they are corrupted.
+        images: how many of the test split to take at most.
+
+    Raises:
+        ValueError: the library is not installed, images are smaller than 32×32, or see `evaluate`.
+    """
+    names, version = corruption_names(), library()
+    classifier, data = _classifier(folder, config)
+    pixels, labels = _sample(data.test, images, config.fission.seed)
+    measure = partial(UnderCorruption.of, labels=labels, temperature=classifier.temperature)
+
+    def under(name: str, strength: int) -> UnderCorruption:
+        changed = corrupted(pixels, name, strength, config.fission.seed)
+        return measure(_all_logits(classifier, changed.split(EVALUATION_BATCH)))
+
+    clean = measure(_all_logits(classifier, pixels.split(EVALUATION_BATCH)))
+    figures: dict[str, list[UnderCorruption]] = {name: [] for name in names}
+    for name, strength in _bar([(name, strength) for name in names for strength in STRENGTHS], "corruptions"):
+        figures[name].append(under(name, strength))
+    result = Corruptions(len(labels), config.fission.seed, classifier.temperature, version, clean, figures)
+    write_whole(folder.path / "corruptions.json", json.dumps(asdict(result), indent=1) + "\n")
+    return result
+
+
+def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, ImageData]:
+    network, card, data, _ = ready(folder, config)
+    return Classifier(network, card, folder.load_calibration()), data
+
+
+def _outside(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Turn]:
+    trained_on = config.data.data
+    if name == trained_on or str(Path(name).resolve()) == trained_on:
+        raise ValueError(f"ood={name}: is what the run was trained on; takes other images")
+    if name not in TURNS:
+        return unlabelled(name, data.shape), _as_they_are
+    _, height, width = data.shape
+    if name == "rotated" and height != width:
+        raise ValueError(f"ood=rotated: takes a run on square images; its own are {height}×{width}")
+    return data.test, TURNS[name]
+
+
+def _logits(
+    classifier: Classifier, split: Split, config: RunConfig, title: str, turn: Turn = _as_they_are
+) -> Tensor:
+    batches = _pixels(split, config.data.workers)
+    return _all_logits(classifier, _bar(map(turn, batches), title, -(-len(split) // EVALUATION_BATCH)))
+
+
+def _pixels(split: Split, workers: int) -> Iterator[Tensor]:
+    if isinstance(split, TensorSplit):
+        yield from split.images.split(EVALUATION_BATCH)
+    else:
+        for pixels, _ in DataLoader(split, EVALUATION_BATCH, num_workers=workers):
+            yield pixels
+
+
+def _all_logits(classifier: Classifier, batches: Iterable[Tensor]) -> Tensor:
+    return torch.cat([classifier.logits(pixels) for pixels in batches])
+
+
+def _sample(split: Split, images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Pixels and labels of as many images of a split, in its order."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    rows = order[:images].sort().values
+    if isinstance(split, TensorSplit):
+        return split.images[rows], split.labels[rows]
+    return torch.stack([split[int(row)][0] for row in rows]), split.labels[rows]
+
+
+def _bar(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
+    """Shown where standard error is a terminal."""
+    return tqdm(items, desc=title, total=total, disable=None, leave=False)

@@ -1,0 +1,194 @@
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from netfission.cli import main
+from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution, doubt
+from netfission.training.folder import RunFolder
+from netfission.training.run import load
+from netfission.training.shift import TURNS, evaluate_ood
+
+# Few values, so that many are equal.
+scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
+
+
+def detection(inside, outside):
+    return Detection.of(torch.tensor(inside, dtype=torch.float64), torch.tensor(outside, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "auroc", "aupr", "fpr95"),
+    [
+        ([0.1, 0.2, 0.3], [0.4, 0.5], 1.0, 1.0, 0.0),
+        ([0.4, 0.5], [0.1, 0.2, 0.3], 0.0, (1 / 3 + 2 / 4 + 3 / 5) / 3, 1.0),
+        ([1.0, 1.0, 1.0], [1.0], 0.5, 0.25, 1.0),
+        ([1.0, 3.0], [2.0, 4.0], 0.75, (1 / 1 + 2 / 3) / 2, 0.5),
+    ],
+)
+def test_known_answers(inside, outside, auroc, aupr, fpr95):
+    own = detection(inside, outside)
+    assert (own.auroc, own.aupr, own.fpr95) == pytest.approx((auroc, aupr, fpr95))
+
+
+@given(scores, scores)
+@settings(max_examples=50, deadline=None)  # scikit-learn is slow at first
+def test_figures_are_those_of_scikit_learn_and_of_the_definition(inside, outside):
+    own = detection(inside, outside)
+    is_outside = [0] * len(inside) + [1] * len(outside)
+    assert own.auroc == pytest.approx(roc_auc_score(is_outside, inside + outside))
+    assert own.aupr == pytest.approx(average_precision_score(is_outside, inside + outside))
+    passing = [t for t in inside + outside if np.mean(np.array(inside) <= t) >= 0.95]
+    assert own.fpr95 == pytest.approx(min(np.mean(np.array(outside) <= t) for t in passing))
+
+
+@given(scores, scores, st.sampled_from([1e-9, 1e-3, 50.0, 1e6]), st.sampled_from([0.0, -40.0, 0.5]))
+@settings(max_examples=50, deadline=None)
+def test_nothing_but_the_order_of_the_scores_counts(inside, outside, scale, offset):
+    moved = [[score * scale + offset for score in side] for side in (inside, outside)]
+    assert detection(*moved) == detection(inside, outside)
+
+
+def test_no_scores_are_refused():
+    with pytest.raises(ValueError, match="inside has 0 scores and outside 1"):
+        detection([], [1.0])
+
+
+def test_doubt_of_known_logits():
+    even = torch.zeros(1, 2, 4)
+    own = doubt(even, temperature=3.0)
+    assert {name: score.item() for name, score in own.items()} == pytest.approx(
+        {
+            "maximum probability": math.log(4),
+            "entropy": math.log(4),
+            "mutual information": 0.0,
+            "energy": -math.log(4),
+        }
+    )
+    apart = torch.tensor([[[50.0, 0.0, -1e4, -1e4], [0.0, 50.0, -1e4, -1e4]]])
+    own = doubt(apart, temperature=1.0)
+    assert own["mutual information"].item() == pytest.approx(math.log(2))
+    assert own["energy"].item() == pytest.approx(-25 - math.log(2))
+    assert own["maximum probability"].item() == pytest.approx(math.log(2))
+
+
+def test_doubt_is_at_the_temperature_but_for_the_energy():
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    cool, warm = doubt(2 * logits, temperature=2.0), doubt(logits, temperature=1.0)
+    for name in ("maximum probability", "entropy", "mutual information"):
+        torch.testing.assert_close(cool[name], warm[name])
+    torch.testing.assert_close(cool["energy"], -(2 * logits.double().mean(1)).logsumexp(1))
+
+
+def test_doubt_still_differs_where_probabilities_are_1_in_float32():
+    sure = torch.tensor([[[20.0, 0.0]], [[30.0, 0.0]]])
+    assert (sure.softmax(2).amax(2) == 1).all()
+    for score in doubt(sure, temperature=1.0).values():
+        assert score[0] > score[1]
+
+
+def test_one_exit_has_no_mutual_information():
+    assert set(doubt(torch.zeros(2, 1, 3), 1.0)) == {"maximum probability", "entropy", "energy"}
+
+
+def test_the_table_names_its_positives():
+    own = OutOfDistribution("stars", 30, 10, 1.0, {"energy": Detection(0.5, 0.25, 0.95)})
+    assert own.table().splitlines() == [
+        "stars   AUROC %  AUPR %  FPR95 %",
+        "energy    50.00   25.00    95.00",
+        "10 images from outside, the positives of AUPR (25.0 % by chance), and 30 of the test split",
+    ]
+
+
+@pytest.fixture
+def run(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_its_own_images_inverted_and_rotated(run, capsys):
+    assert main(["evaluate", str(run.path), "--ood", "inverted", "rotated"]) == 0
+    shown = capsys.readouterr().out
+    kept = json.loads((run.path / "ood.json").read_text())
+    assert [entry["data"] for entry in kept] == ["inverted", "rotated"]
+    assert all(entry["inside"] == entry["outside"] == 359 for entry in kept)
+    assert kept[0]["temperature"] == run.load_calibration().temperature
+    for entry in kept:
+        assert f"{100 * entry['scores']['entropy']['fpr95']:.2f}" in shown
+        assert set(entry["scores"]) == {"maximum probability", "entropy", "mutual information", "energy"}
+    # Figures once more by the logits themselves.
+    from netfission.classifier import Classifier
+
+    classifier = Classifier.from_pretrained(run.path)
+    images = load(run.load_config().data, 3).test.images
+    inverted = classifier.predict(255 - images).entropy
+    own = Detection.of(classifier.predict(images).entropy, inverted)
+    assert kept[0]["scores"]["entropy"]["auroc"] == pytest.approx(own.auroc, abs=1e-4)
+
+
+def test_turned_pixels():
+    pixels = torch.tensor([[[[0, 1], [2, 3]]]], dtype=torch.uint8)
+    assert TURNS["inverted"](pixels).tolist() == [[[[255, 254], [253, 252]]]]
+    assert TURNS["rotated"](pixels).tolist() == [[[[1, 3], [0, 2]]]]
+
+
+def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_path):
+    rng = np.random.default_rng(0)
+    colours = [Image.fromarray(rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)) for _ in range(7)]
+    folder = tmp_path / "any" / "deep"
+    folder.mkdir(parents=True)
+    for index, image in enumerate(colours):
+        image.save(folder / f"{index}.png")
+    (folder / ".hidden.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    Dataset.from_dict({"picture": colours[:5]}).cast_column("picture", ImageFeature()).to_parquet(
+        shards / "test-00000-of-00001.parquet"
+    )
+    config = run.load_config()
+    by_files, by_rows = evaluate_ood(run, config, [str(tmp_path / "any"), str(shards)])
+    assert (by_files.outside, by_rows.outside) == (7, 5)
+    evaluate_ood(run, config, ["inverted"])
+    again = evaluate_ood(run, config, [str(shards)])
+    kept = json.loads((run.path / "ood.json").read_text())
+    assert [entry["data"] for entry in kept] == [str(tmp_path / "any"), str(shards), "inverted"]
+    assert kept[1]["scores"]["energy"]["auroc"] == again[0].scores["energy"].auroc
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits", "ood=digits: is what the run was trained on"),
+        ("invert", "unknown data set 'invert'"),
+        ("{tmp}/empty", "empty holds no images"),
+        ("{tmp}/nowhere", "nowhere does not exist"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_leaves_nothing(run, name, message, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["evaluate", str(run.path), "--ood", "inverted", name.format(tmp=tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (run.path / "ood.json").exists()
+
+
+def test_images_that_are_not_square_are_not_rotated(run, monkeypatch):
+    from netfission.training import shift
+
+    class Flat:
+        shape = (1, 8, 6)
+
+    monkeypatch.setattr(shift, "_classifier", lambda folder, config: (None, Flat))
+    with pytest.raises(ValueError, match="ood=rotated: takes a run on square images; its own are 8×6"):
+        evaluate_ood(run, run.load_config(), ["rotated"])

@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from netfission.classifier import Classifier
+from netfission.data.outside import image_files
+from netfission.prediction import Answer, Failure, answers, find_images
+
+
+@pytest.fixture(scope="session")
+def files(digit_files) -> list[Path]:
+    return image_files(digit_files / "test")[:12]
+
+
+@pytest.fixture(scope="session")
+def expected(classifier, files) -> dict[Path, Answer]:
+    """One image at a time."""
+    return {path: next(answers(classifier, [path])) for path in files}
+
+
+def assert_close(own: Answer, other: Answer) -> None:
+    assert own.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    for name in ("probability", "disagreement", "entropy", "mutual_information"):
+        assert getattr(own, name) == pytest.approx(getattr(other, name), abs=1e-5)
+    assert own.votes == other.votes
+
+
+@given(st.permutations(range(12)), st.integers(1, 13), st.sets(st.integers(0, 11), max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_order_batch_size_and_failures_do_not_matter(classifier, files, expected, order, size, broken):
+    images = [Failure(files[index], "broken") if index in broken else files[index] for index in order]
+    said = list(answers(classifier, images, batch_size=size))
+    assert [each.image for each in said] == [files[index] for index in order]
+    for index, each in zip(order, said, strict=True):
+        if index in broken:
+            assert each == Failure(files[index], "broken")
+        else:
+            assert_close(each, expected[files[index]])
+
+
+def test_each_field_is_what_the_classifier_says(classifier, files):
+    said = list(answers(classifier, files, risk=0.2))
+    pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
+    own, names = classifier.predict(pixels, risk=0.2), classifier.card.classes
+    for row, each in enumerate(said):
+        assert each.name == names[own.classes[row]]
+        assert each.probability == pytest.approx(own.confidence[row].item())
+        assert each.votes == [names[vote] for vote in own.votes[row]]
+        assert each.disagreement == pytest.approx(own.disagreement[row].item())
+        assert each.entropy == pytest.approx(own.entropy[row].item())
+        assert each.mutual_information == pytest.approx(own.mutual_information[row].item(), abs=1e-7)
+        assert each.abstain is bool(own.abstains[row])
+        assert list(each.probabilities.values()) == pytest.approx(own.probabilities[row].tolist())
+        assert list(each.probabilities) == names
+    assert len({each.abstain for each in answers(classifier, files, risk=None)}) == 1
+
+
+def test_a_risk_that_cannot_be_borne_is_refused_before_the_work(classifier, files):
+    bare = Classifier(classifier.network, classifier.card)
+    with pytest.raises(ValueError, match=r"risk=0\.1: takes a network that was calibrated"):
+        next(answers(bare, files, risk=0.1))
+    with pytest.raises(ValueError, match="risk=2: takes a share of wrong answers"):
+        next(answers(classifier, files, risk=2))
+
+
+def grey_ramp() -> np.ndarray:
+    return np.linspace(0, 255, 64).reshape(8, 8).astype(np.uint8)
+
+
+LOSSLESS = ["png", "bmp", "tiff", "gif", "webp", "ppm", "tga", "jp2", "pcx", "sgi"]
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, "jpg", "ico", "dds"])
+def test_every_format_is_answered(classifier, suffix, tmp_path):
+    image = Image.fromarray(grey_ramp()).convert("RGB")
+    image.save(tmp_path / "reference.png")
+    path = tmp_path / f"image.{suffix}"
+    image.save(path, **({"lossless": True} if suffix == "webp" else {}))
+    assert image_files(tmp_path) == [path, tmp_path / "reference.png"]
+    own, reference = answers(classifier, [path, tmp_path / "reference.png"])
+    assert isinstance(own, Answer)
+    if suffix in LOSSLESS:
+        assert_close(own, reference)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr"])
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (300, 7), (2, 2000)])
+def test_every_mode_and_size_is_answered(classifier, mode, size, tmp_path):
+    grey = Image.fromarray(grey_ramp()).resize(size)
+    if mode == "I;16":
+        grey = Image.fromarray(np.array(grey).astype(np.uint16) * 257)
+    image = (
+        grey
+        if mode in ("L", "I;16")
+        else grey.convert("RGB").convert(mode if mode != "I" else "L").convert(mode)
+    )
+    assert image.mode == mode
+    path = tmp_path / "image.tiff"
+    image.save(path)
+    (own,) = answers(classifier, [path])
+    assert isinstance(own, Answer)
+    if mode in ("LA", "RGBA", "I;16"):  # the same picture in other words
+        Image.fromarray(grey_ramp()).resize(size).save(tmp_path / "grey.png")
+        (plain,) = answers(classifier, [tmp_path / "grey.png"])
+        assert_close(own, plain)
+
+
+def test_an_image_turned_by_exif_is_seen_upright(classifier, files, tmp_path):
+    upright = Image.open(files[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    turned, reference = answers(classifier, [tmp_path / "turned.png", files[0]])
+    assert_close(turned, reference)
+
+
+def test_damaged_files_are_named_and_the_others_answered(classifier, files, expected, tmp_path):
+    whole = files[0].read_bytes()
+    bad = {
+        "cut.png": whole[: len(whole) // 2],
+        "noise.jpg": bytes(range(256)) * 4,
+        "empty.gif": b"",
+        "header.png": whole[:20],
+        "text.bmp": b"BM" + b"\0" * 10,
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.png").mkdir()
+    names = [str(tmp_path / name) for name in (*bad, "folder.png", "nowhere.png")]
+    said = list(answers(classifier, find_images([str(files[0]), *names, str(files[1])]), batch_size=3))
+    assert_close(said[0], expected[files[0]])
+    assert_close(said[-1], expected[files[1]])
+    errors = {each.image.name: each.error for each in said[1:-1]}
+    assert set(errors) == {*bad, "folder.png", "nowhere.png"}
+    assert errors["nowhere.png"] == "no such file or directory"
+    assert errors["folder.png"] == "is a folder without images"
+    assert errors["noise.jpg"] == errors["empty.gif"] == "is no image that can be read"
+    assert all(error and "\n" not in error for error in errors.values())
+
+
+@pytest.mark.parametrize("limit", [100, 60])  # above the limit Pillow warns, above its double it refuses
+def test_a_decompression_bomb_is_an_error_of_that_image(
+    classifier, files, expected, limit, tmp_path, monkeypatch
+):
+    Image.new("RGB", (12, 12)).save(tmp_path / "bomb.png")
+    Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    said = list(answers(classifier, [tmp_path / "bomb.png", tmp_path / "small.png"]))
+    assert isinstance(said[0], Failure)
+    assert "decompression bomb" in said[0].error
+    assert isinstance(said[1], Answer)
+
+
+def test_the_first_of_several_frames_is_taken(classifier, files, tmp_path):
+    first, second = (Image.open(path).convert("RGB") for path in files[:2])
+    first.save(tmp_path / "two.tiff", save_all=True, append_images=[second])
+    own, reference = answers(classifier, [tmp_path / "two.tiff", files[0]])
+    assert_close(own, reference)
+
+
+def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path):
+    for name in (
+        "b/2.png",
+        "b/10.JPG",
+        "b/a/x.webp",
+        "a.png",
+        "b/.hidden.png",
+        "b/.git/y.png",
+        "b/notes.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([str(tmp_path / "b"), str(tmp_path / "b/notes.txt"), str(tmp_path)])
+    names = [str(path.relative_to(tmp_path)) for path in found]
+    below = ["b/10.JPG", "b/2.png", "b/a/x.webp"]
+    assert names == [*below, "b/notes.txt", "a.png", *below]

@@ -1,0 +1,191 @@
+import csv
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from netfission.cli import main
+from netfission.data.outside import image_files
+from netfission.evaluation.trust import Trust
+
+
+def predict(capsys, *arguments, status=0):
+    """What the command writes to standard output."""
+    assert main(["predict", *map(str, arguments)]) == status
+    return capsys.readouterr().out
+
+
+def records(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
+    test = digit_files / "test"
+    said = records(predict(capsys, digits_run.path, test, "--format", "jsonl", "--probabilities"))
+    assert [each["image"] for each in said] == [str(path) for path in image_files(test)]
+    truth = [path.parent.name for path in image_files(test)]
+    evaluation = digits_run.load_evaluation()
+    trust = Trust.from_json((digits_run.path / "trust.json").read_text())
+    assert evaluation.n == trust.n == len(said) == 100
+    accuracy = sum(each["class"] == name for each, name in zip(said, truth, strict=True)) / 100
+    assert accuracy == pytest.approx(evaluation.ensemble["top1"])
+    nll = [-math.log(each["probabilities"][name]) for each, name in zip(said, truth, strict=True)]
+    assert sum(nll) / 100 == pytest.approx(trust.scaled.metrics["nll"], rel=1e-4)
+    assert trust.scaled.metrics["nll"] != pytest.approx(trust.raw.metrics["nll"], rel=1e-4)
+    assert sum(each["entropy"] for each in said) / 100 != pytest.approx(evaluation.predictive_entropy)
+    assert sum(each["disagreement"] for each in said) / 100 == pytest.approx(
+        evaluation.disagreement, rel=1e-4
+    )
+    own = next(each for each in trust.abstentions if each.risk == 0.05)
+    assert sum(not each["abstain"] for each in said) / 100 == pytest.approx(own.coverage)
+
+
+def test_csv_says_the_same_as_json_lines(digits_run, digit_files, tmp_path, capsys):
+    odd = tmp_path / 'a, "b".png'
+    shutil.copy(image_files(digit_files / "test")[0], odd)
+    request = [digits_run.path, odd, "nowhere.png", digit_files / "test" / "digit 3", "--risk", "0.3"]
+    lines = records(predict(capsys, *request, "--format", "jsonl", status=1))
+    rows = list(csv.DictReader(io.StringIO(predict(capsys, *request, "--format", "csv", status=1))))
+    assert len(rows) == len(lines) > 3
+    assert rows[0]["image"] == str(odd)
+    assert (rows[1]["error"], rows[1]["class"]) == ("no such file or directory", "")
+    for row, line in zip(rows, lines, strict=True):
+        assert row["image"] == line["image"]
+        assert row["error"] == line.get("error", "")
+        if "error" not in line:
+            assert row["class"] == line["class"]
+            assert [row[f"exit_{index}"] for index in range(3)] == line["votes"]
+            assert row["abstain"] == str(int(line["abstain"]))
+            for name in ("probability", "disagreement", "entropy", "mutual_information"):
+                assert float(row[name]) == line[name]
+
+
+def test_csv_with_every_probability(digits_run, digit_files, capsys):
+    text = predict(
+        capsys, digits_run.path, digit_files / "test/digit 1", "--format", "csv", "--probabilities"
+    )
+    for row in csv.DictReader(io.StringIO(text)):
+        each = {name: float(cell) for name, cell in row.items() if name.startswith("p_")}
+        assert len(each) == 10
+        assert sum(each.values()) == pytest.approx(1, abs=1e-4)
+        assert each[f"p_{row['class']}"] == max(each.values()) == float(row["probability"])
+
+
+def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files, capsys):
+    folder = digit_files / "test" / "digit 2"
+    lines = predict(capsys, digits_run.path, folder, "nowhere.png", status=1).splitlines()
+    head, *rows, missing, foot = lines
+    assert head.split()[:3] == ["image", "class", "p"]
+    assert len(rows) == len(image_files(folder))
+    assert {row[head.index("class") :][:5] for row in rows} == {"digit"}
+    assert {row[head.index("exit 1") :][:5] for row in rows} == {"digit"}
+    assert missing.split(maxsplit=1) == ["nowhere.png", "error: no such file or directory"]
+    threshold = digits_run.load_calibration().risk_coverage.threshold(0.05)
+    where = f"where p is below {threshold:.3f}" if threshold <= 1 else "always"
+    assert foot.startswith(f"abstain: {where}; above")
+    end = head.index("  exit 0")
+    for row in rows:
+        confidence = float(row[end - 5 : end])
+        if abs(confidence - threshold) > 1e-3:
+            assert row.endswith("yes") == (confidence < threshold)
+
+
+def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    good = image_files(digit_files / "test")[0]
+    request = ["predict", str(digits_run.path), str(tmp_path / "bad.png"), str(tmp_path / "empty"), str(good)]
+    assert main([*request, "--format", "jsonl"]) == 1
+    out, error = capsys.readouterr()
+    assert error == "netfission: 2 of 3 images could not be read\n"
+    bad, empty, answered = records(out)
+    assert bad == {"image": str(tmp_path / "bad.png"), "error": "is no image that can be read"}
+    assert empty == {"image": str(tmp_path / "empty"), "error": "is a folder without images"}
+    assert answered["class"].startswith("digit ")
+
+
+def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys):
+    first, second, third = image_files(digit_files / "test")[:3]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{second}\n\n{third}\n"))
+    said = records(predict(capsys, digits_run.path, first, "-", "--format", "jsonl"))
+    assert [each["image"] for each in said] == [str(first), str(second), str(third)]
+
+
+def test_a_name_that_is_no_text_comes_back_as_it_was(digits_run, digit_files, tmp_path, monkeypatch, capsys):
+    odd = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    shutil.copy(image_files(digit_files / "test")[0], odd)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8"))
+    predict(capsys, digits_run.path, "-", "--out", tmp_path / "said.csv")
+    assert odd in (tmp_path / "said.csv").read_bytes()
+
+
+def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, tmp_path, capsys):
+    image = image_files(digit_files / "test")[0]
+    for name, start in {"said.csv": "image,class", "said.jsonl": '{"image"', "said.txt": "image "}.items():
+        assert (
+            predict(capsys, digits_run.path, image, "--out", tmp_path / name) == f"wrote {tmp_path / name}\n"
+        )
+        assert (tmp_path / name).read_text().startswith(start)
+    predict(capsys, digits_run.path, image, "--out", tmp_path / "said.csv", "--format", "jsonl")
+    assert (tmp_path / "said.csv").read_text().startswith('{"image"')
+
+
+def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):
+    run = shutil.copytree(digits_run.path, tmp_path / "run")
+    (run / "calibration.json").unlink()
+    image = image_files(digit_files / "test")[0]
+    (said,) = records(predict(capsys, run, image, "--format", "jsonl"))
+    assert "abstain" not in said
+    assert "abstain" not in predict(capsys, run, image)
+    assert main(["predict", str(run), str(image), "--risk", "0.1"]) == 2
+    assert "risk=0.1: takes a network that was calibrated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--batch_size 0", "batch_size=0: takes a whole number from 1"),
+        ("--risk 1.5", "risk=1.5: takes a share of wrong answers, from 0 to 1"),
+        ("--probabilities", "format=table: shows no probabilities"),
+        ("--format xml", "format"),
+        ("--out nowhere/said.csv", "out=nowhere/said.csv: takes a file in a folder that can be written to"),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_status_2(digits_run, digit_files, flags, message, capsys):
+    assert main(["predict", str(digits_run.path), str(digit_files / "test"), *flags.split()]) == 2
+    out, error = capsys.readouterr()
+    assert message in error
+    assert (error.count("\n"), out) == (1, "")
+
+
+def test_standard_input_without_names(digits_run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert main(["predict", str(digits_run.path), "-"]) == 2
+    assert capsys.readouterr().err == "netfission: images=-: standard input names none\n"
+
+
+def test_a_run_without_weights(digits_run, tmp_path, capsys):
+    run = shutil.copytree(digits_run.path, tmp_path / "run")
+    (run / "model.safetensors").unlink()
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    assert main(["predict", str(run), str(tmp_path / "image.png")]) == 2
+    error = capsys.readouterr().err
+    assert "model.safetensors: is missing" in error
+    assert error.count("\n") == 1
+
+
+def test_standard_output_closed_early_ends_it_quietly(digits_run, digit_files):
+    images = [digit_files / "test"] * 4  # more lines than a pipe holds
+    command = [sys.executable, "-m", "netfission", "predict", digits_run.path, *images]
+    flags = ["--batch_size", "8", "--format", "jsonl", "--probabilities"]
+    with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert json.loads(process.stdout.readline())["image"]
+        process.stdout.close()
+        assert process.wait(timeout=300) == 1
+        assert process.stderr.read() == b""
