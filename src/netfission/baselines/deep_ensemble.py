@@ -32,8 +32,9 @@ class DeepEnsemble(Guarded):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images → logits `(batch, members, classes)`."""
-        one = self.training and self.active is not None
-        members = [self.members[self.active]] if one else self.members
+        members = list(self.members)
+        if self.training and self.active is not None:
+            members = [members[self.active]]
         logits = [member(images) for member in members]
         return torch.cat([each if each.ndim == 3 else each.unsqueeze(1) for each in logits], dim=1)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from netfission.cli import compare, cost, demo, evaluate, reproduce, train
+from netfission.cli import compare, cost, demo, evaluate, export, predict, report, reproduce, serve, train
 from netfission.cli.settings import Parser
 
 COMMANDS = {
@@ -18,7 +18,11 @@ COMMANDS = {
     "cost": cost,
     "demo": demo,
     "evaluate": evaluate,
+    "export": export,
+    "predict": predict,
+    "report": report,
     "reproduce": reproduce,
+    "serve": serve,
     "train": train,
 }
 

@@ -1,0 +1,116 @@
+"""ONNX, which many runtimes run on many devices."""
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from netfission.export.formats import KEY, Metadata, Run
+from netfission.export.module import exporting, traced
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSETS = range(18, 24)  # that PyTorch's exporter knows
+OPSET = 20
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node comes from
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A module as an ONNX graph.
+
+    Attributes:
+        proto: the graph.
+        network: names of the nodes that come from the module's part of that name.
+    """
+
+    proto: "ModelProto"
+    network: frozenset[str]
+
+    @classmethod
+    def of(cls, module: nn.Module, inputs: Mapping[str, Tensor], opset: int | None = None) -> Self:
+        """Export a module.
+
+        Args:
+            module: see `traced`; gives outputs by name.
+            inputs: see `traced`.
+            opset: version of the operators; default 20.
+
+        Raises:
+            ValueError: an opset that is not supported, or a package is missing.
+            RuntimeError: the module cannot be exported.
+        """
+        opset = OPSET if opset is None else opset
+        check_onnx(opset)
+        program = traced(module, inputs)
+        with exporting(), torch.no_grad():
+            exported = torch.onnx.export(
+                program,
+                input_names=list(inputs),
+                output_names=list(module(*inputs.values())),
+                opset_version=opset,
+                dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+            assert exported is not None
+            proto = exported.model_proto
+        (made,) = (entry.version for entry in proto.opset_import if entry.domain == "")
+        if made != opset:
+            raise RuntimeError(f"opset={opset}: the network was exported with opset {made}; takes that")
+        network = frozenset(node.name for node in proto.graph.node if _is_network(node))
+        for node in proto.graph.node:
+            del node.metadata_props[:]  # paths of this machine among them
+        return cls(proto, network)
+
+    def content(self, metadata: Metadata) -> bytes:
+        """The file, its metadata as a property of the model."""
+        onnx = needed("onnx")
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata, ensure_ascii=False)})
+        content: bytes = proto.SerializeToString()
+        return content
+
+    def load(self, content: bytes) -> Run:
+        """The graph in a file, in ONNX Runtime."""
+        onnxruntime = needed("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+
+        def run(**inputs: Tensor) -> dict[str, Tensor]:
+            arrays = session.run(names, {name: value.numpy() for name, value in inputs.items()})
+            return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+
+        return run
+
+
+def check_onnx(opset: int) -> None:
+    """ValueError unless the opset is supported and all packages are there."""
+    if opset not in OPSETS:
+        raise ValueError(f"opset={opset}: takes a whole number from {OPSETS[0]} to {OPSETS[-1]}")
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        needed(package)
+
+
+def needed(module: str) -> Any:
+    """A module of the packages that ONNX takes; ValueError where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"format=onnx: takes the package {module.partition('.')[0]}; pip install 'netfission[onnx]'"
+        ) from error
+
+
+def _is_network(node: Any) -> bool:
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    return "'network'" in scopes

@@ -1,0 +1,233 @@
+"""What a run's folder holds, read for its report."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from netfission.cost import Part, Size, count_parameters
+from netfission.evaluation import Evaluation
+from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.cascade import CascadeEvaluation
+from netfission.evaluation.corruption import Corruptions
+from netfission.evaluation.out_of_distribution import OutOfDistribution
+from netfission.evaluation.trust import Trust
+from netfission.macs import listed, run_counted
+from netfission.network import FissionNetwork
+from netfission.report.typed import read_json
+from netfission.training.config import RunConfig
+from netfission.training.folder import ModelCard, RunFolder
+
+_FIGURES = {"top1", "nll", "ece", "brier"}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What can be counted of a network for one image.
+
+    Attributes:
+        size: of all of it.
+        parts: of a `FissionNetwork`: stem, stages, heads. Of others none.
+        uncounted: operations whose MACs cannot be counted, as text; empty where there are none.
+    """
+
+    size: Size
+    parts: tuple[Part, ...]
+    uncounted: str
+
+    @classmethod
+    def of(cls, network: nn.Module, image: Tensor) -> "Costs":
+        """Count a network, in eval mode, on an image `(1, channels, height, width)`."""
+        steps = network.steps if isinstance(network, FissionNetwork) else []
+        counter = run_counted(network, image, [module for _, own in steps for module in own.values()])
+        parts = []
+        for name, own in steps:
+            sizes = {
+                number: Size(*count_parameters(module), counter.dense[module], counter.effective[module])
+                for number, module in own.items()
+            }
+            paths = tuple(sizes.get(number) for number in steps[-1][1])
+            parts.append(Part(name, sum(sizes.values(), Size()), paths))
+        return cls(Size(*count_parameters(network), *counter.total), tuple(parts), listed(counter.uncounted))
+
+    @property
+    def exits(self) -> list[Size]:
+        """What each exit needs when it runs alone, exit 0 first; empty without parts."""
+        if not self.parts:
+            return []
+        alone = [Size()] * len(self.parts[-1].paths)
+        for part in self.parts:
+            alone = [sum_ + (own or part.paths[0]) for sum_, own in zip(alone, part.paths, strict=True)]  # type: ignore[operator]
+        return alone
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: where it lies.
+        key: `run-1`, `run-2`, …: its name in identifiers and folders.
+        letter: A, B, … among several runs; empty for one.
+        name: what it is called on the page.
+        config: its settings.
+        card: the description of its network.
+        network: trained, on the CPU, in eval mode.
+        costs: of the network.
+        single: of the network before its fission, or of what a baseline is made of.
+        epochs: rows of `metrics.csv`; empty where there is none.
+        evaluation: on the test split; None where it has not been evaluated, like all that follow.
+        calibration: from the validation split.
+        trust: calibration and confusion on the test split.
+        cascade: early stopping.
+        outside: images from outside told from its own.
+        corruptions: accuracy on corrupted images.
+    """
+
+    folder: RunFolder
+    key: str
+    letter: str
+    name: str
+    config: RunConfig
+    card: ModelCard
+    network: nn.Module
+    costs: Costs
+    single: Costs
+    epochs: list[dict[str, float]]
+    evaluation: Evaluation | None
+    calibration: Calibration | None
+    trust: Trust | None
+    cascade: CascadeEvaluation | None
+    outside: list[OutOfDistribution] | None
+    corruptions: Corruptions | None
+
+    @classmethod
+    def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> "Run":
+        """Read a folder.
+
+        Raises:
+            ValueError: it holds no finished run, or a file is damaged.
+        """
+        config = folder.load_config()
+        network, card = folder.load_network()
+        image = torch.zeros(1, *card.shape)
+        with torch.random.fork_rng([]):
+            single = card.single().eval()
+        evaluation = read_json(folder.evaluation, Evaluation)
+        if evaluation is not None:
+            _check_figures(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
+        calibration = read_json(folder.calibration, Calibration)
+        trust = read_json(folder.path / "trust.json", Trust)
+        if trust is not None:
+            own = [trust.raw] if trust.scaled is None else [trust.raw, trust.scaled]
+            _check_figures(folder.path / "trust.json", [each.metrics for each in own])
+        return cls(
+            folder=folder,
+            key=key,
+            letter=letter,
+            name=name,
+            config=config,
+            card=card,
+            network=network,
+            costs=Costs.of(network, image),
+            single=Costs.of(single, image),
+            epochs=_epochs(folder.metrics),
+            evaluation=evaluation,
+            calibration=calibration,
+            trust=trust,
+            cascade=read_json(folder.path / "cascade.json", CascadeEvaluation, besides=("environment",)),
+            outside=read_json(folder.path / "ood.json", list[OutOfDistribution]),
+            corruptions=read_json(folder.path / "corruptions.json", Corruptions),
+        )
+
+    @property
+    def exits(self) -> int:
+        """Its number of exits, or of a baseline's members."""
+        return int(self.card.fission["exits"])
+
+    @property
+    def data(self) -> str:
+        """The name of its data set, without the folder that it lay in."""
+        return Path(self.config.data.data).name
+
+    @property
+    def title(self) -> str:
+        """What it is, in a few words."""
+        method = self.config.method.method
+        grouping = self.card.fission["grouping"]
+        exits = "one exit" if self.exits == 1 else f"{self.exits} exits by {grouping}"
+        way = exits if method == "fission" else f"{method} of {self.exits}"
+        return f"{self.card.model}, {way}"
+
+    @cached_property
+    def versions(self) -> dict[str, Any]:
+        """What it was made with, from the comments of its settings."""
+        lines = self.folder.config.read_text(encoding="utf-8").splitlines()
+        if "# Made with:" not in lines:
+            return {}
+        comments = lines[lines.index("# Made with:") + 1 :]
+        made = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
+        return {**made.pop("versions", {}), **made} if isinstance(made, dict) else {}
+
+
+def load_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read the folders of runs that are to stand side by side.
+
+    Raises:
+        ValueError: one holds no finished run, a file is damaged, a folder is named twice, or they are on
+            different data, where no figure of one would be about that of another.
+    """
+    for place, path in enumerate(paths):
+        if path.resolve() in {other.resolve() for other in paths[:place]}:
+            raise ValueError(f"run={path}: is named twice")
+    names = [path.resolve().name for path in paths]
+    runs = []
+    for place, path in enumerate(paths):
+        name = names[place] if names.count(names[place]) == 1 else str(path)
+        letter = _letter(place) if len(paths) > 1 else ""
+        runs.append(Run.load(RunFolder(path), key=f"run-{place + 1}", letter=letter, name=name))
+    first = runs[0]
+    for run in runs[1:]:
+        if run.card.classes != first.card.classes or _tested(run) != _tested(first):
+            raise ValueError(
+                f"run={run.folder.path}: is on other data ({_data(run)}) than {first.folder.path} "
+                f"({_data(first)}); takes runs on the same data, or make a report of each"
+            )
+    return runs
+
+
+def _letter(place: int) -> str:
+    """A … Z, then A2 … ."""
+    letter = chr(ord("A") + place % 26)
+    return letter if place < 26 else f"{letter}{place // 26 + 1}"
+
+
+def _tested(run: Run) -> int | None:
+    return None if run.evaluation is None else run.evaluation.n
+
+
+def _data(run: Run) -> str:
+    tested = "not evaluated" if run.evaluation is None else f"{run.evaluation.n} test images"
+    return f"{run.data}, {len(run.card.classes)} classes, {tested}"
+
+
+def _epochs(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _check_figures(path: Path, figures: Iterable[dict[str, float]]) -> None:
+    for each in figures:
+        if missing := _FIGURES - each.keys():
+            raise ValueError(f"{path}: cannot be read ({', '.join(sorted(missing))} missing)")

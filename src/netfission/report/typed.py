@@ -1,0 +1,76 @@
+"""JSON read back as the dataclass that wrote it, with every value of the type that it is declared with."""
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = ()) -> T | None:
+    """Read a file as `kind`; None where there is no file.
+
+    Args:
+        path: of the file.
+        kind: a dataclass, or a list, dict or tuple of such.
+        besides: entries of the outermost object that are no fields of `kind`.
+
+    Raises:
+        ValueError: it is damaged: no JSON, or a value is missing, unknown or of another type.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            content = {name: value for name, value in content.items() if name not in besides}
+        return cast(T, _value(kind, content, ""))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _value(kind: Any, content: Any, where: str) -> Any:
+    """The content as `kind`; `where` it stands in the file is for messages."""
+    if is_dataclass(kind):
+        return _record(cast(type, kind), content, where)
+    arguments = get_args(kind)
+    origin = get_origin(kind)
+    if origin is UnionType:
+        (other,) = (each for each in arguments if each is not NoneType)
+        return None if content is None else _value(other, content, where)
+    if origin is Literal:
+        return _checked(content in arguments, content, where, f"one of {', '.join(map(repr, arguments))}")
+    if origin in (list, tuple):
+        _checked(isinstance(content, list), content, where, "a list")
+        return origin(_value(arguments[0], each, f"{where}[{place}]") for place, each in enumerate(content))
+    if origin is dict:
+        _checked(isinstance(content, dict), content, where, "an object")
+        to_key: Callable[[str], Any] = arguments[0]  # JSON's keys are text, whatever they were
+        return {to_key(name): _value(arguments[1], each, f"{where}.{name}") for name, each in content.items()}
+    number = isinstance(content, int) and not isinstance(content, bool)
+    if kind is float:
+        return float(_checked(number or isinstance(content, float), content, where, "a number"))
+    fits = number if kind is int else isinstance(content, kind)
+    return _checked(fits, content, where, {int: "a whole number", str: "text"}[kind])
+
+
+def _record(kind: type, content: Any, where: str) -> Any:
+    _checked(isinstance(content, dict), content, where, "an object")
+    known = {field.name: field for field in fields(kind)}
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{where}.{name}".lstrip(".") + f": is not known to {kind.__name__}")
+    for name, field in known.items():
+        if name not in content and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{where}.{name}".lstrip(".") + ": is missing")
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(hints[name], each, f"{where}.{name}") for name, each in content.items()})
+
+
+def _checked(fits: bool, content: Any, where: str, takes: str) -> Any:
+    if not fits:
+        raise ValueError(f"{where.lstrip('.') or 'the file'}: takes {takes}, not {json.dumps(content):.40}")
+    return content

@@ -1,0 +1,141 @@
+"""`netfission export`: what it says, and what it refuses."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from netfission.cli import main
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture
+def run_folder(finished_run, tmp_path: Path) -> Path:
+    """A copy of a run's folder, to be changed."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def changed(run_folder: Path, **settings) -> None:
+    config = run_folder / "config.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | settings))
+
+
+def refused(capsys, *flags: str, status: int = 2) -> str:
+    assert main(["export", *flags]) == status
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("netfission: ")
+    return error
+
+
+def test_it_is_checked_on_the_validation_split_and_written_into_the_run(run_folder, capsys) -> None:
+    assert main(["export", str(run_folder)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"checked on \d+ images of the validation split: probabilities differ by \S+ at most", said
+    )
+    assert f"wrote {run_folder / 'model.onnx'}" in said and (run_folder / "model.onnx").is_file()
+
+
+def test_it_is_checked_on_the_test_split_where_there_is_no_validation_split(run_folder, capsys) -> None:
+    changed(run_folder, validation=0.0)
+    assert main(["export", str(run_folder), "--format", "pt2", "--out", str(run_folder / "other.pt2")]) == 0
+    assert "256 images of the test split" in capsys.readouterr().out
+    assert (run_folder / "other.pt2").is_file() and not (run_folder / "model.pt2").exists()
+
+
+def test_it_is_checked_on_images_of_a_folder_where_the_data_set_is_gone(run_folder, capsys) -> None:
+    changed(run_folder, data=str(run_folder / "gone"))
+    error = refused(capsys, str(run_folder))
+    assert re.search(r"data=.*gone: cannot be read \(.*\); pass --data, .* or --images, a folder", error)
+    assert not (run_folder / "model.onnx").exists()
+    folder = run_folder / "photographs" / "some"
+    folder.mkdir(parents=True)
+    Image.effect_noise((20, 30), 90).save(folder / "noise.png")
+    assert main(["export", str(run_folder), "--images", str(folder.parent)]) == 0
+    assert f"checked on 1 images of {folder.parent}" in capsys.readouterr().out
+    (folder / "broken.png").write_bytes(b"no image")
+    error = refused(capsys, str(run_folder), "--images", str(folder))
+    assert re.search(r"images=.*broken\.png: cannot be read \(UnidentifiedImageError\)", error)
+
+
+def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
+    assert main(["export", str(run_folder), "--precision", "fp16"]) == 0
+    assert re.search(
+        r"float32 → fp16 on the validation split: accuracy \d+\.\d\d → \d+\.\d\d %, NLL \d\.\d+ → \d\.\d+ on "
+        r"\d+ images; largest difference of a probability \d",
+        capsys.readouterr().out,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--opset 7", "opset=7: takes a whole number from 18 to 23"),
+        ("--opset 99", "opset=99: takes a whole number from 18 to 23"),
+        ("--opset 20 --format pt2", "opset=20: goes with --format onnx"),
+        ("--cascade --format pt2", "cascade=True: goes with --format onnx"),
+        ("--precision int8 --format pt2", "precision=int8: goes with --format onnx"),
+        ("--precision int8 --cascade", "precision=int8: goes with one graph; leave out --cascade"),
+        ("--precision fp16 --images .", r"images=\.: have no labels"),
+        ("--images nowhere", "images=nowhere: takes a folder that holds images"),
+        ("--out nowhere/model.onnx", r"out=nowhere/model\.onnx: takes a file in a folder that exists"),
+        ("--out .", r"out=\.: takes a file"),
+        ("--data nowhere/at-all", "data=nowhere/at-all: cannot be read"),
+        ("--format tflite", "format"),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_leaves_nothing(
+    flags, message, run_folder, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(run_folder)
+    before = set(run_folder.rglob("*"))
+    assert re.search(message, refused(capsys, str(run_folder), *flags.split()))
+    assert set(run_folder.rglob("*")) == before
+
+
+def test_no_folder(capsys) -> None:
+    assert "run=nowhere: takes the folder of a run" in refused(capsys, "nowhere")
+
+
+def test_a_run_without_weights(run_folder, capsys) -> None:
+    (run_folder / "model.safetensors").unlink()
+    assert "model.safetensors: is missing" in refused(capsys, str(run_folder))
+
+
+def test_a_data_set_of_other_classes(run_folder, capsys) -> None:
+    for name in ("cat", "dog"):
+        (run_folder / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (8, 8), (name[0] == "c" and "red") or "blue").save(
+                run_folder / "pets" / name / f"{number}.png"
+            )
+    error = refused(capsys, str(run_folder), "--data", str(run_folder / "pets"), "--precision", "int8")
+    assert re.search(r"has 2 classes of images \(3, 8, 8\); takes the 10 classes of \(1, 8, 8\)", error)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_package_that_is_missing(package, run_folder, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    error = refused(capsys, str(run_folder))
+    assert f"takes the package {package}; pip install 'netfission[onnx]'" in error
+
+
+def test_a_cascade_of_a_run_without_validation_split(run_folder, capsys) -> None:
+    changed(run_folder, validation=0.0)
+    assert "validation=0: thresholds are chosen" in refused(capsys, str(run_folder), "--cascade")
+    assert not (run_folder / "cascade").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(run_folder, capsys, monkeypatch) -> None:
+    def full(*_):
+        raise OSError(28, "No space left on device", str(run_folder / "model.pt2"))
+
+    monkeypatch.setattr("netfission.export.file.write_whole", full)
+    assert "model.pt2" in refused(capsys, str(run_folder), "--format", "pt2", status=1)

@@ -1,0 +1,189 @@
+"""The scripts that run exported files: all that netfission would say, without it."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import netfission as nf
+from netfission.data import load_data
+from netfission.data.images import to_pixels
+from netfission.export import export
+from netfission.export.cascade import Plan, Step, export_cascade
+from netfission.models import create_model
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# Everything of ours, and of PyTorch's world, is as if it were not installed.
+ALONE = """
+import runpy, sys
+for name in ("torch", "torchvision", "timm", "netfission", "onnx", "onnxscript", "scipy", "sklearn"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_alone(script: str, *arguments: str | Path) -> str:
+    command = [sys.executable, "-c", ALONE, EXAMPLES / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported(script: str, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    spec = importlib.util.spec_from_file_location(script, EXAMPLES / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def files(digits, tmp_path_factory) -> list[Path]:
+    """Images of digits."""
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"{number}.png" for number in range(12)]
+    for path, image in zip(paths, digits.test.images[::25], strict=False):
+        Image.fromarray(image[0].numpy()).save(path)
+    return paths
+
+
+def test_run_onnx_says_what_the_classifier_predicts(finished_run, digits, files, tmp_path) -> None:
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
+    risk = sorted(set(classifier.calibration.risk_coverage.risk))[1]
+    said = run_alone("run_onnx.py", tmp_path / "model.onnx", *files, "--risk", str(risk)).splitlines()
+    pixels = torch.stack([classifier.pixels(Image.open(file)) for file in files])
+    expected = classifier.predict(pixels, risk=risk)
+    assert expected.abstains.any()  # else the answers would not show it
+    assert len(said) == len(files)
+    for row, (file, line) in enumerate(zip(files, said, strict=True)):
+        name, answer, probability, votes, disagreement, entropy = re.fullmatch(
+            r"(.*): (\w+), probability (\S+); exits vote (.*); disagreement (\S+), entropy (\S+) nats", line
+        ).groups()
+        assert name == str(file)
+        assert answer == ("abstains" if expected.abstains[row] else str(expected.classes[row].item()))
+        assert votes.split(", ") == [str(vote) for vote in expected.votes[row].tolist()]
+        assert float(probability) == pytest.approx(expected.confidence[row].item(), abs=1e-4)
+        assert float(disagreement) == pytest.approx(expected.disagreement[row].item(), abs=1e-3)
+        assert float(entropy) == pytest.approx(expected.entropy[row].item(), abs=2e-4)
+
+
+def drawn(mode: str, size: tuple[int, int]) -> Image.Image:
+    generator = np.random.default_rng(0)
+    if mode == "I;16":
+        return Image.fromarray(generator.integers(0, 65536, size[::-1]).astype(np.uint16))
+    layers = generator.integers(0, 256, (*size[::-1], 4)).astype(np.uint8)
+    image = Image.fromarray(layers, "RGBA" if mode == "RGBA" else None).convert(mode)
+    if mode == "RGB":
+        image.getexif()[0x0112] = 6  # lies on its side
+    return image
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(8, 10), (31, 17), (4, 5)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
+def test_images_are_made_ready_as_in_training(mode, size, channels, monkeypatch) -> None:
+    image = drawn(mode, size)
+    wanted = to_pixels(image, "L" if channels == 1 else "RGB", (10, 8))
+    preprocessing = {"mode": "L" if channels == 1 else "RGB", "height": 10, "width": 8}
+    found = imported("run_onnx", monkeypatch).to_pixels(image, preprocessing)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, wanted.numpy())
+
+
+# --- cascades ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["margin", "confidence", "agreement"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_steps_give_what_the_cascade_gives(order, rule) -> None:
+    """Step by step in PyTorch: every order needs other features of the stages that are shared."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nf.fission(create_model("wrn-10-1", 5), 3, example_input=torch.zeros(2, 3, 16, 16)).eval()
+        images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8)
+    classifier = nf.Classifier.of(
+        net, model="wrn-10-1", classes=list("abcde"), shape=(3, 16, 16), mean=[0.5] * 3, std=[0.2] * 3
+    )
+    cascade = nf.Cascade(net, (0.4, 0.6), order=order, rule=rule)
+    logits = classifier.logits(images)
+    from netfission.inference.cascade import step_by_step
+
+    means, scores = step_by_step(logits, order, rule)
+    state = {"images": images}
+    for number in range(3):
+        step = Step(cascade, number, classifier._normalise, 2.0)
+        with torch.no_grad():
+            outputs = step(*(state[name] for name in step.inputs))
+        assert list(outputs) == step.outputs
+        torch.testing.assert_close(outputs["probabilities"], (means[:, number] / 2).softmax(dim=1))
+        if number < 2:
+            torch.testing.assert_close(outputs["sureness"], scores[:, number])
+        state = {name: (state | outputs)[name] for name in step.keeps}
+    assert not state
+
+
+def test_an_exported_cascade_stops_where_the_cascade_does(
+    settings_of, digits, files, tmp_path, monkeypatch
+) -> None:
+    from netfission.training.run import train
+
+    train(settings_of(exits=3, sparsity=0.0, epochs=3), tmp_path / "run", progress=False)
+    classifier = nf.Classifier.from_pretrained(tmp_path / "run")
+    images = digits.test.images
+    order = nf.exit_costs(classifier.network, torch.zeros(1, 1, 8, 8)).order
+    first = classifier.logits(images)[:, order[0]].softmax(dim=1).topk(2, dim=1).values
+    middle = (first[:, 0] - first[:, 1]).median().item()
+    plan = Plan(order, (middle, middle), "margin")
+    assert export_cascade(classifier, plan, tmp_path / "cascade", digits.validation.images[:20]) <= 1e-4
+    script = imported("run_onnx_cascade", monkeypatch)
+    probabilities, used = script.Cascade(tmp_path / "cascade")(images.numpy())
+    cascade = nf.Cascade(classifier.network, plan.thresholds, order=order)
+    expected = cascade.run(classifier._normalise(images))
+    assert expected.exits_used.unique().tolist() == [1, 2, 3]
+    assert np.array_equal(used, expected.exits_used.numpy())
+    wanted = (expected.logits / classifier.temperature).softmax(dim=1).numpy()
+    np.testing.assert_allclose(probabilities, wanted, rtol=0, atol=1e-4)
+    said = run_alone("run_onnx_cascade.py", tmp_path / "cascade", *files).splitlines()
+    shown = torch.stack([classifier.pixels(Image.open(file)) for file in files])
+    alone = cascade.run(classifier._normalise(shown))
+    for file, line, own, exits in zip(files, said, alone.logits, alone.exits_used, strict=True):
+        assert line.startswith(f"{file}: {own.argmax().item()}, probability ")
+        assert line.endswith(f", {exits} of 3 exits")
+
+
+def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
+    import shutil
+
+    from netfission.cli import main
+
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    assert main(["export", str(run), "--cascade"]) == 0
+    assert "margin above" in capsys.readouterr().out
+    chosen = {"order": [0, 1], "rule": "confidence", "choice": {"thresholds": [0.625]}}
+    (run / "cascade.json").write_text(json.dumps(chosen))
+    assert main(["export", str(run), "--cascade"]) == 0
+    assert "order 0, 1; an image stops at confidence above 0.625" in capsys.readouterr().out
+    steps = json.loads((run / "cascade" / "cascade.json").read_text())["steps"]
+    assert [(step["exit"], step["stops_above"]) for step in steps] == [(0, 0.625), (1, None)]
+    (run / "cascade.json").write_text("{}")
+    assert main(["export", str(run), "--cascade"]) == 2
+    assert "cascade.json: is not what `netfission evaluate --cascade` writes" in capsys.readouterr().err

@@ -1,0 +1,277 @@
+"""An exported file gives what the classifier gives, or there is none."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import netfission as nf
+from netfission.data import load_data
+from netfission.data.splits import TensorSplit
+from netfission.export import export, export_reduced
+from netfission.export.check import check
+from netfission.export.module import OUTPUTS
+from netfission.models import create_model
+from netfission.training.folder import ModelCard
+from netfission.training.run import build_network, describe, load
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SHAPE = (3, 16, 16)
+
+
+def pixels(n: int, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, *(shape or SHAPE)), generator=generator, dtype=torch.uint8)
+
+
+def run_file(path: Path, images: Tensor) -> dict[str, Tensor]:
+    """What a file gives, by its format's own runtime and nothing of this project."""
+    if path.suffix == ".pt2":
+        outputs: dict[str, Tensor] = torch.export.load(str(path)).module()(images)
+        return outputs
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    arrays = session.run(names, {"images": images.numpy()})
+    return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+
+
+def metadata(path: Path) -> dict:
+    if path.suffix == ".pt2":
+        extra = {"netfission.json": ""}
+        torch.export.load(str(path), extra_files=extra)
+        return json.loads(extra["netfission.json"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return json.loads(session.get_modelmeta().custom_metadata_map["netfission"])
+
+
+def assert_gives_what_is_predicted(path: Path, classifier: nf.Classifier, images: Tensor) -> None:
+    for some in (images[:1], images[1:3], images):
+        found, expected = run_file(path, some), classifier.predict(some)
+        assert list(found) == list(OUTPUTS)
+        for name, output in OUTPUTS.items():
+            wanted = getattr(expected, output.attribute)
+            assert found[name].dtype == wanted.dtype, name
+            torch.testing.assert_close(
+                found[name], wanted, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module", params=["onnx", "pt2"])
+def exported(request, finished_run, digits, tmp_path_factory) -> tuple[Path, nf.Classifier]:
+    path = tmp_path_factory.mktemp("exported") / f"model.{request.param}"
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    export(classifier, path, digits.validation.images[:20], format=request.param)
+    return path, classifier
+
+
+def test_every_output_is_what_is_predicted_for_any_batch_size(exported, digits) -> None:
+    path, classifier = exported
+    assert classifier.temperature != 1  # else leaving it out would not be seen
+    assert_gives_what_is_predicted(path, classifier, digits.test.images[:40])
+
+
+def test_the_metadata_say_how_to_use_it(exported) -> None:
+    path, classifier = exported
+    about = metadata(path)
+    assert about["classes"] == list("0123456789")
+    assert list(about["outputs"]) == list(OUTPUTS)
+    preprocessing = about["preprocessing"]
+    assert (preprocessing["mode"], preprocessing["height"], preprocessing["width"]) == ("L", 8, 8)
+    assert (preprocessing["mean"], preprocessing["std"]) == (classifier.card.mean, classifier.card.std)
+    assert about["temperature"] == classifier.temperature
+    assert about["risk_coverage"]["risk"] == classifier.calibration.risk_coverage.risk
+    assert about["checked"]["images"] == 20 and about["checked"]["difference"] <= 1e-4
+
+
+def test_no_path_of_this_machine_is_in_the_file(exported) -> None:
+    path, _ = exported
+    content = path.read_bytes()
+    assert b"netfission" in content
+    for part in (torch.__file__, nf.__file__, __file__):
+        assert str(Path(part).parent).encode() not in content
+
+
+def classifier_of(network: nn.Module, side: int = 16) -> nf.Classifier:
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    return nf.Classifier.of(
+        network, model=None, classes=["a", "b", "c"], shape=(3, side, side), mean=mean, std=std
+    )
+
+
+@pytest.mark.parametrize("grouping", ["weights", "channels", "copies"])
+@pytest.mark.parametrize(
+    ("model", "format"), [("wrn-10-1", "onnx"), ("wrn-10-1", "pt2"), ("cifar-resnet18-w8", "onnx")]
+)
+def test_small_networks_by_every_grouping(model: str, grouping: str, format: str, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        single = create_model(model, 3)
+    example = torch.zeros(2, *SHAPE)
+    net = nf.fission(single, 2, grouping=grouping, example_input=example).eval()
+    classifier, before = classifier_of(net), {name: t.clone() for name, t in net.state_dict().items()}
+    export(classifier, tmp_path / f"model.{format}", pixels(3), format=format)
+    assert_gives_what_is_predicted(tmp_path / f"model.{format}", classifier, pixels(4, seed=1))
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["mc-dropout", "deep-ensemble", "mimo"])
+def test_baselines(method: str, settings_of, tmp_path: Path) -> None:
+    config = settings_of(method=method, sparsity=0.0)
+    data = load(config.data, 0)
+    classifier = nf.Classifier(build_network(config, data), describe(config, data))
+    export(classifier, tmp_path / "model.onnx", data.test.images[:3])
+    assert_gives_what_is_predicted(tmp_path / "model.onnx", classifier, data.test.images[:5])
+
+
+class Tiny(nn.Module):
+    """Logits of two exits from mean colours, times a factor once exported."""
+
+    def __init__(self, exported: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(18.0).view(2, 3, 3).sin())
+        self.exported = exported
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.einsum("bi,eic->bec", images.mean(dim=(2, 3)), self.weight)
+        # What data-dependent branches and random numbers do unasked: the file is of another network.
+        return logits * (self.exported if torch.compiler.is_compiling() else 1)
+
+
+def tiny(network: nn.Module) -> nf.Classifier:
+    card = ModelCard(None, ["a", "b", "c"], list(SHAPE), [0.5] * 3, [0.2] * 3, {}, "0")
+    return nf.Classifier(network, card)
+
+
+@pytest.mark.parametrize("opset", [18, 20, 23])
+def test_the_opset_is_the_one_asked_for(opset: int, tmp_path: Path) -> None:
+    export(tiny(Tiny()), tmp_path / "model.onnx", pixels(3), opset=opset)
+    (entry,) = onnx.load(tmp_path / "model.onnx").opset_import
+    assert entry.version == opset
+    assert_gives_what_is_predicted(tmp_path / "model.onnx", tiny(Tiny()), pixels(5, seed=1))
+
+
+# --- a file that is wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize(("factor", "difference"), [(1.01, r"0\.00\d+"), (float("nan"), "nan")])
+def test_a_file_that_gives_other_probabilities_is_not_kept(
+    factor: float, difference: str, format: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"model.{format}"
+    path.write_bytes(b"as it was")
+    with pytest.raises(
+        RuntimeError, match=f"not kept: its probabilities on 70 images differ by {difference} "
+    ):
+        export(tiny(Tiny(factor)), path, pixels(70), format=format)
+    assert path.read_bytes() == b"as it was"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Untraceable(Tiny):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * (1 if images.mean() > 0 else 2)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line(format: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"the network cannot be exported \(\w+: .*data-dependent"
+    ) as caught:
+        export(tiny(Untraceable()), tmp_path / "model", pixels(5), format=format)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_belies_the_probabilities_is_found() -> None:
+    classifier, images = tiny(Tiny()), pixels(9)
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        predictions = classifier.predict(images)
+        return {name: getattr(predictions, output.attribute) for name, output in OUTPUTS.items()}
+
+    assert check(run, classifier, images) == 0
+    for name in set(OUTPUTS) - {"probabilities", "exit_probabilities"}:
+        spoil = (
+            (lambda value: (value + 1) % 3) if name in ("classes", "votes") else (lambda value: value + 0.1)
+        )
+        with pytest.raises(RuntimeError, match=f"not kept: its {name} differ by"):
+            check(lambda images, n=name, s=spoil: run(images) | {n: s(run(images)[n])}, classifier, images)
+
+
+# --- fewer bits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "format"), [("fp16", "onnx"), ("fp16", "pt2"), ("int8", "onnx")])
+def test_fewer_bits_are_fewer_and_their_change_is_measured(
+    precision: str, format: str, finished_run, digits, settings_of, tmp_path: Path
+) -> None:
+    data, path = load(settings_of().data, 3), tmp_path / f"model.{format}"
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    done = export_reduced(classifier, path, data, precision=precision, format=format)
+    found, labels = run_file(path, data.validation.images), data.validation.labels
+    expected = classifier.predict(data.validation.images)
+    difference = (found["exit_probabilities"] - expected.exits).abs().max().item()
+    assert 1e-5 < difference < 0.2
+    assert done.difference == pytest.approx(difference, rel=0.05)
+    for at, probabilities in enumerate((expected.probabilities, found["probabilities"])):
+        accuracy = (probabilities.argmax(dim=1) == labels).double().mean().item()
+        nll = -probabilities.double().gather(1, labels.unsqueeze(1)).log().mean().item()
+        assert done.change.accuracy[at] == pytest.approx(accuracy)
+        assert done.change.nll[at] == pytest.approx(nll, rel=1e-4)
+    measured = metadata(path)["measured"]
+    assert measured["n"] == len(labels) and measured["split"] == "validation"
+    assert tuple(measured["accuracy"]) == done.change.accuracy
+    if format == "onnx":
+        proto = onnx.load(path)
+        kinds = [
+            onnx.TensorProto.DataType.Name(t.data_type) for t in proto.graph.initializer if len(t.dims) == 4
+        ]
+        assert set(kinds) == {"FLOAT16" if precision == "fp16" else "INT8"}
+
+
+def test_int8_leaves_what_is_around_the_network_in_float32(finished_run, digits, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_reduced(nf.Classifier.from_pretrained(finished_run), path, digits, precision="int8")
+    graph = onnx.load(path).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    first = [node for node in graph.node if node.op_type in ("Sub", "Mul")][:2]
+    assert [made_by.get(node.input[0]) for node in first] == ["Cast", "Sub"]
+    for output in graph.output:
+        assert made_by[output.name] != "DequantizeLinear", output.name
+
+
+class Loud(Tiny):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * 1e5) / 1e5
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_fewer_bits_that_overflow_are_refused(format: str, digits, tmp_path: Path) -> None:
+    shown = replace(digits, train=colourful(70), validation=colourful(70))
+    with pytest.raises(RuntimeError, match="not kept: its probabilities are not finite"):
+        export_reduced(tiny(Loud()), tmp_path / "model", shown, precision="fp16", format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def colourful(n: int) -> TensorSplit:
+    return TensorSplit(pixels(n), torch.arange(n) % 3)
+
+
+def test_without_a_validation_split_the_test_split_is_measured_on(digits, tmp_path: Path) -> None:
+    shown = replace(digits, train=colourful(9), validation=None, test=colourful(70))
+    done = export_reduced(tiny(Tiny()), tmp_path / "model.onnx", shown, precision="fp16")
+    assert done.change.n == 70
+    assert metadata(tmp_path / "model.onnx")["measured"]["split"] == "test"

@@ -1,0 +1,288 @@
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from html import unescape
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+from netfission.cli import main
+from netfission.evaluation.cascade import CascadeEvaluation, Point, Ratio
+from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
+from netfission.inference.thresholds import CascadeChoice
+from netfission.report import write_report
+from netfission.training.folder import RunFolder
+from netfission.training.run import train
+
+FIGURES = {
+    "accuracy-cost",
+    "learning",
+    "likelihood",
+    "network",
+    "reliability",
+    "reliability-scaled",
+    "risk-coverage",
+    "worst-classes",
+}
+WRITTEN = ("evaluation.json", "calibration.json", "trust.json")
+
+
+def page_of(*paths: Path, out: Path | None = None, **settings) -> str:
+    return write_report(list(paths), out, **settings).read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, but for the figures."""
+    without = re.sub(r"<(style|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", without)).split())
+
+
+def links(page: str) -> set[str]:
+    body = re.sub(r"<svg\b.*?</svg>", " ", page, flags=re.DOTALL)
+    return set(re.findall(r'(?:href|src)="([^"]*)"', body))
+
+
+def change(path: Path, **entries) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_the_page_needs_nothing_beside_it(reported):
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    assert len(page) < 2_000_000
+    for link in links(page):
+        assert link.startswith(("#", "data:", "report/")), link
+    assert not re.search(r"@import|url\((?!#)|<script|<link rel=\"stylesheet", page)
+    anchors = set(re.findall(r'\bid="([^"]+)"', page))
+    assert {link[1:] for link in links(page) if link.startswith("#")} <= anchors
+    assert len(re.findall(r'\bid="([^"]+)"', page)) == len(anchors)
+
+
+def test_every_figure_lies_beside_it_as_svg(reported):
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    named = {reported / unquote(link) for link in links(page) if link.startswith("report/")}
+    assert named == {reported / "report" / f"{name}.svg" for name in FIGURES}
+    assert named == set((reported / "report").iterdir())
+    for file in named:
+        assert ET.parse(file).getroot().tag.endswith("svg")
+
+
+def test_its_figures_are_those_of_the_run(reported):
+    text = text_of((reported / "report.html").read_text(encoding="utf-8"))
+    evaluation = json.loads((reported / "evaluation.json").read_text())
+    for each in [*evaluation["exits"], evaluation["ensemble"]]:
+        assert f"{100 * each['top1']:.2f} ±" in text
+        assert f"{each['nll']:.4f}" in text
+    scaled = json.loads((reported / "trust.json").read_text())["scaled"]["metrics"]
+    assert re.search(rf"ensemble, scaled {100 * scaled['top1']:.2f}.*{scaled['nll']:.4f}", text)
+    network, _ = RunFolder(reported).load_network()
+    assert f"{sum(parameter.numel() for parameter in network.parameters()):,}" in text
+    assert "sparsity 0.5" in text
+    assert re.search(r"torch \d+\.\d+", text)
+
+
+def test_the_same_run_gives_the_same_page(run):
+    assert page_of(run) == page_of(run)
+
+
+def test_names_are_text_and_no_markup(run):
+    trust = json.loads((run / "trust.json").read_text())
+    trust["worst"][0] |= {"name": "<script>alert('$x$')</script>", "accuracy": 0.25}
+    (run / "trust.json").write_text(json.dumps(trust))
+    page = page_of(run)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):
+    own = run.rename(run.parent / "my run")
+    text = text_of(page_of(own))
+    assert f"netfission evaluate '{own}' --cascade" in text
+    assert f"netfission evaluate '{own}' --ood DATA" in text
+    assert "--corruptions" not in text  # its images are too small for them
+    for name in (*WRITTEN, "metrics.csv"):
+        (own / name).unlink()
+    shutil.rmtree(own / "report")
+    text = text_of(page_of(own))
+    assert f"No figures on the test split yet. netfission evaluate '{own}'" in text
+    assert "metrics.csv, which training writes, is missing" in text
+    assert [file.stem for file in (own / "report").iterdir()] == ["network"]
+
+
+def test_a_run_without_validation_says_so(run):
+    trust = json.loads((run / "trust.json").read_text())
+    change(
+        run / "trust.json",
+        **trust | {"temperature": None, "scaled": None, "validation": 0, "abstentions": []},
+    )
+    (run / "calibration.json").unlink()
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"validation": 0.0}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    kept = [place for place, name in enumerate(rows[0]) if not name.startswith("val/")]
+    (run / "metrics.csv").write_text("".join(",".join(row[place] for place in kept) + "\n" for row in rows))
+    page = page_of(run)
+    text = text_of(page)
+    assert "there is no temperature to scale by" in text
+    assert "thresholds from validation images; the run has none" in text
+    assert "Accuracy on training images after every epoch" in text
+    assert "ensemble, scaled" not in text
+
+
+def test_cascade_and_images_from_outside_are_shown(run):
+    ratio = Ratio(0.6, 0.66, 0.7, 10)
+    ways = [("single network", "single", 1.0, None), ("full ensemble", "ensemble", 0.97, 0.7)]
+    ways += [("exit 0", "exit", 0.5, 0.6), ("exit 1", "exit", 0.5, 0.6), ("a", "curve", 0.5, 0.6)]
+    points = [Point(name, kind, macs, macs, accuracy) for name, kind, macs, accuracy in ways]
+    points.append(Point("chosen", "chosen", 0.6123, 0.6, 0.69, 0.0123, 0.004, 1.3, (0.4,), {256: ratio}))
+    points.append(Point("b", "curve", 0.97, 0.97, 0.7))
+    choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
+    cascade = CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, points)
+    outside = [
+        OutOfDistribution("/some/where/letters", 359, 50, 1.1, {"entropy": Detection(0.8765, 0.5, 0.25)})
+    ]
+    for name, content in (("cascade", cascade), ("ood", outside)):
+        (run / f"{name}.json").write_text(json.dumps(content, default=vars))
+    change(run / "cascade.json", environment={"device": "x"})
+    page = page_of(run)
+    text = text_of(page)
+    assert "takes 0.612× the single network’s MACs and loses 1.23 ± 0.40 points" in text
+    assert "0.66× (0.60–0.70) at batch 256" in text
+    assert "letters 50 entropy 87.65 50.00 25.00" in text
+    assert "/some/where" not in text
+    assert (run / "report" / "cascade.svg").is_file()
+    assert "--cascade" not in text and "--ood" not in text
+
+
+def test_where_the_data_set_is_gone_the_page_says_so(run, tmp_path):
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"data": str(tmp_path / "gone")}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    page = page_of(run)
+    assert "The data set gone cannot be read here, so its images are left out" in text_of(page)
+    assert "<img" not in page
+    assert "<img" in page_of(run, data="digits")
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        page_of(run, data=str(tmp_path / "nowhere"))
+
+
+def test_other_classes_are_not_passed_off_as_its_own(run):
+    card = json.loads((run / "config.json").read_text())
+    change(run / "config.json", classes=[f"class {name}" for name in card["classes"]])
+    assert "its classes are not those" in text_of(page_of(run))
+
+
+def test_runs_stand_side_by_side(run, settings_of, tmp_path):
+    other = tmp_path / "other"
+    train(settings_of(exits=1, sparsity=0.0, epochs=1), other, progress=False)
+    out = tmp_path / "both.html"
+    page = page_of(run, other, out=out)
+    text = text_of(page)
+    accuracies = [
+        json.loads((each / "evaluation.json").read_text())["ensemble"]["top1"] for each in (run, other)
+    ]
+    first, second = (rf"{100 * accuracy:.2f} ± \d+\.\d\d" for accuracy in accuracies)
+    assert re.search(rf"accuracy, % {first} {second} NLL", text)
+    assert "exits 2 1" in text and "epochs 2 1" in text and "sparsity 0.5 0.0" in text
+    assert "batch_size 50 50" not in text
+    assert "With one exit there is nothing to disagree." in text
+    anchors = re.findall(r'\bid="([^"]+)"', page)
+    assert len(anchors) == len(set(anchors))
+    assert {each.name for each in (tmp_path / "both").iterdir()} == {
+        "accuracy-cost.svg",
+        "learning.svg",
+        "run-1",
+        "run-2",
+    }
+    assert {each.stem for each in (tmp_path / "both" / "run-1").iterdir()} == FIGURES
+    assert not (run / "report").exists()
+
+
+def test_a_baseline_is_reported_without_paths(settings_of, tmp_path):
+    run = tmp_path / "run"
+    train(settings_of(method="deep-ensemble", sparsity=0.0, epochs=1), run, progress=False)
+    text = text_of(page_of(run))
+    assert "deep-ensemble of 2" in text
+    assert "Only networks of method=fission are drawn" in text
+    assert "member 1" in text and "<img" in page_of(run)
+
+
+# --- bad requests -----------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a bad request ends in."""
+    assert main(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("netfission: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("name", [*WRITTEN, "cascade.json", "ood.json", "corruptions.json", "config.json"])
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_file_is_named(name, damage, run, capsys):
+    file = run / name
+    whole = file.read_text() if file.is_file() else '{"n": 1, "more": 2}'
+    file.write_text(whole[: len(whole) // 2] if damage == "cut" else '{"n": "x"}')
+    assert name in refused(capsys, str(run))
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["epoch,val/nll\n1,much\n", "epoch,val/nll\n1\n", "epoch\n1,2\n"])
+def test_a_damaged_table_of_epochs_is_named(text, run, capsys):
+    (run / "metrics.csv").write_text(text)
+    assert "metrics.csv: cannot be read" in refused(capsys, str(run))
+
+
+def test_figures_that_are_missing_from_a_file_are_named(run, capsys):
+    ensemble = json.loads((run / "evaluation.json").read_text())["ensemble"]
+    change(run / "evaluation.json", ensemble={"top1": ensemble["top1"]})
+    assert "evaluation.json: cannot be read (brier, ece, nll missing)" in refused(capsys, str(run))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert "config.yaml: is missing; takes the folder of a run" in refused(capsys, str(tmp_path))
+
+
+def test_a_run_whose_training_has_not_ended_is_refused(run, capsys):
+    for name in ("config.json", "model.safetensors", *WRITTEN):
+        (run / name).unlink()
+    assert "its training has not ended; go on with resume" in refused(capsys, str(run))
+
+
+def test_runs_on_other_data_are_refused(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    change(other / "evaluation.json", n=12)
+    error = refused(capsys, str(run), str(other), "--out", str(tmp_path / "page.html"))
+    assert f"run={other}: is on other data (digits, 10 classes, 12 test images)" in error
+    change(other / "evaluation.json", n=json.loads((run / "evaluation.json").read_text())["n"])
+    change(other / "config.json", classes=list("abcdefghij"))
+    assert "is on other data" in refused(capsys, str(run), str(other), "--out", str(tmp_path / "page.html"))
+
+
+def test_a_run_named_twice_is_refused(run, capsys):
+    assert "is named twice" in refused(capsys, str(run), f"{run}/../run")
+
+
+@pytest.mark.parametrize("out", ["page", "folder.html", "nowhere/page.html", "file.txt/page.html"])
+def test_a_page_that_cannot_be_written_is_refused(out, run, tmp_path, capsys):
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file.txt").touch()
+    assert f"out={tmp_path / out}: takes a file ending in .html" in refused(
+        capsys, str(run), "--out", str(tmp_path / out)
+    )
+
+
+def test_a_folder_of_figures_that_cannot_be_made_is_named(run, tmp_path, capsys):
+    (tmp_path / "page").touch()
+    assert str(tmp_path / "page") in refused(capsys, str(run), "--out", str(tmp_path / "page.html"))
+
+
+def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"wrote {tmp_path}/page.html, and its figures one by one in {tmp_path}/page\n"
+    )

@@ -1,0 +1,66 @@
+import struct
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from netfission.data.images import to_pixels
+from netfission.serve.limits import Limits, decoded
+
+LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, max_images=4, timeout_s=1.0)
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return to_pixels(image, "RGB", (8, 8))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is as large."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("format_", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+def test_common_formats_are_read(format_, make_image):
+    content = make_image(size=(12, 9), format_=format_, mode="RGB")
+    assert decoded(content, LIMITS, pixels).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"<svg/>", b"\x89PNG\r\n"],
+)
+def test_what_is_no_image_is_415(content):
+    with pytest.raises(HTTPException, match="415: this is no image; takes a file in BMP, GIF, JPEG"):
+        decoded(content, LIMITS, pixels)
+
+
+@pytest.mark.parametrize("format_", ["BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+def test_a_truncated_image_is_refused_in_one_line(format_, make_image):
+    content = make_image(size=(200, 100), format_=format_, mode="RGB")
+    with pytest.raises(HTTPException) as caught:
+        decoded(content[: len(content) // 2], LIMITS, pixels)
+    assert caught.value.status_code in (400, 415)
+    assert "\n" not in caught.value.detail
+    assert "0x" not in caught.value.detail  # an address in memory
+
+
+@pytest.mark.parametrize("side", [1001, 10_000, 40_000])
+def test_a_decompression_bomb_is_not_decoded(side):
+    def never(image: Image.Image) -> torch.Tensor:
+        raise AssertionError("decoded")
+
+    with pytest.raises(HTTPException, match="413: the image has more than 1,000,000 pixels"):
+        decoded(bomb(side, side), LIMITS, never)
+
+
+def test_as_many_pixels_as_may_be_are_read(make_image):
+    content = make_image(size=(1000, 1000), mode="L")
+    assert decoded(content, LIMITS, pixels).shape == (3, 8, 8)

@@ -1,0 +1,358 @@
+import http.client
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from PIL import Image
+
+from netfission.classifier import Classifier
+from netfission.cli import main
+
+
+@pytest.fixture(scope="module")
+def classifier(finished_run):
+    return Classifier.from_pretrained(finished_run)
+
+
+def expected(classifier, content):
+    pixels = classifier.pixels(Image.open(io.BytesIO(content)))
+    return classifier.predict(pixels[None])
+
+
+def assert_tells(answer, predictions, names):
+    """All classes of an answer are what was predicted."""
+    own = predictions.probabilities[0]
+    for place, one in enumerate(answer["probabilities"]):
+        index = names.index(one["class"])
+        assert one["probability"] == pytest.approx(own[index].item(), abs=1e-5)
+        for exit_, shares in zip(answer["exits"], predictions.exits[0], strict=True):
+            assert exit_["probabilities"][place] == pytest.approx(shares[index].item(), abs=1e-5)
+    for exit_, shares in zip(answer["exits"], predictions.exits[0], strict=True):
+        assert exit_["probability"] == pytest.approx(shares.max().item(), abs=1e-5)
+    for name in ("entropy", "mutual_information"):
+        assert answer[name] == pytest.approx(getattr(predictions, name)[0].item(), abs=1e-5)
+    assert answer["probability"] == pytest.approx(own.max().item(), abs=1e-5)
+    assert answer["seconds"] > 0
+
+
+def raw(port, content, patience=30.0):
+    """What comes back for bytes sent as they are, until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=patience) as own:
+        own.sendall(content)
+        received = b""
+        try:
+            while chunk := own.recv(65536):
+                received += chunk
+        except (TimeoutError, ConnectionResetError):
+            pass
+    return received
+
+
+def head(length, extra=""):
+    return f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{extra}\r\n".encode()
+
+
+def test_a_prediction_is_the_classifier_s(served, classifier, make_image):
+    content = make_image(1, (30, 20), mode="RGB")
+    status, _, answer = served.predict(content, "?all=1")
+    assert status == 200
+    assert len(answer["probabilities"]) == 10
+    assert_tells(answer, expected(classifier, content), classifier.card.classes)
+    assert len(served.predict(content)[2]["probabilities"]) == 5
+
+
+def test_64_clients_at_once_get_the_classifier_s_predictions_whatever_the_batch(
+    served, classifier, make_image
+):
+    contents = [make_image(number) for number in range(64)]
+    together = threading.Barrier(64)
+
+    def client(content):
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        together.wait()
+        answers = [served.predict(content, connection=connection) for _ in range(3)]
+        connection.close()
+        return answers
+
+    with ThreadPoolExecutor(64) as pool:
+        answered = list(pool.map(client, contents))
+    for content, answers in zip(contents, answered, strict=True):
+        for status, _, answer in answers:
+            assert status == 200
+            assert_tells(answer, expected(classifier, content), classifier.card.classes)
+    sizes = re.findall(r'batch_size_bucket\{le="([\d.]+)"\} ([\d.]+)', served.ask("GET", "/metrics")[2])
+    at_most = {float(size): float(number) for size, number in sizes}
+    assert at_most[1] < at_most[8]  # some came together
+
+
+def test_a_form_of_several_files(served, classifier, make_image, make_form):
+    contents = [make_image(number) for number in range(5)]
+    body, headers = make_form(*contents)
+    status, _, answer = served.predict(body, "?all=1", headers=headers)
+    assert status == 200
+    assert len(answer["predictions"]) == 5
+    for own, content in zip(answer["predictions"], contents, strict=True):
+        own["seconds"] = answer["seconds"]
+        assert_tells(own, expected(classifier, content), classifier.card.classes)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/predict", 405), ("POST", "/", 405), ("GET", "/../config.yaml", 404)],
+)
+def test_what_is_not_there_is_told_as_json(served, method, path, status):
+    found, _, answer = served.ask(method, path)
+    assert (found, list(answer)) == (status, ["error"])
+
+
+def test_requests_that_cannot_be_answered(served, make_image, make_form):
+    image = make_image()
+    form, headers = make_form(image)
+    blank = io.BytesIO()
+    Image.new("L", (1200, 1000)).save(blank, "PNG")
+    cases = [
+        (b"", {}, 415, "no image"),
+        (b"hello", {}, 415, "no image"),
+        (make_image(size=(200, 100), format_="JPEG")[:3000], {}, 400, "damaged"),
+        (blank.getvalue(), {}, 413, "1,000,000 pixels"),
+        (bytes(200_001), {}, 413, "200,000 bytes"),
+        (bytes(1_000_000), {}, 413, "200,000 bytes"),
+        (form[:-10], headers, 400, "form"),
+        (form, {"Content-Type": "multipart/form-data"}, 400, "boundary"),
+        (b"nothing of the kind", headers, 400, "form"),
+        (make_form()[0], headers, 400, "form holds no file"),
+        (make_form(*[image] * 9)[0], headers, 400, "Too many files"),
+        (make_form(image, b"hello")[0], headers, 415, "no image"),
+    ]
+    for body, sent, status, told in cases:
+        found, _, answer = served.predict(body, headers=sent)
+        assert (found, told in answer["error"]) == (status, True), (body[:20], answer)
+
+
+def test_a_client_that_waits_to_be_asked_is_not_asked_for_what_is_too_large(served):
+    answer = raw(served.port, head(10**9, "Expect: 100-continue\r\n"))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in answer
+
+
+def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_image, make_form):
+    image = make_image()
+    body, _ = make_form(image)
+    broken = [
+        b"\x16\x03\x01\x02\x00 no HTTP at all\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        head(10) + b"more than ten bytes",
+        head(200_000_000) + bytes(900_000),
+        head(8, "Connection: close\r\n") + b"no image",
+        head(len(body), "Connection: close\r\nContent-Type: multipart/form-data; boundary=other\r\n") + body,
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    ]
+    stop = threading.Event()
+    idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(100)]
+    for number, own in enumerate(idle):  # slow ones: in the head, or in the body
+        own.sendall(b"POST /pred" if number % 2 else head(100) + b"slow")
+
+    def good():
+        statuses = []
+        while not stop.is_set():
+            statuses.append(served.predict(image)[0])
+        return statuses
+
+    with ThreadPoolExecutor(16) as pool:
+        others = [pool.submit(good) for _ in range(4)]
+        received = list(pool.map(lambda number: raw(served.port, broken[number % len(broken)]), range(200)))
+        stop.set()
+    for own in idle:
+        own.close()
+    statuses = [status for other in others for status in other.result()]
+    assert len(statuses) >= 4
+    assert set(statuses) == {200}
+    for number, answer in enumerate(received):
+        assert not answer or re.match(rb"HTTP/1.1 4\d\d ", answer), (
+            broken[number % len(broken)][:40],
+            answer,
+        )
+    assert served.ask("GET", "/health")[0] == 200
+
+
+def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving, make_image, monkeypatch):
+    monkeypatch.setattr("netfission.serve.server._HEAD_S", 0.5)
+    with serving(finished_run, timeout_s=0.5) as own, ThreadPoolExecutor() as pool:
+        beginning = [b"", b"POST /predict HTTP/1.1\r\nHos", head(100) + b"slow"]
+        silent, in_head, in_body = (pool.submit(raw, own.port, content) for content in beginning)
+        assert silent.result() == b""
+        assert in_head.result() == b""
+        assert in_body.result().startswith(b"HTTP/1.1 408 ")
+        assert b'{"error":"the request took more than 0.5 s to arrive"}' in in_body.result()
+
+
+def test_answers_are_given_up_in_time_and_too_many_at_once_refused(
+    finished_run, serving, make_image, make_form, monkeypatch
+):
+    gate = threading.Event()
+    predict = Classifier.predict
+
+    def slow(*arguments, **settings):
+        gate.wait(60)
+        return predict(*arguments, **settings)
+
+    monkeypatch.setattr(Classifier, "predict", slow)
+    with serving(finished_run, timeout_s=4.0, max_batch=64) as own, ThreadPoolExecutor(8) as pool:
+        body, headers = make_form(*[make_image()] * 64)
+        asked = [pool.submit(own.predict, body, headers=headers) for _ in range(8)]
+        while "netfission_images_under_way 512.0" not in own.ask("GET", "/metrics")[2]:
+            assert not asked[0].done()
+        status, headers, _ = own.predict(make_image())
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert [one.result()[0] for one in asked] == [504] * 8
+        gate.set()
+        assert own.predict(make_image())[0] == 200
+
+
+def test_a_network_that_fails_is_told_and_the_next_request_answered(
+    finished_run, serving, make_image, monkeypatch, capfd
+):
+    with serving(finished_run) as own:
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, "predict", lambda *_, **__: 1 / 0)
+            status, _, answer = own.predict(make_image())
+        assert (status, answer) == (500, {"error": "the network failed on these images"})
+        assert own.predict(make_image())[0] == 200
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_risk_tells_what_the_ensemble_abstains_from(finished_run, serving, classifier, make_image):
+    with serving(finished_run, risk=0.0) as own:
+        content = make_image()
+        threshold = classifier.threshold(0.0)
+        answer = own.predict(content)[2]
+        assert answer["abstains"] is (answer["probability"] < threshold)
+        assert own.ask("GET", "/model")[2]["threshold"] == threshold
+
+
+def test_health_model_and_metrics(served, classifier, make_image):
+    assert served.ask("GET", "/health")[2]["ok"] is True
+    model = served.ask("GET", "/model")[2]
+    assert (model["classes"], model["exits"], model["image"]) == (classifier.card.classes, 2, [1, 8, 8])
+
+    def counted(line):
+        found = re.search(rf"^{re.escape(line)} ([\d.]+)$", served.ask("GET", "/metrics")[2], re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    lines = {
+        'netfission_requests_total{path="/predict",status="200"}': 2,
+        'netfission_requests_total{path="/predict",status="415"}': 1,
+        'netfission_requests_total{path="other",status="404"}': 1,
+        "netfission_images_total": 2,
+        "netfission_predict_seconds_count": 3,
+    }
+    before = {line: counted(line) for line in lines}
+    for content in (make_image(), make_image(), b"hello"):
+        served.predict(content)
+    served.ask("GET", "/some/where")
+    assert {line: counted(line) - before[line] for line in lines} == lines
+    assert counted("netfission_images_under_way") == 0
+
+
+def test_memory_given_to_bodies_is_bounded_and_given_back(finished_run, serving, make_image):
+    with serving(finished_run, max_bytes=1000, timeout_s=20.0) as own:
+        held = [socket.create_connection(("127.0.0.1", own.port)) for _ in range(33)]
+        for one in held:
+            one.sendall(head(1000) + bytes(999))
+        deadline = time.monotonic() + 15
+        while own.predict(make_image())[0] == 200:
+            assert time.monotonic() < deadline
+        assert own.predict(make_image())[0] == 503
+        for one in held:
+            one.close()
+        while own.predict(make_image())[0] == 503:
+            assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--port 70000", r"port=70000: takes a whole number from 0 to 65535"),
+        ("--host 203.0.113.1", r"host=203\.0\.113\.1, port=8000: cannot be served on"),
+        ("--max_batch 0", r"max_batch=0: takes a whole number from 1"),
+        ("--max_pixels 1000000000", r"max_pixels=1000000000: takes a whole number from 1 to \d+"),
+        ("--timeout_s 0", r"timeout_s=0\.0: takes seconds above 0"),
+        ("--max_wait_ms -1", r"max_wait_ms=-1\.0: takes milliseconds from 0"),
+        ("--risk 2", r"risk=2\.0: takes a share of wrong answers"),
+    ],
+)
+def test_a_bad_request_ends_in_one_line_and_status_2(finished_run, flags, told, capsys):
+    assert main(["serve", str(finished_run), *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(told, line)
+
+
+def test_a_port_in_use_and_a_run_without_weights_are_told(finished_run, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["serve", str(finished_run), "--port", port]) == 2
+    assert f"port={port}: cannot be served on (Address already in use" in capsys.readouterr().err
+    for name in ("config.yaml", "config.json"):
+        (tmp_path / name).write_bytes((finished_run / name).read_bytes())
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 2
+    assert "model.safetensors: is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
+def test_a_missing_package_is_told(name, finished_run, capsys, monkeypatch):
+    for loaded in list(sys.modules):
+        if loaded.startswith(("netfission.serve", "starlette", "uvicorn")):
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["serve", str(finished_run)]) == 2
+    assert f"{name}: is not installed; pip install 'netfission[serve]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, make_image):
+    command = [sys.executable, "-m", "netfission", "serve", str(finished_run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        port = int(re.search(r"on http://127\.0\.0\.1:(\d+) ", process.stdout.readline())[1])
+        content = make_image()
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as own:
+            own.sendall(head(len(content)) + content[:-1])
+            time.sleep(0.5)  # so that it has begun
+            os.kill(process.pid, signal.SIGINT)
+            time.sleep(0.5)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+            own.sendall(content[-1:])
+            assert own.recv(65536).startswith(b"HTTP/1.1 200 ")
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_a_baseline_is_served_as_it_is(settings_of, serving, make_image, tmp_path):
+    from netfission.training.run import train
+
+    train(settings_of(method="deep-ensemble", sparsity=0.0, epochs=1), tmp_path / "run", progress=False)
+    classifier = Classifier.from_pretrained(tmp_path / "run")
+    with serving(tmp_path / "run") as own:
+        content = make_image()
+        answer = own.predict(content)[2]
+        assert_tells(answer, expected(classifier, content), classifier.card.classes)
+        assert own.ask("GET", "/model")[2]["exits"] == len(answer["exits"])
+
+
+def test_threads_are_shared_out_among_batches(finished_run, serving, make_image):
+    before = torch.get_num_threads()
+    try:
+        with serving(finished_run, threads=1) as own:
+            assert own.predict(make_image())[0] == 200
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
