@@ -91,9 +91,10 @@ def test_names_are_text_and_no_markup(run):
     trust = json.loads((run / "trust.json").read_text())
     trust["worst"][0] |= {"name": "<script>alert('$x$')</script>", "accuracy": 0.25}
     (run / "trust.json").write_text(json.dumps(trust))
-    page = page_of(run)
+    page = page_of(run.rename(run.parent / "<script> & run"))
     assert "<script" not in page
-    assert "&lt;script&gt;" in page
+    assert '<h2 class="unseen">&lt;script&gt; &amp; run</h2>' in page  # by the template
+    assert "&lt;script&gt;alert" in page  # in a figure
 
 
 def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):

@@ -289,6 +289,9 @@ def _badges(axes: Axes, badges: Iterable[tuple[float, float, str, str]]) -> None
         while any(hypot(across + aside - other, up - above) < _BADGE - 0.1 for other, above in taken):
             aside += _BADGE
         taken.append((across + aside, up))
+        if aside:
+            line = {"arrowstyle": "-", "color": own, "linewidth": 0.8}
+            axes.annotate("", (x, y), (aside, 0), textcoords="offset points", arrowprops=line, zorder=4)
         axes.annotate(
             name,
             (x, y),
@@ -301,7 +304,6 @@ def _badges(axes: Axes, badges: Iterable[tuple[float, float, str, str]]) -> None
             weight="bold",
             zorder=5,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": own, "linewidth": 0.8},
             bbox={"boxstyle": "circle,pad=0.28", "facecolor": own, "edgecolor": colour("paper")},
         )
 

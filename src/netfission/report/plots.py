@@ -58,11 +58,13 @@ def plots_beside(runs: Sequence[Run]) -> Iterator[Wanted]:
             partial(drawn, partial(figures.accuracy_against_cost, evaluated)),
         )
     trained = [run for run in runs if run.epochs]
+    others = [run.letter for run in runs if not run.epochs]
+    left_out = f" Without metrics.csv: {', '.join(others)}." if others else ""
     if trained:
         yield Wanted(
             "learning",
             "Learning curves",
-            f"Accuracy of each run’s ensemble on {_watched(trained)} images after every epoch.",
+            f"Accuracy of each run’s ensemble on {_watched(trained)} images after every epoch.{left_out}",
             partial(drawn, partial(figures.learning_curves_beside, trained)),
         )
 
