@@ -54,11 +54,18 @@ def test_it_is_checked_on_images_of_a_folder_where_the_data_set_is_gone(run_fold
     changed(run_folder, data=str(run_folder / "gone"))
     error = refused(capsys, str(run_folder))
     assert re.search(r"data=.*gone: cannot be read \(.*\); pass --data, .* or --images, a folder", error)
+    for flags in (["--precision", "int8"], ["--cascade"]):  # which take its own images
+        error = refused(capsys, str(run_folder), *flags)
+        assert error.endswith("; pass --data, where the data set is now\n")
+    (run_folder / "config.yaml").rename(run_folder / "kept")
+    assert "does not say what it was trained on; takes a folder with config.yaml, or --images" in refused(
+        capsys, str(run_folder)
+    )
     assert not (run_folder / "model.onnx").exists()
     folder = run_folder / "photographs" / "some"
     folder.mkdir(parents=True)
     Image.effect_noise((20, 30), 90).save(folder / "noise.png")
-    assert main(["export", str(run_folder), "--images", str(folder.parent)]) == 0
+    assert main(["export", str(run_folder), "--format", "pt2", "--images", str(folder.parent)]) == 0
     assert f"checked on 1 images of {folder.parent}" in capsys.readouterr().out
     (folder / "broken.png").write_bytes(b"no image")
     error = refused(capsys, str(run_folder), "--images", str(folder))
@@ -66,7 +73,7 @@ def test_it_is_checked_on_images_of_a_folder_where_the_data_set_is_gone(run_fold
 
 
 def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
-    assert main(["export", str(run_folder), "--precision", "fp16"]) == 0
+    assert main(["export", str(run_folder), "--precision", "fp16", "--format", "pt2"]) == 0
     assert re.search(
         r"float32 → fp16 on the validation split: accuracy \d+\.\d\d → \d+\.\d\d %, NLL \d\.\d+ → \d\.\d+ on "
         r"\d+ images; largest difference of a probability \d",

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,14 @@ import torch
 from PIL import Image
 
 import netfission as nf
+from netfission.cli import main
 from netfission.data import load_data
 from netfission.data.images import to_pixels
 from netfission.export import export
-from netfission.export.cascade import Plan, Step, export_cascade
+from netfission.export.cascade import Plan, Step, check_cascade, export_cascade
+from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
+from netfission.training.run import build_network, describe, load, train
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -125,8 +129,6 @@ def test_steps_give_what_the_cascade_gives(order, rule) -> None:
     )
     cascade = nf.Cascade(net, (0.4, 0.6), order=order, rule=rule)
     logits = classifier.logits(images)
-    from netfission.inference.cascade import step_by_step
-
     means, scores = step_by_step(logits, order, rule)
     state = {"images": images}
     for number in range(3):
@@ -144,15 +146,12 @@ def test_steps_give_what_the_cascade_gives(order, rule) -> None:
 def test_an_exported_cascade_stops_where_the_cascade_does(
     settings_of, digits, files, tmp_path, monkeypatch
 ) -> None:
-    from netfission.training.run import train
-
     train(settings_of(exits=3, sparsity=0.0, epochs=3), tmp_path / "run", progress=False)
     classifier = nf.Classifier.from_pretrained(tmp_path / "run")
     images = digits.test.images
     order = nf.exit_costs(classifier.network, torch.zeros(1, 1, 8, 8)).order
-    first = classifier.logits(images)[:, order[0]].softmax(dim=1).topk(2, dim=1).values
-    middle = (first[:, 0] - first[:, 1]).median().item()
-    plan = Plan(order, (middle, middle), "margin")
+    _, sureness = step_by_step(classifier.logits(images), order, "margin")
+    plan = Plan(order, (sureness[:, 0].median().item(), sureness[:, 1].quantile(0.25).item()), "margin")
     assert export_cascade(classifier, plan, tmp_path / "cascade", digits.validation.images[:20]) <= 1e-4
     script = imported("run_onnx_cascade", monkeypatch)
     probabilities, used = script.Cascade(tmp_path / "cascade")(images.numpy())
@@ -171,13 +170,7 @@ def test_an_exported_cascade_stops_where_the_cascade_does(
 
 
 def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
-    import shutil
-
-    from netfission.cli import main
-
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
-    assert main(["export", str(run), "--cascade"]) == 0
-    assert "margin above" in capsys.readouterr().out
     chosen = {"order": [0, 1], "rule": "confidence", "choice": {"thresholds": [0.625]}}
     (run / "cascade.json").write_text(json.dumps(chosen))
     assert main(["export", str(run), "--cascade"]) == 0
@@ -187,3 +180,32 @@ def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
     (run / "cascade.json").write_text("{}")
     assert main(["export", str(run), "--cascade"]) == 2
     assert "cascade.json: is not what `netfission evaluate --cascade` writes" in capsys.readouterr().err
+
+
+def test_where_nothing_was_chosen_it_is_on_the_validation_split(
+    finished_run, settings_of, capsys, monkeypatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(
+        "netfission.export.cascade.export_cascade",
+        lambda _, plan, *args, **settings: taken.append(plan) or 0.0,
+    )
+    assert main(["export", str(finished_run), "--cascade"]) == 0
+    assert "an image stops at margin above" in capsys.readouterr().out
+    classifier, split = nf.Classifier.from_pretrained(finished_run), load(settings_of().data, 3).validation
+    costs = nf.exit_costs(classifier.network, torch.zeros(1, 1, 8, 8))
+    wanted = nf.choose_thresholds(
+        classifier.logits(split.images), split.labels, costs.dense, order=costs.order, lose=0.2
+    )
+    assert taken == [Plan(costs.order, pytest.approx(wanted.thresholds), "margin")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"method": "deep-ensemble"}, "takes a run with method=fission"), ({"exits": 1}, "two exits or more")],
+)
+def test_a_network_without_exits_to_stop_at_is_refused(changes, message, settings_of) -> None:
+    config = settings_of(sparsity=0.0, **changes)
+    data = load(config.data, 3)
+    with pytest.raises(ValueError, match=message):
+        check_cascade(nf.Classifier(build_network(config, data), describe(config, data)))

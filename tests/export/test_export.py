@@ -109,9 +109,16 @@ def classifier_of(network: nn.Module, side: int = 16) -> nf.Classifier:
     )
 
 
-@pytest.mark.parametrize("grouping", ["weights", "channels", "copies"])
 @pytest.mark.parametrize(
-    ("model", "format"), [("wrn-10-1", "onnx"), ("wrn-10-1", "pt2"), ("cifar-resnet18-w8", "onnx")]
+    ("model", "grouping", "format"),
+    [
+        ("wrn-10-1", "weights", "onnx"),
+        ("wrn-10-1", "channels", "onnx"),
+        ("wrn-10-1", "copies", "onnx"),
+        ("wrn-10-1", "weights", "pt2"),
+        ("wrn-10-1", "channels", "pt2"),
+        ("cifar-resnet18-w8", "channels", "onnx"),
+    ],
 )
 def test_small_networks_by_every_grouping(model: str, grouping: str, format: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
@@ -240,17 +247,32 @@ def test_fewer_bits_are_fewer_and_their_change_is_measured(
             onnx.TensorProto.DataType.Name(t.data_type) for t in proto.graph.initializer if len(t.dims) == 4
         ]
         assert set(kinds) == {"FLOAT16" if precision == "fp16" else "INT8"}
+        assert_surroundings_are_in_float32(proto.graph)
 
 
-def test_int8_leaves_what_is_around_the_network_in_float32(finished_run, digits, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    export_reduced(nf.Classifier.from_pretrained(finished_run), path, digits, precision="int8")
-    graph = onnx.load(path).graph
+def assert_surroundings_are_in_float32(graph) -> None:
+    """Normalisation, and all that is made of the logits."""
     made_by = {name: node.op_type for node in graph.node for name in node.output}
-    first = [node for node in graph.node if node.op_type in ("Sub", "Mul")][:2]
-    assert [made_by.get(node.input[0]) for node in first] == ["Cast", "Sub"]
+    subtract, multiply = [node for node in graph.node if node.op_type in ("Sub", "Mul")][:2]
+    assert (made_by[subtract.input[0]], made_by[multiply.input[0]]) == ("Cast", "Sub")
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert {kinds[subtract.input[1]], kinds[multiply.input[1]]} == {onnx.TensorProto.FLOAT}
     for output in graph.output:
         assert made_by[output.name] != "DequantizeLinear", output.name
+        if output.name not in ("classes", "votes"):
+            assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_eight_bits_without_images_to_calibrate_on(digits, tmp_path: Path) -> None:
+    shown = replace(digits, train=colourful(0), validation=colourful(9))
+    with pytest.raises(ValueError, match="data=digits: has no training images, which int8 is calibrated on"):
+        export_reduced(tiny(Tiny()), tmp_path / "model.onnx", shown, precision="int8")
+
+
+@pytest.mark.parametrize("images", [pixels(0), pixels(3, 3, 16, 8), pixels(3).float()])
+def test_images_that_are_no_pixels_of_the_network(images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"images=\(\d, .*: takes pixels, torch\.uint8"):
+        export(tiny(Tiny()), tmp_path / "model.onnx", images)
 
 
 class Loud(Tiny):

@@ -169,7 +169,7 @@ def _images(classifier: Classifier, settings: Namespace) -> tuple[Tensor, str]:
 
     if settings.images:
         return read_folder(classifier, Path(settings.images), CHECKED), settings.images
-    data, _ = data_of(classifier, settings.data)
+    data, _ = data_of(classifier, settings.data, otherwise=", or --images, a folder of images like its own")
     if data.validation is None:
         return spread(data.test, CHECKED), "the test split"
     return spread(data.validation, CHECKED), "the validation split"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netfission.classifier import Classifier
 from netfission.data.batches import Normalisation
-from netfission.export.check import TOLERANCE, batches, check_difference, largest, shown
+from netfission.export.check import TOLERANCE, batches, check_difference, check_images, largest, shown
 from netfission.export.formats import Run
 from netfission.export.metadata import metadata
 from netfission.export.module import INPUT, plain
@@ -144,13 +144,14 @@ def export_cascade(
         The largest difference of a probability or of a sureness.
 
     Raises:
-        ValueError: the plan is not the network's.
+        ValueError: the plan is not the network's, or the images are not what it takes.
         RuntimeError: the network cannot be exported, or the graphs answer otherwise than it; nothing is
             written then.
         OSError: the folder cannot be written.
     """
+    check_images(classifier, images)
     normalise = Normalisation(classifier.card.mean, classifier.card.std)
-    network: Any = plain(classifier.network, normalise(images[:2]))
+    network: Any = plain(classifier.network, torch.zeros(2, *classifier.card.shape))
     cascade = Cascade(network, plan.thresholds, order=plan.order, rule=plan.rule)
     steps = [Step(cascade, number, normalise, classifier.temperature) for number in range(network.exits)]
     example = torch.zeros(2, *classifier.card.shape, dtype=torch.uint8)

@@ -46,6 +46,16 @@ class Change:
         )
 
 
+def check_images(classifier: Classifier, images: Tensor) -> None:
+    """ValueError unless there are images, and pixels as the classifier takes them."""
+    shape = tuple(classifier.card.shape)
+    if not len(images) or tuple(images.shape[1:]) != shape or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images={tuple(images.shape)} {images.dtype}: takes pixels, torch.uint8 (n, channels, height, "
+            f"width) with {shape} at the end, of one image or more"
+        )
+
+
 def check(run: Run, classifier: Classifier, images: Tensor) -> float:
     """Refuse a file that answers otherwise than the classifier.
 

@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from netfission.classifier import Classifier
 from netfission.data import ImageData
-from netfission.export.check import TOLERANCE, Change, check, compare
+from netfission.export.check import TOLERANCE, Change, check, check_images, compare
 from netfission.export.formats import Model
 from netfission.export.images import batches_of, spread
 from netfission.export.metadata import metadata
@@ -61,7 +62,8 @@ def export(
             probabilities that are more than 1e-4 from the classifier's. Nothing is written then.
         OSError: the file cannot be written.
     """
-    model = _model(classifier, images, format, opset, half=False)
+    check_images(classifier, images)
+    model = _model(classifier, format, opset, half=False)
     difference = check(model.load(model.content({})), classifier, images)
     about = _about(classifier, "float32")
     about["checked"] = {"images": len(images), "difference": difference, "tolerance": TOLERANCE}
@@ -96,16 +98,15 @@ def export_reduced(
         RuntimeError: the network cannot be exported, or the file gives probabilities that are not finite.
         OSError: the file cannot be written.
     """
-    images = spread(data.train, CALIBRATED)
-    if precision == "int8" and not len(images):
-        raise ValueError(f"data={data.name}: has no training images, which int8 is calibrated on")
-    model = _model(classifier, images, format, opset, half=precision == "fp16")
+    model = _model(classifier, format, opset, half=precision == "fp16")
     if precision == "int8":
         from netfission.export.quantise import quantise
 
         if not isinstance(model, OnnxModel):
             raise ValueError("precision=int8: goes with format=onnx")
-        model = quantise(model, images)
+        if not len(data.train):
+            raise ValueError(f"data={data.name}: has no training images, which int8 is calibrated on")
+        model = quantise(model, spread(data.train, CALIBRATED))
     name, split = ("test", data.test) if data.validation is None else ("validation", data.validation)
     change = compare(model.load(model.content({})), classifier, batches_of(split, workers))
     about = _about(classifier, precision) | {"measured": asdict(change) | {"split": name}}
@@ -113,11 +114,11 @@ def export_reduced(
     return Exported(path, change.difference, change)
 
 
-def _model(classifier: Classifier, images: Tensor, format: Format, opset: int | None, half: bool) -> Model:
+def _model(classifier: Classifier, format: Format, opset: int | None, half: bool) -> Model:
     if format == "pt2" and opset is not None:
         raise ValueError(f"opset={opset}: goes with format=onnx")
-    predictor = Predictor.of(classifier, images[:2], half=half)
-    example = {INPUT: images.new_zeros(2, *images.shape[1:])}
+    example = {INPUT: torch.zeros(2, *classifier.card.shape, dtype=torch.uint8)}
+    predictor = Predictor.of(classifier, half=half)
     return Pt2Model.of(predictor, example) if format == "pt2" else OnnxModel.of(predictor, example, opset)
 
 

@@ -19,26 +19,29 @@ CHECKED = 256  # images that a file is checked with
 _BATCH = 64
 
 
-def data_of(classifier: Classifier, data: str | None) -> tuple[ImageData, int]:
+def data_of(classifier: Classifier, data: str | None, *, otherwise: str = "") -> tuple[ImageData, int]:
     """The data set that a network was trained on, and how many processes are to decode its images.
 
     Args:
         classifier: whose recipe names it.
         data: where it is now; default where it was.
+        otherwise: what else can be passed, to end messages with.
 
     Raises:
         ValueError: it is not to be had, or another; says what to pass instead.
     """
     if classifier.recipe is None:
-        raise ValueError("images=None: takes a folder of images, as it is not known what it was trained on")
+        raise ValueError(
+            f"run: does not say what it was trained on; takes a folder with config.yaml{otherwise}"
+        )
     flat = classifier.recipe.to_dict()
     config = RunConfig.from_dict(flat | ({} if data is None else {"data": data}))
     try:
         found = load(config.data, config.fission.seed)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"data={config.data.data}: cannot be read ({error}); pass --data, where the data set is now, or "
-            "--images, a folder of images like its own"
+            f"data={config.data.data}: cannot be read ({error}); pass --data, where the data set is "
+            f"now{otherwise}"
         ) from error
     if found.classes != classifier.card.classes or list(found.shape) != list(classifier.card.shape):
         raise ValueError(

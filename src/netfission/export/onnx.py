@@ -26,11 +26,9 @@ class OnnxModel:
 
     Attributes:
         proto: the graph.
-        network: names of the nodes that come from the module's part of that name.
     """
 
     proto: "ModelProto"
-    network: frozenset[str]
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Mapping[str, Tensor], opset: int | None = None) -> Self:
@@ -64,10 +62,11 @@ class OnnxModel:
         (made,) = (entry.version for entry in proto.opset_import if entry.domain == "")
         if made != opset:
             raise RuntimeError(f"opset={opset}: the network was exported with opset {made}; takes that")
-        network = frozenset(node.name for node in proto.graph.node if _is_network(node))
-        for node in proto.graph.node:
-            del node.metadata_props[:]  # paths of this machine among them
-        return cls(proto, network)
+        return cls(proto)
+
+    def around_network(self) -> list[str]:
+        """Names of the nodes that do not come from the module's part `network`."""
+        return [node.name for node in self.proto.graph.node if "'network'" not in _scopes(node)]
 
     def content(self, metadata: Metadata) -> bytes:
         """The file, its metadata as a property of the model."""
@@ -111,6 +110,6 @@ def needed(module: str) -> Any:
         ) from error
 
 
-def _is_network(node: Any) -> bool:
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
-    return "'network'" in scopes
+def _scopes(node: Any) -> str:
+    """The modules that a node comes from, as text."""
+    return next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")

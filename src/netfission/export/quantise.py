@@ -47,9 +47,9 @@ def quantise(model: OnnxModel, images: Tensor) -> OnnxModel:
             file,
             Reader(),
             per_channel=True,
-            nodes_to_exclude=[node.name for node in proto.graph.node if node.name not in model.network],
+            nodes_to_exclude=model.around_network(),
         )
-        return OnnxModel(onnx.load(file), model.network)
+        return OnnxModel(onnx.load(file))
 
 
 @contextmanager
