@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from statistics import mean
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from netfission.cli import main
+from netfission.experiments.compare import compare
 from netfission.experiments.comparison import COLUMNS, Figures
+from netfission.experiments.runner import run_folder
 
 FLAGS = (
     "compare --data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --epochs 1 "
@@ -69,8 +72,22 @@ def test_costs_are_over_the_single_networks(compared):
     # Forward once and backward twice, but for the images' gradient.
     assert 2 < single["training_macs"] / size["macs_dense"] < 3
     assert single["training"] == {"lower": 1.0, "median": 1.0, "upper": 1.0}
-    assert costs["deep-ensemble"]["inference"]["128"]["median"] > 1.2
+    assert costs["deep-ensemble"]["inference"].keys() == {"1", "128"}
     assert set(costs["fission-channels"]["deployed"]) == {"1", "128"}
+
+
+def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
+    grid = grid_of("single", seeds=2)
+    compare(grid, tmp_path, rounds=1)
+    file, cells = tmp_path / "costs.json", grid.cells()
+    assert json.loads(file.read_text())["networks"] == {"single": cells[0].key}
+    file.unlink()
+    shutil.rmtree(run_folder(cells[0], tmp_path).path)
+    compare(grid, tmp_path, rounds=1)
+    measured = file.read_bytes()
+    assert json.loads(measured)["networks"] == {"single": cells[1].key}
+    compare(grid, tmp_path, rounds=1)
+    assert file.read_bytes() == measured
 
 
 def test_pictures_are_drawn(compared):

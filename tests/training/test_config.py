@@ -25,6 +25,27 @@ def test_unknown_setting_is_refused_with_the_nearest():
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": "3"}, 'epochs: takes a whole number, not "3"'),
+        ({"epochs": True}, "epochs: takes a whole number, not true"),
+        ({"flip": 1}, "flip: takes true or false, not 1"),
+        ({"ratio": [1, "a"]}, 'ratio[1]: takes a number, not "a"'),
+        ({"branch_after": [1, 0.5]}, "branch_after[1]: takes a whole number or text, not 0.5"),
+        ({"mix": "cutout"}, "mix: takes one of 'none', 'cutmix', 'mixup', not \"cutout\""),
+        ({"model": None}, "model: takes text, not null"),
+    ],
+)
+def test_values_of_another_type_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        RunConfig.from_dict(settings)
+
+
+def test_whole_numbers_are_numbers():
+    assert RunConfig.from_dict({"learning_rate": 1, "ratio": [2, 1]}).training.learning_rate == 1
+
+
+@pytest.mark.parametrize(
     ("setting", "value"),
     [("epochs", 0), ("batch_size", -1), ("learning_rate", 0.0), ("clip", -1.0), ("ema", 1.0), ("devices", 0)],
 )

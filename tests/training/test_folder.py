@@ -77,6 +77,9 @@ def test_damaged_files_are_named(copied):
     copied.config.write_text("a: [")
     with pytest.raises(ValueError, match=r"config\.yaml: cannot be read"):
         copied.load_config()
+    copied.config.write_text("epochs: many")
+    with pytest.raises(ValueError, match=r"config\.yaml: epochs: takes a whole number"):
+        copied.load_config()
 
 
 def test_weights_of_another_network_are_refused(copied):

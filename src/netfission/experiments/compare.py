@@ -15,6 +15,7 @@ from netfission.experiments.grid import Cell, Grid
 from netfission.experiments.records import Record
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.files import write_whole
+from netfission.typed import typed
 
 
 def compare(
@@ -43,32 +44,45 @@ def compare(
 
 
 def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: int) -> Costs:
-    """The costs of every contender with a run that succeeded: as measured before, if of the same networks."""
-    first: dict[str, Cell] = {}
+    """The costs of every contender with a run that succeeded: as measured before, if on any of those runs."""
+    done: dict[str, list[Cell]] = {}
     for cell, record in zip(cells, records, strict=True):
         if record.error is None:
-            first.setdefault(cell.contender, cell)
-    if not first:
+            done.setdefault(cell.contender, []).append(cell)
+    if not done:
         reasons = "; ".join(dict.fromkeys(str(record.error) for record in records))
         raise ValueError(f"methods: no run of any of them succeeded ({reasons})")
-    networks = {name: cell.key for name, cell in first.items()}
     file = out / "costs.json"
     if file.is_file():
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))
-            if kept["networks"] == networks:
-                return Costs.from_dict(kept["costs"])
-        except (ValueError, TypeError, KeyError) as error:
+            if _of_runs(kept["networks"], done):
+                return typed(Costs, kept["costs"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{file}: holds no costs ({reason}); remove it to measure them again") from error
-    costs = _measured(first, out, rounds)
+    chosen = {name: _with_weights(own, out) for name, own in done.items()}
+    costs = _measured(chosen, out, rounds)
+    networks = {name: cell.key for name, cell in chosen.items()}
     write_whole(file, json.dumps({"networks": networks, "costs": asdict(costs)}, indent=1) + "\n")
     return costs
 
 
-def _measured(first: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
+def _of_runs(networks: Mapping[str, str], done: Mapping[str, Sequence[Cell]]) -> bool:
+    """Whether each contender, and no other, was measured on a run of its own."""
+    return networks.keys() == done.keys() and all(
+        networks[name] in [cell.key for cell in own] for name, own in done.items()
+    )
+
+
+def _with_weights(cells: Sequence[Cell], out: Path) -> Cell:
+    """The first run whose network is still there."""
+    return next((cell for cell in cells if run_folder(cell, out).weights.is_file()), cells[0])
+
+
+def _measured(chosen: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
     contestants = {}
-    for name, cell in first.items():
+    for name, cell in chosen.items():
         network, card = run_folder(cell, out).load_network()
         contestants[name] = Contestant(network, cell.config)
     with torch.random.fork_rng([]):

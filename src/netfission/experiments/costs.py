@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,16 +44,6 @@ class ContenderCost:
     inference: dict[int, Quartiles]
     deployed: dict[int, Quartiles]
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The reverse of `dataclasses.asdict`, through JSON or not."""
-        inference, deployed = (
-            {int(size): Quartiles(**times) for size, times in plain[kind].items()}
-            for kind in ("inference", "deployed")
-        )
-        training = Quartiles(**plain["training"])
-        return cls(Size(**plain["size"]), plain["training_macs"], training, inference, deployed)
-
 
 @dataclass(frozen=True)
 class Contestant:
@@ -87,13 +77,6 @@ class Costs:
     contenders: dict[str, ContenderCost]
     rounds: int
     environment: dict[str, Any]
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The reverse of `dataclasses.asdict`, through JSON or not."""
-        contenders = {name: ContenderCost.from_dict(own) for name, own in plain["contenders"].items()}
-        single = ContenderCost.from_dict(plain["single"])
-        return cls(single, contenders, plain["rounds"], plain["environment"])
 
 
 def measure_costs(

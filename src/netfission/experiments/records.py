@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
 from netfission.files import write_whole
+from netfission.typed import typed
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Records:
         if not file.is_file():
             return None
         try:
-            return Record(**json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            return typed(Record, json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"{file}: is no whole record of a run ({reason}); remove it, and the run is recorded again"

@@ -20,9 +20,9 @@ from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.trust import Trust
 from netfission.macs import listed, run_counted
 from netfission.network import FissionNetwork
-from netfission.report.typed import read_json
 from netfission.training.config import RunConfig
 from netfission.training.folder import ModelCard, RunFolder
+from netfission.typed import read_json
 
 _FIGURES = {"top1", "nll", "ece", "brier"}
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
 
 import yaml
 
 from netfission.fission import FissionConfig
 from netfission.losses import Teacher
+from netfission.typed import typed
 from netfission.words import one_of
 
 
@@ -176,18 +177,20 @@ class RunConfig:
         """The reverse of `to_dict`; settings left out take their defaults.
 
         Raises:
-            ValueError: a setting is unknown.
+            ValueError: a setting is unknown, or of another type than it takes.
         """
-        known: set[str] = set()
-        parts = {}
-        for part in fields(cls):
-            kind: Any = part.default_factory
-            names = {setting.name for setting in fields(kind)}
-            parts[part.name] = kind(**{k: v for k, v in settings.items() if k in names})
-            known |= names
-        for name in settings:
-            one_of("setting", name, known)
-        return cls(**parts)
+        kinds: dict[str, Any] = {part.name: part.default_factory for part in fields(cls)}
+        takes = {name: hint for kind in kinds.values() for name, hint in get_type_hints(kind).items()}
+        read = {
+            name: typed(takes[one_of("setting", name, takes)], value, name)
+            for name, value in settings.items()
+        }
+        return cls(
+            **{
+                part: kind(**{name: read[name] for name in get_type_hints(kind) if name in read})
+                for part, kind in kinds.items()
+            }
+        )
 
     def to_yaml(self) -> str:
         """The settings as YAML text, which `--config` reads."""

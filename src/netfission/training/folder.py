@@ -29,6 +29,7 @@ from netfission.narrowing import fit
 from netfission.network import FissionNetwork
 from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.method import Plan, seeded
+from netfission.typed import typed
 from netfission.words import one_of
 
 T = TypeVar("T")
@@ -87,8 +88,8 @@ class ModelCard:
             ValueError: the network cannot be built.
         """
         # Which weights are removed is read with the weights: scoring them again would be for nothing.
-        config = FissionConfig(
-            **{**self.fission, "criterion": "random", "pruning_steps": None, "dealing": "random"}
+        config = replace(
+            typed(FissionConfig, self.fission), criterion="random", pruning_steps=None, dealing="random"
         )
         if config.grouping == "channels":
             config = replace(config, sparsity=0.0)  # widths are read with the weights, too
@@ -99,9 +100,9 @@ class ModelCard:
 
     def _method(self) -> MethodConfig:
         """The method's own settings; those of others may have had another default when this was written."""
-        config = MethodConfig(**self.method)
+        config = typed(MethodConfig, self.method)
         read = {"method", *METHODS[one_of("method", config.method, METHODS)].settings}
-        return MethodConfig(**{name: value for name, value in self.method.items() if name in read})
+        return typed(MethodConfig, {name: value for name, value in self.method.items() if name in read})
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,10 @@ class RunFolder:
             ValueError: the folder is no run, or its settings cannot be read.
         """
         settings = _read(self.config, lambda text: yaml.safe_load(text))
-        return RunConfig.from_dict(settings)
+        try:
+            return RunConfig.from_dict(settings)
+        except ValueError as error:
+            raise ValueError(f"{self.config}: {error}") from error
 
     def save_network(self, network: nn.Module, card: ModelCard) -> None:
         """Write weights, masks and card, each whole or not at all."""
@@ -255,8 +259,8 @@ class RunFolder:
                 f"{version('netfission')}, which reads up to {FORMAT}: update it"
             )
         try:
-            return ModelCard(**settings)
-        except TypeError as error:
+            return typed(ModelCard, settings)
+        except ValueError as error:
             raise ValueError(f"{self.card}: is not a network's description ({error})") from error
 
     def load_network(self, factory: Factory | None = None) -> tuple[nn.Module, ModelCard]:

@@ -1,7 +1,7 @@
-"""JSON read back as the dataclass that wrote it, with every value of the type that it is declared with."""
+"""What JSON or YAML hold, read as the dataclass that wrote it: every value of its declared type."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,20 +27,34 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = ()) -> T 
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             content = {name: value for name, value in content.items() if name not in besides}
-        return cast(T, _value(kind, content, ""))
+        return typed(kind, content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
+def typed(kind: type[T], content: Any, where: str = "") -> T:
+    """What a file held, as `kind`.
+
+    Args:
+        kind: a dataclass, a plain type, Literal, a list, tuple or dict of such, or a union of plain types.
+        content: as `json.loads` or `yaml.safe_load` give it.
+        where: it stands in the file, for messages.
+
+    Raises:
+        ValueError: a value is missing, unknown or of another type; names it and what it takes.
+    """
+    return cast(T, _value(kind, content, where))
+
+
 def _value(kind: Any, content: Any, where: str) -> Any:
-    """The content as `kind`; `where` it stands in the file is for messages."""
     if is_dataclass(kind):
         return _record(cast(type, kind), content, where)
+    if kind is Any:
+        return content
     arguments = get_args(kind)
     origin = get_origin(kind)
     if origin is UnionType:
-        (other,) = (each for each in arguments if each is not NoneType)
-        return None if content is None else _value(other, content, where)
+        return _one_of(arguments, content, where)
     if origin is Literal:
         return _checked(content in arguments, content, where, f"one of {', '.join(map(repr, arguments))}")
     if origin in (list, tuple):
@@ -50,11 +64,27 @@ def _value(kind: Any, content: Any, where: str) -> Any:
         _checked(isinstance(content, dict), content, where, "an object")
         to_key: Callable[[str], Any] = arguments[0]  # JSON's keys are text, whatever they were
         return {to_key(name): _value(arguments[1], each, f"{where}.{name}") for name, each in content.items()}
-    number = isinstance(content, int) and not isinstance(content, bool)
-    if kind is float:
-        return float(_checked(number or isinstance(content, float), content, where, "a number"))
-    fits = number if kind is int else isinstance(content, kind)
-    return _checked(fits, content, where, {int: "a whole number", str: "text"}[kind])
+    if kind is float and isinstance(content, int) and not isinstance(content, bool):
+        return float(content)
+    return _checked(_is(content, kind), content, where, _PLAIN[kind])
+
+
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _is(content: Any, kind: type) -> bool:
+    return isinstance(content, kind) and (kind is bool or not isinstance(content, bool))
+
+
+def _one_of(kinds: Sequence[Any], content: Any, where: str) -> Any:
+    """The content as one of several types, of which all but None are plain where there are several."""
+    if content is None and NoneType in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not NoneType]
+    if len(others) == 1:
+        return _value(others[0], content, where)
+    takes = " or ".join(_PLAIN[kind] for kind in others)
+    return _checked(any(_is(content, kind) for kind in others), content, where, takes)
 
 
 def _record(kind: type, content: Any, where: str) -> Any:
@@ -72,5 +102,7 @@ def _record(kind: type, content: Any, where: str) -> Any:
 
 def _checked(fits: bool, content: Any, where: str, takes: str) -> Any:
     if not fits:
-        raise ValueError(f"{where.lstrip('.') or 'the file'}: takes {takes}, not {json.dumps(content):.40}")
+        raise ValueError(
+            f"{where.lstrip('.') or 'the file'}: takes {takes}, not {json.dumps(content, default=str):.40}"
+        )
     return content
