@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 import shutil
@@ -44,23 +45,30 @@ def described(network: nf.FissionNetwork, model: str | None) -> nf.Classifier:
     )
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.5])
-@pytest.mark.parametrize("grouping", ["weights", "channels", "copies"])
-def test_saved_and_loaded_in_another_process_logits_are_the_same(grouping, sparsity, tmp_path):
-    network = nf.fission(
-        create_model("wrn-10-1", 4), 3, branch_after=[1, 1], grouping=grouping, sparsity=sparsity,
-        criterion="magnitude", example_input=torch.zeros(2, *SHAPE), ratio=[2, 1, 1], seed=7,
-    )  # fmt: skip
-    classifier = described(network, "wrn-10-1")
-    classifier.save_pretrained(tmp_path / "saved")
+def test_saved_and_loaded_in_another_process_logits_are_the_same(tmp_path):
+    saved = {}
+    for grouping, sparsity in itertools.product(["weights", "channels", "copies"], [0.0, 0.5]):
+        network = nf.fission(
+            create_model("wrn-10-1", 4), 3, branch_after=[1, 1], grouping=grouping, sparsity=sparsity,
+            criterion="magnitude", example_input=torch.zeros(2, *SHAPE), ratio=[2, 1, 1], seed=7,
+        )  # fmt: skip
+        name = f"{grouping}-{sparsity}"
+        saved[name] = described(network, "wrn-10-1")
+        saved[name].save_pretrained(tmp_path / name)
     torch.save(IMAGES, tmp_path / "images.pt")
-    code = (
-        "import sys, torch, netfission as nf; folder = sys.argv[1]; "
-        "c = nf.Classifier.from_pretrained(folder + '/saved'); "
-        "torch.save(c.logits(torch.load(folder + '/images.pt')), folder + '/logits.pt')"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), classifier.logits(IMAGES))
+    code = """if True:
+        import sys
+        from pathlib import Path
+        import torch
+        import netfission as nf
+        images = torch.load(sys.argv[1])
+        for folder in map(Path, sys.argv[2:]):
+            torch.save(nf.Classifier.from_pretrained(folder).logits(images), folder / "logits.pt")
+    """
+    folders = [tmp_path / name for name in saved]
+    subprocess.run([sys.executable, "-c", code, tmp_path / "images.pt", *folders], check=True)
+    for name, classifier in saved.items():
+        assert torch.equal(torch.load(tmp_path / name / "logits.pt"), classifier.logits(IMAGES)), name
 
 
 @pytest.mark.parametrize("grouping", ["weights", "channels"])
