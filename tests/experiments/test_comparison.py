@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 
 from netfission.cli import main
 from netfission.experiments.compare import compare
-from netfission.experiments.comparison import COLUMNS, Figures
+from netfission.experiments.figures import COLUMNS, Figures
 from netfission.experiments.runner import run_folder
 
 FLAGS = (

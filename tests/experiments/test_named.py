@@ -10,6 +10,7 @@ from netfission.training.config import RunConfig
 
 GRID = """
 title: A small grid
+along: temperature
 reference: single
 seeds: 1
 settings: {data: digits, limit_per_class: 5, validation: 0.0, model: wrn-10-1, batch_size: 25, exits: 2}

@@ -106,7 +106,16 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         for name in grid.contenders
         if (own := METHODS[grid.config(name, grid.seeds[0]).method.method].deviations)
     }
-    return Comparison(_title(grid), grid.reference, figures_of(evaluations), costs, deviations, failed)
+    return Comparison(
+        _title(grid),
+        grid.reference,
+        figures_of(evaluations),
+        costs,
+        deviations,
+        failed,
+        {name: dict(own) for name, own in grid.contenders.items()},
+        grid.along,
+    )
 
 
 def _title(grid: Grid) -> str:

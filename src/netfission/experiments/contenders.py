@@ -37,3 +37,8 @@ def find_contender(name: str) -> Settings:
         ValueError: it is not known; names the nearest known ones.
     """
     return CONTENDERS[one_of("methods", name, CONTENDERS)]
+
+
+def in_words(value: Any) -> str:
+    """A setting's name or value, as names of contenders and pictures say it."""
+    return "–".join(map(str, value)) if isinstance(value, list) else str(value).replace("_", " ")

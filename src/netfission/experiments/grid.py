@@ -45,6 +45,7 @@ class Grid:
         common: settings of all; what is left out takes its default.
         reference: the contender that the others are measured by.
         title: what is compared; default what the settings say.
+        along: the setting along the picture; empty for costs.
     """
 
     contenders: Mapping[str, Settings]
@@ -52,6 +53,7 @@ class Grid:
     common: Settings
     reference: str
     title: str = ""
+    along: str = ""
 
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that a grid stopped early has compared whole seeds.

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from netfission.experiments.contenders import CONTENDERS, Settings
+from netfission.experiments.contenders import CONTENDERS, Settings, in_words
 from netfission.experiments.grid import Grid
 from netfission.words import one_of
 
-_KEYS = ("title", "reference", "seeds", "settings", "scales", "contenders")
+_KEYS = ("title", "reference", "seeds", "along", "settings", "scales", "contenders")
 _SHARED = "scales.yaml"  # settings that several grids have in common, by scale
 
 
@@ -29,6 +29,7 @@ class GridFile:
         scales: name → the settings of all runs at that scale: of those that several grids have in common
             there, the file's own, and its own of that scale, the last counts.
         contenders: name → its own settings; of those under `each`, every value in turn.
+        along: the setting along the picture; empty for costs.
     """
 
     name: str
@@ -37,6 +38,7 @@ class GridFile:
     seeds: int
     scales: Mapping[str, Settings]
     contenders: Mapping[str, Settings]
+    along: str
 
     def at(self, scale: str, *, seeds: int | None = None, **changes: Any) -> Grid:
         """The grid of runs at a scale.
@@ -47,7 +49,7 @@ class GridFile:
             changes: settings of all runs, such as where the data are.
 
         Raises:
-            ValueError: the scale is unknown, or there are no seeds.
+            ValueError: the scale is unknown, there are no seeds, or no contender sets what is `along`.
         """
         number = self.seeds if seeds is None else seeds
         if number < 1:
@@ -55,7 +57,10 @@ class GridFile:
         common = {**self.scales[one_of("scale", scale, self.scales)], **changes}
         contenders = dict(_spread(self.contenders))
         one_of(f"{self.name}: reference", self.reference, contenders)
-        return Grid(contenders, range(number), common, self.reference, f"{self.title} ({scale} scale)")
+        if self.along and not any(self.along in own for own in contenders.values()):
+            raise ValueError(f"{self.name}: along={self.along!r}: takes a setting of a contender's own")
+        title = f"{self.title} ({scale} scale)"
+        return Grid(contenders, range(number), common, self.reference, title, self.along)
 
 
 def named_grids() -> list[str]:
@@ -110,6 +115,7 @@ def read_grid(name: str, text: str) -> GridFile:
         content.get("seeds", 3),
         {name: {**shared.get(name, {}), **settings, **(own or {})} for name, own in scales.items()},
         contenders,
+        content.get("along", ""),
     )
 
 
@@ -129,13 +135,5 @@ def _spread(contenders: Mapping[str, Settings]) -> Iterator[tuple[str, Settings]
         each: Mapping[str, Sequence[Any]] = own.pop("each", {})
         for values in itertools.product(*each.values()):
             chosen = dict(zip(each, values, strict=True))
-            words = [name, *(f"{_short(key)} {_text(value)}" for key, value in chosen.items())]
+            words = [name, *(f"{in_words(key)} {in_words(value)}" for key, value in chosen.items())]
             yield ", ".join(words), {**own, **chosen}
-
-
-def _short(setting: str) -> str:
-    return setting.replace("_", " ")
-
-
-def _text(value: Any) -> str:
-    return "–".join(map(str, value)) if isinstance(value, list) else str(value)

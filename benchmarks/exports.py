@@ -1,0 +1,140 @@
+"""Every kind of network, fissioned by every grouping: saved, loaded and exported, and how far off each is.
+
+Two exits with random weights, 8 images of noise. `loaded` says whether what `save_pretrained` wrote gives the
+same logits bit for bit; `difference` is the largest of a probability between PyTorch and the file in its own
+runtime; above 1e-4 no file is kept. Writes results/benchmark_exports.json, anew after each.
+
+    .venv/bin/python benchmarks/exports.py --formats onnx,pt2
+"""
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import netfission as nf
+from netfission.export import export
+from netfission.export.file import Format
+from netfission.files import write_whole
+from netfission.models import create_model
+from netfission.training.folder import environment
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmark_exports.json"
+GROUPINGS = ("weights", "channels", "copies")
+CLASSES = 10
+VIT = ["blocks.3", "blocks.7", "blocks.11"]
+SWIN = ["layers.0", "layers.1", "layers.2", "layers.3"]
+MODELS: Mapping[str, tuple[int, list[str] | None]] = {  # side of the images; stages where none are found
+    "cifar-resnet18-w16": (32, None),
+    "wrn-10-1": (32, None),
+    "torchvision/resnet18": (64, None),
+    "torchvision/resnet50": (64, None),
+    "torchvision/densenet121": (64, None),
+    "torchvision/mobilenet_v3_small": (64, None),
+    "torchvision/convnext_tiny": (64, None),
+    "torchvision/vgg11_bn": (64, None),
+    "timm/resnet18": (64, None),
+    "timm/resnext50_32x4d": (64, None),
+    "timm/wide_resnet50_2": (64, None),
+    "timm/convnext_atto": (64, None),
+    "timm/convnextv2_atto": (64, None),
+    "timm/regnety_002": (64, None),
+    "timm/efficientnet_b0": (64, None),
+    "timm/mobilenetv3_small_100": (64, None),
+    "timm/vit_tiny_patch16_224": (224, VIT),
+    "timm/deit_tiny_patch16_224": (224, VIT),
+    "timm/swin_tiny_patch4_window7_224": (224, SWIN),
+}
+
+
+def single(model: str, num_classes: int, in_channels: int) -> nn.Module:
+    """The network, with a head of a layer where its own holds nine tenths of its weights."""
+    network = create_model(model, num_classes, in_channels=in_channels)
+    if "vgg" in model:
+        network.classifier = nn.Linear(25088, num_classes)
+    return network
+
+
+def fissioned(model: str, grouping: str) -> nf.Classifier:
+    """Two exits, which leave after the second stage where the first cannot be dealt out."""
+    side, stages = MODELS[model]
+    torch.manual_seed(0)
+    example = torch.zeros(2, 3, side, side)
+    network = nf.fission(
+        single(model, CLASSES, 3),
+        2,
+        branch_after=[2],
+        stages=stages,
+        grouping=grouping,
+        example_input=example,
+    )
+    return nf.Classifier.of(
+        network,
+        model=None,
+        classes=[str(label) for label in range(CLASSES)],
+        shape=(3, side, side),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+def measured(classifier: nf.Classifier, model: str, formats: list[Format]) -> dict[str, Any]:
+    """What saving, loading and exporting it give."""
+    images = torch.randint(256, (8, *classifier.card.shape), dtype=torch.uint8)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        classifier.save_pretrained(folder)
+        again = nf.Classifier.from_pretrained(folder, factory=partial(single, model))
+        found["loaded"] = torch.equal(again.logits(images), classifier.logits(images))
+        for format in formats:
+            begun = time.perf_counter()
+            try:
+                exported = export(classifier, folder / f"model.{format}", images, format=format)
+            except (ValueError, RuntimeError) as error:
+                found[format] = {"error": str(error)}
+                continue
+            found[format] = {
+                "difference": exported.difference,
+                "mib": exported.path.stat().st_size / 2**20,
+                "seconds": time.perf_counter() - begun,
+            }
+    return found
+
+
+def main() -> None:
+    """Go through all, print and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS), help="default: all")
+    parser.add_argument("--groupings", default=",".join(GROUPINGS), help="default: all")
+    parser.add_argument("--formats", default="onnx,pt2", help="default: both")
+    flags = parser.parse_args()
+    formats: list[Format] = flags.formats.split(",")
+    rows: list[dict[str, Any]] = []
+    for model in flags.models.split(","):
+        for grouping in flags.groupings.split(","):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of stages whose paths cost more than the stage
+                row = {"model": model, "grouping": grouping}
+                try:
+                    row |= measured(fissioned(model, grouping), model, formats)
+                except ValueError as error:
+                    row |= {"error": str(error)}
+            rows.append(row)
+            print(row, flush=True)
+            record = {"benchmark": "exports", "images": 8, "rows": rows, "environment": environment()}
+            write_whole(RESULTS, json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Pictures of a comparison: figures of merit against cost, or along a setting."""
+
+import io
+from collections.abc import Iterable, Mapping
+from itertools import cycle
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from netfission.experiments.contenders import Settings, in_words
+from netfission.experiments.costs import BATCH_SIZES, Costs
+from netfission.experiments.figures import Column, Figures
+
+_OURS, _OTHERS = "#0b6e99", "#666666"
+_LINES = ("#0b6e99", "#c8553d", "#5b8c5a", "#8e5ea2", "#b8860b", "#3d3d3d")
+_MARKS = "osD^vP"
+
+
+def drawn(figure: Figure) -> dict[str, bytes]:
+    """The picture's files by name."""
+    files = {}
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=130)
+        files[f"comparison.{kind}"] = buffer.getvalue()
+    return files
+
+
+def against_cost(
+    title: str,
+    merits: Mapping[str, Column],
+    figures: Mapping[str, Mapping[str, Figures]],
+    costs: Costs,
+) -> Figure:
+    """Each figure of merit against multiply-accumulates and against time, over the single network's.
+
+    Args:
+        title: of the picture.
+        merits: those to draw, by key.
+        figures: contender → key → values.
+        costs: of the contenders.
+    """
+    size, unit = BATCH_SIZES[-1], costs.single.size.macs_dense
+    own = costs.contenders
+    places = {
+        "MACs (dense)": {name: cost.size.macs_dense / unit for name, cost in own.items()},
+        f"time at batch {size}": {name: cost.inference[size].median for name, cost in own.items()},
+    }
+    picture = Figure(figsize=(11.5, 4.2 * len(merits)), layout="constrained")
+    rows = picture.subplots(len(merits), 2, sharey="row", squeeze=False)
+    for row, (key, column) in zip(rows, merits.items(), strict=True):
+        for axes, (kind, at) in zip(row, places.items(), strict=True):
+            _points(axes, column, {name: (at[name], own[key]) for name, own in figures.items()})
+            axes.set_xlabel(f"{kind} ÷ single network's")
+            _finish(axes, column, key)
+    picture.suptitle(title, fontsize=10)
+    return picture
+
+
+def _points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]]) -> None:
+    for number, (name, (place, own)) in enumerate(points.items()):
+        ours = name.startswith("fission")
+        axes.errorbar(
+            place,
+            column.scale * own.mean,
+            yerr=column.scale * (own.deviation or 0),
+            fmt="o" if ours else "s",
+            color=_OURS if ours else _OTHERS,
+            capsize=3,
+        )
+        point, beside = (place, column.scale * own.mean), (6, 5 if number % 2 else -11)
+        axes.annotate(name, point, beside, textcoords="offset points", fontsize=8)
+    axes.axvline(1, color="#444444", linestyle="--", linewidth=1)
+    axes.margins(x=0.15)
+
+
+def lines(
+    title: str,
+    merits: Mapping[str, Column],
+    figures: Mapping[str, Mapping[str, Figures]],
+    settings: Mapping[str, Settings],
+    along: str,
+) -> Figure:
+    """Each figure of merit along a setting: contenders that differ in it alone are a line, others are level.
+
+    Args:
+        title: of the picture.
+        merits: those to draw, by key.
+        figures: contender → key → values.
+        settings: contender → its own.
+        along: the setting.
+    """
+    of_lines = _lines(figures, settings, along)
+    places = _places([settings[name][along] for name in figures if along in settings[name]])
+    picture = Figure(figsize=(5.8 * len(merits), 4.8), layout="constrained")
+    panels = picture.subplots(1, len(merits), squeeze=False)[0]
+    for axes, (key, column) in zip(panels, merits.items(), strict=True):
+        for (line, members), color, mark in zip(of_lines.items(), cycle(_LINES), cycle(_MARKS), strict=False):
+            own = [figures[name][key] for name in members]
+            axes.errorbar(
+                [places[in_words(settings[name][along])] for name in members],
+                [column.scale * each.mean for each in own],
+                yerr=[column.scale * (each.deviation or 0) for each in own],
+                label=line,
+                color=color,
+                marker=mark,
+                markersize=4,
+                capsize=2,
+                linewidth=1.2,
+            )
+        for name in figures:
+            if along not in settings[name]:
+                level = column.scale * figures[name][key].mean
+                axes.axhline(level, color="#444444", linestyle="--", linewidth=1, label=name)
+        if list(places.values()) == list(range(len(places))):
+            axes.set_xticks(list(places.values()), list(places))
+        axes.set_xlabel(along.replace("_", " "))
+        _finish(axes, column, key)
+    panels[0].legend(fontsize=8, frameon=False)
+    picture.suptitle(title, fontsize=10)
+    return picture
+
+
+def _lines(contenders: Iterable[str], settings: Mapping[str, Settings], along: str) -> dict[str, list[str]]:
+    """Line → the contenders on it, as they come."""
+    found: dict[str, list[str]] = {}
+    for name in contenders:
+        if along in settings[name]:
+            line = name.replace(f", {in_words(along)} {in_words(settings[name][along])}", "")
+            found.setdefault(line, []).append(name)
+    return found
+
+
+def _places(values: Iterable[Any]) -> dict[str, float]:
+    """Value in words → where it stands: numbers where they are, others in a row."""
+    different = {in_words(value): value for value in values}
+    if all(isinstance(value, int | float) for value in different.values()):
+        return different
+    return {words: place for place, words in enumerate(different)}
+
+
+def _finish(axes: Axes, column: Column, key: str) -> None:
+    axes.set_ylabel(column.title + (" (higher is better)" if key == "top1" else " (lower is better)"))
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,47 @@
+import pytest
+
+from netfission.experiments.figures import COLUMNS, Figures
+from netfission.experiments.named import find_grid, read_grid
+from netfission.experiments.pictures import lines
+
+MERITS = {key: COLUMNS[key] for key in ("top1", "nll")}
+
+
+def drawn_along(grid, along):
+    """The curves of the first panel: label → (x, y)."""
+    names = list(grid.contenders)
+    figures = {
+        name: {key: Figures({0: 0.01 * place, 1: 0.01 * place + 0.02}) for key in MERITS}
+        for place, name in enumerate(names)
+    }
+    axes = lines("a title", MERITS, figures, grid.contenders, along).axes[0]
+    curves = {
+        bar.get_label(): (list(bar.lines[0].get_xdata()), list(bar.lines[0].get_ydata()))
+        for bar in axes.containers
+    }
+    return axes, names, curves
+
+
+def test_contenders_that_differ_in_one_setting_alone_are_a_line():
+    grid = find_grid("figure4").at("laptop")
+    axes, names, curves = drawn_along(grid, "sparsity")
+    criteria = ["random", "erk", "magnitude", "snip", "grasp", "synflow"]
+    assert list(curves) == [f"fission, criterion {criterion}" for criterion in criteria]
+    for label, (x, y) in curves.items():
+        assert x == [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
+        first = names.index(f"{label}, sparsity 0.1")
+        assert y == pytest.approx([place + 1 for place in range(first, first + 8)])  # in per cent
+    (level,) = [line for line in axes.lines if line.get_label() == "single"]
+    assert level.get_ydata() == pytest.approx([1.0, 1.0])
+
+
+def test_values_that_are_no_numbers_stand_in_a_row():
+    axes, _, curves = drawn_along(find_grid("figure5").at("laptop"), "ratio")
+    assert curves["fission"][0] == list(range(7))
+    assert [label.get_text() for label in axes.get_xticklabels()][:3] == ["1–1–1", "2–1–1", "1–2–1"]
+
+
+def test_along_a_setting_that_no_contender_sets_is_refused():
+    grid = read_grid("own", "along: sparsty\ncontenders: {single: }")
+    with pytest.raises(ValueError, match="own: along='sparsty': takes a setting of a contender's own"):
+        grid.at("laptop")
