@@ -209,6 +209,21 @@ def test_a_baseline_is_reported_without_paths(settings_of, tmp_path):
     assert "member 1" in text and "<img" in page_of(run)
 
 
+@pytest.mark.parametrize("validation", [0.2, 0.0])
+@pytest.mark.parametrize("method", ["mimo", "mc-dropout", "snapshot"])
+def test_a_baseline_that_trains_as_one_what_predicts_as_several_is_reported(
+    method, validation, settings_of, finished_run, tmp_path
+):
+    run = tmp_path / "run"
+    train(settings_of(method=method, sparsity=0.0, validation=validation), run, progress=False)
+    assert "train/exit1" not in (run / "metrics.csv").read_text()
+    page_of(run)
+    curves = (run / "report" / "learning.svg").read_text()
+    assert ("member 0" in curves and "member 1" in curves) == (validation > 0)
+    assert "ensemble" in curves
+    assert f"{method} of 2" in text_of(page_of(finished_run, run, out=tmp_path / "both.html"))
+
+
 # --- bad requests -----------------------------------------------------------------------------------
 
 

@@ -67,14 +67,16 @@ def learning_curves(run: Run) -> Figure:
     figure, axes = _plot()
     held_out = "val/ensemble" in run.epochs[0]
     split = "val" if held_out else "train"
-    exits = [(f"exit{number}", f"exit {number}", exit_colour(number)) for number in range(run.exits)]
+    kind = "exit" if run.costs.exits else "member"
+    exits = [(f"exit{number}", f"{kind} {number}", exit_colour(number)) for number in range(run.exits)]
     lines = [*exits, ("ensemble", "ensemble", colour("ink"))]
-    lines = [line for line in lines if f"{split}/{line[0]}" in run.epochs[0]]
+    lines = [line for line in lines if line[0] in _told(run, split)]
+    in_training = _told(run, "train")
     epochs = _column(run, "epoch")
     ends = []
     for name, title, own in lines:
         strong = 2.0 if name == "ensemble" else 1.3
-        if held_out:
+        if held_out and name in in_training:
             faint = _column(run, f"train/{name}", 100)
             axes.plot(epochs, faint, color=own, linewidth=0.9, linestyle=(0, (2, 2)), alpha=0.6)
         values = _column(run, f"{split}/{name}", 100)
@@ -348,6 +350,16 @@ def _epoch_axis(axes: Axes, title: str) -> None:
 def _marker(run: Run) -> str:
     """Points of their own where there are few, as one alone makes no line."""
     return "o" if len(run.epochs) <= 12 else ""
+
+
+def _told(run: Run, split: str) -> set[str]:
+    """Whose accuracy a run's table tells on a split: `exit0`, …, `ensemble`.
+
+    Where a method trains as one what predicts as several, exit 0's column is that of them all, and left out.
+    """
+    names = {"ensemble", *(f"exit{number}" for number in range(run.exits))}
+    told = {name for name in names if f"{split}/{name}" in run.epochs[0]}
+    return told if told == names else told & {"ensemble"}
 
 
 def _column(run: Run, name: str, factor: float = 1) -> list[float]:
