@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import netfission as nf
-from netfission.macs import count_macs, listed, run_counted
+from netfission.macs import count_macs, count_training_macs, listed, run_counted
 from netfission.models import create_model
 from netfission.pruning.masks import prunable_weights, remove
 
@@ -326,3 +326,12 @@ def test_every_masked_weight_is_known():
     weights = prunable_weights(network)
     remove(network, {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()})
     assert count_macs(network, torch.randn(1, 3, 16, 16)).effective == 0
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_training_step_takes_three_times_the_products_of_inference(kind, groups):
+    layer, images = kind(8, 16, 3, groups=groups), torch.randn(2, 8, 6, 6, requires_grad=True)
+    assert count_training_macs(lambda: layer(images).sum().backward()) == 3 * count_macs(layer, images).dense
+    images = images.detach()  # no gradient is taken of the first layer's images
+    assert count_training_macs(lambda: layer(images).sum().backward()) == 2 * count_macs(layer, images).dense

@@ -14,7 +14,7 @@ at every output position.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from netfission.modes import in_mode
 from netfission.pruning.masks import kept_masks
@@ -112,6 +113,31 @@ def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = 
         stack.enter_context(counter)
         module(images)
     return counter
+
+
+def count_training_macs(step: Callable[[], object]) -> int:
+    """Multiply-accumulates of a training step, forward and backward, dense.
+
+    Args:
+        step: runs it.
+    """
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        step()
+    return int(counter.get_total_flops()) // 2
+
+
+def _convolution_backward_flops(
+    of_output: Sequence[int],
+    images: Sequence[int],
+    weight: Sequence[int],
+    *settings: Any,
+    **_: Any,
+) -> int:
+    """As many for each gradient as forward; PyTorch's own formula takes grouped weights for whole ones."""
+    transposed, _padding, _groups, wanted = settings[-4:]
+    forward: int = conv_flop_count(list(images), list(weight), list(of_output), transposed=transposed)
+    return forward * int(sum(wanted[:2]))  # of the images, of the weight; the bias has none
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def test_a_run_is_trained_saved_and_loaded(method, tmp_path):
             "batch_size": 15,
             "exits": 2,
         }
-        | {"accelerator": "cpu", "grouping": "channels", "repetitions": 2 if method == "mimo" else 4}
+        | {"accelerator": "cpu", "repetitions": 2 if method == "mimo" else 4}
     )
     evaluation = train(config, tmp_path / "run", progress=False)
     network, card = RunFolder(tmp_path / "run").load_network()

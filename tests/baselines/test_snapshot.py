@@ -3,6 +3,7 @@ import signal
 from dataclasses import replace
 from functools import partial
 from math import ceil, cos, pi
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,6 +227,15 @@ def test_what_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=f"ema=0.9: does not go with method={name}"):
         train(settings(config, 2, ema=0.9), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("config", "too_few"), [(SNAPSHOT, 2), (FGE, 12)])
+def test_trainings_too_short_for_different_snapshots_are_refused(config, too_few):
+    callback = TakeSnapshots(find_method(config).ends(3))
+    callback.on_train_start(SimpleNamespace(estimated_stepping_batches=too_few + 1, max_epochs=1), None)
+    assert len({*callback.steps, too_few + 1}) == 3
+    with pytest.raises(ValueError, match=f"epochs=1: {too_few} steps are too few for 3 different snapshots"):
+        callback.on_train_start(SimpleNamespace(estimated_stepping_batches=too_few, max_epochs=1), None)
 
 
 def test_a_share_of_cycles_that_is_none_is_refused():

@@ -173,7 +173,6 @@ def test_any_model_that_can_be_cut_will_do(method):
         ("edst-ensemble", {"exits": 1}, "^exits=1: method=edst-ensemble takes 2 exits or more"),
         ("dst-ensemble", {"criterion": "snip"}, "^criterion='snip': .* takes erk"),
         ("dst-ensemble", {"criterion": "erc"}, "^criterion='erc' is not known; did you mean erk"),
-        ("neurotrails", {"grouping": "channels"}, "^grouping='channels': .* takes weights or copies"),
     ],
 )
 def test_what_a_plan_cannot_have(method, changes, message):

@@ -25,9 +25,7 @@ FLAGS = [
 @pytest.fixture(scope="module")
 def ensemble_run(tmp_path_factory, settings_of):
     path = tmp_path_factory.mktemp("runs") / "deep"
-    config = settings_of(
-        method="deep-ensemble", epochs=1, limit_per_class=5, batch_size=25, grouping="channels", sparsity=0.3
-    )
+    config = settings_of(method="deep-ensemble", epochs=1, limit_per_class=5, batch_size=25, sparsity=0.3)
     train(config, path, progress=False)
     return RunFolder(path)
 
@@ -47,6 +45,10 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
         ("cost {run}", "takes a run with method=fission, not deep-ensemble"),
         ("evaluate {run} --cascade", "a cascade takes a run with method=fission, not deep-ensemble"),
         ("train --method deep-ensemble --exits 1", "exits=1: a Deep Ensemble takes 2 members or more"),
+        (
+            "train --method packed --grouping channels",
+            "grouping=channels: goes with method fission, not with packed",
+        ),
         ("train --method deep-ensembl", "method='deep-ensembl' is not known; did you mean deep-ensemble"),
     ],
 )
@@ -63,7 +65,7 @@ def test_what_a_baseline_cannot_do_is_told_in_one_line(ensemble_run, command, me
 
 def test_distillation_is_left_out_where_the_method_has_none(ensemble_run, settings_of, tmp_path):
     asked = settings_of(
-        method="deep-ensemble", epochs=1, limit_per_class=5, batch_size=25, grouping="channels", sparsity=0.3,
+        method="deep-ensemble", epochs=1, limit_per_class=5, batch_size=25, sparsity=0.3,
         distillation_weight=0.0,
     )  # fmt: skip
     train(asked, tmp_path / "run", progress=False)

@@ -3,8 +3,6 @@
 A baseline is one file with one `Method`, entered in `METHODS`.
 """
 
-from dataclasses import fields
-
 from netfission.baselines.batch_ensemble import BatchEnsembleMethod
 from netfission.baselines.deep_ensemble import DeepEnsembleMethod
 from netfission.baselines.masksembles import MasksemblesMethod
@@ -15,7 +13,8 @@ from netfission.baselines.narrow import NarrowMethod
 from netfission.baselines.packed import PackedMethod
 from netfission.baselines.snapshot import FastGeometric, Snapshot
 from netfission.baselines.sparse_training import DSTEnsemble, EDSTEnsemble, NeuroTrails
-from netfission.training.config import MethodConfig
+from netfission.fission import FissionConfig
+from netfission.training.config import MethodConfig, changed
 from netfission.training.method import Fission, Method
 from netfission.words import one_of
 
@@ -37,18 +36,25 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def find_method(config: MethodConfig) -> Method:
+def find_method(config: MethodConfig, fission: FissionConfig | None = None) -> Method:
     """The method that the settings name.
+
+    Args:
+        config: the methods' settings.
+        fission: those of fission, for a run that is to be made with them.
 
     Raises:
         ValueError: it is not known, or a setting was given that it does not read.
     """
     kind = METHODS[one_of("method", config.method, METHODS)]
-    for setting in fields(config):
-        value = getattr(config, setting.name)
-        if setting.name not in {"method", *kind.settings} and value != setting.default:
-            readers = [name for name, other in METHODS.items() if setting.name in other.settings]
-            raise ValueError(
-                f"{setting.name}={value}: goes with method {' or '.join(readers)}, not with {config.method}"
-            )
+    given = changed(config) | ({} if fission is None else changed(fission))
+    for name, value in given.items():
+        if not reads(config.method, name):
+            readers = " or ".join(method for method in METHODS if reads(method, name))
+            raise ValueError(f"{name}={value}: goes with method {readers}, not with {config.method}")
     return kind(config)
+
+
+def reads(method: str, setting: str) -> bool:
+    """Whether a method reads one of the settings of methods or of fission."""
+    return setting in {"method", "exits", "seed", *METHODS[method].settings}

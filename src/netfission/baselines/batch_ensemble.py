@@ -75,6 +75,10 @@ class BatchEnsembleMethod(Method):
     rate of the others (there at half of it, `fast_weight_lr_multiplier=0.5`).
     """
 
+    deviations = (
+        "fast weights learn at the full rate and decay, where the paper's code halves it and does not",
+    )
+
     def build(self, plan: Plan) -> nn.Module:
         """The model of the plan's seed, its weights kept, with fast weights on every layer.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netfission.pruning.masks import Guarded
 from netfission.training.config import TrainingConfig
-from netfission.training.method import Fission, Method, Plan
+from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.schedules import Schedule
 
 
@@ -47,7 +47,9 @@ class DeepEnsembleMethod(Method):
     step then needs the memory of one.
     """
 
-    settings: ClassVar[frozenset[str]] = frozenset({"one_by_one"})
+    settings: ClassVar[frozenset[str]] = OF_ONE_EXIT | {"one_by_one"}
+
+    deviations = ("members are trained on the same batches (one_by_one: each in an order of its own)",)
 
     def build(self, plan: Plan) -> nn.Module:
         """Members from the seeds `exits * seed`, `exits * seed + 1`, …, so that no two runs share one."""

@@ -9,7 +9,7 @@ from netfission.fission import resolve_branches
 from netfission.modes import in_mode
 from netfission.network import FissionNetwork, Path
 from netfission.pruning.masks import Guarded
-from netfission.training.method import Fission, Method, Plan
+from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 
 
 class EarlyExit(nn.Module):
@@ -89,6 +89,8 @@ class MultiExitMethod(Method):
     of its own in each exit and MSDNet (Huang et al. 2018, arXiv 1703.09844) an architecture made for early
     exits. All exits learn from the labels with equal weight. The exits cost a linear layer each.
     """
+
+    settings = OF_ONE_EXIT | {"branch_after"}
 
     def build(self, plan: Plan) -> nn.Module:
         """A `MultiExit` around the single network, pruned if asked.

@@ -64,7 +64,7 @@ class NarrowMethod(Method):
     the layers that read the shared stage at its full width.
     """
 
-    settings = frozenset({"branch_groups"})
+    settings = frozenset({"branch_groups", "branch_after", "stages"})
     distillation = 1.0
 
     def __init__(self, config: MethodConfig) -> None:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from math import ceil, cos, pi
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netfission.pruning.masks import Guarded
 from netfission.training.config import MethodConfig, TrainingConfig
-from netfission.training.method import Fission, Method, Plan
+from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.schedules import SCHEDULES, Schedule
 
 
@@ -80,10 +80,19 @@ class TakeSnapshots(Callback):
         self.steps: list[int] = []
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Turn shares into steps."""
+        """Turn shares into steps.
+
+        Raises:
+            ValueError: the training is so short that snapshots would be the same.
+        """
         total = int(trainer.estimated_stepping_batches)
         # Rounded first, since a share of a whole number of steps may lie a hair above it.
         self.steps = [ceil(round(end * total, 6)) for end in self.ends]
+        if len({*self.steps, total}) <= len(self.steps):
+            raise ValueError(
+                f"epochs={trainer.max_epochs}: {total} steps are too few for {len(self.steps) + 1} different "
+                "snapshots"
+            )
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -100,6 +109,8 @@ class _OneTraining(Method):
     Batch-norm statistics are those that each snapshot had when it was taken: its weights are ones that were
     trained with, not averages, so that none have to be measured anew.
     """
+
+    settings: ClassVar[frozenset[str]] = OF_ONE_EXIT
 
     def build(self, plan: Plan) -> nn.Module:
         """`Snapshots` of the single network, pruned if asked.
@@ -170,7 +181,7 @@ class FastGeometric(_OneTraining):
     `cycling / (exits - 1/2)` of it.
     """
 
-    settings = frozenset({"cycling"})
+    settings = OF_ONE_EXIT | {"cycling"}
     deviations = ("one network is trained; for the last part of the training its learning rate cycles",)
     high = 0.5
     low = 0.1

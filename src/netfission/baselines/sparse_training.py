@@ -23,7 +23,7 @@ from netfission.pruning.masks import dense_gradients, prunable_weights, remove
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.training.config import MethodConfig, TrainingConfig
-from netfission.training.method import Fission, Method, Plan
+from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.module import FissionTraining
 from netfission.training.schedules import Schedule, cosine
 from netfission.words import one_of
@@ -129,6 +129,10 @@ class Regrowth(Callback):
             )
         exploring = [step for step in range(1, self.steps) if self.phase_at(step) == 0]
         longest = max((step for step in exploring if self.phases(step / self.steps)[1] < UNTIL), default=0)
+        if not longest:
+            raise ValueError(
+                f"epochs={trainer.max_epochs}: {self.steps} steps are too few for any connection to move"
+            )
         if self.every > longest:
             raise ValueError(
                 f"regrow_every={self.every}: no connection would move in a training of "
@@ -185,7 +189,7 @@ class SparseTraining(Method):
     papers' code the heads are sparse as well.)
     """
 
-    settings = frozenset({"regrow", "regrow_every", "regrow_share"})
+    settings = OF_ONE_EXIT | {"regrow", "regrow_every", "regrow_share"}
     deviations: ClassVar[tuple[str, ...]] = (
         "connections move every regrow_every steps, and such a step trains no weight",
     )
@@ -242,19 +246,14 @@ class SparseTraining(Method):
             raise ValueError(f"exits={fission.exits}: {method} takes 2 exits or more")
         if not 0 < fission.sparsity < 1:
             raise ValueError(
-                f"sparsity={fission.sparsity}: {method} takes a share between 0 and 1, e.g. 0.8, as it "
-                "moves the weights that are left"
+                f"sparsity={fission.sparsity}: {method} takes a share between 0 and 1, as it moves the "
+                "weights that are left; the paper's is sparsity=0.8 with criterion=erk"
             )
         free = [name for name, criterion in CRITERIA.items() if criterion.needs == "nothing"]
         if one_of("criterion", fission.criterion, CRITERIA) not in free:
             raise ValueError(
                 f"criterion={fission.criterion!r}: {method} starts from masks that no data chose; takes erk "
                 f"(the paper's) or another of {', '.join(free)}"
-            )
-        if fission.grouping not in ("weights", "copies"):
-            raise ValueError(
-                f"grouping={fission.grouping!r}: {method} moves single weights of whole branches; takes "
-                "weights or copies, which are the same to it"
             )
 
 
@@ -306,6 +305,8 @@ class NeuroTrails(SparseTraining):
     first stage (its CIFAR script: 8 of the 12 blocks of WRN-28-10 are in the branches). `sparsity` is of
     trunk and branches together.
     """
+
+    settings = SparseTraining.settings | {"branch_after"}
 
     def build(self, plan: Plan) -> nn.Module:
         """A `FissionNetwork`; see `SparseTraining.check` and `netfission.fission` for errors."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from netfission.baselines import find_method
 from netfission.baselines.deep_ensemble import DeepEnsemble
@@ -14,7 +13,7 @@ from netfission.baselines.snapshot import Snapshots
 from netfission.cost import Quartiles, Size, count_parameters, quartiles
 from netfission.fission import fission
 from netfission.inference.deploy import deploy
-from netfission.macs import count_macs
+from netfission.macs import count_macs, count_training_macs
 from netfission.measure import inference_times, times_in_turn, training_step
 from netfission.network import FissionNetwork
 from netfission.training.config import RunConfig
@@ -103,7 +102,7 @@ def measure_costs(
     costs = {
         name: ContenderCost(
             Size(*count_parameters(network), *count_macs(network, images[:1])),
-            _macs_of(steps[name]) / len(images),
+            count_training_macs(steps[name]) / len(images),
             training[name],
             {size: times[name] for size, times in inference.items()},
             {size: times[name] for size, times in deployed.items() if name in times},
@@ -123,12 +122,6 @@ def _ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Quartiles]:
         name: quartiles([one / single for one, single in zip(own, times[_SINGLE], strict=True)])
         for name, own in times.items()
     }
-
-
-def _macs_of(step: Callable[[], None]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops()) / 2
 
 
 def _deployed(network: nn.Module, images: Tensor) -> nn.Module | None:

@@ -158,6 +158,12 @@ class TrainingConfig:
             raise ValueError(f"ema={self.ema}: takes a decay between 0 and 1, e.g. 0.999")
 
 
+def changed(part: MethodConfig | FissionConfig) -> dict[str, Any]:
+    """The settings that differ from their defaults."""
+    values = ((setting, getattr(part, setting.name)) for setting in fields(part))
+    return {setting.name: value for setting, value in values if value != setting.default}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """All settings of a run. In a file and on the command line they stand flat, side by side."""

@@ -1,7 +1,7 @@
 """What every method offers: a network of several predictions, and how it departs from the common training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -59,6 +59,10 @@ class Outcome(NamedTuple):
     labels: Tensor
 
 
+# What a network of one exit reads of the settings of fission, beside the seed.
+OF_ONE_EXIT = frozenset({"stages", "sparsity", "criterion", "pruning_steps"})
+
+
 class Method:
     """A way from one network to several predictions.
 
@@ -66,7 +70,8 @@ class Method:
     cross-entropy, at the rate of the schedule asked for.
 
     Args:
-        config: the settings of all methods; `settings` names those that this one reads.
+        config: the settings of all methods; `settings` names those that this one reads, of them and of
+            fission's, beside exits and seed.
     """
 
     settings: ClassVar[frozenset[str]] = frozenset()
@@ -124,6 +129,7 @@ class Method:
 class Fission(Method):
     """The method of this project, see `netfission.fission`."""
 
+    settings = frozenset(setting.name for setting in fields(FissionConfig))
     distillation = 1.0
 
     def build(self, plan: Plan) -> nn.Module:

@@ -75,8 +75,8 @@ def train(
     checkpoint = folder.resumable() if resume else None
     with _quietly(), folder.locked() if main_process else nullcontext():
         try:
+            method = find_method(config.method, config.fission)
             data = load(config.data, config.fission.seed)
-            method = find_method(config.method)
             network = build_network(config, data)
             own = method.callbacks(config.fission.exits, config.training)
             epochs = method.epochs(config.training.epochs, config.fission.exits)
