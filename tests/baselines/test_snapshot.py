@@ -231,7 +231,7 @@ def test_what_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize(("config", "too_few"), [(SNAPSHOT, 2), (FGE, 12)])
 def test_trainings_too_short_for_different_snapshots_are_refused(config, too_few):
-    callback = TakeSnapshots(find_method(config).ends(3))
+    (callback,) = find_method(config).callbacks(3, TrainingConfig())
     callback.on_train_start(SimpleNamespace(estimated_stepping_batches=too_few + 1, max_epochs=1), None)
     assert len({*callback.steps, too_few + 1}) == 3
     with pytest.raises(ValueError, match=f"epochs=1: {too_few} steps are too few for 3 different snapshots"):
