@@ -89,6 +89,28 @@ def test_without_a_validation_split_nothing_is_scaled():
     assert Trust.from_json(own.to_json()) == own
 
 
+def test_a_validation_split_without_errors_is_said_to_be_a_guess():
+    labels = torch.arange(40) % 7
+    logits = torch.nn.functional.one_hot(labels, 7).float().unsqueeze(1)
+    calibration = Calibration.fit(logits, labels)
+    own = Trust.of(*random_case(), CLASSES, calibration)
+    assert own.flawless
+    assert "from 40 validation images, too few for one to be wrong, so a guess: NLL" in own.summary()
+    assert Trust.from_json(own.to_json()) == own
+    confidence = (logits[:, 0] / calibration.temperature).softmax(1).amax(1)
+    assert confidence.max() < 0.98  # not sure of everything
+    other = Trust.of(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
+    assert not other.flawless
+    assert "validation images: NLL" in other.summary()
+
+
+def test_trust_of_before_it_knew_flaws_is_read():
+    own = Trust.of(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
+    old = json.loads(own.to_json())
+    del old["flawless"]
+    assert Trust.from_json(json.dumps(old)) == own
+
+
 def test_json_round_trip_is_exact():
     own = Trust.of(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
     assert Trust.from_json(own.to_json()) == own

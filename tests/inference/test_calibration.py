@@ -22,14 +22,34 @@ def test_no_temperature_is_more_likely(seed):
     generator = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn(50, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(3, (50,), generator=generator)
+    one_hot = F.one_hot(labels, 3).double()
+    second = F.one_hot((logits - 1e9 * one_hot).argmax(dim=1), 3)
+    targets = one_hot * 51 / 52 + second / 52  # Platt's, by hand
     best = fit_temperature(logits, labels)
-    nll = F.cross_entropy(logits / best, labels)
+    nll = F.cross_entropy(logits / best, targets)
     for other in (best / 1.01, best * 1.01):
-        assert nll <= F.cross_entropy(logits / min(max(other, 1 / 32), 32), labels) + 1e-12
+        assert nll <= F.cross_entropy(logits / min(max(other, 1 / 32), 32), targets) + 1e-12
 
 
-def test_labels_that_are_always_right_want_the_lowest():
-    assert fit_temperature(torch.eye(4), torch.arange(4)) == pytest.approx(1 / 32)
+@pytest.mark.parametrize("n", [4, 40, 400])
+def test_labels_that_are_always_right_leave_a_doubt(n):
+    """With two classes as probable as each other, by the rule of succession."""
+    logits = torch.eye(2).repeat(n // 2, 1)
+    best = fit_temperature(logits, torch.arange(2).repeat(n // 2))
+    assert (logits / best).softmax(dim=1).amax(dim=1).tolist() == pytest.approx([(n + 1) / (n + 2)] * n)
+
+
+def test_a_doubt_is_hardly_seen_in_many_examples():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5000, 100, generator=generator, dtype=torch.float64)
+    labels = (logits / 2).softmax(dim=1).multinomial(1, generator=generator).squeeze(1)
+    best = fit_temperature(logits, labels)
+    plain = min((F.cross_entropy(logits / t, labels).item(), t) for t in torch.linspace(1.9, 2.1, 201))[1]
+    assert best == pytest.approx(plain.item(), abs=2e-3)
+
+
+def test_a_network_that_is_always_wrong_knows_nothing():
+    assert fit_temperature(torch.eye(4), (torch.arange(4) + 1) % 4) == pytest.approx(32)
 
 
 def test_no_examples_are_refused():

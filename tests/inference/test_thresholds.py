@@ -62,8 +62,12 @@ def exhaustively(logits: Tensor, labels: Tensor, rule: str, lose=None, spend=Non
     exits = logits.shape[1]
     _, scores = step_by_step(logits, None, rule)
     mean = logits.mean(1).double()
+    sure = (len(labels) + 1) / (len(labels) + 2)  # of a label, see `fit_temperature`
+    right_one = torch.nn.functional.one_hot(labels, mean.shape[1]).double()
+    second = torch.nn.functional.one_hot((mean - 1e9 * right_one).argmax(1), mean.shape[1])
+    targets = sure * right_one + (1 - sure) * second
     fitted = minimize_scalar(
-        lambda power: torch.nn.functional.cross_entropy(mean * 2**power, labels).item(),
+        lambda power: torch.nn.functional.cross_entropy(mean * 2**power, targets).item(),
         bounds=(-5, 5),
         method="bounded",
         options={"xatol": 1e-6},

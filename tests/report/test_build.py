@@ -132,6 +132,12 @@ def test_a_run_without_validation_says_so(run):
     assert "ensemble, scaled" not in text
 
 
+def test_a_temperature_that_is_a_guess_is_said_to_be_one(run):
+    assert "it is a guess" not in text_of(page_of(run))
+    change(run / "trust.json", flawless=True)
+    assert "validation images best. As none of those was wrong, it is a guess." in text_of(page_of(run))
+
+
 def test_cascade_and_images_from_outside_are_shown(run):
     ratio = Ratio(0.6, 0.66, 0.7, 10)
     ways = [("single network", "single", 1.0, None), ("full ensemble", "ensemble", 0.97, 0.7)]

@@ -108,6 +108,7 @@ class Trust:
         risk_coverage: at the temperature.
         abstentions: at thresholds from the validation split; empty without one.
         worst: the classes of the lowest accuracy, lowest first; at most 10.
+        flawless: whether it was right on every validation image; how sure it may be is a guess then.
     """
 
     n: int
@@ -118,6 +119,7 @@ class Trust:
     risk_coverage: RiskCoverage
     abstentions: list[Abstention]
     worst: list[WorstClass]
+    flawless: bool = False
 
     @classmethod
     def of(
@@ -145,6 +147,7 @@ class Trust:
             risk_coverage=RiskCoverage.of(confidence, correct),
             abstentions=[] if calibration is None else _abstentions(confidence, correct, calibration),
             worst=_worst(answers, labels, classes),
+            flawless=calibration is not None and calibration.raw["top1"] == 1,
         )
 
     def to_json(self) -> str:
@@ -175,8 +178,9 @@ class Trust:
             return f"no temperature, as no images were held out for validation\n{area}"
         raw, scaled = self.raw.metrics, self.scaled.metrics
         own = next(each for each in self.abstentions if each.risk == 0.05)
+        guess = ", too few for one to be wrong, so a guess" if self.flawless else ""
         return (
-            f"temperature {self.temperature:.3f}, from {self.validation} validation images: "
+            f"temperature {self.temperature:.3f}, from {self.validation} validation images{guess}: "
             f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {100 * raw['ece']:.2f} → "
             f"{100 * scaled['ece']:.2f} %\n{area}; answering where at most 5 % of the validation images' "
             f"answers were wrong: {100 * own.coverage:.1f} % of the images, {100 * own.error:.1f} % wrong"

@@ -124,11 +124,12 @@ def _of_trust(run: Run) -> Iterator[Wanted]:
         partial(drawn, partial(figures.reliability, trust.raw)),
     )
     if trust.scaled is not None:
+        guess = " As none of those was wrong, it is a guess." if trust.flawless else ""
         yield Wanted(
             "reliability-scaled",
             "Reliability after scaling",
             f"The same with logits divided by {trust.temperature:.3f}, the temperature that fits the "
-            f"{trust.validation:,} validation images best.",
+            f"{trust.validation:,} validation images best.{guess}",
             partial(drawn, partial(figures.reliability, trust.scaled)),
         )
     dots = any(each.coverage > 0 for each in trust.abstentions)
