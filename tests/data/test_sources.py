@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def test_parquet_shards(tmp_path: Path) -> None:
     for row in range(12):
         expected = np.asarray(train[row]["img"]).transpose(2, 0, 1)
         assert np.array_equal(data.train.images[row].numpy(), expected)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_progress_bar_is_for_terminals(
+    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = _parquet(tmp_path, train=_dataset([0, 1] * 10))
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: shown)
+    find_source(where)
+    assert bool(capsys.readouterr().err) == shown
+    assert datasets.is_progress_bar_enabled()
 
 
 def test_parquet_without_test_split_gets_one_cut(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from netfission.data.images import Mode
-from netfission.data.sources import NAMES, TEST_NAMES, find_source
+from netfission.data.sources import NAMES, TEST_NAMES, find_source, read_parquet
 from netfission.data.splits import ArrowRecords, FileRecords, StreamedSplit
 
 # Formats that Pillow names but cannot decode by itself.
@@ -20,18 +20,23 @@ def image_files(folder: Path) -> list[Path]:
 
     Files and folders whose name begins with a dot are left out.
     """
+    return images_and_others(folder)[0]
+
+
+def images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
+    """`image_files`, and the files whose name ends otherwise."""
     suffixes = {
         suffix
         for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in _NOT_DECODED
     }
-    return sorted(
+    files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
     )
+    images = [path for path in files if path.suffix.lower() in suffixes]
+    return images, [path for path in files if path.suffix.lower() not in suffixes]
 
 
 def unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:
@@ -73,13 +78,8 @@ def _records(name: str) -> Any:
 
 def _of_parquet(folder: Path) -> ArrowRecords:
     import datasets
-    from datasets.exceptions import DatasetGenerationError
 
-    try:
-        splits = datasets.load_dataset(str(folder.resolve()))
-    except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"cannot read the parquet files of {folder}: {reason}") from error
+    splits = read_parquet(folder)
     split = splits[next((test for test in TEST_NAMES if test in splits), next(iter(splits)))]
     kinds = split.features.items()
     column = next((column for column, kind in kinds if isinstance(kind, datasets.Image)), None)

@@ -1,8 +1,11 @@
 """Where data sets come from: scikit-learn, the hub, parquet shards, folders of images."""
 
 import difflib
+import hashlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,19 @@ def find_source(name: str) -> Source:
     )
 
 
+def fingerprint(name: str) -> str | None:
+    """What tells a folder of data from another of the same name: of its files' names and sizes, no content.
+
+    None for a data set by name, and where there is no such folder.
+    """
+    folder = Path(name)
+    if name in NAMES or not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
 def _digits() -> Source:
     from sklearn.datasets import load_digits
 
@@ -67,15 +83,35 @@ def _digits() -> Source:
 
 
 def _from_parquet(folder: Path) -> Source:
+    return _from_arrow(read_parquet(folder), str(folder))
+
+
+def read_parquet(folder: Path) -> Any:
+    """The `DatasetDict` of a folder of parquet shards; ValueError where they cannot be read."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        splits = datasets.load_dataset(str(folder.resolve()))
+        with _bars_on_terminals():
+            return datasets.load_dataset(str(folder.resolve()))
     except (DatasetGenerationError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"cannot read the parquet files of {folder}: {reason}") from error
-    return _from_arrow(splits, str(folder))
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Without Hugging Face's progress bars where standard error is kept or read by a program."""
+    import datasets
+
+    hide = datasets.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()
 
 
 def _from_arrow(splits: Any, where: str) -> Source:
@@ -147,7 +183,7 @@ def _scan(folder: Path) -> tuple[list[str], FileRecords]:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = (p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = (p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         found = sorted(files)
         if not found:
             raise ValueError(f"class folder {folder / name} holds no images")

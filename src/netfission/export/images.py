@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from netfission.classifier import Classifier
 from netfission.data import ImageData, Split
-from netfission.data.sources import IMAGE_SUFFIXES
+from netfission.data.outside import image_files
 from netfission.data.splits import TensorSplit
 from netfission.training.config import RunConfig
 from netfission.training.run import load
@@ -72,7 +72,7 @@ def read_folder(classifier: Classifier, folder: Path, most: int) -> Tensor:
     Raises:
         ValueError: there are none, or one cannot be read; names it.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = image_files(folder)
     if not paths:
         raise ValueError(f"images={folder}: takes a folder that holds images")
     rows = torch.linspace(0, len(paths) - 1, min(most, len(paths))).long().tolist()
