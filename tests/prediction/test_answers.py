@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,19 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_images([str(tmp_path / "b"), str(tmp_path / "b/notes.txt"), str(tmp_path)])
+    with pytest.warns(UserWarning, match="left out") as left_out:
+        found = find_images([str(tmp_path / "b"), str(tmp_path / "b/notes.txt"), str(tmp_path)])
+    said = "files left out by how their names end: 1, such as notes.txt; one that is named itself is tried"
+    assert [str(each.message) for each in left_out] == [f"{tmp_path}{of}: {said}" for of in ("/b", "")]
     names = [str(path.relative_to(tmp_path)) for path in found]
     below = ["b/10.JPG", "b/2.png", "b/a/x.webp"]
     assert names == [*below, "b/notes.txt", "a.png", *below]
+
+
+def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expected, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(files[0])
+    pipe, link = answers(classifier, [tmp_path / "pipe.png", tmp_path / "link.png"])
+    assert pipe == Failure(tmp_path / "pipe.png", "is no regular file")
+    assert_close(link, expected[files[0]])
+    assert find_images([str(tmp_path)]) == [tmp_path / "link.png"]

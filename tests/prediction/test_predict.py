@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.data.outside import image_files
 from netfission.evaluation.trust import Trust
+from netfission.prediction import FORMATS, Failure, Layout, answers
 
 
 def predict(capsys, *arguments, status=0):
@@ -103,11 +106,46 @@ def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_p
     request = ["predict", str(digits_run.path), str(tmp_path / "bad.png"), str(tmp_path / "empty"), str(good)]
     assert main([*request, "--format", "jsonl"]) == 1
     out, error = capsys.readouterr()
-    assert error == "netfission: 2 of 3 images could not be read\n"
+    assert error == "netfission: 1 of 2 images could not be read; folders without images: 1\n"
     bad, empty, answered = records(out)
     assert bad == {"image": str(tmp_path / "bad.png"), "error": "is no image that can be read"}
     assert empty == {"image": str(tmp_path / "empty"), "error": "is a folder without images"}
     assert answered["class"].startswith("digit ")
+
+
+def test_an_empty_folder_is_no_image(digits_run, tmp_path, capsys):
+    assert main(["predict", str(digits_run.path), str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "netfission: folders without images: 1\n"
+
+
+ODD = 'a\nb\x1b[31m\r,"c".png'
+
+
+def test_csv_of_a_name_with_line_ends_reads_back(digits_run, digit_files, tmp_path, capsys):
+    shutil.copy(image_files(digit_files / "test")[0], tmp_path / ODD)
+    text = predict(
+        capsys, digits_run.path, tmp_path / ODD, tmp_path / f"no {ODD}", "--format", "csv", status=1
+    )
+    _, answered, missing = csv.reader(io.StringIO(text, newline=""))
+    assert (answered[0], missing[0]) == (str(tmp_path / ODD), str(tmp_path / f"no {ODD}"))
+    out = tmp_path / "said.csv"
+    predict(capsys, digits_run.path, tmp_path / ODD, "--out", out)
+    with out.open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["image", str(tmp_path / ODD)]
+
+
+def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
+    image = tmp_path / ODD
+    shutil.copy(image_files(digit_files / "test")[0], image)
+    card = replace(classifier.card, classes=[f"\x1b]0;{name}" for name in classifier.card.classes])
+    odd = Classifier(classifier.network, card, classifier.calibration)
+    images = [image, Failure(image, "no \x07 image")]
+    writer = FORMATS["table"](Layout.of(odd, images, risk=0.05, probabilities=False))
+    lines = [*writer.header(), *map(writer.line, answers(odd, images, risk=0.05))]
+    assert all(line.isprintable() for line in lines)
+    head, answered, failed = lines
+    assert answered.startswith(str(tmp_path) + r'/a\nb\x1b[31m\r,"c".png  \x1b]0;digit')
+    assert answered.index(r"\x1b]0;digit") == head.index("class") == failed.index("error:")
 
 
 def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys):
@@ -153,7 +191,9 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
         ("--batch_size 0", "batch_size=0: takes a whole number from 1"),
         ("--risk 1.5", "risk=1.5: takes a share of wrong answers, from 0 to 1"),
         ("--probabilities", "format=table: shows no probabilities"),
-        ("--format xml", "format"),
+        ("--format xml", "format=xml: takes table, csv or jsonl"),
+        ("--out .", "out=.: takes a file in a folder that can be written to"),
+        ("--out said.xml", "out=said.xml: takes a name that ends in .csv, .jsonl, .txt; or say --format"),
         ("--out nowhere/said.csv", "out=nowhere/said.csv: takes a file in a folder that can be written to"),
     ],
 )

@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -28,7 +28,7 @@ def parser() -> Parser:
     own.add_argument(
         "--format",
         type=Literal["table", "csv", "jsonl"] | None,
-        help="of what is written (default: that of --out's name, else table)",
+        help="of what is written (default: by --out's name, .csv, .jsonl or .txt; else table)",
     )
     own.add_argument(
         "--risk",
@@ -52,11 +52,11 @@ def run(settings: Namespace) -> None:
     from netfission.classifier import Classifier
     from netfission.prediction import FORMATS, Layout, answers, find_images
 
+    _check_writable(settings.out)
     form = settings.format or _form_of(settings.out)
     if settings.probabilities and form == "table":
         raise ValueError("format=table: shows no probabilities; takes csv or jsonl with --probabilities")
     from_one("batch_size", settings.batch_size)
-    _check_writable(settings.out)
     classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     risk = settings.risk
@@ -73,7 +73,15 @@ def run(settings: Namespace) -> None:
     with tqdm(said, total=len(images), unit="image", disable=True if seen else None, leave=False) as bar:
         failures = _write(writer, bar, settings.out)
     if failures:
-        raise RuntimeError(f"{failures} of {len(images)} images could not be read")
+        raise RuntimeError(_unanswered(images, failures))
+
+
+def _unanswered(images: "Sequence[Path | Failure]", failures: int) -> str:
+    """How many images were not read, and how many folders held none."""
+    empty = sum(not isinstance(each, Path) for each in images)
+    unread, count = failures - empty, len(images) - empty
+    said = [f"{unread} of {count} images could not be read"] if unread else []
+    return "; ".join([*said, f"folders without images: {empty}"] if empty else said)
 
 
 def _write(writer: "Writer", said: "Iterable[Answer | Failure]", out: str | None) -> int:
@@ -126,10 +134,15 @@ def _any_file_name(stream: TextIO) -> None:
 
 
 def _check_writable(out: str | None) -> None:
-    if out is not None and not os.access(Path(out).parent, os.W_OK):
+    if out is not None and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
         raise ValueError(f"out={out}: takes a file in a folder that can be written to")
 
 
 def _form_of(out: str | None) -> str:
-    suffix = Path(out or "").suffix[1:]
-    return suffix if suffix in ("csv", "jsonl") else "table"
+    if out is None:
+        return "table"
+    forms = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
+    suffix = Path(out).suffix
+    if suffix not in forms:
+        raise ValueError(f"out={out}: takes a name that ends in {', '.join(forms)}; or say --format")
+    return forms[suffix]

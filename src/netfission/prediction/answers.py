@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from netfission.classifier import Classifier
-from netfission.data.outside import image_files
+from netfission.data.outside import images_and_others
 
 _READERS = 4  # threads; Pillow's decoders let others run
 
@@ -57,12 +57,28 @@ class Failure:
 
 
 def find_images(names: Iterable[str]) -> list[Path | Failure]:
-    """Files by name, and the images below folders by name, in that order; see `image_files`."""
+    """Files by name, and the images below folders by name, in that order; see `image_files`.
+
+    Warns of files in folders that are left out.
+    """
     paths: list[Path | Failure] = []
     for path in map(Path, names):
-        below = image_files(path) if path.is_dir() else [path]
-        paths += below or [Failure(path, "is a folder without images")]
+        if path.is_dir():
+            paths += _images_below(path)
+        else:
+            paths.append(path)
     return paths
+
+
+def _images_below(folder: Path) -> Sequence[Path | Failure]:
+    images, others = images_and_others(folder)
+    if others:
+        warnings.warn(
+            f"{folder}: files left out by how their names end: {len(others):,}, such as {others[0].name}; "
+            "one that is named itself is tried",
+            stacklevel=3,
+        )
+    return images or [Failure(folder, "is a folder without images")]
 
 
 def answers(
@@ -106,6 +122,8 @@ def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] 
     if isinstance(image, Failure):
         return image
     try:
+        if image.exists() and not image.is_file():
+            return Failure(image, "is no regular file")  # a pipe would be waited for
         with Image.open(image) as opened:
             return image, classifier.pixels(opened)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more

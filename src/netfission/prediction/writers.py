@@ -12,6 +12,7 @@ import torch
 
 from netfission.classifier import Classifier
 from netfission.prediction.answers import Answer, Failure
+from netfission.tables import printable
 
 _FIGURES = ("disagreement", "entropy", "mutual_information")
 
@@ -26,7 +27,7 @@ class Layout:
         risk: the share of wrong answers that is borne; None where answers do not say whether they abstain.
         threshold: the least probability to answer; likewise.
         probabilities: whether those of all classes are written.
-        images: characters of the longest file name.
+        images: characters of the longest file name, as `printable`.
     """
 
     classes: Sequence[str]
@@ -54,7 +55,7 @@ class Layout:
             risk=risk,
             threshold=classifier.threshold(risk),
             probabilities=probabilities,
-            images=max(len(str(name)) for name in names),
+            images=max(len(printable(str(name))) for name in names),
         )
 
 
@@ -122,7 +123,7 @@ class Csv(Writer):
 
 
 class Table(Writer):
-    """Aligned text to be read; widths are those of the longest file and class name."""
+    """Aligned text to be read, as `printable`; widths are those of the longest file and class name."""
 
     def header(self) -> Iterator[str]:
         """The titles of the columns."""
@@ -131,12 +132,13 @@ class Table(Writer):
 
     def line(self, answer: Answer | Failure) -> str:
         """The line of an answer."""
+        image = printable(str(answer.image))
         if isinstance(answer, Failure):
-            return f"{answer.image!s:{self.layout.images}}  error: {answer.error}"
+            return f"{image:{self.layout.images}}  error: {printable(answer.error)}"
         figures = [f"{getattr(answer, name):.3f}" for name in _FIGURES]
         abstain = "yes" if answer.abstain else ""
-        name, probability = answer.name, f"{answer.probability:.3f}"
-        return self._aligned(str(answer.image), name, probability, answer.votes, figures, abstain)
+        name, *votes = map(printable, (answer.name, *answer.votes))
+        return self._aligned(image, name, f"{answer.probability:.3f}", votes, figures, abstain)
 
     def footer(self) -> Iterator[str]:
         """Where the ensemble abstains, and why there."""
@@ -150,7 +152,7 @@ class Table(Writer):
     def _aligned(
         self, image: str, name: str, p: str, votes: Sequence[str], figures: Sequence[str], abstain: str
     ) -> str:
-        wide = max(map(len, [*self.layout.classes, "exit 0"]))
+        wide = max(map(len, [*map(printable, self.layout.classes), "exit 0"]))
         cells = [image.ljust(self.layout.images), name.ljust(wide), p.rjust(5)]
         cells += [vote.ljust(wide) for vote in votes]
         cells += [figure.rjust(11) for figure in figures]
@@ -167,5 +169,6 @@ def _short(figure: float) -> float:
 
 def _comma_separated(cells: Sequence[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    # Python 3.11 quotes a cell for the line ends it writes itself, so it is to write both kinds.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n")
