@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from netfission.cli import main
+from netfission.cli import COMMANDS, main
 from netfission.cli import parser as whole_parser
 from netfission.cli.settings import run_config
 from netfission.cli.train import default_name
@@ -20,7 +20,14 @@ def parse(*flags: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ("train --exits x", '"exits"'),
+        ("train --exits x", "exits=x: takes a whole number$"),
+        ("train --ratio [a,b]", r"ratio=\['a', 'b'\]: takes a list \[a, b, …\], each a number$"),
+        ("train --flip maybe", "flip=maybe: takes true or false$"),
+        ("train --branch_after 3", "branch_after=3: takes a list .*, each a whole number or text$"),
+        ("evaluate RUN --lose much", "lose=much: takes a number$"),
+        ("predict RUN FILE --format yaml", "format=yaml: takes table, csv or jsonl$"),
+        ("serve RUN --device tpu", "device=tpu: takes auto, cpu or cuda$"),
+        ("export RUN --format zip", "format=zip: takes onnx or pt2$"),
         ("train --exits 0", "exits=0: takes a whole number from 1"),
         ("train --exits 9", "exits=9: takes at most 3, one a stage"),
         ("train --sparsity 1", r"sparsity=1\.0: takes the share of weights to remove, in \[0, 1\)"),
@@ -31,10 +38,10 @@ def parse(*flags: str) -> RunConfig:
         ("train --model wrn-16-22x", "wrn-16-2"),
         ("train --data digitz", "digits"),
         ("train --data ./nowhere", "nowhere"),
-        ("train --optimizer sdg", '"optimizer"'),
+        ("train --optimizer sdg", "optimizer=sdg: takes sgd or adamw$"),
         ("train --epochs 0", "epochs=0: takes a whole number from 1"),
         ("train --bogus 1", "unrecognized arguments: --bogus"),
-        ("train --config nowhere.yaml", r"nowhere\.yaml"),
+        ("train --config nowhere.yaml", r"netfission: config: .*nowhere\.yaml"),
         ("train --resume", r"config\.yaml: is missing"),
         ("evaluate nowhere", r"nowhere/config\.yaml: is missing"),
         ("demo --seeds 0", "seeds=0: takes a whole number from 1"),
@@ -49,6 +56,38 @@ def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, 
     assert error.startswith("netfission: ")
     assert re.search(message, error)
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_recipe_with_a_value_of_another_type_is_refused_in_the_same_words(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("epochs: soon\n")
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml")]) == 2
+    assert capsys.readouterr().err == "netfission: epochs=soon: takes a whole number\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "rest"),
+    [
+        ("train", "the same command with --resume goes on"),
+        ("compare", "the same command goes on"),
+        ("reproduce grouping", "the same command goes on"),
+        ("demo", "the same command goes on"),
+        ("evaluate RUN", "the same command starts over"),
+        ("report RUN", "the same command starts over"),
+        ("predict RUN FILE", "the same command starts over"),
+    ],
+)
+def test_a_command_that_is_stopped_says_what_goes_on(request_, rest, capsys, monkeypatch):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[request_.split()[0]], "run", stopped)
+    assert main(request_.split()) == 130
+    assert capsys.readouterr().err == f"netfission: stopped; {rest}\n"
+
+
+def test_an_error_cannot_steer_the_terminal(capsys):
+    assert main(["evaluate", "no\x1b[31m\nwhere"]) == 2
+    assert capsys.readouterr().err.startswith(r"netfission: no\x1b[31m where/config.yaml: is missing")
 
 
 def test_flags_override_a_recipe(tmp_path):

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError
 
 from netfission.cli import compare, cost, demo, evaluate, export, predict, report, reproduce, serve, train
 from netfission.cli.settings import Parser
+from netfission.tables import printable
 
 COMMANDS = {
     "compare": compare,
@@ -40,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         return _report(error, 1)
     except KeyboardInterrupt:
-        again = " with --resume" if command == "train" else ""
-        return _report(KeyboardInterrupt(f"stopped; the same command{again} goes on"), 130)
+        return _report(KeyboardInterrupt(_stopped(command)), 130)
     return 0
 
 
@@ -58,12 +58,25 @@ def parser() -> Parser:
     return whole
 
 
+def _stopped(command: str) -> str:
+    """What is left when a command was stopped."""
+    if command in ("compare", "demo", "reproduce"):
+        return "stopped; the same command goes on"
+    if command == "train":
+        return "stopped; the same command with --resume goes on"
+    return "stopped; the same command starts over"
+
+
 def _report(error: BaseException, status: int) -> int:
     if os.environ.get("NETFISSION_TRACEBACK"):
         raise error
-    print("netfission: " + " ".join(str(error).split()), file=sys.stderr)
+    print("netfission: " + _one_line(error), file=sys.stderr)
     return status
 
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print("netfission: warning: " + " ".join(str(message).split()), file=sys.stderr)
+    print("netfission: warning: " + _one_line(message), file=sys.stderr)
+
+
+def _one_line(message: object) -> str:
+    return printable(" ".join(str(message).split()))

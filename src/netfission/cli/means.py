@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from netfission.cli.settings import Parser
+from netfission.words import counted
 
 if TYPE_CHECKING:
     from netfission.experiments.comparison import Comparison
@@ -17,7 +18,9 @@ def add_means(parser: Parser) -> None:
     parser.add_argument(
         "--ray", type=str | None, help="address of a Ray cluster that does the runs: auto, local, HOST:PORT"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="how often each contender is timed")
+    parser.add_argument(
+        "--rounds", type=int | None, help="how often each contender is timed (default: as before, else 15)"
+    )
 
 
 def means(settings: Namespace) -> dict[str, Any]:
@@ -26,5 +29,10 @@ def means(settings: Namespace) -> dict[str, Any]:
 
 
 def tell(comparison: "Comparison", out: Path) -> None:
-    """Print a comparison, and where it is."""
-    print(f"\n{comparison.table()}\n\nwrote comparison.txt, .json, .png and .svg in {out}")
+    """Print a comparison, and where it is; RuntimeError where runs of it failed."""
+    print(f"\n{comparison.table()}\n\nwrote comparison.txt, .json, .png and .svg in {out}", flush=True)
+    failed = [reason for own in comparison.failed.values() for reason in own.values()]
+    if failed:
+        raise RuntimeError(
+            f"{counted(len(failed), 'run')} failed ({failed[0]}), see the table; the same command tries again"
+        )

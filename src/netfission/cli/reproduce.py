@@ -6,7 +6,8 @@ from jsonargparse import Namespace
 
 from netfission.cli.means import add_means, means, tell
 from netfission.cli.settings import Parser, found, from_one
-from netfission.experiments.named import named_grids
+from netfission.experiments.grids import named_grids
+from netfission.words import counted
 
 
 def parser() -> Parser:
@@ -36,5 +37,5 @@ def run(settings: Namespace) -> None:
     for name in ("workers", "rounds"):
         from_one(name, settings[name])
     out = Path(settings.out or Path("reproduce") / f"{file.name}-{settings.scale}")
-    print(f"{file.title}: {len(grid.cells())} runs, writing to {out}", flush=True)
+    print(f"{file.title}: {counted(len(grid.cells()), 'run')}, writing to {out}", flush=True)
     tell(compare_grid(grid, out, **means(settings)), out)

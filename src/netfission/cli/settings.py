@@ -1,8 +1,10 @@
 """What commands share: the parser, the settings of runs, and checks of plain values."""
 
+import re
 from collections.abc import Set
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -12,6 +14,11 @@ from netfission.training.config import DataConfig, MethodConfig, ModelConfig, Ru
 PARTS = (DataConfig, ModelConfig, FissionConfig, MethodConfig, TrainingConfig)
 
 
+# How jsonargparse says that a value is of another type.
+_UNFIT = re.compile(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', re.DOTALL)
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
 class Parser(ArgumentParser):
     """Raises what argparse would print and exit with."""
 
@@ -19,8 +26,24 @@ class Parser(ArgumentParser):
         super().__init__(exit_on_error=False, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise ArgumentError."""
-        raise ArgumentError(None, message) from ex
+        """Raise ArgumentError; of a value of another type than its argument's, in our words."""
+        unfit = _UNFIT.search(message)
+        kinds = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+        if unfit and (kind := kinds.get(unfit[1])) is not None:
+            message = f"{unfit[1]}={unfit[2]}: takes {_takes(kind)}"
+        raise ArgumentError(None, message.replace('Parser key "config":', "config:")) from ex
+
+
+def _takes(kind: Any) -> str:
+    """A type in words."""
+    own = get_args(kind)
+    if get_origin(kind) is Literal:
+        return " or ".join(filter(None, (", ".join(own[:-1]), own[-1])))
+    if get_origin(kind) is list:
+        return f"a list [a, b, …], each {_takes(own[0])}"
+    if own:  # of a union
+        return " or ".join(_takes(each) for each in own if each is not NoneType)
+    return _KINDS.get(kind, str(kind))
 
 
 def run_config(settings: Namespace) -> RunConfig:
