@@ -1,7 +1,12 @@
-"""How a request that names something unknown is answered."""
+"""Words of messages: what is known where something else was named, and numbers of things."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def one_of(argument: str, value: str, known: Iterable[str]) -> str:
@@ -14,5 +19,6 @@ def one_of(argument: str, value: str, known: Iterable[str]) -> str:
     if value in names:
         return value
     near = get_close_matches(value, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"takes one of {', '.join(names[:12])}"
+    some = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    hint = f"did you mean {' or '.join(near)}?" if near else f"takes one of {some}"
     raise ValueError(f"{argument}={value!r} is not known; {hint}")

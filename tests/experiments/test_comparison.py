@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -6,6 +7,7 @@ from statistics import mean
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import ttest_rel
 
 from netfission.cli import main
@@ -86,8 +88,52 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     compare(grid, tmp_path, rounds=1)
     measured = file.read_bytes()
     assert json.loads(measured)["networks"] == {"single": cells[1].key}
-    compare(grid, tmp_path, rounds=1)
-    assert file.read_bytes() == measured
+    compare(grid, tmp_path)
+    assert file.read_bytes() == measured  # as before
+    compare(grid, tmp_path, rounds=2)
+    assert json.loads(file.read_text())["costs"]["rounds"] == 2
+    file.unlink()
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(ValueError, match=f"none of its networks is left to measure; remove .*{cells[0].key}"):
+        compare(grid, tmp_path)
+
+
+def test_a_run_that_fails_is_told_and_the_others_compared(tmp_path, capsys):
+    methods = ["--methods", "[single,deep-ensemble]", "--seeds", "1"]
+    assert main([*FLAGS.split(), *methods, "--exits", "1", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.err.endswith(
+        "netfission: 1 run failed (exits=1: a Deep Ensemble takes 2 members or more), see the table; the same "
+        "command tries again\n"
+    )
+    assert "deep-ensemble, seed 0: failed (exits=1" in said.out
+    assert re.search(r"single +1 +\d", said.out)
+
+
+def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
+    grid = grid_of("single", "treenet", "batch-ensemble")
+    remarks = compare(grid, tmp_path, rounds=1).remarks
+    assert remarks["treenet"] == ["grouping copies", "distillation weight 0.0"]
+    first, second = remarks["batch-ensemble"]
+    assert (first, second[:12]) == ("learns from the labels alone, as it is defined", "fast weights")
+    assert "single" not in remarks
+
+
+def test_records_of_other_data_of_the_same_name_are_refused(grid_of, tmp_path):
+    for place, shade in (("a", 50), ("b", 200)):
+        for split, label, number in itertools.product(("train", "test"), ("dark", "light"), range(6)):
+            folder = tmp_path / place / "images" / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{place * (number + 1)}.png"
+            Image.new("L", (8, 8), shade + 5 * number + 20 * (label == "light")).save(folder / name)
+    grids = [grid_of("single", data=str(tmp_path / place / "images")) for place in ("a", "b")]
+    out = tmp_path / "out"
+    compare(grids[0], out, rounds=1)
+    with pytest.raises(ValueError, match=r"data=.*images: .*\.json is of other data of that name"):
+        compare(grids[1], out)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "a" / "images").rename(tmp_path / "moved" / "images")
+    compare(grid_of("single", data=str(tmp_path / "moved" / "images")), out)  # the same data, found again
 
 
 def test_pictures_are_drawn(compared):

@@ -51,3 +51,14 @@ def test_names_of_contenders_are_known_without_importing_a_trainer():
 
     code = "import sys, netfission.cli; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd()).returncode == 0
+
+
+def test_settings_of_a_method_reach_only_those_who_read_them(grid_of):
+    grid = grid_of("single", "mc-dropout", "fission-weights", dropout_rate=0.3, sparsity=0.5)
+    cells = {cell.contender: cell.config for cell in grid.cells()}
+    assert cells["mc-dropout"].method.dropout_rate == 0.3
+    assert cells["single"].method.dropout_rate == cells["fission-weights"].method.dropout_rate == 0.1
+    assert cells["single"].fission.sparsity == cells["fission-weights"].fission.sparsity == 0.5
+    assert cells["mc-dropout"].fission.sparsity == 0.0
+    with pytest.raises(ValueError, match=r"rho=0\.5: no contender reads it"):
+        grid_of("single", "mc-dropout", rho=0.5).cells()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from netfission.cli import main
-from netfission.experiments.named import find_grid, named_grids, read_grid
+from netfission.experiments.grids import named_grids
+from netfission.experiments.named import find_grid, read_grid
 from netfission.training.config import RunConfig
 
 GRID = """
@@ -65,8 +66,13 @@ def test_a_files_own_settings_go_before_those_that_scales_have_in_common():
     [
         ("contendrs: {single: }", "small: key='contendrs' is not known; did you mean contenders"),
         ("title: x", "grid=small: takes contenders, at least one"),
-        ("[1, 2]", "grid=small: takes title, reference, seeds"),
+        ("[1, 2]", "grid=small: takes contenders, title, reference, seeds"),
         ("a: [", "grid=small: is no YAML"),
+        ("seeds: many\ncontenders: {single: }", 'small: seeds: takes a whole number, not "many"'),
+        ("contenders: {single: 5}", "small: contenders.single: takes an object, not 5"),
+        ("contenders: {a: {each: {exits: 3}}}", "small: a: each.exits: takes a list, not 3"),
+        ("contenders: {a: {each: {exits: []}}}", "small: a: each: exits: takes one value or more"),
+        ("contenders: {a: {seed: 5}}", "small: contender 'a': seed: takes seeds for all contenders"),
         ("contenders: {singel: }", "small: contender 'singel': takes settings, or the name of a method"),
     ],
 )
@@ -81,6 +87,7 @@ def test_a_file_that_is_no_grid_is_refused_in_one_line(text, message):
     [
         ("figure44", "grid='figure44' is not known; did you mean figure4"),
         ("nowhere.yaml", "grid=nowhere.yaml: cannot be read (No such file or directory)"),
+        ("latin.yaml", "grid=latin.yaml: cannot be read ('utf-8' codec can't decode byte 0xe9"),
         ("grid.yaml --scale lapdog", "scale='lapdog' is not known; takes one of short"),
         ("grid.yaml --seeds 0", "seeds=0: takes a whole number from 1"),
         ("grid.yaml --scale short --workers 0", "workers=0: takes a whole number from 1"),
@@ -92,6 +99,7 @@ def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "grid.yaml").write_text(GRID)
     (tmp_path / "misspelt.yaml").write_text(GRID.replace("epochs", "epoch"))
+    (tmp_path / "latin.yaml").write_bytes(b"title: caf\xe9")
     (tmp_path / "elsewhere.yaml").write_text(GRID.replace("reference: single", "reference: none"))
     assert main(["reproduce", *flags.split()]) == 2
     error = capsys.readouterr().err
@@ -108,7 +116,8 @@ def test_tables_and_pictures_are_drawn_again_from_records_and_costs_alone(tmp_pa
     assert "A small grid: 3 runs, writing to reproduce/grid-short" in capsys.readouterr().out
     table = (out / "comparison.txt").read_text()
     assert table.startswith(
-        "A small grid (short scale)\nwrn-10-1 on digits, 5 training images a class, 1 epochs"
+        "A small grid (short scale)\n"
+        "wrn-10-1 on digits, 5 training images a class, 1 epoch, 1 seed; test split\n"
     )
     assert "treenet, temperature 3.0" in table
     kept = tmp_path / "kept"

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import torch
 
-from netfission.baselines import METHODS
+from netfission.baselines import find_method
 from netfission.evaluation import Evaluation
 from netfission.experiments.comparison import Comparison, figures_of
+from netfission.experiments.contenders import in_words
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Contestant, Costs, measure_costs
 from netfission.experiments.grid import Cell, Grid
-from netfission.experiments.records import Record
+from netfission.experiments.records import Record, Records
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.files import write_whole
 from netfission.typed import typed
+from netfission.words import counted
 
 
 def compare(
-    grid: Grid, out: Path, *, workers: int = 1, ray: str | None = None, rounds: int = ROUNDS
+    grid: Grid, out: Path, *, workers: int = 1, ray: str | None = None, rounds: int | None = None
 ) -> Comparison:
     """Do a grid's missing runs and compare its contenders; everything is kept in the folder `out`.
 
@@ -30,7 +32,7 @@ def compare(
             again.
         workers: processes that share the runs.
         ray: instead, address of a Ray cluster that does them.
-        rounds: how often each contender is timed.
+        rounds: how often each contender is timed; default as often as it was before, else 15 times.
 
     Raises:
         ValueError: a setting is not what it takes, a file is damaged, or no run of any contender succeeded.
@@ -43,8 +45,8 @@ def compare(
     return comparison
 
 
-def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: int) -> Costs:
-    """The costs of every contender with a run that succeeded: as measured before, if on any of those runs."""
+def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: int | None) -> Costs:
+    """Of every contender with a run that succeeded: as measured before, if that was on such runs."""
     done: dict[str, list[Cell]] = {}
     for cell, record in zip(cells, records, strict=True):
         if record.error is None:
@@ -56,13 +58,14 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
     if file.is_file():
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))
-            if _of_runs(kept["networks"], done):
-                return typed(Costs, kept["costs"])
+            costs = typed(Costs, kept["costs"])
+            if _of_runs(kept["networks"], done) and rounds in (None, costs.rounds):
+                return costs
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{file}: holds no costs ({reason}); remove it to measure them again") from error
     chosen = {name: _with_weights(own, out) for name, own in done.items()}
-    costs = _measured(chosen, out, rounds)
+    costs = _measured(chosen, out, rounds or ROUNDS)
     networks = {name: cell.key for name, cell in chosen.items()}
     write_whole(file, json.dumps({"networks": networks, "costs": asdict(costs)}, indent=1) + "\n")
     return costs
@@ -76,8 +79,18 @@ def _of_runs(networks: Mapping[str, str], done: Mapping[str, Sequence[Cell]]) ->
 
 
 def _with_weights(cells: Sequence[Cell], out: Path) -> Cell:
-    """The first run whose network is still there."""
-    return next((cell for cell in cells if run_folder(cell, out).weights.is_file()), cells[0])
+    """The first run whose network is still there.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for cell in cells:
+        if run_folder(cell, out).weights.is_file():
+            return cell
+    raise ValueError(
+        f"{cells[0].contender}: its costs are not in {out / 'costs.json'}, and none of its networks is left "
+        f"to measure; remove {Records(out / 'records').file(cells[0])} to train that one again"
+    )
 
 
 def _measured(chosen: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
@@ -101,21 +114,35 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
             evaluations.setdefault(cell.contender, {})[cell.seed] = record.read_evaluation()
         else:
             failed.setdefault(cell.contender, {})[cell.seed] = record.error
-    deviations = {
-        name: own
-        for name in grid.contenders
-        if (own := METHODS[grid.config(name, grid.seeds[0]).method.method].deviations)
-    }
+    remarks = {name: own for name in evaluations if (own := _remarks(grid, name))}
     return Comparison(
         _title(grid),
         grid.reference,
         figures_of(evaluations),
         costs,
-        deviations,
+        remarks,
         failed,
         {name: dict(own) for name, own in grid.contenders.items()},
         grid.along,
     )
+
+
+def _remarks(grid: Grid, contender: str) -> list[str]:
+    """What is a contender's own: settings that its name does not tell, and where its method departs."""
+    config = grid.config(contender, grid.seeds[0])
+    method, own = find_method(config.method), grid.contenders[contender]
+    said = [
+        f"{in_words(name)} {in_words(value)}"
+        for name, value in own.items()
+        if value is not None and name not in ("method", "exits")
+    ]
+    several, weight = config.fission.exits > 1, config.training.distillation_weight
+    alone = several and weight is None and not method.distillation
+    return [
+        *(words for words in said if words not in contender),
+        *(["learns from the labels alone, as it is defined"] if alone else []),
+        *method.deviations,
+    ]
 
 
 def _title(grid: Grid) -> str:
@@ -123,7 +150,7 @@ def _title(grid: Grid) -> str:
     data, training = config.data, config.training
     share = f", {data.limit_per_class} training images a class" if data.limit_per_class else ""
     conditions = (
-        f"{config.model.model} on {Path(data.data).name}{share}, {training.epochs} epochs, "
-        f"{len(grid.seeds)} seeds; test split"
+        f"{config.model.model} on {Path(data.data).name}{share}, {counted(training.epochs, 'epoch')}, "
+        f"{counted(len(grid.seeds), 'seed')}; test split"
     )
     return f"{grid.title}\n{conditions}" if grid.title else conditions

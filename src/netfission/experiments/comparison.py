@@ -8,13 +8,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from netfission.cost import Quartiles
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import Settings
-from netfission.experiments.costs import BATCH_SIZES, ContenderCost, Costs
+from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.figures import COLUMNS, Figures
 from netfission.experiments.pictures import against_cost, drawn, lines
 from netfission.files import write_whole
 from netfission.tables import aligned
+from netfission.words import counted
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Comparison:
         reference: the contender that the others are measured by.
         figures: contender → figure of merit → values.
         costs: of the contenders whose networks are there.
-        deviations: contender → where it departs from the common training.
+        remarks: contender → what is its own in settings and training.
         failed: contender → seed → why its run failed.
         settings: contender → its own.
         along: the setting along the picture; empty for costs.
@@ -36,7 +38,7 @@ class Comparison:
     reference: str
     figures: dict[str, dict[str, Figures]]
     costs: Costs
-    deviations: dict[str, tuple[str, ...]]
+    remarks: dict[str, list[str]]
     failed: dict[str, dict[int, str]]
     settings: dict[str, Settings]
     along: str = ""
@@ -47,11 +49,12 @@ class Comparison:
             self.title,
             aligned(self._quality()),
             aligned(self._differences()),
-            aligned(self._prices()),
-            "Times are medians over the single network's, of "
-            f"{self.costs.rounds} rounds side by side; deployed: both made fast by this project.",
+            aligned(self._counts()),
+            aligned(self._times()),
+            f"Times: median and quartiles of {counted(self.costs.rounds, 'round')} side by side; deployed: "
+            "both made fast by this project.",
         ]
-        blocks += ["\n".join(self._remarks())] if self.deviations or self.failed else []
+        blocks += ["\n".join(self._remarks())] if self.remarks or self.failed else []
         return "\n\n".join(blocks)
 
     def _quality(self) -> list[list[str]]:
@@ -75,17 +78,31 @@ class Comparison:
                 rows.append([name, *(kinds[key].difference(each) for key, each in differences.items())])
         return rows
 
-    def _prices(self) -> list[list[str]]:
+    def _counts(self) -> list[list[str]]:
         head = ["over the single network", "parameters", "non-zero", "MACs", "effective", "training MACs"]
-        head += ["training step", *(f"time, batch {size}" for size in BATCH_SIZES)]
-        head += [f"deployed, {size}" for size in BATCH_SIZES]
-        return [
-            head,
-            *([name, *_prices(own, self.costs.single)] for name, own in self.costs.contenders.items()),
-        ]
+        single = self.costs.single
+        rows = [head]
+        for name, own in self.costs.contenders.items():
+            ours, its = asdict(own.size), asdict(single.size)
+            ratios = [ours[kind] / its[kind] for kind in ours]
+            rows.append(
+                [name, *(f"{ratio:.2f}×" for ratio in (*ratios, own.training_macs / single.training_macs))]
+            )
+        return rows
+
+    def _times(self) -> list[list[str]]:
+        head = ["time over the single network", "training step"]
+        head += [f"inference, batch {size}" for size in BATCH_SIZES]
+        head += [f"deployed, batch {size}" for size in BATCH_SIZES]
+        rows = [head]
+        for name, own in self.costs.contenders.items():
+            times: list[Quartiles | None] = [own.training]
+            times += [kind.get(size) for kind in (own.inference, own.deployed) for size in BATCH_SIZES]
+            rows.append([name, *map(_time, times)])
+        return rows
 
     def _remarks(self) -> list[str]:
-        lines = [f"{name}: {'; '.join(own)}" for name, own in self.deviations.items()]
+        lines = [f"{name}: {'; '.join(own)}" for name, own in self.remarks.items()]
         return lines + [
             f"{name}, seed {seed}: failed ({reason})"
             for name, own in self.failed.items()
@@ -130,12 +147,5 @@ def _value(evaluation: Evaluation, key: str) -> float:
     return evaluation.disagreement if key == "disagreement" else evaluation.ensemble[key]
 
 
-def _prices(own: ContenderCost, single: ContenderCost) -> list[str]:
-    """A contender's costs over the single network's."""
-    ours, its = asdict(own.size), asdict(single.size)
-    counted = [ours[name] / its[name] for name in ours]
-    cells = [f"{ratio:.2f}×" for ratio in (*counted, own.training_macs / single.training_macs)]
-    cells += [f"{own.training.median:.2f}×"]
-    for times in (own.inference, own.deployed):
-        cells += [f"{times[size].median:.2f}×" if size in times else "–" for size in BATCH_SIZES]
-    return cells
+def _time(ratio: Quartiles | None) -> str:
+    return "–" if ratio is None else f"{ratio.median:.2f}× ({ratio.lower:.2f}–{ratio.upper:.2f})"

@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from netfission.baselines import METHODS, reads
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
-from netfission.training.config import RunConfig
+from netfission.fission import FissionConfig
+from netfission.training.config import MethodConfig, RunConfig
+from netfission.words import one_of
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,32 @@ class Grid:
         """All runs, seed by seed, so that a grid stopped early has compared whole seeds.
 
         Raises:
-            ValueError: a setting is unknown, or not what it takes.
+            ValueError: a setting is unknown, not what it takes, or read by no contender's method.
         """
+        methods = {self._method(name) for name in self.contenders}
+        for name, value in self.common.items():
+            if value != _DEFAULTS.get(name) and not any(_is_read(method, name) for method in methods):
+                raise ValueError(f"{name}={value}: no contender reads it")
         return [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
 
     def config(self, contender: str, seed: int) -> RunConfig:
-        """The settings of one run."""
-        return RunConfig.from_dict({**self.common, **self.contenders[contender], "seed": seed})
+        """The settings of one run: of the common ones, those that its method reads."""
+        method = self._method(contender)
+        common = {name: value for name, value in self.common.items() if _is_read(method, name)}
+        return RunConfig.from_dict({**common, **self.contenders[contender], "seed": seed})
+
+    def _method(self, contender: str) -> str:
+        own = {**self.common, **self.contenders[contender]}
+        return one_of("method", own.get("method", "fission"), METHODS)
+
+
+_DEFAULTS = RunConfig().to_dict()
+_OF_METHODS = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
+
+
+def _is_read(method: str, setting: str) -> bool:
+    """Whether a setting means something to runs by a method."""
+    return setting not in _OF_METHODS or reads(method, setting)
 
 
 def chosen_settings(config: RunConfig) -> dict[str, Any]:
@@ -74,7 +96,6 @@ def chosen_settings(config: RunConfig) -> dict[str, Any]:
     A folder of data stands there by its own name alone: where it lies does not change what is learnt. So a
     data set of the hub and a folder of the same name count as the same.
     """
-    defaults = RunConfig().to_dict()
     if config.data.data not in NAMES:
         config = replace(config, data=replace(config.data, data=Path(config.data.data).name))
-    return {name: value for name, value in sorted(config.to_dict().items()) if value != defaults[name]}
+    return {name: value for name, value in sorted(config.to_dict().items()) if value != _DEFAULTS[name]}

@@ -2,8 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,25 @@ import yaml
 
 from netfission.experiments.contenders import CONTENDERS, Settings, in_words
 from netfission.experiments.grid import Grid
+from netfission.experiments.grids import SHARED, grid_text, named_grids
+from netfission.typed import typed
 from netfission.words import one_of
 
-_KEYS = ("title", "reference", "seeds", "along", "settings", "scales", "contenders")
-_SHARED = "scales.yaml"  # settings that several grids have in common, by scale
+
+@dataclass(frozen=True)
+class _Content:
+    """What a file holds, as it stands there."""
+
+    contenders: dict[str, dict[str, Any] | None]
+    title: str = ""
+    reference: str = ""
+    seeds: int = 3
+    along: str = ""
+    settings: dict[str, Any] | None = None
+    scales: dict[str, dict[str, Any] | None] | None = None
+
+
+_KEYS = [key.name for key in fields(_Content)]
 
 
 @dataclass(frozen=True)
@@ -63,13 +77,6 @@ class GridFile:
         return Grid(contenders, range(number), common, self.reference, title, self.along)
 
 
-def named_grids() -> list[str]:
-    """The names of the grids that come with the project."""
-    folder = files("netfission.experiments") / "grids"
-    names = (file.name for file in folder.iterdir() if file.name.endswith(".yaml"))
-    return sorted(name.removesuffix(".yaml") for name in names if name != _SHARED)
-
-
 def find_grid(name: str) -> GridFile:
     """A grid that comes with the project, or one of your own.
 
@@ -82,10 +89,11 @@ def find_grid(name: str) -> GridFile:
     if name.endswith((".yaml", ".yml")):
         try:
             return read_grid(Path(name).stem, Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"grid={name}: cannot be read ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"grid={name}: cannot be read ({reason})") from error
     one_of("grid", name, named_grids())
-    return read_grid(name, (files("netfission.experiments") / "grids" / f"{name}.yaml").read_text("utf-8"))
+    return read_grid(name, grid_text(name))
 
 
 def read_grid(name: str, text: str) -> GridFile:
@@ -104,24 +112,37 @@ def read_grid(name: str, text: str) -> GridFile:
         one_of(f"{name}: key", str(key), _KEYS)
     if not content.get("contenders"):
         raise ValueError(f"grid={name}: takes contenders, at least one")
-    contenders = {key: _own_settings(name, key, value) for key, value in content["contenders"].items()}
-    shared = yaml.safe_load((files("netfission.experiments") / "grids" / _SHARED).read_text("utf-8"))
-    settings = content.get("settings") or {}
-    scales = content.get("scales") or dict.fromkeys(shared)
+    try:
+        said = typed(_Content, content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    contenders = {key: _own_settings(name, key, value) for key, value in said.contenders.items()}
+    shared = yaml.safe_load(grid_text(SHARED))
+    scales = said.scales or dict.fromkeys(shared)
     return GridFile(
         name,
-        content.get("title", name),
-        content.get("reference", next(iter(contenders))),
-        content.get("seeds", 3),
-        {name: {**shared.get(name, {}), **settings, **(own or {})} for name, own in scales.items()},
+        said.title or name,
+        said.reference or next(iter(contenders)),
+        said.seeds,
+        {
+            scale: {**shared.get(scale, {}), **(said.settings or {}), **(own or {})}
+            for scale, own in scales.items()
+        },
         contenders,
-        content.get("along", ""),
+        said.along,
     )
 
 
 def _own_settings(grid: str, name: str, settings: Settings | None) -> Settings:
     """What stands beside a contender's name; of one that is known by its name alone, what is known."""
     if settings is not None:
+        if "seed" in settings:
+            raise ValueError(f"{grid}: contender {name!r}: seed: takes seeds for all contenders")
+        for key, values in typed(
+            dict[str, list[Any]], settings.get("each", {}), f"{grid}: {name}: each"
+        ).items():
+            if not values:
+                raise ValueError(f"{grid}: {name}: each: {key}: takes one value or more")
         return settings
     if name not in CONTENDERS:
         raise ValueError(f"{grid}: contender {name!r}: takes settings, or the name of a method that is known")

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from netfission.data.sources import fingerprint
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
 from netfission.files import write_whole
@@ -28,6 +30,7 @@ class Record:
         seconds: of training, over all sessions of a run that was stopped and resumed.
         evaluation: on the test split; None where the run failed.
         error: why it failed, in one line; None where it did not.
+        data: of the folder that it was trained on, see `fingerprint`; None of a data set by name.
     """
 
     key: str
@@ -38,11 +41,15 @@ class Record:
     seconds: float
     evaluation: dict[str, Any] | None = None
     error: str | None = None
+    data: str | None = None
 
     def read_evaluation(self) -> Evaluation:
         """The figures of a run that did not fail."""
         assert self.evaluation is not None
         return Evaluation(**self.evaluation)
+
+
+_fingerprint = cache(fingerprint)  # of many runs
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,26 @@ class Records:
             ) from error
 
     def done(self, cell: Cell) -> Record | None:
-        """The record of a run that did not fail, under the name it has in this grid."""
+        """The record of a run that did not fail.
+
+        Raises:
+            ValueError: the file is damaged, or of a run on other data of the same name.
+        """
         record = self.find(cell)
-        return None if record is None or record.error is not None else record
+        if record is None or record.error is not None:
+            return None
+        now = _fingerprint(cell.config.data.data)
+        if record.data is not None and now not in (None, record.data):
+            raise ValueError(
+                f"data={cell.config.data.data}: {self.file(cell)} is of other data of that name; takes "
+                "another folder for what comes of these"
+            )
+        return record
 
     def write(self, cell: Cell, **outcome: Any) -> Record:
         """Keep what came of a run."""
-        record = Record(cell.key, cell.contender, cell.seed, chosen_settings(cell.config), **outcome)
+        settings, data = chosen_settings(cell.config), _fingerprint(cell.config.data.data)
+        record = Record(cell.key, cell.contender, cell.seed, settings, data=data, **outcome)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.file(cell), json.dumps(asdict(record), indent=1) + "\n")
         return record
