@@ -121,17 +121,17 @@ def test_an_empty_folder_is_no_image(digits_run, tmp_path, capsys):
 ODD = 'a\nb\x1b[31m\r,"c".png'
 
 
-def test_csv_of_a_name_with_line_ends_reads_back(digits_run, digit_files, tmp_path, capsys):
-    shutil.copy(image_files(digit_files / "test")[0], tmp_path / ODD)
-    text = predict(
-        capsys, digits_run.path, tmp_path / ODD, tmp_path / f"no {ODD}", "--format", "csv", status=1
-    )
+@pytest.mark.parametrize("name", ["a\nb.png", "a\rb.png", ODD])
+def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, tmp_path, capsys):
+    shutil.copy(image_files(digit_files / "test")[0], tmp_path / name)
+    request = [digits_run.path, tmp_path / name, tmp_path / f"no {name}"]
+    text = predict(capsys, *request, "--format", "csv", status=1)
     _, answered, missing = csv.reader(io.StringIO(text, newline=""))
-    assert (answered[0], missing[0]) == (str(tmp_path / ODD), str(tmp_path / f"no {ODD}"))
+    assert (answered[0], missing[0]) == (str(tmp_path / name), str(tmp_path / f"no {name}"))
     out = tmp_path / "said.csv"
-    predict(capsys, digits_run.path, tmp_path / ODD, "--out", out)
+    predict(capsys, *request[:2], "--out", out)
     with out.open(newline="") as file:
-        assert [row[0] for row in csv.reader(file)] == ["image", str(tmp_path / ODD)]
+        assert [row[0] for row in csv.reader(file)] == ["image", str(tmp_path / name)]
 
 
 def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
