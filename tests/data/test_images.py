@@ -41,6 +41,23 @@ def test_sixteen_bits_become_eight():
     assert pixels.tolist() == [[[0, 1], [128, 255]]]
 
 
+@pytest.mark.parametrize(
+    ("values", "pixels"),
+    [
+        ([0.0, 0.25, 0.5, 1.0], [0, 64, 128, 255]),  # as most programs write them
+        ([0.0, 0.25, 128.0, 255.0], [0, 0, 128, 255]),
+        ([-7.0, 0.5, 255.0, 300.0], [0, 0, 255, 255]),
+        ([-0.5, 0.0, 0.5, 1.0], [0, 0, 0, 1]),
+    ],
+)
+def test_floating_point_runs_to_1_or_to_255(values, pixels):
+    file = io.BytesIO()
+    Image.fromarray(np.array(values, dtype=np.float32).reshape(2, 2)).save(file, "TIFF")
+    with Image.open(file) as image:
+        assert image.mode == "F"
+        assert to_pixels(image, "L", (2, 2)).flatten().tolist() == pixels
+
+
 def test_what_is_transparent_lies_on_white():
     seen = rgb(Image.fromarray(np.dstack([COLOURS, np.array([[255, 0], [0, 255]], dtype=np.uint8)])))
     assert np.array_equal(seen[0, 0], COLOURS[0, 0])

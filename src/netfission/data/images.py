@@ -14,8 +14,9 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
     """Turn an image into `(C, H, W)` uint8, `size` being (H, W).
 
     It is turned upright by its EXIF tag. What is transparent lies on white; 16 bits become 8 by their
-    upper byte, and floating point by clipping to 0 … 255. An image of another size is scaled until it
-    covers `size` (bilinear, with antialiasing), and its centre is taken.
+    upper byte. Floating point is taken to run from 0 to 1 where no value lies outside, and else to 255, where
+    it is clipped. An image of another size is scaled until it covers `size` (bilinear, with antialiasing),
+    and its centre is taken.
 
     Raises whatever Pillow's decoders raise: OSError, SyntaxError, struct.error and others.
     """
@@ -29,10 +30,12 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which Pillow would clip at 255, as 8 bits."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
+    """Grey of 16 bits, which Pillow would clip at 255, and floating point to 1, which it would cut off."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.mode == "F" and (values := np.array(image)).min() >= 0 and values.max() <= 1:
+        return Image.fromarray((255 * values).round().astype(np.uint8))
+    return image
 
 
 def _on_white(image: Image.Image) -> Image.Image:

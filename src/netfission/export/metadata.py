@@ -25,6 +25,7 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
             "width": width,
             "orientation": "upright, by the EXIF tag",
             "16 bits": "upper byte",
+            "floating point": "times 255 where all values are in [0, 1], else clipped to [0, 255]",
             "transparency": "on white",
             "resizing": "scaled to cover height and width, bilinear with antialiasing; the centre is taken",
             "layout": "uint8 (batch, channels, height, width), 0 to 255",
