@@ -5,6 +5,8 @@ python run_onnx.py model.onnx cat.jpg dog.png --risk 0.05
 
 import argparse
 import json
+import sys
+import warnings
 
 import numpy as np
 import onnxruntime
@@ -17,6 +19,8 @@ def to_pixels(image, preprocessing):
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, of which the upper 8 are taken
         image = Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
+    elif image.mode == "F" and (values := np.array(image)).min() >= 0 and values.max() <= 1:
+        image = Image.fromarray((255 * values).round().astype(np.uint8))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
@@ -26,6 +30,19 @@ def to_pixels(image, preprocessing):
     return np.array(image).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
 
+def read(files, preprocessing):
+    """Names and pixels of the images that can be read; says why of the others."""
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    good = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                good.append((file, to_pixels(image, preprocessing)))
+        except Exception as error:  # decoders raise errors of many kinds
+            print(f"{file}: cannot be read ({' '.join(str(error).split())})", file=sys.stderr)
+    return good
+
+
 def threshold(curve, risk):
     """The least probability to answer, so that of the answers at most a share `risk` is wrong."""
     good = [level for level, wrong in zip(curve["thresholds"], curve["risk"], strict=True) if wrong <= risk]
@@ -33,7 +50,7 @@ def threshold(curve, risk):
 
 
 def main():
-    """Print class, probability, votes and doubt of each image."""
+    """Print class, probability, votes and doubt of each image; returns 1 where one cannot be read, else 0."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("model")
     arguments.add_argument("images", nargs="+")
@@ -50,10 +67,13 @@ def main():
             arguments.error("--risk takes a network that was calibrated on a validation split")
         least = threshold(about["risk_coverage"], given.risk)
 
-    pixels = np.stack([to_pixels(Image.open(file), about["preprocessing"]) for file in given.images])
+    good = read(given.images, about["preprocessing"])
     outputs = [output.name for output in session.get_outputs()]
-    found = dict(zip(outputs, session.run(outputs, {"images": pixels}), strict=True))
-    for row, file in enumerate(given.images):
+    pixels = [pixels for _, pixels in good]
+    found = (
+        dict(zip(outputs, session.run(outputs, {"images": np.stack(pixels)}), strict=True)) if good else {}
+    )
+    for row, (file, _) in enumerate(good):
         best = found["classes"][row]
         probability = found["probabilities"][row, best]
         answer = names[best] if probability >= least else "abstains"
@@ -62,7 +82,8 @@ def main():
             f"{file}: {answer}, probability {probability:.4f}; exits vote {votes}; disagreement "
             f"{found['disagreement'][row]:.3f}, entropy {found['entropy'][row]:.4f} nats"
         )
+    return int(len(good) < len(given.images))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

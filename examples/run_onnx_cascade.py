@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
-from run_onnx import to_pixels
+from run_onnx import read
 
 
 class Cascade:
@@ -44,15 +43,18 @@ class Cascade:
 
 
 def main():
-    """Print class, probability and number of exits used of each image."""
+    """Print class, probability and exits used of each image; returns 1 where one cannot be read, else 0."""
     folder, *files = sys.argv[1:]
     cascade = Cascade(Path(folder))
-    pixels = [to_pixels(Image.open(file), cascade.about["preprocessing"]) for file in files]
-    probabilities, used = cascade(np.stack(pixels))
-    for file, of_image, exits in zip(files, probabilities, used, strict=True):
-        name = cascade.about["classes"][of_image.argmax()]
-        print(f"{file}: {name}, probability {of_image.max():.4f}, {exits} of {len(cascade.sessions)} exits")
+    good = read(files, cascade.about["preprocessing"])
+    answers = zip(*cascade(np.stack([pixels for _, pixels in good])), strict=True) if good else []
+    for (file, _), (probabilities, exits) in zip(good, answers, strict=True):
+        name = cascade.about["classes"][probabilities.argmax()]
+        print(
+            f"{file}: {name}, probability {probabilities.max():.4f}, {exits} of {len(cascade.sessions)} exits"
+        )
+    return int(len(good) < len(files))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -39,10 +39,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run_alone(script: str, *arguments: str | Path) -> str:
+def run_alone(script: str, *arguments: str | Path, bad: int = 0) -> str:
+    """What a script prints; of the images so many are `bad`."""
     command = [sys.executable, "-c", ALONE, EXAMPLES / script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (bad > 0, bad), done.stderr
+    assert done.stderr.count(": cannot be read (") == bad
     return done.stdout
 
 
@@ -90,10 +92,32 @@ def test_run_onnx_says_what_the_classifier_predicts(finished_run, digits, files,
         assert float(entropy) == pytest.approx(expected.entropy[row].item(), abs=2e-4)
 
 
+@pytest.fixture(scope="module")
+def bad(files, tmp_path_factory) -> list[Path]:
+    """Files that are no whole image, and one that is too large a one."""
+    folder = tmp_path_factory.mktemp("bad")
+    whole = files[0].read_bytes()
+    for name, content in {"cut.png": whole[:-30], "empty.png": b"", "text.jpg": b"no image"}.items():
+        (folder / name).write_bytes(content)
+    Image.new("1", (10_000, 10_000)).save(folder / "bomb.png")
+    return [*folder.iterdir(), folder / "nowhere.png"]
+
+
+def test_run_onnx_answers_what_can_be_read(finished_run, digits, files, bad, tmp_path) -> None:
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
+    given = [bad[0], files[0], *bad[1:], files[1]]
+    said = run_alone("run_onnx.py", tmp_path / "model.onnx", *given, bad=len(bad))
+    assert [line.split(": ")[0] for line in said.splitlines()] == [str(file) for file in files[:2]]
+    assert run_alone("run_onnx.py", tmp_path / "model.onnx", *bad, bad=len(bad)) == ""
+
+
 def drawn(mode: str, size: tuple[int, int]) -> Image.Image:
     generator = np.random.default_rng(0)
     if mode == "I;16":
         return Image.fromarray(generator.integers(0, 65536, size[::-1]).astype(np.uint16))
+    if mode.startswith("F"):
+        return Image.fromarray((float(mode[2:]) * generator.random(size[::-1])).astype(np.float32))
     layers = generator.integers(0, 256, (*size[::-1], 4)).astype(np.uint8)
     image = Image.fromarray(layers, "RGBA" if mode == "RGBA" else None).convert(mode)
     if mode == "RGB":
@@ -103,7 +127,7 @@ def drawn(mode: str, size: tuple[int, int]) -> Image.Image:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(8, 10), (31, 17), (4, 5)])
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16", "F;1", "F;300"])
 def test_images_are_made_ready_as_in_training(mode, size, channels, monkeypatch) -> None:
     image = drawn(mode, size)
     wanted = to_pixels(image, "L" if channels == 1 else "RGB", (10, 8))
@@ -144,7 +168,7 @@ def test_steps_give_what_the_cascade_gives(order, rule) -> None:
 
 
 def test_an_exported_cascade_stops_where_the_cascade_does(
-    settings_of, digits, files, tmp_path, monkeypatch
+    settings_of, digits, files, bad, tmp_path, monkeypatch
 ) -> None:
     train(settings_of(exits=3, sparsity=0.0, epochs=3), tmp_path / "run", progress=False)
     classifier = nf.Classifier.from_pretrained(tmp_path / "run")
@@ -161,7 +185,8 @@ def test_an_exported_cascade_stops_where_the_cascade_does(
     assert np.array_equal(used, expected.exits_used.numpy())
     wanted = (expected.logits / classifier.temperature).softmax(dim=1).numpy()
     np.testing.assert_allclose(probabilities, wanted, rtol=0, atol=1e-4)
-    said = run_alone("run_onnx_cascade.py", tmp_path / "cascade", *files).splitlines()
+    said = run_alone("run_onnx_cascade.py", tmp_path / "cascade", *bad, *files, bad=len(bad)).splitlines()
+    assert run_alone("run_onnx_cascade.py", tmp_path / "cascade", *bad, bad=len(bad)) == ""
     shown = torch.stack([classifier.pixels(Image.open(file)) for file in files])
     alone = cascade.run(classifier._normalise(shown))
     for file, line, own, exits in zip(files, said, alone.logits, alone.exits_used, strict=True):
