@@ -1,5 +1,6 @@
 import http.client
 import io
+import json
 import os
 import re
 import signal
@@ -131,11 +132,24 @@ def test_requests_that_cannot_be_answered(served, make_image, make_form):
         (b"nothing of the kind", headers, 400, "form"),
         (make_form()[0], headers, 400, "form holds no file"),
         (make_form(*[image] * 9)[0], headers, 400, "Too many files"),
-        (make_form(image, b"hello")[0], headers, 415, "no image"),
+        (make_form(image, b"hello", image)[0], headers, 415, "image 2 of 3: this is no image"),
+        (make_form(b"hello")[0], headers, 415, "this is no image"),
     ]
     for body, sent, status, told in cases:
         found, _, answer = served.predict(body, headers=sent)
         assert (found, told in answer["error"]) == (status, True), (body[:20], answer)
+    for asked in ("maybe", "", "true"):
+        status, _, answer = served.predict(image, f"?all={asked}")
+        assert (status, answer) == (400, {"error": f"all={asked}: takes 0 or 1"})
+
+
+@pytest.mark.parametrize("content", [head("abc"), b"no HTTP at all\r\n\r\n"])
+def test_what_is_no_http_is_told_as_json(served, content):
+    answer = raw(served.port, content)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"Content-Type: application/json" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
+        "error": "this is no HTTP request that can be read"
+    }
 
 
 def test_a_client_that_waits_to_be_asked_is_not_asked_for_what_is_too_large(served):

@@ -130,7 +130,7 @@ class Service:
 
     async def _predict(self, request: Request) -> Response:
         start = time.perf_counter()
-        every = request.query_params.get("all") == "1"
+        every = _asks_for_all(request)
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
         async with self._bodies.read(request) as body:
             contents = await files_of(request, body, self._limits) if is_form else [body]
@@ -147,10 +147,19 @@ class Service:
 
     async def _decode(self, contents: Sequence[bytes]) -> list[Tensor]:
         loop = asyncio.get_running_loop()
-        decode = partial(decoded, limits=self._limits, pixels=self._classifier.pixels)
         return await asyncio.gather(
-            *(loop.run_in_executor(self._decoders, decode, content) for content in contents)
+            *(
+                loop.run_in_executor(self._decoders, self._decoded, contents, row)
+                for row in range(len(contents))
+            )
         )
+
+    def _decoded(self, contents: Sequence[bytes], row: int) -> Tensor:
+        try:
+            return decoded(contents[row], limits=self._limits, pixels=self._classifier.pixels)
+        except HTTPException as error:
+            which = f"image {row + 1} of {len(contents)}: " if len(contents) > 1 else ""
+            raise HTTPException(error.status_code, f"{which}{error.detail}") from error
 
     def _run(self, pixels: Sequence[Tensor]) -> list[_Result]:
         predictions = self._classifier.predict(torch.stack(list(pixels)), risk=self._risk)
@@ -184,6 +193,14 @@ class Service:
 
     async def _show_metrics(self, _: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _asks_for_all(request: Request) -> bool:
+    """Whether every class is to be listed."""
+    asked = request.query_params.get("all", "0")
+    if asked not in ("0", "1"):
+        raise HTTPException(400, f"all={asked}: takes 0 or 1")
+    return asked == "1"
 
 
 def _file(name: str, media_type: str) -> Any:

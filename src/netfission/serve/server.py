@@ -155,7 +155,7 @@ def deployed(classifier: Classifier) -> Classifier:
 
 
 class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # which class depends on what is installed
-    """Closes connections on which the head of a request does not come in time."""
+    """Closes connections on which the head of a request does not come in time; tells errors as JSON."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -170,6 +170,13 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # which cla
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called where what came is no HTTP, which no application sees."""
+        content = b'{"error":"this is no HTTP request that can be read"}'
+        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        self.transport.write(head.encode() + b"\r\nConnection: close\r\n\r\n" + content)
+        self.transport.close()
 
     def _await_head(self) -> None:
         self._forget()
