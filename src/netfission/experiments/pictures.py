@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from itertools import cycle
 from typing import Any
 
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -49,30 +50,56 @@ def against_cost(
     }
     picture = Figure(figsize=(11.5, 4.2 * len(merits)), layout="constrained")
     rows = picture.subplots(len(merits), 2, sharey="row", squeeze=False)
-    for row, (key, column) in zip(rows, merits.items(), strict=True):
-        for axes, (kind, at) in zip(row, places.items(), strict=True):
-            _points(axes, column, {name: (at[name], own[key]) for name, own in figures.items()})
-            axes.set_xlabel(f"{kind} ÷ single network's")
-            _finish(axes, column, key)
-    picture.suptitle(title, fontsize=10)
+    panels = [
+        (axes, key, kind, {name: (at[name], own[key]) for name, own in figures.items()})
+        for row, key in zip(rows, merits, strict=True)
+        for axes, (kind, at) in zip(row, places.items(), strict=True)
+    ]
+    for axes, key, kind, points in panels:
+        _points(axes, merits[key], points)
+        axes.set_xlabel(f"{kind} ÷ single network's")
+        _finish(axes, merits[key], key)
+    picture.suptitle(f"{title}; round: fission; dashed: the single network's cost", fontsize=10)
+    picture.draw_without_rendering()
+    for axes, key, _, points in panels:
+        _name_points(axes, merits[key], points)
     return picture
 
 
 def _points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]]) -> None:
-    for number, (name, (place, own)) in enumerate(points.items()):
+    for name, (place, own) in points.items():
         ours = name.startswith("fission")
         axes.errorbar(
             place,
             column.scale * own.mean,
             yerr=column.scale * (own.deviation or 0),
             fmt="o" if ours else "s",
+            markersize=5,
             color=_OURS if ours else _OTHERS,
-            capsize=3,
+            elinewidth=1,
         )
-        point, beside = (place, column.scale * own.mean), (6, 5 if number % 2 else -11)
-        axes.annotate(name, point, beside, textcoords="offset points", fontsize=8)
     axes.axvline(1, color="#444444", linestyle="--", linewidth=1)
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
+
+
+def _name_points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]]) -> None:
+    """Names beside points, moved until none lies on another; to be done when the picture is laid out."""
+    places = [place for place, _ in points.values()]
+    heights = [column.scale * own.mean for _, own in points.values()]
+    names = [
+        axes.text(place, height, name, fontsize=7.5, color=_OURS if name.startswith("fission") else "#333333")
+        for name, place, height in zip(points, places, heights, strict=True)
+    ]
+    adjust_text(
+        names,
+        x=places,
+        y=heights,
+        ax=axes,
+        expand=(1.1, 1.6),
+        force_text=(0.2, 0.5),
+        iter_lim=500,  # not a time, so that the same figures give the same picture
+        arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "lw": 0.5},
+    )
 
 
 def lines(
