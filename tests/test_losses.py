@@ -92,6 +92,13 @@ def test_defaults_are_the_papers() -> None:
     assert EnsembleDistillationLoss()(logits, labels).item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("exits", [1, 3])
+def test_the_mean_over_exits_is_their_sum_over_their_number(exits: int) -> None:
+    logits, labels = random_case(0, (5, exits, 7))
+    whole = ensemble_distillation_loss(logits, labels)
+    torch.testing.assert_close(EnsembleDistillationLoss(reduction="mean")(logits, labels), whole / exits)
+
+
 def test_gradient_is_the_formulas_with_a_constant_teacher() -> None:
     logits, labels = random_case(1, (4, 3, 5))
     logits.requires_grad_()
@@ -213,6 +220,7 @@ def test_compiles_in_one_graph() -> None:
         ({"weight": -0.5}, "weight is -0.5; it takes"),
         ({"weight": math.nan}, "weight is nan; it takes"),
         ({"weight": 0.0, "cross_entropy": False}, "one term must stay"),
+        ({"reduction": "none"}, "reduction is 'none'; it takes one of sum, mean"),
         ({"teacher": "mean"}, "teacher is 'mean'; it takes one of logits, probabilities, others"),
     ],
 )

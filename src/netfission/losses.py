@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from netfission.inference.ensemble import as_logits, ensemble_log_probabilities
 
 Teacher = Literal["logits", "probabilities", "others"]
+Reduction = Literal["sum", "mean"]
 
 
 def ensemble_distillation_loss(
@@ -20,6 +21,7 @@ def ensemble_distillation_loss(
     weight: float = 1.0,
     cross_entropy: bool = True,
     teacher: Teacher = "logits",
+    reduction: Reduction = "sum",
 ) -> Tensor:
     """Train every exit on the labels and on what the exits predict together.
 
@@ -42,16 +44,18 @@ def ensemble_distillation_loss(
         teacher: `"logits"` as above; `"probabilities"` takes q = mean_i softmax(z_i / T) instead;
             `"others"` gives every exit a teacher of its own, softmax of the mean logits of all exits
             but itself.
+        reduction: over exits, `"sum"` as above, or `"mean"`: what exits share then gets as much gradient
+            as a single network's, beside the same weight decay.
 
     Returns:
         The loss, a scalar of float32 or wider.
 
     Raises:
-        ValueError: A setting outside its range, an unknown teacher, both terms switched off, logits or
-            labels of another layout, or (on a CPU, where looking costs nothing) a label outside
-            [0, classes).
+        ValueError: A setting outside its range, an unknown teacher or reduction, both terms switched off,
+            logits or labels of another layout, or (on a CPU, where looking costs nothing) a label
+            outside [0, classes).
     """
-    _check_settings(temperature, weight, cross_entropy, teacher)
+    _check_settings(temperature, weight, cross_entropy, teacher, reduction)
     logits = as_logits(logits)
     _check_labels(labels, logits)
     loss = logits.new_zeros(())
@@ -70,7 +74,7 @@ def ensemble_distillation_loss(
         taught = _teacher_log_probabilities(softened.detach(), teacher).expand_as(student)
         divergence = F.kl_div(student, taught, reduction="none", log_target=True)
         loss = loss + weight * temperature**2 * divergence.sum(dim=(1, 2)).mean()
-    return loss
+    return loss / logits.shape[1] if reduction == "mean" else loss
 
 
 class EnsembleDistillationLoss(nn.Module):
@@ -82,14 +86,16 @@ class EnsembleDistillationLoss(nn.Module):
         weight: float = 1.0,
         cross_entropy: bool = True,
         teacher: Teacher = "logits",
+        reduction: Reduction = "sum",
     ) -> None:
         """Keep the settings; ValueError where `ensemble_distillation_loss` would refuse them."""
         super().__init__()
-        _check_settings(temperature, weight, cross_entropy, teacher)
+        _check_settings(temperature, weight, cross_entropy, teacher, reduction)
         self.temperature = temperature
         self.weight = weight
         self.cross_entropy = cross_entropy
         self.teacher = teacher
+        self.reduction = reduction
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Give the loss of logits `(batch, exits, classes, ...)` for hard or soft labels."""
@@ -100,13 +106,14 @@ class EnsembleDistillationLoss(nn.Module):
             weight=self.weight,
             cross_entropy=self.cross_entropy,
             teacher=self.teacher,
+            reduction=self.reduction,
         )
 
     def extra_repr(self) -> str:
         """Show the settings in the module's printed form."""
         return (
             f"temperature={self.temperature}, weight={self.weight}, cross_entropy={self.cross_entropy}, "
-            f"teacher={self.teacher!r}"
+            f"teacher={self.teacher!r}, reduction={self.reduction!r}"
         )
 
 
@@ -121,7 +128,9 @@ def _teacher_log_probabilities(softened: Tensor, teacher: Teacher) -> Tensor:
     return (others / (exits - 1)).log_softmax(dim=2)
 
 
-def _check_settings(temperature: float, weight: float, cross_entropy: bool, teacher: str) -> None:
+def _check_settings(
+    temperature: float, weight: float, cross_entropy: bool, teacher: str, reduction: str
+) -> None:
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it takes a finite number above 0")
     if not 0 <= weight < math.inf:
@@ -130,6 +139,8 @@ def _check_settings(temperature: float, weight: float, cross_entropy: bool, teac
         raise ValueError("weight is 0 and cross_entropy is False; one term must stay")
     if teacher not in get_args(Teacher):
         raise ValueError(f"teacher is {teacher!r}; it takes one of {', '.join(get_args(Teacher))}")
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction is {reduction!r}; it takes one of {', '.join(get_args(Reduction))}")
 
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:

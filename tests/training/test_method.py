@@ -70,6 +70,9 @@ def test_distillation_is_left_out_where_the_method_has_none(ensemble_run, settin
     )  # fmt: skip
     train(asked, tmp_path / "run", progress=False)
     assert RunFolder(tmp_path / "run").metrics.read_text() == ensemble_run.metrics.read_text()
+    mean = asked.from_dict(asked.to_dict() | {"reduction": "mean"})
+    train(mean, tmp_path / "mean", progress=False)
+    assert RunFolder(tmp_path / "mean").metrics.read_text() != ensemble_run.metrics.read_text()
     distilled = asked.from_dict(asked.to_dict() | {"distillation_weight": 1.0})
     train(distilled, tmp_path / "distilled", progress=False)
     assert RunFolder(tmp_path / "distilled").metrics.read_text() != ensemble_run.metrics.read_text()

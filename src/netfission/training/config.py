@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_type_hints
 import yaml
 
 from netfission.fission import FissionConfig
-from netfission.losses import Teacher
+from netfission.losses import Reduction, Teacher
 from netfission.typed import typed
 from netfission.words import one_of
 
@@ -113,6 +113,7 @@ class TrainingConfig:
             for fission, and 0 for the baselines that are defined without.
         teacher: of the distillation: logits (softmax of the exits' mean logits), probabilities (mean of their
             softmaxes) or others (for each exit the softmax of the other exits' mean logits).
+        reduction: of the exits' losses: sum (the paper's) or mean.
         pruning_batches: batches of training images shown to the criteria that look at data.
         precision: 32-true, bf16-mixed or 16-mixed.
         channels_last: keep images and weights in channels-last order.
@@ -135,6 +136,7 @@ class TrainingConfig:
     temperature: float = 3.0
     distillation_weight: float | None = None
     teacher: Teacher = "logits"
+    reduction: Reduction = "sum"
     pruning_batches: int = 4
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False

@@ -96,6 +96,7 @@ class Method:
             training.temperature,
             self.distillation if weight is None else weight,
             teacher=training.teacher,
+            reduction=training.reduction,
         )
 
     def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
