@@ -30,7 +30,7 @@ def means(settings: Namespace) -> dict[str, Any]:
 
 def tell(comparison: "Comparison", out: Path) -> None:
     """Print a comparison, and where it is; RuntimeError where runs of it failed."""
-    print(f"\n{comparison.table()}\n\nwrote comparison.txt, .json, .png and .svg in {out}", flush=True)
+    print(f"\n{comparison.table()}\n\nwrote comparison.txt, .md, .json, .png and .svg in {out}", flush=True)
     failed = [reason for own in comparison.failed.values() for reason in own.values()]
     if failed:
         raise RuntimeError(

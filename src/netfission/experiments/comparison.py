@@ -57,6 +57,26 @@ class Comparison:
         blocks += ["\n".join(self._remarks())] if self.remarks or self.failed else []
         return "\n\n".join(blocks)
 
+    def markdown(self) -> str:
+        """What matters most of it, as a table in Markdown, with what it is of in the line above."""
+        kinds = {key: COLUMNS[key] for key in ("top1", "nll", "ece")}
+        head = ["", *(column.title for column in kinds.values()), "MACs", "training step", "inference"]
+        rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+        for name, own in self.figures.items():
+            cost, unit = self.costs.contenders[name], self.costs.single.size.macs_dense
+            rows.append(
+                [
+                    name,
+                    *(column.cell(own[key]) for key, column in kinds.items()),
+                    f"{cost.size.macs_dense / unit:.2f}×",
+                    f"{cost.training.median:.2f}×",
+                    f"{cost.inference[BATCH_SIZES[-1]].median:.2f}×",
+                ]
+            )
+        title = " · ".join(self.title.splitlines())
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return f"{title}; times on batches of {BATCH_SIZES[-1]}, not deployed\n\n{table}"
+
     def _quality(self) -> list[list[str]]:
         head = ["mean ± standard deviation", "n", *(column.title for column in COLUMNS.values())]
         return [
@@ -124,6 +144,7 @@ class Comparison:
         """Keep table, figures and picture in a folder, each whole or not at all."""
         files: dict[str, str | bytes] = {
             "comparison.txt": self.table() + "\n",
+            "comparison.md": self.markdown() + "\n",
             "comparison.json": json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n",
             **drawn(self._picture()),
         }
