@@ -1,10 +1,12 @@
 """The page as a browser shows it; skipped where there is no Chromium."""
 
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from netfission.report import write_report
 
@@ -74,6 +76,29 @@ def test_nothing_runs_over_the_edge(page, screen, open_):
         "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
     assert wide == 0
+
+
+def test_a_table_that_is_cut_has_a_shadow_at_its_edge_until_it_is_scrolled(page, open_):
+    table = open_(page, screen="phone").page.locator(".scroll").first
+
+    def lightest() -> int:
+        picture = Image.open(io.BytesIO(table.screenshot())).convert("L")
+        width, height = picture.size
+        return picture.crop((width - 4, height // 4, width - 2, height // 2)).getextrema()[1]
+
+    assert table.evaluate("table => table.scrollWidth > table.clientWidth")
+    assert lightest() < 250
+    table.evaluate("table => { table.scrollLeft = table.scrollWidth; }")
+    assert lightest() == 255
+
+
+def test_many_runs_side_by_side_fit_the_paper(finished_run, tmp_path, open_):
+    runs = [shutil.copytree(finished_run, tmp_path / f"run number {number}") for number in range(8)]
+    shown = open_(write_report(runs, tmp_path / "all.html")).page
+    shown.set_viewport_size({"width": 688, "height": 900})  # A4 less its margins
+    shown.emulate_media(media="print")
+    assert shown.evaluate("document.querySelector('.beside').getBoundingClientRect().right") <= 688
+    assert shown.evaluate("getComputedStyle(document.querySelector('.scroll')).backgroundImage") == "none"
 
 
 @pytest.mark.parametrize("screen", SCREENS)

@@ -13,7 +13,7 @@ from netfission.cli import main
 from netfission.evaluation.cascade import CascadeEvaluation, Point, Ratio
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
 from netfission.inference.thresholds import CascadeChoice
-from netfission.report import write_report
+from netfission.report import figures, write_report
 from netfission.training.folder import RunFolder
 from netfission.training.run import train
 
@@ -138,6 +138,18 @@ def test_a_temperature_that_is_a_guess_is_said_to_be_one(run):
     assert "validation images best. As none of those was wrong, it is a guess." in text_of(page_of(run))
 
 
+def test_accuracies_near_100_percent_fit_an_axis_that_ends_there():
+    ways = [("ensemble", 1.0, 1.0), ("curve", 0.6, 0.96), ("exit 0", 0.5, 0.95), ("exit 1", 0.4, 0.9)]
+    points = [Point(name, name.split()[0], macs, macs, accuracy) for name, macs, accuracy in ways]
+    choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
+    axes = figures.cascade(CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, points)).axes[
+        0
+    ]
+    low, high = axes.get_ylim()
+    assert low < 90
+    assert 100 < high < 101
+
+
 def test_cascade_and_images_from_outside_are_shown(run):
     ratio = Ratio(0.6, 0.66, 0.7, 10)
     ways = [("single network", "single", 1.0, None), ("full ensemble", "ensemble", 0.97, 0.7)]
@@ -157,6 +169,7 @@ def test_cascade_and_images_from_outside_are_shown(run):
     text = text_of(page)
     assert "takes 0.612× the single network’s MACs and loses 1.23 ± 0.40 points" in text
     assert "0.66× (0.60–0.70) at batch 256" in text
+    assert "Ring: the cascade as chosen; E: all exits" in text
     assert "letters 50 entropy 87.65 50.00 25.00" in text
     assert "/some/where" not in text
     assert (run / "report" / "cascade.svg").is_file()

@@ -210,8 +210,17 @@ def cascade(evaluation: CascadeEvaluation) -> Figure:
         elif point.kind == "single":
             badges.append((place, height, "S", colour("muted")))
         elif point.kind == "chosen":
-            axes.plot(place, height, "o", markersize=10, color=colour("accent"), fillstyle="none")
-            axes.annotate("as chosen", (place, height), (9, -9), textcoords="offset points")
+            axes.plot(
+                place,
+                height,
+                "o",
+                markersize=_BADGE + 3,
+                markeredgewidth=1.6,
+                color=colour("accent"),
+                fillstyle="none",
+                clip_on=False,
+                zorder=6,
+            )
     _single(axes, 1, "single network’s MACs")
     axes.margins(x=0.08, y=0.15)
     _badges(axes, badges)
@@ -278,11 +287,15 @@ def _plot() -> tuple[Figure, Axes]:
 
 
 def _badges(axes: Axes, badges: Iterable[tuple[float, float, str, str]]) -> None:
-    """Points with their names in them: (x, y, name, colour) each; what would hide another stands aside."""
+    """Points with their names in them: (x, %, name, colour) each; what would hide another stands aside.
+
+    The axis ends just above 100 %.
+    """
     badges = list(badges)
     for x, y, _, own in badges:
         axes.plot(x, y, "o", markersize=3, color=own)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    high = min(high, 100 + 0.03 * (100 - low))
     axes.set(xlim=(left, right), ylim=(low, high))
     taken: list[tuple[float, float]] = []
     for x, y, name, own in badges:

@@ -87,7 +87,8 @@ def _of_cost(run: Run) -> Iterator[Wanted]:
             "Stopping early",
             f"Exits run in the order {order}, and an image stops once the {run.cascade.rule} suffices. "
             f"Thresholds from {run.cascade.validation_images:,} validation images, accuracy on "
-            f"{run.cascade.test_images:,} test images. E: all exits; numbers: exits alone.{_ASIDE}",
+            f"{run.cascade.test_images:,} test images. Ring: the cascade as chosen; E: all exits; numbers: "
+            f"exits alone.{_ASIDE}",
             partial(drawn, partial(figures.cascade, run.cascade)),
         )
 
