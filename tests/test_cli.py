@@ -123,6 +123,14 @@ def test_a_run_is_named_by_its_settings():
     assert default_name(config) == "cifar100-wrn-16-2-3exits-weights-snip0.5-seed2"
 
 
+def test_where_the_data_set_has_moved_evaluate_says_what_to_pass(finished_run, tmp_path, capsys):
+    config = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"data": str(tmp_path / "gone")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["evaluate", str(tmp_path)]) == 2
+    told = f"data={tmp_path}/gone: is there no more; takes --data, where it is now"
+    assert capsys.readouterr().err == f"netfission: {told}\n"
+
+
 def test_train_then_evaluate(tmp_path, capsys):
     run = str(tmp_path / "run")
     flags = "--model wrn-10-1 --limit_per_class 5 --epochs 1 --exits 2 --accelerator cpu --batch_size 25"

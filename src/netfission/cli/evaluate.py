@@ -72,6 +72,8 @@ def run(settings: Namespace) -> None:
     config = folder.load_config()
     if settings.data:
         config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
+    elif Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
+        raise ValueError(f"data={config.data.data}: is there no more; takes --data, where it is now")
     _refuse(settings, ("lose", "spend", "rule", "single"), unless="cascade")
     _refuse(settings, ("corruption_images",), unless="corruptions")
     from_one("corruption_images", settings.corruption_images)
