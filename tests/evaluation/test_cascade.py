@@ -117,7 +117,7 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
         ("--cascade --lose 1 --spend 1", r"lose=1.0, spend=1.0: takes one of the two"),
         ("--cascade --lose -1", r"lose=-1.0: takes points of accuracy, from 0 to 100"),
         ("--cascade --spend 0.3", r"spend=0.3: takes at least 1, what the first exit costs"),
-        ("--cascade --rule confident", '"rule"'),
+        ("--cascade --rule confident", "rule=confident: takes margin, confidence or agreement"),
         ("--cascade --single {run}", "3 exits on 10 classes; takes a run of wrn-10-1 with exits=1"),
         ("--cascade --single elsewhere", "elsewhere/config.json: is missing"),
     ],

@@ -98,7 +98,7 @@ def test_a_validation_split_without_errors_is_said_to_be_a_guess():
     assert "from 40 validation images, too few for one to be wrong, so a guess: NLL" in own.summary()
     assert Trust.from_json(own.to_json()) == own
     confidence = (logits[:, 0] / calibration.temperature).softmax(1).amax(1)
-    assert confidence.max() < 0.98  # not sure of everything
+    assert confidence.max() < 0.99  # not sure of everything
     other = Trust.of(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
     assert not other.flawless
     assert "validation images: NLL" in other.summary()
