@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission.baselines import METHODS
 from netfission.data import load_data
 from netfission.data.splits import TensorSplit
 from netfission.export import export, export_reduced
@@ -133,9 +134,12 @@ def test_small_networks_by_every_grouping(model: str, grouping: str, format: str
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-@pytest.mark.parametrize("method", ["mc-dropout", "deep-ensemble", "mimo"])
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"fission"}))
 def test_baselines(method: str, settings_of, tmp_path: Path) -> None:
-    config = settings_of(method=method, sparsity=0.0)
+    sparse = method in ("dst-ensemble", "edst-ensemble", "neurotrails")
+    config = settings_of(
+        method=method, sparsity=0.8 if sparse else 0.0, criterion="erk" if sparse else "snip"
+    )
     data = load(config.data, 0)
     classifier = nf.Classifier(build_network(config, data), describe(config, data))
     export(classifier, tmp_path / "model.onnx", data.test.images[:3])

@@ -172,7 +172,7 @@ def features_dim(layer: nn.Module) -> int:
 
 def along(values: Tensor, dim: int, ndim: int) -> Tensor:
     """Values `(rows, channels)` as a tensor of `ndim` dimensions: rows first, channels along `dim`."""
-    shape = [len(values)] + [1] * (ndim - 1)
+    shape = [values.shape[0]] + [1] * (ndim - 1)
     shape[dim] = -1
     return values.view(shape)
 

@@ -85,7 +85,7 @@ class Masked(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of a batch, which is dealt out to the members as evenly as it goes, member 0 first."""
-        rows = len(features)
+        rows = features.shape[0]  # not `len`, which an export would take for a number
         member = torch.arange(rows, device=features.device) * len(self.masks) // rows
         masks = along(self.masks[member], self.dim, features.ndim)
         outputs: Tensor = self.layer(features * masks.to(features.dtype))
