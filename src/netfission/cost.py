@@ -98,23 +98,32 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class NetworkCost:
-    """The cost of one network.
+class Counted:
+    """What can be counted of a network, without a clock.
 
     Attributes:
         size: of the whole network.
         parts: of a `FissionNetwork` or its `Ensemble`: stem, stages, heads. Of others none.
         exits: of the same, exit 0 first.
         uncounted: operation → calls for one image, of those whose MACs cannot be counted.
-        inference: in eval mode without gradients; one a batch size.
-        training: a step, gradients and momentum in its memory; None where the output is no logits or no
-            parameter takes a gradient.
     """
 
     size: Size
     parts: tuple[Part, ...]
     exits: tuple[Exit, ...]
     uncounted: dict[str, int]
+
+
+@dataclass(frozen=True)
+class NetworkCost(Counted):
+    """The cost of one network: what is counted, and what is measured.
+
+    Attributes:
+        inference: in eval mode without gradients; one a batch size.
+        training: a step, gradients and momentum in its memory; None where the output is no logits or no
+            parameter takes a gradient.
+    """
+
     inference: tuple[Measurement, ...]
     training: Measurement | None
 
@@ -219,9 +228,9 @@ def cost(
         training = _training(learning, _batch(example_input, max(2, *batch_sizes)), rounds)
         costs = {
             name: NetworkCost(
-                *_count(module, example_input[:1]),
-                tuple(of_all[name] for of_all in inference),
-                training.get(name),
+                **vars(count(module, example_input[:1])),
+                inference=tuple(of_all[name] for of_all in inference),
+                training=training.get(name),
             )
             for name, module in networks.items()
         }
@@ -263,10 +272,13 @@ def _conditions(images: Tensor, batch_sizes: tuple[int, ...], rounds: int) -> Co
 # --- counting, by part and by exit ------------------------------------------------------------------
 
 
-def _count(
-    module: nn.Module, image: Tensor
-) -> tuple[Size, tuple[Part, ...], tuple[Exit, ...], dict[str, int]]:
-    """What a `NetworkCost` begins with: size, parts, exits, uncounted."""
+def count(module: nn.Module, image: Tensor) -> Counted:
+    """Count a network in eval mode.
+
+    Args:
+        module: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
+        image: `(1, channels, height, width)`, on the module's device.
+    """
     network = module.network if isinstance(module, Ensemble) else module
     steps = network.steps if isinstance(network, FissionNetwork) else []
     counter = run_counted(module, image, [part for _, own in steps for part in own.values()])
@@ -279,7 +291,9 @@ def _count(
         }
         parts.append(Part(name, sum(sizes.values(), Size()), tuple(map(sizes.get, exits))))
     size = Size(*count_parameters(module), *counter.total)
-    return size, tuple(parts), tuple(_exit(parts, number) for number in exits), dict(counter.uncounted)
+    return Counted(
+        size, tuple(parts), tuple(_exit(parts, number) for number in exits), dict(counter.uncounted)
+    )
 
 
 def _exit(parts: Sequence[Part], number: int) -> Exit:

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import netfission as nf
-from netfission.cost import count_parameters
+from netfission.cost import count, count_parameters
 from netfission.macs import count_macs
 from netfission.report.network import lay_out, short
-from netfission.report.runs import Costs, load_runs
+from netfission.report.runs import load_runs
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +22,15 @@ def test_parts_add_up_to_the_network_and_exits_to_what_they_run(loaded):
     assert sum(part.parameters_stored for part in parts) == count_parameters(loaded.network)[0]
     assert sum(part.parameters_nonzero for part in parts) == count_parameters(loaded.network)[1]
     assert sum(part.macs_effective for part in parts) == count_macs(loaded.network, image).effective
-    for number, size in enumerate(costs.exits):
+    for number, size in enumerate(each.alone for each in costs.exits):
         order = (number, *(other for other in range(loaded.exits) if other != number))
         alone = nf.exit_costs(loaded.network, image, order)
         assert (size.macs_dense, size.macs_effective) == (alone.dense[0], alone.effective[0])
 
 
 def test_a_network_that_is_not_fissioned_has_a_size_and_no_parts(loaded):
-    costs = Costs.of(loaded.card.single().eval(), torch.zeros(1, *loaded.card.shape))
-    assert (costs.parts, costs.exits) == ((), [])
+    costs = count(loaded.card.single().eval(), torch.zeros(1, *loaded.card.shape))
+    assert (costs.parts, costs.exits) == ((), ())
     assert costs.size.parameters_stored > 0
 
 

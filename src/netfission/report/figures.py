@@ -31,8 +31,8 @@ def accuracy_against_cost(runs: Sequence[Run]) -> Figure:
         evaluation = run.evaluation
         assert evaluation is not None
         ways = [
-            (size, figures["top1"], exit_colour(number), str(number))
-            for number, (size, figures) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
+            (own.alone, figures["top1"], exit_colour(number), str(number))
+            for number, (own, figures) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
         ]
         ways.append((run.costs.size, evaluation.ensemble["top1"], colour("ink"), run.letter or "E"))
         places = [(size.macs_dense / scale, 100 * accuracy) for size, accuracy, *_ in ways]

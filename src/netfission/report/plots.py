@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from netfission.macs import listed
 from netfission.network import FissionNetwork
 from netfission.report import figures
 from netfission.report.network import draw_network, short
@@ -158,7 +159,7 @@ def _of_trust(run: Run) -> Iterator[Wanted]:
 def _network(run: Run) -> str:
     shared = "; grey ones are shared by several exits" if run.exits > 1 else ""
     largest = max(size.parameters_stored for part in run.costs.parts for size in part.paths if size)
-    uncounted = f" MACs leave out {run.costs.uncounted}." if run.costs.uncounted else ""
+    uncounted = f" MACs leave out {listed(run.costs.uncounted)}." if run.costs.uncounted else ""
     return (
         "Each column is an exit’s path, from top to bottom. The area of a box is its parameters, of the "
         f"largest {short(largest)}{shared}. MACs: multiply-accumulates for one image.{uncounted}"

@@ -9,62 +9,20 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from netfission.cost import Part, Size, count_parameters
+from netfission.cost import Counted, count
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.trust import Trust
-from netfission.macs import listed, run_counted
-from netfission.network import FissionNetwork
 from netfission.training.config import RunConfig
 from netfission.training.folder import ModelCard, RunFolder
 from netfission.typed import read_json
 
 _FIGURES = {"top1", "nll", "ece", "brier"}
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What can be counted of a network for one image.
-
-    Attributes:
-        size: of all of it.
-        parts: of a `FissionNetwork`: stem, stages, heads. Of others none.
-        uncounted: operations whose MACs cannot be counted, as text; empty where there are none.
-    """
-
-    size: Size
-    parts: tuple[Part, ...]
-    uncounted: str
-
-    @classmethod
-    def of(cls, network: nn.Module, image: Tensor) -> "Costs":
-        """Count a network, in eval mode, on an image `(1, channels, height, width)`."""
-        steps = network.steps if isinstance(network, FissionNetwork) else []
-        counter = run_counted(network, image, [module for _, own in steps for module in own.values()])
-        parts = []
-        for name, own in steps:
-            sizes = {
-                number: Size(*count_parameters(module), counter.dense[module], counter.effective[module])
-                for number, module in own.items()
-            }
-            paths = tuple(sizes.get(number) for number in steps[-1][1])
-            parts.append(Part(name, sum(sizes.values(), Size()), paths))
-        return cls(Size(*count_parameters(network), *counter.total), tuple(parts), listed(counter.uncounted))
-
-    @property
-    def exits(self) -> list[Size]:
-        """What each exit needs when it runs alone, exit 0 first; empty without parts."""
-        if not self.parts:
-            return []
-        alone = [Size()] * len(self.parts[-1].paths)
-        for part in self.parts:
-            alone = [sum_ + (own or part.paths[0]) for sum_, own in zip(alone, part.paths, strict=True)]  # type: ignore[operator]
-        return alone
 
 
 @dataclass(frozen=True)
@@ -97,8 +55,8 @@ class Run:
     config: RunConfig
     card: ModelCard
     network: nn.Module
-    costs: Costs
-    single: Costs
+    costs: Counted
+    single: Counted
     epochs: list[dict[str, float]]
     evaluation: Evaluation | None
     calibration: Calibration | None
@@ -135,8 +93,8 @@ class Run:
             config=config,
             card=card,
             network=network,
-            costs=Costs.of(network, image),
-            single=Costs.of(single, image),
+            costs=count(network, image),
+            single=count(single, image),
             epochs=_epochs(folder.metrics),
             evaluation=evaluation,
             calibration=calibration,
