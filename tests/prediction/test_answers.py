@@ -66,7 +66,7 @@ def test_a_risk_that_cannot_be_borne_is_refused_before_the_work(classifier, file
     with pytest.raises(ValueError, match=r"risk=0\.1: takes a network that was calibrated"):
         next(answers(bare, files, risk=0.1))
     with pytest.raises(ValueError, match="risk=2: takes a share of wrong answers"):
-        next(answers(classifier, files, risk=2))
+        next(answers(classifier, [], risk=2))
 
 
 def grey_ramp() -> np.ndarray:
