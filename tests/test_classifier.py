@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def test_saved_and_loaded_in_another_process_logits_are_the_same(tmp_path):
     torch.save(IMAGES, tmp_path / "images.pt")
     code = """if True:
         import sys
-        from pathlib import Path
+        from dataclasses import replace
+from pathlib import Path
         import torch
         import netfission as nf
         images = torch.load(sys.argv[1])
@@ -124,6 +126,10 @@ def test_it_abstains_where_the_risk_would_be_too_high(finished_run):
     assert classifier.predict(images).abstains is None
     cautious, bold = (classifier.predict(images, risk=risk).abstains for risk in (0.0, 1.0))
     assert cautious.sum() > bold.sum()
+    predictions = classifier.predict(images)
+    least = predictions.confidence.min().item()
+    assert not replace(predictions, threshold=least).abstains.any()  # as sure as it has to be
+    assert replace(predictions, threshold=least + 1e-6).abstains.any()
     with pytest.raises(ValueError, match=r"risk=0.1: takes a network that was calibrated"):
         nf.Classifier(classifier.network, classifier.card).predict(images, risk=0.1)
 

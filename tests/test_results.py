@@ -1,4 +1,4 @@
-"""The tables under `results/` are those that the command draws from the records there, and README shows them."""
+"""Tables under `results/` are those that the command draws from the records there, and README shows them."""
 
 import json
 from pathlib import Path
