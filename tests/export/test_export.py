@@ -95,6 +95,14 @@ def test_the_metadata_say_how_to_use_it(exported) -> None:
     assert about["checked"]["images"] == 20 and about["checked"]["difference"] <= 1e-4
 
 
+def test_a_pt2_file_holds_no_masks(exported) -> None:
+    path, classifier = exported
+    assert any(name.endswith("_removed") for name in classifier.network.state_dict())
+    if path.suffix == ".pt2":  # of ONNX, what nothing reads is left out anyway
+        program = torch.export.load(str(path))
+        assert not any("removed" in name for name in (*program.state_dict, *program.constants))
+
+
 def test_no_path_of_this_machine_is_in_the_file(exported) -> None:
     path, _ = exported
     content = path.read_bytes()
