@@ -2,7 +2,7 @@
 
 Two exits with random weights, 8 images of noise. `loaded` says whether what `save_pretrained` wrote gives the
 same logits bit for bit; `difference` is the largest of a probability between PyTorch and the file in its own
-runtime; above 1e-4 no file is kept. Writes results/benchmark_exports.json, anew after each.
+runtime; above 1e-4 no file is kept. Writes results/benchmark_exports.json, whole after each.
 
     .venv/bin/python benchmarks/exports.py --formats onnx,pt2
 """
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="default: all")
     parser.add_argument("--groupings", default=",".join(GROUPINGS), help="default: all")
     parser.add_argument("--formats", default="onnx,pt2", help="default: both")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file to write (default: %(default)s)")
     flags = parser.parse_args()
     formats: list[Format] = flags.formats.split(",")
     rows: list[dict[str, Any]] = []
@@ -133,7 +134,7 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
             record = {"benchmark": "exports", "images": 8, "rows": rows, "environment": environment()}
-            write_whole(RESULTS, json.dumps(record, indent=2) + "\n")
+            write_whole(flags.out, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

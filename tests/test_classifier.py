@@ -59,8 +59,7 @@ def test_saved_and_loaded_in_another_process_logits_are_the_same(tmp_path):
     torch.save(IMAGES, tmp_path / "images.pt")
     code = """if True:
         import sys
-        from dataclasses import replace
-from pathlib import Path
+        from pathlib import Path
         import torch
         import netfission as nf
         images = torch.load(sys.argv[1])

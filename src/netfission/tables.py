@@ -1,5 +1,6 @@
 """Plain text for terminals."""
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -19,6 +20,12 @@ def printable(text: str) -> str:
 
     Likewise what is no character at all, as in names of files that are not text.
     """
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
+    return "".join(_visible(letter) for letter in text)
+
+
+def _visible(letter: str) -> str:
+    steers = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _TURNING
+    return letter.encode("unicode_escape").decode() if steers else letter
+
+
+_TURNING = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

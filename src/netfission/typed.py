@@ -1,6 +1,7 @@
 """What JSON or YAML hold, read as the dataclass that wrote it: every value of its declared type."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -58,18 +59,25 @@ def _value(kind: Any, content: Any, where: str) -> Any:
     if origin is Literal:
         return _checked(content in arguments, content, where, f"one of {', '.join(map(repr, arguments))}")
     if origin in (list, tuple):
-        _checked(isinstance(content, list), content, where, "a list")
+        _checked(isinstance(content, list | tuple), content, where, "a list")
         return origin(_value(arguments[0], each, f"{where}[{place}]") for place, each in enumerate(content))
     if origin is dict:
         _checked(isinstance(content, dict), content, where, "an object")
         to_key: Callable[[str], Any] = arguments[0]  # JSON's keys are text, whatever they were
         return {to_key(name): _value(arguments[1], each, f"{where}.{name}") for name, each in content.items()}
-    if kind is float and isinstance(content, int) and not isinstance(content, bool):
-        return float(content)
+    if kind is float:
+        content = _number(content)
     return _checked(_is(content, kind), content, where, _PLAIN[kind])
 
 
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _number(content: Any) -> Any:
+    """Whole numbers as floats, and what YAML 1.1 takes for text: 1e-3 and 1E6, without a dot."""
+    written = isinstance(content, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", content)
+    whole = isinstance(content, int) and not isinstance(content, bool)
+    return float(content) if written or whole else content
 
 
 def _is(content: Any, kind: type) -> bool:

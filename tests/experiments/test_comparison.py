@@ -13,6 +13,7 @@ from scipy.stats import ttest_rel
 from netfission.cli import main
 from netfission.experiments.compare import compare
 from netfission.experiments.figures import COLUMNS, Figures
+from netfission.experiments.grid import Grid
 from netfission.experiments.runner import run_folder
 
 FLAGS = (
@@ -92,9 +93,12 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     assert file.read_bytes() == measured  # as before
     compare(grid, tmp_path, rounds=2)
     assert json.loads(file.read_text())["costs"]["rounds"] == 2
+    more = Grid({"another": {"exits": 1, "epochs": 2}, **grid.contenders}, [0, 1], grid.common, "another")
+    compare(more, tmp_path)
+    assert json.loads(file.read_text())["costs"]["rounds"] == 2  # as often as before
     file.unlink()
     shutil.rmtree(tmp_path / "runs")
-    with pytest.raises(ValueError, match=f"none of its networks is left to measure; remove .*{cells[0].key}"):
+    with pytest.raises(ValueError, match=f"none of its networks is left in .*; remove .*{cells[0].key}"):
         compare(grid, tmp_path)
 
 

@@ -72,7 +72,9 @@ def test_a_files_own_settings_go_before_those_that_scales_have_in_common():
         ("contenders: {single: 5}", "small: contenders.single: takes an object, not 5"),
         ("contenders: {a: {each: {exits: 3}}}", "small: a: each.exits: takes a list, not 3"),
         ("contenders: {a: {each: {exits: []}}}", "small: a: each: exits: takes one value or more"),
-        ("contenders: {a: {seed: 5}}", "small: contender 'a': seed: takes seeds for all contenders"),
+        ("contenders: {a: {seed: 5}}", "small: seed: takes seeds, a number of runs of each contender"),
+        ("contenders: {a: {each: {seed: [1, 2]}}}", "small: seed: takes seeds, a number of runs"),
+        ("settings: {seed: 5}\ncontenders: {single: }", "small: seed: takes seeds, a number of runs"),
         ("contenders: {singel: }", "small: contender 'singel': takes settings, or the name of a method"),
     ],
 )

@@ -35,6 +35,14 @@ def test_contenders_that_differ_in_one_setting_alone_are_a_line():
     assert level.get_ydata() == pytest.approx([1.0, 1.0])
 
 
+def test_numbers_run_upwards_whatever_the_contenders_are_called():
+    grid = read_grid(
+        "own", "contenders: {b: {sparsity: 0.9}, a: {sparsity: 0.5}, c: {sparsity: 0.1, exits: 2}}"
+    )
+    _, _, curves = drawn_along(grid.at("laptop"), "sparsity")
+    assert [x for x, _ in curves.values()] == [[0.5, 0.9], [0.1]]
+
+
 def test_values_that_are_no_numbers_stand_in_a_row():
     axes, _, curves = drawn_along(find_grid("figure5").at("laptop"), "ratio")
     assert curves["fission"][0] == list(range(7))

@@ -41,7 +41,10 @@ def test_values_of_another_type_are_refused(settings, message):
         RunConfig.from_dict(settings)
 
 
-def test_whole_numbers_are_numbers():
+def test_whole_numbers_are_numbers_and_so_is_what_yaml_takes_for_text():
+    read = RunConfig.from_dict(yaml.safe_load("learning_rate: 1e-3\nbranch_after: [1, 1]"))
+    assert read.training.learning_rate == 0.001
+    assert RunConfig.from_dict({"branch_after": (1, 1)}).fission == read.fission
     assert RunConfig.from_dict({"learning_rate": 1, "ratio": [2, 1]}).training.learning_rate == 1
 
 

@@ -49,6 +49,7 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
             "train --method packed --grouping channels",
             "grouping=channels: goes with method fission, not with packed",
         ),
+        ("train --method snapshot", "epochs=1: 2 steps are too few for 3 different snapshots"),
         ("train --method deep-ensembl", "method='deep-ensembl' is not known; did you mean deep-ensemble"),
     ],
 )

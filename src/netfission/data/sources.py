@@ -68,7 +68,12 @@ def fingerprint(name: str) -> str | None:
     folder = Path(name)
     if name in NAMES or not folder.is_dir():
         return None
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(
+        Path(place, file)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for file in names
+        if not file.startswith(".")  # what a file manager leaves behind
+    )
     listing = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:12]
 

@@ -55,20 +55,29 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
         reasons = "; ".join(dict.fromkeys(str(record.error) for record in records))
         raise ValueError(f"methods: no run of any of them succeeded ({reasons})")
     file = out / "costs.json"
-    if file.is_file():
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            costs = typed(Costs, kept["costs"])
-            if _of_runs(kept["networks"], done) and rounds in (None, costs.rounds):
-                return costs
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{file}: holds no costs ({reason}); remove it to measure them again") from error
+    kept = _kept(file)
+    if kept is not None:
+        networks, costs = kept
+        if _of_runs(networks, done) and rounds in (None, costs.rounds):
+            return costs
+        rounds = rounds or costs.rounds
     chosen = {name: _with_weights(own, out) for name, own in done.items()}
     costs = _measured(chosen, out, rounds or ROUNDS)
     networks = {name: cell.key for name, cell in chosen.items()}
     write_whole(file, json.dumps({"networks": networks, "costs": asdict(costs)}, indent=1) + "\n")
     return costs
+
+
+def _kept(file: Path) -> tuple[dict[str, str], Costs] | None:
+    """Contender → key of the run that was measured, and what came of it; None where there is no file."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return typed(dict[str, str], content["networks"]), typed(Costs, content["costs"])
+    except (ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: holds no costs ({reason}); remove it to measure them again") from error
 
 
 def _of_runs(networks: Mapping[str, str], done: Mapping[str, Sequence[Cell]]) -> bool:
@@ -88,8 +97,9 @@ def _with_weights(cells: Sequence[Cell], out: Path) -> Cell:
         if run_folder(cell, out).weights.is_file():
             return cell
     raise ValueError(
-        f"{cells[0].contender}: its costs are not in {out / 'costs.json'}, and none of its networks is left "
-        f"to measure; remove {Records(out / 'records').file(cells[0])} to train that one again"
+        f"{cells[0].contender}: its costs are to be measured, and none of its networks is left in {out}; "
+        f"remove {Records(out / 'records').file(cells[0])} to train that one again, or leave --rounds out "
+        "where costs.json has them"
     )
 
 
@@ -134,7 +144,7 @@ def _remarks(grid: Grid, contender: str) -> list[str]:
     said = [
         f"{in_words(name)} {in_words(value)}"
         for name, value in own.items()
-        if value is not None and name not in ("method", "exits")
+        if value is not None and name not in ("method", "exits") and in_words(value) not in contender
     ]
     several, weight = config.fission.exits > 1, config.training.distillation_weight
     alone = several and weight is None and not method.distillation

@@ -134,7 +134,7 @@ class Comparison:
         title = f"{self.title}\nmean ± standard deviation over seeds"
         if self.along:
             return lines(title, merits, self.figures, self.settings, self.along)
-        return against_cost(title, merits, self.figures, self.costs)
+        return against_cost(title, merits, self.figures, self.costs, self.settings)
 
     def record(self) -> dict[str, Any]:
         """Everything as plain data."""

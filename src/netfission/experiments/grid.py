@@ -12,6 +12,7 @@ from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
 from netfission.fission import FissionConfig
 from netfission.training.config import MethodConfig, RunConfig
+from netfission.typed import typed
 from netfission.words import one_of
 
 
@@ -64,30 +65,29 @@ class Grid:
         Raises:
             ValueError: a setting is unknown, not what it takes, or read by no contender's method.
         """
-        methods = {self._method(name) for name in self.contenders}
         for name, value in self.common.items():
-            if value != _DEFAULTS.get(name) and not any(_is_read(method, name) for method in methods):
+            read = (self._is_read(name, contender) for contender in self.contenders)
+            if value != _DEFAULTS.get(name) and not any(read):
                 raise ValueError(f"{name}={value}: no contender reads it")
         return [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
 
     def config(self, contender: str, seed: int) -> RunConfig:
-        """The settings of one run: of the common ones, those that its method reads."""
-        method = self._method(contender)
-        common = {name: value for name, value in self.common.items() if _is_read(method, name)}
+        """The settings of one run: of the common ones, those that mean something to it."""
+        common = {name: value for name, value in self.common.items() if self._is_read(name, contender)}
         return RunConfig.from_dict({**common, **self.contenders[contender], "seed": seed})
 
-    def _method(self, contender: str) -> str:
-        own = {**self.common, **self.contenders[contender]}
-        return one_of("method", own.get("method", "fission"), METHODS)
+    def _is_read(self, setting: str, contender: str) -> bool:
+        """Whether a setting means something to a contender's method, and to its way of grouping."""
+        own = {**_DEFAULTS, **self.common, **self.contenders[contender]}
+        if setting not in _OF_METHODS:
+            return True
+        method = one_of("method", typed(str, own["method"], "method"), METHODS)
+        return reads(method, setting) and _OF_GROUPING.get(setting, own["grouping"]) == own["grouping"]
 
 
 _DEFAULTS = RunConfig().to_dict()
 _OF_METHODS = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
-
-
-def _is_read(method: str, setting: str) -> bool:
-    """Whether a setting means something to runs by a method."""
-    return setting not in _OF_METHODS or reads(method, setting)
+_OF_GROUPING = {"dealing": "channels", "exact_partition": "channels", "keep_shortcuts": "weights"}
 
 
 def chosen_settings(config: RunConfig) -> dict[str, Any]:

@@ -116,6 +116,9 @@ def read_grid(name: str, text: str) -> GridFile:
         said = typed(_Content, content)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    for own in (said.settings, *(said.scales or {}).values(), *said.contenders.values()):
+        if "seed" in {**(own or {}), **(own or {}).get("each", {})}:
+            raise ValueError(f"{name}: seed: takes seeds, a number of runs of each contender")
     contenders = {key: _own_settings(name, key, value) for key, value in said.contenders.items()}
     shared = yaml.safe_load(grid_text(SHARED))
     scales = said.scales or dict.fromkeys(shared)
@@ -136,8 +139,6 @@ def read_grid(name: str, text: str) -> GridFile:
 def _own_settings(grid: str, name: str, settings: Settings | None) -> Settings:
     """What stands beside a contender's name; of one that is known by its name alone, what is known."""
     if settings is not None:
-        if "seed" in settings:
-            raise ValueError(f"{grid}: contender {name!r}: seed: takes seeds for all contenders")
         for key, values in typed(
             dict[str, list[Any]], settings.get("each", {}), f"{grid}: {name}: each"
         ).items():

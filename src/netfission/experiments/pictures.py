@@ -1,7 +1,7 @@
 """Pictures of a comparison: figures of merit against cost, or along a setting."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from itertools import cycle
 from typing import Any
 
@@ -9,6 +9,7 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from netfission.baselines import METHODS
 from netfission.experiments.contenders import Settings, in_words
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.figures import Column, Figures
@@ -33,6 +34,7 @@ def against_cost(
     merits: Mapping[str, Column],
     figures: Mapping[str, Mapping[str, Figures]],
     costs: Costs,
+    settings: Mapping[str, Settings],
 ) -> Figure:
     """Each figure of merit against multiply-accumulates and against time, over the single network's.
 
@@ -41,6 +43,7 @@ def against_cost(
         merits: those to draw, by key.
         figures: contender → key → values.
         costs: of the contenders.
+        settings: contender → its own.
     """
     size, unit = BATCH_SIZES[-1], costs.single.size.macs_dense
     own = costs.contenders
@@ -55,39 +58,47 @@ def against_cost(
         for row, key in zip(rows, merits, strict=True)
         for axes, (kind, at) in zip(row, places.items(), strict=True)
     ]
+    ours = {name for name, own in settings.items() if _is_fission(own)}
     for axes, key, kind, points in panels:
-        _points(axes, merits[key], points)
+        _points(axes, merits[key], points, ours)
         axes.set_xlabel(f"{kind} ÷ single network's")
         _finish(axes, merits[key], key)
     picture.suptitle(f"{title}; round: fission; dashed: the single network's cost", fontsize=10)
     picture.draw_without_rendering()
     for axes, key, _, points in panels:
-        _name_points(axes, merits[key], points)
+        _name_points(axes, merits[key], points, ours)
     return picture
 
 
-def _points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]]) -> None:
+def _is_fission(own: Settings) -> bool:
+    """Whether a contender is what this project is about: divided among several exits."""
+    divided = own.get("grouping") != "copies" and own.get("exits") != 1
+    return divided and own.get("method", "fission") not in METHODS.keys() - {"fission"}
+
+
+def _points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]], ours: Set[str]) -> None:
     for name, (place, own) in points.items():
-        ours = name.startswith("fission")
         axes.errorbar(
             place,
             column.scale * own.mean,
             yerr=column.scale * (own.deviation or 0),
-            fmt="o" if ours else "s",
+            fmt="o" if name in ours else "s",
             markersize=5,
-            color=_OURS if ours else _OTHERS,
+            color=_OURS if name in ours else _OTHERS,
             elinewidth=1,
         )
     axes.axvline(1, color="#444444", linestyle="--", linewidth=1)
     axes.margins(x=0.2)
 
 
-def _name_points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]]) -> None:
+def _name_points(
+    axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]], ours: Set[str]
+) -> None:
     """Names beside points, moved until none lies on another; to be done when the picture is laid out."""
     places = [place for place, _ in points.values()]
     heights = [column.scale * own.mean for _, own in points.values()]
     names = [
-        axes.text(place, height, name, fontsize=7.5, color=_OURS if name.startswith("fission") else "#333333")
+        axes.text(place, height, name, fontsize=7.5, color=_OURS if name in ours else "#333333")
         for name, place, height in zip(points, places, heights, strict=True)
     ]
     adjust_text(
@@ -150,13 +161,20 @@ def lines(
 
 
 def _lines(contenders: Iterable[str], settings: Mapping[str, Settings], along: str) -> dict[str, list[str]]:
-    """Line → the contenders on it, as they come."""
+    """Line → the contenders on it, which differ in that setting alone; numbers from the least on."""
     found: dict[str, list[str]] = {}
     for name in contenders:
         if along in settings[name]:
-            line = name.replace(f", {in_words(along)} {in_words(settings[name][along])}", "")
-            found.setdefault(line, []).append(name)
-    return found
+            others = {key: value for key, value in settings[name].items() if key != along}
+            found.setdefault(repr(sorted(others.items())), []).append(name)
+    named = {}
+    for members in found.values():
+        values = [settings[name][along] for name in members]
+        if all(isinstance(value, int | float) for value in values):
+            members.sort(key=lambda name: float(settings[name][along]))
+        own = f", {in_words(along)} {in_words(settings[members[0]][along])}"
+        named[members[0].replace(own, "")] = members
+    return named
 
 
 def _places(values: Iterable[Any]) -> dict[str, float]:

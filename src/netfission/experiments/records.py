@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from netfission.data.sources import fingerprint
+from netfission.data.sources import NAMES, fingerprint
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
 from netfission.files import write_whole
@@ -49,7 +49,15 @@ class Record:
         return Evaluation(**self.evaluation)
 
 
-_fingerprint = cache(fingerprint)  # of many runs
+@cache  # of many runs
+def _fingerprint(path: Path) -> str | None:
+    return fingerprint(str(path))
+
+
+def _data_of(cell: Cell) -> str | None:
+    """What tells a run's folder of data from others of its name; None of a data set by name."""
+    data = cell.config.data.data
+    return None if data in NAMES else _fingerprint(Path(data).resolve())
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Records:
         record = self.find(cell)
         if record is None or record.error is not None:
             return None
-        now = _fingerprint(cell.config.data.data)
+        now = _data_of(cell)
         if record.data is not None and now not in (None, record.data):
             raise ValueError(
                 f"data={cell.config.data.data}: {self.file(cell)} is of other data of that name; takes "
@@ -102,7 +110,7 @@ class Records:
 
     def write(self, cell: Cell, **outcome: Any) -> Record:
         """Keep what came of a run."""
-        settings, data = chosen_settings(cell.config), _fingerprint(cell.config.data.data)
+        settings, data = chosen_settings(cell.config), _data_of(cell)
         record = Record(cell.key, cell.contender, cell.seed, settings, data=data, **outcome)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.file(cell), json.dumps(asdict(record), indent=1) + "\n")

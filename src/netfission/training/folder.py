@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -183,6 +184,10 @@ class RunFolder:
         for path in (self.config, self.lock):
             path.unlink(missing_ok=True)
         self.path.rmdir()
+
+    def discard(self) -> None:
+        """Undo `claim` where what has run is for nothing."""
+        shutil.rmtree(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -93,6 +93,10 @@ def train(
             trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
+        except ValueError:  # a method refuses the training's length, which is known only now
+            if main_process and not resume and not folder.checkpoint.is_file():
+                folder.discard()
+            raise
         if not trainer.is_global_zero:
             return None
         folder.save_network(network, describe(config, data))
