@@ -15,6 +15,7 @@ from torch import nn
 
 import netfission as nf
 from netfission.models import create_model
+from netfission.readme import readme
 from netfission.training.folder import RunFolder
 from netfission.training.run import evaluate, load
 
@@ -150,6 +151,14 @@ def test_the_readme_is_written_from_the_runs_own_figures(finished_run, tmp_path)
     again = tmp_path / "again"
     nf.Classifier.from_pretrained(tmp_path).save_pretrained(again)
     assert (again / "evaluation.json").read_bytes() == (finished_run / "evaluation.json").read_bytes()
+
+
+def test_the_card_says_where_the_temperature_is_a_guess(finished_run):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    calibration = classifier.calibration
+    for top1, guessed in ((0.9, False), (1.0, True)):
+        own = replace(calibration, raw=calibration.raw | {"top1": top1})
+        assert ("that is a guess" in readme(classifier.card, own)) is guessed
 
 
 def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):

@@ -93,10 +93,13 @@ def _figures(evaluation: Evaluation, recipe: RunConfig | None) -> str:
 
 def _calibrated(calibration: Calibration) -> str:
     raw, scaled = calibration.raw, calibration.scaled
+    guess = (
+        " It was right on all of them, too few to be wrong on: that is a guess." if raw["top1"] == 1 else ""
+    )
     return (
         f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
         f"{calibration.n} validation images, where it took NLL from {raw['nll']:.4f} to "
-        f"{scaled['nll']:.4f} and ECE from {100 * raw['ece']:.2f} % to {100 * scaled['ece']:.2f} %."
+        f"{scaled['nll']:.4f} and ECE from {100 * raw['ece']:.2f} % to {100 * scaled['ece']:.2f} %." + guess
     )
 
 

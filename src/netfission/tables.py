@@ -28,4 +28,5 @@ def _visible(letter: str) -> str:
     return letter.encode("unicode_escape").decode() if steers else letter
 
 
+# Characters that turn the direction of writing.
 _TURNING = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
