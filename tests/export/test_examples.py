@@ -194,6 +194,17 @@ def test_an_exported_cascade_stops_where_the_cascade_does(
         assert line.endswith(f", {exits} of 3 exits")
 
 
+def test_a_cascade_that_gives_other_probabilities_is_not_kept(finished_run, digits, monkeypatch, tmp_path):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    other = torch.tensor([0.0, 2e-4])
+    monkeypatch.setattr("netfission.export.cascade._differences", lambda *_: [other])
+    with pytest.raises(RuntimeError, match=r"not kept: its probabilities on 5 images differ by 0\.0002"):
+        export_cascade(
+            classifier, Plan((1, 0), (0.5,), "margin"), tmp_path / "cascade", digits.test.images[:5]
+        )
+    assert not (tmp_path / "cascade").exists()
+
+
 def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     chosen = {"order": [0, 1], "rule": "confidence", "choice": {"thresholds": [0.625]}}

@@ -260,6 +260,11 @@ def test_fewer_bits_are_fewer_and_their_change_is_measured(
         ]
         assert set(kinds) == {"FLOAT16" if precision == "fp16" else "INT8"}
         assert_surroundings_are_in_float32(proto.graph)
+        if precision == "int8":  # each channel of a weight has a scale of its own
+            scales = {
+                t.name: t.dims for t in proto.graph.initializer if t.name.endswith("conv1.weight_scale")
+            }
+            assert scales and all(len(dims) == 1 and dims[0] > 1 for dims in scales.values())
 
 
 def assert_surroundings_are_in_float32(graph) -> None:
