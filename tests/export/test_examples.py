@@ -205,6 +205,19 @@ def test_a_cascade_that_gives_other_probabilities_is_not_kept(finished_run, digi
     assert not (tmp_path / "cascade").exists()
 
 
+def test_an_index_never_names_graphs_of_another_network(finished_run, digits, monkeypatch, tmp_path):
+    classifier, plan = nf.Classifier.from_pretrained(finished_run), Plan((1, 0), (0.5,), "margin")
+    (tmp_path / "cascade.json").write_text("of the network before")
+
+    def full(*_) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("netfission.export.cascade.write_whole", full)
+    with pytest.raises(OSError, match="disk full"):
+        export_cascade(classifier, plan, tmp_path, digits.test.images[:3])
+    assert not (tmp_path / "cascade.json").exists()
+
+
 def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     chosen = {"order": [0, 1], "rule": "confidence", "choice": {"thresholds": [0.625]}}
