@@ -67,10 +67,11 @@ def _value(kind: Any, content: Any, where: str) -> Any:
         return {to_key(name): _value(arguments[1], each, f"{where}.{name}") for name, each in content.items()}
     if kind is float:
         content = _number(content)
-    return _checked(_is(content, kind), content, where, _PLAIN[kind])
+    return _checked(_is(content, kind), content, where, PLAIN[kind])
 
 
-_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+# Plain types in words.
+PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def _number(content: Any) -> Any:
@@ -91,7 +92,7 @@ def _one_of(kinds: Sequence[Any], content: Any, where: str) -> Any:
     others = [kind for kind in kinds if kind is not NoneType]
     if len(others) == 1:
         return _value(others[0], content, where)
-    takes = " or ".join(_PLAIN[kind] for kind in others)
+    takes = " or ".join(PLAIN[kind] for kind in others)
     return _checked(any(_is(content, kind) for kind in others), content, where, takes)
 
 

@@ -10,13 +10,13 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from netfission.fission import FissionConfig
 from netfission.training.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.typed import PLAIN
 
 PARTS = (DataConfig, ModelConfig, FissionConfig, MethodConfig, TrainingConfig)
 
 
 # How jsonargparse says that a value is of another type.
 _UNFIT = re.compile(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', re.DOTALL)
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class Parser(ArgumentParser):
@@ -43,7 +43,7 @@ def _takes(kind: Any) -> str:
         return f"a list [a, b, …], each {_takes(own[0])}"
     if own:  # of a union
         return " or ".join(_takes(each) for each in own if each is not NoneType)
-    return _KINDS.get(kind, str(kind))
+    return PLAIN.get(kind, str(kind))
 
 
 def run_config(settings: Namespace) -> RunConfig:

@@ -78,9 +78,9 @@ class Grid:
 
     def _is_read(self, setting: str, contender: str) -> bool:
         """Whether a setting means something to a contender's method, and to its way of grouping."""
-        own = {**_DEFAULTS, **self.common, **self.contenders[contender]}
         if setting not in _OF_METHODS:
             return True
+        own = {**_DEFAULTS, **self.common, **self.contenders[contender]}
         method = one_of("method", typed(str, own["method"], "method"), METHODS)
         return reads(method, setting) and _OF_GROUPING.get(setting, own["grouping"]) == own["grouping"]
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from netfission.baselines import METHODS, find_method
+from netfission.baselines import METHODS, find_method, reads
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.files import write_whole
@@ -101,9 +101,10 @@ class ModelCard:
 
     def _method(self) -> MethodConfig:
         """The method's own settings; those of others may have had another default when this was written."""
-        config = typed(MethodConfig, self.method)
-        read = {"method", *METHODS[one_of("method", config.method, METHODS)].settings}
-        return typed(MethodConfig, {name: value for name, value in self.method.items() if name in read})
+        method = one_of("method", typed(MethodConfig, self.method).method, METHODS)
+        return typed(
+            MethodConfig, {name: value for name, value in self.method.items() if reads(method, name)}
+        )
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,7 @@ class RunFolder:
                 raise OSError(f"out={self.path}: cannot be written ({error.strerror})") from error
 
     def release(self) -> None:
-        """Undo `claim` where nothing has run yet."""
-        for path in (self.config, self.lock):
-            path.unlink(missing_ok=True)
-        self.path.rmdir()
-
-    def discard(self) -> None:
-        """Undo `claim` where what has run is for nothing."""
+        """Undo `claim` where nothing has run yet that is worth keeping."""
         shutil.rmtree(self.path)
 
     @contextmanager

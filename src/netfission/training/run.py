@@ -95,7 +95,7 @@ def train(
             raise KeyboardInterrupt from error
         except ValueError:  # a method refuses the training's length, which is known only now
             if main_process and not resume and not folder.checkpoint.is_file():
-                folder.discard()
+                folder.release()
             raise
         if not trainer.is_global_zero:
             return None
