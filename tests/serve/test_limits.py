@@ -7,7 +7,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from netfission.data.images import to_pixels
-from netfission.serve.limits import Limits, decoded
+from netfission.serve.limits import Limits, decoded, is_small
 
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, max_images=4, timeout_s=1.0)
 
@@ -64,3 +64,10 @@ def test_a_decompression_bomb_is_not_decoded(side):
 def test_as_many_pixels_as_may_be_are_read(make_image):
     content = make_image(size=(1000, 1000), mode="L")
     assert decoded(content, LIMITS, pixels).shape == (3, 8, 8)
+
+
+def test_what_is_small_has_few_bytes_and_few_pixels(make_image):
+    assert is_small(make_image(size=(64, 64), mode="L"))
+    assert not is_small(bomb(65, 64))
+    assert not is_small(make_image(size=(64, 64), mode="L") + bytes(2**14))
+    assert not is_small(b"hello")

@@ -95,6 +95,20 @@ def test_64_clients_at_once_get_the_classifier_s_predictions_whatever_the_batch(
     assert at_most[1] < at_most[8]  # some came together
 
 
+def test_large_images_are_decoded_where_they_hold_up_nobody(finished_run, serving, make_image, monkeypatch):
+    pixels, decoders = Classifier.pixels, []
+
+    def noted(*arguments):
+        decoders.append(threading.current_thread().name.startswith("decoder"))
+        return pixels(*arguments)
+
+    monkeypatch.setattr(Classifier, "pixels", noted)
+    with serving(finished_run) as own:
+        for side in (8, 600):
+            assert own.predict(make_image(size=(side, side)))[0] == 200
+    assert decoders == [False, True]
+
+
 def test_a_form_of_several_files(served, classifier, make_image, make_form):
     contents = [make_image(number) for number in range(5)]
     body, headers = make_form(*contents)

@@ -24,7 +24,7 @@ from netfission.classifier import Classifier
 from netfission.inference.predictions import Predictions
 from netfission.serve.answers import Answer, answers
 from netfission.serve.batching import Batcher, FullError
-from netfission.serve.limits import FORMATS, Bodies, Limits, decoded, files_of
+from netfission.serve.limits import FORMATS, Bodies, Limits, decoded, files_of, is_small
 from netfission.serve.metrics import Counted, Metrics
 
 _VERSION = version("netfission")
@@ -146,13 +146,12 @@ class Service:
         return JSONResponse({"predictions": told} | seconds if is_form else told[0] | seconds)
 
     async def _decode(self, contents: Sequence[bytes]) -> list[Tensor]:
+        await asyncio.sleep(0)  # until all that came together are announced: they make one batch
+        decode = [partial(self._decoded, contents, row) for row in range(len(contents))]
+        if all(map(is_small, contents)):
+            return [one() for one in decode]
         loop = asyncio.get_running_loop()
-        return await asyncio.gather(
-            *(
-                loop.run_in_executor(self._decoders, self._decoded, contents, row)
-                for row in range(len(contents))
-            )
-        )
+        return await asyncio.gather(*(loop.run_in_executor(self._decoders, one) for one in decode))
 
     def _decoded(self, contents: Sequence[bytes], row: int) -> Tensor:
         try:

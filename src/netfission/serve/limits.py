@@ -16,6 +16,8 @@ from torch import Tensor
 # Not all that Pillow reads: for some formats it starts other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _BODIES_AT_ONCE = 32  # of the largest size, in memory
+_SMALL_BYTES = 2**14
+_SMALL_PIXELS = 2**12
 _READ_ON = 4  # times the largest size: a client that is cut off while it sends does not see why
 _CLOSE = {"Connection": "close"}  # as more of the body may come
 
@@ -110,6 +112,17 @@ async def files_of(request: Request, body: bytes, limits: Limits) -> list[bytes]
     if not files:
         raise HTTPException(400, "the form holds no file; takes one image or more")
     return files
+
+
+def is_small(content: bytes) -> bool:
+    """Whether to decode a file takes about as long as to hand it to a thread; False where it is no image."""
+    if len(content) > _SMALL_BYTES:
+        return False
+    try:
+        image = Image.open(BytesIO(content), formats=FORMATS)
+    except Exception:  # `decoded` tells what is wrong
+        return False
+    return image.width * image.height <= _SMALL_PIXELS
 
 
 def decoded(content: bytes, limits: Limits, pixels: Callable[[Image.Image], Tensor]) -> Tensor:
