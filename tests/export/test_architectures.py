@@ -1,0 +1,45 @@
+"""Networks of every kind come back and leave as they were; `benchmarks/exports.py` goes through the large ones too."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import exports
+
+SMALL = [
+    "cifar-resnet18-w16",
+    "wrn-10-1",
+    "torchvision/densenet121",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/vgg11_bn",
+    "timm/resnet18",
+    "timm/convnext_atto",
+    "timm/convnextv2_atto",
+    "timm/regnety_002",
+    "timm/efficientnet_b0",
+    "timm/mobilenetv3_small_100",
+    "timm/vit_tiny_patch16_224",
+]
+
+
+def measured(model, grouping, formats):
+    with warnings.catch_warnings():
+        # That paths of some stages cost more than the stage; and oddities of PyTorch's own exporter.
+        warnings.simplefilter("ignore")
+        return exports.measured(exports.fissioned(model, grouping), model, formats)
+
+
+@pytest.mark.parametrize("grouping", exports.GROUPINGS)
+@pytest.mark.parametrize("model", SMALL)
+def test_a_saved_network_of_any_kind_comes_back_bit_for_bit(model, grouping):
+    assert measured(model, grouping, []) == {"loaded": True}
+
+
+@pytest.mark.parametrize("model", ["timm/convnext_atto", "timm/regnety_002", "timm/vit_tiny_patch16_224"])
+def test_other_than_plain_convolutions_are_exported(model):
+    found = measured(model, "channels", ["onnx", "pt2"])
+    for format in ("onnx", "pt2"):
+        assert found[format]["difference"] < 1e-5
