@@ -1,4 +1,4 @@
-"""Networks of every kind come back and leave as they were; `benchmarks/exports.py` tries the large ones too."""
+"""Networks of every kind come back and leave as they were; `benchmarks/exports.py` tries larger ones too."""
 
 import sys
 import warnings
