@@ -47,6 +47,8 @@ def test_values_that_are_no_numbers_stand_in_a_row():
     axes, _, curves = drawn_along(find_grid("figure5").at("laptop"), "ratio")
     assert curves["fission"][0] == list(range(7))
     assert [label.get_text() for label in axes.get_xticklabels()][:3] == ["1–1–1", "2–1–1", "1–2–1"]
+    assert {line.get_linestyle() for line in axes.lines} == {"None"}  # no curve runs between them
+    assert axes.get_legend() is None  # of one there is nothing to tell apart
 
 
 def test_along_a_setting_that_no_contender_sets_is_refused():

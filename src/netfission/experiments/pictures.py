@@ -120,7 +120,9 @@ def lines(
     settings: Mapping[str, Settings],
     along: str,
 ) -> Figure:
-    """Each figure of merit along a setting: contenders that differ in it alone are a line, others are level.
+    """Each figure of merit along a setting; contenders without it are level.
+
+    Those that differ in it alone are a line, or points where its values are no numbers.
 
     Args:
         title: of the picture.
@@ -131,6 +133,7 @@ def lines(
     """
     of_lines = _lines(figures, settings, along)
     places = _places([settings[name][along] for name in figures if along in settings[name]])
+    in_a_row = list(places.values()) == list(range(len(places)))  # there is nothing between them
     picture = Figure(figsize=(5.8 * len(merits), 4.8), layout="constrained")
     panels = picture.subplots(1, len(merits), squeeze=False)[0]
     for axes, (key, column) in zip(panels, merits.items(), strict=True):
@@ -146,16 +149,18 @@ def lines(
                 markersize=4,
                 capsize=2,
                 linewidth=1.2,
+                linestyle="none" if in_a_row else "solid",
             )
         for name in figures:
             if along not in settings[name]:
                 level = column.scale * figures[name][key].mean
                 axes.axhline(level, color="#444444", linestyle="--", linewidth=1, label=name)
-        if list(places.values()) == list(range(len(places))):
+        if in_a_row:
             axes.set_xticks(list(places.values()), list(places))
         axes.set_xlabel(along.replace("_", " "))
         _finish(axes, column, key)
-    panels[0].legend(fontsize=8, frameon=False)
+    if len(panels[0].get_legend_handles_labels()[1]) > 1:
+        panels[0].legend(fontsize=8, frameon=False)
     picture.suptitle(title, fontsize=10)
     return picture
 
