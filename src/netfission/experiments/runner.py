@@ -50,7 +50,8 @@ def run_missing(
         raise ValueError(f"workers={workers}: takes a whole number from 1")
     records = Records(out / "records")
     missing = [cell for cell in cells if records.done(cell) is None]
-    with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="run") as bar:
+    # The time left is told from the mean of all runs: the last step's is one look at the records long.
+    with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
         if ray is not None:
             _spread(missing, out, bar, ray)
         elif workers == 1:
