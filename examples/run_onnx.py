@@ -19,8 +19,12 @@ def to_pixels(image, preprocessing):
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, of which the upper 8 are taken
         image = Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
-    elif image.mode == "F" and (values := np.array(image)).min() >= 0 and values.max() <= 1:
-        image = Image.fromarray((255 * values).round().astype(np.uint8))
+    elif image.mode == "F":
+        values = np.array(image)
+        if not np.isfinite(values).all():
+            raise ValueError("it has pixels that are no finite numbers")
+        if values.min() >= 0 and values.max() <= 1:
+            image = Image.fromarray((255 * values).round().astype(np.uint8))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
@@ -59,8 +63,15 @@ def main():
     )
     given = arguments.parse_args()
 
-    session = onnxruntime.InferenceSession(given.model, providers=["CPUExecutionProvider"])
-    about = json.loads(session.get_modelmeta().custom_metadata_map["netfission"])
+    if given.risk is not None and not 0 <= given.risk <= 1:
+        arguments.error(f"--risk {given.risk}: takes a share from 0 to 1")
+    try:
+        session = onnxruntime.InferenceSession(given.model, providers=["CPUExecutionProvider"])
+        about = json.loads(session.get_modelmeta().custom_metadata_map["netfission"])
+    except Exception as error:  # onnxruntime's own kinds; or there is no such description
+        arguments.error(
+            f"{given.model}: is no network exported by netfission ({' '.join(str(error).split())})"
+        )
     names, least = about["classes"], 0.0
     if given.risk is not None:
         if about["risk_coverage"] is None:

@@ -175,6 +175,7 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
             pushed[repo_id] = {path.name for path in folder_path.iterdir()}
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr("netfission.classifier.is_in_reach", lambda: True)
     nf.Classifier.from_pretrained(finished_run).push_to_hub("someone/digits")
     assert pushed["someone/digits"] > {"config.json", "model.safetensors", "README.md"}
 
@@ -187,6 +188,7 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
         ("config.json", b"{", "config.json: cannot be read"),
         ("config.json", b"[]", "config.json: takes settings by name"),
         ("config.json", b'{"format": 2, "netfission": "9.1", "new": 1}', "has format 2, of netfission 9.1"),
+        ("config.json", b'{"shape": []}', "config.json: is not a network's description"),
         ("calibration.json", b'{"n": 3}', "calibration.json: cannot be read"),
         ("evaluation.json", b"", "evaluation.json: cannot be read"),
     ],
@@ -201,29 +203,104 @@ def test_damaged_files_are_named(file, content, message, finished_run, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_without_a_network_it_says_so(monkeypatch):
+def test_without_a_network_it_says_so(monkeypatch, small):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(ConnectionError, match="someone/net: is no folder here, and the hub cannot"):
         nf.Classifier.from_pretrained("someone/net")
+    with pytest.raises(ConnectionError, match="someone/net: cannot be pushed to, as the hub cannot"):
+        nf.Classifier.of(small, **GOOD).push_to_hub("someone/net")
     with pytest.raises(ValueError, match="no/such/folder: is no folder, nor the name of a repository"):
         nf.Classifier.from_pretrained("no/such/folder")
 
 
-def test_what_of_refuses():
-    network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
-    good = {"model": "wrn-10-1", "classes": list("abcd"), "shape": SHAPE, "mean": (0.5,) * 3}
-    good["std"] = (0.2,) * 3
-    for change, message in (
+GOOD = {"model": "wrn-10-1", "classes": list("abcd"), "shape": SHAPE, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"classes": ["a"]}, "classes: are 1 names; the network has 4"),
+        ({"classes": [1, 2, 3, 4]}, r"classes=\[1, 2, 3, 4\]: takes names"),
+        ({"classes": list("abca")}, "takes names, each another"),
         ({"shape": (2, 8, 8)}, "takes 1 or 3 channels"),
-        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            nf.Classifier.of(network, **good | change)
+        ({"shape": (3, 8)}, "takes 1 or 3 channels"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std=\[0.2, 0.0, 0.2\]: takes numbers above 0"),
+        ({"std": (0.2, 0.2)}, "std=.*takes a number for each of 3 channels"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean=.*takes a number for each of 3 channels"),
+        ({"model": "wrn-10-2"}, "model='wrn-10-2': makes another network than this"),
+        ({"model": "wrn-10-x"}, "wrn-10-x"),
+    ],
+)  # fmt: skip
+def test_what_of_refuses(small, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        nf.Classifier.of(small, **GOOD | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_of_refuses_a_grouping_that_no_name_tells():
+    network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
     network.config = None
     with pytest.raises(ValueError, match="made with a grouping of your own"):
-        nf.Classifier.of(network, **good)
+        nf.Classifier.of(network, **GOOD)
+
+
+def test_a_network_is_described_as_training_left_it():
+    network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE)).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    numbers = {
+        "shape": np.array(SHAPE),
+        "mean": torch.full((3,), 0.5),
+        "std": np.full(3, 0.2, dtype=np.float32),
+    }
+    classifier = nf.Classifier.of(network, **GOOD | numbers)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert classifier.card.mean == [0.5] * 3
+
+
+def test_a_folder_holds_nothing_of_the_network_before(finished_run, small, tmp_path):
+    nf.Classifier.from_pretrained(finished_run).save_pretrained(tmp_path)
+    readme = (tmp_path / "README.md").read_bytes()
+    with pytest.warns(UserWarning, match=r"README.md: stays as it is"):
+        nf.Classifier.of(small, **GOOD).save_pretrained(tmp_path)
+    again = nf.Classifier.from_pretrained(tmp_path)
+    assert (again.temperature, again.calibration, again.evaluation) == (1.0, None, None)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert (tmp_path / "README.md").read_bytes() == readme
+    with pytest.raises(ValueError, match="is the folder of a run; takes another"):
+        again.save_pretrained(finished_run)
+
+
+def test_where_saving_fails_the_network_before_is_kept(finished_run, small, tmp_path, monkeypatch):
+    nf.Classifier.from_pretrained(finished_run).save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("netfission.training.folder.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        nf.Classifier.of(small, **GOOD).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (torch.rand(2, *SHAPE), r"torch.float32 of shape \(2, 3, 8, 8\)"),
+        (torch.zeros(2, 3, 9, 8, dtype=torch.uint8), r"of shape \(2, 3, 9, 8\)"),
+        (torch.zeros(SHAPE, dtype=torch.uint8), r"of shape \(3, 8, 8\)"),
+        (np.zeros((2, *SHAPE), dtype=np.uint8), "of type ndarray"),
+    ],
+)
+def test_what_predict_refuses(small, pixels, told):
+    with pytest.raises(ValueError, match=rf"pixels: are .*{told}.*; takes uint8 of shape \(n, 3, 8, 8\)"):
+        nf.Classifier.of(small, **GOOD).predict(pixels)
 
 
 def test_the_description_is_json(finished_run):

@@ -9,6 +9,7 @@ from netfission.cli import parser as whole_parser
 from netfission.cli.settings import run_config
 from netfission.cli.train import default_name
 from netfission.training.config import RunConfig
+from netfission.training.folder import RunFolder
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -67,7 +68,7 @@ def test_a_recipe_with_a_value_of_another_type_is_refused_in_the_same_words(tmp_
 @pytest.mark.parametrize(
     ("request_", "rest"),
     [
-        ("train", "the same command with --resume goes on"),
+        ("train", "the same command starts over"),  # where it had begun it says otherwise
         ("compare", "the same command goes on"),
         ("reproduce grouping", "the same command goes on"),
         ("demo", "the same command goes on"),
@@ -83,6 +84,17 @@ def test_a_command_that_is_stopped_says_what_goes_on(request_, rest, capsys, mon
     monkeypatch.setattr(COMMANDS[request_.split()[0]], "run", stopped)
     assert main(request_.split()) == 130
     assert capsys.readouterr().err == f"netfission: stopped; {rest}\n"
+
+
+def test_training_that_had_begun_goes_on_with_resume(tmp_path, capsys, monkeypatch):
+    def stopped(config, out, resume):
+        RunFolder(out).claim(config, resume)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("netfission.training.run.train", stopped)
+    assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 130
+    told = "netfission: stopped; the same command with --resume goes on\n"
+    assert capsys.readouterr().err == told
 
 
 def test_an_error_cannot_steer_the_terminal(capsys):

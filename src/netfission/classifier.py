@@ -1,15 +1,22 @@
 """A trained network with all that is needed to use it on images, saved and loaded as one."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
 from huggingface_hub import ModelCard as Readme
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,12 +25,12 @@ from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.files import write_whole
-from netfission.hub import quick_when_offline
+from netfission.hub import is_in_reach, quick_when_offline
 from netfission.inference.predictions import Predictions
 from netfission.network import FissionNetwork
 from netfission.readme import readme
 from netfission.training.config import RunConfig
-from netfission.training.folder import Factory, ModelCard, RunFolder
+from netfission.training.folder import Factory, ModelCard, RunFolder, WeightsError, weights
 
 _FILES = ("config.json", "model.safetensors", "calibration.json", "evaluation.json")
 
@@ -71,44 +78,46 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> Self:
-        """Describe a network that was fissioned and trained by code of your own.
+        """Describe a network that was fissioned and trained by code of your own; it goes into eval mode.
 
         Args:
             network: what `fission` gave, trained.
             model: the name that `netfission.models.create_model` makes the model of; None where a factory of
                 your own made it, which `from_pretrained` is to be given then.
-            classes: their names, in the order of the logits.
-            shape: channels, height and width of the images it was trained on.
+            classes: their names, each another, in the order of the logits.
+            shape: channels (1 or 3), height and width of the images it was trained on.
             mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
             std: of each channel, on the same scale; images are divided by it.
 
         Raises:
-            ValueError: the network was made with a `Grouping` object, which no name tells; or an argument is
-                not what it takes.
+            ValueError: the network was made with a `Grouping` object, which no name tells; it is not what
+                `model` makes; or an argument is not what it takes.
         """
         if network.config is None:
             raise ValueError("network: was made with a grouping of your own; takes one given by its name")
-        channels = shape[0]
-        if channels not in (1, 3) or len(shape) != 3:
-            raise ValueError(f"shape={list(shape)}: takes 1 or 3 channels, height and width")
-        if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
-            raise ValueError(
-                f"mean={list(mean)}, std={list(std)}: take a number for each channel, std above 0"
-            )
         card = ModelCard(
             model,
             list(classes),
-            list(shape),
-            list(mean),
-            list(std),
+            list(map(int, shape)),
+            list(map(float, mean)),
+            list(map(float, std)),
             asdict(network.config),
             version("netfission"),
         )
+        own = cls(network, card)
         with torch.no_grad():
-            logits = network(torch.zeros(2, *shape, device=next(network.parameters()).device))
+            logits = network(torch.zeros(2, *card.shape, device=own.device))
         if logits.shape[2] != len(card.classes):
             raise ValueError(f"classes: are {len(card.classes)} names; the network has {logits.shape[2]}")
-        return cls(network, card)
+        if model is not None:
+            try:
+                card.restore(weights(network))
+            except WeightsError as error:
+                raise ValueError(
+                    f"model={model!r}: makes another network than this ({error}); takes its own name, or "
+                    "None and `factory` when it is loaded"
+                ) from error
+        return own
 
     @property
     def temperature(self) -> float:
@@ -148,8 +157,14 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
                 took on the validation split. Default: it never abstains.
 
         Raises:
-            ValueError: `risk` is given and nothing was calibrated, or it is outside [0, 1].
+            ValueError: `pixels` are not that; `risk` is given and nothing was calibrated, or it is outside
+                [0, 1].
         """
+        takes = f"takes uint8 of shape (n, {', '.join(map(str, self.card.shape))}), see `Classifier.pixels`"
+        if not isinstance(pixels, Tensor):
+            raise ValueError(f"pixels: are of type {type(pixels).__name__}; {takes}")
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.card.shape:
+            raise ValueError(f"pixels: are {pixels.dtype} of shape {tuple(pixels.shape)}; {takes}")
         return Predictions(self.logits(pixels) / self.temperature, self.threshold(risk))
 
     def threshold(self, risk: float | None) -> float | None:
@@ -192,8 +207,68 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         recipe = folder.load_config() if folder.config.is_file() else None
         return cls(network, card, folder.load_calibration(), folder.load_evaluation(), recipe)
 
+    # The mixin's own removes a file before it writes.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **settings: Any,
+    ) -> str | None:
+        """Write the network's files into a folder, in place of those of a network that it held before.
+
+        All are written before the first takes its name, so that where this fails nothing has changed. A
+        README that is there already stays; where it is not this network's, a warning says so.
+
+        Args:
+            save_directory: the folder; made where it is not there.
+            repo_id: see `push_to_hub`; default the folder's name.
+            push_to_hub: whether to push it, too.
+            settings: of `huggingface_hub.ModelHubMixin.push_to_hub`.
+
+        Returns:
+            The address of the commit on the hub, where it was pushed.
+
+        Raises:
+            ValueError: the folder is that of a run.
+            OSError: it cannot be written.
+            ConnectionError: the hub is out of reach.
+        """
+        folder = RunFolder(Path(save_directory))
+        if folder.config.is_file():
+            raise ValueError(f"save_directory={save_directory}: is the folder of a run; takes another")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".saving-", dir=folder.path) as made:
+            super().save_pretrained(made)
+            _take_over(Path(made), folder.path)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.path.name, **settings)
+        return None
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
+        """Write the network's files into a repository of the hub, which is made where it is not there.
+
+        Args:
+            repo_id: its name, `OWNER/NAME`.
+            settings: of `huggingface_hub.ModelHubMixin.push_to_hub`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: the hub has no such name or does not let you write there.
+            ConnectionError: the hub is out of reach.
+        """
+        if not is_in_reach():
+            raise ConnectionError(f"{repo_id}: cannot be pushed to, as the hub cannot be reached")
+        try:
+            return super().push_to_hub(repo_id, **settings)
+        except (HFValidationError, HfHubHTTPError) as error:
+            raise ValueError(f"{repo_id}: cannot be pushed to ({str(error).splitlines()[0]})") from error
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Called by `save_pretrained` and `push_to_hub`."""
+        """Called by the mixin's `save_pretrained`."""
         folder = RunFolder(save_directory)
         folder.save_network(self.network, self.card)
         if self.calibration is not None:
@@ -204,6 +279,20 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Readme:
         """The repository's README, from what is known of the network."""
         return Readme(readme(self.card, self.calibration, self.evaluation, self.recipe))
+
+
+def _take_over(made: Path, folder: Path) -> None:
+    """Put the files of a network that was just written in place of those of the one before."""
+    readme = folder / "README.md"
+    if not readme.exists():
+        (made / readme.name).replace(readme)
+    elif readme.read_bytes() != (made / readme.name).read_bytes():
+        warnings.warn(f"{readme}: stays as it is; without it, one is written of this network", stacklevel=3)
+    for name in _FILES:
+        if (made / name).is_file():
+            (made / name).replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _downloaded(name: str, **settings: Any) -> Path:

@@ -30,14 +30,22 @@ def quick_when_offline() -> Iterator[None]:
 
     Left alone it retries each file for half a minute before it turns to its cache.
     """
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
-    except Exception:  # the client's own exceptions, which differ between its releases
-        constants.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = before or not is_in_reach()
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def is_in_reach() -> bool:
+    """Whether the hub answers."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
+    except Exception:  # the client's own exceptions, which differ between its releases
+        return False
+    return True

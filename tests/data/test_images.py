@@ -58,6 +58,12 @@ def test_floating_point_runs_to_1_or_to_255(values, pixels):
         assert to_pixels(image, "L", (2, 2)).flatten().tolist() == pixels
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_finite_number_is_refused(value):
+    with pytest.raises(ValueError, match="pixels that are no finite numbers"):
+        to_pixels(Image.fromarray(np.array([[0.5, value]], dtype=np.float32)), "L", (1, 2))
+
+
 def test_what_is_transparent_lies_on_white():
     seen = rgb(Image.fromarray(np.dstack([COLOURS, np.array([[255, 0], [0, 255]], dtype=np.uint8)])))
     assert np.array_equal(seen[0, 0], COLOURS[0, 0])

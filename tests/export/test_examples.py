@@ -112,6 +112,21 @@ def test_run_onnx_answers_what_can_be_read(finished_run, digits, files, bad, tmp
     assert run_alone("run_onnx.py", tmp_path / "model.onnx", *bad, bad=len(bad)) == ""
 
 
+def test_run_onnx_refuses_what_is_no_such_network(finished_run, digits, files, tmp_path) -> None:
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
+    (tmp_path / "text.onnx").write_text("no network")
+    for name, flags, told in (
+        ("nowhere.onnx", [], "is no network exported by netfission"),
+        ("text.onnx", [], "is no network exported by netfission"),
+        ("model.onnx", ["--risk", "nan"], "--risk nan: takes a share from 0 to 1"),
+    ):
+        command = [sys.executable, EXAMPLES / "run_onnx.py", tmp_path / name, files[0], *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2
+        assert told in done.stderr.splitlines()[-1]
+
+
 def drawn(mode: str, size: tuple[int, int]) -> Image.Image:
     generator = np.random.default_rng(0)
     if mode == "I;16":

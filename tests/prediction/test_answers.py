@@ -191,4 +191,5 @@ def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expe
     pipe, link = answers(classifier, [tmp_path / "pipe.png", tmp_path / "link.png"])
     assert pipe == Failure(tmp_path / "pipe.png", "is no regular file")
     assert_close(link, expected[files[0]])
-    assert find_images([str(tmp_path)]) == [tmp_path / "link.png"]
+    assert find_images([str(tmp_path)]) == [tmp_path / "link.png", tmp_path / "pipe.png"]
+    assert image_files(tmp_path) == [tmp_path / "link.png"]

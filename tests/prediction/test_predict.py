@@ -113,6 +113,32 @@ def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_p
     assert answered["class"].startswith("digit ")
 
 
+def test_a_folder_tells_of_all_that_is_named_as_an_image(digits_run, digit_files, tmp_path, capsys):
+    folder, linked = tmp_path / "folder", tmp_path / "linked"
+    folder.mkdir()
+    linked.mkdir()
+    for place in (folder / "a.png", folder / ".hidden.png", linked / "b.png"):
+        shutil.copy(image_files(digit_files / "test")[0], place)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link").symlink_to(linked)
+    (linked / "back").symlink_to(folder)  # which would lead round for ever
+    said = records(predict(capsys, digits_run.path, folder, "--format", "jsonl", status=1))
+    told = {each["image"].removeprefix(f"{folder}/"): each.get("error") for each in said}
+    assert told == {
+        "a.png": None,
+        "gone.png": "no such file or directory",
+        "link/b.png": None,
+        "pipe.png": "is no regular file",
+    }
+
+
+def test_names_from_a_closed_standard_input_are_refused(digits_run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["predict", str(digits_run.path), "-"]) == 2
+    assert capsys.readouterr().err == "netfission: images=-: standard input is closed\n"
+
+
 def test_an_empty_folder_is_no_image(digits_run, tmp_path, capsys):
     assert main(["predict", str(digits_run.path), str(tmp_path)]) == 1
     assert capsys.readouterr().err == "netfission: folders without images: 1\n"

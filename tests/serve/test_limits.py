@@ -7,7 +7,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from netfission.data.images import to_pixels
-from netfission.serve.limits import Limits, decoded, is_small
+from netfission.serve.limits import Limits, check_pixels, decoded, is_small
 
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, max_images=4, timeout_s=1.0)
 
@@ -70,4 +70,9 @@ def test_what_is_small_has_few_bytes_and_few_pixels(make_image):
     assert is_small(make_image(size=(64, 64), mode="L"))
     assert not is_small(bomb(65, 64))
     assert not is_small(make_image(size=(64, 64), mode="L") + bytes(2**14))
-    assert not is_small(b"hello")
+
+
+def test_pixels_are_counted_over_all_images_of_a_request():
+    check_pixels([bomb(1000, 999), b"hello"], LIMITS)
+    with pytest.raises(HTTPException, match="413: the images have more than 1,000,000 pixels together"):
+        check_pixels([bomb(1000, 999), bomb(50, 50)], LIMITS)

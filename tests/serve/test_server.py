@@ -141,6 +141,7 @@ def test_requests_that_cannot_be_answered(served, make_image, make_form):
         (blank.getvalue(), {}, 413, "1,000,000 pixels"),
         (bytes(200_001), {}, 413, "200,000 bytes"),
         (bytes(1_000_000), {}, 413, "200,000 bytes"),
+        (make_form(blank.getvalue()[:1000] + image, image)[0], headers, 413, "1,000,000 pixels together"),
         (form[:-10], headers, 400, "form"),
         (form, {"Content-Type": "multipart/form-data"}, 400, "boundary"),
         (b"nothing of the kind", headers, 400, "form"),
@@ -216,11 +217,12 @@ def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_
 def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving, make_image, monkeypatch):
     monkeypatch.setattr("netfission.serve.server._HEAD_S", 0.5)
     with serving(finished_run, timeout_s=0.5) as own, ThreadPoolExecutor() as pool:
-        beginning = [b"", b"POST /predict HTTP/1.1\r\nHos", head(100) + b"slow"]
-        silent, in_head, in_body = (pool.submit(raw, own.port, content) for content in beginning)
+        beginning = [b"", b"POST /predict HTTP/1.1\r\nHos", head(100) + b"slow", head(10**12) + b"slow"]
+        silent, in_head, in_body, huge = (pool.submit(raw, own.port, content) for content in beginning)
         assert silent.result() == b""
         assert in_head.result() == b""
         assert in_body.result().startswith(b"HTTP/1.1 408 ")
+        assert huge.result().startswith(b"HTTP/1.1 413 ")
         assert b'{"error":"the request took more than 0.5 s to arrive"}' in in_body.result()
 
 

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, 1 if getattr(error, "errno", None) == errno.ENOSPC else 2)
     except RuntimeError as error:
         return _report(error, 1)
-    except KeyboardInterrupt:
-        return _report(KeyboardInterrupt(_stopped(command)), 130)
+    except KeyboardInterrupt as error:
+        return _report(KeyboardInterrupt(str(error) or _stopped(command)), 130)
     return 0
 
 
@@ -62,8 +62,6 @@ def _stopped(command: str) -> str:
     """What is left when a command was stopped."""
     if command in ("compare", "demo", "reproduce"):
         return "stopped; the same command goes on"
-    if command == "train":
-        return "stopped; the same command with --resume goes on"
     return "stopped; the same command starts over"
 
 

@@ -123,6 +123,8 @@ def _names(images: list[str]) -> Iterator[str]:
         if name != "-":
             yield name
             continue
+        if sys.stdin is None:
+            raise ValueError("images=-: standard input is closed")
         _any_file_name(sys.stdin)
         yield from filter(None, (line.rstrip("\n") for line in sys.stdin))
 

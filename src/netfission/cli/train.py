@@ -24,12 +24,18 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Train, evaluate and save one network."""
     from netfission.evaluation.trust import Trust
+    from netfission.training.folder import RunFolder
     from netfission.training.run import train as train_run
 
     config = run_config(settings)
     out = Path(settings.out or Path("runs") / default_name(config))
     print(f"writing to {out}", flush=True)
-    evaluation = train_run(config, out, resume=settings.resume)
+    try:
+        evaluation = train_run(config, out, resume=settings.resume)
+    except KeyboardInterrupt as error:
+        begun = RunFolder(out).config.is_file()
+        way = "with --resume goes on" if begun else "starts over"
+        raise KeyboardInterrupt(f"stopped; the same command {way}") from error
     if evaluation is not None:
         trust = Trust.from_json((out / "trust.json").read_text(encoding="utf-8"))
         print(f"\ntest split of {config.data.data}\n{evaluation.table()}\n{trust.summary()}\nwrote {out}")

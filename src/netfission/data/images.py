@@ -18,7 +18,8 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
     it is clipped. An image of another size is scaled until it covers `size` (bilinear, with antialiasing),
     and its centre is taken.
 
-    Raises whatever Pillow's decoders raise: OSError, SyntaxError, struct.error and others.
+    Raises ValueError for floating point that is not finite, and whatever Pillow's decoders raise: OSError,
+    SyntaxError, struct.error and others.
     """
     upright = ImageOps.exif_transpose(image)
     pixels = _on_white(_of_eight_bits(upright)).convert(mode)
@@ -33,8 +34,12 @@ def _of_eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, which Pillow would clip at 255, and floating point to 1, which it would cut off."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
-    if image.mode == "F" and (values := np.array(image)).min() >= 0 and values.max() <= 1:
-        return Image.fromarray((255 * values).round().astype(np.uint8))
+    if image.mode == "F":
+        values = np.array(image)
+        if not np.isfinite(values).all():
+            raise ValueError("it has pixels that are no finite numbers")
+        if values.min() >= 0 and values.max() <= 1:
+            return Image.fromarray((255 * values).round().astype(np.uint8))
     return image
 
 

@@ -1,5 +1,7 @@
 """Images whose labels are of no account: those of another data set, or of any folder."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,25 +20,32 @@ _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 def image_files(folder: Path) -> list[Path]:
     """The files below a folder, sorted, whose name ends as those of an image that Pillow reads.
 
-    Files and folders whose name begins with a dot are left out.
+    Folders that are linked to count as any other; files and folders whose name begins with a dot are left
+    out.
     """
-    return images_and_others(folder)[0]
+    return [path for path in images_and_others(folder)[0] if path.is_file()]
 
 
 def images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
-    """`image_files`, and the files whose name ends otherwise."""
+    """`image_files`, with what is named so and is no file or not there; and what has other names."""
     suffixes = {
         suffix
         for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in _NOT_DECODED
     }
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
-    )
-    images = [path for path in files if path.suffix.lower() in suffixes]
-    return images, [path for path in files if path.suffix.lower() not in suffixes]
+    paths = sorted(_below(folder))
+    images = [path for path in paths if path.suffix.lower() in suffixes]
+    return images, [path for path in paths if path.suffix.lower() not in suffixes]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All that is no folder, each folder looked into once however many links lead to it."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        own = os.path.realpath(place)
+        folders[:] = [] if own in seen else [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if own not in seen and not name.startswith("."))
+        seen.add(own)
 
 
 def unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:

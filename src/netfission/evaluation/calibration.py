@@ -1,6 +1,7 @@
 """What a run's validation split says about how far its probabilities can be trusted."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.inference.calibration import fit_temperature
+from netfission.typed import typed
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Calibration:
     raw: dict[str, float]
     scaled: dict[str, float]
     risk_coverage: RiskCoverage
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: takes a number above 0")
 
     @classmethod
     def fit(cls, logits: Tensor, labels: Tensor) -> Self:
@@ -55,8 +61,4 @@ class Calibration:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote; ValueError where it is not that."""
-        try:
-            content = json.loads(text)
-            return cls(**content | {"risk_coverage": RiskCoverage(**content["risk_coverage"])})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"text is not what Calibration.to_json writes: {error}") from None
+        return typed(cls, json.loads(text))

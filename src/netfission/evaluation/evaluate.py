@@ -18,6 +18,7 @@ from netfission.inference.ensemble import (
     predictive_entropy,
 )
 from netfission.modes import in_mode
+from netfission.typed import typed
 
 _IN_PERCENT = {"top1", "top5", "ece"}  # in table() alone
 
@@ -51,10 +52,7 @@ class Evaluation:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote; ValueError where it is not that."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"text is not what Evaluation.to_json writes: {error}") from None
+        return typed(cls, json.loads(text))
 
     def table(self) -> str:
         """Give the figures as aligned plain text, a line per exit and one for the ensemble."""

@@ -84,4 +84,4 @@ def _read(classifier: Classifier, path: Path) -> Tensor:
         with Image.open(path) as image:
             return classifier.pixels(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        raise ValueError(f"images={path}: cannot be read ({type(error).__name__})") from error
+        raise ValueError(f"images={path}: cannot be read ({' '.join(str(error).split())})") from error

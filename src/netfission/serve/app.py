@@ -24,7 +24,7 @@ from netfission.classifier import Classifier
 from netfission.inference.predictions import Predictions
 from netfission.serve.answers import Answer, answers
 from netfission.serve.batching import Batcher, FullError
-from netfission.serve.limits import FORMATS, Bodies, Limits, decoded, files_of, is_small
+from netfission.serve.limits import FORMATS, Bodies, Limits, check_pixels, decoded, files_of, is_small
 from netfission.serve.metrics import Counted, Metrics
 
 _VERSION = version("netfission")
@@ -151,6 +151,8 @@ class Service:
         if all(map(is_small, contents)):
             return [one() for one in decode]
         loop = asyncio.get_running_loop()
+        if len(contents) > 1:
+            await loop.run_in_executor(self._decoders, check_pixels, contents, self._limits)
         return await asyncio.gather(*(loop.run_in_executor(self._decoders, one) for one in decode))
 
     def _decoded(self, contents: Sequence[bytes], row: int) -> Tensor:

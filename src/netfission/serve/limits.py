@@ -1,7 +1,7 @@
 """What a request may bring: how many bytes, in what time, and which images."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -28,7 +28,7 @@ class Limits:
 
     Attributes:
         max_bytes: in its body.
-        max_pixels: of an image, width × height.
+        max_pixels: of the images in a request together, width × height each.
         max_images: in a form.
         timeout_s: seconds in which it must have come, and in which it is answered from then.
     """
@@ -63,7 +63,8 @@ class Bodies:
     async def _receive(self, request: Request, body: bytearray) -> None:
         most = self._limits.max_bytes
         too_large = HTTPException(413, f"the request takes more than {most:,} bytes", _CLOSE)
-        if int(request.headers.get("content-length", 0)) > most and "expect" in request.headers:
+        told = int(request.headers.get("content-length", 0))
+        if told > most and "expect" in request.headers:
             raise too_large  # before such a client begins to send
         received = 0
         try:
@@ -75,6 +76,8 @@ class Bodies:
                     elif received > _READ_ON * most:
                         raise too_large
         except TimeoutError as error:
+            if max(told, received) > most:
+                raise too_large from error
             seconds = self._limits.timeout_s
             raise HTTPException(408, f"the request took more than {seconds:g} s to arrive", _CLOSE) from error
         if received > most:
@@ -115,14 +118,8 @@ async def files_of(request: Request, body: bytes, limits: Limits) -> list[bytes]
 
 
 def is_small(content: bytes) -> bool:
-    """Whether to decode a file takes about as long as to hand it to a thread; False where it is no image."""
-    if len(content) > _SMALL_BYTES:
-        return False
-    try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
-    except Exception:  # `decoded` tells what is wrong
-        return False
-    return image.width * image.height <= _SMALL_PIXELS
+    """Whether to decode a file takes about as long as to hand it to a thread."""
+    return len(content) <= _SMALL_BYTES and _pixels(content) <= _SMALL_PIXELS
 
 
 def decoded(content: bytes, limits: Limits, pixels: Callable[[Image.Image], Tensor]) -> Tensor:
@@ -148,6 +145,25 @@ def decoded(content: bytes, limits: Limits, pixels: Callable[[Image.Image], Tens
     except Exception as error:  # Pillow's decoders raise errors of every kind
         raise HTTPException(400, f"the image is damaged: {' '.join(str(error).split())}") from error
     raise _too_many_pixels(limits)
+
+
+def check_pixels(contents: Sequence[bytes], limits: Limits) -> None:
+    """Bound the work that one request makes.
+
+    Raises:
+        HTTPException: the images that can be read have too many pixels together (413).
+    """
+    if sum(map(_pixels, contents)) > limits.max_pixels:
+        raise HTTPException(413, f"the images have more than {limits.max_pixels:,} pixels together")
+
+
+def _pixels(content: bytes) -> int:
+    """How many an image has; 0 where it is none, of which `decoded` tells what is wrong."""
+    try:
+        image = Image.open(BytesIO(content), formats=FORMATS)
+    except Exception:  # Pillow's decoders raise errors of every kind
+        return 0
+    return image.width * image.height
 
 
 def _too_many_pixels(limits: Limits) -> HTTPException:

@@ -36,7 +36,7 @@ class Settings:
         max_batch: images that are run at once, and that come in one form.
         max_wait_ms: that a batch waits for images that are being decoded.
         max_bytes: of a request.
-        max_pixels: of an image, at most what Pillow takes for safe.
+        max_pixels: of the images in a request together, at most what Pillow takes for safe.
         timeout_s: for a request to come, and then to be answered.
     """
 

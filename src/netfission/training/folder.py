@@ -1,6 +1,7 @@
 """A run's folder: what lies in it, how it is claimed, saved to and read back."""
 
 import json
+import math
 import platform
 import shutil
 import warnings
@@ -18,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from netfission.baselines import METHODS, find_method, reads
 from netfission.evaluation import Evaluation
@@ -38,14 +39,20 @@ Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name
 FORMAT = 1  # of config.json
 
 
+class WeightsError(ValueError):
+    """Weights are not those of the network."""
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """All that is needed to build the trained network again and feed it: `config.json`.
 
+    Raises ValueError where an attribute is not what it takes.
+
     Attributes:
         model: its name, see `netfission.models.create_model`; None where a factory of the user's own made it.
-        classes: names of the classes, in the order of the logits.
-        shape: channels, height and width of an image.
+        classes: names of the classes, each another, in the order of the logits.
+        shape: channels (1 or 3), height and width of an image.
         mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
         std: of each channel, on the same scale; images are divided by it.
         fission: the settings it was fissioned with; of a baseline the number of its members.
@@ -63,6 +70,19 @@ class ModelCard:
     netfission: str
     method: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in self.classes) or len(set(self.classes)) < len(
+            self.classes
+        ):
+            raise ValueError(f"classes={self.classes}: takes names, each another")
+        if len(self.shape) != 3 or self.shape[0] not in (1, 3) or min(self.shape) < 1:
+            raise ValueError(f"shape={self.shape}: takes 1 or 3 channels, height and width")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.shape[0] or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name}={values}: takes a number for each of {self.shape[0]} channels")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std}: takes numbers above 0")
 
     def single(self, factory: Factory | None = None) -> nn.Module:
         """The single network with fresh weights, on the CPU.
@@ -98,6 +118,29 @@ class ModelCard:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
             return find_method(self._method()).build(plan).eval()
+
+    def restore(self, state: Mapping[str, Tensor], factory: Factory | None = None) -> nn.Module:
+        """The network with those weights, on the CPU, in eval mode.
+
+        Args:
+            state: its weights and masks.
+            factory: see `single`.
+
+        Raises:
+            ValueError: the network cannot be built, or the weights are another's.
+        """
+        network = self.build(factory)
+        try:
+            has_own_widths = self.fission.get("grouping") == "channels"
+            if has_own_widths:
+                fit(network, {name: tensor.shape for name, tensor in state.items()})
+            network.load_state_dict(state)
+            if has_own_widths:
+                with torch.no_grad():
+                    network(torch.zeros(1, *self.shape))  # layers that do not fit one another are found here
+        except RuntimeError as error:
+            raise WeightsError(str(error).splitlines()[0]) from error
+        return network
 
     def _method(self) -> MethodConfig:
         """The method's own settings; those of others may have had another default when this was written."""
@@ -239,9 +282,8 @@ class RunFolder:
 
     def save_network(self, network: nn.Module, card: ModelCard) -> None:
         """Write weights, masks and card, each whole or not at all."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         write_whole(self.card, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
-        write_whole(self.weights, save(state))
+        write_whole(self.weights, save(weights(network)))
 
     def load_card(self) -> ModelCard:
         """The description of the trained network.
@@ -275,22 +317,13 @@ class RunFolder:
             ValueError: a file is missing or damaged, or the two do not belong together.
         """
         card = self.load_card()
-        network = card.build(factory)
         if not self.weights.is_file():
             raise ValueError(f"{self.weights}: is missing; the run may not have ended, train with resume")
         try:
-            state = load_file(self.weights)
-            has_own_widths = card.fission.get("grouping") == "channels"
-            if has_own_widths:
-                fit(network, {name: tensor.shape for name, tensor in state.items()})
-            network.load_state_dict(state)
-            if has_own_widths:
-                with torch.no_grad():
-                    network(torch.zeros(1, *card.shape))  # layers that do not fit one another are found here
-        except (SafetensorError, RuntimeError) as error:
+            return card.restore(load_file(self.weights), factory), card
+        except (SafetensorError, WeightsError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.weights}: are not the weights of {self.card} ({reason})") from error
-        return network, card
 
     def load_calibration(self) -> Calibration | None:
         """What the validation split said; None where there was none. ValueError where it is damaged."""
@@ -299,6 +332,11 @@ class RunFolder:
     def load_evaluation(self) -> Evaluation | None:
         """The figures on the test split; None where there are none yet. ValueError where they are damaged."""
         return _parsed(self.evaluation, Evaluation.from_json)
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """The network's weights and masks, on the CPU."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
 def environment() -> dict[str, Any]:
