@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from netfission.files import write_whole
+from netfission.files import write_together, write_whole
 
 
 def disk_full(*_: object, **__: object) -> NoReturn:
@@ -105,3 +105,24 @@ def test_errors_name_the_file_asked_for(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError) as caught_other:
         write_whole(inside_a_file, "")
     assert caught_other.value.filename == str(inside_a_file)
+
+
+def test_of_files_that_belong_together_none_changes_where_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    write_together({first: "old", second: b"old"})
+    assert (first.read_text(), second.read_text()) == ("old", "old")
+    done = []
+
+    def full_at_the_second(_: int) -> None:
+        done.append(1)
+        if len(done) == 2:
+            disk_full()
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_together({first: "new", second: "new"})
+    assert caught.value.filename == str(second)
+    assert (first.read_text(), second.read_text()) == ("old", "old")
+    assert sorted(tmp_path.iterdir()) == [first, second]

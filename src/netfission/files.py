@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -17,17 +18,46 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: The write failed (full disk, no such folder, no permission). `path` is as it
             was, no temporary file is left, and the error's `filename` is `path`.
     """
-    data = content.encode() if isinstance(content, str) else content
-    # tempfile would make the file readable by its owner alone; open() follows the umask.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    write_together({path: content})
+
+
+def write_together(files: Mapping[Path, str | bytes]) -> None:
+    """`write_whole` of files that belong together: none changes before all are safely on disk.
+
+    Args:
+        files: contents by path; they change in this order.
+
+    Raises:
+        OSError: see `write_whole`; where it was for want of space, no file has changed.
+    """
+    with contextlib.ExitStack() as cleanup:
+        written = {}
+        for path, content in files.items():
+            # tempfile would make the file readable by its owner alone; open() follows the umask.
+            written[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            cleanup.callback(_remove, written[path])
+            with _named_in_errors(path):
+                _write(written[path], content.encode() if isinstance(content, str) else content)
+        for path, temporary in written.items():
+            with _named_in_errors(path):
+                temporary.replace(path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # gone already, or never made
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already, or never made
-            temporary.unlink()

@@ -1,7 +1,9 @@
 """The scripts that run exported files: all that netfission would say, without it."""
 
+import errno
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -220,17 +222,22 @@ def test_a_cascade_that_gives_other_probabilities_is_not_kept(finished_run, digi
     assert not (tmp_path / "cascade").exists()
 
 
-def test_an_index_never_names_graphs_of_another_network(finished_run, digits, monkeypatch, tmp_path):
+def test_a_cascade_that_cannot_be_written_leaves_the_one_before(finished_run, digits, monkeypatch, tmp_path):
     classifier, plan = nf.Classifier.from_pretrained(finished_run), Plan((1, 0), (0.5,), "margin")
-    (tmp_path / "cascade.json").write_text("of the network before")
+    before = {"step0.onnx": b"of the network before", "cascade.json": b"that, too"}
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    synced = []
 
-    def full(*_) -> None:
-        raise OSError("disk full")
+    def full_at_the_second(_: int) -> None:
+        synced.append(1)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr("netfission.export.cascade.write_whole", full)
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
     with pytest.raises(OSError, match="disk full"):
         export_cascade(classifier, plan, tmp_path, digits.test.images[:3])
-    assert not (tmp_path / "cascade.json").exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:

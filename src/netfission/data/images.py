@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 Mode = Literal["L", "RGB"]
@@ -48,3 +48,12 @@ def _on_white(image: Image.Image) -> Image.Image:
         return image
     layers = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+
+
+def why_unreadable(error: Exception) -> str:
+    """What kept an image from being read, in one line that does not name it."""
+    if isinstance(error, UnidentifiedImageError):
+        return "is no image that can be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__

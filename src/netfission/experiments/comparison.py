@@ -14,7 +14,7 @@ from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.figures import COLUMNS, Figures
 from netfission.experiments.pictures import against_cost, drawn, lines
-from netfission.files import write_whole
+from netfission.files import write_together
 from netfission.tables import aligned
 from netfission.words import counted
 
@@ -148,8 +148,7 @@ class Comparison:
             "comparison.json": json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n",
             **drawn(self._picture()),
         }
-        for name, content in files.items():
-            write_whole(out / name, content)
+        write_together({out / name: content for name, content in files.items()})
         return [out / name for name in files]
 
 

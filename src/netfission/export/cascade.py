@@ -16,7 +16,7 @@ from netfission.export.formats import Run
 from netfission.export.metadata import metadata
 from netfission.export.module import INPUT, plain
 from netfission.export.onnx import OnnxModel
-from netfission.files import write_whole
+from netfission.files import write_together
 from netfission.inference.cascade import Cascade, Rule, exit_costs, step_by_step, sureness
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork
@@ -175,10 +175,8 @@ def export_cascade(
     checked = {"images": len(images), "difference": worst, "tolerance": TOLERANCE}
     index = metadata(classifier) | {"checked": checked, "rule": plan.rule, "steps": _index(plan, steps)}
     folder.mkdir(exist_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)  # where it is, what it names is there, and of the same network
-    for name, content in files.items():
-        write_whole(folder / name, content)
-    write_whole(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    graphs: dict[Path, str | bytes] = {folder / name: content for name, content in files.items()}
+    write_together(graphs | {folder / INDEX: json.dumps(index, indent=1, ensure_ascii=False) + "\n"})
     return worst
 
 

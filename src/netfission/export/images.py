@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from netfission.classifier import Classifier
 from netfission.data import ImageData, Split
+from netfission.data.images import why_unreadable
 from netfission.data.outside import image_files
 from netfission.data.splits import TensorSplit
 from netfission.training.config import RunConfig
@@ -84,4 +85,4 @@ def _read(classifier: Classifier, path: Path) -> Tensor:
         with Image.open(path) as image:
             return classifier.pixels(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        raise ValueError(f"images={path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise ValueError(f"images={path}: {why_unreadable(error)}") from error

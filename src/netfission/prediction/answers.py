@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from netfission.classifier import Classifier
+from netfission.data.images import why_unreadable
 from netfission.data.outside import images_and_others
 
 _READERS = 4  # threads; Pillow's decoders let others run
@@ -127,15 +128,7 @@ def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] 
         with Image.open(image) as opened:
             return image, classifier.pixels(opened)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        return Failure(image, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "is no image that can be read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return " ".join(str(error).split()) or type(error).__name__
+        return Failure(image, why_unreadable(error))
 
 
 def _answered(

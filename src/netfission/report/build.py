@@ -17,7 +17,7 @@ from tqdm import tqdm
 from netfission.baselines import METHODS
 from netfission.classifier import Classifier
 from netfission.evaluation.corruption import LEAST_SIDE
-from netfission.files import write_whole
+from netfission.files import write_together
 from netfission.network import FissionNetwork
 from netfission.report.figures import standard_error
 from netfission.report.network import short
@@ -118,7 +118,9 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
         figures=quote(kept.folder.name),
         version=version("netfission"),
     )
-    write_whole(page, text)
+    for file in kept.files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_together(kept.files | {page: text})
     return page
 
 
@@ -130,19 +132,23 @@ def _check_out(out: Path) -> None:
 
 
 class _Figures:
-    """Keeps figures beside the page."""
+    """Figures beside the page.
+
+    Attributes:
+        folder: where they are to be.
+        files: their contents by path.
+    """
 
     def __init__(self, page: Path) -> None:
         self.folder = page.with_suffix("")
+        self.files: dict[Path, str | bytes] = {}
 
     def keep(self, wanted: Wanted, run: Run | None = None) -> Plot:
-        """Draw one and write it; of a run among several in a folder of its own. Gives it for the page."""
+        """Draw one; of a run among several in a folder of its own. Gives it for the page."""
         name = f"{wanted.name}.svg"
         place = Path(run.key, name) if run is not None and run.letter else Path(name)
-        file = self.folder / place
-        file.parent.mkdir(parents=True, exist_ok=True)
         svg = wanted.draw()
-        write_whole(file, svg)
+        self.files[self.folder / place] = svg
         key = f"{run.key if run else 'runs'}-{wanted.name}"
         part = Markup(inline(svg, key, f"{wanted.title}. {wanted.meaning}"))
         return Plot(wanted.title, wanted.meaning, part, quote(f"{self.folder.name}/{place.as_posix()}"))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from netfission.baselines import METHODS, find_method, reads
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.files import write_whole
+from netfission.files import write_together, write_whole
 from netfission.fission import FissionConfig
 from netfission.models import create_model
 from netfission.narrowing import fit
@@ -281,9 +281,9 @@ class RunFolder:
             raise ValueError(f"{self.config}: {error}") from error
 
     def save_network(self, network: nn.Module, card: ModelCard) -> None:
-        """Write weights, masks and card, each whole or not at all."""
-        write_whole(self.card, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
-        write_whole(self.weights, save(weights(network)))
+        """Write weights, masks and card, both or neither."""
+        about = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
+        write_together({self.card: about, self.weights: save(weights(network))})
 
     def load_card(self) -> ModelCard:
         """The description of the trained network.
