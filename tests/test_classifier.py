@@ -230,10 +230,14 @@ def small():
         ({"classes": list("abca")}, "takes names, each another"),
         ({"shape": (2, 8, 8)}, "takes 1 or 3 channels"),
         ({"shape": (3, 8)}, "takes 1 or 3 channels"),
+        ({"shape": (3, 8.5, 8)}, r"shape=\(3, 8.5, 8\): takes a list of numbers"),
+        ({"shape": (1, 8, 8), "mean": [0.5], "std": [0.2]}, "shape=.*: is not what the network takes"),
         ({"std": (0.2, 0.0, 0.2)}, r"std=\[0.2, 0.0, 0.2\]: takes numbers above 0"),
         ({"std": (0.2, 0.2)}, "std=.*takes a number for each of 3 channels"),
         ({"mean": (0.5, float("nan"), 0.5)}, "mean=.*takes a number for each of 3 channels"),
-        ({"model": "wrn-10-2"}, "model='wrn-10-2': makes another network than this"),
+        ({"mean": 0.5}, "mean=0.5: takes a list of numbers"),
+        ({"mean": "abc"}, "mean='abc': takes a list of numbers"),
+        ({"model": "wrn-10-2"}, r"model='wrn-10-2': makes another network than this \(Missing key"),
         ({"model": "wrn-10-x"}, "wrn-10-x"),
     ],
 )  # fmt: skip
@@ -274,6 +278,12 @@ def test_a_folder_holds_nothing_of_the_network_before(finished_run, small, tmp_p
     assert (tmp_path / "README.md").read_bytes() == readme
     with pytest.raises(ValueError, match="is the folder of a run; takes another"):
         again.save_pretrained(finished_run)
+
+
+def test_a_folder_of_other_files_loses_none(small, tmp_path):
+    (tmp_path / "evaluation.json").write_text("of something else")
+    nf.Classifier.of(small, **GOOD).save_pretrained(tmp_path)
+    assert (tmp_path / "evaluation.json").read_text() == "of something else"
 
 
 def test_where_saving_fails_the_network_before_is_kept(finished_run, small, tmp_path, monkeypatch):

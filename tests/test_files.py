@@ -124,5 +124,7 @@ def test_of_files_that_belong_together_none_changes_where_one_fails(
     with pytest.raises(OSError, match="No space left") as caught:
         write_together({first: "new", second: "new"})
     assert caught.value.filename == str(second)
+    with pytest.raises(FileNotFoundError):
+        write_together({first: "new", tmp_path / "no folder" / "c": "new"}, removed=[second])
     assert (first.read_text(), second.read_text()) == ("old", "old")
     assert sorted(tmp_path.iterdir()) == [first, second]

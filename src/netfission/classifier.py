@@ -1,15 +1,14 @@
 """A trained network with all that is needed to use it on images, saved and loaded as one."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from operator import index
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
-from huggingface_hub import ModelCard as Readme
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -24,7 +23,7 @@ from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.files import write_whole
+from netfission.files import write_together
 from netfission.hub import is_in_reach, quick_when_offline
 from netfission.inference.predictions import Predictions
 from netfission.network import FissionNetwork
@@ -32,6 +31,7 @@ from netfission.readme import readme
 from netfission.training.config import RunConfig
 from netfission.training.folder import Factory, ModelCard, RunFolder, WeightsError, weights
 
+T = TypeVar("T")
 _FILES = ("config.json", "model.safetensors", "calibration.json", "evaluation.json")
 
 
@@ -90,23 +90,26 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             std: of each channel, on the same scale; images are divided by it.
 
         Raises:
-            ValueError: the network was made with a `Grouping` object, which no name tells; it is not what
-                `model` makes; or an argument is not what it takes.
+            ValueError: the network was made with a `Grouping` object, which no name tells; its weights are
+                not those of what `model` makes; or an argument is not what it takes.
         """
         if network.config is None:
             raise ValueError("network: was made with a grouping of your own; takes one given by its name")
         card = ModelCard(
             model,
             list(classes),
-            list(map(int, shape)),
-            list(map(float, mean)),
-            list(map(float, std)),
+            _numbers("shape", shape, index),
+            _numbers("mean", mean, float),
+            _numbers("std", std, float),
             asdict(network.config),
             version("netfission"),
         )
         own = cls(network, card)
-        with torch.no_grad():
-            logits = network(torch.zeros(2, *card.shape, device=own.device))
+        try:
+            logits = own.logits(torch.zeros(2, *card.shape, dtype=torch.uint8))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"shape={card.shape}: is not what the network takes ({reason})") from error
         if logits.shape[2] != len(card.classes):
             raise ValueError(f"classes: are {len(card.classes)} names; the network has {logits.shape[2]}")
         if model is not None:
@@ -218,7 +221,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
     ) -> str | None:
         """Write the network's files into a folder, in place of those of a network that it held before.
 
-        All are written before the first takes its name, so that where this fails nothing has changed. A
+        All are on disk before the first takes its name, so that nothing changes where there is no room. A
         README that is there already stays; where it is not this network's, a warning says so.
 
         Args:
@@ -231,17 +234,22 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             The address of the commit on the hub, where it was pushed.
 
         Raises:
-            ValueError: the folder is that of a run.
+            ValueError: the folder is that of a run; or see `push_to_hub`.
             OSError: it cannot be written.
-            ConnectionError: the hub is out of reach.
+            ConnectionError: see `push_to_hub`.
         """
         folder = RunFolder(Path(save_directory))
         if folder.config.is_file():
             raise ValueError(f"save_directory={save_directory}: is the folder of a run; takes another")
         folder.path.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".saving-", dir=folder.path) as made:
-            super().save_pretrained(made)
-            _take_over(Path(made), folder.path)
+        files = folder.network_files(self.network, self.card)
+        if self.calibration is not None:
+            files[folder.calibration] = self.calibration.to_json()
+        if self.evaluation is not None:
+            files[folder.evaluation] = self.evaluation.to_json()
+        files |= self._readme(folder.path / "README.md")
+        replaces = folder.weights.is_file()
+        write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.path.name, **settings)
         return None
@@ -257,7 +265,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             The address of the commit.
 
         Raises:
-            ValueError: the hub has no such name or does not let you write there.
+            ValueError: the hub refuses it: the name is none, or you may not write there.
             ConnectionError: the hub is out of reach.
         """
         if not is_in_reach():
@@ -267,32 +275,21 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         except (HFValidationError, HfHubHTTPError) as error:
             raise ValueError(f"{repo_id}: cannot be pushed to ({str(error).splitlines()[0]})") from error
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Called by the mixin's `save_pretrained`."""
-        folder = RunFolder(save_directory)
-        folder.save_network(self.network, self.card)
-        if self.calibration is not None:
-            write_whole(folder.calibration, self.calibration.to_json())
-        if self.evaluation is not None:
-            write_whole(folder.evaluation, self.evaluation.to_json())
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> Readme:
-        """The repository's README, from what is known of the network."""
-        return Readme(readme(self.card, self.calibration, self.evaluation, self.recipe))
+    def _readme(self, path: Path) -> dict[Path, str]:
+        """What to write there; nothing where there is one, of which a warning tells if it is another's."""
+        text = readme(self.card, self.calibration, self.evaluation, self.recipe)
+        if not path.exists():
+            return {path: text}
+        if path.read_bytes() != text.encode():
+            warnings.warn(f"{path}: stays as it is; without it, one is written of this network", stacklevel=3)
+        return {}
 
 
-def _take_over(made: Path, folder: Path) -> None:
-    """Put the files of a network that was just written in place of those of the one before."""
-    readme = folder / "README.md"
-    if not readme.exists():
-        (made / readme.name).replace(readme)
-    elif readme.read_bytes() != (made / readme.name).read_bytes():
-        warnings.warn(f"{readme}: stays as it is; without it, one is written of this network", stacklevel=3)
-    for name in _FILES:
-        if (made / name).is_file():
-            (made / name).replace(folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+def _numbers(name: str, values: Sequence[Any], kind: Callable[[Any], T]) -> list[T]:
+    try:
+        return [kind(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={values!r}: takes a list of numbers ({error})") from error
 
 
 def _downloaded(name: str, **settings: Any) -> Path:

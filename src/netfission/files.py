@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 
@@ -21,11 +21,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
     write_together({path: content})
 
 
-def write_together(files: Mapping[Path, str | bytes]) -> None:
+def write_together(files: Mapping[Path, str | bytes], *, removed: Iterable[Path] = ()) -> None:
     """`write_whole` of files that belong together: none changes before all are safely on disk.
 
     Args:
-        files: contents by path; they change in this order.
+        files: contents by path; they take their names in this order.
+        removed: files that go before the first of them does: what would not fit some of them alone.
 
     Raises:
         OSError: see `write_whole`; where it was for want of space, no file has changed.
@@ -38,6 +39,8 @@ def write_together(files: Mapping[Path, str | bytes]) -> None:
             cleanup.callback(_remove, written[path])
             with _named_in_errors(path):
                 _write(written[path], content.encode() if isinstance(content, str) else content)
+        for path in removed:
+            path.unlink(missing_ok=True)
         for path, temporary in written.items():
             with _named_in_errors(path):
                 temporary.replace(path)

@@ -227,17 +227,25 @@ def test_a_cascade_that_cannot_be_written_leaves_the_one_before(finished_run, di
     before = {"step0.onnx": b"of the network before", "cascade.json": b"that, too"}
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
-    synced = []
 
-    def full_at_the_second(_: int) -> None:
-        synced.append(1)
-        if len(synced) == 2:
-            raise OSError(errno.ENOSPC, "disk full")
+    def fails_at_the_second(name: str) -> None:
+        own, done = getattr(os, name), []
 
-    monkeypatch.setattr(os, "fsync", full_at_the_second)
-    with pytest.raises(OSError, match="disk full"):
-        export_cascade(classifier, plan, tmp_path, digits.test.images[:3])
+        def call(*arguments: object) -> None:
+            done.append(1)
+            if len(done) == 2:
+                raise OSError(errno.ENOSPC, "disk full")
+            own(*arguments)
+
+        monkeypatch.setattr(os, name, call)
+        with pytest.raises(OSError, match="disk full"):
+            export_cascade(classifier, plan, tmp_path, digits.test.images[:3])
+        monkeypatch.undo()
+
+    fails_at_the_second("fsync")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    fails_at_the_second("replace")  # no index, for it would name graphs of two networks
+    assert not (tmp_path / "cascade.json").exists()
 
 
 def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:

@@ -1,9 +1,11 @@
+import io
 import struct
 import zlib
 
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.exceptions import HTTPException
 
 from netfission.data.images import to_pixels
@@ -70,6 +72,11 @@ def test_what_is_small_has_few_bytes_and_few_pixels(make_image):
     assert is_small(make_image(size=(64, 64), mode="L"))
     assert not is_small(bomb(65, 64))
     assert not is_small(make_image(size=(64, 64), mode="L") + bytes(2**14))
+    told = PngInfo()
+    told.add_text("much", "." * 2**20, zip=True)  # 1 kB, inflated when the file is opened
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "PNG", pnginfo=told)
+    assert not is_small(file.getvalue())
 
 
 def test_pixels_are_counted_over_all_images_of_a_request():

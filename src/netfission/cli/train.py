@@ -23,17 +23,16 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Train, evaluate and save one network."""
-    from netfission.evaluation.trust import Trust
-    from netfission.training.folder import RunFolder
-    from netfission.training.run import train as train_run
-
     config = run_config(settings)
     out = Path(settings.out or Path("runs") / default_name(config))
     print(f"writing to {out}", flush=True)
     try:
+        from netfission.evaluation.trust import Trust
+        from netfission.training.run import train as train_run
+
         evaluation = train_run(config, out, resume=settings.resume)
     except KeyboardInterrupt as error:
-        begun = RunFolder(out).config.is_file()
+        begun = (out / "config.yaml").is_file()
         way = "with --resume goes on" if begun else "starts over"
         raise KeyboardInterrupt(f"stopped; the same command {way}") from error
     if evaluation is not None:

@@ -43,7 +43,10 @@ def _below(folder: Path) -> Iterator[Path]:
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         own = os.path.realpath(place)
-        folders[:] = [] if own in seen else [name for name in folders if not name.startswith(".")]
+        shown = [] if own in seen else [name for name in folders if not name.startswith(".")]
+        # In an order of their own, and by their own names before those of links to them.
+        links = {name for name in shown if Path(place, name).is_symlink()}
+        folders[:] = sorted(set(shown) - links) + sorted(links)
         yield from (Path(place, name) for name in names if own not in seen and not name.startswith("."))
         seen.add(own)
 

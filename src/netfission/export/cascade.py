@@ -176,7 +176,9 @@ def export_cascade(
     index = metadata(classifier) | {"checked": checked, "rule": plan.rule, "steps": _index(plan, steps)}
     folder.mkdir(exist_ok=True)
     graphs: dict[Path, str | bytes] = {folder / name: content for name, content in files.items()}
-    write_together(graphs | {folder / INDEX: json.dumps(index, indent=1, ensure_ascii=False) + "\n"})
+    about = {folder / INDEX: json.dumps(index, indent=1, ensure_ascii=False) + "\n"}
+    # Where there is an index, what it names is there, and of the same network.
+    write_together(graphs | about, removed=about)
     return worst
 
 

@@ -58,9 +58,9 @@ class Failure:
 
 
 def find_images(names: Iterable[str]) -> list[Path | Failure]:
-    """Files by name, and the images below folders by name, in that order; see `image_files`.
+    """Files by name, and the images below folders by name, in that order; see `images_and_others`.
 
-    Warns of files in folders that are left out.
+    Warns of what is left out in folders.
     """
     paths: list[Path | Failure] = []
     for path in map(Path, names):

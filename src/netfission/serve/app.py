@@ -148,8 +148,8 @@ class Service:
     async def _decode(self, contents: Sequence[bytes]) -> list[Tensor]:
         await asyncio.sleep(0)  # until all that came together are announced: they make one batch
         decode = [partial(self._decoded, contents, row) for row in range(len(contents))]
-        if all(map(is_small, contents)):
-            return [one() for one in decode]
+        if len(contents) == 1 and is_small(contents[0]):
+            return [decode[0]()]
         loop = asyncio.get_running_loop()
         if len(contents) > 1:
             await loop.run_in_executor(self._decoders, check_pixels, contents, self._limits)

@@ -18,6 +18,11 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _BODIES_AT_ONCE = 32  # of the largest size, in memory
 _SMALL_BYTES = 2**14
 _SMALL_PIXELS = 2**12
+_INFLATED = (
+    b"zTXt",
+    b"iTXt",
+    b"iCCP",
+)  # in a PNG file, when it is opened: to a thousand times its size
 _READ_ON = 4  # times the largest size: a client that is cut off while it sends does not see why
 _CLOSE = {"Connection": "close"}  # as more of the body may come
 
@@ -119,7 +124,8 @@ async def files_of(request: Request, body: bytes, limits: Limits) -> list[bytes]
 
 def is_small(content: bytes) -> bool:
     """Whether to decode a file takes about as long as to hand it to a thread."""
-    return len(content) <= _SMALL_BYTES and _pixels(content) <= _SMALL_PIXELS
+    inflated = any(name in content for name in _INFLATED)
+    return len(content) <= _SMALL_BYTES and not inflated and _pixels(content) <= _SMALL_PIXELS
 
 
 def decoded(content: bytes, limits: Limits, pixels: Callable[[Image.Image], Tensor]) -> Tensor:

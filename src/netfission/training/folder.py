@@ -139,7 +139,8 @@ class ModelCard:
                 with torch.no_grad():
                     network(torch.zeros(1, *self.shape))  # layers that do not fit one another are found here
         except RuntimeError as error:
-            raise WeightsError(str(error).splitlines()[0]) from error
+            lines = str(error).splitlines()
+            raise WeightsError(lines[min(1, len(lines) - 1)].strip()) from error  # the first is no reason
         return network
 
     def _method(self) -> MethodConfig:
@@ -281,9 +282,13 @@ class RunFolder:
             raise ValueError(f"{self.config}: {error}") from error
 
     def save_network(self, network: nn.Module, card: ModelCard) -> None:
-        """Write weights, masks and card, both or neither."""
+        """Write weights, masks and card; neither changes where the disk is full."""
+        write_together(self.network_files(network, card))
+
+    def network_files(self, network: nn.Module, card: ModelCard) -> dict[Path, str | bytes]:
+        """What the files of weights and masks, and of the card, are to hold."""
         about = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
-        write_together({self.card: about, self.weights: save(weights(network))})
+        return {self.weights: save(weights(network)), self.card: about}
 
     def load_card(self) -> ModelCard:
         """The description of the trained network.
