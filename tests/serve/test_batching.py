@@ -33,7 +33,7 @@ def test_each_request_gets_its_own_answers_in_batches_that_are_not_too_large(thr
 
     requests, answers = asyncio.run(main())
     assert answers == [list(numbers) for numbers in requests]
-    assert max(sizes) == 4
+    assert max(sizes) <= 4
     assert sum(sizes) == sum(map(len, requests))
 
 
