@@ -247,6 +247,16 @@ def test_what_of_refuses(small, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_of_refuses_a_model_that_differs_without_weights():
+    single = create_model("wrn-10-1", 4)
+    for module in single.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "reflect"
+    network = nf.fission(single, 2, example_input=torch.zeros(2, *SHAPE))
+    with pytest.raises(ValueError, match=r"makes another network than this \(its logits differ\)"):
+        nf.Classifier.of(network, **GOOD)
+
+
 def test_of_refuses_a_grouping_that_no_name_tells():
     network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
     network.config = None

@@ -90,8 +90,8 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             std: of each channel, on the same scale; images are divided by it.
 
         Raises:
-            ValueError: the network was made with a `Grouping` object, which no name tells; its weights are
-                not those of what `model` makes; or an argument is not what it takes.
+            ValueError: the network was made with a `Grouping` object, which no name tells; it is not
+                what `model` makes; or an argument is not what it takes.
         """
         if network.config is None:
             raise ValueError("network: was made with a grouping of your own; takes one given by its name")
@@ -113,8 +113,12 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         if logits.shape[2] != len(card.classes):
             raise ValueError(f"classes: are {len(card.classes)} names; the network has {logits.shape[2]}")
         if model is not None:
+            noise = torch.Generator().manual_seed(0)
+            pixels = torch.randint(256, (2, *card.shape), dtype=torch.uint8, generator=noise)
             try:
-                card.restore(weights(network))
+                again = cls(card.restore(weights(network)), card)
+                if not torch.allclose(again.logits(pixels), own.logits(pixels), rtol=1e-2, atol=1e-2):
+                    raise WeightsError("its logits differ")
             except WeightsError as error:
                 raise ValueError(
                     f"model={model!r}: makes another network than this ({error}); takes its own name, or "
