@@ -24,16 +24,23 @@ def ready(*numbers):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_each_request_gets_its_own_answers_in_batches_that_are_not_too_large(threads):
-    sizes = []
+    sizes, all_came = [], threading.Event()
+
+    def run(images):
+        all_came.wait(60)
+        return [int(image) for image in images]
 
     async def main():
-        with batcher(threads=threads, observe=sizes.append) as own:
+        with batcher(run, threads=threads, observe=sizes.append) as own:
             requests = [range(start, start + start % 3 + 1) for start in range(0, 200, 3)]
-            return requests, await asyncio.gather(*(own.answers(*ready(*numbers)) for numbers in requests))
+            asked = [asyncio.create_task(own.answers(*ready(*numbers))) for numbers in requests]
+            await asyncio.sleep(0)  # all of them are begun
+            all_came.set()
+            return requests, await asyncio.gather(*asked)
 
     requests, answers = asyncio.run(main())
     assert answers == [list(numbers) for numbers in requests]
-    assert max(sizes) <= 4
+    assert max(sizes) == 4
     assert sum(sizes) == sum(map(len, requests))
 
 

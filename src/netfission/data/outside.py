@@ -1,7 +1,5 @@
 """Images whose labels are of no account: those of another data set, or of any folder."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from netfission.data.images import Mode
-from netfission.data.sources import NAMES, TEST_NAMES, find_source, read_parquet
+from netfission.data.sources import NAMES, TEST_NAMES, below, find_source, read_parquet
 from netfission.data.splits import ArrowRecords, FileRecords, StreamedSplit
 
 # Formats that Pillow names but cannot decode by itself.
@@ -33,22 +31,9 @@ def images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
         for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in _NOT_DECODED
     }
-    paths = sorted(_below(folder))
+    paths = sorted(below(folder))
     images = [path for path in paths if path.suffix.lower() in suffixes]
     return images, [path for path in paths if path.suffix.lower() not in suffixes]
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """All that is no folder, each folder looked into once however many links lead to it."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        own = os.path.realpath(place)
-        shown = [] if own in seen else [name for name in folders if not name.startswith(".")]
-        # In an order of their own, and by their own names before those of links to them.
-        links = {name for name in shown if Path(place, name).is_symlink()}
-        folders[:] = sorted(set(shown) - links) + sorted(links)
-        yield from (Path(place, name) for name in names if own not in seen and not name.startswith("."))
-        seen.add(own)
 
 
 def unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:

@@ -68,14 +68,25 @@ def fingerprint(name: str) -> str | None:
     folder = Path(name)
     if name in NAMES or not folder.is_dir():
         return None
-    files = sorted(
-        Path(place, file)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for file in names
-        if not file.startswith(".")  # what a file manager leaves behind
-    )
+    files = sorted(path for path in below(folder) if path.is_file())
     listing = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """All below a folder that is no folder, but for what names that begin with a dot hide.
+
+    Folders that are linked to count as any other, each once however many links lead to it.
+    """
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        own = os.path.realpath(place)
+        shown = [] if own in seen else [name for name in folders if not name.startswith(".")]
+        # In an order of their own, and by their own names before those of links to them.
+        links = {name for name in shown if Path(place, name).is_symlink()}
+        folders[:] = sorted(set(shown) - links) + sorted(links)
+        yield from (Path(place, name) for name in names if own not in seen and not name.startswith("."))
+        seen.add(own)
 
 
 def _digits() -> Source:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
@@ -31,10 +31,9 @@ from netfission.narrowing import fit
 from netfission.network import FissionNetwork
 from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.method import Plan, seeded
-from netfission.typed import typed
+from netfission.typed import read_json, typed
 from netfission.words import one_of
 
-T = TypeVar("T")
 Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name
 FORMAT = 1  # of config.json
 
@@ -72,9 +71,8 @@ class ModelCard:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        if not all(isinstance(name, str) for name in self.classes) or len(set(self.classes)) < len(
-            self.classes
-        ):
+        names = self.classes
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise ValueError(f"classes={self.classes}: takes names, each another")
         if len(self.shape) != 3 or self.shape[0] not in (1, 3) or min(self.shape) < 1:
             raise ValueError(f"shape={self.shape}: takes 1 or 3 channels, height and width")
@@ -332,11 +330,11 @@ class RunFolder:
 
     def load_calibration(self) -> Calibration | None:
         """What the validation split said; None where there was none. ValueError where it is damaged."""
-        return _parsed(self.calibration, Calibration.from_json)
+        return read_json(self.calibration, Calibration)
 
     def load_evaluation(self) -> Evaluation | None:
         """The figures on the test split; None where there are none yet. ValueError where they are damaged."""
-        return _parsed(self.evaluation, Evaluation.from_json)
+        return read_json(self.evaluation, Evaluation)
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
@@ -364,13 +362,3 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: takes settings by name, not {type(content).__name__}")
     return dict(content)
-
-
-def _parsed(path: Path, parse: Callable[[str], T]) -> T | None:
-    """What a file that need not be there holds."""
-    if not path.is_file():
-        return None
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
