@@ -24,12 +24,11 @@ from tqdm import tqdm
 
 from contenders import PEERS, SINGLE, Contender, Network, UnavailableError, find_network, optional
 from netfission.cost import count_parameters
-from netfission.files import write_whole
 from netfission.macs import count_macs
 from netfission.measure import device_name, peak_bytes, times_in_turn
-from netfission.tables import aligned
 from netfission.training.folder import environment
-from netfission.words import one_of
+from netfission.utils.files import write_whole
+from netfission.utils.text import aligned, one_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 SECONDS = 45.0  # that a cell's rounds may take where their number is left open

@@ -23,9 +23,9 @@ from torch import nn
 import netfission as nf
 from netfission.export import export
 from netfission.export.file import Format
-from netfission.files import write_whole
 from netfission.models import create_model
 from netfission.training.folder import environment
+from netfission.utils.files import write_whole
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_exports.json"
 GROUPINGS = ("weights", "channels", "copies")

@@ -10,7 +10,7 @@ from netfission.experiments.costs import Costs
 from netfission.experiments.grids import named_grids
 from netfission.experiments.named import find_grid
 from netfission.experiments.records import Records
-from netfission.typed import typed
+from netfission.utils.typed import typed
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = [

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from netfission.modes import in_mode
 from netfission.pruning.masks import prunable_weights
+from netfission.utils.modes import in_mode
 
 
 class Backbone(nn.Module):

@@ -23,13 +23,13 @@ from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.files import write_together
-from netfission.hub import is_in_reach, quick_when_offline
 from netfission.inference.predictions import Predictions
 from netfission.network import FissionNetwork
 from netfission.readme import readme
 from netfission.training.config import RunConfig
 from netfission.training.folder import Factory, ModelCard, RunFolder, WeightsError, weights
+from netfission.utils.files import write_together
+from netfission.utils.hub import is_in_reach, quick_when_offline
 
 T = TypeVar("T")
 _FILES = ("config.json", "model.safetensors", "calibration.json", "evaluation.json")

@@ -14,10 +14,10 @@ from netfission.macs import listed, run_counted
 from netfission.measure import WARM_UP, device_name, inference_peak, training_peak
 from netfission.measure import inference_times as inference_times
 from netfission.measure import training_times as training_times
-from netfission.modes import in_mode, refused_as
 from netfission.network import Ensemble, FissionNetwork
 from netfission.pruning.masks import kept_masks
-from netfission.tables import aligned
+from netfission.utils.modes import in_mode, refused_as
+from netfission.utils.text import aligned
 
 
 @dataclass(frozen=True)

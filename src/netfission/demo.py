@@ -14,16 +14,15 @@ from tqdm import tqdm
 from netfission.cost import NetworkCost, Quartiles, cost
 from netfission.data import ImageData
 from netfission.evaluation import Evaluation
-from netfission.files import write_whole
 from netfission.fission import FissionConfig
 from netfission.grouping import GROUPINGS
 from netfission.inference.deploy import deploy
 from netfission.network import FissionNetwork
-from netfission.tables import aligned
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.folder import RunFolder, environment
 from netfission.training.run import load, train
-from netfission.words import one_of
+from netfission.utils.files import write_whole
+from netfission.utils.text import aligned, one_of
 
 # Ten images a class: with all of them every network is right on 98 % and nothing can be told apart.
 DATA = DataConfig("digits", limit_per_class=10, validation=0.0)

@@ -13,11 +13,11 @@ from netfission.backbone import Backbone, cut
 from netfission.coupling import ChannelGroup, find_coupling
 from netfission.grouping import GROUPINGS, ChannelGrouping, Grouping, Repeated, WeightGrouping
 from netfission.grouping.widths import TOLERANCE
-from netfission.modes import in_mode
 from netfission.network import FissionNetwork, Path
 from netfission.pruning.masks import kept_masks, prunable_weights, refuse_rescaled, remove
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
-from netfission.words import one_of
+from netfission.utils.modes import in_mode
+from netfission.utils.text import one_of
 
 
 @dataclass(frozen=True)

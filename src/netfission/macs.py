@@ -24,8 +24,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from netfission.modes import in_mode
 from netfission.pruning.masks import kept_masks
+from netfission.utils.modes import in_mode
 
 # Matrix products: at which argument the left factor stands; the right one follows it.
 _PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 from netfission.losses import ensemble_distillation_loss
-from netfission.modes import in_mode
+from netfission.utils.modes import in_mode
 
 WARM_UP = 3
 

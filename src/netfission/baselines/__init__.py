@@ -16,7 +16,7 @@ from netfission.baselines.sparse_training import DSTEnsemble, EDSTEnsemble, Neur
 from netfission.fission import FissionConfig
 from netfission.training.config import MethodConfig, changed
 from netfission.training.method import Fission, Method
-from netfission.words import one_of
+from netfission.utils.text import one_of
 
 METHODS: dict[str, type[Method]] = {
     "batch-ensemble": BatchEnsembleMethod,

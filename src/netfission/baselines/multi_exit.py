@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from netfission.fission import resolve_branches
-from netfission.modes import in_mode
 from netfission.network import FissionNetwork, Path
 from netfission.pruning.masks import Guarded
 from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
+from netfission.utils.modes import in_mode
 
 
 class EarlyExit(nn.Module):

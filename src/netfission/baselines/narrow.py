@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from netfission.backbone import cut
 from netfission.fission import resolve_branches
-from netfission.modes import in_mode
 from netfission.pruning.masks import refuse_rescaled
 from netfission.training.config import MethodConfig
 from netfission.training.method import Method, Plan
+from netfission.utils.modes import in_mode
 
 _NARROWABLE = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
 

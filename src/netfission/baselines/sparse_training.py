@@ -26,7 +26,7 @@ from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.module import FissionTraining
 from netfission.training.schedules import Schedule, cosine
-from netfission.words import one_of
+from netfission.utils.text import one_of
 
 EVERY = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
 MOVES = 50  # so many at least in shorter ones

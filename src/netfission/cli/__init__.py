@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError
 
 from netfission.cli import compare, cost, demo, evaluate, export, predict, report, reproduce, serve, train
 from netfission.cli.settings import Parser
-from netfission.tables import printable
+from netfission.utils.text import printable
 
 COMMANDS = {
     "compare": compare,

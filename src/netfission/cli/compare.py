@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from netfission.cli.means import add_means, means, tell
 from netfission.cli.settings import PARTS, Parser, chosen, from_one
 from netfission.experiments.contenders import CONTENDERS
-from netfission.words import one_of
+from netfission.utils.text import one_of
 
 
 def parser() -> Parser:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from netfission.cli.settings import Parser
-from netfission.words import counted
+from netfission.utils.text import counted
 
 if TYPE_CHECKING:
     from netfission.experiments.comparison import Comparison

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from jsonargparse import Namespace
 
 from netfission.cli.settings import Parser, from_one
-from netfission.files import write_whole
+from netfission.utils.files import write_whole
 
 if TYPE_CHECKING:
     from netfission.prediction import Answer, Failure, Writer

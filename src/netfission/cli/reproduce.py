@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from netfission.cli.means import add_means, means, tell
 from netfission.cli.settings import Parser, found, from_one
 from netfission.experiments.grids import named_grids
-from netfission.words import counted
+from netfission.utils.text import counted
 
 
 def parser() -> Parser:

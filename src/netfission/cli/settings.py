@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from netfission.fission import FissionConfig
 from netfission.training.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.typed import PLAIN
+from netfission.utils.typed import PLAIN
 
 PARTS = (DataConfig, ModelConfig, FissionConfig, MethodConfig, TrainingConfig)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
-from netfission.hub import load_from_hub
+from netfission.utils.hub import load_from_hub
 
 HUB_NAMES = {
     "cifar10": "uoft-cs/cifar10",

@@ -10,7 +10,7 @@ from torch import Tensor
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.inference.calibration import fit_temperature
-from netfission.typed import typed
+from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from netfission.files import write_whole
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, exit_costs
 from netfission.inference.deploy import deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
@@ -22,7 +21,8 @@ from netfission.macs import Macs, count_macs
 from netfission.measure import inference_times
 from netfission.network import FissionNetwork
 from netfission.network import Path as ExitPath
-from netfission.tables import aligned
+from netfission.utils.files import write_whole
+from netfission.utils.text import aligned
 
 CURVE_LIMITS = 13  # costs for which thresholds are chosen
 CURVE_TIMED = 5  # how many of the curve's points are timed, at most

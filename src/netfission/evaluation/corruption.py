@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from netfission.evaluation.evaluate import evaluate_logits
-from netfission.tables import aligned
+from netfission.utils.text import aligned
 
 STRENGTHS = (1, 2, 3, 4, 5)
 LEAST_SIDE = 32  # pixels, of the library

@@ -17,8 +17,8 @@ from netfission.inference.ensemble import (
     mutual_information,
     predictive_entropy,
 )
-from netfission.modes import in_mode
-from netfission.typed import typed
+from netfission.utils.modes import in_mode
+from netfission.utils.typed import typed
 
 _IN_PERCENT = {"top1", "top5", "ece"}  # in table() alone
 

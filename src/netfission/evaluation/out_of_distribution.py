@@ -16,7 +16,7 @@ from netfission.inference.ensemble import (
     mutual_information,
     predictive_entropy,
 )
-from netfission.tables import aligned
+from netfission.utils.text import aligned
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Contestant, Costs,
 from netfission.experiments.grid import Cell, Grid
 from netfission.experiments.records import Record, Records
 from netfission.experiments.runner import run_folder, run_missing
-from netfission.files import write_whole
-from netfission.typed import typed
-from netfission.words import counted
+from netfission.utils.files import write_whole
+from netfission.utils.text import counted
+from netfission.utils.typed import typed
 
 
 def compare(

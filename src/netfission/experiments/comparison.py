@@ -14,9 +14,8 @@ from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.figures import COLUMNS, Figures
 from netfission.experiments.pictures import against_cost, drawn, lines
-from netfission.files import write_together
-from netfission.tables import aligned
-from netfission.words import counted
+from netfission.utils.files import write_together
+from netfission.utils.text import aligned, counted
 
 
 @dataclass(frozen=True)

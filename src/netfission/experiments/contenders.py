@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from netfission.words import one_of
+from netfission.utils.text import one_of
 
 Settings = Mapping[str, Any]
 

@@ -12,8 +12,8 @@ from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
 from netfission.fission import FissionConfig
 from netfission.training.config import MethodConfig, RunConfig
-from netfission.typed import typed
-from netfission.words import one_of
+from netfission.utils.text import one_of
+from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import yaml
 from netfission.experiments.contenders import CONTENDERS, Settings, in_words
 from netfission.experiments.grid import Grid
 from netfission.experiments.grids import SHARED, grid_text, named_grids
-from netfission.typed import typed
-from netfission.words import one_of
+from netfission.utils.text import one_of
+from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 from netfission.data.sources import NAMES, fingerprint
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
-from netfission.files import write_whole
-from netfission.typed import typed
+from netfission.utils.files import write_whole
+from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from netfission.experiments.cluster import spread
 from netfission.experiments.grid import Cell
 from netfission.experiments.records import Record, Records
-from netfission.files import write_whole
 from netfission.training.folder import RunFolder, environment
 from netfission.training.run import train
+from netfission.utils.files import write_whole
 
 
 def run_missing(

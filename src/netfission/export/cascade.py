@@ -16,10 +16,10 @@ from netfission.export.formats import Run
 from netfission.export.metadata import metadata
 from netfission.export.module import INPUT, plain
 from netfission.export.onnx import OnnxModel
-from netfission.files import write_together
 from netfission.inference.cascade import Cascade, Rule, exit_costs, step_by_step, sureness
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork
+from netfission.utils.files import write_together
 
 INDEX = "cascade.json"
 LOSE = 0.2  # points of accuracy, where nothing was chosen before

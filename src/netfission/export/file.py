@@ -16,7 +16,7 @@ from netfission.export.metadata import metadata
 from netfission.export.module import INPUT, OUTPUTS, Predictor
 from netfission.export.onnx import OnnxModel
 from netfission.export.pt2 import Pt2Model
-from netfission.files import write_whole
+from netfission.utils.files import write_whole
 
 Format = Literal["onnx", "pt2"]
 Precision = Literal["float32", "fp16", "int8"]

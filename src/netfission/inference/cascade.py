@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from netfission.inference.ensemble import as_logits
 from netfission.macs import Macs, count_macs
-from netfission.modes import in_mode, refused_as
-from netfission.words import one_of
+from netfission.utils.modes import in_mode, refused_as
+from netfission.utils.text import one_of
 
 if TYPE_CHECKING:  # the network imports this package
     from netfission.network import FissionNetwork, Path

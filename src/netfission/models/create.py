@@ -6,9 +6,9 @@ from contextlib import nullcontext
 
 from torch import nn
 
-from netfission.hub import quick_when_offline
 from netfission.models.cifar_resnet import CifarResNet
 from netfission.models.wide_resnet import WideResNet
+from netfission.utils.hub import quick_when_offline
 
 _CIFAR_RESNET = re.compile(r"cifar-resnet(\d+)(?:-w(\d+))?")
 _WIDE_RESNET = re.compile(r"wrn-(\d+)-(\d+)")

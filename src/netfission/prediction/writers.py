@@ -12,7 +12,7 @@ import torch
 
 from netfission.classifier import Classifier
 from netfission.prediction.answers import Answer, Failure
-from netfission.tables import printable
+from netfission.utils.text import printable
 
 _FIGURES = ("disagreement", "entropy", "mutual_information")
 

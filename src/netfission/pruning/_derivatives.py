@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from netfission.modes import in_mode
+from netfission.utils.modes import in_mode
 
 
 def sum_over_batches(

@@ -15,7 +15,7 @@ from netfission.pruning.masks import prunable_weights, select
 from netfission.pruning.random import random
 from netfission.pruning.snip import snip
 from netfission.pruning.synflow import synflow
-from netfission.words import one_of
+from netfission.utils.text import one_of
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Score = Callable[[nn.Module, Mapping[str, Tensor], Batches, torch.Generator], dict[str, Tensor]]

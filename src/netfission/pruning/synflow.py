@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from netfission.modes import in_mode
+from netfission.utils.modes import in_mode
 
 
 def synflow(

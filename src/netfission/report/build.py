@@ -17,7 +17,6 @@ from tqdm import tqdm
 from netfission.baselines import METHODS
 from netfission.classifier import Classifier
 from netfission.evaluation.corruption import LEAST_SIDE
-from netfission.files import write_together
 from netfission.network import FissionNetwork
 from netfission.report.figures import standard_error
 from netfission.report.network import short
@@ -27,6 +26,7 @@ from netfission.report.style import RENDERING, exit_name, inline, jinja, variabl
 from netfission.report.votes import Votes, collect_votes
 from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.run import load
+from netfission.utils.files import write_together
 
 
 @dataclass(frozen=True)

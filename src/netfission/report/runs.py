@@ -20,7 +20,7 @@ from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.trust import Trust
 from netfission.training.config import RunConfig
 from netfission.training.folder import ModelCard, RunFolder
-from netfission.typed import read_json
+from netfission.utils.typed import read_json
 
 _FIGURES = {"top1", "nll", "ece", "brier"}
 

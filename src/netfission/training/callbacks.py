@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from netfission.files import write_whole
 from netfission.training.module import FissionTraining
+from netfission.utils.files import write_whole
 
 
 class EpochTable(Callback):

@@ -8,8 +8,8 @@ import yaml
 
 from netfission.fission import FissionConfig
 from netfission.losses import Reduction, Teacher
-from netfission.typed import typed
-from netfission.words import one_of
+from netfission.utils.text import one_of
+from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from netfission.baselines import METHODS, find_method, reads
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.files import write_together, write_whole
 from netfission.fission import FissionConfig
 from netfission.models import create_model
 from netfission.narrowing import fit
 from netfission.network import FissionNetwork
 from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.method import Plan, seeded
-from netfission.typed import read_json, typed
-from netfission.words import one_of
+from netfission.utils.files import write_together, write_whole
+from netfission.utils.text import one_of
+from netfission.utils.typed import read_json, typed
 
 Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name
 FORMAT = 1  # of config.json

@@ -26,7 +26,6 @@ from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.evaluation.trust import Trust
-from netfission.files import write_whole
 from netfission.inference.cascade import Rule
 from netfission.models import create_model
 from netfission.network import FissionNetwork
@@ -35,6 +34,7 @@ from netfission.training.config import DataConfig, RunConfig
 from netfission.training.folder import ModelCard, RunFolder, environment
 from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining
+from netfission.utils.files import write_whole
 
 EVALUATION_BATCH = 256
 

@@ -24,10 +24,10 @@ from netfission.evaluation.corruption import (
     library,
 )
 from netfission.evaluation.out_of_distribution import OutOfDistribution
-from netfission.files import write_whole
 from netfission.training.config import RunConfig
 from netfission.training.folder import RunFolder
 from netfission.training.run import EVALUATION_BATCH, ready
+from netfission.utils.files import write_whole
 
 T = TypeVar("T")
 Turn = Callable[[Tensor], Tensor]

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from netfission.files import write_together, write_whole
+from netfission.utils.files import write_together, write_whole
 
 
 def disk_full(*_: object, **__: object) -> NoReturn:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netfission.typed import read_json
+from netfission.utils.typed import read_json
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import constants
 
 from netfission.data import load_data
-from netfission.hub import load_from_hub
+from netfission.utils.hub import load_from_hub
 
 
 def test_without_network_it_ends_soon_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

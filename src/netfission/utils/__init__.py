@@ -1,0 +1,1 @@
+"""What any package here may use: reading and writing, text, modes of modules."""
