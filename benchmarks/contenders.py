@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.backbone import cut
 from netfission.models import create_model
+from netfission.surgery.backbone import cut
 
 SINGLE = "single"
 PEERS = "torch_uncertainty"

@@ -70,8 +70,8 @@ def measure(options: argparse.Namespace, criterion: str) -> dict[str, Any]:
 
     import netfission
     from netfission.models import create_model
-    from netfission.pruning.masks import prunable_weights
     from netfission.pruning.prune import prune
+    from netfission.surgery.masks import prunable_weights
 
     torch.manual_seed(0)
     device = torch.device(options.device)

@@ -11,7 +11,7 @@ import netfission as nf
 from netfission.cost import Exit, NetworkCost, Part, Quartiles, Size, count_macs, count_parameters
 from netfission.models import create_model
 from netfission.network import Path
-from netfission.pruning.masks import remove
+from netfission.surgery.masks import remove
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import netfission as nf
 from netfission.macs import count_macs, count_training_macs, listed, run_counted
 from netfission.models import create_model
-from netfission.pruning.masks import prunable_weights, remove
+from netfission.surgery.masks import prunable_weights, remove
 
 
 def contract() -> ModuleType:

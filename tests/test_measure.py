@@ -16,7 +16,7 @@ from netfission.measure import (
     training_times,
 )
 from netfission.models import create_model
-from netfission.pruning.masks import kept_masks
+from netfission.surgery.masks import kept_masks
 
 CPU = torch.device("cpu")
 MB = 10**6

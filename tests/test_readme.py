@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from netfission.fission import FissionConfig
-from netfission.pruning.masks import kept_masks
+from netfission.surgery.masks import kept_masks
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from netfission.backbone import Backbone
 from netfission.cost import Cost, cost
 from netfission.fission import FissionConfig, fission
 from netfission.inference.cascade import Cascade, exit_costs
@@ -17,6 +16,7 @@ from netfission.inference.thresholds import choose_thresholds
 from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
 from netfission.network import Ensemble, FissionNetwork
 from netfission.pruning.prune import prune
+from netfission.surgery.backbone import Backbone
 
 if TYPE_CHECKING:
     from netfission.classifier import Classifier

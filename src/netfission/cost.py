@@ -15,7 +15,7 @@ from netfission.measure import WARM_UP, device_name, inference_peak, training_pe
 from netfission.measure import inference_times as inference_times
 from netfission.measure import training_times as training_times
 from netfission.network import Ensemble, FissionNetwork
-from netfission.pruning.masks import kept_masks
+from netfission.surgery.masks import kept_masks
 from netfission.utils.modes import in_mode, refused_as
 from netfission.utils.text import aligned
 

@@ -9,13 +9,13 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from netfission.backbone import Backbone, cut
-from netfission.coupling import ChannelGroup, find_coupling
 from netfission.grouping import GROUPINGS, ChannelGrouping, Grouping, Repeated, WeightGrouping
 from netfission.grouping.widths import TOLERANCE
 from netfission.network import FissionNetwork, Path
-from netfission.pruning.masks import kept_masks, prunable_weights, refuse_rescaled, remove
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
+from netfission.surgery.backbone import Backbone, cut
+from netfission.surgery.coupling import ChannelGroup, find_coupling
+from netfission.surgery.masks import kept_masks, prunable_weights, refuse_rescaled, remove
 from netfission.utils.modes import in_mode
 from netfission.utils.text import one_of
 
@@ -81,7 +81,7 @@ def fission(
 
     Args:
         model: images `(batch, channels, height, width)` → logits `(batch, classes)`; not changed. Any
-            model that `netfission.backbone.cut` can cut, or a `Backbone`.
+            model that `netfission.surgery.backbone.cut` can cut, or a `Backbone`.
         exits: number of exits. With 1 and no sparsity the output equals the model's bit for bit.
         branch_after: for each exit from 1, the stage after which it leaves exit 0: a stage name or
             its 1-based number, before the last stage. A stage may be named twice. Default 1, 2, ….

@@ -24,7 +24,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from netfission.pruning.masks import kept_masks
+from netfission.surgery.masks import kept_masks
 from netfission.utils.modes import in_mode
 
 # Matrix products: at which argument the left factor stands; the right one follows it.

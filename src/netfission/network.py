@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from netfission.grouping.base import Repeated
 from netfission.inference.ensemble import ensemble_log_probabilities
-from netfission.pruning.masks import Guarded
+from netfission.surgery.masks import Guarded
 
 if TYPE_CHECKING:
     from netfission.fission import FissionConfig
@@ -40,7 +40,7 @@ class FissionNetwork(Guarded):
 
     Removed weights are exactly 0 and stay so. They are stored as zeros beside a bool buffer
     (1 byte a weight) and their gradients are zeroed in place as they arrive, so that a forward pass
-    makes no masked copy of any weight; see `netfission.pruning.masks.remove`.
+    makes no masked copy of any weight; see `netfission.surgery.masks.remove`.
 
     Parameter names end in the name the parameter had in the model given:
     `paths.1.stages.0.layer3.0.conv1.weight` is exit 1's share of `layer3.0.conv1.weight`.

@@ -11,7 +11,7 @@ from netfission.baselines.deep_ensemble import DeepEnsemble
 from netfission.fission import FissionConfig
 from netfission.losses import ensemble_distillation_loss
 from netfission.models import create_model
-from netfission.pruning.masks import kept_masks
+from netfission.surgery.masks import kept_masks
 from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.folder import RunFolder
 from netfission.training.method import Plan, seeded

@@ -19,7 +19,7 @@ from netfission.cli import main
 from netfission.fission import FissionConfig
 from netfission.models import create_model
 from netfission.network import FissionNetwork
-from netfission.pruning.masks import kept_masks, masked_weights
+from netfission.surgery.masks import kept_masks, masked_weights
 from netfission.training.config import (
     DataConfig,
     MethodConfig,

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import netfission as nf
-from netfission.backbone import cut
 from netfission.grouping import ChannelGrouping, Dealt
 from netfission.grouping.channels import _deal
 from netfission.macs import count_macs
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
-from netfission.pruning.masks import prunable_weights
+from netfission.surgery.backbone import cut
+from netfission.surgery.masks import prunable_weights
 
 CLASSES = 5
 VIT = ("blocks.3", "blocks.7", "blocks.11")

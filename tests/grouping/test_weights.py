@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.backbone import cut
 from netfission.grouping import WeightGrouping
 from netfission.grouping.weights import apportion, partition
 from netfission.models import create_model
-from netfission.pruning.masks import kept_masks, prunable_weights
+from netfission.surgery.backbone import cut
+from netfission.surgery.masks import kept_masks, prunable_weights
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 FEW = settings(deadline=None, max_examples=60)

@@ -16,7 +16,7 @@ from netfission.inference.deploy.convolution import ACTIVATIONS, FusedConv2d
 from netfission.macs import count_macs
 from netfission.models import create_model
 from netfission.network import FissionNetwork, Path
-from netfission.pruning.masks import remove
+from netfission.surgery.masks import remove
 
 CLASSES = 7
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import netfission as nf
 from netfission.models import create_model
-from netfission.pruning.masks import prunable_weights
 from netfission.pruning.prune import CRITERIA, Criterion
+from netfission.surgery.masks import prunable_weights
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netfission.pruning.masks import dense_gradients, kept_masks, masked_weights, remove
 from netfission.pruning.regrow import exchanged, forget, regrow
+from netfission.surgery.masks import dense_gradients, kept_masks, masked_weights, remove
 
 FEW = settings(deadline=None, max_examples=40)
 IMAGES = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(1))

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import netfission as nf
-from netfission.coupling import find_coupling
-from netfission.pruning.masks import prunable_weights
 from netfission.pruning.prune import CRITERIA, score, select_units
+from netfission.surgery.coupling import find_coupling
+from netfission.surgery.masks import prunable_weights
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -91,7 +91,7 @@ def test_weights_of_another_network_are_refused(copied):
 
 
 def test_the_network_comes_back_with_its_masks(finished_run):
-    from netfission.pruning.masks import kept_masks
+    from netfission.surgery.masks import kept_masks
 
     network, card = RunFolder(finished_run).load_network()
     assert card.classes == [str(digit) for digit in range(10)]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from netfission.fission import resolve_branches
 from netfission.network import FissionNetwork, Path
-from netfission.pruning.masks import Guarded
+from netfission.surgery.masks import Guarded
 from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.utils.modes import in_mode
 

@@ -14,7 +14,7 @@ from netfission.baselines.mc_dropout import MemberDropout
 from netfission.classifier import Classifier
 from netfission.data.batches import Normalisation
 from netfission.inference.predictions import Predictions
-from netfission.pruning.masks import burn_in
+from netfission.surgery.masks import burn_in
 
 INPUT = "images"
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netfission.coupling import ChannelGroup, Coupling, find_coupling, kept_indices
 from netfission.grouping.base import Dealt, Repeated
 from netfission.grouping.weights import apportion
 from netfission.grouping.widths import StageMacs, Widths, even_widths, exact_widths
-from netfission.narrowing import narrowed
-from netfission.pruning.masks import prunable_weights
+from netfission.surgery.coupling import ChannelGroup, Coupling, find_coupling, kept_indices
+from netfission.surgery.masks import prunable_weights
+from netfission.surgery.narrowing import narrowed
 
 # Kernels work on blocks of 16 channels (AVX-512; a GPU's on 8 to 64): 85 channels take as long as 96.
 BLOCK = 16

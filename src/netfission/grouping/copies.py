@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.grouping.base import Dealt
-from netfission.pruning.masks import prunable_weights, remove
+from netfission.surgery.masks import prunable_weights, remove
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.grouping.base import Dealt
-from netfission.pruning.masks import kept_masks, remove
+from netfission.surgery.masks import kept_masks, remove
 
 # What the libraries' residual networks call the projection on their shortcut.
 SHORTCUTS = frozenset({"shortcut", "downsample"})

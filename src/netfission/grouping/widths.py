@@ -5,9 +5,9 @@ from math import ceil, floor, prod
 
 from torch import nn
 
-from netfission.coupling import Coupling
 from netfission.grouping.weights import apportion
-from netfission.pruning.masks import prunable_weights
+from netfission.surgery.coupling import Coupling
+from netfission.surgery.masks import prunable_weights
 
 # How far the paths' multiply-accumulates may be from the stage's, and how much of them is used if possible:
 # a little less than all, since every path also reads and writes features of its own.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from netfission.pruning._derivatives import draw_seed, gradient, sum_over_batches
+from netfission.pruning.derivatives import draw_seed, gradient, sum_over_batches
 
 TEMPERATURE = 200.0
 

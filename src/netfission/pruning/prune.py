@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netfission.coupling import ChannelGroup
 from netfission.pruning.erk import erk
 from netfission.pruning.grasp import grasp
 from netfission.pruning.magnitude import magnitude
-from netfission.pruning.masks import prunable_weights, select
 from netfission.pruning.random import random
+from netfission.pruning.selection import select
 from netfission.pruning.snip import snip
 from netfission.pruning.synflow import synflow
+from netfission.surgery.coupling import ChannelGroup
+from netfission.surgery.masks import prunable_weights
 from netfission.utils.text import one_of
 
 Batches = Sequence[tuple[Tensor, Tensor]]

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from netfission.pruning.masks import masked_weights, select
+from netfission.pruning.selection import select
+from netfission.surgery.masks import masked_weights
 
 GROWTHS = ("gradient", "random")  # by what removed weights are chosen to be brought back
 
@@ -49,10 +50,10 @@ def regrow(module: nn.Module, share: float, growth: str, generator: torch.Genera
     no weight is removed, or none kept, stay as they are.
 
     Args:
-        module: with masks, see `netfission.pruning.masks.remove`.
+        module: with masks, see `netfission.surgery.masks.remove`.
         share: of each layer's kept weights, in [0, 1], see `exchanged`.
         growth: one of `GROWTHS`. With `"gradient"` the removed weights' gradients are read from `.grad`, see
-            `netfission.pruning.masks.dense_gradients`; where it is None, or in part no number, chance
+            `netfission.surgery.masks.dense_gradients`; where it is None, or in part no number, chance
             chooses.
         generator: on the CPU; the source of all randomness, so that a seed gives the same masks on any
             device.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from netfission.pruning._derivatives import draw_seed, gradient, sum_over_batches
+from netfission.pruning.derivatives import draw_seed, gradient, sum_over_batches
 
 
 def snip(

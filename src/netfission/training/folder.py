@@ -26,8 +26,8 @@ from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.fission import FissionConfig
 from netfission.models import create_model
-from netfission.narrowing import fit
 from netfission.network import FissionNetwork
+from netfission.surgery.narrowing import fit
 from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.method import Plan, seeded
 from netfission.utils.files import write_together, write_whole

@@ -11,7 +11,7 @@ from netfission.inference.deploy.folding import folded
 from netfission.inference.deploy.fusing import fuse
 from netfission.inference.deploy.joining import Builder, Features
 from netfission.measure import inference_times
-from netfission.pruning.masks import burn_in
+from netfission.surgery.masks import burn_in
 from netfission.utils.modes import refused_as
 
 if TYPE_CHECKING:  # the network imports this package

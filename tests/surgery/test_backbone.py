@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.backbone import cut
 from netfission.models import create_model
-from netfission.pruning.masks import prunable_weights
+from netfission.surgery.backbone import cut
+from netfission.surgery.masks import prunable_weights
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from netfission.pruning.masks import prunable_weights
+from netfission.surgery.masks import prunable_weights
 from netfission.utils.modes import in_mode
 
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netfission.coupling import ON_INTERFACE, UNFOLLOWED, Coupling, find_coupling, kept_indices
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
-from netfission.narrowing import narrowed
+from netfission.surgery.coupling import ON_INTERFACE, UNFOLLOWED, Coupling, find_coupling, kept_indices
+from netfission.surgery.narrowing import narrowed
 
 FEATURES = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
 

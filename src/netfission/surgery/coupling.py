@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from netfission.macs import run_counted
-from netfission.narrowing import head_dim, narrowed
-from netfission.pruning.masks import prunable_weights
+from netfission.surgery.masks import prunable_weights
+from netfission.surgery.narrowing import head_dim, narrowed
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"

@@ -5,7 +5,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from netfission.narrowing import fit, head_dim, narrowed
+from netfission.surgery.narrowing import fit, head_dim, narrowed
 
 
 def numbered(module: nn.Module) -> nn.Module:
