@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from netfission.cost import Cost, cost
 from netfission.fission import FissionConfig, fission
 from netfission.inference.cascade import Cascade, exit_costs
 from netfission.inference.ensemble import (
@@ -15,6 +14,7 @@ from netfission.inference.ensemble import (
 from netfission.inference.thresholds import choose_thresholds
 from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
 from netfission.network import Ensemble, FissionNetwork
+from netfission.profiling.cost import Cost, cost
 from netfission.pruning.prune import prune
 from netfission.surgery.backbone import Backbone
 

@@ -9,8 +9,8 @@ from torch import nn
 from netfission.baselines import find_method
 from netfission.baselines.multi_exit import EarlyExit, MultiExit
 from netfission.fission import FissionConfig
-from netfission.macs import count_macs
 from netfission.models import create_model
+from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import kept_masks
 from netfission.training.config import MethodConfig

@@ -17,9 +17,9 @@ from netfission.evaluation.cascade import CascadeEvaluation, evaluate_cascade
 from netfission.fission import FissionConfig
 from netfission.inference import choose_thresholds, exit_costs
 from netfission.inference.deploy import Deployed
-from netfission.macs import count_macs
-from netfission.measure import inference_times
 from netfission.models import create_model
+from netfission.profiling.macs import count_macs
+from netfission.profiling.timing import inference_times
 from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.run import train
 

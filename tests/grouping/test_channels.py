@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import netfission as nf
 from netfission.grouping import ChannelGrouping, Dealt
 from netfission.grouping.channels import _deal
-from netfission.macs import count_macs
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
+from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import prunable_weights
 

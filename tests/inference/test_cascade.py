@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import netfission as nf
 from netfission.inference import Cascade, CascadeOutput, cascade_logits, exit_costs
 from netfission.inference.cascade import RULES, step_by_step
-from netfission.macs import count_macs
 from netfission.models import create_model
+from netfission.profiling.macs import count_macs
 
 CLASSES = 5
 IMAGES = torch.randn(23, 3, 8, 8, generator=torch.Generator().manual_seed(0))

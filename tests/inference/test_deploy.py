@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import netfission as nf
 from netfission.inference.deploy import Deployed, deploy, deploy_exits
 from netfission.inference.deploy.convolution import ACTIVATIONS, FusedConv2d
-from netfission.macs import count_macs
 from netfission.models import create_model
 from netfission.network import FissionNetwork, Path
+from netfission.profiling.macs import count_macs
 from netfission.surgery.masks import remove
 
 CLASSES = 7

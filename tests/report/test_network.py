@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import netfission as nf
-from netfission.cost import count, count_parameters
-from netfission.macs import count_macs
+from netfission.profiling.cost import count, count_parameters
+from netfission.profiling.macs import count_macs
 from netfission.report.network import lay_out, short
 from netfission.report.runs import load_runs
 

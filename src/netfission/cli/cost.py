@@ -41,7 +41,7 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Measure what a network costs beside the single one: parameters, MACs, memory, time."""
-    from netfission.cost import cost as cost_of
+    from netfission.profiling.cost import cost as cost_of
 
     out = Path(settings.out) if settings.out else None
     if out is not None and (out.is_dir() or not out.parent.is_dir()):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, exit_costs
 from netfission.inference.deploy import deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
-from netfission.macs import Macs, count_macs
-from netfission.measure import inference_times
 from netfission.network import FissionNetwork
 from netfission.network import Path as ExitPath
+from netfission.profiling.macs import Macs, count_macs
+from netfission.profiling.timing import inference_times
 from netfission.utils.files import write_whole
 from netfission.utils.text import aligned
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from netfission.cost import Quartiles
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.figures import COLUMNS, Figures
 from netfission.experiments.pictures import against_cost, drawn, lines
+from netfission.profiling.cost import Quartiles
 from netfission.utils.files import write_together
 from netfission.utils.text import aligned, counted
 

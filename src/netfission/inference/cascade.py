@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.inference.ensemble import as_logits
-from netfission.macs import Macs, count_macs
+from netfission.profiling.macs import Macs, count_macs
 from netfission.utils.modes import in_mode, refused_as
 from netfission.utils.text import one_of
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from netfission.cost import Size
 from netfission.network import FissionNetwork
+from netfission.profiling.cost import Size
 from netfission.report.figures import clipped
 from netfission.report.runs import Run
 from netfission.report.style import FONT, LIGHT, alone, exit_name, jinja

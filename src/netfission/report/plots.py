@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from netfission.macs import listed
 from netfission.network import FissionNetwork
+from netfission.profiling.macs import listed
 from netfission.report import figures
 from netfission.report.network import draw_network, short
 from netfission.report.runs import Run

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netfission.macs import run_counted
+from netfission.profiling.macs import run_counted
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import head_dim, narrowed
 

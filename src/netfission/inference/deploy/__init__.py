@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from netfission.inference.deploy.folding import folded
 from netfission.inference.deploy.fusing import fuse
 from netfission.inference.deploy.joining import Builder, Features
-from netfission.measure import inference_times
+from netfission.profiling.timing import inference_times
 from netfission.surgery.masks import burn_in
 from netfission.utils.modes import refused_as
 

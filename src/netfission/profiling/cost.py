@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netfission.macs import Macs as Macs
-from netfission.macs import count_macs as count_macs
-from netfission.macs import listed, run_counted
-from netfission.measure import WARM_UP, device_name, inference_peak, training_peak
-from netfission.measure import inference_times as inference_times
-from netfission.measure import training_times as training_times
 from netfission.network import Ensemble, FissionNetwork
+from netfission.profiling.macs import listed, run_counted
+from netfission.profiling.timing import (
+    WARM_UP,
+    device_name,
+    inference_peak,
+    inference_times,
+    training_peak,
+    training_times,
+)
 from netfission.surgery.masks import kept_masks
 from netfission.utils.modes import in_mode, refused_as
 from netfission.utils.text import aligned
@@ -28,7 +31,7 @@ class Size:
         parameters_stored: parameters in memory, removed ones included.
         parameters_nonzero: those that are not removed.
         macs_dense: multiply-accumulates of one image as executed, removed weights included; what counts as
-            one is said in `netfission.macs`.
+            one is said in `netfission.profiling.macs`.
         macs_effective: those that meet a weight that is not removed; what a sparse kernel could reach.
     """
 
@@ -86,7 +89,8 @@ class Measurement:
         batch_size: images.
         seconds: of one batch.
         images_per_second: at the median.
-        peak_bytes: most memory in use beside network and images, see `netfission.measure.peak_bytes`.
+        peak_bytes: peak memory beside the network and the images, see
+            `netfission.profiling.timing.peak_bytes`.
         ratio: seconds over the reference's, each from the same round; None without a reference.
     """
 
@@ -205,7 +209,7 @@ def cost(
 
     Times are taken in rounds, in each of which every network runs once, so that drift of the machine meets
     both alike; it should be idle otherwise. A training step runs on a copy, with as many images as the
-    largest batch and 2 at least, which batch norms need; see `netfission.measure.training_times`.
+    largest batch and 2 at least, which batch norms need; see `netfission.profiling.timing.training_times`.
 
     Args:
         network: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import netfission as nf
-from netfission.macs import count_macs, count_training_macs, listed, run_counted
 from netfission.models import create_model
+from netfission.profiling.macs import count_macs, count_training_macs, listed, run_counted
 from netfission.surgery.masks import prunable_weights, remove
 
 

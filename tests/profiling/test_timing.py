@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import netfission as nf
-from netfission.measure import (
+from netfission.models import create_model
+from netfission.profiling.timing import (
     inference_peak,
     inference_times,
     peak_bytes,
@@ -15,7 +16,6 @@ from netfission.measure import (
     training_peak,
     training_times,
 )
-from netfission.models import create_model
 from netfission.surgery.masks import kept_masks
 
 CPU = torch.device("cpu")

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import netfission as nf
-from netfission.cost import Exit, NetworkCost, Part, Quartiles, Size, count_macs, count_parameters
 from netfission.models import create_model
 from netfission.network import Path
+from netfission.profiling.cost import Exit, NetworkCost, Part, Quartiles, Size, count_parameters
+from netfission.profiling.macs import count_macs
 from netfission.surgery.masks import remove
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -156,7 +157,7 @@ def test_measurements_hold_together(pruned):
 def test_medians_quartiles_and_ratios_are_those_of_the_rounds(monkeypatch):
     draw = random.Random(0)
     times = {name: [draw.uniform(1, 9) for _ in range(6)] for name in ("network", "reference")}
-    module = importlib.import_module("netfission.cost")  # netfission.cost itself is the function
+    module = importlib.import_module("netfission.profiling.cost")
     monkeypatch.setattr(module, "inference_times", lambda *_, **__: times)
     monkeypatch.setattr(module, "training_times", lambda *_, **__: times)
     cost = nf.cost(nn.Linear(3, 4), torch.randn(2, 3), nn.Linear(3, 4), batch_sizes=[5], rounds=6)
