@@ -31,8 +31,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.data import ImageData, TensorSplit
-from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.folder import environment
 from netfission.training.run import build_network, load, train
 

@@ -20,11 +20,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.baselines import METHODS
+from netfission.config import TrainingConfig
 from netfission.experiments.compare import compare
 from netfission.experiments.named import read_grid
 from netfission.grouping.copies import shuffle_weights
 from netfission.network import FissionNetwork
-from netfission.training.config import TrainingConfig
 from netfission.training.method import Fission, Loss, Network, Outcome, Plan
 
 

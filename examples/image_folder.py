@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import netfission as nf
-from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.run import train
 
 

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from netfission.fission import FissionConfig
-from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.run import train
 
 

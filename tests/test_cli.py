@@ -8,7 +8,7 @@ from netfission.cli import COMMANDS, main
 from netfission.cli import parser as whole_parser
 from netfission.cli.settings import run_config
 from netfission.cli.train import default_name
-from netfission.training.config import RunConfig
+from netfission.config import RunConfig
 from netfission.training.folder import RunFolder
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from netfission import losses
+from netfission.ensemble import Average
 from netfission.inference import ensemble_log_probabilities
-from netfission.inference.ensemble import Average
 from netfission.losses import EnsembleDistillationLoss, Teacher, ensemble_distillation_loss
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig
 from netfission.surgery.masks import kept_masks
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -2,15 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from netfission.fission import FissionConfig, fission
-from netfission.inference.cascade import Cascade, exit_costs
-from netfission.inference.ensemble import (
+from netfission.config import FissionConfig
+from netfission.ensemble import (
     disagreement,
     ensemble_log_probabilities,
     ensemble_probabilities,
     mutual_information,
     predictive_entropy,
 )
+from netfission.fission import fission
+from netfission.inference.cascade import Cascade, exit_costs
 from netfission.inference.thresholds import choose_thresholds
 from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
 from netfission.network import Ensemble, FissionNetwork

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from PIL import Image
 from torch import Tensor, nn
 
+from netfission.config import RunConfig
 from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
@@ -26,7 +27,6 @@ from netfission.evaluation.calibration import Calibration
 from netfission.inference.predictions import Predictions
 from netfission.network import FissionNetwork
 from netfission.readme import readme
-from netfission.training.config import RunConfig
 from netfission.training.folder import Factory, ModelCard, RunFolder, WeightsError, weights
 from netfission.utils.files import write_together
 from netfission.utils.hub import is_in_reach, quick_when_offline

@@ -11,14 +11,13 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.data import ImageData
 from netfission.evaluation import Evaluation
-from netfission.fission import FissionConfig
 from netfission.grouping import GROUPINGS
 from netfission.inference.deploy import deploy
 from netfission.network import FissionNetwork
 from netfission.profiling.cost import NetworkCost, Quartiles, cost
-from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.folder import RunFolder, environment
 from netfission.training.run import load, train
 from netfission.utils.files import write_whole

@@ -3,12 +3,12 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
+from netfission.config import FissionConfig
 from netfission.grouping import GROUPINGS, ChannelGrouping, Grouping, Repeated, WeightGrouping
 from netfission.grouping.widths import TOLERANCE
 from netfission.network import FissionNetwork, Path
@@ -18,41 +18,6 @@ from netfission.surgery.coupling import ChannelGroup, find_coupling
 from netfission.surgery.masks import kept_masks, prunable_weights, refuse_rescaled, remove
 from netfission.utils.modes import in_mode
 from netfission.utils.text import one_of
-
-
-@dataclass(frozen=True)
-class FissionConfig:
-    """The settings of `fission` that are plain data; see there for what each takes.
-
-    Args:
-        exits: number of exits; 1 is the network itself.
-        branch_after: one stage (name or number from 1) per extra exit, after which it leaves exit 0, as a
-            list: [1,2]; default 1, 2, ….
-        stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
-            model's graph.
-        grouping: how each stage is dealt out to its paths: channels, weights or copies.
-        keep_shortcuts: with weights, give every path the whole of each shortcut's projection.
-        exact_partition: with channels, give out every channel exactly once, whatever it costs.
-        dealing: with channels, deal them random or by importance (scored by the criterion).
-        ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
-        sparsity: share of the prunable weights removed before grouping, in [0, 1).
-        criterion: what scores weights for pruning: random, erk, magnitude, snip, grasp or synflow.
-        pruning_steps: prune in this many steps; default 1, for synflow 100.
-        seed: seed of everything drawn at random.
-    """
-
-    exits: int = 3
-    branch_after: list[int | str] | None = None
-    stages: list[str] | None = None
-    grouping: str = "weights"
-    keep_shortcuts: bool = False
-    exact_partition: bool = False
-    dealing: str = "random"
-    ratio: list[float] | None = None
-    sparsity: float = 0.0
-    criterion: str = "snip"
-    pruning_steps: int | None = None
-    seed: int = 0
 
 
 def fission(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netfission.inference.ensemble import as_logits, ensemble_log_probabilities
+from netfission.ensemble import as_logits, ensemble_log_probabilities
 
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from netfission.ensemble import ensemble_log_probabilities
 from netfission.grouping.base import Repeated
-from netfission.inference.ensemble import ensemble_log_probabilities
 from netfission.surgery.masks import Guarded
 
 if TYPE_CHECKING:
-    from netfission.fission import FissionConfig
+    from netfission.config import FissionConfig
     from netfission.inference.deploy import Deployed
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import yaml
 
+from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.training.config import RunConfig
 from netfission.training.folder import ModelCard
 
 _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}

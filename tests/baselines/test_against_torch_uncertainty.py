@@ -16,9 +16,8 @@ from netfission.baselines.batch_ensemble import RankOne
 from netfission.baselines.masksembles import Masked
 from netfission.baselines.mimo import draw_orders
 from netfission.baselines.packed import PackedLinear
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig
 from netfission.models import create_model
-from netfission.training.config import MethodConfig
 from netfission.training.method import Plan, seeded
 
 pytestmark = pytest.mark.skipif(find_spec("torch_uncertainty") is None, reason="needs the extra peers")

@@ -10,9 +10,8 @@ from torch import nn
 
 from netfission.baselines import find_method
 from netfission.baselines.batch_ensemble import RankOne
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig
 from netfission.models import create_model
-from netfission.training.config import MethodConfig
 from netfission.training.method import Plan, seeded
 
 WRN = partial(create_model, "wrn-10-1", 10)

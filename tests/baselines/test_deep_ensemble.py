@@ -8,11 +8,10 @@ from torch import nn
 
 from netfission.baselines import find_method
 from netfission.baselines.deep_ensemble import DeepEnsemble
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.losses import ensemble_distillation_loss
 from netfission.models import create_model
 from netfission.surgery.masks import kept_masks
-from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.folder import RunFolder
 from netfission.training.method import Plan, seeded
 from netfission.training.run import train

@@ -10,10 +10,9 @@ from safetensors.torch import load, save
 from torch import nn
 
 from netfission.baselines import find_method
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.losses import EnsembleDistillationLoss
 from netfission.models import create_model
-from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.folder import RunFolder
 from netfission.training.method import Plan, seeded
 from netfission.training.run import evaluate, train

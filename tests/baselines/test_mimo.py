@@ -10,10 +10,9 @@ from torch import nn
 
 from netfission.baselines import find_method
 from netfission.baselines.mimo import Mimo, draw_orders
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.losses import EnsembleDistillationLoss
 from netfission.models import create_model
-from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining
 

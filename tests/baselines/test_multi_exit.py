@@ -8,12 +8,11 @@ from torch import nn
 
 from netfission.baselines import find_method
 from netfission.baselines.multi_exit import EarlyExit, MultiExit
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import kept_masks
-from netfission.training.config import MethodConfig
 from netfission.training.method import Plan, seeded
 
 CONFIG = MethodConfig("multi-exit")

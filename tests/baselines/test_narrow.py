@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from netfission.baselines import find_method
 from netfission.baselines.narrow import NarrowBranches
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
-from netfission.training.config import MethodConfig
 from netfission.training.method import Plan, seeded
 
 CONFIG = MethodConfig("narrow")

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from netfission.baselines import find_method
-from netfission.fission import FissionConfig
+from netfission.config import FissionConfig, MethodConfig
 from netfission.models import create_model
-from netfission.training.config import MethodConfig
 from netfission.training.method import Plan, seeded
 
 WRN = partial(create_model, "wrn-10-1", 10)

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from netfission.baselines import find_method
 from netfission.baselines.snapshot import Snapshots
-from netfission.fission import FissionConfig
+from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.models import create_model
-from netfission.training.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.folder import RunFolder
 from netfission.training.method import Plan, seeded
 from netfission.training.run import train

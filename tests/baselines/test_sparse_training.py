@@ -16,17 +16,10 @@ from netfission.baselines.deep_ensemble import DeepEnsemble
 from netfission.baselines.snapshot import Snapshots
 from netfission.baselines.sparse_training import LEAP, Regrowth, refinements, refining
 from netfission.cli import main
-from netfission.fission import FissionConfig
+from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.surgery.masks import kept_masks, masked_weights
-from netfission.training.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    RunConfig,
-    TrainingConfig,
-)
 from netfission.training.folder import RunFolder
 from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining

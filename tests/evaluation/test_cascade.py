@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 import netfission as nf
 from netfission.cli import main
+from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.evaluation import cascade as module
 from netfission.evaluation.cascade import CascadeEvaluation, evaluate_cascade
-from netfission.fission import FissionConfig
 from netfission.inference import choose_thresholds, exit_costs
 from netfission.inference.deploy import Deployed
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import inference_times
-from netfission.training.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.training.run import train
 
 CONFIG = RunConfig(

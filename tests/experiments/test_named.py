@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from netfission.cli import main
+from netfission.config import RunConfig
 from netfission.experiments.grids import named_grids
 from netfission.experiments.named import find_grid, read_grid
-from netfission.training.config import RunConfig
 
 GRID = """
 title: A small grid

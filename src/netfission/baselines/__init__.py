@@ -13,8 +13,7 @@ from netfission.baselines.narrow import NarrowMethod
 from netfission.baselines.packed import PackedMethod
 from netfission.baselines.snapshot import FastGeometric, Snapshot
 from netfission.baselines.sparse_training import DSTEnsemble, EDSTEnsemble, NeuroTrails
-from netfission.fission import FissionConfig
-from netfission.training.config import MethodConfig, changed
+from netfission.config import FissionConfig, MethodConfig, changed
 from netfission.training.method import Fission, Method
 from netfission.utils.text import one_of
 

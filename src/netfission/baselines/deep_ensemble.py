@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from netfission.config import TrainingConfig
 from netfission.surgery.masks import Guarded
-from netfission.training.config import TrainingConfig
 from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.schedules import Schedule
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netfission.config import MethodConfig
 from netfission.fission import resolve_branches
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import refuse_rescaled
-from netfission.training.config import MethodConfig
 from netfission.training.method import Method, Plan
 from netfission.utils.modes import in_mode
 

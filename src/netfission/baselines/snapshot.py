@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from netfission.config import MethodConfig, TrainingConfig
 from netfission.surgery.masks import Guarded
-from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.schedules import SCHEDULES, Schedule
 

@@ -18,11 +18,11 @@ from torch import nn
 
 from netfission.baselines.deep_ensemble import DeepEnsemble
 from netfission.baselines.snapshot import Snapshots
+from netfission.config import MethodConfig, TrainingConfig
 from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.surgery.masks import dense_gradients, prunable_weights, remove
-from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.module import FissionTraining
 from netfission.training.schedules import Schedule, cosine

@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from netfission.cli.settings import Parser, from_one
-from netfission.fission import FissionConfig, fission, input_size
+from netfission.config import FissionConfig
+from netfission.fission import fission, input_size
 from netfission.utils.files import write_whole
 
 CLASSES = 10  # of a model that is only costed

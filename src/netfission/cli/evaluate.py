@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import Namespace
 
 from netfission.cli.settings import Parser, from_one
-from netfission.training.config import RunConfig
+from netfission.config import RunConfig
 
 if TYPE_CHECKING:
     from netfission.training.folder import RunFolder

@@ -8,8 +8,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from netfission.fission import FissionConfig
-from netfission.training.config import DataConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.utils.typed import PLAIN
 
 PARTS = (DataConfig, ModelConfig, FissionConfig, MethodConfig, TrainingConfig)

@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from netfission.cli.settings import PARTS, Parser, run_config
-from netfission.training.config import RunConfig
+from netfission.config import RunConfig
 
 
 def parser() -> Parser:

@@ -7,9 +7,9 @@ from typing import Self
 
 from torch import Tensor
 
+from netfission.ensemble import fit_temperature
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
-from netfission.inference.calibration import fit_temperature
 from netfission.utils.typed import typed
 
 

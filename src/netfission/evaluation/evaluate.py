@@ -8,8 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from netfission.evaluation.metrics import classification_metrics
-from netfission.inference.ensemble import (
+from netfission.ensemble import (
     Average,
     as_logits,
     disagreement,
@@ -17,6 +16,7 @@ from netfission.inference.ensemble import (
     mutual_information,
     predictive_entropy,
 )
+from netfission.evaluation.metrics import classification_metrics
 from netfission.utils.modes import in_mode
 from netfission.utils.typed import typed
 

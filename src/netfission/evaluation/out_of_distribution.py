@@ -11,11 +11,7 @@ from torchmetrics.functional.classification import (
     binary_specificity_at_sensitivity,
 )
 
-from netfission.inference.ensemble import (
-    ensemble_log_probabilities,
-    mutual_information,
-    predictive_entropy,
-)
+from netfission.ensemble import ensemble_log_probabilities, mutual_information, predictive_entropy
 from netfission.utils.text import aligned
 
 

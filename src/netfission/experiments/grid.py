@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from netfission.baselines import METHODS, reads
+from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
-from netfission.fission import FissionConfig
-from netfission.training.config import MethodConfig, RunConfig
 from netfission.utils.text import one_of
 from netfission.utils.typed import typed
 

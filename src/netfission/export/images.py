@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from netfission.classifier import Classifier
+from netfission.config import RunConfig
 from netfission.data import ImageData, Split
 from netfission.data.images import why_unreadable
 from netfission.data.outside import image_files
 from netfission.data.splits import TensorSplit
-from netfission.training.config import RunConfig
 from netfission.training.run import load
 
 CHECKED = 256  # images that a file is checked with

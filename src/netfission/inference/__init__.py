@@ -1,5 +1,13 @@
 """Predictions and uncertainty from the logits of a network's exits, all of them or as few as will do."""
 
+from netfission.ensemble import (
+    Average,
+    disagreement,
+    ensemble_log_probabilities,
+    ensemble_probabilities,
+    mutual_information,
+    predictive_entropy,
+)
 from netfission.inference.cascade import (
     Cascade,
     CascadeOutput,
@@ -8,14 +16,6 @@ from netfission.inference.cascade import (
     cascade_logits,
     exit_costs,
     sureness,
-)
-from netfission.inference.ensemble import (
-    Average,
-    disagreement,
-    ensemble_log_probabilities,
-    ensemble_probabilities,
-    mutual_information,
-    predictive_entropy,
 )
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 

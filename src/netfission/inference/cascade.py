@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from netfission.inference.ensemble import as_logits
+from netfission.ensemble import as_logits
 from netfission.profiling.macs import Macs, count_macs
 from netfission.utils.modes import in_mode, refused_as
 from netfission.utils.text import one_of

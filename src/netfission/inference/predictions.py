@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from netfission.inference.ensemble import (
+from netfission.ensemble import (
     as_logits,
     disagreement,
     ensemble_probabilities,

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from netfission.inference.calibration import fit_temperature
+from netfission.ensemble import fit_temperature
 from netfission.inference.cascade import Rule, step_by_step
 
 _GRID = 2**16  # combinations tried before each threshold is refined

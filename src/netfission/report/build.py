@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from netfission.baselines import METHODS
 from netfission.classifier import Classifier
+from netfission.config import MethodConfig, RunConfig
 from netfission.evaluation.corruption import LEAST_SIDE
 from netfission.network import FissionNetwork
 from netfission.report.figures import standard_error
@@ -24,7 +25,6 @@ from netfission.report.plots import Wanted, plots_beside, plots_of
 from netfission.report.runs import Run, load_runs
 from netfission.report.style import RENDERING, exit_name, inline, jinja, variables
 from netfission.report.votes import Votes, collect_votes
-from netfission.training.config import MethodConfig, RunConfig
 from netfission.training.run import load
 from netfission.utils.files import write_together
 

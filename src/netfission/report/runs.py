@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
@@ -18,7 +19,6 @@ from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.trust import Trust
 from netfission.profiling.cost import Counted, count
-from netfission.training.config import RunConfig
 from netfission.training.folder import ModelCard, RunFolder
 from netfission.utils.typed import read_json
 

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from netfission.fission import FissionConfig, fission
+from netfission.config import FissionConfig, MethodConfig, TrainingConfig
+from netfission.fission import fission
 from netfission.losses import EnsembleDistillationLoss
-from netfission.training.config import MethodConfig, TrainingConfig
 from netfission.training.schedules import SCHEDULES, Schedule
 
 Network = Callable[[Tensor], Tensor]  # images → logits `(batch, exits, classes)`

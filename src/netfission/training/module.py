@@ -6,9 +6,9 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from netfission.config import MethodConfig, TrainingConfig
 from netfission.data import Batches
-from netfission.inference.ensemble import ensemble_log_probabilities
-from netfission.training.config import MethodConfig, TrainingConfig
+from netfission.ensemble import ensemble_log_probabilities
 from netfission.training.method import Fission, Method
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from netfission.baselines import find_method
+from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import Calibration
@@ -30,7 +31,6 @@ from netfission.inference.cascade import Rule
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.training.callbacks import AccuracyBar, EpochLines, EpochTable, WholeCheckpoints
-from netfission.training.config import DataConfig, RunConfig
 from netfission.training.folder import ModelCard, RunFolder, environment
 from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining

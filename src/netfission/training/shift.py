@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
+from netfission.config import RunConfig
 from netfission.data import ImageData, Split, TensorSplit
 from netfission.data.outside import unlabelled
 from netfission.evaluation.corruption import (
@@ -24,7 +25,6 @@ from netfission.evaluation.corruption import (
     library,
 )
 from netfission.evaluation.out_of_distribution import OutOfDistribution
-from netfission.training.config import RunConfig
 from netfission.training.folder import RunFolder
 from netfission.training.run import EVALUATION_BATCH, ready
 from netfission.utils.files import write_whole

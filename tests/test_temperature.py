@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netfission.inference.calibration import fit_temperature
+from netfission.ensemble import fit_temperature
 
 
 @settings(deadline=None, max_examples=25)

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_type_hints
 
-import yaml
-
-from netfission.fission import FissionConfig
 from netfission.losses import Reduction, Teacher
 from netfission.utils.text import one_of
 from netfission.utils.typed import typed
@@ -54,6 +51,41 @@ class ModelConfig:
 
     model: str = "wrn-16-2"
     pretrained: bool = False
+
+
+@dataclass(frozen=True)
+class FissionConfig:
+    """The settings of `fission` that are plain data; see there for what each takes.
+
+    Args:
+        exits: number of exits; 1 is the network itself.
+        branch_after: one stage (name or number from 1) per extra exit, after which it leaves exit 0, as a
+            list: [1,2]; default 1, 2, ….
+        stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
+            model's graph.
+        grouping: how each stage is dealt out to its paths: channels, weights or copies.
+        keep_shortcuts: with weights, give every path the whole of each shortcut's projection.
+        exact_partition: with channels, give out every channel exactly once, whatever it costs.
+        dealing: with channels, deal them random or by importance (scored by the criterion).
+        ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
+        sparsity: share of the prunable weights removed before grouping, in [0, 1).
+        criterion: what scores weights for pruning: random, erk, magnitude, snip, grasp or synflow.
+        pruning_steps: prune in this many steps; default 1, for synflow 100.
+        seed: seed of everything drawn at random.
+    """
+
+    exits: int = 3
+    branch_after: list[int | str] | None = None
+    stages: list[str] | None = None
+    grouping: str = "weights"
+    keep_shortcuts: bool = False
+    exact_partition: bool = False
+    dealing: str = "random"
+    ratio: list[float] | None = None
+    sparsity: float = 0.0
+    criterion: str = "snip"
+    pruning_steps: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,4 +234,6 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """The settings as YAML text, which `--config` reads."""
+        import yaml  # here: `import netfission` needs the settings, not the files
+
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)

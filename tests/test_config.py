@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from netfission.training.config import RunConfig, TrainingConfig
+from netfission.config import RunConfig, TrainingConfig
 
 
 def test_yaml_round_trip():
