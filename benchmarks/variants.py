@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from netfission.baselines import METHODS
 from netfission.config import TrainingConfig
 from netfission.experiments.compare import compare
 from netfission.experiments.named import read_grid
 from netfission.grouping.copies import shuffle_weights
+from netfission.methods.base import Loss, Network, Outcome, Plan
+from netfission.methods.fission import Fission
+from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
-from netfission.training.method import Fission, Loss, Network, Outcome, Plan
 
 
 class WarmUp(Fission):

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from netfission.baselines import METHODS
 from netfission.config import RunConfig
 from netfission.experiments.contenders import CONTENDERS, find_contender
 from netfission.experiments.grid import Cell, chosen_settings
+from netfission.methods.registry import METHODS
 
 
 def test_whole_seeds_come_first(grid_of):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from netfission.baselines import find_method
 from netfission.evaluation import Evaluation
 from netfission.experiments.comparison import Comparison, figures_of
 from netfission.experiments.contenders import in_words
@@ -15,6 +14,7 @@ from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Contestant, Costs,
 from netfission.experiments.grid import Cell, Grid
 from netfission.experiments.records import Record, Records
 from netfission.experiments.runner import run_folder, run_missing
+from netfission.methods.registry import find_method
 from netfission.utils.files import write_whole
 from netfission.utils.text import counted
 from netfission.utils.typed import typed

@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from netfission.baselines import find_method
-from netfission.baselines.deep_ensemble import DeepEnsemble
-from netfission.baselines.snapshot import Snapshots
 from netfission.config import RunConfig
 from netfission.fission import fission
 from netfission.inference.deploy import deploy
+from netfission.methods.base import Method
+from netfission.methods.deep_ensemble import DeepEnsemble
+from netfission.methods.registry import find_method
+from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
 from netfission.profiling.cost import Quartiles, Size, count_parameters, quartiles
 from netfission.profiling.macs import count_macs, count_training_macs
 from netfission.profiling.timing import inference_times, times_in_turn, training_step
 from netfission.training.folder import environment
-from netfission.training.method import Method
 
 BATCH_SIZES = (1, 128)
 ROUNDS = 15

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from netfission.baselines import METHODS, reads
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
+from netfission.methods.registry import METHODS, reads
 from netfission.utils.text import one_of
 from netfission.utils.typed import typed
 

@@ -9,10 +9,10 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from netfission.baselines import METHODS
 from netfission.experiments.contenders import Settings, in_words
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.figures import Column, Figures
+from netfission.methods.registry import METHODS
 
 _OURS, _OTHERS = "#0b6e99", "#666666"
 _LINES = ("#0b6e99", "#c8553d", "#5b8c5a", "#8e5ea2", "#b8860b", "#3d3d3d")

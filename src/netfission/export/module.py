@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from netfission.baselines.layers import replace_layers
-from netfission.baselines.mc_dropout import MemberDropout
 from netfission.classifier import Classifier
 from netfission.data.batches import Normalisation
 from netfission.inference.predictions import Predictions
+from netfission.methods.layers import replace_layers
+from netfission.methods.mc_dropout import MemberDropout
 from netfission.surgery.masks import burn_in
 
 INPUT = "images"

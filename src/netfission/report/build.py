@@ -14,10 +14,10 @@ from jinja2 import Environment
 from markupsafe import Markup
 from tqdm import tqdm
 
-from netfission.baselines import METHODS
 from netfission.classifier import Classifier
 from netfission.config import MethodConfig, RunConfig
 from netfission.evaluation.corruption import LEAST_SIDE
+from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
 from netfission.report.figures import standard_error
 from netfission.report.network import short

@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from netfission.baselines import METHODS, find_method, reads
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
+from netfission.methods.base import Plan, seeded
+from netfission.methods.registry import METHODS, find_method, reads
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.surgery.narrowing import fit
-from netfission.training.method import Plan, seeded
 from netfission.utils.files import write_together, write_whole
 from netfission.utils.text import one_of
 from netfission.utils.typed import read_json, typed

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from netfission.config import MethodConfig, TrainingConfig
 from netfission.data import Batches
 from netfission.ensemble import ensemble_log_probabilities
-from netfission.training.method import Fission, Method
+from netfission.methods.base import Method
+from netfission.methods.fission import Fission
 
 
 class DivergedError(RuntimeError):

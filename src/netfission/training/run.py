@@ -19,7 +19,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from netfission.baselines import find_method
 from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
@@ -28,11 +27,12 @@ from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.evaluation.trust import Trust
 from netfission.inference.cascade import Rule
+from netfission.methods.base import Plan, seeded
+from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.training.callbacks import AccuracyBar, EpochLines, EpochTable, WholeCheckpoints
 from netfission.training.folder import ModelCard, RunFolder, environment
-from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining
 from netfission.utils.files import write_whole
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netfission.baselines import find_method
-from netfission.baselines.narrow import NarrowBranches
 from netfission.config import FissionConfig, MethodConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.narrow import NarrowBranches
+from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
-from netfission.training.method import Plan, seeded
 
 CONFIG = MethodConfig("narrow")
 

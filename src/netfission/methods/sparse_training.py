@@ -16,16 +16,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from netfission.baselines.deep_ensemble import DeepEnsemble
-from netfission.baselines.snapshot import Snapshots
 from netfission.config import MethodConfig, TrainingConfig
+from netfission.methods.base import OF_ONE_EXIT, Method, Plan
+from netfission.methods.deep_ensemble import DeepEnsemble
+from netfission.methods.fission import Fission
+from netfission.methods.schedules import Schedule, cosine
+from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.surgery.masks import dense_gradients, prunable_weights, remove
-from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.training.module import FissionTraining
-from netfission.training.schedules import Schedule, cosine
 from netfission.utils.text import one_of
 
 EVERY = 1000  # steps from one move to the next, in the papers' trainings of some 80,000

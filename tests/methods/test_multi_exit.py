@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from netfission.baselines import find_method
-from netfission.baselines.multi_exit import EarlyExit, MultiExit
 from netfission.config import FissionConfig, MethodConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.multi_exit import EarlyExit, MultiExit
+from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import kept_masks
-from netfission.training.method import Plan, seeded
 
 CONFIG = MethodConfig("multi-exit")
 

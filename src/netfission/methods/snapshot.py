@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.config import MethodConfig, TrainingConfig
+from netfission.methods.base import OF_ONE_EXIT, Method, Plan
+from netfission.methods.fission import Fission
+from netfission.methods.schedules import SCHEDULES, Schedule
 from netfission.surgery.masks import Guarded
-from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
-from netfission.training.schedules import SCHEDULES, Schedule
 
 
 class Snapshots(Guarded):

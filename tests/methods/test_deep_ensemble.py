@@ -6,14 +6,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from netfission.baselines import find_method
-from netfission.baselines.deep_ensemble import DeepEnsemble
 from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.losses import ensemble_distillation_loss
+from netfission.methods.base import Plan, seeded
+from netfission.methods.deep_ensemble import DeepEnsemble
+from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.surgery.masks import kept_masks
 from netfission.training.folder import RunFolder
-from netfission.training.method import Plan, seeded
 from netfission.training.run import train
 
 CONFIG = MethodConfig("deep-ensemble")

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from netfission.baselines import find_method
-from netfission.baselines.mimo import Mimo, draw_orders
 from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.losses import EnsembleDistillationLoss
+from netfission.methods.base import Plan, seeded
+from netfission.methods.mimo import Mimo, draw_orders
+from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining
 
 WRN = partial(create_model, "wrn-10-1", 10)

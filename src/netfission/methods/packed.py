@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netfission.baselines.layers import (
+from netfission.methods.base import Method, Plan
+from netfission.methods.layers import (
     Layer,
     checked,
     classes_of,
@@ -20,7 +21,6 @@ from netfission.baselines.layers import (
     weight_layers,
     with_weights,
 )
-from netfission.training.method import Method, Plan
 
 SMALLEST_GROUP = 64  # channels; gamma makes no smaller ones, as in torch_uncertainty's PackedConv2d
 

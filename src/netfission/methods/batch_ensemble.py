@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from netfission.baselines.layers import (
+from netfission.methods.base import Method, Plan
+from netfission.methods.layers import (
     EachMember,
     Layer,
     along,
@@ -16,7 +17,6 @@ from netfission.baselines.layers import (
     replace_layers,
     weight_layers,
 )
-from netfission.training.method import Method, Plan
 
 DEVIATION = 0.5  # of the fast weights about 1
 

@@ -3,18 +3,19 @@
 A baseline is one file with one `Method`, entered in `METHODS`.
 """
 
-from netfission.baselines.batch_ensemble import BatchEnsembleMethod
-from netfission.baselines.deep_ensemble import DeepEnsembleMethod
-from netfission.baselines.masksembles import MasksemblesMethod
-from netfission.baselines.mc_dropout import McDropoutMethod
-from netfission.baselines.mimo import MimoMethod
-from netfission.baselines.multi_exit import MultiExitMethod
-from netfission.baselines.narrow import NarrowMethod
-from netfission.baselines.packed import PackedMethod
-from netfission.baselines.snapshot import FastGeometric, Snapshot
-from netfission.baselines.sparse_training import DSTEnsemble, EDSTEnsemble, NeuroTrails
 from netfission.config import FissionConfig, MethodConfig, changed
-from netfission.training.method import Fission, Method
+from netfission.methods.base import Method
+from netfission.methods.batch_ensemble import BatchEnsembleMethod
+from netfission.methods.deep_ensemble import DeepEnsembleMethod
+from netfission.methods.fission import Fission
+from netfission.methods.masksembles import MasksemblesMethod
+from netfission.methods.mc_dropout import McDropoutMethod
+from netfission.methods.mimo import MimoMethod
+from netfission.methods.multi_exit import MultiExitMethod
+from netfission.methods.narrow import NarrowMethod
+from netfission.methods.packed import PackedMethod
+from netfission.methods.snapshot import FastGeometric, Snapshot
+from netfission.methods.sparse_training import DSTEnsemble, EDSTEnsemble, NeuroTrails
 from netfission.utils.text import one_of
 
 METHODS: dict[str, type[Method]] = {

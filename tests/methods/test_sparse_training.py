@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from netfission.baselines import find_method
-from netfission.baselines.deep_ensemble import DeepEnsemble
-from netfission.baselines.snapshot import Snapshots
-from netfission.baselines.sparse_training import LEAP, Regrowth, refinements, refining
 from netfission.cli import main
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.deep_ensemble import DeepEnsemble
+from netfission.methods.registry import find_method
+from netfission.methods.snapshot import Snapshots
+from netfission.methods.sparse_training import LEAP, Regrowth, refinements, refining
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.surgery.masks import kept_masks, masked_weights
 from netfission.training.folder import RunFolder
-from netfission.training.method import Plan, seeded
 from netfission.training.module import FissionTraining
 from netfission.training.run import train
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netfission.training.schedules import SCHEDULES, cosine, one_cycle, paper
+from netfission.methods.schedules import SCHEDULES, cosine, one_cycle, paper
 
 
 def test_paper_holds_then_falls_linearly_then_holds():

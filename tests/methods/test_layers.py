@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from netfission.baselines.layers import replace_layers, run_order
+from netfission.methods.layers import replace_layers, run_order
 
 
 class Backwards(nn.Module):

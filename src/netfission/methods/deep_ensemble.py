@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.config import TrainingConfig
+from netfission.methods.base import OF_ONE_EXIT, Method, Plan
+from netfission.methods.fission import Fission
+from netfission.methods.schedules import Schedule
 from netfission.surgery.masks import Guarded
-from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
-from netfission.training.schedules import Schedule
 
 
 class DeepEnsemble(Guarded):

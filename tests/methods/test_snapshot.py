@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from netfission.baselines import find_method
-from netfission.baselines.snapshot import Snapshots
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.registry import find_method
+from netfission.methods.schedules import cosine, paper
+from netfission.methods.snapshot import Snapshots
 from netfission.models import create_model
 from netfission.training.folder import RunFolder
-from netfission.training.method import Plan, seeded
 from netfission.training.run import train
-from netfission.training.schedules import cosine, paper
 
 SNAPSHOT = MethodConfig("snapshot")
 FGE = MethodConfig("fge")

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netfission.baselines.layers import (
+from netfission.methods.base import Method, Plan
+from netfission.methods.layers import (
     EachMember,
     Layer,
     checked,
@@ -17,7 +18,6 @@ from netfission.baselines.layers import (
     run_order,
     weight_layers,
 )
-from netfission.training.method import Method, Plan
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 

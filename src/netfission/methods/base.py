@@ -1,7 +1,7 @@
 """What every method offers: a network of several predictions, and how it departs from the common training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -9,9 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.config import FissionConfig, MethodConfig, TrainingConfig
-from netfission.fission import fission
 from netfission.losses import EnsembleDistillationLoss
-from netfission.training.schedules import SCHEDULES, Schedule
+from netfission.methods.schedules import SCHEDULES, Schedule
 
 Network = Callable[[Tensor], Tensor]  # images → logits `(batch, exits, classes)`
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels → a scalar
@@ -125,22 +124,6 @@ class Method:
     def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
         """What is to happen beside the steps."""
         return []
-
-
-class Fission(Method):
-    """The method of this project, see `netfission.fission`."""
-
-    settings = frozenset(setting.name for setting in fields(FissionConfig))
-    distillation = 1.0
-
-    def build(self, plan: Plan) -> nn.Module:
-        """A `FissionNetwork`."""
-        return fission(
-            plan.create(plan.fission.seed),
-            **asdict(plan.fission),
-            batches=plan.batches,
-            example_input=plan.example,
-        )
 
 
 def seeded(create: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from netfission.training.method import Plan
+from netfission.methods.base import Plan
 from netfission.utils.modes import in_mode
 
 Layer = nn.Conv2d | nn.Linear  # what carries weights, in the networks that these baselines take

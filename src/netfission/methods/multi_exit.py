@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from netfission.fission import resolve_branches
+from netfission.methods.base import OF_ONE_EXIT, Method, Plan
+from netfission.methods.fission import Fission
 from netfission.network import FissionNetwork, Path
 from netfission.surgery.masks import Guarded
-from netfission.training.method import OF_ONE_EXIT, Fission, Method, Plan
 from netfission.utils.modes import in_mode
 
 

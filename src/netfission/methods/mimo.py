@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from netfission.baselines.layers import (
+from netfission.methods.base import Loss, Method, Network, Outcome, Plan
+from netfission.methods.layers import (
     Layer,
     checked,
     classes_of,
@@ -15,7 +16,6 @@ from netfission.baselines.layers import (
     weight_layers,
     with_weights,
 )
-from netfission.training.method import Loss, Method, Network, Outcome, Plan
 
 
 class Mimo(nn.Module):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from netfission.baselines import find_method
 from netfission.config import FissionConfig, MethodConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.training.method import Plan, seeded
 
 WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("packed")

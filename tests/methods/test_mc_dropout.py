@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from netfission.baselines import find_method
-from netfission.baselines.mc_dropout import MemberDropout
 from netfission.config import FissionConfig, MethodConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.mc_dropout import MemberDropout
+from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.training.method import Plan, seeded
 
 WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("mc-dropout")

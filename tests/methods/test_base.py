@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from netfission.baselines.deep_ensemble import DeepEnsemble
 from netfission.cli import main
+from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.training.folder import RunFolder
 from netfission.training.run import evaluate, train
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from netfission.baselines import find_method
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.losses import EnsembleDistillationLoss
+from netfission.methods.base import Plan, seeded
+from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.training.folder import RunFolder
-from netfission.training.method import Plan, seeded
 from netfission.training.run import evaluate, train
 
 WRN = partial(create_model, "wrn-10-1", 10)

@@ -5,7 +5,8 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from netfission.baselines.layers import (
+from netfission.methods.base import Method, Plan
+from netfission.methods.layers import (
     EachMember,
     along,
     checked,
@@ -16,7 +17,6 @@ from netfission.baselines.layers import (
     replace_layers,
     weight_layers,
 )
-from netfission.training.method import Method, Plan
 
 FEWEST = 10  # channels that the authors' code makes masks for
 _TRIES = 100_000

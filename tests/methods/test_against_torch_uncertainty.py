@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from netfission.baselines import find_method
-from netfission.baselines.batch_ensemble import RankOne
-from netfission.baselines.masksembles import Masked
-from netfission.baselines.mimo import draw_orders
-from netfission.baselines.packed import PackedLinear
 from netfission.config import FissionConfig, MethodConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.batch_ensemble import RankOne
+from netfission.methods.masksembles import Masked
+from netfission.methods.mimo import draw_orders
+from netfission.methods.packed import PackedLinear
+from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.training.method import Plan, seeded
 
 pytestmark = pytest.mark.skipif(find_spec("torch_uncertainty") is None, reason="needs the extra peers")
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from netfission.baselines import find_method
-from netfission.baselines.batch_ensemble import RankOne
 from netfission.config import FissionConfig, MethodConfig
+from netfission.methods.base import Plan, seeded
+from netfission.methods.batch_ensemble import RankOne
+from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.training.method import Plan, seeded
 
 WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("batch-ensemble")

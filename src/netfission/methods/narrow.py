@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from netfission.config import MethodConfig
 from netfission.fission import resolve_branches
+from netfission.methods.base import Method, Plan
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import refuse_rescaled
-from netfission.training.method import Method, Plan
 from netfission.utils.modes import in_mode
 
 _NARROWABLE = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d

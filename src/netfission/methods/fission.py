@@ -1,0 +1,25 @@
+"""The method of this project: one network, divided among several exits."""
+
+from dataclasses import asdict, fields
+
+from torch import nn
+
+from netfission.config import FissionConfig
+from netfission.fission import fission
+from netfission.methods.base import Method, Plan
+
+
+class Fission(Method):
+    """The method of this project, see `netfission.fission`."""
+
+    settings = frozenset(setting.name for setting in fields(FissionConfig))
+    distillation = 1.0
+
+    def build(self, plan: Plan) -> nn.Module:
+        """A `FissionNetwork`."""
+        return fission(
+            plan.create(plan.fission.seed),
+            **asdict(plan.fission),
+            batches=plan.batches,
+            example_input=plan.example,
+        )
