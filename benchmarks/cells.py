@@ -26,7 +26,7 @@ from contenders import PEERS, SINGLE, Contender, Network, UnavailableError, find
 from netfission.profiling.cost import count_parameters
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import device_name, peak_bytes, times_in_turn
-from netfission.training.folder import environment
+from netfission.runs.folder import environment
 from netfission.utils.files import write_whole
 from netfission.utils.text import aligned, one_of
 

@@ -24,7 +24,7 @@ import netfission as nf
 from netfission.export import export
 from netfission.export.file import Format
 from netfission.models import create_model
-from netfission.training.folder import environment
+from netfission.runs.folder import environment
 from netfission.utils.files import write_whole
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_exports.json"

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from netfission.training.folder import environment
+from netfission.runs.folder import environment
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_import_time.json"
 

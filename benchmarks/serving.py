@@ -34,8 +34,8 @@ from PIL import Image
 import netfission as nf
 from netfission.classifier import Classifier
 from netfission.models import create_model
+from netfission.runs.folder import environment
 from netfission.serve.server import deployed
-from netfission.training.folder import environment
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_serving.json"
 CLASSES = 100

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 import netfission as nf
 from netfission.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.data import ImageData, TensorSplit
-from netfission.training.folder import environment
-from netfission.training.run import build_network, load, train
+from netfission.runs.folder import environment
+from netfission.runs.setup import build_network, load
+from netfission.runs.train import train
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_training_overhead.json"
 

@@ -11,19 +11,17 @@ table and leaves it beside a record of each run.
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import lightning
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from netfission.config import TrainingConfig
+from netfission.config import MethodConfig, TrainingConfig
 from netfission.experiments.compare import compare
 from netfission.experiments.named import read_grid
 from netfission.grouping.copies import shuffle_weights
-from netfission.methods.base import Loss, Network, Outcome, Plan
+from netfission.losses import EnsembleDistillationLoss
+from netfission.methods.base import Loss, Network, Outcome, Plan, TrainingHook
 from netfission.methods.fission import Fission
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
@@ -32,14 +30,26 @@ from netfission.network import FissionNetwork
 class WarmUp(Fission):
     """The distillation's factor grows from 0 to what it is, over the first third of the training."""
 
-    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
-        return [_Ramp()]
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self.ramp = _Ramp()
+
+    def loss(self, training: TrainingConfig) -> EnsembleDistillationLoss:
+        self.ramp.loss = super().loss(training)
+        return self.ramp.loss
+
+    def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
+        return [self.ramp]
 
 
-class _Ramp(Callback):
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        done = trainer.global_step / float(trainer.estimated_stepping_batches)
-        pl_module.loss.weight = min(1.0, 3 * done)
+class _Ramp(TrainingHook):
+    loss: EnsembleDistillationLoss
+
+    def on_train_start(self, total_steps: int, epochs: int) -> None:
+        self.total_steps = total_steps
+
+    def on_batch_start(self, network: nn.Module, step: int) -> None:
+        self.loss.weight = min(1.0, 3 * step / self.total_steps)
 
 
 class OwnWeights(Fission):
@@ -128,7 +138,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("variants"))
     chosen = parser.parse_args()
-    METHODS.update(VARIANTS)
+    for name, variant in VARIANTS.items():
+        METHODS.register(name, variant)
     text = GRID + "".join(f"  {name}: {{method: {name}}}\n" for name in VARIANTS)
     grid = read_grid("variants", text).at(chosen.scale, seeds=chosen.seeds, data=chosen.data)
     print(compare(grid, chosen.out, rounds=chosen.rounds).table())

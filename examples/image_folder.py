@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import netfission as nf
 from netfission.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.training.run import train
+from netfission.runs.train import train
 
 
 def write_digits(folder: Path) -> Path:

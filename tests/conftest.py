@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.training.run import train
+from netfission.runs.train import train
 
 
 def settings(**changes) -> RunConfig:

@@ -9,7 +9,7 @@ from netfission.cli import parser as whole_parser
 from netfission.cli.settings import run_config
 from netfission.cli.train import default_name
 from netfission.config import RunConfig
-from netfission.training.folder import RunFolder
+from netfission.runs.folder import RunFolder
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -91,7 +91,7 @@ def test_training_that_had_begun_goes_on_with_resume(tmp_path, capsys, monkeypat
         RunFolder(out).claim(config, resume)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("netfission.training.run.train", stopped)
+    monkeypatch.setattr("netfission.runs.train.train", stopped)
     assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 130
     told = "netfission: stopped; the same command with --resume goes on\n"
     assert capsys.readouterr().err == told

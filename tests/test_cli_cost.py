@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import netfission as nf
+from netfission.classifier.folder import ModelCard
 from netfission.cli import main
 from netfission.models import create_model
-from netfission.training.folder import ModelCard, RunFolder
+from netfission.runs.folder import RunFolder
 
 QUICK = "--rounds 1 --batch_sizes [2]"
 

@@ -18,8 +18,9 @@ from netfission.grouping import GROUPINGS
 from netfission.inference.deploy import deploy
 from netfission.network import FissionNetwork
 from netfission.profiling.cost import NetworkCost, Quartiles, cost
-from netfission.training.folder import RunFolder, environment
-from netfission.training.run import load, train
+from netfission.runs.folder import RunFolder, environment
+from netfission.runs.setup import load
+from netfission.runs.train import train
 from netfission.utils.files import write_whole
 from netfission.utils.text import aligned, one_of
 

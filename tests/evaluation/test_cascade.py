@@ -20,7 +20,7 @@ from netfission.inference.deploy import Deployed
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import inference_times
-from netfission.training.run import train
+from netfission.runs.train import train
 
 CONFIG = RunConfig(
     DataConfig("digits", limit_per_class=10),

@@ -15,9 +15,10 @@ from netfission.evaluation.corruption import (
     corrupted,
     corruption_names,
 )
-from netfission.training.folder import RunFolder
-from netfission.training.run import load, train
-from netfission.training.shift import evaluate_corruptions
+from netfission.runs.folder import RunFolder
+from netfission.runs.setup import load
+from netfission.runs.shift import evaluate_corruptions
+from netfission.runs.train import train
 
 pytest.importorskip("imagecorruptions")
 NAMES = corruption_names()
@@ -146,7 +147,7 @@ def test_a_run_under_all_of_them(large_run, capsys):
 
 
 def test_more_images_than_there_are_is_all_of_them(large_run, monkeypatch):
-    monkeypatch.setattr("netfission.training.shift.corruption_names", lambda: ["contrast"])
+    monkeypatch.setattr("netfission.runs.shift.corruption_names", lambda: ["contrast"])
     assert evaluate_corruptions(large_run, large_run.load_config(), images=10_000).n == 359
 
 

@@ -14,9 +14,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from netfission.cli import main
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution, doubt
-from netfission.training.folder import RunFolder
-from netfission.training.run import load
-from netfission.training.shift import TURNS, evaluate_ood
+from netfission.runs.folder import RunFolder
+from netfission.runs.setup import load
+from netfission.runs.shift import TURNS, evaluate_ood
 
 # Few values, so that many are equal.
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
@@ -184,7 +184,7 @@ def test_a_bad_request_is_one_line_and_leaves_nothing(run, name, message, tmp_pa
 
 
 def test_images_that_are_not_square_are_not_rotated(run, monkeypatch):
-    from netfission.training import shift
+    from netfission.runs import shift
 
     class Flat:
         shape = (1, 8, 6)

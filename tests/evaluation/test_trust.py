@@ -11,8 +11,8 @@ from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.evaluation.trust import Reliability, Trust
-from netfission.training.folder import RunFolder
-from netfission.training.run import evaluate
+from netfission.runs.evaluate import evaluate
+from netfission.runs.folder import RunFolder
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu")
 

@@ -23,7 +23,8 @@ from netfission.export import export
 from netfission.export.cascade import Plan, Step, check_cascade, export_cascade
 from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
-from netfission.training.run import build_network, describe, load, train
+from netfission.runs.setup import build_network, describe, load
+from netfission.runs.train import train
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

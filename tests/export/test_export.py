@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission.classifier.folder import ModelCard
 from netfission.data import load_data
 from netfission.data.splits import TensorSplit
 from netfission.export import export, export_reduced
@@ -16,8 +17,7 @@ from netfission.export.check import check
 from netfission.export.module import OUTPUTS
 from netfission.methods.registry import METHODS
 from netfission.models import create_model
-from netfission.training.folder import ModelCard
-from netfission.training.run import build_network, describe, load
+from netfission.runs.setup import build_network, describe, load
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

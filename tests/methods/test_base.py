@@ -5,8 +5,9 @@ import torch
 
 from netfission.cli import main
 from netfission.methods.deep_ensemble import DeepEnsemble
-from netfission.training.folder import RunFolder
-from netfission.training.run import evaluate, train
+from netfission.runs.evaluate import evaluate
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 
 FLAGS = [
     "--data",

@@ -12,9 +12,9 @@ from netfission.methods.base import Plan, seeded
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.registry import find_method
 from netfission.models import create_model
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 from netfission.surgery.masks import kept_masks
-from netfission.training.folder import RunFolder
-from netfission.training.run import train
 
 CONFIG = MethodConfig("deep-ensemble")
 
@@ -112,4 +112,4 @@ def test_one_by_one_each_member_has_all_epochs_and_the_whole_schedule(settings_o
 def test_one_by_one_takes_one_device():
     method = find_method(MethodConfig("deep-ensemble", one_by_one=True))
     with pytest.raises(ValueError, match="one_by_one=True: takes one device"):
-        method.callbacks(2, TrainingConfig(devices=2))
+        method.hooks(2, TrainingConfig(devices=2))

@@ -14,8 +14,9 @@ from netfission.losses import EnsembleDistillationLoss
 from netfission.methods.base import Plan, seeded
 from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.training.folder import RunFolder
-from netfission.training.run import evaluate, train
+from netfission.runs.evaluate import evaluate
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 
 WRN = partial(create_model, "wrn-10-1", 10)
 METHODS = ["batch-ensemble", "masksembles", "mc-dropout", "mimo", "packed"]

@@ -14,7 +14,7 @@ from netfission.methods.base import Plan, seeded
 from netfission.methods.mimo import Mimo, draw_orders
 from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.training.module import FissionTraining
+from netfission.runs.lightning_module import FissionTraining
 
 WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("mimo")

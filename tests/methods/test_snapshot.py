@@ -3,7 +3,6 @@ import signal
 from dataclasses import replace
 from functools import partial
 from math import ceil, cos, pi
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +17,8 @@ from netfission.methods.registry import find_method
 from netfission.methods.schedules import cosine, paper
 from netfission.methods.snapshot import Snapshots
 from netfission.models import create_model
-from netfission.training.folder import RunFolder
-from netfission.training.run import train
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 
 SNAPSHOT = MethodConfig("snapshot")
 FGE = MethodConfig("fge")
@@ -230,11 +229,11 @@ def test_what_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize(("config", "too_few"), [(SNAPSHOT, 2), (FGE, 12)])
 def test_trainings_too_short_for_different_snapshots_are_refused(config, too_few):
-    (callback,) = find_method(config).callbacks(3, TrainingConfig())
-    callback.on_train_start(SimpleNamespace(estimated_stepping_batches=too_few + 1, max_epochs=1), None)
-    assert len({*callback.steps, too_few + 1}) == 3
+    (hook,) = find_method(config).hooks(3, TrainingConfig())
+    hook.on_train_start(too_few + 1, epochs=1)
+    assert len({*hook.steps, too_few + 1}) == 3
     with pytest.raises(ValueError, match=f"epochs=1: {too_few} steps are too few for 3 different snapshots"):
-        callback.on_train_start(SimpleNamespace(estimated_stepping_batches=too_few, max_epochs=1), None)
+        hook.on_train_start(too_few, epochs=1)
 
 
 def test_a_share_of_cycles_that_is_none_is_refused():

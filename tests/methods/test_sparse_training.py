@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +19,9 @@ from netfission.methods.snapshot import Snapshots
 from netfission.methods.sparse_training import LEAP, Regrowth, refinements, refining
 from netfission.models import create_model
 from netfission.network import FissionNetwork
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 from netfission.surgery.masks import kept_masks, masked_weights
-from netfission.training.folder import RunFolder
-from netfission.training.module import FissionTraining
-from netfission.training.run import train
 
 KINDS = {"dst-ensemble": DeepEnsemble, "edst-ensemble": Snapshots, "neurotrails": FissionNetwork}
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -189,7 +187,7 @@ def test_what_the_settings_cannot_be(changes, message):
 
 def test_averages_of_weights_are_refused():
     with pytest.raises(ValueError, match=r"^ema=0\.9: does not go with method=edst-ensemble"):
-        find_method(MethodConfig("edst-ensemble")).callbacks(2, TrainingConfig(ema=0.9))
+        find_method(MethodConfig("edst-ensemble")).hooks(2, TrainingConfig(ema=0.9))
 
 
 # --- when connections move --------------------------------------------------------------------------
@@ -197,14 +195,14 @@ def test_averages_of_weights_are_refused():
 
 def regrowth(steps, phases=None, **changes) -> Regrowth:
     config = MethodConfig("dst-ensemble", **changes)
-    callback = Regrowth(config) if phases is None else Regrowth(config, phases)
-    callback.steps = steps
-    return callback
+    hook = Regrowth(config) if phases is None else Regrowth(config, phases)
+    hook.steps = steps
+    return hook
 
 
 def test_shares_fall_along_half_a_cosine_to_three_quarters():
-    callback = regrowth(400, regrow_every=50, regrow_share=0.3)
-    shares = {step: callback.share_at(step) for step in range(400) if callback.share_at(step)}
+    hook = regrowth(400, regrow_every=50, regrow_share=0.3)
+    shares = {step: hook.share_at(step) for step in range(400) if hook.share_at(step)}
     assert list(shares) == [50, 100, 150, 200, 250]
     expected = [0.3 * c for c in (0.9330127, 0.75, 0.5, 0.25, 0.0669873)]  # (1 + cos(π k / 6)) / 2
     assert list(shares.values()) == pytest.approx(expected)
@@ -220,10 +218,10 @@ def test_refinements_share_what_exploring_leaves(exits, steps):
     assert lengths[0] / steps == pytest.approx(1.5 / (1.5 + exits), abs=1.5 / steps)
     assert all(0 <= done < 1 for _, done in phases)
     assert [phase for phase, _ in phases] == sorted(phase for phase, _ in phases)
-    callback = regrowth(steps, partial(refinements, exits), regrow_every=7)
-    leaps = [step for step in range(steps) if callback.leaps_at(step)]
+    hook = regrowth(steps, partial(refinements, exits), regrow_every=7)
+    leaps = [step for step in range(steps) if hook.leaps_at(step)]
     assert leaps == [sum(lengths[:k]) for k in range(2, exits + 1)]
-    assert all(callback.share_at(step) == LEAP for step in leaps)
+    assert all(hook.share_at(step) == LEAP for step in leaps)
 
 
 def test_edst_refines_at_a_tenth_and_a_hundredth_of_the_rate():
@@ -252,9 +250,9 @@ def test_at_every_step_zeros_are_zeros_and_counts_stay(method, changes, tmp_path
     for masks in watch.masks[1:]:
         assert all(int(mask.sum()) == int(first[name].sum()) for name, mask in masks.items())
     steps = len(watch.masks) - 1
-    callback = regrowth(steps, partial(refinements, 2) if method == "edst-ensemble" else None)
-    callback.config = config.method
-    moved = [step for step in range(steps) if callback.share_at(step)]
+    hook = regrowth(steps, partial(refinements, 2) if method == "edst-ensemble" else None)
+    hook.config = config.method
+    moved = [step for step in range(steps) if hook.share_at(step)]
     assert watch.moved()[:2] == moved[:2]
     assert set(watch.moved()) <= set(moved)  # a share may come to less than one connection
     for step in range(steps):
@@ -291,8 +289,8 @@ def test_edst_keeps_what_each_refinement_ended_with_and_leaps_from_there(tmp_pat
     watch = Watch()
     train(run_config("edst-ensemble", exits=3), tmp_path / "run", progress=False, callbacks=[watch])
     steps = len(watch.masks) - 1
-    callback = regrowth(steps, partial(refinements, 3))
-    leaps = [step for step in range(steps) if callback.leaps_at(step)]
+    hook = regrowth(steps, partial(refinements, 3))
+    leaps = [step for step in range(steps) if hook.leaps_at(step)]
     assert len(leaps) == 2
     state = load_file(RunFolder(tmp_path / "run").weights)
     assert int(state["taken"]) == 2
@@ -336,12 +334,11 @@ def test_each_seed_and_step_has_its_own_chance():
     masks = []
     for seed, step in ((1, 10), (1, 10), (1, 20), (2, 10)):
         network = build("dst-ensemble", exits=2)
-        training = FissionTraining(network, TrainingConfig(), seed=seed)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        callback = regrowth(100, regrow="random", regrow_every=10)
-        callback.share_at = lambda step: 0.5
+        hook = regrowth(100, regrow="random", regrow_every=10)
+        hook.share_at = lambda step: 0.5
         torch.rand(1)  # the global generator plays no part
-        callback.on_before_optimizer_step(SimpleNamespace(global_step=step), training, optimizer)
+        hook.on_before_step(network, optimizer, step, seed)
         masks.append(torch.cat([mask.flatten() for mask in kept_masks(network).values()]))
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2]) and not torch.equal(masks[0], masks[3])
@@ -349,12 +346,10 @@ def test_each_seed_and_step_has_its_own_chance():
 
 def test_all_batches_of_a_step_have_a_say_in_what_comes_back():
     network = find_method(MethodConfig("dst-ensemble")).build(plan())
-    training = FissionTraining(network, TrainingConfig(), exits=3)
-    callback = regrowth(100, regrow_every=10)
-    trainer = SimpleNamespace(global_step=10)
+    hook = regrowth(100, regrow_every=10)
     sums: dict[str, torch.Tensor] = {}
     for images in (IMAGES, 1 - IMAGES):
-        callback.on_train_batch_start(trainer, training, None, 0)
+        hook.on_batch_start(network, 10)
         loss = network(images).square().sum()
         for (name, _, _), raw in zip(
             masked_weights(network),
@@ -367,7 +362,7 @@ def test_all_batches_of_a_step_have_a_say_in_what_comes_back():
         assert sums[name][removed].any() or not removed.any()
         torch.testing.assert_close(weight.grad, sums[name])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    callback.on_before_optimizer_step(trainer, training, optimizer)
+    hook.on_before_step(network, optimizer, 10, seed=0)
     assert all(parameter.grad is None for parameter in network.parameters())
     network(IMAGES).sum().backward()
     assert not any(weight.grad[removed].any() for _, weight, removed in masked_weights(network))
@@ -402,7 +397,7 @@ def test_what_cannot_be_is_told_in_one_line(flags, message, tmp_path, capsys):
 
 @pytest.mark.parametrize(("steps", "every"), [(80_000, 1000), (50_000, 1000), (930, 18), (8, 1)])
 def test_connections_move_often_enough_in_short_trainings(steps, every):
-    callback = regrowth(steps)
-    moved = [step for step in range(steps) if callback.share_at(step) > 0]
+    hook = regrowth(steps)
+    moved = [step for step in range(steps) if hook.share_at(step) > 0]
     assert moved[0] == every
     assert all(step % every == 0 for step in moved)

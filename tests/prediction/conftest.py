@@ -6,8 +6,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from netfission.classifier import Classifier
-from netfission.training.folder import RunFolder
-from netfission.training.run import train
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 
 
 @pytest.fixture(scope="session")

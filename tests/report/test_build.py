@@ -14,8 +14,8 @@ from netfission.evaluation.cascade import CascadeEvaluation, Point, Ratio
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
 from netfission.inference.thresholds import CascadeChoice
 from netfission.report import figures, write_report
-from netfission.training.folder import RunFolder
-from netfission.training.run import train
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 
 FIGURES = {
     "accuracy-cost",

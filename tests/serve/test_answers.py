@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from netfission.inference.predictions import Predictions
+from netfission.classifier.predictions import Predictions
 from netfission.serve.answers import answers
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

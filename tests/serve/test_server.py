@@ -367,7 +367,7 @@ def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, make_
 
 
 def test_a_baseline_is_served_as_it_is(settings_of, serving, make_image, tmp_path):
-    from netfission.training.run import train
+    from netfission.runs.train import train
 
     train(settings_of(method="deep-ensemble", sparsity=0.0, epochs=1), tmp_path / "run", progress=False)
     classifier = Classifier.from_pretrained(tmp_path / "run")

@@ -66,7 +66,7 @@ def run(settings: Namespace) -> None:
 def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module, Tensor]:
     """A title, the network that the settings of `cost` name, the model it is made of, and images."""
     from netfission.models import create_model
-    from netfission.training.folder import RunFolder
+    from netfission.runs.folder import RunFolder
 
     chosen = FissionConfig(**{field.name: settings[field.name] for field in fields(FissionConfig)})
     folder = RunFolder(Path(settings.network))

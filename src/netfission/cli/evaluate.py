@@ -10,7 +10,7 @@ from netfission.cli.settings import Parser, from_one
 from netfission.config import RunConfig
 
 if TYPE_CHECKING:
-    from netfission.training.folder import RunFolder
+    from netfission.runs.folder import RunFolder
 
 LOSE = 0.2  # points of accuracy, of a cascade
 CORRUPTION_IMAGES = 1000
@@ -66,7 +66,7 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Evaluate a run on its test split; or early stopping, images from outside, or corruptions."""
-    from netfission.training.folder import RunFolder
+    from netfission.runs.folder import RunFolder
 
     folder = RunFolder(Path(settings.run))
     config = folder.load_config()
@@ -95,7 +95,7 @@ def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
 
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     from netfission.evaluation.trust import Trust
-    from netfission.training.run import evaluate as evaluate_run
+    from netfission.runs.evaluate import evaluate as evaluate_run
 
     print(evaluate_run(folder, config).table())
     trust = Trust.from_json((folder.path / "trust.json").read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
 
 
 def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str]) -> None:
-    from netfission.training.shift import evaluate_ood
+    from netfission.runs.shift import evaluate_ood
 
     for found in evaluate_ood(folder, config, names):
         print(f"{found.table()}\n")
@@ -111,15 +111,15 @@ def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str
 
 
 def _corruptions(folder: "RunFolder", config: RunConfig, images: int) -> None:
-    from netfission.training.shift import evaluate_corruptions
+    from netfission.runs.shift import evaluate_corruptions
 
     print(evaluate_corruptions(folder, config, images=images).table())
     print(f"wrote corruptions.json in {folder.path}")
 
 
 def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
-    from netfission.training.folder import RunFolder
-    from netfission.training.run import evaluate_cascade
+    from netfission.runs.evaluate import evaluate_cascade
+    from netfission.runs.folder import RunFolder
 
     cascade = {name: settings[name] for name in ("lose", "spend", "rule", "single")}
     if settings.lose is None and settings.spend is None:

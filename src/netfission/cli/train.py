@@ -28,7 +28,7 @@ def run(settings: Namespace) -> None:
     print(f"writing to {out}", flush=True)
     try:
         from netfission.evaluation.trust import Trust
-        from netfission.training.run import train as train_run
+        from netfission.runs.train import train as train_run
 
         evaluation = train_run(config, out, resume=settings.resume)
     except KeyboardInterrupt as error:

@@ -18,7 +18,7 @@ from netfission.network import FissionNetwork
 from netfission.profiling.cost import Quartiles, Size, count_parameters, quartiles
 from netfission.profiling.macs import count_macs, count_training_macs
 from netfission.profiling.timing import inference_times, times_in_turn, training_step
-from netfission.training.folder import environment
+from netfission.runs.folder import environment
 
 BATCH_SIZES = (1, 128)
 ROUNDS = 15

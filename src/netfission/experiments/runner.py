@@ -21,8 +21,8 @@ from tqdm import tqdm
 from netfission.experiments.cluster import spread
 from netfission.experiments.grid import Cell
 from netfission.experiments.records import Record, Records
-from netfission.training.folder import RunFolder, environment
-from netfission.training.run import train
+from netfission.runs.folder import RunFolder, environment
+from netfission.runs.train import train
 from netfission.utils.files import write_whole
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
+from netfission.classifier.predictions import Predictions
 from netfission.ensemble import disagreement, ensemble_log_probabilities
 from netfission.evaluation.metrics import classification_metrics
 from netfission.export.formats import Run
 from netfission.export.module import INPUT
-from netfission.inference.predictions import Predictions
 
 TOLERANCE = 1e-4  # of probabilities
 _BATCH = 64

@@ -14,7 +14,7 @@ from netfission.data import ImageData, Split
 from netfission.data.images import why_unreadable
 from netfission.data.outside import image_files
 from netfission.data.splits import TensorSplit
-from netfission.training.run import load
+from netfission.runs.setup import load
 
 CHECKED = 256  # images that a file is checked with
 _BATCH = 64

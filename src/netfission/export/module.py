@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from netfission.classifier import Classifier
+from netfission.classifier.predictions import Predictions
 from netfission.data.batches import Normalisation
-from netfission.inference.predictions import Predictions
 from netfission.methods.layers import replace_layers
 from netfission.methods.mc_dropout import MemberDropout
 from netfission.surgery.masks import burn_in

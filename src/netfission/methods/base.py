@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.config import FissionConfig, MethodConfig, TrainingConfig
@@ -56,6 +55,48 @@ class Outcome(NamedTuple):
     loss: Tensor
     logits: Tensor
     labels: Tensor
+
+
+class TrainingHook:
+    """What a method does at set points of a training. Each point does nothing unless overridden.
+
+    A training loop calls them; Lightning's does through `netfission.runs.callbacks.MethodHooks`.
+    """
+
+    def on_train_start(self, total_steps: int, epochs: int) -> None:
+        """Before the first step.
+
+        Args:
+            total_steps: optimiser steps of the whole training.
+            epochs: epochs of the whole training.
+
+        Raises:
+            ValueError: the training is too short for the method.
+        """
+
+    def on_epoch_start(self, network: nn.Module, epoch: int) -> None:
+        """Before the first batch of an epoch, counted from 0."""
+
+    def on_batch_start(self, network: nn.Module, step: int) -> None:
+        """Before a batch goes through the network, as part of an optimiser step counted from 0."""
+
+    def on_before_step(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seed: int
+    ) -> None:
+        """After the gradients of a step, counted from 0, are complete and before the optimiser uses them.
+
+        Args:
+            network: in training.
+            optimizer: of its parameters.
+            step: number of the step.
+            seed: of the training.
+        """
+
+    def on_batch_end(self, network: nn.Module, steps_done: int) -> None:
+        """After a batch; `steps_done` counts the optimiser steps so far."""
+
+    def on_exception(self) -> None:
+        """When the training stops early."""
 
 
 # What a network of one exit reads of the settings of fission, beside the seed.
@@ -121,8 +162,13 @@ class Method:
         """
         return SCHEDULES[asked]
 
-    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
-        """What is to happen beside the steps."""
+    def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
+        """What happens beside the steps.
+
+        Args:
+            exits: number of predictions.
+            training: how the network is trained.
+        """
         return []
 
 

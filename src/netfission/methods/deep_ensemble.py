@@ -1,15 +1,13 @@
 """Deep Ensembles (Lakshminarayanan et al. 2017, arXiv 1612.01474): separate networks, averaged."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.config import TrainingConfig
-from netfission.methods.base import OF_ONE_EXIT, Method, Plan
+from netfission.methods.base import OF_ONE_EXIT, Method, Plan, TrainingHook
 from netfission.methods.fission import Fission
 from netfission.methods.schedules import Schedule
 from netfission.surgery.masks import Guarded
@@ -69,7 +67,7 @@ class DeepEnsembleMethod(Method):
         course = super().schedule(asked, exits)
         return (lambda done: course(done * exits % 1.0)) if self.config.one_by_one else course
 
-    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+    def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """Pass from member to member where they are trained one by one.
 
         Raises:
@@ -82,12 +80,13 @@ class DeepEnsembleMethod(Method):
         return [_OneByOne(training.epochs)]
 
 
-class _OneByOne(Callback):
+class _OneByOne(TrainingHook):
     """Trains one member after another, each for so many epochs."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+    def on_epoch_start(self, network: nn.Module, epoch: int) -> None:
         """Say whose turn it is."""
-        pl_module.network.active = trainer.current_epoch // self.epochs
+        assert isinstance(network, DeepEnsemble)
+        network.active = epoch // self.epochs

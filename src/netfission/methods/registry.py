@@ -1,39 +1,60 @@
-"""What a user would pick instead of fission, behind the same logits `(batch, exits, classes)`.
+"""Every method by its name. A baseline is one file with one `Method`, entered in `METHODS`."""
 
-A baseline is one file with one `Method`, entered in `METHODS`.
-"""
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
 from netfission.config import FissionConfig, MethodConfig, changed
 from netfission.methods.base import Method
-from netfission.methods.batch_ensemble import BatchEnsembleMethod
-from netfission.methods.deep_ensemble import DeepEnsembleMethod
-from netfission.methods.fission import Fission
-from netfission.methods.masksembles import MasksemblesMethod
-from netfission.methods.mc_dropout import McDropoutMethod
-from netfission.methods.mimo import MimoMethod
-from netfission.methods.multi_exit import MultiExitMethod
-from netfission.methods.narrow import NarrowMethod
-from netfission.methods.packed import PackedMethod
-from netfission.methods.snapshot import FastGeometric, Snapshot
-from netfission.methods.sparse_training import DSTEnsemble, EDSTEnsemble, NeuroTrails
 from netfission.utils.text import one_of
 
-METHODS: dict[str, type[Method]] = {
-    "batch-ensemble": BatchEnsembleMethod,
-    "deep-ensemble": DeepEnsembleMethod,
-    "dst-ensemble": DSTEnsemble,
-    "edst-ensemble": EDSTEnsemble,
-    "fge": FastGeometric,
-    "fission": Fission,
-    "masksembles": MasksemblesMethod,
-    "mc-dropout": McDropoutMethod,
-    "mimo": MimoMethod,
-    "multi-exit": MultiExitMethod,
-    "narrow": NarrowMethod,
-    "neurotrails": NeuroTrails,
-    "packed": PackedMethod,
-    "snapshot": Snapshot,
-}
+
+class MethodRegistry(Mapping[str, type[Method]]):
+    """Name → method. A method's file is imported when the method is first asked for.
+
+    Args:
+        places: name → `file:class`, in the package `netfission.methods`.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = dict(places)
+        self._loaded: dict[str, type[Method]] = {}
+
+    def __getitem__(self, name: str) -> type[Method]:
+        if name not in self._loaded:
+            file, _, kind = self._places[name].partition(":")
+            self._loaded[name] = getattr(import_module(f"netfission.methods.{file}"), kind)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def register(self, name: str, kind: type[Method]) -> None:
+        """Enter a method of your own for the rest of the process."""
+        self._places[name] = f"{kind.__module__}:{kind.__qualname__}"
+        self._loaded[name] = kind
+
+
+METHODS = MethodRegistry(
+    {
+        "batch-ensemble": "batch_ensemble:BatchEnsembleMethod",
+        "deep-ensemble": "deep_ensemble:DeepEnsembleMethod",
+        "dst-ensemble": "sparse_training:DSTEnsemble",
+        "edst-ensemble": "sparse_training:EDSTEnsemble",
+        "fge": "snapshot:FastGeometric",
+        "fission": "fission:Fission",
+        "masksembles": "masksembles:MasksemblesMethod",
+        "mc-dropout": "mc_dropout:McDropoutMethod",
+        "mimo": "mimo:MimoMethod",
+        "multi-exit": "multi_exit:MultiExitMethod",
+        "narrow": "narrow:NarrowMethod",
+        "neurotrails": "sparse_training:NeuroTrails",
+        "packed": "packed:PackedMethod",
+        "snapshot": "snapshot:Snapshot",
+    }
+)
 
 
 def find_method(config: MethodConfig, fission: FissionConfig | None = None) -> Method:

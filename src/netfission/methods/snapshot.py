@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from math import ceil, cos, pi
 from typing import Any, ClassVar
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from netfission.config import MethodConfig, TrainingConfig
-from netfission.methods.base import OF_ONE_EXIT, Method, Plan
+from netfission.methods.base import OF_ONE_EXIT, Method, Plan, TrainingHook
 from netfission.methods.fission import Fission
 from netfission.methods.schedules import SCHEDULES, Schedule
 from netfission.surgery.masks import Guarded
@@ -66,7 +64,7 @@ def _read_taken(module: nn.Module, _incompatible_keys: Any) -> None:
     module.number_taken = int(module.taken)
 
 
-class TakeSnapshots(Callback):
+class TakeSnapshots(TrainingHook):
     """Takes each snapshot after the optimiser's step that ends its cycle.
 
     Which are due follows from the number of steps done, which are taken is part of the network's state: so
@@ -80,27 +78,24 @@ class TakeSnapshots(Callback):
         self.ends = tuple(ends)
         self.steps: list[int] = []
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, total_steps: int, epochs: int) -> None:
         """Turn shares into steps.
 
         Raises:
             ValueError: the training is so short that snapshots would be the same.
         """
-        total = int(trainer.estimated_stepping_batches)
         # Rounded first, since a share of a whole number of steps may lie a hair above it.
-        self.steps = [ceil(round(end * total, 6)) for end in self.ends]
-        if len({*self.steps, total}) <= len(self.steps):
+        self.steps = [ceil(round(end * total_steps, 6)) for end in self.ends]
+        if len({*self.steps, total_steps}) <= len(self.steps):
             raise ValueError(
-                f"epochs={trainer.max_epochs}: {total} steps are too few for {len(self.steps) + 1} different "
+                f"epochs={epochs}: {total_steps} steps are too few for {len(self.steps) + 1} different "
                 "snapshots"
             )
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_batch_end(self, network: nn.Module, steps_done: int) -> None:
         """Take what is due."""
-        network: Snapshots = pl_module.network
-        while network.number_taken < sum(step <= trainer.global_step for step in self.steps):
+        assert isinstance(network, Snapshots)
+        while network.number_taken < sum(step <= steps_done for step in self.steps):
             network.take()
 
 
@@ -124,7 +119,7 @@ class _OneTraining(Method):
             raise ValueError(f"exits={exits}: method={self.config.method} takes 2 snapshots or more")
         return Snapshots(Fission(self.config).build(plan.of_one_exit()), exits)
 
-    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+    def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """What takes the snapshots.
 
         Raises:

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from netfission.config import MethodConfig, TrainingConfig
-from netfission.methods.base import OF_ONE_EXIT, Method, Plan
+from netfission.methods.base import OF_ONE_EXIT, Method, Plan, TrainingHook
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.fission import Fission
 from netfission.methods.schedules import Schedule, cosine
@@ -26,7 +24,6 @@ from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.surgery.masks import dense_gradients, prunable_weights, remove
-from netfission.training.module import FissionTraining
 from netfission.utils.text import one_of
 
 EVERY = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
@@ -70,7 +67,7 @@ def refining(exits: int, progress: float) -> float:
     return 1.0 if phase == 0 else 0.1 if done < 0.5 else 0.01
 
 
-class Regrowth(Callback):
+class Regrowth(TrainingHook):
     """Moves connections of the network in training, see `netfission.pruning.regrow`.
 
     Every so many steps a share of each layer's connections moves. The share falls along half a cosine from
@@ -115,71 +112,59 @@ class Regrowth(Callback):
             return 0.0
         return self.config.regrow_share * cosine(done)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, total_steps: int, epochs: int) -> None:
         """Refuse a training in which nothing would move, or that is too short for its phases.
 
         Raises:
             ValueError: so it is.
         """
-        self.steps = int(trainer.estimated_stepping_batches)
+        self.steps = total_steps
         phases = {self.phase_at(step) for step in range(self.steps)}
         if phases != set(range(self.phases(1.0)[0] + 1)):
             raise ValueError(
-                f"epochs={trainer.max_epochs}: {self.steps} steps are too few for an exploration and "
+                f"epochs={epochs}: {self.steps} steps are too few for an exploration and "
                 f"{self.phases(1.0)[0]} refinements"
             )
         exploring = [step for step in range(1, self.steps) if self.phase_at(step) == 0]
         longest = max((step for step in exploring if self.phases(step / self.steps)[1] < UNTIL), default=0)
         if not longest:
-            raise ValueError(
-                f"epochs={trainer.max_epochs}: {self.steps} steps are too few for any connection to move"
-            )
+            raise ValueError(f"epochs={epochs}: {self.steps} steps are too few for any connection to move")
         if self.every > longest:
             raise ValueError(
                 f"regrow_every={self.every}: no connection would move in a training of "
                 f"{self.steps} steps; takes {longest} at most"
             )
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_batch_start(self, network: nn.Module, step: int) -> None:
         """Ask for the gradients of removed weights where this step is to choose among them."""
-        if self.config.regrow == "gradient" and self.share_at(trainer.global_step) > 0:
+        if self.config.regrow == "gradient" and self.share_at(step) > 0:
             # Opened once more by each batch that is added up: closing in between would drop the earlier ones.
-            self.opened.enter_context(dense_gradients(_in_training(pl_module)))
+            self.opened.enter_context(dense_gradients(_in_training(network)))
 
-    def on_before_optimizer_step(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        optimizer: torch.optim.Optimizer,
+    def on_before_step(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seed: int
     ) -> None:
         """Move connections; the optimiser is then left without gradients, so that its step does nothing."""
-        step = trainer.global_step
         share = self.share_at(step)
         if share == 0:
             return
-        assert isinstance(pl_module, FissionTraining)
         if self.leaps_at(step):
-            assert isinstance(pl_module.network, Snapshots)
-            pl_module.network.take()
-        generator = torch.Generator().manual_seed((pl_module.seed * 1_000_003 + step) % 2**63)
-        network = _in_training(pl_module)
-        forget(optimizer, network, regrow(network, share, self.config.regrow, generator))
+            assert isinstance(network, Snapshots)
+            network.take()
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        trained = _in_training(network)
+        forget(optimizer, trained, regrow(trained, share, self.config.regrow, generator))
         optimizer.zero_grad(set_to_none=True)
         self.opened.close()
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self) -> None:
         """Leave the network as it is outside a training."""
         self.opened.close()
 
 
-def _in_training(module: lightning.LightningModule) -> nn.Module:
+def _in_training(network: nn.Module) -> nn.Module:
     """The network, or what of it is trained."""
-    assert isinstance(module, FissionTraining)
-    return module.network.current if isinstance(module.network, Snapshots) else module.network
+    return network.current if isinstance(network, Snapshots) else network
 
 
 class SparseTraining(Method):
@@ -215,7 +200,7 @@ class SparseTraining(Method):
         remove(network, kept)
         return network
 
-    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
+    def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """Moves connections.
 
         Raises:
@@ -293,9 +278,9 @@ class EDSTEnsemble(SparseTraining):
         """`refining`, whatever is asked for."""
         return partial(refining, exits)
 
-    def callbacks(self, exits: int, training: TrainingConfig) -> list[Callback]:
-        """See `SparseTraining.callbacks`."""
-        super().callbacks(exits, training)
+    def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
+        """See `SparseTraining.hooks`."""
+        super().hooks(exits, training)
         return [Regrowth(self.config, partial(refinements, exits))]
 
 

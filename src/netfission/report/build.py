@@ -25,7 +25,7 @@ from netfission.report.plots import Wanted, plots_beside, plots_of
 from netfission.report.runs import Run, load_runs
 from netfission.report.style import RENDERING, exit_name, inline, jinja, variables
 from netfission.report.votes import Votes, collect_votes
-from netfission.training.run import load
+from netfission.runs.setup import load
 from netfission.utils.files import write_together
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from netfission.classifier.folder import ModelCard
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
@@ -19,7 +20,7 @@ from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.trust import Trust
 from netfission.profiling.cost import Counted, count
-from netfission.training.folder import ModelCard, RunFolder
+from netfission.runs.folder import RunFolder
 from netfission.utils.typed import read_json
 
 _FIGURES = {"top1", "nll", "ece", "brier"}

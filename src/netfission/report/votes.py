@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
+from netfission.classifier.predictions import Predictions
 from netfission.data import ImageData, Split, TensorSplit
-from netfission.inference.predictions import Predictions
 
 LOOKED_AT = 1000  # test images at most
 SHOWN = 6  # of either kind

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from netfission.inference.predictions import Predictions
+from netfission.classifier.predictions import Predictions
 
 TOP = 5
 

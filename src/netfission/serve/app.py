@@ -21,7 +21,7 @@ from starlette.routing import Route
 from torch import Tensor
 
 from netfission.classifier import Classifier
-from netfission.inference.predictions import Predictions
+from netfission.classifier.predictions import Predictions
 from netfission.serve.answers import Answer, answers
 from netfission.serve.batching import Batcher, FullError
 from netfission.serve.limits import FORMATS, Bodies, Limits, check_pixels, decoded, files_of, is_small

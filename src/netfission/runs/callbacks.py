@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from netfission.training.module import FissionTraining
+from netfission.methods.base import TrainingHook
+from netfission.runs.lightning_module import FissionTraining
 from netfission.utils.files import write_whole
 
 
@@ -67,6 +69,50 @@ class EpochLines(Callback):
         if trainer.is_global_zero:
             figures = "  ".join(f"{name} {value}" for name, value in shown_figures(pl_module).items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}", flush=True)
+
+
+class MethodHooks(Callback):
+    """Calls a method's hooks from Lightning's training loop."""
+
+    def __init__(self, hooks: Sequence[TrainingHook]) -> None:
+        self.hooks = tuple(hooks)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Pass on the length of the training."""
+        assert trainer.max_epochs is not None
+        for hook in self.hooks:
+            hook.on_train_start(int(trainer.estimated_stepping_batches), trainer.max_epochs)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Pass on the epoch."""
+        for hook in self.hooks:
+            hook.on_epoch_start(pl_module.network, trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on the step that the batch is part of."""
+        for hook in self.hooks:
+            hook.on_batch_start(pl_module.network, trainer.global_step)
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Pass on the optimiser."""
+        for hook in self.hooks:
+            hook.on_before_step(pl_module.network, optimizer, trainer.global_step, pl_module.seed)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on how many steps are done."""
+        for hook in self.hooks:
+            hook.on_batch_end(pl_module.network, trainer.global_step)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Pass on that the training stops."""
+        for hook in self.hooks:
+            hook.on_exception()
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from netfission.cli import main
-from netfission.training.folder import RunFolder
-from netfission.training.module import DivergedError
-from netfission.training.run import evaluate, train
+from netfission.runs.evaluate import evaluate
+from netfission.runs.folder import RunFolder
+from netfission.runs.lightning_module import DivergedError
+from netfission.runs.train import train
 
 
 def rows_of(path):

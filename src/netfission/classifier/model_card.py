@@ -4,10 +4,10 @@ from pathlib import Path
 
 import yaml
 
+from netfission.classifier.folder import ModelCard
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.training.folder import ModelCard
 
 _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 _CLASSES = 20  # named in full

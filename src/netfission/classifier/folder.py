@@ -1,22 +1,17 @@
-"""A run's folder: what lies in it, how it is claimed, saved to and read back."""
+"""The files of a trained network, and what is needed beside its weights to build it again."""
 
 import json
 import math
-import platform
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -27,9 +22,8 @@ from netfission.evaluation.calibration import Calibration
 from netfission.methods.base import Plan, seeded
 from netfission.methods.registry import METHODS, find_method, reads
 from netfission.models import create_model
-from netfission.network import FissionNetwork
 from netfission.surgery.narrowing import fit
-from netfission.utils.files import write_together, write_whole
+from netfission.utils.files import write_together
 from netfission.utils.text import one_of
 from netfission.utils.typed import read_json, typed
 
@@ -149,8 +143,8 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The files of a run.
+class ModelFolder:
+    """The files of a trained network.
 
     Attributes:
         path: the folder.
@@ -164,24 +158,9 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def metrics(self) -> Path:
-        """One row an epoch."""
-        return self.path / "metrics.csv"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The state after the last whole epoch, to resume from."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
     def weights(self) -> Path:
         """The trained weights and masks."""
         return self.path / "model.safetensors"
-
-    @property
-    def lock(self) -> Path:
-        """Held while a process trains here."""
-        return self.path / ".lock"
 
     @property
     def card(self) -> Path:
@@ -198,74 +177,6 @@ class RunFolder:
         """What the validation split says about the probabilities."""
         return self.path / "calibration.json"
 
-    def claim(self, config: RunConfig, resume: bool) -> None:
-        """Make the folder and write its settings, or with `resume` take up the run that it holds.
-
-        Raises:
-            ValueError: it holds a run and `resume` is False, holds none and `resume` is True, or was
-                begun with other settings.
-            OSError: it cannot be written.
-        """
-        if resume:
-            self._match(config)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(
-                f"out={self.path}: is already used; takes a new folder, or pass resume to go on with its run"
-            )
-        else:
-            made = yaml.safe_dump(environment()).splitlines()
-            comments = "".join(f"# {line}\n" for line in ["Made with:", *made])
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                write_whole(self.config, config.to_yaml() + comments)
-            except OSError as error:
-                raise OSError(f"out={self.path}: cannot be written ({error.strerror})") from error
-
-    def release(self) -> None:
-        """Undo `claim` where nothing has run yet that is worth keeping."""
-        shutil.rmtree(self.path)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training in the folder; ValueError if one does."""
-        lock = FileLock(self.lock)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"out={self.path}: another process is training in it; wait for it") from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def resumable(self) -> Path | None:
-        """The checkpoint to go on from; None where no epoch had ended.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        if not self.checkpoint.is_file():
-            return None
-        if not is_zipfile(self.checkpoint):
-            raise ValueError(f"{self.checkpoint}: is damaged; remove it to begin the run again with resume")
-        return self.checkpoint
-
-    def _match(self, config: RunConfig) -> None:
-        begun, now = self.load_config().to_dict(), config.to_dict()
-        for name, value in now.items():
-            if value != begun[name]:
-                raise ValueError(
-                    f"{name}={value!r}: {self.path} was begun with {begun[name]!r}; resume takes the "
-                    "settings it was begun with"
-                )
-
-    def load_fission(self) -> tuple[FissionNetwork, ModelCard]:
-        """`load_network` of a run whose method is fission; ValueError if it is another."""
-        network, card = self.load_network()
-        if not isinstance(network, FissionNetwork):
-            raise ValueError(f"{self.path}: takes a run with method=fission, not {card.method['method']}")
-        return network, card
-
     def load_config(self) -> RunConfig:
         """The run's settings.
 
@@ -277,15 +188,6 @@ class RunFolder:
             return RunConfig.from_dict(settings)
         except ValueError as error:
             raise ValueError(f"{self.config}: {error}") from error
-
-    def save_network(self, network: nn.Module, card: ModelCard) -> None:
-        """Write weights, masks and card; neither changes where the disk is full."""
-        write_together(self.network_files(network, card))
-
-    def network_files(self, network: nn.Module, card: ModelCard) -> dict[Path, str | bytes]:
-        """What the files of weights and masks, and of the card, are to hold."""
-        about = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
-        return {self.weights: save(weights(network)), self.card: about}
 
     def load_card(self) -> ModelCard:
         """The description of the trained network.
@@ -335,20 +237,19 @@ class RunFolder:
         """The figures on the test split; None where there are none yet. ValueError where they are damaged."""
         return read_json(self.evaluation, Evaluation)
 
+    def save_network(self, network: nn.Module, card: ModelCard) -> None:
+        """Write weights, masks and card; neither changes where the disk is full."""
+        write_together(self.network_files(network, card))
+
+    def network_files(self, network: nn.Module, card: ModelCard) -> dict[Path, str | bytes]:
+        """What the files of weights and masks, and of the card, are to hold."""
+        about = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
+        return {self.weights: save(weights(network)), self.card: about}
+
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
     """The network's weights and masks, on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-
-def environment() -> dict[str, Any]:
-    """What a result may depend on beside its settings: versions and devices."""
-    packages = ("netfission", "torch", "torchvision", "timm", "lightning", "numpy")
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from netfission.evaluation.corruption import (
     library,
 )
 from netfission.evaluation.out_of_distribution import OutOfDistribution
-from netfission.training.folder import RunFolder
-from netfission.training.run import EVALUATION_BATCH, ready
+from netfission.runs.evaluate import EVALUATION_BATCH, ready
+from netfission.runs.folder import RunFolder
 from netfission.utils.files import write_whole
 
 T = TypeVar("T")

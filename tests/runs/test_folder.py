@@ -6,8 +6,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from netfission.training.folder import RunFolder
-from netfission.training.run import evaluate, train
+from netfission.runs.evaluate import evaluate
+from netfission.runs.folder import RunFolder
+from netfission.runs.train import train
 
 
 @pytest.fixture

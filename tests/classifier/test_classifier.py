@@ -14,10 +14,11 @@ from PIL import Image
 from torch import nn
 
 import netfission as nf
+from netfission.classifier.model_card import readme
 from netfission.models import create_model
-from netfission.readme import readme
-from netfission.training.folder import RunFolder
-from netfission.training.run import evaluate, load
+from netfission.runs.evaluate import evaluate
+from netfission.runs.folder import RunFolder
+from netfission.runs.setup import load
 
 SHAPE = (3, 8, 8)
 IMAGES = torch.randint(256, (6, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -175,7 +176,7 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
             pushed[repo_id] = {path.name for path in folder_path.iterdir()}
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    monkeypatch.setattr("netfission.classifier.is_in_reach", lambda: True)
+    monkeypatch.setattr("netfission.classifier.classifier.is_in_reach", lambda: True)
     nf.Classifier.from_pretrained(finished_run).push_to_hub("someone/digits")
     assert pushed["someone/digits"] > {"config.json", "model.safetensors", "README.md"}
 
@@ -303,7 +304,7 @@ def test_where_saving_fails_the_network_before_is_kept(finished_run, small, tmp_
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("netfission.training.folder.save", full)
+    monkeypatch.setattr("netfission.classifier.folder.save", full)
     with pytest.raises(OSError, match="No space left"):
         nf.Classifier.of(small, **GOOD).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

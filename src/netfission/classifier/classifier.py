@@ -19,15 +19,15 @@ from huggingface_hub.errors import (
 from PIL import Image
 from torch import Tensor, nn
 
+from netfission.classifier.folder import Factory, ModelCard, ModelFolder, WeightsError, weights
+from netfission.classifier.model_card import readme
+from netfission.classifier.predictions import Predictions
 from netfission.config import RunConfig
 from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.inference.predictions import Predictions
 from netfission.network import FissionNetwork
-from netfission.readme import readme
-from netfission.training.folder import Factory, ModelCard, RunFolder, WeightsError, weights
 from netfission.utils.files import write_together
 from netfission.utils.hub import is_in_reach, quick_when_offline
 
@@ -207,9 +207,9 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             ValueError: a file is missing, damaged or of a newer version, or the factory's network differs.
             ConnectionError: the hub is out of reach.
         """
-        folder = RunFolder(Path(name))
+        folder = ModelFolder(Path(name))
         if not folder.path.is_dir():
-            folder = RunFolder(_downloaded(str(name), revision=revision, token=token))
+            folder = ModelFolder(_downloaded(str(name), revision=revision, token=token))
         network, card = folder.load_network(factory)
         recipe = folder.load_config() if folder.config.is_file() else None
         return cls(network, card, folder.load_calibration(), folder.load_evaluation(), recipe)
@@ -242,7 +242,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             OSError: it cannot be written.
             ConnectionError: see `push_to_hub`.
         """
-        folder = RunFolder(Path(save_directory))
+        folder = ModelFolder(Path(save_directory))
         if folder.config.is_file():
             raise ValueError(f"save_directory={save_directory}: is the folder of a run; takes another")
         folder.path.mkdir(parents=True, exist_ok=True)

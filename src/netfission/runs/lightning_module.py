@@ -6,11 +6,12 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from netfission.config import MethodConfig, TrainingConfig
-from netfission.data import Batches
+from netfission.config import MethodConfig, RunConfig, TrainingConfig
+from netfission.data import Augmentation, Batches, ImageData, Split
 from netfission.ensemble import ensemble_log_probabilities
 from netfission.methods.base import Method
 from netfission.methods.fission import Fission
+from netfission.runs.setup import augmentation, make_batches
 
 
 class DivergedError(RuntimeError):
@@ -168,3 +169,37 @@ class FissionTraining(lightning.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Feed(lightning.LightningDataModule):
+    """Gives each process of a training its batches, on its device."""
+
+    def __init__(self, config: RunConfig, data: ImageData) -> None:
+        super().__init__()
+        self.config = config
+        self.data = data
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled, augmented, this process's share."""
+        return self._batches(self.data.train, shuffle=True, augment=augmentation(self.config.data, self.data))
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        """As they are; none where nothing is held out."""
+        return [] if self.data.validation is None else self._batches(self.data.validation)
+
+    def _batches(
+        self, split: Split, *, shuffle: bool = False, augment: Augmentation | None = None
+    ) -> Batches:
+        assert self.trainer is not None
+        return make_batches(
+            split,
+            self.data,
+            self.config.training.batch_size,
+            device=self.trainer.strategy.root_device,
+            shuffle=shuffle,
+            augment=augment,
+            seed=self.config.fission.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            workers=self.config.data.workers,
+        )

@@ -1,0 +1,6 @@
+"""A trained network with all that is needed to use it, saved and loaded as one."""
+
+from netfission.classifier.classifier import Classifier
+from netfission.classifier.predictions import Predictions
+
+__all__ = ["Classifier", "Predictions"]

@@ -1,0 +1,106 @@
+"""From settings to a data set, a network and batches of images."""
+
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from netfission.classifier.folder import ModelCard
+from netfission.config import DataConfig, RunConfig
+from netfission.data import Augmentation, Batches, ImageData, Split, load_data
+from netfission.methods.base import Plan, seeded
+from netfission.methods.registry import find_method
+from netfission.models import create_model
+
+
+def load(config: DataConfig, seed: int) -> ImageData:
+    """The data set that the settings name."""
+    return load_data(
+        config.data,
+        image_size=config.image_size,
+        validation=config.validation,
+        seed=seed,
+        corrupt=config.corrupt,
+        limit_per_class=config.limit_per_class,
+    )
+
+
+def build_network(config: RunConfig, data: ImageData) -> nn.Module:
+    """The network that the settings name, on the CPU, with its weights drawn from the seed."""
+
+    def create() -> nn.Module:
+        model = create_model(
+            config.model.model,
+            len(data.classes),
+            in_channels=data.shape[0],
+            pretrained=config.model.pretrained,
+        )
+        return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
+
+    batches: list[tuple[Tensor, Tensor]] = []
+    if config.fission.sparsity > 0 or config.fission.dealing == "importance":
+        shown = make_batches(
+            data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
+        )
+        batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
+    plan = Plan(partial(seeded, create), config.fission, torch.zeros(2, *data.shape), batches)
+    return find_method(config.method).build(plan)
+
+
+def describe(config: RunConfig, data: ImageData) -> ModelCard:
+    """What is needed to use the trained network."""
+    return ModelCard(
+        model=config.model.model,
+        classes=list(data.classes),
+        shape=list(data.shape),
+        mean=list(data.mean),
+        std=list(data.std),
+        fission=asdict(config.fission),
+        netfission=version("netfission"),
+        method=asdict(config.method),
+    )
+
+
+def make_batches(
+    split: Split,
+    data: ImageData,
+    batch_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    shuffle: bool = False,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> Batches:
+    """Normalised batches of a split, on a device."""
+    return Batches(
+        split,
+        batch_size,
+        mean=data.mean,
+        std=data.std,
+        device=device,
+        shuffle=shuffle,
+        drop_last=shuffle and len(split) >= batch_size * world_size,
+        augment=augment,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        classes=len(data.classes),
+    )
+
+
+def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
+    """The settings' augmentation; what they leave open suits photographs, and digits are left as they are."""
+    photographs = data.name != "digits"
+    padding = data.shape[1] // 8 if photographs else 0
+    return Augmentation(
+        crop_padding=padding if config.crop_padding is None else config.crop_padding,
+        flip=photographs if config.flip is None else config.flip,
+        mix=config.mix,
+        mix_alpha=config.mix_alpha,
+    )
