@@ -22,7 +22,7 @@ from torch import nn
 
 import netfission as nf
 from netfission.export import export
-from netfission.export.file import Format
+from netfission.export.write import Format
 from netfission.models import create_model
 from netfission.runs.folder import environment
 from netfission.utils.files import write_whole

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from netfission.config import MethodConfig, TrainingConfig
 from netfission.experiments.compare import compare
-from netfission.experiments.named import read_grid
+from netfission.experiments.grid_files import read_grid
 from netfission.grouping.copies import shuffle_weights
 from netfission.losses import EnsembleDistillationLoss
 from netfission.methods.base import Loss, Network, Outcome, Plan, TrainingHook

@@ -144,5 +144,5 @@ def test_a_file_that_cannot_be_written_is_named(run_folder, capsys, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device", str(run_folder / "model.pt2"))
 
-    monkeypatch.setattr("netfission.export.file.write_whole", full)
+    monkeypatch.setattr("netfission.export.write.write_whole", full)
     assert "model.pt2" in refused(capsys, str(run_folder), "--format", "pt2", status=1)

@@ -14,7 +14,7 @@ from netfission.data import load_data
 from netfission.data.splits import TensorSplit
 from netfission.export import export, export_reduced
 from netfission.export.check import check
-from netfission.export.module import OUTPUTS
+from netfission.export.predictor import OUTPUTS
 from netfission.methods.registry import METHODS
 from netfission.models import create_model
 from netfission.runs.setup import build_network, describe, load

@@ -14,7 +14,7 @@ from PIL import Image
 from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.data.outside import image_files
-from netfission.evaluation.trust import Trust
+from netfission.evaluation.reliability import Trust
 from netfission.prediction import FORMATS, Failure, Layout, answers
 
 

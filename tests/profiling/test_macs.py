@@ -21,7 +21,7 @@ from netfission.surgery.masks import prunable_weights, remove
 def contract() -> ModuleType:
     """The module of the backbones' contract test: what it cuts must be countable too."""
     spec = importlib.util.spec_from_file_location(
-        "contract_of_backbones", Path(__file__).with_name("test_backbone.py")
+        "contract_of_backbones", Path(__file__).parents[1] / "surgery/test_backbone.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentError
 
 from netfission.cli import compare, cost, demo, evaluate, export, predict, report, reproduce, serve, train
-from netfission.cli.settings import Parser
+from netfission.cli.parser import Parser
 from netfission.utils.text import printable
 
 COMMANDS = {

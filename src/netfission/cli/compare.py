@@ -4,8 +4,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from netfission.cli.means import add_means, means, tell
-from netfission.cli.settings import PARTS, Parser, chosen, from_one
+from netfission.cli.grid_options import add_means, means, tell
+from netfission.cli.parser import PARTS, Parser, chosen, from_one
 from netfission.experiments.contenders import CONTENDERS
 from netfission.utils.text import one_of
 

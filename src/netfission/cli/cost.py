@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from netfission.cli.settings import Parser, from_one
+from netfission.cli.parser import Parser, from_one
 from netfission.config import FissionConfig
 from netfission.fission import fission, input_size
 from netfission.utils.files import write_whole

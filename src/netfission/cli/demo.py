@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import Parser
+from netfission.cli.parser import Parser
 
 
 def parser() -> Parser:
@@ -18,6 +18,6 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Compare a network with its three-exit fission on real digits, in under 3 minutes."""
-    from netfission.demo import run_demo
+    from netfission.experiments.demo import run_demo
 
     run_demo(Path(settings.out), settings.seeds, settings.grouping)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import Parser, from_one
+from netfission.cli.parser import Parser, from_one
 from netfission.config import RunConfig
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
 
 
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
-    from netfission.evaluation.trust import Trust
+    from netfission.evaluation.reliability import Trust
     from netfission.runs.evaluate import evaluate as evaluate_run
 
     print(evaluate_run(folder, config).table())

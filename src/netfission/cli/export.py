@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import Namespace
 from torch import Tensor
 
-from netfission.cli.settings import Parser
+from netfission.cli.parser import Parser
 
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
     from netfission.classifier import Classifier
@@ -115,7 +115,7 @@ def _whole(classifier: Classifier, settings: Namespace, out: Path) -> str:
 def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
     """Export in fewer bits; says what that changes."""
     from netfission.export import export_reduced
-    from netfission.export.images import data_of
+    from netfission.export.samples import data_of
 
     data, workers = data_of(classifier, settings.data)
     done = export_reduced(
@@ -151,7 +151,7 @@ def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Pat
 def _plan(classifier: Classifier, settings: Namespace) -> Plan:
     """A cascade's thresholds, chosen on the validation split."""
     from netfission.export.cascade import Plan
-    from netfission.export.images import batches_of, data_of
+    from netfission.export.samples import batches_of, data_of
 
     if classifier.recipe is not None and classifier.recipe.data.validation == 0:
         raise ValueError(
@@ -165,7 +165,7 @@ def _plan(classifier: Classifier, settings: Namespace) -> Plan:
 
 def _images(classifier: Classifier, settings: Namespace) -> tuple[Tensor, str]:
     """Real images to check with, and where they are from."""
-    from netfission.export.images import CHECKED, data_of, read_folder, spread
+    from netfission.export.samples import CHECKED, data_of, read_folder, spread
 
     if settings.images:
         return read_folder(classifier, Path(settings.images), CHECKED), settings.images

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import Parser, from_one
+from netfission.cli.parser import Parser, from_one
 from netfission.utils.files import write_whole
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import Parser
+from netfission.cli.parser import Parser
 
 
 def parser() -> Parser:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from netfission.cli.means import add_means, means, tell
-from netfission.cli.settings import Parser, found, from_one
+from netfission.cli.grid_options import add_means, means, tell
+from netfission.cli.parser import Parser, found, from_one
 from netfission.experiments.grids import named_grids
 from netfission.utils.text import counted
 
@@ -29,7 +29,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Do a named grid of runs, the paper's or our own, and compare what it compares."""
     from netfission.experiments.compare import compare as compare_grid
-    from netfission.experiments.named import find_grid
+    from netfission.experiments.grid_files import find_grid
 
     file = find_grid(settings.grid)
     changes = {} if settings.data is None else {"data": found(settings.data)}

@@ -4,7 +4,7 @@ from typing import Literal
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import Parser
+from netfission.cli.parser import Parser
 
 
 def parser() -> Parser:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import PARTS, Parser, run_config
+from netfission.cli.parser import PARTS, Parser, run_config
 from netfission.config import RunConfig
 
 
@@ -27,7 +27,7 @@ def run(settings: Namespace) -> None:
     out = Path(settings.out or Path("runs") / default_name(config))
     print(f"writing to {out}", flush=True)
     try:
-        from netfission.evaluation.trust import Trust
+        from netfission.evaluation.reliability import Trust
         from netfission.runs.train import train as train_run
 
         evaluation = train_run(config, out, resume=settings.resume)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from netfission.evaluation import Evaluation
-from netfission.experiments.comparison import Comparison, figures_of
 from netfission.experiments.contenders import in_words
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Contestant, Costs, measure_costs
 from netfission.experiments.grid import Cell, Grid
 from netfission.experiments.records import Record, Records
+from netfission.experiments.results import Comparison, figures_of
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.methods.registry import find_method
 from netfission.utils.files import write_whole

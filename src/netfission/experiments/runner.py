@@ -18,8 +18,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from netfission.experiments.cluster import spread
 from netfission.experiments.grid import Cell
+from netfission.experiments.ray_cluster import spread
 from netfission.experiments.records import Record, Records
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.train import train
@@ -39,7 +39,7 @@ def run_missing(
         cells: in the order they run.
         out: folder; `records/` in it holds a file a run, `runs/` the run folders.
         workers: processes that share the runs, each with its part of the CPU's threads.
-        ray: instead, address of a Ray cluster that does the runs, see `netfission.experiments.cluster`.
+        ray: instead, address of a Ray cluster that does the runs, see `netfission.experiments.ray_cluster`.
 
     Raises:
         ValueError: `workers` is below 1, no cluster answers, or a record is damaged.

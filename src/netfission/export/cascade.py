@@ -14,8 +14,8 @@ from netfission.data.batches import Normalisation
 from netfission.export.check import TOLERANCE, batches, check_difference, check_images, largest, shown
 from netfission.export.formats import Run
 from netfission.export.metadata import metadata
-from netfission.export.module import INPUT, plain
 from netfission.export.onnx import OnnxModel
+from netfission.export.predictor import INPUT, plain
 from netfission.inference.cascade import Cascade, Rule, exit_costs, step_by_step, sureness
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork

@@ -13,7 +13,7 @@ from netfission.classifier.predictions import Predictions
 from netfission.ensemble import disagreement, ensemble_log_probabilities
 from netfission.evaluation.metrics import classification_metrics
 from netfission.export.formats import Run
-from netfission.export.module import INPUT
+from netfission.export.predictor import INPUT
 
 TOLERANCE = 1e-4  # of probabilities
 _BATCH = 64

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.export.formats import KEY, Metadata, Run
-from netfission.export.module import exporting, traced
+from netfission.export.predictor import exporting, traced
 
 if TYPE_CHECKING:
     from onnx import ModelProto

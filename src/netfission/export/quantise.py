@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from netfission.export.module import INPUT, exporting
 from netfission.export.onnx import OnnxModel, needed
+from netfission.export.predictor import INPUT, exporting
 
 _BATCH = 16
 

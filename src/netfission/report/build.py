@@ -19,10 +19,10 @@ from netfission.config import MethodConfig, RunConfig
 from netfission.evaluation.corruption import LEAST_SIDE
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
+from netfission.report.diagram import short
 from netfission.report.figures import standard_error
-from netfission.report.network import short
 from netfission.report.plots import Wanted, plots_beside, plots_of
-from netfission.report.runs import Run, load_runs
+from netfission.report.run_data import Run, load_runs
 from netfission.report.style import RENDERING, exit_name, inline, jinja, variables
 from netfission.report.votes import Votes, collect_votes
 from netfission.runs.setup import load

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import STRENGTHS, Corruptions
-from netfission.evaluation.trust import Reliability, Trust, WorstClass
-from netfission.report.runs import Run
+from netfission.evaluation.reliability import Reliability, Trust, WorstClass
+from netfission.report.run_data import Run
 from netfission.report.style import apart, colour, exit_colour
 
 _SIZE = (4.4, 3.1)  # inches: two beside one another on a desk, one on a phone, with the same size of letters

@@ -7,8 +7,8 @@ from functools import partial
 from netfission.network import FissionNetwork
 from netfission.profiling.macs import listed
 from netfission.report import figures
-from netfission.report.network import draw_network, short
-from netfission.report.runs import Run
+from netfission.report.diagram import draw_network, short
+from netfission.report.run_data import Run
 from netfission.report.style import drawn
 
 

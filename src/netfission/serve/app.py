@@ -22,10 +22,10 @@ from torch import Tensor
 
 from netfission.classifier import Classifier
 from netfission.classifier.predictions import Predictions
-from netfission.serve.answers import Answer, answers
 from netfission.serve.batching import Batcher, FullError
 from netfission.serve.limits import FORMATS, Bodies, Limits, check_pixels, decoded, files_of, is_small
-from netfission.serve.metrics import Counted, Metrics
+from netfission.serve.prometheus import Counted, Metrics
+from netfission.serve.responses import Answer, answers
 
 _VERSION = version("netfission")
 _DECODERS = 2  # threads

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from netfission.cli.settings import Parser
+from netfission.cli.parser import Parser
 from netfission.utils.text import counted
 
 if TYPE_CHECKING:
-    from netfission.experiments.comparison import Comparison
+    from netfission.experiments.results import Comparison
 
 
 def add_means(parser: Parser) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from netfission.cli import main
 from netfission.config import RunConfig
+from netfission.experiments.grid_files import find_grid, read_grid
 from netfission.experiments.grids import named_grids
-from netfission.experiments.named import find_grid, read_grid
 
 GRID = """
 title: A small grid

@@ -12,9 +12,9 @@ from scipy.stats import ttest_rel
 
 from netfission.cli import main
 from netfission.experiments.compare import compare
-from netfission.experiments.figures import COLUMNS, Figures
 from netfission.experiments.grid import Grid
 from netfission.experiments.runner import run_folder
+from netfission.experiments.statistics import COLUMNS, Figures
 
 FLAGS = (
     "compare --data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --epochs 1 "

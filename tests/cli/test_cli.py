@@ -6,12 +6,12 @@ import yaml
 
 from netfission.cli import COMMANDS, main
 from netfission.cli import parser as whole_parser
-from netfission.cli.settings import run_config
+from netfission.cli.parser import run_config
 from netfission.cli.train import default_name
 from netfission.config import RunConfig
 from netfission.runs.folder import RunFolder
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 def parse(*flags: str) -> RunConfig:

@@ -7,12 +7,12 @@ import pytest
 
 from netfission.experiments.compare import summarise
 from netfission.experiments.costs import Costs
+from netfission.experiments.grid_files import find_grid
 from netfission.experiments.grids import named_grids
-from netfission.experiments.named import find_grid
 from netfission.experiments.records import Records
 from netfission.utils.typed import typed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = [
     folder
     for name in named_grids()

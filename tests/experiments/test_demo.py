@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from netfission import demo
+from netfission.experiments import demo
 
 
 @pytest.fixture(scope="module")

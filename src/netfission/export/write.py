@@ -11,11 +11,11 @@ from netfission.classifier import Classifier
 from netfission.data import ImageData
 from netfission.export.check import TOLERANCE, Change, check, check_images, compare
 from netfission.export.formats import Model
-from netfission.export.images import batches_of, spread
 from netfission.export.metadata import metadata
-from netfission.export.module import INPUT, OUTPUTS, Predictor
 from netfission.export.onnx import OnnxModel
+from netfission.export.predictor import INPUT, OUTPUTS, Predictor
 from netfission.export.pt2 import Pt2Model
+from netfission.export.samples import batches_of, spread
 from netfission.utils.files import write_whole
 
 Format = Literal["onnx", "pt2"]

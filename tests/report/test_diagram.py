@@ -6,8 +6,8 @@ import torch
 import netfission as nf
 from netfission.profiling.cost import count, count_parameters
 from netfission.profiling.macs import count_macs
-from netfission.report.network import lay_out, short
-from netfission.report.runs import load_runs
+from netfission.report.diagram import lay_out, short
+from netfission.report.run_data import load_runs
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
-from netfission.experiments.figures import COLUMNS, Figures
-from netfission.experiments.pictures import against_cost, drawn, lines
+from netfission.experiments.plots import against_cost, drawn, lines
+from netfission.experiments.statistics import COLUMNS, Figures
 from netfission.profiling.cost import Quartiles
 from netfission.utils.files import write_together
 from netfission.utils.text import aligned, counted

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from netfission.experiments.contenders import Settings, in_words
 from netfission.experiments.costs import BATCH_SIZES, Costs
-from netfission.experiments.figures import Column, Figures
+from netfission.experiments.statistics import Column, Figures
 from netfission.methods.registry import METHODS
 
 _OURS, _OTHERS = "#0b6e99", "#666666"

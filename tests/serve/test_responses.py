@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from netfission.classifier.predictions import Predictions
-from netfission.serve.answers import answers
+from netfission.serve.responses import answers
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from netfission.cli import main
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.metrics import classification_metrics
+from netfission.evaluation.reliability import Reliability, Trust
 from netfission.evaluation.selective import RiskCoverage
-from netfission.evaluation.trust import Reliability, Trust
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 

@@ -18,7 +18,7 @@ from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.out_of_distribution import OutOfDistribution
-from netfission.evaluation.trust import Trust
+from netfission.evaluation.reliability import Trust
 from netfission.profiling.cost import Counted, count
 from netfission.runs.folder import RunFolder
 from netfission.utils.typed import read_json

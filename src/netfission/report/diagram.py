@@ -7,7 +7,7 @@ from math import sqrt
 from netfission.network import FissionNetwork
 from netfission.profiling.cost import Size
 from netfission.report.figures import clipped
-from netfission.report.runs import Run
+from netfission.report.run_data import Run
 from netfission.report.style import FONT, LIGHT, alone, exit_name, jinja
 
 _COLUMN = 144  # pixels, of a path

@@ -1,8 +1,8 @@
 import pytest
 
-from netfission.experiments.figures import COLUMNS, Figures
-from netfission.experiments.named import find_grid, read_grid
-from netfission.experiments.pictures import lines
+from netfission.experiments.grid_files import find_grid, read_grid
+from netfission.experiments.plots import lines
+from netfission.experiments.statistics import COLUMNS, Figures
 
 MERITS = {key: COLUMNS[key] for key in ("top1", "nll")}
 
