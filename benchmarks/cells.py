@@ -28,7 +28,7 @@ from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import device_name, peak_bytes, times_in_turn
 from netfission.runs.folder import environment
 from netfission.utils.files import write_whole
-from netfission.utils.text import aligned, one_of
+from netfission.utils.text import align_columns, check_choice
 
 RESULTS = Path(__file__).parents[1] / "results"
 SECONDS = 45.0  # that a cell's rounds may take where their number is left open
@@ -95,10 +95,10 @@ def listed(argument: str, value: str, known: Iterable[str]) -> list[str]:
         ValueError: one is not known.
     """
     names = list(known)
-    return [one_of(argument, name, names) for name in dict.fromkeys(value.split(","))]
+    return [check_choice(argument, name, names) for name in dict.fromkeys(value.split(","))]
 
 
-def from_one(argument: str, value: int | None) -> None:
+def check_positive(argument: str, value: int | None) -> None:
     """Refuse numbers below 1.
 
     Raises:
@@ -143,7 +143,7 @@ class Conditions:
             ValueError: one takes something else.
         """
         for argument in ("rounds", "threads"):
-            from_one(argument, getattr(flags, argument))
+            check_positive(argument, getattr(flags, argument))
         if flags.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda: no GPU can be used here; takes cpu")
         if not flags.out.parent.is_dir():
@@ -437,7 +437,7 @@ def block(cells: Sequence[Figures]) -> str:
     return "\n".join(
         [
             f"{settings['network']} ({settings['model']}, {classes} classes, {shape}), {settings['runtime']}",
-            *([aligned(rows)] if len(rows) > 1 else []),
+            *([align_columns(rows)] if len(rows) > 1 else []),
             *(f"not available: {', '.join(titles)}: {why}" for why, titles in missing.items()),
             "rounds: "
             + ", ".join(f"{cell['rounds']} at batch {cell['settings']['batch_size']}" for cell in cells),

@@ -76,7 +76,7 @@ def fissioned(model: str, grouping: str) -> nf.Classifier:
         grouping=grouping,
         example_input=example,
     )
-    return nf.Classifier.of(
+    return nf.Classifier.from_network(
         network,
         model=None,
         classes=[str(label) for label in range(CLASSES)],
@@ -88,7 +88,7 @@ def fissioned(model: str, grouping: str) -> nf.Classifier:
 
 def measured(classifier: nf.Classifier, model: str, formats: list[Format]) -> dict[str, Any]:
     """What saving, loading and exporting it give."""
-    images = torch.randint(256, (8, *classifier.card.shape), dtype=torch.uint8)
+    images = torch.randint(256, (8, *classifier.spec.shape), dtype=torch.uint8)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

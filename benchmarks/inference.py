@@ -33,18 +33,17 @@ from cells import (
     Figures,
     Run,
     Settings,
+    check_positive,
     closing,
     command,
     compiled_whole,
-    from_one,
     measure,
     parser,
     run_cells,
 )
 from contenders import CONTENDERS, DeepEnsemble, Peer, UnavailableError, optional
 from netfission.inference.deploy import deploy
-from netfission.network import FissionNetwork
-from netfission.network import Path as ExitPath
+from netfission.network import ExitPath, FissionNetwork
 
 TOLERANCE = 1e-2  # of logits over the largest: what a GPU's TF32 makes of them is fine, another result is not
 
@@ -140,7 +139,7 @@ def _batches(text: str) -> list[int]:
     except ValueError as error:
         raise ValueError(f"batches={text}: takes whole numbers from 1, as in 1,32") from error
     for size in sizes:
-        from_one("batches", size)
+        check_positive("batches", size)
     return sizes
 
 

@@ -240,7 +240,7 @@ def _make(model: str, side: int, folder: str) -> None:
     network = nf.fission(create_model(model, CLASSES), exits=3, grouping="channels", example_input=images)
     names = [f"class {number}" for number in range(CLASSES)]
     shape = [3, side, side]
-    Classifier.of(
+    Classifier.from_network(
         network, model=model, classes=names, shape=shape, mean=[0.5] * 3, std=[0.25] * 3
     ).save_pretrained(folder)
 
@@ -259,7 +259,7 @@ def _bare(folder: str) -> None:
     """Runs as many images as each line of the input says; prints seconds, and those of processor time."""
     torch.set_num_threads(1)
     network = deployed(Classifier.from_pretrained(folder))
-    pixels = torch.zeros(BATCH, *network.card.shape, dtype=torch.uint8)
+    pixels = torch.zeros(BATCH, *network.spec.shape, dtype=torch.uint8)
     print("ready", flush=True)
     for line in sys.stdin:
         batches = iter(range(-(-int(line) // BATCH)))

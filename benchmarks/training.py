@@ -27,10 +27,10 @@ from cells import (
     Figures,
     Run,
     Settings,
+    check_positive,
     closing,
     command,
     compiled_whole,
-    from_one,
     measure,
     parser,
     run_cells,
@@ -87,7 +87,7 @@ def _work(arguments: Sequence[str] | None) -> None:
     flags = parser("training", __doc__, RUNTIMES, ALL)
     flags.add_argument("--batch", type=int, help="images of a step (default: 128 of 32 × 32, else 32)")
     given = flags.parse_args(arguments)
-    from_one("batch", given.batch)
+    check_positive("batch", given.batch)
     conditions = Conditions.of(given, RUNTIMES, ALL)
     run_cells(
         CellFile(given.out, "training"),

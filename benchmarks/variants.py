@@ -22,12 +22,12 @@ from netfission.experiments.grid_files import read_grid
 from netfission.grouping.copies import shuffle_weights
 from netfission.losses import EnsembleDistillationLoss
 from netfission.methods.base import Loss, Network, Outcome, Plan, TrainingHook
-from netfission.methods.fission import Fission
+from netfission.methods.fission import FissionMethod
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
 
 
-class WarmUp(Fission):
+class WarmUp(FissionMethod):
     """The distillation's factor grows from 0 to what it is, over the first third of the training."""
 
     def __init__(self, config: MethodConfig) -> None:
@@ -52,7 +52,7 @@ class _Ramp(TrainingHook):
         self.loss.weight = min(1.0, 3 * step / self.total_steps)
 
 
-class OwnWeights(Fission):
+class OwnWeights(FissionMethod):
     """What paths hold in common (heads, projections) starts from values of its own in each."""
 
     def build(self, plan: Plan) -> nn.Module:
@@ -64,7 +64,7 @@ class OwnWeights(Fission):
         return network
 
 
-class _Terms(Fission):
+class _Terms(FissionMethod):
     """A loss of its own, from logits `(batch, exits, classes)` and labels."""
 
     terms: Callable[[Tensor, Tensor, Loss], Tensor]
@@ -112,7 +112,7 @@ class OfTheEnsemble(_Terms):
         return loss_of(logits, labels) + F.cross_entropy(logits.mean(dim=1), labels)
 
 
-VARIANTS: Mapping[str, type[Fission]] = {
+VARIANTS: Mapping[str, type[FissionMethod]] = {
     "warm-up of the distillation": WarmUp,
     "weights of its own for each path": OwnWeights,
     "mean of exits": MeanOfExits,

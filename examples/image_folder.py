@@ -61,8 +61,8 @@ def main() -> None:
     for file in files:
         with Image.open(file) as image:
             prediction = classifier.predict(classifier.pixels(image).unsqueeze(0), risk=0.05)
-        names = [classifier.card.classes[vote] for vote in prediction.votes[0]]
-        answer = classifier.card.classes[int(prediction.classes[0])]
+        names = [classifier.spec.classes[vote] for vote in prediction.votes[0]]
+        answer = classifier.spec.classes[int(prediction.classes[0])]
         doubt = " but it had better be asked a human" if torch.any(prediction.abstains) else ""
         sure = 100 * prediction.confidence[0].item()
         votes = ", ".join(names)

@@ -66,7 +66,7 @@ def main() -> None:
     ensemble = nf.ensemble_probabilities(logits).argmax(1)
     print(f"ensemble: {100 * (ensemble == test_labels).double().mean().item():.2f} %")
 
-    classifier = nf.Classifier.of(
+    classifier = nf.Classifier.from_network(
         net, model="resnet10t", classes=list("0123456789"), shape=(1, SIDE, SIDE), mean=[MEAN], std=[STD]
     )
     classifier.save_pretrained(chosen.out)

@@ -35,7 +35,7 @@ class Cascade:
             probabilities[rows], used[rows] = state["probabilities"], number
             if step["stops_above"] is None:
                 break
-            going = state["sureness"] <= np.float32(step["stops_above"])
+            going = state["confidence"] <= np.float32(step["stops_above"])
             rows, state = rows[going], {name: state[name][going] for name in step["keeps"]}
             if not len(rows):
                 break

@@ -47,7 +47,7 @@ def test_every_figure_agrees(path):
     pytest.importorskip("onnxscript")
     assert main(["evaluate", str(path / "run")]) == 0
     evaluation = json.loads((path / "run" / "evaluation.json").read_text())
-    trust = json.loads((path / "run" / "trust.json").read_text())
+    trust = json.loads((path / "run" / "reliability.json").read_text())
 
     answers = path / "answers.jsonl"
     asked = [

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_type_hints
 
 from netfission.losses import Reduction, Teacher
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 from netfission.utils.typed import typed
 
 
@@ -66,7 +66,7 @@ class FissionConfig:
         grouping: how each stage is dealt out to its paths: channels, weights or copies.
         keep_shortcuts: with weights, give every path the whole of each shortcut's projection.
         exact_partition: with channels, give out every channel exactly once, whatever it costs.
-        dealing: with channels, deal them random or by importance (scored by the criterion).
+        assignment: with channels, deal them random or by importance (scored by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         sparsity: share of the prunable weights removed before grouping, in [0, 1).
         criterion: what scores weights for pruning: random, erk, magnitude, snip, grasp or synflow.
@@ -80,7 +80,7 @@ class FissionConfig:
     grouping: str = "weights"
     keep_shortcuts: bool = False
     exact_partition: bool = False
-    dealing: str = "random"
+    assignment: str = "random"
     ratio: list[float] | None = None
     sparsity: float = 0.0
     criterion: str = "snip"
@@ -222,7 +222,7 @@ class RunConfig:
         kinds: dict[str, Any] = {part.name: part.default_factory for part in fields(cls)}
         takes = {name: hint for kind in kinds.values() for name, hint in get_type_hints(kind).items()}
         read = {
-            name: typed(takes[one_of("setting", name, takes)], value, name)
+            name: typed(takes[check_choice("setting", name, takes)], value, name)
             for name, value in settings.items()
         }
         return cls(

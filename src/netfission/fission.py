@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import FissionConfig
-from netfission.grouping import GROUPINGS, ChannelGrouping, Grouping, Repeated, WeightGrouping
+from netfission.grouping import GROUPINGS, ChannelGrouping, Grouping, RepeatedLayer, WeightGrouping
 from netfission.grouping.widths import TOLERANCE
-from netfission.network import FissionNetwork, Path
+from netfission.network import ExitPath, FissionNetwork
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import Backbone, cut
 from netfission.surgery.coupling import ChannelGroup, find_coupling
 from netfission.surgery.masks import kept_masks, prunable_weights, refuse_rescaled, remove
 from netfission.utils.modes import in_mode
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 
 
 def fission(
@@ -35,7 +35,7 @@ def fission(
     example_input: Tensor | None = None,
     keep_shortcuts: bool = False,
     exact_partition: bool = False,
-    dealing: str = "random",
+    assignment: str = "random",
     seed: int = 0,
 ) -> FissionNetwork:
     """Turn one classifier into a multi-exit network (Network Fission Ensembles, arXiv 2408.02301).
@@ -64,7 +64,7 @@ def fission(
         keep_shortcuts: with grouping `"weights"`, every path gets the whole of each 1×1 shortcut.
         exact_partition: with grouping `"channels"`, every channel goes to exactly one path; default is to
             choose widths by their cost, see `netfission.grouping.ChannelGrouping`.
-        dealing: with grouping `"channels"`, `"random"` or `"importance"`: the most important channels are
+        assignment: with grouping `"channels"`, `"random"` or `"importance"`: the most important channels are
             dealt out first, in turn, by the criterion's scores.
         seed: the same seed gives the same network.
 
@@ -78,12 +78,12 @@ def fission(
         UserWarning: pruning or grouping left a layer of a path without weights, or the paths of a stage
             cost more than it does by over 5 %.
     """
-    dealer = _grouping(grouping, keep_shortcuts, exact_partition, dealing)
+    dealer = _grouping(grouping, keep_shortcuts, exact_partition, assignment)
     if not isinstance(exits, int) or exits < 1:
         raise ValueError(f"exits={exits}: takes a whole number from 1")
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity}: takes the share of weights to remove, in [0, 1)")
-    one_of("criterion", criterion, CRITERIA)
+    check_choice("criterion", criterion, CRITERIA)
     shares = _shares(ratio, exits)
     example = _example(model, example_input, batches)
     backbone = cut(model, example, stages)
@@ -106,17 +106,17 @@ def fission(
             groups=_channel_groups(backbone, features) if isinstance(dealer, ChannelGrouping) else (),
         )
     scores: dict[str, Tensor] = {}
-    if dealing == "importance":
+    if assignment == "importance":
         scores = score(backbone, names, criterion, batches, seed, kept)
     generator = torch.Generator().manual_seed(seed)
     if not isinstance(dealer, ChannelGrouping):
         remove(backbone.stem, _within(kept, "stem."))
     own_stages: list[list[nn.Module]] = [[] for _ in range(exits)]
-    repeated: dict[str, tuple[Repeated, ...]] = {}
+    repeated: dict[str, tuple[RepeatedLayer, ...]] = {}
     for index, (name, stage) in enumerate(zip(backbone.stage_names, backbone.stages, strict=True)):
         running = [0] + [k for k, after in enumerate(branches, start=1) if after <= index]
         prefix = f"stages.{index}."
-        dealt = dealer.deal(
+        dealt = dealer.split(
             stage,
             _within(kept, prefix),
             [shares[k] for k in running],
@@ -134,7 +134,7 @@ def fission(
                 "multiply-accumulates of the stage, as much of it cannot be divided; summary() says why",
                 stacklevel=2,
             )
-    paths = [Path(parts, copy.deepcopy(backbone.head)) for parts in own_stages]
+    paths = [ExitPath(parts, copy.deepcopy(backbone.head)) for parts in own_stages]
     config = None
     if isinstance(grouping, str):
         config = FissionConfig(
@@ -144,7 +144,7 @@ def fission(
             grouping=grouping,
             keep_shortcuts=keep_shortcuts,
             exact_partition=exact_partition,
-            dealing=dealing,
+            assignment=assignment,
             ratio=None if ratio is None else list(ratio),
             sparsity=sparsity,
             criterion=criterion,
@@ -159,15 +159,15 @@ def fission(
 
 
 def _grouping(
-    grouping: str | Grouping, keep_shortcuts: bool, exact_partition: bool, dealing: str
+    grouping: str | Grouping, keep_shortcuts: bool, exact_partition: bool, assignment: str
 ) -> Grouping:
     """The grouping asked for; a setting that goes with another one by name is refused."""
-    one_of("dealing", dealing, ("importance", "random"))
-    name = one_of("grouping", grouping, GROUPINGS) if isinstance(grouping, str) else repr(grouping)
+    check_choice("assignment", assignment, ("importance", "random"))
+    name = check_choice("grouping", grouping, GROUPINGS) if isinstance(grouping, str) else repr(grouping)
     for setting, given, takes in (
         ("keep_shortcuts", keep_shortcuts, "weights"),
         ("exact_partition", exact_partition, "channels"),
-        ("dealing", dealing != "random" and dealing, "channels"),
+        ("assignment", assignment != "random" and assignment, "channels"),
     ):
         if given and name != takes:
             raise ValueError(
@@ -176,7 +176,7 @@ def _grouping(
     if name == "weights":
         return WeightGrouping(keep_shortcuts)
     if name == "channels":
-        return ChannelGrouping(exact_partition, by_importance=dealing == "importance")
+        return ChannelGrouping(exact_partition, by_importance=assignment == "importance")
     return GROUPINGS[name]() if isinstance(grouping, str) else grouping
 
 
@@ -265,7 +265,9 @@ def _within(masks: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): mask for name, mask in masks.items() if name.startswith(prefix)}
 
 
-def _warn_of_empty_layers(paths: Sequence[Path], branches: Sequence[int], kept: Mapping[str, Tensor]) -> None:
+def _warn_of_empty_layers(
+    paths: Sequence[ExitPath], branches: Sequence[int], kept: Mapping[str, Tensor]
+) -> None:
     """Name the layers that dealing out left empty; those that pruning emptied are reported there."""
     empty = []
     for number, (path, shared) in enumerate(zip(paths, (0, *branches), strict=True)):

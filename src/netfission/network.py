@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.ensemble import ensemble_log_probabilities
-from netfission.grouping.base import Repeated
+from netfission.grouping.base import RepeatedLayer
 from netfission.surgery.masks import Guarded
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from netfission.inference.deploy import Deployed
 
 
-class Path(Guarded):
+class ExitPath(Guarded):
     """One exit's own stages and head. Features at its branch point → logits `(batch, classes)`."""
 
     def __init__(self, stages: Sequence[nn.Module], head: nn.Module) -> None:
@@ -47,7 +47,7 @@ class FissionNetwork(Guarded):
 
     Attributes:
         stem: what comes before the first stage.
-        paths: one `Path` an exit, exit 0 first.
+        paths: one `ExitPath` an exit, exit 0 first.
         branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0.
         stage_names: the module that ended each stage in the model given.
         repeated: stage → the layers that all its paths hold whole, though they were meant to be dealt out.
@@ -57,10 +57,10 @@ class FissionNetwork(Guarded):
     def __init__(
         self,
         stem: nn.Module,
-        paths: Sequence[Path],
+        paths: Sequence[ExitPath],
         branch_after: Sequence[int],
         stage_names: Sequence[str],
-        repeated: Mapping[str, Sequence[Repeated]] | None = None,
+        repeated: Mapping[str, Sequence[RepeatedLayer]] | None = None,
         config: "FissionConfig | None" = None,
     ) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class FissionNetwork(Guarded):
             logits.append(path(features[after]))
         return torch.stack(logits, dim=1)
 
-    def _paths(self) -> list[Path]:
+    def _paths(self) -> list[ExitPath]:
         return list(self.paths)  # type: ignore[arg-type]  # ModuleList forgets what it lists
 
     def stage_copies(self, number: int) -> dict[int, nn.Module]:

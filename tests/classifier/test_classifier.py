@@ -43,7 +43,7 @@ def described(network: nf.FissionNetwork, model: str | None) -> nf.Classifier:
     with torch.no_grad():
         for parameter in network.parameters():  # as if trained: far from what any seed draws
             parameter.mul_(1.5).add_(0.01 * (parameter != 0))
-    return nf.Classifier.of(
+    return nf.Classifier.from_network(
         network, model=model, classes=list("abcd"), shape=SHAPE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)
     )
 
@@ -132,7 +132,7 @@ def test_it_abstains_where_the_risk_would_be_too_high(finished_run):
     assert not replace(predictions, threshold=least).abstains.any()  # as sure as it has to be
     assert replace(predictions, threshold=least + 1e-6).abstains.any()
     with pytest.raises(ValueError, match=r"risk=0.1: takes a network that was calibrated"):
-        nf.Classifier(classifier.network, classifier.card).predict(images, risk=0.1)
+        nf.Classifier(classifier.network, classifier.spec).predict(images, risk=0.1)
 
 
 def test_an_image_of_any_size_is_made_ready(finished_run):
@@ -159,7 +159,7 @@ def test_the_card_says_where_the_temperature_is_a_guess(finished_run):
     calibration = classifier.calibration
     for top1, guessed in ((0.9, False), (1.0, True)):
         own = replace(calibration, raw=calibration.raw | {"top1": top1})
-        assert ("that is a guess" in readme(classifier.card, own)) is guessed
+        assert ("that is a guess" in readme(classifier.spec, own)) is guessed
 
 
 def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
@@ -210,7 +210,7 @@ def test_without_a_network_it_says_so(monkeypatch, small):
     with pytest.raises(ConnectionError, match="someone/net: is no folder here, and the hub cannot"):
         nf.Classifier.from_pretrained("someone/net")
     with pytest.raises(ConnectionError, match="someone/net: cannot be pushed to, as the hub cannot"):
-        nf.Classifier.of(small, **GOOD).push_to_hub("someone/net")
+        nf.Classifier.from_network(small, **GOOD).push_to_hub("someone/net")
     with pytest.raises(ValueError, match="no/such/folder: is no folder, nor the name of a repository"):
         nf.Classifier.from_pretrained("no/such/folder")
 
@@ -244,7 +244,7 @@ def small():
 )  # fmt: skip
 def test_what_of_refuses(small, change, message):
     with pytest.raises(ValueError, match=message) as caught:
-        nf.Classifier.of(small, **GOOD | change)
+        nf.Classifier.from_network(small, **GOOD | change)
     assert "\n" not in str(caught.value)
 
 
@@ -255,14 +255,14 @@ def test_of_refuses_a_model_that_differs_without_weights():
             module.padding_mode = "reflect"
     network = nf.fission(single, 2, example_input=torch.zeros(2, *SHAPE))
     with pytest.raises(ValueError, match=r"makes another network than this \(its logits differ\)"):
-        nf.Classifier.of(network, **GOOD)
+        nf.Classifier.from_network(network, **GOOD)
 
 
 def test_of_refuses_a_grouping_that_no_name_tells():
     network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
     network.config = None
     with pytest.raises(ValueError, match="made with a grouping of your own"):
-        nf.Classifier.of(network, **GOOD)
+        nf.Classifier.from_network(network, **GOOD)
 
 
 def test_a_network_is_described_as_training_left_it():
@@ -273,16 +273,16 @@ def test_a_network_is_described_as_training_left_it():
         "mean": torch.full((3,), 0.5),
         "std": np.full(3, 0.2, dtype=np.float32),
     }
-    classifier = nf.Classifier.of(network, **GOOD | numbers)
+    classifier = nf.Classifier.from_network(network, **GOOD | numbers)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert classifier.card.mean == [0.5] * 3
+    assert classifier.spec.mean == [0.5] * 3
 
 
 def test_a_folder_holds_nothing_of_the_network_before(finished_run, small, tmp_path):
     nf.Classifier.from_pretrained(finished_run).save_pretrained(tmp_path)
     readme = (tmp_path / "README.md").read_bytes()
     with pytest.warns(UserWarning, match=r"README.md: stays as it is"):
-        nf.Classifier.of(small, **GOOD).save_pretrained(tmp_path)
+        nf.Classifier.from_network(small, **GOOD).save_pretrained(tmp_path)
     again = nf.Classifier.from_pretrained(tmp_path)
     assert (again.temperature, again.calibration, again.evaluation) == (1.0, None, None)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
@@ -293,7 +293,7 @@ def test_a_folder_holds_nothing_of_the_network_before(finished_run, small, tmp_p
 
 def test_a_folder_of_other_files_loses_none(small, tmp_path):
     (tmp_path / "evaluation.json").write_text("of something else")
-    nf.Classifier.of(small, **GOOD).save_pretrained(tmp_path)
+    nf.Classifier.from_network(small, **GOOD).save_pretrained(tmp_path)
     assert (tmp_path / "evaluation.json").read_text() == "of something else"
 
 
@@ -306,7 +306,7 @@ def test_where_saving_fails_the_network_before_is_kept(finished_run, small, tmp_
 
     monkeypatch.setattr("netfission.classifier.folder.save", full)
     with pytest.raises(OSError, match="No space left"):
-        nf.Classifier.of(small, **GOOD).save_pretrained(tmp_path)
+        nf.Classifier.from_network(small, **GOOD).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -321,7 +321,7 @@ def test_where_saving_fails_the_network_before_is_kept(finished_run, small, tmp_
 )
 def test_what_predict_refuses(small, pixels, told):
     with pytest.raises(ValueError, match=rf"pixels: are .*{told}.*; takes uint8 of shape \(n, 3, 8, 8\)"):
-        nf.Classifier.of(small, **GOOD).predict(pixels)
+        nf.Classifier.from_network(small, **GOOD).predict(pixels)
 
 
 def test_the_description_is_json(finished_run):

@@ -25,7 +25,7 @@ def parse(*flags: str) -> RunConfig:
         ("train --ratio [a,b]", r"ratio=\['a', 'b'\]: takes a list \[a, b, …\], each a number$"),
         ("train --flip maybe", "flip=maybe: takes true or false$"),
         ("train --branch_after 3", "branch_after=3: takes a list .*, each a whole number or text$"),
-        ("evaluate RUN --lose much", "lose=much: takes a number$"),
+        ("evaluate RUN --max_accuracy_drop much", "max_accuracy_drop=much: takes a number$"),
         ("predict RUN FILE --format yaml", "format=yaml: takes table, csv or jsonl$"),
         ("serve RUN --device tpu", "device=tpu: takes auto, cpu or cuda$"),
         ("export RUN --format zip", "format=zip: takes onnx or pt2$"),

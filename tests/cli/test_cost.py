@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import netfission as nf
-from netfission.classifier.folder import ModelCard
+from netfission.classifier.folder import NetworkSpec
 from netfission.cli import main
 from netfission.models import create_model
 from netfission.runs.folder import RunFolder
@@ -22,10 +22,10 @@ def run(tmp_path):
     chosen = nf.FissionConfig(exits=2, sparsity=0.5, criterion="magnitude")
     model = create_model("wrn-10-1", 3, in_channels=1)
     network = nf.fission(model, **asdict(chosen), example_input=torch.zeros(2, 1, 12, 12))
-    card = ModelCard("wrn-10-1", ["a", "b", "c"], [1, 12, 12], [0.5], [0.5], asdict(chosen), "0")
+    spec = NetworkSpec("wrn-10-1", ["a", "b", "c"], [1, 12, 12], [0.5], [0.5], asdict(chosen), "0")
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    folder.save_network(network, card)
+    folder.save_network(network, spec)
     return folder.path, network
 
 

@@ -67,7 +67,7 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
     assert main(["evaluate", str(run), "--cascade", "--single", str(single)]) == 0
     printed = capsys.readouterr().out
     record = json.loads((run / "cascade.json").read_text())
-    assert (record["lose"], record["spend"], record["rule"]) == (0.2, None, "margin")
+    assert (record["max_accuracy_drop"], record["max_cost"], record["rule"]) == (0.2, None, "margin")
     assert (record["validation_images"], record["test_images"]) == (145, 359)
     assert record["environment"]["threads"] == torch.get_num_threads()
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -100,22 +100,28 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
 
 
 def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
-    flags = ["--spend", "1.2", "--rule", "agreement"]
+    flags = ["--max_cost", "1.2", "--rule", "agreement"]
     assert main(["evaluate", str(run), "--cascade", *flags]) == 0
     assert "Chosen to spend at most 1.2× on" in capsys.readouterr().out
     record = json.loads((run / "cascade.json").read_text())
-    assert (record["lose"], record["spend"], record["rule"]) == (None, 1.2, "agreement")
+    assert (record["max_accuracy_drop"], record["max_cost"], record["rule"]) == (None, 1.2, "agreement")
     assert record["choice"]["cost"] <= 1.2
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--lose 0.2", r"lose=0.2: goes with --cascade"),
+        ("--max_accuracy_drop 0.2", r"max_accuracy_drop=0.2: goes with --cascade"),
         ("--single elsewhere", "single=elsewhere: goes with --cascade"),
-        ("--cascade --lose 1 --spend 1", r"lose=1.0, spend=1.0: takes one of the two"),
-        ("--cascade --lose -1", r"lose=-1.0: takes points of accuracy, from 0 to 100"),
-        ("--cascade --spend 0.3", r"spend=0.3: takes at least 1, what the first exit costs"),
+        (
+            "--cascade --max_accuracy_drop 1 --max_cost 1",
+            r"max_accuracy_drop=1.0, max_cost=1.0: takes one of the two",
+        ),
+        (
+            "--cascade --max_accuracy_drop -1",
+            r"max_accuracy_drop=-1.0: takes points of accuracy, from 0 to 100",
+        ),
+        ("--cascade --max_cost 0.3", r"max_cost=0.3: takes at least 1, what the first exit costs"),
         ("--cascade --rule confident", "rule=confident: takes margin, confidence or agreement"),
         ("--cascade --single {run}", "3 exits on 10 classes; takes a run of wrn-10-1 with exits=1"),
         ("--cascade --single elsewhere", "elsewhere/config.json: is missing"),
@@ -177,19 +183,21 @@ def labelled(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def measured() -> CascadeEvaluation:
-    return evaluate_cascade(NETWORK, MODEL, labelled(200, 0), labelled(300, 1), IMAGES, lose=1.0)
+    return evaluate_cascade(NETWORK, MODEL, labelled(200, 0), labelled(300, 1), IMAGES, max_accuracy_drop=1.0)
 
 
 def test_the_test_images_choose_nothing() -> None:
     first, other = measured(), labelled(300, 2)
-    second = evaluate_cascade(NETWORK, MODEL, labelled(200, 0), other, IMAGES, lose=1.0)
+    second = evaluate_cascade(NETWORK, MODEL, labelled(200, 0), other, IMAGES, max_accuracy_drop=1.0)
     assert first.choice == second.choice
     assert [p.thresholds for p in first.points] == [p.thresholds for p in second.points]
     assert [p.accuracy for p in first.points] != [p.accuracy for p in second.points]
     unit = count_macs(MODEL, IMAGES[:1]).dense
     costs = exit_costs(NETWORK, IMAGES)
     relative = [macs / unit for macs in costs.dense]
-    assert first.choice == choose_thresholds(*labelled(200, 0), relative, order=costs.order, lose=1.0)
+    assert first.choice == choose_thresholds(
+        *labelled(200, 0), relative, order=costs.order, max_accuracy_drop=1.0
+    )
 
 
 def test_losses_come_with_their_standard_error() -> None:
@@ -222,7 +230,9 @@ def test_all_are_timed_deployed_and_in_batches_of_each_size(monkeypatch) -> None
         return times
 
     monkeypatch.setattr(module, "inference_times", watched)
-    evaluation = evaluate_cascade(NETWORK, MODEL, labelled(200, 0), labelled(300, 1), IMAGES, lose=1.0)
+    evaluation = evaluate_cascade(
+        NETWORK, MODEL, labelled(200, 0), labelled(300, 1), IMAGES, max_accuracy_drop=1.0
+    )
     assert largest == [1, 1, 1, 8, 8, 8]
     assert {size for point in evaluation.points for size in point.times} == {1, 256}
 

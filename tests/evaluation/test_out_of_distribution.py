@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from netfission.cli import main
-from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution, doubt
+from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution, uncertainty_scores
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load
 from netfission.runs.shift import TURNS, evaluate_ood
@@ -23,7 +23,9 @@ scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
 
 
 def detection(inside, outside):
-    return Detection.of(torch.tensor(inside, dtype=torch.float64), torch.tensor(outside, dtype=torch.float64))
+    return Detection.from_scores(
+        torch.tensor(inside, dtype=torch.float64), torch.tensor(outside, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_no_scores_are_refused():
 
 def test_doubt_of_known_logits():
     even = torch.zeros(1, 2, 4)
-    own = doubt(even, temperature=3.0)
+    own = uncertainty_scores(even, temperature=3.0)
     assert {name: score.item() for name, score in own.items()} == pytest.approx(
         {
             "maximum probability": math.log(4),
@@ -75,7 +77,7 @@ def test_doubt_of_known_logits():
         }
     )
     apart = torch.tensor([[[50.0, 0.0, -1e4, -1e4], [0.0, 50.0, -1e4, -1e4]]])
-    own = doubt(apart, temperature=1.0)
+    own = uncertainty_scores(apart, temperature=1.0)
     assert own["mutual information"].item() == pytest.approx(math.log(2))
     assert own["energy"].item() == pytest.approx(-25 - math.log(2))
     assert own["maximum probability"].item() == pytest.approx(math.log(2))
@@ -83,7 +85,7 @@ def test_doubt_of_known_logits():
 
 def test_doubt_is_at_the_temperature_but_for_the_energy():
     logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
-    cool, warm = doubt(2 * logits, temperature=2.0), doubt(logits, temperature=1.0)
+    cool, warm = uncertainty_scores(2 * logits, temperature=2.0), uncertainty_scores(logits, temperature=1.0)
     for name in ("maximum probability", "entropy", "mutual information"):
         torch.testing.assert_close(cool[name], warm[name])
     torch.testing.assert_close(cool["energy"], -(2 * logits.double().mean(1)).logsumexp(1))
@@ -92,12 +94,12 @@ def test_doubt_is_at_the_temperature_but_for_the_energy():
 def test_doubt_still_differs_where_probabilities_are_1_in_float32():
     sure = torch.tensor([[[20.0, 0.0]], [[30.0, 0.0]]])
     assert (sure.softmax(2).amax(2) == 1).all()
-    for score in doubt(sure, temperature=1.0).values():
+    for score in uncertainty_scores(sure, temperature=1.0).values():
         assert score[0] > score[1]
 
 
 def test_one_exit_has_no_mutual_information():
-    assert set(doubt(torch.zeros(2, 1, 3), 1.0)) == {"maximum probability", "entropy", "energy"}
+    assert set(uncertainty_scores(torch.zeros(2, 1, 3), 1.0)) == {"maximum probability", "entropy", "energy"}
 
 
 def test_the_table_names_its_positives():
@@ -131,7 +133,7 @@ def test_its_own_images_inverted_and_rotated(run, capsys):
     classifier = Classifier.from_pretrained(run.path)
     images = load(run.load_config().data, 3).test.images
     inverted = classifier.predict(255 - images).entropy
-    own = Detection.of(classifier.predict(images).entropy, inverted)
+    own = Detection.from_scores(classifier.predict(images).entropy, inverted)
     assert kept[0]["scores"]["entropy"]["auroc"] == pytest.approx(own.auroc, abs=1e-4)
 
 

@@ -10,7 +10,7 @@ examples = st.lists(st.tuples(st.floats(0, 1, width=16), st.booleans()), min_siz
 
 def curve(pairs):
     confidence, correct = zip(*pairs, strict=True)
-    return RiskCoverage.of(torch.tensor(confidence), torch.tensor(correct))
+    return RiskCoverage.from_confidence(torch.tensor(confidence), torch.tensor(correct))
 
 
 @given(examples)
@@ -45,7 +45,7 @@ def test_equally_sure_examples_have_no_order():
 
 def test_a_long_curve_keeps_its_ends():
     confidence = torch.linspace(0, 1, 1001)
-    own = RiskCoverage.of(confidence, confidence > 0.3)
+    own = RiskCoverage.from_confidence(confidence, confidence > 0.3)
     assert len(own.coverage) == 200
     assert own.coverage[0] == pytest.approx(1 / 1001)
     assert own.coverage[-1] == 1
@@ -54,6 +54,6 @@ def test_a_long_curve_keeps_its_ends():
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="of one example or more"):
-        RiskCoverage.of(torch.empty(0), torch.empty(0, dtype=torch.bool))
+        RiskCoverage.from_confidence(torch.empty(0), torch.empty(0, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"risk=1.5: takes a share of wrong answers"):
         curve([(0.5, True)]).threshold(1.5)

@@ -60,9 +60,11 @@ def test_settings_of_a_method_reach_only_those_who_read_them(grid_of):
     assert cells["single"].method.dropout_rate == cells["fission-weights"].method.dropout_rate == 0.1
     assert cells["single"].fission.sparsity == cells["fission-weights"].fission.sparsity == 0.5
     assert cells["mc-dropout"].fission.sparsity == 0.0
-    grid = grid_of("single", "fission-channels", "fission-weights", dealing="importance", keep_shortcuts=True)
+    grid = grid_of(
+        "single", "fission-channels", "fission-weights", assignment="importance", keep_shortcuts=True
+    )
     cells = {cell.contender: cell.config.fission for cell in grid.cells()}
-    assert [cells[name].dealing for name in grid.contenders] == ["random", "importance", "random"]
+    assert [cells[name].assignment for name in grid.contenders] == ["random", "importance", "random"]
     assert [cells[name].keep_shortcuts for name in grid.contenders] == [True, False, True]
     with pytest.raises(ValueError, match=r"rho=0\.5: no contender reads it"):
         grid_of("single", "mc-dropout", rho=0.5).cells()

@@ -2,7 +2,7 @@ import pytest
 
 from netfission.experiments.grid_files import find_grid, read_grid
 from netfission.experiments.plots import lines
-from netfission.experiments.statistics import COLUMNS, Figures
+from netfission.experiments.statistics import COLUMNS, SeedValues
 
 MERITS = {key: COLUMNS[key] for key in ("top1", "nll")}
 
@@ -11,7 +11,7 @@ def drawn_along(grid, along):
     """The curves of the first panel: label → (x, y)."""
     names = list(grid.contenders)
     figures = {
-        name: {key: Figures({0: 0.01 * place, 1: 0.01 * place + 0.02}) for key in MERITS}
+        name: {key: SeedValues({0: 0.01 * place, 1: 0.01 * place + 0.02}) for key in MERITS}
         for place, name in enumerate(names)
     }
     axes = lines("a title", MERITS, figures, grid.contenders, along).axes[0]

@@ -14,7 +14,7 @@ from netfission.cli import main
 from netfission.experiments.compare import compare
 from netfission.experiments.grid import Grid
 from netfission.experiments.runner import run_folder
-from netfission.experiments.statistics import COLUMNS, Figures
+from netfission.experiments.statistics import COLUMNS, SeedValues
 
 FLAGS = (
     "compare --data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --epochs 1 "
@@ -27,17 +27,17 @@ values = st.lists(st.floats(0, 1), min_size=3, max_size=6)
 def test_intervals_are_those_of_a_paired_t_test(ours):
     # Uneven distances keep the differences apart: SciPy warns of the precision of equal ones.
     theirs = [value + seed**2 for seed, value in enumerate(reversed(ours))]
-    difference = Figures(dict(enumerate(ours))).minus(Figures(dict(enumerate(theirs))))
+    difference = SeedValues(dict(enumerate(ours))).minus(SeedValues(dict(enumerate(theirs))))
     interval = ttest_rel(ours, theirs).confidence_interval(0.95)
     assert difference.mean - difference.margin == pytest.approx(interval.low, abs=1e-9)
     assert difference.mean + difference.margin == pytest.approx(interval.high, abs=1e-9)
 
 
 def test_differences_pair_the_seeds_that_both_have():
-    ours, theirs = Figures({0: 0.5, 1: 0.75, 3: 0.9}), Figures({1: 0.5, 0: 0.5, 2: 0.1})
+    ours, theirs = SeedValues({0: 0.5, 1: 0.75, 3: 0.9}), SeedValues({1: 0.5, 0: 0.5, 2: 0.1})
     assert ours.minus(theirs).values == {0: 0.0, 1: 0.25}
-    assert COLUMNS["top1"].difference(Figures({0: 0.0125})) == "+1.25"
-    assert COLUMNS["top1"].cell(Figures({0: 0.5})) == "50.00"
+    assert COLUMNS["top1"].difference(SeedValues({0: 0.0125})) == "+1.25"
+    assert COLUMNS["top1"].cell(SeedValues({0: 0.5})) == "50.00"
 
 
 @pytest.fixture(scope="module")

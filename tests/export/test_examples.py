@@ -166,7 +166,7 @@ def test_steps_give_what_the_cascade_gives(order, rule) -> None:
         torch.manual_seed(0)
         net = nf.fission(create_model("wrn-10-1", 5), 3, example_input=torch.zeros(2, 3, 16, 16)).eval()
         images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8)
-    classifier = nf.Classifier.of(
+    classifier = nf.Classifier.from_network(
         net, model="wrn-10-1", classes=list("abcde"), shape=(3, 16, 16), mean=[0.5] * 3, std=[0.2] * 3
     )
     cascade = nf.Cascade(net, (0.4, 0.6), order=order, rule=rule)
@@ -180,7 +180,7 @@ def test_steps_give_what_the_cascade_gives(order, rule) -> None:
         assert list(outputs) == step.outputs
         torch.testing.assert_close(outputs["probabilities"], (means[:, number] / 2).softmax(dim=1))
         if number < 2:
-            torch.testing.assert_close(outputs["sureness"], scores[:, number])
+            torch.testing.assert_close(outputs["confidence"], scores[:, number])
         state = {name: (state | outputs)[name] for name in step.keeps}
     assert not state
 
@@ -192,8 +192,8 @@ def test_an_exported_cascade_stops_where_the_cascade_does(
     classifier = nf.Classifier.from_pretrained(tmp_path / "run")
     images = digits.test.images
     order = nf.exit_costs(classifier.network, torch.zeros(1, 1, 8, 8)).order
-    _, sureness = step_by_step(classifier.logits(images), order, "margin")
-    plan = Plan(order, (sureness[:, 0].median().item(), sureness[:, 1].quantile(0.25).item()), "margin")
+    _, confidence = step_by_step(classifier.logits(images), order, "margin")
+    plan = Plan(order, (confidence[:, 0].median().item(), confidence[:, 1].quantile(0.25).item()), "margin")
     assert export_cascade(classifier, plan, tmp_path / "cascade", digits.validation.images[:20]) <= 1e-4
     script = imported("run_onnx_cascade", monkeypatch)
     probabilities, used = script.Cascade(tmp_path / "cascade")(images.numpy())
@@ -275,7 +275,7 @@ def test_where_nothing_was_chosen_it_is_on_the_validation_split(
     classifier, split = nf.Classifier.from_pretrained(finished_run), load(settings_of().data, 3).validation
     costs = nf.exit_costs(classifier.network, torch.zeros(1, 1, 8, 8))
     wanted = nf.choose_thresholds(
-        classifier.logits(split.images), split.labels, costs.dense, order=costs.order, lose=0.2
+        classifier.logits(split.images), split.labels, costs.dense, order=costs.order, max_accuracy_drop=0.2
     )
     assert taken == [Plan(costs.order, pytest.approx(wanted.thresholds), "margin")]
 

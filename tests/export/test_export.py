@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.classifier.folder import ModelCard
+from netfission.classifier.folder import NetworkSpec
 from netfission.data import load_data
 from netfission.data.splits import TensorSplit
 from netfission.export import export, export_reduced
@@ -89,7 +89,7 @@ def test_the_metadata_say_how_to_use_it(exported) -> None:
     assert list(about["outputs"]) == list(OUTPUTS)
     preprocessing = about["preprocessing"]
     assert (preprocessing["mode"], preprocessing["height"], preprocessing["width"]) == ("L", 8, 8)
-    assert (preprocessing["mean"], preprocessing["std"]) == (classifier.card.mean, classifier.card.std)
+    assert (preprocessing["mean"], preprocessing["std"]) == (classifier.spec.mean, classifier.spec.std)
     assert about["temperature"] == classifier.temperature
     assert about["risk_coverage"]["risk"] == classifier.calibration.risk_coverage.risk
     assert about["checked"]["images"] == 20 and about["checked"]["difference"] <= 1e-4
@@ -113,7 +113,7 @@ def test_no_path_of_this_machine_is_in_the_file(exported) -> None:
 
 def classifier_of(network: nn.Module, side: int = 16) -> nf.Classifier:
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
-    return nf.Classifier.of(
+    return nf.Classifier.from_network(
         network, model=None, classes=["a", "b", "c"], shape=(3, side, side), mean=mean, std=std
     )
 
@@ -169,8 +169,8 @@ class Tiny(nn.Module):
 
 
 def tiny(network: nn.Module) -> nf.Classifier:
-    card = ModelCard(None, ["a", "b", "c"], list(SHAPE), [0.5] * 3, [0.2] * 3, {}, "0")
-    return nf.Classifier(network, card)
+    spec = NetworkSpec(None, ["a", "b", "c"], list(SHAPE), [0.5] * 3, [0.2] * 3, {}, "0")
+    return nf.Classifier(network, spec)
 
 
 @pytest.mark.parametrize("opset", [18, 20, 23])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import netfission as nf
-from netfission.grouping import ChannelGrouping, Dealt
+from netfission.grouping import ChannelGrouping, StageSplit
 from netfission.grouping.channels import _deal
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
@@ -99,9 +99,9 @@ def stages(request: pytest.FixtureRequest) -> list[Stage]:
     return found
 
 
-def deal(stage: nn.Module, features: Tensor, exact: bool = False) -> Dealt:
+def deal(stage: nn.Module, features: Tensor, exact: bool = False) -> StageSplit:
     generator = torch.Generator().manual_seed(0)
-    return ChannelGrouping(exact).deal(stage, {}, [1.0, 1.0], generator, features=features, scores={})
+    return ChannelGrouping(exact).split(stage, {}, [1.0, 1.0], generator, features=features, scores={})
 
 
 def macs(module: nn.Module, features: Tensor) -> int:
@@ -188,7 +188,7 @@ def test_one_path_holds_the_stage_bit_for_bit() -> None:
     stage = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3))
     images = torch.randn(2, 3, 8, 8)
     generator = torch.Generator().manual_seed(0)
-    (path,) = ChannelGrouping().deal(stage, {}, [1.0], generator, features=images, scores={}).paths
+    (path,) = ChannelGrouping().split(stage, {}, [1.0], generator, features=images, scores={}).paths
     assert torch.equal(path(images), stage(images))
 
 
@@ -229,7 +229,7 @@ def test_important_channels_are_dealt_like_cards() -> None:
         model,
         3,
         grouping="channels",
-        dealing="importance",
+        assignment="importance",
         criterion="magnitude",
         example_input=torch.zeros(2, 3, 32, 32),
     )
@@ -275,17 +275,20 @@ def test_whole_channels_are_pruned_by_the_criterion_first() -> None:
     [
         ({"sparsity": 0.99, "criterion": "magnitude"}, r"no channels of layer '.*conv1'"),
         ({"ratio": [1, 1, 1000]}, r"no channels of layer '.*conv1'"),
-        ({"dealing": "random", "keep_shortcuts": True}, "keep_shortcuts=True: goes with grouping='weights'"),
-        ({"dealing": "size"}, "dealing='size'"),
+        (
+            {"assignment": "random", "keep_shortcuts": True},
+            "keep_shortcuts=True: goes with grouping='weights'",
+        ),
+        ({"assignment": "size"}, "assignment='size'"),
         (
             {"grouping": "weights", "exact_partition": True},
             "exact_partition=True: goes with grouping='channels'",
         ),
         (
-            {"grouping": "copies", "dealing": "importance"},
-            "dealing='importance': goes with grouping='channels'",
+            {"grouping": "copies", "assignment": "importance"},
+            "assignment='importance': goes with grouping='channels'",
         ),
-        ({"dealing": "importance", "criterion": "snip"}, "criterion 'snip' looks at data"),
+        ({"assignment": "importance", "criterion": "snip"}, "criterion 'snip' looks at data"),
     ],
 )
 def test_bad_settings_are_named(settings_: dict[str, object], message: str) -> None:

@@ -25,7 +25,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def deal(
     stage: nn.Module, kept: dict[str, Tensor], shares: list[float], generator: torch.Generator
 ) -> list[nn.Module]:
-    return CopyGrouping().deal(stage, kept, shares, generator, features=IMAGES, scores={}).paths
+    return CopyGrouping().split(stage, kept, shares, generator, features=IMAGES, scores={}).paths
 
 
 def test_exit_0_keeps_the_weights_and_the_others_get_them_in_another_order(stage: nn.Sequential) -> None:

@@ -59,7 +59,7 @@ layouts_orders_and_thresholds = st.sampled_from(LAYOUTS).flatmap(
 
 
 def clear_of_rounding(layout: tuple[int, ...], order: list[int], thresholds: list[float], rule: str) -> bool:
-    """Whether no image's sureness is so near a threshold that rounding could decide."""
+    """Whether no image's confidence is so near a threshold that rounding could decide."""
     _, scores = step_by_step(logits_of(layout), order, rule)
     return not ((scores - torch.tensor(thresholds)).abs() < 1e-5).any()
 

@@ -14,7 +14,7 @@ import netfission as nf
 from netfission.inference.deploy import Deployed, deploy, deploy_exits
 from netfission.inference.deploy.convolution import ACTIVATIONS, FusedConv2d
 from netfission.models import create_model
-from netfission.network import FissionNetwork, Path
+from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import count_macs
 from netfission.surgery.masks import remove
 
@@ -225,8 +225,8 @@ def network_of(*stages: nn.Module, to_maps: nn.Module | None = None) -> FissionN
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
     heads = [nn.Sequential(to_maps or nn.Identity(), *copy.deepcopy(head)) for _ in stages]
     stem = nn.Conv2d(3, 4, 3, padding=1)
-    paths = [Path([stage], head) for stage, head in zip(stages[1:], heads[1:], strict=True)]
-    paths = [Path([nn.Identity(), stages[0]], heads[0]), *paths]
+    paths = [ExitPath([stage], head) for stage, head in zip(stages[1:], heads[1:], strict=True)]
+    paths = [ExitPath([nn.Identity(), stages[0]], heads[0]), *paths]
     return with_statistics(  # type: ignore[no-any-return]
         FissionNetwork(stem, paths, [1] * (len(stages) - 1), ["first", "second"])
     )

@@ -39,9 +39,9 @@ def worth(
     seed=st.integers(0, 2**32),
     exits=st.integers(1, 4),
     rule=st.sampled_from(RULES),
-    target=st.one_of(
-        st.builds(dict, lose=st.sampled_from([0.0, 0.2, 2.0, 10.0, 100.0])),
-        st.builds(dict, spend=st.floats(0.5, 2.0)),
+    target=st.check_choice(
+        st.builds(dict, max_accuracy_drop=st.sampled_from([0.0, 0.2, 2.0, 10.0, 100.0])),
+        st.builds(dict, max_cost=st.floats(0.5, 2.0)),
     ),
 )
 def test_targets_are_met_where_they_were_chosen(seed, exits, rule, target) -> None:
@@ -51,13 +51,15 @@ def test_targets_are_met_where_they_were_chosen(seed, exits, rule, target) -> No
     accuracy, cost = worth(logits, labels, chosen.thresholds, rule, order)
     assert (chosen.accuracy, chosen.cost) == (pytest.approx(accuracy), pytest.approx(cost))
     full = (logits.mean(1).argmax(1) == labels).double().mean().item()
-    if "lose" in target:
-        assert accuracy >= full - target["lose"] / 100 - 1e-9
+    if "max_accuracy_drop" in target:
+        assert accuracy >= full - target["max_accuracy_drop"] / 100 - 1e-9
     else:
-        assert cost <= target["spend"] + 1e-8
+        assert cost <= target["max_cost"] + 1e-8
 
 
-def exhaustively(logits: Tensor, labels: Tensor, rule: str, lose=None, spend=None) -> tuple[float, float]:
+def exhaustively(
+    logits: Tensor, labels: Tensor, rule: str, max_accuracy_drop=None, max_cost=None
+) -> tuple[float, float]:
     """The best expected accuracy and cost, by trying all thresholds that differ, one after another."""
     exits = logits.shape[1]
     _, scores = step_by_step(logits, None, rule)
@@ -83,16 +85,17 @@ def exhaustively(logits: Tensor, labels: Tensor, rule: str, lose=None, spend=Non
     never = max(zip(found, range(len(found)), strict=True), key=lambda pair: pair[0][2])[0]
     full_right, full_expected = (mean.argmax(1) == labels).double().mean(), probabilities.max(1).values.mean()
     assert never[2] == pytest.approx(sum(COSTS[:exits]))
-    if spend is not None:
-        allowed = [(-expected, cost) for expected, _, cost in found if cost <= spend + 1e-9]
+    if max_cost is not None:
+        allowed = [(-expected, cost) for expected, _, cost in found if cost <= max_cost + 1e-9]
         best = min(allowed)
         return -best[0], best[1]
     # Where rounding decides whether a target is met, there is nothing to compare.
-    assume(all(abs(full_expected - expected - lose / 100) > 1e-4 for expected, _, _ in found))
+    assume(all(abs(full_expected - expected - max_accuracy_drop / 100) > 1e-4 for expected, _, _ in found))
     allowed = [
         (cost, -expected)
         for expected, right, cost in found
-        if full_right - right <= lose / 100 + 1e-9 and full_expected - expected <= lose / 100
+        if full_right - right <= max_accuracy_drop / 100 + 1e-9
+        and full_expected - expected <= max_accuracy_drop / 100
     ]
     best = min(allowed)
     return -best[1], best[0]
@@ -103,29 +106,31 @@ def exhaustively(logits: Tensor, labels: Tensor, rule: str, lose=None, spend=Non
     seed=st.integers(0, 2**32),
     exits=st.integers(2, 3),
     rule=st.sampled_from(RULES),
-    target=st.sampled_from([{"lose": 5.0}, {"lose": 15.0}, {"spend": 0.6}, {"spend": 0.8}]),
+    target=st.sampled_from(
+        [{"max_accuracy_drop": 5.0}, {"max_accuracy_drop": 15.0}, {"max_cost": 0.6}, {"max_cost": 0.8}]
+    ),
 )
 def test_nothing_else_is_better(seed, exits, rule, target) -> None:
     logits, labels = examples(11, exits, seed, classes=3)
     chosen = choose_thresholds(logits, labels, COSTS[:exits], rule=rule, **target)
     expected, cost = exhaustively(logits, labels, rule, **target)
     assert chosen.cost == pytest.approx(cost)
-    if "spend" in target:
+    if "max_cost" in target:
         assert chosen.expected_accuracy == pytest.approx(expected, abs=1e-4)
 
 
 def test_each_threshold_is_refined_from_a_coarse_grid(monkeypatch) -> None:
     logits, labels = examples(400, 2, 0)
-    fine = choose_thresholds(logits, labels, COSTS[:2], lose=1.0)
+    fine = choose_thresholds(logits, labels, COSTS[:2], max_accuracy_drop=1.0)
     monkeypatch.setattr(thresholds, "_GRID", 2)
-    assert choose_thresholds(logits, labels, COSTS[:2], lose=1.0) == fine
+    assert choose_thresholds(logits, labels, COSTS[:2], max_accuracy_drop=1.0) == fine
 
 
 def test_what_was_asked_for_holds_for_other_examples_too() -> None:
     """Counting right answers alone would lose a full point here, five times what was asked for."""
     lost = []
     for seed in range(6):
-        chosen = choose_thresholds(*examples(1000, 4, seed, classes=50), COSTS, lose=0.2)
+        chosen = choose_thresholds(*examples(1000, 4, seed, classes=50), COSTS, max_accuracy_drop=0.2)
         logits, labels = examples(20_000, 4, 100 + seed, classes=50)
         full = (logits.mean(1).argmax(1) == labels).double().mean().item()
         lost.append(full - worth(logits, labels, chosen.thresholds, "margin")[0])
@@ -133,7 +138,7 @@ def test_what_was_asked_for_holds_for_other_examples_too() -> None:
 
 
 def test_expected_accuracy_does_not_trust_the_scale_of_logits() -> None:
-    chosen = [choose_thresholds(*examples(2000, 3, 0, scale=k), COSTS[:3], spend=1.0) for k in (0.2, 1, 5)]
+    chosen = [choose_thresholds(*examples(2000, 3, 0, scale=k), COSTS[:3], max_cost=1.0) for k in (0.2, 1, 5)]
     expected = [each.expected_accuracy for each in chosen]
     assert expected == pytest.approx([expected[0]] * 3, abs=3e-3)
     assert expected[0] == pytest.approx(chosen[0].accuracy, abs=0.05)
@@ -142,7 +147,7 @@ def test_expected_accuracy_does_not_trust_the_scale_of_logits() -> None:
 def test_the_order_of_examples_does_not_matter() -> None:
     logits, labels = examples(300, 3, 0)
     mixed = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    for target in ({"lose": 1.0}, {"spend": 0.7}):
+    for target in ({"max_accuracy_drop": 1.0}, {"max_cost": 0.7}):
         first, second = (
             choose_thresholds(logits[rows], labels[rows], COSTS[:3], **target)
             for rows in (slice(None), mixed)
@@ -152,38 +157,47 @@ def test_the_order_of_examples_does_not_matter() -> None:
 
 def test_one_exit_leaves_nothing_to_choose() -> None:
     logits, labels = examples(50, 1, 0)
-    chosen = choose_thresholds(logits, labels, COSTS[:1], lose=0.2)
+    chosen = choose_thresholds(logits, labels, COSTS[:1], max_accuracy_drop=0.2)
     assert (chosen.thresholds, chosen.cost) == ((), COSTS[0])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "lose=None, spend=None: takes one of the two"),
-        ({"lose": 0.2, "spend": 0.6}, r"lose=0\.2, spend=0\.6: takes one of the two"),
-        ({"lose": -0.1}, r"lose=-0\.1: takes points of accuracy, from 0 to 100"),
-        ({"lose": math.nan}, "lose=nan: takes points"),
-        ({"spend": 0.4}, r"spend=0\.4: takes at least 0\.5, what the first exit costs"),
-        ({"spend": math.nan}, r"spend=nan: takes at least 0\.5"),
-        ({"lose": 0.2, "costs": [0.5, 0.2]}, r"costs=\[0\.5, 0\.2\]: takes 3 positive numbers"),
-        ({"lose": 0.2, "costs": [0.5, 0.2, 0.0]}, "costs=.*takes 3 positive numbers"),
-        ({"lose": 0.2, "order": [0, 1]}, r"order=\[0, 1\]: takes every exit from 0 to 2 once"),
-        ({"lose": 0.2, "rule": "agree"}, "rule='agree' is not known; did you mean agreement"),
+        ({}, "max_accuracy_drop=None, max_cost=None: takes one of the two"),
         (
-            {"lose": 0.2, "labels": torch.zeros(4, dtype=torch.int64)},
+            {"max_accuracy_drop": 0.2, "max_cost": 0.6},
+            r"max_accuracy_drop=0\.2, max_cost=0\.6: takes one of the two",
+        ),
+        ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop=-0\.1: takes points of accuracy, from 0 to 100"),
+        ({"max_accuracy_drop": math.nan}, "max_accuracy_drop=nan: takes points"),
+        ({"max_cost": 0.4}, r"max_cost=0\.4: takes at least 0\.5, what the first exit costs"),
+        ({"max_cost": math.nan}, r"max_cost=nan: takes at least 0\.5"),
+        ({"max_accuracy_drop": 0.2, "costs": [0.5, 0.2]}, r"costs=\[0\.5, 0\.2\]: takes 3 positive numbers"),
+        ({"max_accuracy_drop": 0.2, "costs": [0.5, 0.2, 0.0]}, "costs=.*takes 3 positive numbers"),
+        ({"max_accuracy_drop": 0.2, "order": [0, 1]}, r"order=\[0, 1\]: takes every exit from 0 to 2 once"),
+        ({"max_accuracy_drop": 0.2, "rule": "agree"}, "rule='agree' is not known; did you mean agreement"),
+        (
+            {"max_accuracy_drop": 0.2, "labels": torch.zeros(4, dtype=torch.int64)},
             r"labels of shape \(4,\): takes \(20,\)",
         ),
         (
-            {"lose": 0.2, "labels": torch.full((20,), 50)},
+            {"max_accuracy_drop": 0.2, "labels": torch.full((20,), 50)},
             r"labels from 50 to 50 \(torch\.int64\): takes whole numbers from 0 to ",
         ),
-        ({"lose": 0.2, "labels": torch.full((20,), -1)}, "labels from -1 to -1"),
-        ({"lose": 0.2, "labels": torch.zeros(20)}, r"labels from 0\.0 to 0\.0 \(torch\.float32\)"),
-        ({"lose": 0.2, "costs": 3.0}, r"costs=3\.0: takes 3 positive numbers"),
-        ({"lose": 0.2, "logits": torch.zeros(20, 3)}, r"logits has shape \(20, 3\).*takes \(batch, exits"),
-        ({"lose": 0.2, "logits": torch.full((20, 3, 5), math.nan)}, "takes finite numbers"),
+        ({"max_accuracy_drop": 0.2, "labels": torch.full((20,), -1)}, "labels from -1 to -1"),
         (
-            {"lose": 0.2, "logits": torch.zeros(0, 3, 5), "labels": torch.zeros(0)},
+            {"max_accuracy_drop": 0.2, "labels": torch.zeros(20)},
+            r"labels from 0\.0 to 0\.0 \(torch\.float32\)",
+        ),
+        ({"max_accuracy_drop": 0.2, "costs": 3.0}, r"costs=3\.0: takes 3 positive numbers"),
+        (
+            {"max_accuracy_drop": 0.2, "logits": torch.zeros(20, 3)},
+            r"logits has shape \(20, 3\).*takes \(batch, exits",
+        ),
+        ({"max_accuracy_drop": 0.2, "logits": torch.full((20, 3, 5), math.nan)}, "takes finite numbers"),
+        (
+            {"max_accuracy_drop": 0.2, "logits": torch.zeros(0, 3, 5), "labels": torch.zeros(0)},
             "of 0 examples: takes finite",
         ),
     ],

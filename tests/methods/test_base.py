@@ -32,10 +32,10 @@ def ensemble_run(tmp_path_factory, settings_of):
 
 
 def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
-    network, card = ensemble_run.load_network()
+    network, spec = ensemble_run.load_network()
     assert isinstance(network, DeepEnsemble)
-    assert card.method["method"] == "deep-ensemble"
-    assert network(torch.rand(2, *card.shape)).shape == (2, 2, 10)
+    assert spec.method["method"] == "deep-ensemble"
+    assert network(torch.rand(2, *spec.shape)).shape == (2, 2, 10)
     before = ensemble_run.evaluation.read_text()
     assert evaluate(ensemble_run, ensemble_run.load_config()).to_json() == before
 

@@ -103,8 +103,8 @@ def test_one_by_one_each_member_has_all_epochs_and_the_whole_schedule(settings_o
     assert len({tuple(weights[1].flatten().tolist()) for *_, weights in first}) == 1
     assert len({tuple(weights[0].flatten().tolist()) for *_, weights in second}) == 1
     assert len({tuple(weights[1].flatten().tolist()) for *_, weights in second}) == half
-    network, card = RunFolder(tmp_path / "run").load_network()
-    assert network(torch.zeros(1, *card.shape)).shape == (1, 2, 10)
+    network, spec = RunFolder(tmp_path / "run").load_network()
+    assert network(torch.zeros(1, *spec.shape)).shape == (1, 2, 10)
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + 4
 

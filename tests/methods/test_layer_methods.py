@@ -165,6 +165,6 @@ def test_a_run_is_trained_saved_and_loaded(method, tmp_path):
         | {"accelerator": "cpu", "repetitions": 2 if method == "mimo" else 4}
     )
     evaluation = train(config, tmp_path / "run", progress=False)
-    network, card = RunFolder(tmp_path / "run").load_network()
-    assert network(torch.rand(1, *card.shape)).shape == (1, 2, 10)
+    network, spec = RunFolder(tmp_path / "run").load_network()
+    assert network(torch.rand(1, *spec.shape)).shape == (1, 2, 10)
     assert evaluate(RunFolder(tmp_path / "run"), config).to_json() == evaluation.to_json()

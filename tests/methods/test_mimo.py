@@ -14,7 +14,7 @@ from netfission.methods.base import Plan, seeded
 from netfission.methods.mimo import Mimo, draw_orders
 from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.runs.lightning_module import FissionTraining
+from netfission.runs.lightning_module import TrainingModule
 
 WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("mimo")
@@ -87,7 +87,7 @@ def test_the_loss_is_the_sum_of_the_members():
 
 def test_the_lightning_module_trains_it():
     network = find_method(CONFIG).build(plan())
-    module = FissionTraining(network, TrainingConfig(), exits=3, method=find_method(CONFIG))
+    module = TrainingModule(network, TrainingConfig(), exits=3, method=find_method(CONFIG))
     outcome = module.method.step(module, torch.randn(4, 3, 8, 8), torch.arange(4), module.loss)
     assert outcome.logits.shape == (48, 1, 10)
 

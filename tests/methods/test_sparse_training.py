@@ -266,8 +266,8 @@ def test_at_every_step_zeros_are_zeros_and_counts_stay(method, changes, tmp_path
 def test_the_network_that_is_saved_is_the_one_that_was_trained(tmp_path):
     watch = Watch()
     train(run_config(), tmp_path / "run", progress=False, callbacks=[watch])
-    network, card = RunFolder(tmp_path / "run").load_network()
-    assert card.method["regrow_every"] == 3
+    network, spec = RunFolder(tmp_path / "run").load_network()
+    assert spec.method["regrow_every"] == 3
     masks = kept_masks(network)
     assert all(torch.equal(mask, masks[name]) for name, mask in watch.masks[-1].items())
     create = partial(seeded, partial(create_model, "wrn-10-1", 10, in_channels=1))

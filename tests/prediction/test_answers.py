@@ -47,7 +47,7 @@ def test_order_batch_size_and_failures_do_not_matter(classifier, files, expected
 def test_each_field_is_what_the_classifier_says(classifier, files):
     said = list(answers(classifier, files, risk=0.2))
     pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
-    own, names = classifier.predict(pixels, risk=0.2), classifier.card.classes
+    own, names = classifier.predict(pixels, risk=0.2), classifier.spec.classes
     for row, each in enumerate(said):
         assert each.name == names[own.classes[row]]
         assert each.probability == pytest.approx(own.confidence[row].item())
@@ -62,7 +62,7 @@ def test_each_field_is_what_the_classifier_says(classifier, files):
 
 
 def test_a_risk_that_cannot_be_borne_is_refused_before_the_work(classifier, files):
-    bare = Classifier(classifier.network, classifier.card)
+    bare = Classifier(classifier.network, classifier.spec)
     with pytest.raises(ValueError, match=r"risk=0\.1: takes a network that was calibrated"):
         next(answers(bare, files, risk=0.1))
     with pytest.raises(ValueError, match="risk=2: takes a share of wrong answers"):

@@ -14,7 +14,7 @@ from PIL import Image
 from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.data.outside import image_files
-from netfission.evaluation.reliability import Trust
+from netfission.evaluation.reliability import ReliabilityReport
 from netfission.prediction import FORMATS, Failure, Layout, answers
 
 
@@ -34,7 +34,7 @@ def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
     assert [each["image"] for each in said] == [str(path) for path in image_files(test)]
     truth = [path.parent.name for path in image_files(test)]
     evaluation = digits_run.load_evaluation()
-    trust = Trust.from_json((digits_run.path / "trust.json").read_text())
+    trust = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
     assert evaluation.n == trust.n == len(said) == 100
     accuracy = sum(each["class"] == name for each, name in zip(said, truth, strict=True)) / 100
     assert accuracy == pytest.approx(evaluation.ensemble["top1"])
@@ -163,10 +163,10 @@ def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, 
 def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
     image = tmp_path / ODD
     shutil.copy(image_files(digit_files / "test")[0], image)
-    card = replace(classifier.card, classes=[f"\x1b]0;{name}" for name in classifier.card.classes])
-    odd = Classifier(classifier.network, card, classifier.calibration)
+    spec = replace(classifier.spec, classes=[f"\x1b]0;{name}" for name in classifier.spec.classes])
+    odd = Classifier(classifier.network, spec, classifier.calibration)
     images = [image, Failure(image, "no \x07 image")]
-    writer = FORMATS["table"](Layout.of(odd, images, risk=0.05, probabilities=False))
+    writer = FORMATS["table"](Layout.from_classifier(odd, images, risk=0.05, probabilities=False))
     lines = [*writer.header(), *map(writer.line, answers(odd, images, risk=0.05))]
     assert all(line.isprintable() for line in lines)
     head, answered, failed = lines

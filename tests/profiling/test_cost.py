@@ -9,7 +9,7 @@ from torch import nn
 
 import netfission as nf
 from netfission.models import create_model
-from netfission.network import Path
+from netfission.network import ExitPath
 from netfission.profiling.cost import Exit, NetworkCost, Part, Quartiles, Size, count_parameters
 from netfission.profiling.macs import count_macs
 from netfission.surgery.masks import remove
@@ -32,7 +32,7 @@ def pruned():
     return network, single, nf.cost(network, IMAGES, single, batch_sizes=[1, 3], rounds=3)
 
 
-def counted(module, images=IMAGES[:1]):
+def count_noun(module, images=IMAGES[:1]):
     return Size(*count_parameters(module), *count_macs(module, images))
 
 
@@ -50,8 +50,8 @@ def test_parameters_of_a_small_network_by_hand():
 
 def test_the_whole_networks_size(pruned):
     network, single, cost = pruned
-    assert cost.network.size == counted(network)
-    assert cost.reference.size == counted(single)
+    assert cost.network.size == count_noun(network)
+    assert cost.reference.size == count_noun(single)
     assert cost.network.size.macs_effective < cost.network.size.macs_dense
     assert (cost.reference.parts, cost.reference.exits) == ((), ())
 
@@ -74,19 +74,19 @@ def test_parts_add_up_and_each_exit_costs_what_it_does_alone(model, side, settin
     trunk = network.paths[0].stages
     for number, (path, after) in enumerate(zip(network.paths, (0, *network.branch_after), strict=True)):
         shared = nn.Sequential(network.stem, *trunk[:after])
-        assert cost.exits[number].alone == counted(nn.Sequential(shared, path), images[:1])
+        assert cost.exits[number].alone == count_noun(nn.Sequential(shared, path), images[:1])
         if number:
-            assert cost.exits[number].shared == counted(shared, images[:1])
+            assert cost.exits[number].shared == count_noun(shared, images[:1])
     last = max(network.branch_after)
-    assert cost.exits[0].shared == counted(nn.Sequential(network.stem, *trunk[:last]), images[:1])
+    assert cost.exits[0].shared == count_noun(nn.Sequential(network.stem, *trunk[:last]), images[:1])
 
 
 def test_sizes_by_stage_and_exit_by_hand():
     network = nf.FissionNetwork(
         nn.Flatten(),
         [
-            Path([nn.Linear(2, 3, bias=False), nn.Linear(3, 5, bias=False)], nn.Linear(5, 7, bias=False)),
-            Path([nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU())], nn.Linear(4, 7, bias=False)),
+            ExitPath([nn.Linear(2, 3, bias=False), nn.Linear(3, 5, bias=False)], nn.Linear(5, 7, bias=False)),
+            ExitPath([nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU())], nn.Linear(4, 7, bias=False)),
         ],
         branch_after=[1],
         stage_names=["first", "second"],

@@ -27,7 +27,7 @@ FIGURES = {
     "risk-coverage",
     "worst-classes",
 }
-WRITTEN = ("evaluation.json", "calibration.json", "trust.json")
+WRITTEN = ("evaluation.json", "calibration.json", "reliability.json")
 
 
 def page_of(*paths: Path, out: Path | None = None, **settings) -> str:
@@ -75,7 +75,7 @@ def test_its_figures_are_those_of_the_run(reported):
     for each in [*evaluation["exits"], evaluation["ensemble"]]:
         assert f"{100 * each['top1']:.2f} ±" in text
         assert f"{each['nll']:.4f}" in text
-    scaled = json.loads((reported / "trust.json").read_text())["scaled"]["metrics"]
+    scaled = json.loads((reported / "reliability.json").read_text())["scaled"]["metrics"]
     assert re.search(rf"ensemble, scaled {100 * scaled['top1']:.2f}.*{scaled['nll']:.4f}", text)
     network, _ = RunFolder(reported).load_network()
     assert f"{sum(parameter.numel() for parameter in network.parameters()):,}" in text
@@ -88,9 +88,9 @@ def test_the_same_run_gives_the_same_page(run):
 
 
 def test_names_are_text_and_no_markup(run):
-    trust = json.loads((run / "trust.json").read_text())
+    trust = json.loads((run / "reliability.json").read_text())
     trust["worst"][0] |= {"name": "<script>alert('$x$')</script>", "accuracy": 0.25}
-    (run / "trust.json").write_text(json.dumps(trust))
+    (run / "reliability.json").write_text(json.dumps(trust))
     page = page_of(run.rename(run.parent / "<script> & run"))
     assert "<script" not in page
     assert '<h2 class="unseen">&lt;script&gt; &amp; run</h2>' in page  # by the template
@@ -113,9 +113,9 @@ def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):
 
 
 def test_a_run_without_validation_says_so(run):
-    trust = json.loads((run / "trust.json").read_text())
+    trust = json.loads((run / "reliability.json").read_text())
     change(
-        run / "trust.json",
+        run / "reliability.json",
         **trust | {"temperature": None, "scaled": None, "validation": 0, "abstentions": []},
     )
     (run / "calibration.json").unlink()
@@ -134,7 +134,7 @@ def test_a_run_without_validation_says_so(run):
 
 def test_a_temperature_that_is_a_guess_is_said_to_be_one(run):
     assert "it is a guess" not in text_of(page_of(run))
-    change(run / "trust.json", flawless=True)
+    change(run / "reliability.json", flawless=True)
     assert "validation images best. As none of those was wrong, it is a guess." in text_of(page_of(run))
 
 
@@ -188,8 +188,8 @@ def test_where_the_data_set_is_gone_the_page_says_so(run, tmp_path):
 
 
 def test_other_classes_are_not_passed_off_as_its_own(run):
-    card = json.loads((run / "config.json").read_text())
-    change(run / "config.json", classes=[f"class {name}" for name in card["classes"]])
+    spec = json.loads((run / "config.json").read_text())
+    change(run / "config.json", classes=[f"class {name}" for name in spec["classes"]])
     assert "its classes are not those" in text_of(page_of(run))
 
 

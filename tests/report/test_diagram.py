@@ -16,7 +16,7 @@ def loaded(finished_run):
 
 
 def test_parts_add_up_to_the_network_and_exits_to_what_they_run(loaded):
-    image = torch.zeros(1, *loaded.card.shape)
+    image = torch.zeros(1, *loaded.spec.shape)
     costs = loaded.costs
     parts = [part.total for part in costs.parts]
     assert sum(part.parameters_stored for part in parts) == count_parameters(loaded.network)[0]
@@ -29,7 +29,7 @@ def test_parts_add_up_to_the_network_and_exits_to_what_they_run(loaded):
 
 
 def test_a_network_that_is_not_fissioned_has_a_size_and_no_parts(loaded):
-    costs = count(loaded.card.single().eval(), torch.zeros(1, *loaded.card.shape))
+    costs = count(loaded.spec.single().eval(), torch.zeros(1, *loaded.spec.shape))
     assert (costs.parts, costs.exits) == ((), ())
     assert costs.size.parameters_stored > 0
 

@@ -69,10 +69,10 @@ def test_damaged_files_are_named(copied):
     copied.weights.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors: is missing"):
         copied.load_network()
-    copied.card.write_text("{not json")
+    copied.spec.write_text("{not json")
     with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
         copied.load_network()
-    copied.card.write_text(json.dumps({"model": "wrn-10-1"}))
+    copied.spec.write_text(json.dumps({"model": "wrn-10-1"}))
     with pytest.raises(ValueError, match=r"config\.json: is not a network's description"):
         copied.load_network()
     copied.config.write_text("a: [")
@@ -84,9 +84,9 @@ def test_damaged_files_are_named(copied):
 
 
 def test_weights_of_another_network_are_refused(copied):
-    card = json.loads(copied.card.read_text())
-    card["fission"]["exits"] = 3
-    copied.card.write_text(json.dumps(card))
+    spec = json.loads(copied.spec.read_text())
+    spec["fission"]["exits"] = 3
+    copied.spec.write_text(json.dumps(spec))
     with pytest.raises(ValueError, match="are not the weights of"):
         copied.load_network()
 
@@ -94,8 +94,8 @@ def test_weights_of_another_network_are_refused(copied):
 def test_the_network_comes_back_with_its_masks(finished_run):
     from netfission.surgery.masks import kept_masks
 
-    network, card = RunFolder(finished_run).load_network()
-    assert card.classes == [str(digit) for digit in range(10)]
+    network, spec = RunFolder(finished_run).load_network()
+    assert spec.classes == [str(digit) for digit in range(10)]
     masks = kept_masks(network)
     prunable = sum(mask.numel() for mask in masks.values())
     assert 0 < sum(int(mask.sum()) for mask in masks.values()) < 0.7 * prunable
@@ -105,11 +105,11 @@ def test_the_network_comes_back_with_its_masks(finished_run):
 
 def test_a_network_of_channel_groups_comes_back_with_its_widths(tmp_path, settings_of):
     """Widths hang on what pruning removed and are in no setting: they are read with the weights."""
-    config = settings_of(grouping="channels", sparsity=0.5, criterion="magnitude", dealing="importance")
+    config = settings_of(grouping="channels", sparsity=0.5, criterion="magnitude", assignment="importance")
     evaluation = train(config, tmp_path / "run", progress=False)
     folder = RunFolder(tmp_path / "run")
-    network, card = folder.load_network()
-    fresh = card.build()
+    network, spec = folder.load_network()
+    fresh = spec.build()
     assert {p.shape for p in fresh.parameters()} != {p.shape for p in network.parameters()}
     assert evaluate(folder, config) == evaluation
     assert train(config, folder.path, resume=True, progress=False) == evaluation
@@ -126,7 +126,7 @@ def test_weights_that_do_not_fit_one_another_are_refused(tmp_path, settings_of):
 
 
 def test_settings_of_other_methods_may_have_had_other_defaults(copied):
-    card = json.loads(copied.card.read_text())
-    card["method"]["regrow_every"] = 1000
-    copied.card.write_text(json.dumps(card))
+    spec = json.loads(copied.spec.read_text())
+    spec["method"]["regrow_every"] = 1000
+    copied.spec.write_text(json.dumps(spec))
     assert copied.load_network()[0].exits == 2

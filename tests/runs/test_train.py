@@ -59,7 +59,7 @@ def test_the_same_settings_give_the_same_network(finished_run, tmp_path, setting
 
 def test_channels_are_dealt_by_what_the_training_images_say_of_them(tmp_path):
     flags = "--data digits --limit_per_class 5 --model wrn-10-1 --epochs 1 --exits 2"
-    flags += " --grouping channels --dealing importance --pruning_batches 1"
+    flags += " --grouping channels --assignment importance --pruning_batches 1"
     assert main(["train", *flags.split(), "--out", str(tmp_path / "run")]) == 0
 
 

@@ -67,7 +67,7 @@ def test_a_prediction_is_the_classifier_s(served, classifier, make_image):
     status, _, answer = served.predict(content, "?all=1")
     assert status == 200
     assert len(answer["probabilities"]) == 10
-    assert_tells(answer, expected(classifier, content), classifier.card.classes)
+    assert_tells(answer, expected(classifier, content), classifier.spec.classes)
     assert len(served.predict(content)[2]["probabilities"]) == 5
 
 
@@ -89,7 +89,7 @@ def test_64_clients_at_once_get_the_classifier_s_predictions_whatever_the_batch(
     for content, answers in zip(contents, answered, strict=True):
         for status, _, answer in answers:
             assert status == 200
-            assert_tells(answer, expected(classifier, content), classifier.card.classes)
+            assert_tells(answer, expected(classifier, content), classifier.spec.classes)
     sizes = re.findall(r'batch_size_bucket\{le="([\d.]+)"\} ([\d.]+)', served.ask("GET", "/metrics")[2])
     at_most = {float(size): float(number) for size, number in sizes}
     assert at_most[1] < at_most[8]  # some came together
@@ -117,7 +117,7 @@ def test_a_form_of_several_files(served, classifier, make_image, make_form):
     assert len(answer["predictions"]) == 5
     for own, content in zip(answer["predictions"], contents, strict=True):
         own["seconds"] = answer["seconds"]
-        assert_tells(own, expected(classifier, content), classifier.card.classes)
+        assert_tells(own, expected(classifier, content), classifier.spec.classes)
 
 
 @pytest.mark.parametrize(
@@ -273,9 +273,9 @@ def test_risk_tells_what_the_ensemble_abstains_from(finished_run, serving, class
 def test_health_model_and_metrics(served, classifier, make_image):
     assert served.ask("GET", "/health")[2]["ok"] is True
     model = served.ask("GET", "/model")[2]
-    assert (model["classes"], model["exits"], model["image"]) == (classifier.card.classes, 2, [1, 8, 8])
+    assert (model["classes"], model["exits"], model["image"]) == (classifier.spec.classes, 2, [1, 8, 8])
 
-    def counted(line):
+    def count_noun(line):
         found = re.search(rf"^{re.escape(line)} ([\d.]+)$", served.ask("GET", "/metrics")[2], re.MULTILINE)
         return float(found[1]) if found else 0.0
 
@@ -286,12 +286,12 @@ def test_health_model_and_metrics(served, classifier, make_image):
         "netfission_images_total": 2,
         "netfission_predict_seconds_count": 3,
     }
-    before = {line: counted(line) for line in lines}
+    before = {line: count_noun(line) for line in lines}
     for content in (make_image(), make_image(), b"hello"):
         served.predict(content)
     served.ask("GET", "/some/where")
-    assert {line: counted(line) - before[line] for line in lines} == lines
-    assert counted("netfission_images_under_way") == 0
+    assert {line: count_noun(line) - before[line] for line in lines} == lines
+    assert count_noun("netfission_images_under_way") == 0
 
 
 def test_memory_given_to_bodies_is_bounded_and_given_back(finished_run, serving, make_image):
@@ -374,7 +374,7 @@ def test_a_baseline_is_served_as_it_is(settings_of, serving, make_image, tmp_pat
     with serving(tmp_path / "run") as own:
         content = make_image()
         answer = own.predict(content)[2]
-        assert_tells(answer, expected(classifier, content), classifier.card.classes)
+        assert_tells(answer, expected(classifier, content), classifier.spec.classes)
         assert own.ask("GET", "/model")[2]["exits"] == len(answer["exits"])
 
 

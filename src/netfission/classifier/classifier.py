@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
 from PIL import Image
 from torch import Tensor, nn
 
-from netfission.classifier.folder import Factory, ModelCard, ModelFolder, WeightsError, weights
-from netfission.classifier.model_card import readme
+from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, WeightsError, weights
+from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import Predictions
 from netfission.config import RunConfig
 from netfission.data.batches import Normalisation
@@ -44,7 +44,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
 
     Attributes:
         network: images, normalised, to logits `(batch, exits, classes)`.
-        card: its description.
+        spec: its description.
         calibration: of its probabilities, from a validation split; None where there was none.
         evaluation: its figures on a test split, where known.
         recipe: the settings it was trained with, where known.
@@ -53,22 +53,22 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
     def __init__(
         self,
         network: nn.Module,
-        card: ModelCard,
+        spec: NetworkSpec,
         calibration: Calibration | None = None,
         evaluation: Evaluation | None = None,
         recipe: RunConfig | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.card = card
+        self.spec = spec
         self.calibration = calibration
         self.evaluation = evaluation
         self.recipe = recipe
-        self._normalise = Normalisation(card.mean, card.std)
+        self._normalise = Normalisation(spec.mean, spec.std)
         self.eval()
 
     @classmethod
-    def of(
+    def from_network(
         cls,
         network: FissionNetwork,
         *,
@@ -95,7 +95,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         """
         if network.config is None:
             raise ValueError("network: was made with a grouping of your own; takes one given by its name")
-        card = ModelCard(
+        spec = NetworkSpec(
             model,
             list(classes),
             _numbers("shape", shape, index),
@@ -104,19 +104,19 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             asdict(network.config),
             version("netfission"),
         )
-        own = cls(network, card)
+        own = cls(network, spec)
         noise = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (2, *card.shape), dtype=torch.uint8, generator=noise)
+        pixels = torch.randint(256, (2, *spec.shape), dtype=torch.uint8, generator=noise)
         try:
             logits = own.logits(pixels)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"shape={card.shape}: is not what the network takes ({reason})") from error
-        if logits.shape[2] != len(card.classes):
-            raise ValueError(f"classes: are {len(card.classes)} names; the network has {logits.shape[2]}")
+            raise ValueError(f"shape={spec.shape}: is not what the network takes ({reason})") from error
+        if logits.shape[2] != len(spec.classes):
+            raise ValueError(f"classes: are {len(spec.classes)} names; the network has {logits.shape[2]}")
         if model is not None:
             try:
-                again = cls(card.restore(weights(network)), card)
+                again = cls(spec.restore(weights(network)), spec)
                 if not torch.allclose(again.logits(pixels), logits, rtol=1e-2, atol=1e-2):
                     raise WeightsError("its logits differ")
             except WeightsError as error:
@@ -146,7 +146,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
 
         Raises what Pillow raises where the file behind it is corrupt: OSError, SyntaxError and others.
         """
-        channels, *size = self.card.shape
+        channels, *size = self.spec.shape
         return to_pixels(image, "L" if channels == 1 else "RGB", (size[0], size[1]))
 
     @torch.no_grad()
@@ -167,10 +167,10 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             ValueError: `pixels` are not that; `risk` is given and nothing was calibrated, or it is outside
                 [0, 1].
         """
-        takes = f"takes uint8 of shape (n, {', '.join(map(str, self.card.shape))}), see `Classifier.pixels`"
+        takes = f"takes uint8 of shape (n, {', '.join(map(str, self.spec.shape))}), see `Classifier.pixels`"
         if not isinstance(pixels, Tensor):
             raise ValueError(f"pixels: are of type {type(pixels).__name__}; {takes}")
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.card.shape:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise ValueError(f"pixels: are {pixels.dtype} of shape {tuple(pixels.shape)}; {takes}")
         return Predictions(self.logits(pixels) / self.temperature, self.threshold(risk))
 
@@ -210,9 +210,9 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         folder = ModelFolder(Path(name))
         if not folder.path.is_dir():
             folder = ModelFolder(_downloaded(str(name), revision=revision, token=token))
-        network, card = folder.load_network(factory)
+        network, spec = folder.load_network(factory)
         recipe = folder.load_config() if folder.config.is_file() else None
-        return cls(network, card, folder.load_calibration(), folder.load_evaluation(), recipe)
+        return cls(network, spec, folder.load_calibration(), folder.load_evaluation(), recipe)
 
     # The mixin's own removes a file before it writes.
     def save_pretrained(
@@ -246,7 +246,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         if folder.config.is_file():
             raise ValueError(f"save_directory={save_directory}: is the folder of a run; takes another")
         folder.path.mkdir(parents=True, exist_ok=True)
-        files = folder.network_files(self.network, self.card)
+        files = folder.network_files(self.network, self.spec)
         if self.calibration is not None:
             files[folder.calibration] = self.calibration.to_json()
         if self.evaluation is not None:
@@ -281,7 +281,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
 
     def _readme(self, path: Path) -> dict[Path, str]:
         """What to write there; nothing where there is one, of which a warning tells if it is another's."""
-        text = readme(self.card, self.calibration, self.evaluation, self.recipe)
+        text = model_card(self.spec, self.calibration, self.evaluation, self.recipe)
         if not path.exists():
             return {path: text}
         if path.read_bytes() != text.encode():

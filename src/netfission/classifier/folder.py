@@ -24,7 +24,7 @@ from netfission.methods.registry import METHODS, find_method, reads
 from netfission.models import create_model
 from netfission.surgery.narrowing import fit
 from netfission.utils.files import write_together
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 from netfission.utils.typed import read_json, typed
 
 Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name
@@ -36,7 +36,7 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class NetworkSpec:
     """All that is needed to build the trained network again and feed it: `config.json`.
 
     Raises ValueError where an attribute is not what it takes.
@@ -101,7 +101,7 @@ class ModelCard:
         """
         # Which weights are removed is read with the weights: scoring them again would be for nothing.
         config = replace(
-            typed(FissionConfig, self.fission), criterion="random", pruning_steps=None, dealing="random"
+            typed(FissionConfig, self.fission), criterion="random", pruning_steps=None, assignment="random"
         )
         if config.grouping == "channels":
             config = replace(config, sparsity=0.0)  # widths are read with the weights, too
@@ -136,7 +136,7 @@ class ModelCard:
 
     def _method(self) -> MethodConfig:
         """The method's own settings; those of others may have had another default when this was written."""
-        method = one_of("method", typed(MethodConfig, self.method).method, METHODS)
+        method = check_choice("method", typed(MethodConfig, self.method).method, METHODS)
         return typed(
             MethodConfig, {name: value for name, value in self.method.items() if reads(method, name)}
         )
@@ -163,7 +163,7 @@ class ModelFolder:
         return self.path / "model.safetensors"
 
     @property
-    def card(self) -> Path:
+    def spec(self) -> Path:
         """What is needed beside the weights to use the network."""
         return self.path / "config.json"
 
@@ -189,28 +189,28 @@ class ModelFolder:
         except ValueError as error:
             raise ValueError(f"{self.config}: {error}") from error
 
-    def load_card(self) -> ModelCard:
+    def load_spec(self) -> NetworkSpec:
         """The description of the trained network.
 
         Raises:
             ValueError: it is missing, damaged, or of a newer version.
         """
-        if self.config.is_file() and not self.card.is_file():
+        if self.config.is_file() and not self.spec.is_file():
             raise ValueError(f"{self.path}: its training has not ended; go on with resume")
-        settings = _read(self.card, json.loads)
+        settings = _read(self.spec, json.loads)
         written = settings.get("format", FORMAT)
         if not isinstance(written, int) or written > FORMAT:
             raise ValueError(
-                f"{self.card}: has format {written}, of netfission {settings.get('netfission')}; this is "
+                f"{self.spec}: has format {written}, of netfission {settings.get('netfission')}; this is "
                 f"{version('netfission')}, which reads up to {FORMAT}: update it"
             )
         try:
-            return typed(ModelCard, settings)
+            return typed(NetworkSpec, settings)
         except ValueError as error:
-            raise ValueError(f"{self.card}: is not a network's description ({error})") from error
+            raise ValueError(f"{self.spec}: is not a network's description ({error})") from error
 
-    def load_network(self, factory: Factory | None = None) -> tuple[nn.Module, ModelCard]:
-        """The trained network on the CPU, in eval mode, and its card. No pickle is read.
+    def load_network(self, factory: Factory | None = None) -> tuple[nn.Module, NetworkSpec]:
+        """The trained network on the CPU, in eval mode, and its spec. No pickle is read.
 
         It maps images to logits `(batch, exits, classes)`.
 
@@ -220,14 +220,14 @@ class ModelFolder:
         Raises:
             ValueError: a file is missing or damaged, or the two do not belong together.
         """
-        card = self.load_card()
+        spec = self.load_spec()
         if not self.weights.is_file():
             raise ValueError(f"{self.weights}: is missing; the run may not have ended, train with resume")
         try:
-            return card.restore(load_file(self.weights), factory), card
+            return spec.restore(load_file(self.weights), factory), spec
         except (SafetensorError, WeightsError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.weights}: are not the weights of {self.card} ({reason})") from error
+            raise ValueError(f"{self.weights}: are not the weights of {self.spec} ({reason})") from error
 
     def load_calibration(self) -> Calibration | None:
         """What the validation split said; None where there was none. ValueError where it is damaged."""
@@ -237,14 +237,14 @@ class ModelFolder:
         """The figures on the test split; None where there are none yet. ValueError where they are damaged."""
         return read_json(self.evaluation, Evaluation)
 
-    def save_network(self, network: nn.Module, card: ModelCard) -> None:
+    def save_network(self, network: nn.Module, spec: NetworkSpec) -> None:
         """Write weights, masks and card; neither changes where the disk is full."""
-        write_together(self.network_files(network, card))
+        write_together(self.network_files(network, spec))
 
-    def network_files(self, network: nn.Module, card: ModelCard) -> dict[Path, str | bytes]:
+    def network_files(self, network: nn.Module, spec: NetworkSpec) -> dict[Path, str | bytes]:
         """What the files of weights and masks, and of the card, are to hold."""
-        about = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
-        return {self.weights: save(weights(network)), self.card: about}
+        about = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
+        return {self.weights: save(weights(network)), self.spec: about}
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

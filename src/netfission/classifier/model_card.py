@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from netfission.classifier.folder import ModelCard
+from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
@@ -13,8 +13,8 @@ _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"
 _CLASSES = 20  # named in full
 
 
-def readme(
-    card: ModelCard,
+def model_card(
+    spec: NetworkSpec,
     calibration: Calibration | None = None,
     evaluation: Evaluation | None = None,
     recipe: RunConfig | None = None,
@@ -22,7 +22,7 @@ def readme(
     """Markdown with the hub's YAML header, all of it from what is passed.
 
     Args:
-        card: of the network.
+        spec: of the network.
         calibration: of its probabilities.
         evaluation: its figures on a test split.
         recipe: the settings it was trained with.
@@ -34,9 +34,9 @@ def readme(
     }
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {_title(card)}",
-        _what_it_is(card),
-        _use(card),
+        f"# {_title(spec)}",
+        _what_it_is(spec),
+        _use(spec),
     ]
     if evaluation is not None:
         parts.append(_figures(evaluation, recipe))
@@ -47,25 +47,25 @@ def readme(
     return "\n\n".join(parts) + "\n"
 
 
-def _title(card: ModelCard) -> str:
-    method = card.method.get("method", "fission")
-    exits = card.fission["exits"]
-    way = f"{exits} exits by {card.fission['grouping']}" if method == "fission" else f"{method} of {exits}"
-    return f"{card.model or 'A network of its own'}, {way}"
+def _title(spec: NetworkSpec) -> str:
+    method = spec.method.get("method", "fission")
+    exits = spec.fission["exits"]
+    way = f"{exits} exits by {spec.fission['grouping']}" if method == "fission" else f"{method} of {exits}"
+    return f"{spec.model or 'A network of its own'}, {way}"
 
 
-def _what_it_is(card: ModelCard) -> str:
-    channels, height, width = card.shape
-    names = ", ".join(card.classes[:_CLASSES]) + (", …" if len(card.classes) > _CLASSES else "")
+def _what_it_is(spec: NetworkSpec) -> str:
+    channels, height, width = spec.shape
+    names = ", ".join(spec.classes[:_CLASSES]) + (", …" if len(spec.classes) > _CLASSES else "")
     return (
         f"An image classifier of several predictions whose mean is its answer, and whose disagreement is a "
-        f"measure of doubt. It takes images of {channels}×{height}×{width} and knows {len(card.classes)} "
-        f"classes: {names}. Made with netfission {card.netfission}."
+        f"measure of doubt. It takes images of {channels}×{height}×{width} and knows {len(spec.classes)} "
+        f"classes: {names}. Made with netfission {spec.netfission}."
     )
 
 
-def _use(card: ModelCard) -> str:
-    factory = "" if card.model else ", factory=make_model"
+def _use(spec: NetworkSpec) -> str:
+    factory = "" if spec.model else ", factory=make_model"
     return f"""## Use
 
 ```python
@@ -75,7 +75,7 @@ from PIL import Image
 
 classifier = nf.Classifier.from_pretrained("FOLDER OR REPOSITORY"{factory})
 predictions = classifier.predict(torch.stack([classifier.pixels(Image.open("image.jpg"))]))
-print(classifier.card.classes[predictions.classes[0]], predictions.confidence[0], predictions.disagreement[0])
+print(classifier.spec.classes[predictions.classes[0]], predictions.confidence[0], predictions.disagreement[0])
 ```"""
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from netfission.cli.grid_options import add_means, means, tell
-from netfission.cli.parser import PARTS, Parser, chosen, from_one
+from netfission.cli.grid_options import add_run_options, print_comparison, run_options
+from netfission.cli.parser import PARTS, Parser, check_positive, chosen
 from netfission.experiments.contenders import CONTENDERS
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 
 
 def parser() -> Parser:
@@ -26,7 +26,7 @@ def parser() -> Parser:
     )
     for part in PARTS:
         own.add_class_arguments(part, skip={"method", "seed", "workers"})
-    add_means(own)
+    add_run_options(own)
     own.add_argument("--out", type=str, default="compare", help="folder of records, runs and figures")
     return own
 
@@ -41,10 +41,10 @@ def run(settings: Namespace) -> None:
     if not contenders:
         raise ValueError("methods=[]: takes one method or more")
     for name in ("seeds", "workers", "rounds"):
-        from_one(name, settings[name])
-    reference = one_of("reference", settings.reference or next(iter(contenders)), contenders)
+        check_positive(name, settings[name])
+    reference = check_choice("reference", settings.reference or next(iter(contenders)), contenders)
     common = chosen(settings, {"methods", "seeds", "reference", "workers", "ray", "rounds"})
     out = Path(settings.out)
     print(f"writing to {out}", flush=True)
     grid = Grid(contenders, range(settings.seeds), common, reference)
-    tell(compare_grid(grid, out, **means(settings)), out)
+    print_comparison(compare_grid(grid, out, **run_options(settings)), out)

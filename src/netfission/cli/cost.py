@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from netfission.cli.parser import Parser, from_one
+from netfission.cli.parser import Parser, check_positive
 from netfission.config import FissionConfig
 from netfission.fission import fission, input_size
 from netfission.utils.files import write_whole
@@ -70,16 +70,16 @@ def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module,
 
     chosen = FissionConfig(**{field.name: settings[field.name] for field in fields(FissionConfig)})
     folder = RunFolder(Path(settings.network))
-    if folder.config.is_file() or folder.card.is_file():
+    if folder.config.is_file() or folder.spec.is_file():
         defaults = asdict(FissionConfig()) | {"classes": CLASSES, "image_size": None}
         for name, default in defaults.items():
             if settings[name] != default:
                 raise ValueError(f"{name}={settings[name]}: goes with a model's name; a run has its own")
-        network, card = folder.load_fission()
-        chosen = FissionConfig(**card.fission)
-        return _title(card.model or "your own", chosen), network, card.single(), torch.randn(1, *card.shape)
+        network, spec = folder.load_fission()
+        chosen = FissionConfig(**spec.fission)
+        return _title(spec.model or "your own", chosen), network, spec.single(), torch.randn(1, *spec.shape)
     for name in ("classes", "image_size"):
-        from_one(name, settings[name])
+        check_positive(name, settings[name])
     with torch.random.fork_rng([]):
         torch.manual_seed(chosen.seed)
         try:
@@ -113,7 +113,7 @@ def _device(name: str) -> str:
 def _threads(number: int | None) -> Iterator[None]:
     """Let operations on a CPU use so many threads for a while."""
     before = torch.get_num_threads()
-    from_one("threads", number)
+    check_positive("threads", number)
     torch.set_num_threads(number or before)
     try:
         yield

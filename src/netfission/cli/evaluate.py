@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import Namespace
 
-from netfission.cli.parser import Parser, from_one
+from netfission.cli.parser import Parser, check_positive
 from netfission.config import RunConfig
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ def parser() -> Parser:
         "--cascade", action="store_true", help="run exits one after another and stop early when sure"
     )
     own.add_argument(
-        "--lose",
+        "--max_accuracy_drop",
         type=float | None,
-        help=f"points of accuracy that a cascade may lose against all exits (default: {LOSE})",
+        help=f"points of accuracy that a cascade may lose relative to all exits (default: {LOSE})",
     )
     own.add_argument(
-        "--spend",
+        "--max_cost",
         type=float | None,
-        help="MACs that a cascade may spend on average, over the single network's (instead of --lose)",
+        help="highest mean MACs of a cascade over the single network's (not with --max-accuracy-drop)",
     )
     own.add_argument(
         "--rule",
@@ -74,9 +74,9 @@ def run(settings: Namespace) -> None:
         config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
     elif Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
         raise ValueError(f"data={config.data.data}: is there no more; takes --data, where it is now")
-    _refuse(settings, ("lose", "spend", "rule", "single"), unless="cascade")
+    _refuse(settings, ("max_accuracy_drop", "max_cost", "rule", "single"), unless="cascade")
     _refuse(settings, ("corruption_images",), unless="corruptions")
-    from_one("corruption_images", settings.corruption_images)
+    check_positive("corruption_images", settings.corruption_images)
     if settings.cascade:
         _cascade(folder, config, settings)
     if settings.ood:
@@ -94,12 +94,12 @@ def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
 
 
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
-    from netfission.evaluation.reliability import Trust
+    from netfission.evaluation.reliability import ReliabilityReport
     from netfission.runs.evaluate import evaluate as evaluate_run
 
     print(evaluate_run(folder, config).table())
-    trust = Trust.from_json((folder.path / "trust.json").read_text(encoding="utf-8"))
-    print(f"{trust.summary()}\nwrote evaluation.json and trust.json in {folder.path}")
+    trust = ReliabilityReport.from_json((folder.path / "reliability.json").read_text(encoding="utf-8"))
+    print(f"{trust.summary()}\nwrote evaluation.json and reliability.json in {folder.path}")
 
 
 def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str]) -> None:
@@ -121,9 +121,9 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     from netfission.runs.evaluate import evaluate_cascade
     from netfission.runs.folder import RunFolder
 
-    cascade = {name: settings[name] for name in ("lose", "spend", "rule", "single")}
-    if settings.lose is None and settings.spend is None:
-        cascade["lose"] = LOSE
+    cascade = {name: settings[name] for name in ("max_accuracy_drop", "max_cost", "rule", "single")}
+    if settings.max_accuracy_drop is None and settings.max_cost is None:
+        cascade["max_accuracy_drop"] = LOSE
     cascade["rule"] = settings.rule or "margin"
     cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
     print(evaluate_cascade(folder, config, **cascade).table())

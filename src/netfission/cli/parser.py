@@ -64,7 +64,7 @@ def found(data: str) -> str:
     return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
 
 
-def from_one(name: str, value: int | None) -> None:
+def check_positive(name: str, value: int | None) -> None:
     """ValueError where a number is below 1."""
     if value is not None and value < 1:
         raise ValueError(f"{name}={value}: takes a whole number from 1")

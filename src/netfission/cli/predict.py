@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from jsonargparse import Namespace
 
-from netfission.cli.parser import Parser, from_one
+from netfission.cli.parser import Parser, check_positive
 from netfission.utils.files import write_whole
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(settings: Namespace) -> None:
     form = settings.format or _form_of(settings.out)
     if settings.probabilities and form == "table":
         raise ValueError("format=table: shows no probabilities; takes csv or jsonl with --probabilities")
-    from_one("batch_size", settings.batch_size)
+    check_positive("batch_size", settings.batch_size)
     classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     risk = settings.risk
@@ -65,7 +65,7 @@ def run(settings: Namespace) -> None:
     images = find_images(_names(settings.images))
     if not images:
         raise ValueError("images=-: standard input names none")
-    layout = Layout.of(classifier, images, risk=risk, probabilities=settings.probabilities)
+    layout = Layout.from_classifier(classifier, images, risk=risk, probabilities=settings.probabilities)
     writer = FORMATS[form](layout)
     said = answers(classifier, images, batch_size=settings.batch_size, risk=risk)
     # Where the lines themselves run over the screen, a bar would run through them.

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from netfission.cli.grid_options import add_means, means, tell
-from netfission.cli.parser import Parser, found, from_one
+from netfission.cli.grid_options import add_run_options, print_comparison, run_options
+from netfission.cli.parser import Parser, check_positive, found
 from netfission.experiments.grids import named_grids
-from netfission.utils.text import counted
+from netfission.utils.text import count_noun
 
 
 def parser() -> Parser:
@@ -17,7 +17,7 @@ def parser() -> Parser:
     own.add_argument("--scale", type=str, default="laptop", help="paper: in full; laptop: hours on a CPU")
     own.add_argument("--seeds", type=int | None, help="runs of each contender (default: the grid's)")
     own.add_argument("--data", type=str | None, help="where the data set is (default: from the hub)")
-    add_means(own)
+    add_run_options(own)
     own.add_argument(
         "--out",
         type=str | None,
@@ -35,7 +35,7 @@ def run(settings: Namespace) -> None:
     changes = {} if settings.data is None else {"data": found(settings.data)}
     grid = file.at(settings.scale, seeds=settings.seeds, **changes)
     for name in ("workers", "rounds"):
-        from_one(name, settings[name])
+        check_positive(name, settings[name])
     out = Path(settings.out or Path("reproduce") / f"{file.name}-{settings.scale}")
-    print(f"{file.title}: {counted(len(grid.cells()), 'run')}, writing to {out}", flush=True)
-    tell(compare_grid(grid, out, **means(settings)), out)
+    print(f"{file.title}: {count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
+    print_comparison(compare_grid(grid, out, **run_options(settings)), out)

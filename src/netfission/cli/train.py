@@ -27,7 +27,7 @@ def run(settings: Namespace) -> None:
     out = Path(settings.out or Path("runs") / default_name(config))
     print(f"writing to {out}", flush=True)
     try:
-        from netfission.evaluation.reliability import Trust
+        from netfission.evaluation.reliability import ReliabilityReport
         from netfission.runs.train import train as train_run
 
         evaluation = train_run(config, out, resume=settings.resume)
@@ -36,7 +36,7 @@ def run(settings: Namespace) -> None:
         way = "with --resume goes on" if begun else "starts over"
         raise KeyboardInterrupt(f"stopped; the same command {way}") from error
     if evaluation is not None:
-        trust = Trust.from_json((out / "trust.json").read_text(encoding="utf-8"))
+        trust = ReliabilityReport.from_json((out / "reliability.json").read_text(encoding="utf-8"))
         print(f"\ntest split of {config.data.data}\n{evaluation.table()}\n{trust.summary()}\nwrote {out}")
 
 

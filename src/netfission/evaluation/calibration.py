@@ -51,7 +51,9 @@ class Calibration:
             temperature=temperature,
             raw=classification_metrics(mean.log_softmax(dim=1), labels),
             scaled=classification_metrics(scaled, labels),
-            risk_coverage=RiskCoverage.of(scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels),
+            risk_coverage=RiskCoverage.from_confidence(
+                scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels
+            ),
         )
 
     def to_json(self) -> str:

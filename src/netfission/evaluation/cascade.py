@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, exit_costs
 from netfission.inference.deploy import deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
-from netfission.network import FissionNetwork
-from netfission.network import Path as ExitPath
+from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
 from netfission.profiling.timing import inference_times
 from netfission.utils.files import write_whole
-from netfission.utils.text import aligned
+from netfission.utils.text import align_columns
 
 CURVE_LIMITS = 13  # costs for which thresholds are chosen
 CURVE_TIMED = 5  # how many of the curve's points are timed, at most
@@ -79,10 +78,10 @@ class CascadeEvaluation:
     """Figures of a cascade.
 
     Attributes:
-        rule: see `netfission.inference.sureness`.
+        rule: see `netfission.inference.cascade_confidence`.
         order: the exits as they run.
-        lose: points of accuracy that might be lost; None where `spend` was given.
-        spend: cost over the single network's that might be spent; None where `lose` was given.
+        max_accuracy_drop: the target in percentage points of accuracy; None if `max_cost` was given.
+        max_cost: the target relative to the single network's cost; None if `max_accuracy_drop` was given.
         choice: the thresholds chosen for that, with their figures on the validation images.
         validation_accuracy: of the full ensemble there.
         validation_images: how many those are.
@@ -93,8 +92,8 @@ class CascadeEvaluation:
 
     rule: Rule
     order: tuple[int, ...]
-    lose: float | None
-    spend: float | None
+    max_accuracy_drop: float | None
+    max_cost: float | None
     choice: CascadeChoice
     validation_accuracy: float
     validation_images: int
@@ -112,13 +111,14 @@ class CascadeEvaluation:
         here, full = 100 * self.choice.accuracy, 100 * self.validation_accuracy
         return "\n".join(
             [
-                aligned(rows),
+                align_columns(rows),
                 "",
                 f"{self.test_images} test images; lost: against the full ensemble, ± standard error.",
                 "Costs are means over the single network's; time: all deployed, median (quartiles) of "
                 f"{rounds} rounds side by side.",
                 f"Exits run in the order {order}; an image stops at {self.rule} above {thresholds}.",
-                f"Chosen to {_target(self.lose, self.spend)} on {self.validation_images} validation images, "
+                f"Chosen to {_target(self.max_accuracy_drop, self.max_cost)} on "
+                f"{self.validation_images} validation images, "
                 f"with {here:.2f} % accuracy there (full ensemble {full:.2f} %)",
                 f"at {self.choice.cost:.3f}× the MACs.",
             ]
@@ -127,13 +127,13 @@ class CascadeEvaluation:
     def draw(self, path: Path) -> list[Path]:
         """Draw the points into `path` with the suffixes png and svg, each whole or not at all."""
         figure = Figure(figsize=(11.5, 5), layout="constrained")
-        counted, timed = figure.subplots(1, 2, sharey=True)
-        _draw(counted, self.points, None, _COLOURS[0])
-        counted.set(xlabel="MACs (dense, mean) ÷ single network's", ylabel="accuracy on test images, %")
+        count_noun, timed = figure.subplots(1, 2, sharey=True)
+        _draw(count_noun, self.points, None, _COLOURS[0])
+        count_noun.set(xlabel="MACs (dense, mean) ÷ single network's", ylabel="accuracy on test images, %")
         for size, colour in zip(IMAGES_A_ROUND, _COLOURS, strict=True):
             _draw(timed, [point for point in self.points if point.times], size, colour)
         timed.set(xlabel="measured time ÷ single network's, both deployed (median, quartiles)")
-        for axes in (counted, timed):
+        for axes in (count_noun, timed):
             axes.axvline(1, color="#444444", linestyle="--", linewidth=1, label="single network's cost")
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(fontsize=8, loc="lower right")
@@ -158,8 +158,8 @@ def evaluate_cascade(
     images: Tensor,
     *,
     rule: Rule = "margin",
-    lose: float | None = None,
-    spend: float | None = None,
+    max_accuracy_drop: float | None = None,
+    max_cost: float | None = None,
     single_accuracy: float | None = None,
 ) -> CascadeEvaluation:
     """Choose thresholds on validation images, and measure what they are worth on test images.
@@ -172,9 +172,9 @@ def evaluate_cascade(
         validation: logits and labels to choose thresholds on.
         test: logits and labels that every accuracy and mean cost is of.
         images: a mix of test images, `(n, channels, height, width)` on the networks' device, to time with.
-        rule: see `netfission.inference.sureness`.
-        lose: see `netfission.inference.choose_thresholds`.
-        spend: see there; over the single network's dense MACs.
+        rule: see `netfission.inference.cascade_confidence`.
+        max_accuracy_drop: see `netfission.inference.choose_thresholds`.
+        max_cost: see there; over the single network's dense MACs.
         single_accuracy: of a trained single network on the test images, to stand beside.
 
     Raises:
@@ -186,10 +186,10 @@ def evaluate_cascade(
     costs = exit_costs(network, image)
     relative = [macs / unit.dense for macs in costs.dense]
     choose = partial(choose_thresholds, *validation, relative, order=costs.order, rule=rule)
-    choice = choose(lose=lose, spend=spend)
+    choice = choose(max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     ways = [
         *_without_choice(network, image, costs),
-        _Way(f"cascade, {_target(lose, spend)}", "chosen", costs, choice.thresholds),
+        _Way(f"cascade, {_target(max_accuracy_drop, max_cost)}", "chosen", costs, choice.thresholds),
         *_curve(choose, costs, relative),
     ]
     timed = [way for way in ways if way.timed]
@@ -199,8 +199,8 @@ def evaluate_cascade(
     return CascadeEvaluation(
         rule=rule,
         order=costs.order,
-        lose=lose,
-        spend=spend,
+        max_accuracy_drop=max_accuracy_drop,
+        max_cost=max_cost,
         choice=choice,
         validation_accuracy=_right(*validation).mean().item(),
         validation_images=len(validation[1]),
@@ -249,7 +249,7 @@ def _curve(choose: Callable[..., CascadeChoice], costs: ExitCosts, relative: Seq
     limits = torch.linspace(relative[0], sum(relative), CURVE_LIMITS, dtype=torch.float64).tolist()
     limit_of: dict[tuple[float, ...], float] = {}
     for limit in limits:
-        limit_of.setdefault(choose(spend=limit).thresholds, limit)
+        limit_of.setdefault(choose(max_cost=limit).thresholds, limit)
     spacing = ceil(len(limit_of) / CURVE_TIMED)
     return [
         _Way(f"cascade, spend {limit:.3f}", "curve", costs, thresholds, timed=index % spacing == 0)
@@ -329,8 +329,10 @@ class _Reader(nn.Module):
         return torch.cat([self.network(batch).argmax(dim=1).cpu() for batch in images.split(self.size)])
 
 
-def _target(lose: float | None, spend: float | None) -> str:
-    return f"lose at most {lose:g} points" if spend is None else f"spend at most {spend:g}×"
+def _target(max_accuracy_drop: float | None, max_cost: float | None) -> str:
+    return (
+        f"lose at most {max_accuracy_drop:g} points" if max_cost is None else f"spend at most {max_cost:g}×"
+    )
 
 
 def _cells(point: Point) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from netfission.evaluation.evaluate import evaluate_logits
-from netfission.utils.text import aligned
+from netfission.utils.text import align_columns
 
 STRENGTHS = (1, 2, 3, 4, 5)
 LEAST_SIDE = 32  # pixels, of the library
@@ -35,7 +35,7 @@ class UnderCorruption:
     exits_top1: float
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, temperature: float) -> "UnderCorruption":
+    def from_logits(cls, logits: Tensor, labels: Tensor, temperature: float) -> "UnderCorruption":
         """Measure logits `(n, exits, classes)` against labels `(n,)`."""
         raw = evaluate_logits(logits.double(), labels)
         ensemble = evaluate_logits(logits.double() / temperature, labels).ensemble
@@ -86,8 +86,9 @@ class Corruptions:
             rows.append([title, *map(cell, [*means, self.mean(name)])])
         clean = self.clean.ensemble
         return (
-            f"{aligned(rows)}\n{self.n} test images; as they are: accuracy {_percent(clean['top1'])} %, "
-            f"NLL {clean['nll']:.4f}, ECE {_percent(clean['ece'])} %; mean accuracy of the exits under "
+            f"{align_columns(rows)}\n{self.n} test images; as they are: "
+            f"accuracy {_percent(clean['top1'])} %, NLL {clean['nll']:.4f}, ECE {_percent(clean['ece'])} %; "
+            f"mean accuracy of the exits under "
             f"corruption {_percent(self.mean_exit())} %"
         )
 

@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import (
 )
 
 from netfission.ensemble import ensemble_log_probabilities, mutual_information, predictive_entropy
-from netfission.utils.text import aligned
+from netfission.utils.text import align_columns
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Detection:
     fpr95: float
 
     @classmethod
-    def of(cls, inside: Tensor, outside: Tensor) -> "Detection":
+    def from_scores(cls, inside: Tensor, outside: Tensor) -> "Detection":
         """Compare scores `(n,)` and `(m,)`, floating point, higher for more unlike.
 
         Raises:
@@ -63,7 +63,7 @@ class OutOfDistribution:
         inside: images of the test split.
         outside: images from outside.
         temperature: of the scores but the energy.
-        scores: how well each score tells them apart, see `doubt`.
+        scores: how well each score tells them apart, see `uncertainty_scores`.
     """
 
     data: str
@@ -73,10 +73,12 @@ class OutOfDistribution:
     scores: dict[str, Detection]
 
     @classmethod
-    def of(cls, data: str, inside: Tensor, outside: Tensor, temperature: float) -> "OutOfDistribution":
-        """Compare logits `(n, exits, classes)` and `(m, exits, classes)`; see `doubt` and `Detection`."""
-        own, other = doubt(inside, temperature), doubt(outside, temperature)
-        scores = {name: Detection.of(own[name], other[name]) for name in own}
+    def from_logits(
+        cls, data: str, inside: Tensor, outside: Tensor, temperature: float
+    ) -> "OutOfDistribution":
+        """Compare logits `(n, exits, classes)` and `(m, exits, classes)`; see `uncertainty_scores`."""
+        own, other = uncertainty_scores(inside, temperature), uncertainty_scores(outside, temperature)
+        scores = {name: Detection.from_scores(own[name], other[name]) for name in own}
         return cls(data, len(inside), len(outside), temperature, scores)
 
     def table(self) -> str:
@@ -86,12 +88,12 @@ class OutOfDistribution:
             rows.append([name, *(f"{100 * value:.2f}" for value in (own.auroc, own.aupr, own.fpr95))])
         base = 100 * self.outside / (self.inside + self.outside)
         return (
-            f"{aligned(rows)}\n{self.outside} images from outside, the positives of AUPR "
+            f"{align_columns(rows)}\n{self.outside} images from outside, the positives of AUPR "
             f"({base:.1f} % by chance), and {self.inside} of the test split"
         )
 
 
-def doubt(logits: Tensor, temperature: float) -> dict[str, Tensor]:
+def uncertainty_scores(logits: Tensor, temperature: float) -> dict[str, Tensor]:
     """Scores that are higher for images an ensemble is less sure of.
 
     Args:

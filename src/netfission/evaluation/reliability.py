@@ -45,7 +45,7 @@ class Reliability:
     bins: list[Bin]
 
     @classmethod
-    def of(cls, log_probabilities: Tensor, labels: Tensor) -> Self:
+    def from_log_probabilities(cls, log_probabilities: Tensor, labels: Tensor) -> Self:
         """Measure log-probabilities `(n, classes)` against labels `(n,)`."""
         confidence = log_probabilities.amax(dim=1).exp()
         correct = log_probabilities.argmax(dim=1) == labels
@@ -96,8 +96,8 @@ class WorstClass:
 
 
 @dataclass(frozen=True)
-class Trust:
-    """Calibration, abstention and confusion of an ensemble on a test split: `trust.json`.
+class ReliabilityReport:
+    """Calibration, abstention and confusion of an ensemble on a test split: `reliability.json`.
 
     Attributes:
         n: number of images.
@@ -122,7 +122,7 @@ class Trust:
     flawless: bool = False
 
     @classmethod
-    def of(
+    def from_logits(
         cls, logits: Tensor, labels: Tensor, classes: Sequence[str], calibration: Calibration | None
     ) -> Self:
         """Measure an ensemble by its exits' mean logits.
@@ -142,9 +142,11 @@ class Trust:
             n=len(labels),
             temperature=None if calibration is None else calibration.temperature,
             validation=0 if calibration is None else calibration.n,
-            raw=Reliability.of(mean.log_softmax(dim=1), labels),
-            scaled=None if calibration is None else Reliability.of(log_probabilities, labels),
-            risk_coverage=RiskCoverage.of(confidence, correct),
+            raw=Reliability.from_log_probabilities(mean.log_softmax(dim=1), labels),
+            scaled=None
+            if calibration is None
+            else Reliability.from_log_probabilities(log_probabilities, labels),
+            risk_coverage=RiskCoverage.from_confidence(confidence, correct),
             abstentions=[] if calibration is None else _abstentions(confidence, correct, calibration),
             worst=_worst(answers, labels, classes),
             flawless=calibration is not None and calibration.raw["top1"] == 1,

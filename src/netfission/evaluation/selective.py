@@ -25,7 +25,7 @@ class RiskCoverage:
     area: float
 
     @classmethod
-    def of(cls, confidence: Tensor, correct: Tensor) -> "RiskCoverage":
+    def from_confidence(cls, confidence: Tensor, correct: Tensor) -> "RiskCoverage":
         """Trace the curve, at 200 points at most.
 
         Args:

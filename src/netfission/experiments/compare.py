@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from netfission.evaluation import Evaluation
-from netfission.experiments.contenders import in_words
+from netfission.experiments.contenders import readable
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Contestant, Costs, measure_costs
 from netfission.experiments.grid import Cell, Grid
 from netfission.experiments.records import Record, Records
-from netfission.experiments.results import Comparison, figures_of
+from netfission.experiments.results import Comparison, seed_values
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.methods.registry import find_method
 from netfission.utils.files import write_whole
-from netfission.utils.text import counted
+from netfission.utils.text import count_noun
 from netfission.utils.typed import typed
 
 
@@ -106,12 +106,12 @@ def _with_weights(cells: Sequence[Cell], out: Path) -> Cell:
 def _measured(chosen: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
     contestants = {}
     for name, cell in chosen.items():
-        network, card = run_folder(cell, out).load_network()
+        network, spec = run_folder(cell, out).load_network()
         contestants[name] = Contestant(network, cell.config)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        single = card.single()
-        images = torch.randn(max(BATCH_SIZES), *card.shape)
+        single = spec.single()
+        images = torch.randn(max(BATCH_SIZES), *spec.shape)
         return measure_costs(contestants, single, images, rounds=rounds)
 
 
@@ -128,7 +128,7 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
     return Comparison(
         _title(grid),
         grid.reference,
-        figures_of(evaluations),
+        seed_values(evaluations),
         costs,
         remarks,
         failed,
@@ -142,9 +142,9 @@ def _remarks(grid: Grid, contender: str) -> list[str]:
     config = grid.config(contender, grid.seeds[0])
     method, own = find_method(config.method), grid.contenders[contender]
     said = [
-        f"{in_words(name)} {in_words(value)}"
+        f"{readable(name)} {readable(value)}"
         for name, value in own.items()
-        if value is not None and name not in ("method", "exits") and in_words(value) not in contender
+        if value is not None and name not in ("method", "exits") and readable(value) not in contender
     ]
     several, weight = config.fission.exits > 1, config.training.distillation_weight
     alone = several and weight is None and not method.distillation
@@ -160,7 +160,7 @@ def _title(grid: Grid) -> str:
     data, training = config.data, config.training
     share = f", {data.limit_per_class} training images a class" if data.limit_per_class else ""
     conditions = (
-        f"{config.model.model} on {Path(data.data).name}{share}, {counted(training.epochs, 'epoch')}, "
-        f"{counted(len(grid.seeds), 'seed')}; test split"
+        f"{config.model.model} on {Path(data.data).name}{share}, {count_noun(training.epochs, 'epoch')}, "
+        f"{count_noun(len(grid.seeds), 'seed')}; test split"
     )
     return f"{grid.title}\n{conditions}" if grid.title else conditions

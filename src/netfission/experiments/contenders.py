@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 
 Settings = Mapping[str, Any]
 
@@ -36,9 +36,9 @@ def find_contender(name: str) -> Settings:
     Raises:
         ValueError: it is not known; names the nearest known ones.
     """
-    return CONTENDERS[one_of("methods", name, CONTENDERS)]
+    return CONTENDERS[check_choice("methods", name, CONTENDERS)]
 
 
-def in_words(value: Any) -> str:
+def readable(value: Any) -> str:
     """A setting's name or value, as names of contenders and pictures say it."""
     return "–".join(map(str, value)) if isinstance(value, list) else str(value).replace("_", " ")

@@ -22,7 +22,7 @@ from netfission.runs.folder import RunFolder, environment
 from netfission.runs.setup import load
 from netfission.runs.train import train
 from netfission.utils.files import write_whole
-from netfission.utils.text import aligned, one_of
+from netfission.utils.text import align_columns, check_choice
 
 # Ten images a class: with all of them every network is right on 98 % and nothing can be told apart.
 DATA = DataConfig("digits", limit_per_class=10, validation=0.0)
@@ -56,7 +56,7 @@ def run_demo(path: Path, seeds: int, grouping: str = "channels") -> None:
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: takes a whole number from 1")
-    one_of("grouping", grouping, GROUPINGS)
+    check_choice("grouping", grouping, GROUPINGS)
     settings = {SINGLE: FissionConfig(exits=1), ENSEMBLE: FissionConfig(exits=3, grouping=grouping)}
     folders = {
         (name, seed): RunFolder(path / f"{_folder(name, grouping)}-seed{seed}")
@@ -151,7 +151,7 @@ def _table(rows: list[Row], data: ImageData, seeds: int, grouping: str) -> str:
             f"images, {len(data.test)} test",
             f"images, {TRAINING.epochs} epochs; mean ± standard deviation over n = {seeds} seeds",
             "",
-            aligned(lines),
+            align_columns(lines),
             "",
             f"{ENSEMBLE} minus single network, seed by seed: {_difference(rows, 'top1', 100, 2)} points of "
             f"accuracy, {_difference(rows, 'nll', 1, 3)} NLL.",

@@ -11,7 +11,7 @@ from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
 from netfission.methods.registry import METHODS, reads
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 from netfission.utils.typed import typed
 
 
@@ -80,13 +80,13 @@ class Grid:
         if setting not in _OF_METHODS:
             return True
         own = {**_DEFAULTS, **self.common, **self.contenders[contender]}
-        method = one_of("method", typed(str, own["method"], "method"), METHODS)
+        method = check_choice("method", typed(str, own["method"], "method"), METHODS)
         return reads(method, setting) and _OF_GROUPING.get(setting, own["grouping"]) == own["grouping"]
 
 
 _DEFAULTS = RunConfig().to_dict()
 _OF_METHODS = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
-_OF_GROUPING = {"dealing": "channels", "exact_partition": "channels", "keep_shortcuts": "weights"}
+_OF_GROUPING = {"assignment": "channels", "exact_partition": "channels", "keep_shortcuts": "weights"}
 
 
 def chosen_settings(config: RunConfig) -> dict[str, Any]:

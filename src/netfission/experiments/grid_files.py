@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from netfission.experiments.contenders import CONTENDERS, Settings, in_words
+from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import Grid
 from netfission.experiments.grids import SHARED, grid_text, named_grids
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 from netfission.utils.typed import typed
 
 
@@ -68,9 +68,9 @@ class GridFile:
         number = self.seeds if seeds is None else seeds
         if number < 1:
             raise ValueError(f"seeds={number}: takes a whole number from 1")
-        common = {**self.scales[one_of("scale", scale, self.scales)], **changes}
+        common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
         contenders = dict(_spread(self.contenders))
-        one_of(f"{self.name}: reference", self.reference, contenders)
+        check_choice(f"{self.name}: reference", self.reference, contenders)
         if self.along and not any(self.along in own for own in contenders.values()):
             raise ValueError(f"{self.name}: along={self.along!r}: takes a setting of a contender's own")
         title = f"{self.title} ({scale} scale)"
@@ -92,7 +92,7 @@ def find_grid(name: str) -> GridFile:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"grid={name}: cannot be read ({reason})") from error
-    one_of("grid", name, named_grids())
+    check_choice("grid", name, named_grids())
     return read_grid(name, grid_text(name))
 
 
@@ -109,7 +109,7 @@ def read_grid(name: str, text: str) -> GridFile:
     if not isinstance(content, dict):
         raise ValueError(f"grid={name}: takes {', '.join(_KEYS)}")
     for key in content:
-        one_of(f"{name}: key", str(key), _KEYS)
+        check_choice(f"{name}: key", str(key), _KEYS)
     if not content.get("contenders"):
         raise ValueError(f"grid={name}: takes contenders, at least one")
     try:
@@ -157,5 +157,5 @@ def _spread(contenders: Mapping[str, Settings]) -> Iterator[tuple[str, Settings]
         each: Mapping[str, Sequence[Any]] = own.pop("each", {})
         for values in itertools.product(*each.values()):
             chosen = dict(zip(each, values, strict=True))
-            words = [name, *(f"{in_words(key)} {in_words(value)}" for key, value in chosen.items())]
+            words = [name, *(f"{readable(key)} {readable(value)}" for key, value in chosen.items())]
             yield ", ".join(words), {**own, **chosen}

@@ -9,9 +9,9 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from netfission.experiments.contenders import Settings, in_words
+from netfission.experiments.contenders import Settings, readable
 from netfission.experiments.costs import BATCH_SIZES, Costs
-from netfission.experiments.statistics import Column, Figures
+from netfission.experiments.statistics import Column, SeedValues
 from netfission.methods.registry import METHODS
 
 _OURS, _OTHERS = "#0b6e99", "#666666"
@@ -32,7 +32,7 @@ def drawn(figure: Figure) -> dict[str, bytes]:
 def against_cost(
     title: str,
     merits: Mapping[str, Column],
-    figures: Mapping[str, Mapping[str, Figures]],
+    figures: Mapping[str, Mapping[str, SeedValues]],
     costs: Costs,
     settings: Mapping[str, Settings],
 ) -> Figure:
@@ -76,7 +76,9 @@ def _is_fission(own: Settings) -> bool:
     return divided and own.get("method", "fission") not in METHODS.keys() - {"fission"}
 
 
-def _points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]], ours: Set[str]) -> None:
+def _points(
+    axes: Axes, column: Column, points: Mapping[str, tuple[float, SeedValues]], ours: Set[str]
+) -> None:
     for name, (place, own) in points.items():
         axes.errorbar(
             place,
@@ -92,7 +94,7 @@ def _points(axes: Axes, column: Column, points: Mapping[str, tuple[float, Figure
 
 
 def _name_points(
-    axes: Axes, column: Column, points: Mapping[str, tuple[float, Figures]], ours: Set[str]
+    axes: Axes, column: Column, points: Mapping[str, tuple[float, SeedValues]], ours: Set[str]
 ) -> None:
     """Names beside points, moved until none lies on another; to be done when the picture is laid out."""
     places = [place for place, _ in points.values()]
@@ -116,7 +118,7 @@ def _name_points(
 def lines(
     title: str,
     merits: Mapping[str, Column],
-    figures: Mapping[str, Mapping[str, Figures]],
+    figures: Mapping[str, Mapping[str, SeedValues]],
     settings: Mapping[str, Settings],
     along: str,
 ) -> Figure:
@@ -140,7 +142,7 @@ def lines(
         for (line, members), color, mark in zip(of_lines.items(), cycle(_LINES), cycle(_MARKS), strict=False):
             own = [figures[name][key] for name in members]
             axes.errorbar(
-                [places[in_words(settings[name][along])] for name in members],
+                [places[readable(settings[name][along])] for name in members],
                 [column.scale * each.mean for each in own],
                 yerr=[column.scale * (each.deviation or 0) for each in own],
                 label=line,
@@ -177,14 +179,14 @@ def _lines(contenders: Iterable[str], settings: Mapping[str, Settings], along: s
         values = [settings[name][along] for name in members]
         if all(isinstance(value, int | float) for value in values):
             members.sort(key=lambda name: float(settings[name][along]))
-        own = f", {in_words(along)} {in_words(settings[members[0]][along])}"
+        own = f", {readable(along)} {readable(settings[members[0]][along])}"
         named[members[0].replace(own, "")] = members
     return named
 
 
 def _places(values: Iterable[Any]) -> dict[str, float]:
     """Value in words → where it stands: numbers where they are, others in a row."""
-    different = {in_words(value): value for value in values}
+    different = {readable(value): value for value in values}
     if all(isinstance(value, int | float) for value in different.values()):
         return different
     return {words: place for place, words in enumerate(different)}

@@ -12,10 +12,10 @@ from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.plots import against_cost, drawn, lines
-from netfission.experiments.statistics import COLUMNS, Figures
+from netfission.experiments.statistics import COLUMNS, SeedValues
 from netfission.profiling.cost import Quartiles
 from netfission.utils.files import write_together
-from netfission.utils.text import aligned, counted
+from netfission.utils.text import align_columns, count_noun
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Comparison:
 
     title: str
     reference: str
-    figures: dict[str, dict[str, Figures]]
+    figures: dict[str, dict[str, SeedValues]]
     costs: Costs
     remarks: dict[str, list[str]]
     failed: dict[str, dict[int, str]]
@@ -46,12 +46,12 @@ class Comparison:
         """The figures as aligned plain text."""
         blocks = [
             self.title,
-            aligned(self._quality()),
-            aligned(self._differences()),
-            aligned(self._counts()),
-            aligned(self._times()),
-            f"Times: median and quartiles of {counted(self.costs.rounds, 'round')} side by side; deployed: "
-            "both made fast by this project.",
+            align_columns(self._quality()),
+            align_columns(self._differences()),
+            align_columns(self._counts()),
+            align_columns(self._times()),
+            f"Times: median and quartiles of {count_noun(self.costs.rounds, 'round')} side by side; "
+            "deployed: both made fast by this project.",
         ]
         blocks += ["\n".join(self._remarks())] if self.remarks or self.failed else []
         return "\n\n".join(blocks)
@@ -151,11 +151,11 @@ class Comparison:
         return [out / name for name in files]
 
 
-def figures_of(evaluations: Mapping[str, Mapping[int, Evaluation]]) -> dict[str, dict[str, Figures]]:
+def seed_values(evaluations: Mapping[str, Mapping[int, Evaluation]]) -> dict[str, dict[str, SeedValues]]:
     """Contender → figure of merit of its ensemble → values by seed."""
     return {
         name: {
-            key: Figures({seed: _value(evaluation, key) for seed, evaluation in of_seeds.items()})
+            key: SeedValues({seed: _value(evaluation, key) for seed, evaluation in of_seeds.items()})
             for key in COLUMNS
         }
         for name, of_seeds in evaluations.items()

@@ -1,4 +1,4 @@
-"""Figures of merit over seeds, and how a table shows them."""
+"""SeedValues of merit over seeds, and how a table shows them."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Figures:
+class SeedValues:
     """Values of one figure, one a seed.
 
     Attributes:
@@ -42,10 +42,10 @@ class Figures:
         quantile: float = student.ppf((1 + CONFIDENCE) / 2, self.n - 1)
         return quantile * self.deviation / sqrt(self.n)
 
-    def minus(self, other: "Figures") -> "Figures":
+    def minus(self, other: "SeedValues") -> "SeedValues":
         """Differences seed by seed, of the seeds that both have."""
         both = self.values.keys() & other.values.keys()
-        return Figures({seed: self.values[seed] - other.values[seed] for seed in sorted(both)})
+        return SeedValues({seed: self.values[seed] - other.values[seed] for seed in sorted(both)})
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Column:
     scale: float
     digits: int
 
-    def cell(self, figures: Figures) -> str:
+    def cell(self, figures: SeedValues) -> str:
         """Mean ± standard deviation."""
         spread = figures.deviation
         shown = f"{self.scale * figures.mean:.{self.digits}f}"
         return shown if spread is None else f"{shown} ± {self.scale * spread:.{self.digits}f}"
 
-    def difference(self, figures: Figures) -> str:
+    def difference(self, figures: SeedValues) -> str:
         """Mean difference with its confidence interval."""
         if not figures.n:
             return ""

@@ -16,7 +16,7 @@ from netfission.export.formats import Run
 from netfission.export.metadata import metadata
 from netfission.export.onnx import OnnxModel
 from netfission.export.predictor import INPUT, plain
-from netfission.inference.cascade import Cascade, Rule, exit_costs, step_by_step, sureness
+from netfission.inference.cascade import Cascade, Rule, cascade_confidence, exit_costs, step_by_step
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork
 from netfission.utils.files import write_together
@@ -32,7 +32,7 @@ class Plan:
     Attributes:
         order: the exits as they run.
         thresholds: one for each but the last.
-        rule: what is compared with them, see `netfission.inference.sureness`.
+        rule: what is compared with them, see `netfission.inference.cascade_confidence`.
     """
 
     order: Sequence[int]
@@ -57,10 +57,10 @@ class Plan:
             validation: pixels, uint8 `(batch, channels, height, width)`, and labels `(batch,)`.
         """
         network: Any = classifier.network
-        costs = exit_costs(network, torch.zeros(1, *classifier.card.shape))
+        costs = exit_costs(network, torch.zeros(1, *classifier.spec.shape))
         answers = [(classifier.logits(pixels), labels) for pixels, labels in shown(validation, "choosing")]
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
-        choice = choose_thresholds(logits, labels, costs.dense, order=costs.order, lose=LOSE)
+        choice = choose_thresholds(logits, labels, costs.dense, order=costs.order, max_accuracy_drop=LOSE)
         return cls(costs.order, choice.thresholds, "margin")
 
 
@@ -86,7 +86,7 @@ class Step(nn.Module):
     Attributes:
         inputs: `images` for the first step; for others `features_D` after D stages, and `logits_N` of the
             N exits before, `(batch, N, classes)`.
-        outputs: `probabilities` `(batch, classes)`, `classes` `(batch,)` and `sureness` `(batch,)` of the
+        outputs: `probabilities` `(batch, classes)`, `classes` `(batch,)` and `confidence` `(batch,)` of the
             ensemble of the exits so far; `logits_N` with this exit's, and any new `features_D`.
         keeps: of all inputs and outputs so far, those that later steps take.
     """
@@ -106,7 +106,7 @@ class Step(nn.Module):
             self.inputs = [f"features_{self._start}", f"logits_{step}"]
             made -= before
         self.made = sorted(made)
-        self.outputs = ["probabilities", "classes", "sureness", f"logits_{step + 1}"]
+        self.outputs = ["probabilities", "classes", "confidence", f"logits_{step + 1}"]
         self.outputs += [f"features_{depth}" for depth in self.made]
         self.keeps = [f"logits_{step + 1}", *(f"features_{depth}" for depth in sorted(kept))]
         if step + 1 == len(cascade.order):
@@ -123,7 +123,7 @@ class Step(nn.Module):
         logits = torch.stack(so_far, dim=1)
         mean = logits.mean(dim=1)
         probabilities = (mean / self.temperature).softmax(dim=1)
-        sure = sureness(so_far, mean, len(self.cascade.order), self.cascade.rule)
+        sure = cascade_confidence(so_far, mean, len(self.cascade.order), self.cascade.rule)
         found = [probabilities, mean.argmax(dim=1), sure, logits, *(features[depth] for depth in self.made)]
         return dict(zip(self.outputs, found, strict=True))
 
@@ -138,10 +138,10 @@ def export_cascade(
         plan: when to stop.
         folder: made where it is missing.
         images: to check with, uint8 `(n, channels, height, width)`.
-        opset: see `OnnxModel.of`.
+        opset: see `OnnxModel.from_module`.
 
     Returns:
-        The largest difference of a probability or of a sureness.
+        The largest difference of a probability or of a confidence.
 
     Raises:
         ValueError: the plan is not the network's, or the images are not what it takes.
@@ -150,17 +150,17 @@ def export_cascade(
         OSError: the folder cannot be written.
     """
     check_images(classifier, images)
-    normalise = Normalisation(classifier.card.mean, classifier.card.std)
-    network: Any = plain(classifier.network, torch.zeros(2, *classifier.card.shape))
+    normalise = Normalisation(classifier.spec.mean, classifier.spec.std)
+    network: Any = plain(classifier.network, torch.zeros(2, *classifier.spec.shape))
     cascade = Cascade(network, plan.thresholds, order=plan.order, rule=plan.rule)
     steps = [Step(cascade, number, normalise, classifier.temperature) for number in range(network.exits)]
-    example = torch.zeros(2, *classifier.card.shape, dtype=torch.uint8)
+    example = torch.zeros(2, *classifier.spec.shape, dtype=torch.uint8)
     state = {INPUT: example}
     files: dict[str, bytes] = {}
     runs: list[Run] = []
     for step in steps:
         inputs = {name: state[name] for name in step.inputs}
-        model = OnnxModel.of(step, inputs, opset)
+        model = OnnxModel.from_module(step, inputs, opset)
         files[f"step{step.step}.onnx"] = model.content({})
         runs.append(model.load(files[f"step{step.step}.onnx"]))
         state |= step(*inputs.values())
@@ -199,7 +199,7 @@ def _index(plan: Plan, steps: Sequence[Step]) -> list[dict[str, Any]]:
 def _differences(
     classifier: Classifier, plan: Plan, steps: Sequence[Step], runs: Sequence[Run], pixels: Tensor
 ) -> list[Tensor]:
-    """Differences of probabilities and sureness, where no image stops."""
+    """Differences of probabilities and confidence, where no image stops."""
     means, scores = step_by_step(classifier.logits(pixels), plan.order, plan.rule)
     probabilities = (means / classifier.temperature).softmax(dim=2)
     state: Mapping[str, Tensor] = {INPUT: pixels}
@@ -208,6 +208,6 @@ def _differences(
         state = {**state, **run(**{name: state[name] for name in step.inputs})}
         differences.append(state["probabilities"] - probabilities[:, step.step])
         if step.keeps:
-            differences.append(state["sureness"] - scores[:, step.step])
+            differences.append(state["confidence"] - scores[:, step.step])
         state = {name: state[name] for name in step.keeps}
     return differences

@@ -48,7 +48,7 @@ class Change:
 
 def check_images(classifier: Classifier, images: Tensor) -> None:
     """ValueError unless there are images, and pixels as the classifier takes them."""
-    shape = tuple(classifier.card.shape)
+    shape = tuple(classifier.spec.shape)
     if not len(images) or tuple(images.shape[1:]) != shape or images.dtype != torch.uint8:
         raise ValueError(
             f"images={tuple(images.shape)} {images.dtype}: takes pixels, torch.uint8 (n, channels, height, "

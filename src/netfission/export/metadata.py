@@ -11,14 +11,14 @@ FORMAT = 1  # rises when what an older reader would misread is written
 
 def metadata(classifier: Classifier) -> dict[str, Any]:
     """Classes, preprocessing and calibration of a classifier, as JSON takes them."""
-    card, calibration = classifier.card, classifier.calibration
-    channels, height, width = card.shape
+    spec, calibration = classifier.spec, classifier.calibration
+    channels, height, width = spec.shape
     return {
         "format": FORMAT,
         "netfission": version("netfission"),
-        "model": card.model,
-        "method": card.method.get("method", "fission"),
-        "classes": card.classes,
+        "model": spec.model,
+        "method": spec.method.get("method", "fission"),
+        "classes": spec.classes,
         "preprocessing": {
             "mode": "L" if channels == 1 else "RGB",
             "height": height,
@@ -30,8 +30,8 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
             "resizing": "scaled to cover height and width, bilinear with antialiasing; the centre is taken",
             "layout": "uint8 (batch, channels, height, width), 0 to 255",
             "normalisation": "in the graph: (pixel / 255 - mean) / std",
-            "mean": card.mean,
-            "std": card.std,
+            "mean": spec.mean,
+            "std": spec.std,
         },
         "temperature": classifier.temperature,
         # To abstain at a risk: answer where the largest probability is at least the last threshold whose

@@ -31,7 +31,7 @@ class OnnxModel:
     proto: "ModelProto"
 
     @classmethod
-    def of(cls, module: nn.Module, inputs: Mapping[str, Tensor], opset: int | None = None) -> Self:
+    def from_module(cls, module: nn.Module, inputs: Mapping[str, Tensor], opset: int | None = None) -> Self:
         """Export a module.
 
         Args:

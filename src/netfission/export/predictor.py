@@ -58,15 +58,15 @@ class Predictor(nn.Module):
         self.eval().requires_grad_(False)
 
     @classmethod
-    def of(cls, classifier: Classifier, *, half: bool = False) -> "Predictor":
+    def from_classifier(cls, classifier: Classifier, *, half: bool = False) -> "Predictor":
         """From a classifier, which is not changed.
 
         Args:
             classifier: what predicts.
             half: compute in float16 between normalisation and logits.
         """
-        normalise = Normalisation(classifier.card.mean, classifier.card.std)
-        network = plain(classifier.network, torch.zeros(2, *classifier.card.shape))
+        normalise = Normalisation(classifier.spec.mean, classifier.spec.std)
+        network = plain(classifier.network, torch.zeros(2, *classifier.spec.shape))
         return cls(network.half() if half else network, normalise, classifier.temperature)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ class Pt2Model:
         self._program = program
 
     @classmethod
-    def of(cls, module: nn.Module, inputs: Mapping[str, Tensor]) -> Self:
+    def from_module(cls, module: nn.Module, inputs: Mapping[str, Tensor]) -> Self:
         """Export a module; see `traced`."""
         return cls(traced(module, inputs))
 

@@ -44,10 +44,10 @@ def data_of(classifier: Classifier, data: str | None, *, otherwise: str = "") ->
             f"data={config.data.data}: cannot be read ({error}); pass --data, where the data set is "
             f"now{otherwise}"
         ) from error
-    if found.classes != classifier.card.classes or list(found.shape) != list(classifier.card.shape):
+    if found.classes != classifier.spec.classes or list(found.shape) != list(classifier.spec.shape):
         raise ValueError(
             f"data={config.data.data}: has {len(found.classes)} classes of images {found.shape}; takes the "
-            f"{len(classifier.card.classes)} classes of {tuple(classifier.card.shape)} it was trained on"
+            f"{len(classifier.spec.classes)} classes of {tuple(classifier.spec.shape)} it was trained on"
         )
     return found, config.data.workers
 

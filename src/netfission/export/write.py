@@ -117,9 +117,13 @@ def export_reduced(
 def _model(classifier: Classifier, format: Format, opset: int | None, half: bool) -> Model:
     if format == "pt2" and opset is not None:
         raise ValueError(f"opset={opset}: goes with format=onnx")
-    example = {INPUT: torch.zeros(2, *classifier.card.shape, dtype=torch.uint8)}
-    predictor = Predictor.of(classifier, half=half)
-    return Pt2Model.of(predictor, example) if format == "pt2" else OnnxModel.of(predictor, example, opset)
+    example = {INPUT: torch.zeros(2, *classifier.spec.shape, dtype=torch.uint8)}
+    predictor = Predictor.from_classifier(classifier, half=half)
+    return (
+        Pt2Model.from_module(predictor, example)
+        if format == "pt2"
+        else OnnxModel.from_module(predictor, example, opset)
+    )
 
 
 def _about(classifier: Classifier, precision: Precision) -> dict[str, Any]:

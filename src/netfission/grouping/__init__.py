@@ -1,6 +1,6 @@
 """How a stage is dealt out to the paths that run through it: one grouping a file."""
 
-from netfission.grouping.base import Dealt, Grouping, Repeated
+from netfission.grouping.base import Grouping, RepeatedLayer, StageSplit
 from netfission.grouping.channels import ChannelGrouping
 from netfission.grouping.copies import CopyGrouping
 from netfission.grouping.weights import WeightGrouping
@@ -9,9 +9,9 @@ __all__ = [
     "GROUPINGS",
     "ChannelGrouping",
     "CopyGrouping",
-    "Dealt",
     "Grouping",
-    "Repeated",
+    "RepeatedLayer",
+    "StageSplit",
     "WeightGrouping",
 ]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Repeated:
+class RepeatedLayer:
     """A layer that every path repeats as it is.
 
     Attributes:
@@ -24,7 +24,7 @@ class Repeated:
 
 
 @dataclass(frozen=True)
-class Dealt:
+class StageSplit:
     """A stage dealt out.
 
     Attributes:
@@ -34,14 +34,14 @@ class Dealt:
     """
 
     paths: list[nn.Module]
-    repeated: tuple[Repeated, ...] = ()
+    repeated: tuple[RepeatedLayer, ...] = ()
     cost: float = 1.0
 
 
 class Grouping(Protocol):
     """Deals the weights of a stage out to the paths that run through it."""
 
-    def deal(
+    def split(
         self,
         stage: nn.Module,
         kept: Mapping[str, Tensor],
@@ -50,7 +50,7 @@ class Grouping(Protocol):
         *,
         features: Tensor,
         scores: Mapping[str, Tensor],
-    ) -> Dealt:
+    ) -> StageSplit:
         """Make each path's own stage.
 
         Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netfission.grouping.base import Dealt, Repeated
+from netfission.grouping.base import RepeatedLayer, StageSplit
 from netfission.grouping.weights import apportion
 from netfission.grouping.widths import StageMacs, Widths, even_widths, exact_widths
 from netfission.surgery.coupling import ChannelGroup, Coupling, find_coupling, kept_indices
@@ -41,7 +41,7 @@ class ChannelGrouping:
     exact: bool = False
     by_importance: bool = False
 
-    def deal(
+    def split(
         self,
         stage: nn.Module,
         kept: Mapping[str, Tensor],
@@ -50,8 +50,8 @@ class ChannelGrouping:
         *,
         features: Tensor,
         scores: Mapping[str, Tensor],
-    ) -> Dealt:
-        """See `Grouping.deal`.
+    ) -> StageSplit:
+        """See `Grouping.split`.
 
         Raises:
             ValueError: no channels of the stage can be dealt out, or a path would get none of a layer's.
@@ -62,7 +62,7 @@ class ChannelGrouping:
             if not units.any():
                 raise ValueError(f"sparsity: takes less, it leaves no channels of layer {group.layer!r}")
         if len(shares) == 1:
-            return Dealt([narrowed(stage, kept_indices(coupling.groups, left))])
+            return StageSplit([narrowed(stage, kept_indices(coupling.groups, left))])
         divided = [group.units >= len(shares) for group in coupling.groups]
         if not any(divided):
             reasons = "; ".join(sorted({*coupling.whole.values(), *_too_few(coupling, shares)}))
@@ -89,7 +89,7 @@ class ChannelGrouping:
             for path, part in zip(chosen, parts, strict=True):
                 path.append(torch.zeros(group.units, dtype=torch.bool).index_fill(0, part, True))
         paths = [narrowed(stage, kept_indices(coupling.groups, units)) for units in chosen]
-        return Dealt(paths, _repeated(coupling, divided, shares), cost)
+        return StageSplit(paths, _repeated(coupling, divided, shares), cost)
 
     def _order(
         self, group: ChannelGroup, left: Tensor, scores: Mapping[str, Tensor], generator: torch.Generator
@@ -156,7 +156,9 @@ def _too_few(coupling: Coupling, shares: Sequence[float]) -> Iterable[str]:
     )
 
 
-def _repeated(coupling: Coupling, divided: Sequence[bool], shares: Sequence[float]) -> tuple[Repeated, ...]:
+def _repeated(
+    coupling: Coupling, divided: Sequence[bool], shares: Sequence[float]
+) -> tuple[RepeatedLayer, ...]:
     """The layers that every path holds whole."""
     reasons = dict(coupling.whole)
     dealt: set[str] = set()
@@ -167,7 +169,7 @@ def _repeated(coupling: Coupling, divided: Sequence[bool], shares: Sequence[floa
         else:
             reasons |= dict.fromkeys(tensors, f"{group.units} units are too few for {len(shares)} paths")
     return tuple(
-        Repeated(name, reasons[name], macs)
+        RepeatedLayer(name, reasons[name], macs)
         for name, macs in coupling.macs.items()
         if name in reasons and name not in dealt
     )

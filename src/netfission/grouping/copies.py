@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netfission.grouping.base import Dealt
+from netfission.grouping.base import StageSplit
 from netfission.surgery.masks import prunable_weights, remove
 
 
@@ -20,7 +20,7 @@ class CopyGrouping:
     which is a fresh draw from the model's own initialisation. It also undoes any pretraining there.
     """
 
-    def deal(
+    def split(
         self,
         stage: nn.Module,
         kept: Mapping[str, Tensor],
@@ -29,14 +29,14 @@ class CopyGrouping:
         *,
         features: Tensor,
         scores: Mapping[str, Tensor],
-    ) -> Dealt:
-        """See `Grouping.deal`; `shares` only tells how many paths there are."""
+    ) -> StageSplit:
+        """See `Grouping.split`; `shares` only tells how many paths there are."""
         paths = [copy.deepcopy(stage) for _ in shares]
         for path in paths[1:]:
             shuffle_weights(path, generator)
         for path in paths:
             remove(path, kept)
-        return Dealt(paths)
+        return StageSplit(paths)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netfission.grouping.base import Dealt
+from netfission.grouping.base import StageSplit
 from netfission.surgery.masks import kept_masks, remove
 
 # What the libraries' residual networks call the projection on their shortcut.
@@ -27,7 +27,7 @@ class WeightGrouping:
 
     keep_shortcuts: bool = False
 
-    def deal(
+    def split(
         self,
         stage: nn.Module,
         kept: Mapping[str, Tensor],
@@ -36,8 +36,8 @@ class WeightGrouping:
         *,
         features: Tensor,
         scores: Mapping[str, Tensor],
-    ) -> Dealt:
-        """See `Grouping.deal`."""
+    ) -> StageSplit:
+        """See `Grouping.split`."""
         groups: list[dict[str, Tensor]] = [{} for _ in shares]
         if len(shares) > 1 and not kept:
             kept = kept_masks(stage)
@@ -49,7 +49,7 @@ class WeightGrouping:
         paths = [copy.deepcopy(stage) for _ in shares]
         for path, group in zip(paths, groups, strict=True):
             remove(path, group)
-        return Dealt(paths)
+        return StageSplit(paths)
 
 
 def partition(mask: Tensor, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:

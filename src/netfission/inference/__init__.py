@@ -13,9 +13,9 @@ from netfission.inference.cascade import (
     CascadeOutput,
     ExitCosts,
     Rule,
+    cascade_confidence,
     cascade_logits,
     exit_costs,
-    sureness,
 )
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 
@@ -26,6 +26,7 @@ __all__ = [
     "CascadeOutput",
     "ExitCosts",
     "Rule",
+    "cascade_confidence",
     "cascade_logits",
     "choose_thresholds",
     "disagreement",
@@ -34,5 +35,4 @@ __all__ = [
     "exit_costs",
     "mutual_information",
     "predictive_entropy",
-    "sureness",
 ]

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from netfission.ensemble import as_logits
 from netfission.profiling.macs import Macs, count_macs
-from netfission.utils.modes import in_mode, refused_as
-from netfission.utils.text import one_of
+from netfission.utils.modes import in_mode, input_errors
+from netfission.utils.text import check_choice
 
 if TYPE_CHECKING:  # the network imports this package
-    from netfission.network import FissionNetwork, Path
+    from netfission.network import ExitPath, FissionNetwork
 
 Rule = Literal["margin", "confidence", "agreement"]
 RULES: tuple[Rule, ...] = ("margin", "confidence", "agreement")
@@ -51,9 +51,9 @@ class ExitCosts:
 class Cascade(nn.Module):
     """A fissioned network that stops early for the images it is sure of; it shares all weights.
 
-    Exits run in `order`. After each but the last, an image stops if its `sureness` is above that step's
-    threshold, and the rest of the batch goes on. Shared stages run once: their features are kept, of the
-    images that go on, while a later exit needs them.
+    Exits run in `order`. After each but the last, an image stops if its `cascade_confidence` is above
+    that step's threshold, and the rest of the batch goes on. Shared stages run once: their features are kept,
+    of the images that go on, while a later exit needs them.
 
     The module is a classifier, images → logits `(batch, classes)`, and as such a drop-in for
     `network.ensemble()`; `run` tells the exits used as well. It records no gradients.
@@ -68,7 +68,7 @@ class Cascade(nn.Module):
         order: every exit once, in the order to run them; default cheapest first, see `exit_costs`.
         example_input: images `(batch, channels, height, width)` to find that order with; unused where
             `order` is given.
-        rule: what sureness is, see `sureness`.
+        rule: what confidence is, see `cascade_confidence`.
 
     Raises:
         ValueError: an argument is not what it takes.
@@ -95,7 +95,7 @@ class Cascade(nn.Module):
         exits = len(network.paths)
         check_thresholds(thresholds, exits)
         check_order(order, exits)
-        one_of("rule", rule, RULES)
+        check_choice("rule", rule, RULES)
         self.network = network
         self.thresholds = tuple(thresholds)
         self.order = tuple(order)
@@ -146,7 +146,7 @@ class Cascade(nn.Module):
         """Which images go on after a step, none after the last."""
         if step == len(self.thresholds):
             return torch.empty(0, dtype=torch.int64, device=mean.device)
-        unsure = sureness(so_far, mean, len(self.order), self.rule) <= self.thresholds[step]
+        unsure = cascade_confidence(so_far, mean, len(self.order), self.rule) <= self.thresholds[step]
         return unsure.nonzero().flatten()  # the one wait for the device in a step
 
     def _run_exit(self, step: int, features: dict[int, Tensor]) -> Tensor:
@@ -166,7 +166,7 @@ class Cascade(nn.Module):
         return {min(self._leaves[k], reached) for k in self.order[step + 1 :]}
 
 
-def sureness(so_far: Sequence[Tensor], mean: Tensor, exits: int, rule: Rule) -> Tensor:
+def cascade_confidence(so_far: Sequence[Tensor], mean: Tensor, exits: int, rule: Rule) -> Tensor:
     """How sure the ensemble of the exits so far is of its class, per example.
 
     With `"margin"` the largest probability of the softmax of their mean logits less the second largest: the
@@ -206,7 +206,7 @@ def cascade_logits(
         logits: `(batch, exits, classes)`, floating point, exit 0 first.
         thresholds: see `Cascade`.
         order: see `Cascade`; default as numbered.
-        rule: see `sureness`.
+        rule: see `cascade_confidence`.
 
     Returns:
         Mean logits of the exits that each example would run, and their number.
@@ -222,15 +222,15 @@ def cascade_logits(
 
 
 def step_by_step(logits: Tensor, order: Sequence[int] | None, rule: Rule) -> tuple[Tensor, Tensor]:
-    """The running ensemble's mean logits and sureness, as a cascade that never stops would see them.
+    """The running ensemble's mean logits and confidence, as a cascade that never stops would see them.
 
     Args:
         logits: `(batch, exits, classes)`, floating point, exit 0 first.
         order: every exit once; default as numbered.
-        rule: see `sureness`.
+        rule: see `cascade_confidence`.
 
     Returns:
-        Mean logits after each step, `(batch, exits, classes)`, and sureness after each step but the last,
+        Mean logits after each step, `(batch, exits, classes)`, and confidence after each step but the last,
         `(batch, exits - 1)`; float32 or wider.
 
     Raises:
@@ -240,14 +240,14 @@ def step_by_step(logits: Tensor, order: Sequence[int] | None, rule: Rule) -> tup
     exits = logits.shape[1]
     order = range(exits) if order is None else order
     check_order(order, exits)
-    one_of("rule", rule, RULES)
+    check_choice("rule", rule, RULES)
     so_far: list[Tensor] = []
     means: list[Tensor] = []
     scores: list[Tensor] = []
     for step, number in enumerate(order):
         so_far.append(logits[:, number])
         means.append(_mean(so_far[-1], means[-1] if means else None, step))
-        scores.append(sureness(so_far, means[-1], exits, rule))
+        scores.append(cascade_confidence(so_far, means[-1], exits, rule))
     return torch.stack(means, dim=1), torch.stack(scores, dim=1)[:, :-1]
 
 
@@ -294,7 +294,7 @@ def _count_parts(network: FissionNetwork, image: Tensor) -> tuple[list[Macs], li
     """MACs of the stem and of each stage of exit 0, and of what each exit runs behind those by itself."""
     trunk = []
     features = [image]
-    with in_mode(network, training=False), refused_as("example_input", image):
+    with in_mode(network, training=False), input_errors("example_input", image):
         for part in (network.stem, *_path(network, 0).stages):
             trunk.append(count_macs(part, features[-1]))
             features.append(part(features[-1]))
@@ -309,7 +309,7 @@ def _sum(parts: Sequence[Macs]) -> Macs:
     return Macs(sum(part.dense for part in parts), sum(part.effective for part in parts))
 
 
-def _path(network: FissionNetwork, number: int) -> Path:
+def _path(network: FissionNetwork, number: int) -> ExitPath:
     return network.paths[number]  # type: ignore[return-value]  # ModuleList forgets what it lists
 
 

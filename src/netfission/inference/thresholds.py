@@ -39,8 +39,8 @@ def choose_thresholds(
     *,
     order: Sequence[int] | None = None,
     rule: Rule = "margin",
-    lose: float | None = None,
-    spend: float | None = None,
+    max_accuracy_drop: float | None = None,
+    max_cost: float | None = None,
 ) -> CascadeChoice:
     """Choose a cascade's thresholds on labelled examples, for accuracy or for cost.
 
@@ -49,7 +49,7 @@ def choose_thresholds(
     by the *expected* accuracy: an answer is right with the probability that the ensemble of all exits
     gives it, after temperature scaling on these examples (Guo et al. 2017, arXiv 1706.04599).
 
-    Tried are all combinations of a grid over the steps, at quantiles of the sureness there; then each
+    Tried are all combinations of a grid over the steps, at quantiles of the confidence there; then each
     threshold in turn is moved to the best of all values that part the examples differently, until none
     moves. Deterministic. Choose on examples that neither training nor the final test looks at.
 
@@ -59,17 +59,17 @@ def choose_thresholds(
         costs: what each exit adds to those before it, positive, in the order they run and in any unit,
             such as `ExitCosts.dense` over the single network's.
         order: every exit once, in the order they run; default as numbered.
-        rule: see `sureness`.
-        lose: spend as little as possible, and lose at most so many points (hundredths) of accuracy
-            against the ensemble of all exits, both as counted and as expected.
-        spend: be as accurate as can be expected, at a mean cost of at most this, in the unit of `costs`.
+        rule: see `cascade_confidence`.
+        max_accuracy_drop: minimise the cost, and lose at most this many percentage points of accuracy
+            relative to the ensemble of all exits, both as counted and as expected.
+        max_cost: be as accurate as can be expected, at a mean cost of at most this, in the unit of `costs`.
 
     Returns:
         The thresholds, with their accuracy and cost on these examples.
 
     Raises:
-        ValueError: not exactly one of `lose` and `spend` is given, an argument is not what it takes, or
-            no thresholds spend so little; says what the least is.
+        ValueError: not exactly one of `max_accuracy_drop` and `max_cost` is given, an argument is invalid,
+            or no thresholds cost so little; the message gives the least possible cost.
     """
     means, scores = step_by_step(logits.cpu(), order, rule)
     labels = labels.cpu()
@@ -83,8 +83,8 @@ def choose_thresholds(
             f"labels from {labels.min().item()} to {labels.max().item()} ({labels.dtype}): takes whole "
             f"numbers from 0 to {classes - 1}, as the logits are of {classes} classes"
         )
-    _check_target(costs, means.shape[1], lose, spend)
-    search = _Search.of(means, labels, scores, costs, lose, spend)
+    _check_target(costs, means.shape[1], max_accuracy_drop, max_cost)
+    search = _Search.from_means(means, labels, scores, costs, max_accuracy_drop, max_cost)
     by_step = scores.unbind(dim=1)
     grid = int(_GRID ** (1 / max(len(by_step), 1)))
     best = search.best([_between(of_step, grid) for of_step in by_step])
@@ -103,48 +103,50 @@ class _Search:
     """Finds the best of many combinations of thresholds at once.
 
     Attributes:
-        scores: `(n, exits - 1)`, sureness after each step but the last.
+        scores: `(n, exits - 1)`, confidence after each step but the last.
         right: `(n, exits)`, float64, 1 where the ensemble is right after a step, else 0.
         expected: `(n, exits)`, float64, how probable that is.
         costs: what each step adds.
-        lose: see `choose_thresholds`.
-        spend: see there.
+        max_accuracy_drop: see `choose_thresholds`.
+        max_cost: see there.
     """
 
     scores: Tensor
     right: Tensor
     expected: Tensor
     costs: Sequence[float]
-    lose: float | None
-    spend: float | None
+    max_accuracy_drop: float | None
+    max_cost: float | None
 
     @classmethod
-    def of(
+    def from_means(
         cls,
         means: Tensor,
         labels: Tensor,
         scores: Tensor,
         costs: Sequence[float],
-        lose: float | None,
-        spend: float | None,
+        max_accuracy_drop: float | None,
+        max_cost: float | None,
     ) -> Self:
         """From the mean logits after each step, `(n, exits, classes)`."""
         classes = means.argmax(dim=2)
         probabilities = (means[:, -1] / fit_temperature(means[:, -1], labels)).softmax(dim=1)
         # Multiples of 2^-20, whose sums are exact, so that equals are found equal.
         expected = (probabilities.gather(1, classes).double() * 2**20).round() / 2**20
-        return cls(scores, (classes == labels.unsqueeze(1)).double(), expected, costs, lose, spend)
+        return cls(
+            scores, (classes == labels.unsqueeze(1)).double(), expected, costs, max_accuracy_drop, max_cost
+        )
 
     def best(self, candidates: Sequence[Tensor]) -> CascadeChoice:
         """The best combination for the target; of each step the candidates in ascending order."""
         n = len(self.scores)
         right, expected, cost = self._sum_up(candidates)
-        if self.lose is not None:
+        if self.max_accuracy_drop is not None:
             lost = torch.maximum(self.right[:, -1].sum() - right, self.expected[:, -1].sum() - expected)
-            allowed, worse = lost <= self.lose / 100 * n + _ROUNDING, cost
+            allowed, worse = lost <= self.max_accuracy_drop / 100 * n + _ROUNDING, cost
         else:
-            assert self.spend is not None
-            allowed, worse = cost <= self.spend + _ROUNDING, -expected
+            assert self.max_cost is not None
+            allowed, worse = cost <= self.max_cost + _ROUNDING, -expected
         # Of equals the first: its thresholds are the lowest, so that it costs the least.
         place = int(worse.masked_fill(~allowed, torch.inf).argmin())
         indices = torch.unravel_index(torch.tensor(place), cost.shape)
@@ -192,12 +194,14 @@ def _between(scores: Tensor, most: int) -> Tensor:
     return candidates
 
 
-def _check_target(costs: Sequence[float], exits: int, lose: float | None, spend: float | None) -> None:
+def _check_target(
+    costs: Sequence[float], exits: int, max_accuracy_drop: float | None, max_cost: float | None
+) -> None:
     if not isinstance(costs, Sequence) or len(costs) != exits or not all(cost > 0 for cost in costs):
         raise ValueError(f"costs={costs!r}: takes {exits} positive numbers, one an exit")
-    if (lose is None) == (spend is None):
-        raise ValueError(f"lose={lose}, spend={spend}: takes one of the two")
-    if lose is not None and not 0 <= lose <= 100:
-        raise ValueError(f"lose={lose}: takes points of accuracy, from 0 to 100")
-    if spend is not None and not spend >= costs[0]:
-        raise ValueError(f"spend={spend}: takes at least {costs[0]:.4g}, what the first exit costs")
+    if (max_accuracy_drop is None) == (max_cost is None):
+        raise ValueError(f"max_accuracy_drop={max_accuracy_drop}, max_cost={max_cost}: takes one of the two")
+    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
+        raise ValueError(f"max_accuracy_drop={max_accuracy_drop}: takes points of accuracy, from 0 to 100")
+    if max_cost is not None and not max_cost >= costs[0]:
+        raise ValueError(f"max_cost={max_cost}: takes at least {costs[0]:.4g}, what the first exit costs")

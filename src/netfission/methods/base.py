@@ -32,7 +32,7 @@ class Plan:
     example: Tensor
     batches: Sequence[tuple[Tensor, Tensor]] = ()
 
-    def of_one_exit(self, seed: int | None = None) -> Self:
+    def with_one_exit(self, seed: int | None = None) -> Self:
         """The plan of a network of one exit, which has no branches.
 
         Args:
@@ -100,7 +100,7 @@ class TrainingHook:
 
 
 # What a network of one exit reads of the settings of fission, beside the seed.
-OF_ONE_EXIT = frozenset({"stages", "sparsity", "criterion", "pruning_steps"})
+SINGLE_EXIT_SETTINGS = frozenset({"stages", "sparsity", "criterion", "pruning_steps"})
 
 
 class Method:

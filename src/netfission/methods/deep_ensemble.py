@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import TrainingConfig
-from netfission.methods.base import OF_ONE_EXIT, Method, Plan, TrainingHook
-from netfission.methods.fission import Fission
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan, TrainingHook
+from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import Schedule
 from netfission.surgery.masks import Guarded
 
@@ -46,7 +46,7 @@ class DeepEnsembleMethod(Method):
     step then needs the memory of one.
     """
 
-    settings: ClassVar[frozenset[str]] = OF_ONE_EXIT | {"one_by_one"}
+    settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS | {"one_by_one"}
 
     deviations = ("members are trained on the same batches (one_by_one: each in an order of its own)",)
 
@@ -56,7 +56,7 @@ class DeepEnsembleMethod(Method):
             raise ValueError(f"exits={plan.fission.exits}: a Deep Ensemble takes 2 members or more")
         first = plan.fission.exits * plan.fission.seed
         seeds = range(first, first + plan.fission.exits)
-        return DeepEnsemble([Fission(self.config).build(plan.of_one_exit(seed)) for seed in seeds])
+        return DeepEnsemble([FissionMethod(self.config).build(plan.with_one_exit(seed)) for seed in seeds])
 
     def epochs(self, asked: int, exits: int) -> int:
         """As many as asked for, for each member where they are trained one by one."""

@@ -9,7 +9,7 @@ from netfission.fission import fission
 from netfission.methods.base import Method, Plan
 
 
-class Fission(Method):
+class FissionMethod(Method):
     """The method of this project, see `netfission.fission`."""
 
     settings = frozenset(setting.name for setting in fields(FissionConfig))

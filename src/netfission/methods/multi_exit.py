@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from netfission.fission import resolve_branches
-from netfission.methods.base import OF_ONE_EXIT, Method, Plan
-from netfission.methods.fission import Fission
-from netfission.network import FissionNetwork, Path
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan
+from netfission.methods.fission import FissionMethod
+from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.masks import Guarded
 from netfission.utils.modes import in_mode
 
@@ -76,7 +76,7 @@ class MultiExit(Guarded):
 def run_through(single: FissionNetwork, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """The features after the stem and after each stage of a network of one exit, and its logits."""
     path = single.paths[0]
-    assert isinstance(path, Path)
+    assert isinstance(path, ExitPath)
     features = [single.stem(images)]
     for stage in path.stages:
         features.append(stage(features[-1]))
@@ -91,7 +91,7 @@ class MultiExitMethod(Method):
     exits. All exits learn from the labels with equal weight. The exits cost a linear layer each.
     """
 
-    settings = OF_ONE_EXIT | {"branch_after"}
+    settings = SINGLE_EXIT_SETTINGS | {"branch_after"}
 
     def build(self, plan: Plan) -> nn.Module:
         """A `MultiExit` around the single network, pruned if asked.
@@ -103,7 +103,7 @@ class MultiExitMethod(Method):
         exits = plan.fission.exits
         if exits < 2:
             raise ValueError(f"exits={exits}: method=multi-exit takes 2 exits or more")
-        single = Fission(self.config).build(plan.of_one_exit())
+        single = FissionMethod(self.config).build(plan.with_one_exit())
         assert isinstance(single, FissionNetwork)
         branches = resolve_branches(plan.fission.branch_after, exits, single.stage_names)
         with in_mode(single, training=False), torch.no_grad():

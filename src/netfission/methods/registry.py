@@ -5,7 +5,7 @@ from importlib import import_module
 
 from netfission.config import FissionConfig, MethodConfig, changed
 from netfission.methods.base import Method
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 
 
 class MethodRegistry(Mapping[str, type[Method]]):
@@ -41,18 +41,18 @@ METHODS = MethodRegistry(
     {
         "batch-ensemble": "batch_ensemble:BatchEnsembleMethod",
         "deep-ensemble": "deep_ensemble:DeepEnsembleMethod",
-        "dst-ensemble": "sparse_training:DSTEnsemble",
-        "edst-ensemble": "sparse_training:EDSTEnsemble",
-        "fge": "snapshot:FastGeometric",
-        "fission": "fission:Fission",
+        "dst-ensemble": "sparse_training:DSTEnsembleMethod",
+        "edst-ensemble": "sparse_training:EDSTEnsembleMethod",
+        "fge": "snapshot:FastGeometricMethod",
+        "fission": "fission:FissionMethod",
         "masksembles": "masksembles:MasksemblesMethod",
         "mc-dropout": "mc_dropout:McDropoutMethod",
         "mimo": "mimo:MimoMethod",
         "multi-exit": "multi_exit:MultiExitMethod",
         "narrow": "narrow:NarrowMethod",
-        "neurotrails": "sparse_training:NeuroTrails",
+        "neurotrails": "sparse_training:NeuroTrailsMethod",
         "packed": "packed:PackedMethod",
-        "snapshot": "snapshot:Snapshot",
+        "snapshot": "snapshot:SnapshotMethod",
     }
 )
 
@@ -67,7 +67,7 @@ def find_method(config: MethodConfig, fission: FissionConfig | None = None) -> M
     Raises:
         ValueError: it is not known, or a setting was given that it does not read.
     """
-    kind = METHODS[one_of("method", config.method, METHODS)]
+    kind = METHODS[check_choice("method", config.method, METHODS)]
     given = changed(config) | ({} if fission is None else changed(fission))
     for name, value in given.items():
         if not reads(config.method, name):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import MethodConfig, TrainingConfig
-from netfission.methods.base import OF_ONE_EXIT, Method, Plan, TrainingHook
-from netfission.methods.fission import Fission
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan, TrainingHook
+from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import SCHEDULES, Schedule
 from netfission.surgery.masks import Guarded
 
@@ -106,7 +106,7 @@ class _OneTraining(Method):
     trained with, not averages, so that none have to be measured anew.
     """
 
-    settings: ClassVar[frozenset[str]] = OF_ONE_EXIT
+    settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS
 
     def build(self, plan: Plan) -> nn.Module:
         """`Snapshots` of the single network, pruned if asked.
@@ -117,7 +117,7 @@ class _OneTraining(Method):
         exits = plan.fission.exits
         if exits < 2:
             raise ValueError(f"exits={exits}: method={self.config.method} takes 2 snapshots or more")
-        return Snapshots(Fission(self.config).build(plan.of_one_exit()), exits)
+        return Snapshots(FissionMethod(self.config).build(plan.with_one_exit()), exits)
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """What takes the snapshots.
@@ -137,7 +137,7 @@ class _OneTraining(Method):
         raise NotImplementedError
 
 
-class Snapshot(_OneTraining):
+class SnapshotMethod(_OneTraining):
     """Snapshot Ensembles (Huang et al. 2017, arXiv 1704.00109).
 
     The training is `exits` cycles of equal length, each with a rate that falls from the peak to 0 along half
@@ -165,7 +165,7 @@ class Snapshot(_OneTraining):
         return [number / exits for number in range(1, exits)]
 
 
-class FastGeometric(_OneTraining):
+class FastGeometricMethod(_OneTraining):
     """Fast Geometric Ensembling (FGE; Garipov et al. 2018, arXiv 1802.10026).
 
     The training follows the schedule asked for, and leaves it for its last part (`cycling`), in which the
@@ -177,7 +177,7 @@ class FastGeometric(_OneTraining):
     `cycling / (exits - 1/2)` of it.
     """
 
-    settings = OF_ONE_EXIT | {"cycling"}
+    settings = SINGLE_EXIT_SETTINGS | {"cycling"}
     deviations = ("one network is trained; for the last part of the training its learning rate cycles",)
     high = 0.5
     low = 0.1

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from netfission.config import MethodConfig, TrainingConfig
-from netfission.methods.base import OF_ONE_EXIT, Method, Plan, TrainingHook
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan, TrainingHook
 from netfission.methods.deep_ensemble import DeepEnsemble
-from netfission.methods.fission import Fission
+from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import Schedule, cosine
 from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.surgery.masks import dense_gradients, prunable_weights, remove
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 
 EVERY = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
 MOVES = 50  # so many at least in shorter ones
@@ -175,7 +175,7 @@ class SparseTraining(Method):
     papers' code the heads are sparse as well.)
     """
 
-    settings = OF_ONE_EXIT | {"regrow", "regrow_every", "regrow_share"}
+    settings = SINGLE_EXIT_SETTINGS | {"regrow", "regrow_every", "regrow_share"}
     deviations: ClassVar[tuple[str, ...]] = (
         "connections move every regrow_every steps, and such a step trains no weight",
     )
@@ -184,7 +184,7 @@ class SparseTraining(Method):
         """A network of `exits` full-width branches, with its weights and masks drawn from the seed."""
         settings = plan.fission
         whole = replace(settings, grouping="copies", sparsity=0.0, criterion="random", pruning_steps=None)
-        network = Fission(self.config).build(replace(plan, fission=whole))
+        network = FissionMethod(self.config).build(replace(plan, fission=whole))
         assert isinstance(network, FissionNetwork)
         _, of_exits = network.steps[-1]
         heads = {id(weight) for head in of_exits.values() for weight in head.parameters()}
@@ -221,7 +221,7 @@ class SparseTraining(Method):
         """
         config, fission = self.config, plan.fission
         method = f"method={config.method}"
-        one_of("regrow", config.regrow, GROWTHS)
+        check_choice("regrow", config.regrow, GROWTHS)
         if config.regrow_every is not None and config.regrow_every < 1:
             raise ValueError(f"regrow_every={config.regrow_every}: takes a number of steps from 1")
         if not 0 < config.regrow_share <= 1:
@@ -236,14 +236,14 @@ class SparseTraining(Method):
                 "weights that are left; the paper's is sparsity=0.8 with criterion=erk"
             )
         free = [name for name, criterion in CRITERIA.items() if criterion.needs == "nothing"]
-        if one_of("criterion", fission.criterion, CRITERIA) not in free:
+        if check_choice("criterion", fission.criterion, CRITERIA) not in free:
             raise ValueError(
                 f"criterion={fission.criterion!r}: {method} starts from masks that no data chose; takes erk "
                 f"(the paper's) or another of {', '.join(free)}"
             )
 
 
-class DSTEnsemble(SparseTraining):
+class DSTEnsembleMethod(SparseTraining):
     """DST Ensemble: `exits` sparse networks, each by itself, trained together on the same batches."""
 
     def build(self, plan: Plan) -> nn.Module:
@@ -251,10 +251,10 @@ class DSTEnsemble(SparseTraining):
         self.check(plan)
         exits, first = plan.fission.exits, plan.fission.exits * plan.fission.seed
         seeds = range(first, first + exits)
-        return DeepEnsemble([self.sparse_network(plan.of_one_exit(seed)) for seed in seeds])
+        return DeepEnsemble([self.sparse_network(plan.with_one_exit(seed)) for seed in seeds])
 
 
-class EDSTEnsemble(SparseTraining):
+class EDSTEnsembleMethod(SparseTraining):
     """EDST Ensemble: one sparse network, trained once, that leaves `exits` subnetworks on its way.
 
     It explores at the full learning rate, then refines `exits` times at a low one; a subnetwork is what it
@@ -272,7 +272,7 @@ class EDSTEnsemble(SparseTraining):
     def build(self, plan: Plan) -> nn.Module:
         """`Snapshots`; see `SparseTraining.check` for errors."""
         self.check(plan)
-        return Snapshots(self.sparse_network(plan.of_one_exit()), plan.fission.exits)
+        return Snapshots(self.sparse_network(plan.with_one_exit()), plan.fission.exits)
 
     def schedule(self, asked: str, exits: int) -> Schedule:
         """`refining`, whatever is asked for."""
@@ -284,7 +284,7 @@ class EDSTEnsemble(SparseTraining):
         return [Regrowth(self.config, partial(refinements, exits))]
 
 
-class NeuroTrails(SparseTraining):
+class NeuroTrailsMethod(SparseTraining):
     """NeuroTrails: a shared trunk with a branch of its own for each exit, all of them sparse and on the move.
 
     Every exit learns by cross-entropy. The branches leave after `branch_after`, by default all after the

@@ -145,7 +145,7 @@ def _said(
 ) -> Iterator[Answer]:
     if not read:
         return
-    names = classifier.card.classes
+    names = classifier.spec.classes
     of = classifier.predict(torch.stack([pixels for _, pixels in read]), risk=risk)
     # Each of these is derived from the logits: once a batch, not once an image.
     classes, confidence, votes, probabilities = of.classes, of.confidence, of.votes, of.probabilities

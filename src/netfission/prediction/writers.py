@@ -38,7 +38,7 @@ class Layout:
     images: int
 
     @classmethod
-    def of(
+    def from_classifier(
         cls,
         classifier: Classifier,
         images: Iterable[Path | Failure],
@@ -47,10 +47,10 @@ class Layout:
         probabilities: bool,
     ) -> Self:
         """The layout for the answers of a classifier; see `answers`."""
-        nothing = torch.zeros(1, *classifier.card.shape, dtype=torch.uint8)
+        nothing = torch.zeros(1, *classifier.spec.shape, dtype=torch.uint8)
         names = (each.image if isinstance(each, Failure) else each for each in images)
         return cls(
-            classes=classifier.card.classes,
+            classes=classifier.spec.classes,
             exits=classifier.logits(nothing).shape[1],
             risk=risk,
             threshold=classifier.threshold(risk),

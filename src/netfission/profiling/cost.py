@@ -19,8 +19,8 @@ from netfission.profiling.timing import (
     training_times,
 )
 from netfission.surgery.masks import kept_masks
-from netfission.utils.modes import in_mode, refused_as
-from netfission.utils.text import aligned
+from netfission.utils.modes import in_mode, input_errors
+from netfission.utils.text import align_columns
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Counted:
+class NetworkCounts:
     """What can be counted of a network, without a clock.
 
     Attributes:
@@ -119,7 +119,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class NetworkCost(Counted):
+class NetworkCost(NetworkCounts):
     """The cost of one network: what is counted, and what is measured.
 
     Attributes:
@@ -181,10 +181,10 @@ class Cost:
 
     def table(self) -> str:
         """Give the figures as aligned plain text: beside the reference, then by stage and exit."""
-        blocks = [aligned(_beside(self.network, self.reference))]
+        blocks = [align_columns(_beside(self.network, self.reference))]
         if self.network.parts:
-            blocks.append(aligned(_by_stage(self.network, "MACs dense (effective), M", _macs_cell)))
-            blocks.append(aligned(_by_stage(self.network, "parameters (non-zero)", _parameters_cell)))
+            blocks.append(align_columns(_by_stage(self.network, "MACs dense (effective), M", _macs_cell)))
+            blocks.append(align_columns(_by_stage(self.network, "parameters (non-zero)", _parameters_cell)))
         for name, each in (("network", self.network), ("reference", self.reference)):
             if each is not None and each.uncounted:
                 blocks.append(f"MACs of the {name} leave out {listed(each.uncounted)}")
@@ -276,7 +276,7 @@ def _conditions(images: Tensor, batch_sizes: tuple[int, ...], rounds: int) -> Co
 # --- counting, by part and by exit ------------------------------------------------------------------
 
 
-def count(module: nn.Module, image: Tensor) -> Counted:
+def count(module: nn.Module, image: Tensor) -> NetworkCounts:
     """Count a network in eval mode.
 
     Args:
@@ -295,7 +295,7 @@ def count(module: nn.Module, image: Tensor) -> Counted:
         }
         parts.append(Part(name, sum(sizes.values(), Size()), tuple(map(sizes.get, exits))))
     size = Size(*count_parameters(module), *counter.total)
-    return Counted(
+    return NetworkCounts(
         size, tuple(parts), tuple(_exit(parts, number) for number in exits), dict(counter.uncounted)
     )
 
@@ -326,7 +326,7 @@ def _training(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) ->
 
 @torch.no_grad()
 def _try(module: nn.Module, image: Tensor) -> None:
-    with in_mode(module, training=False), refused_as("example_input", image):
+    with in_mode(module, training=False), input_errors("example_input", image):
         module(image)
 
 

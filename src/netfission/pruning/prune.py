@@ -16,7 +16,7 @@ from netfission.pruning.snip import snip
 from netfission.pruning.synflow import synflow
 from netfission.surgery.coupling import ChannelGroup
 from netfission.surgery.masks import prunable_weights
-from netfission.utils.text import one_of
+from netfission.utils.text import check_choice
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Score = Callable[[nn.Module, Mapping[str, Tensor], Batches, torch.Generator], dict[str, Tensor]]
@@ -147,7 +147,7 @@ def score(
 
 def _criterion(name: str, batches: Batches | None) -> Criterion:
     """The criterion of this name, once it is sure that it gets the data it needs; None asks for none."""
-    chosen = CRITERIA[one_of("criterion", name, CRITERIA)]
+    chosen = CRITERIA[check_choice("criterion", name, CRITERIA)]
     if chosen.needs != "nothing" and batches is not None and not batches:
         raise ValueError(
             f"batches={batches!r}: criterion {name!r} looks at data; takes a list of pairs (images, labels)"

@@ -173,7 +173,7 @@ def _votes(run: Run, data: str | None) -> Votes | Lack:
         config = RunConfig.from_dict(config.to_dict() | {"data": data})
     try:
         images = load(config.data, config.fission.seed)
-        if images.classes != run.card.classes:
+        if images.classes != run.spec.classes:
             raise ValueError(f"data={data or run.data}: its classes are not those of {run.folder.path}")
     except (ValueError, OSError) as error:
         if data is not None:
@@ -183,7 +183,7 @@ def _votes(run: Run, data: str | None) -> Votes | Lack:
             "Name the place where it is now:",
             f"netfission report {shlex.quote(str(run.folder.path))} --data PLACE",
         )
-    return collect_votes(Classifier(run.network, run.card, run.calibration), images)
+    return collect_votes(Classifier(run.network, run.spec, run.calibration), images)
 
 
 def _lacks(run: Run, path: str) -> Iterator[tuple[str, Lack]]:
@@ -210,7 +210,7 @@ def _lacks(run: Run, path: str) -> Iterator[tuple[str, Lack]]:
             "outside",
             Lack("Its doubt about images from outside has not been measured yet.", f"{evaluate} --ood DATA"),
         )
-    if run.corruptions is None and min(run.card.shape[1:]) >= LEAST_SIDE:
+    if run.corruptions is None and min(run.spec.shape[1:]) >= LEAST_SIDE:
         yield "corruptions", Lack("Corrupted images have not been tried yet.", f"{evaluate} --corruptions")
     if not isinstance(run.network, FissionNetwork):
         method = run.config.method.method
@@ -226,7 +226,7 @@ def _settings(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     read = METHODS[run.config.method.method].settings
     others = {field.name for field in fields(MethodConfig)} - {"method", *read}
     own = {name: value for name, value in run.config.to_dict().items() if name not in others}
-    always = {"data": run.data, "model": run.card.model, "exits": run.exits, "seed": run.config.fission.seed}
+    always = {"data": run.data, "model": run.spec.model, "exits": run.exits, "seed": run.config.fission.seed}
     chosen = always | {
         name: value for name, value in own.items() if value != default[name] and name not in always
     }

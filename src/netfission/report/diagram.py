@@ -136,7 +136,7 @@ def lay_out(run: Run) -> Drawing:
             Edge(_elbow((x, y), (axes[0], below), y + _GAP / 2), exit_name(number))
             for number, x in enumerate(axes)
         ]
-    image = "image " + "×".join(map(str, run.card.shape))
+    image = "image " + "×".join(map(str, run.spec.shape))
     return Drawing(network.exits * column, ends[-1].y + _BADGE + 8, image, boxes, edges, ends)
 
 

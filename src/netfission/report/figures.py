@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import STRENGTHS, Corruptions
-from netfission.evaluation.reliability import Reliability, Trust, WorstClass
+from netfission.evaluation.reliability import Reliability, ReliabilityReport, WorstClass
 from netfission.report.run_data import Run
 from netfission.report.style import apart, colour, exit_colour
 
@@ -163,7 +163,7 @@ def reliability(measured: Reliability) -> Figure:
     return figure
 
 
-def risk_coverage(trust: Trust) -> Figure:
+def risk_coverage(trust: ReliabilityReport) -> Figure:
     """Error among the surest images, for ever more of them, with the thresholds from validation."""
     figure, axes = _plot()
     curve = trust.risk_coverage

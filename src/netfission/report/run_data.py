@@ -11,15 +11,15 @@ import torch
 import yaml
 from torch import nn
 
-from netfission.classifier.folder import ModelCard
+from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.out_of_distribution import OutOfDistribution
-from netfission.evaluation.reliability import Trust
-from netfission.profiling.cost import Counted, count
+from netfission.evaluation.reliability import ReliabilityReport
+from netfission.profiling.cost import NetworkCounts, count
 from netfission.runs.folder import RunFolder
 from netfission.utils.typed import read_json
 
@@ -36,7 +36,7 @@ class Run:
         letter: A, B, … among several runs; empty for one.
         name: what it is called on the page.
         config: its settings.
-        card: the description of its network.
+        spec: the description of its network.
         network: trained, on the CPU, in eval mode.
         costs: of the network.
         single: of the network before its fission, or of what a baseline is made of.
@@ -54,14 +54,14 @@ class Run:
     letter: str
     name: str
     config: RunConfig
-    card: ModelCard
+    spec: NetworkSpec
     network: nn.Module
-    costs: Counted
-    single: Counted
+    costs: NetworkCounts
+    single: NetworkCounts
     epochs: list[dict[str, float]]
     evaluation: Evaluation | None
     calibration: Calibration | None
-    trust: Trust | None
+    trust: ReliabilityReport | None
     cascade: CascadeEvaluation | None
     outside: list[OutOfDistribution] | None
     corruptions: Corruptions | None
@@ -74,25 +74,25 @@ class Run:
             ValueError: it holds no finished run, or a file is damaged.
         """
         config = folder.load_config()
-        network, card = folder.load_network()
-        image = torch.zeros(1, *card.shape)
+        network, spec = folder.load_network()
+        image = torch.zeros(1, *spec.shape)
         with torch.random.fork_rng([]):
-            single = card.single().eval()
+            single = spec.single().eval()
         evaluation = read_json(folder.evaluation, Evaluation)
         if evaluation is not None:
             _check_figures(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
         calibration = read_json(folder.calibration, Calibration)
-        trust = read_json(folder.path / "trust.json", Trust)
+        trust = read_json(folder.path / "reliability.json", ReliabilityReport)
         if trust is not None:
             own = [trust.raw] if trust.scaled is None else [trust.raw, trust.scaled]
-            _check_figures(folder.path / "trust.json", [each.metrics for each in own])
+            _check_figures(folder.path / "reliability.json", [each.metrics for each in own])
         return cls(
             folder=folder,
             key=key,
             letter=letter,
             name=name,
             config=config,
-            card=card,
+            spec=spec,
             network=network,
             costs=count(network, image),
             single=count(single, image),
@@ -108,7 +108,7 @@ class Run:
     @property
     def exits(self) -> int:
         """Its number of exits, or of a baseline's members."""
-        return int(self.card.fission["exits"])
+        return int(self.spec.fission["exits"])
 
     @property
     def data(self) -> str:
@@ -119,10 +119,10 @@ class Run:
     def title(self) -> str:
         """What it is, in a few words."""
         method = self.config.method.method
-        grouping = self.card.fission["grouping"]
+        grouping = self.spec.fission["grouping"]
         exits = "one exit" if self.exits == 1 else f"{self.exits} exits by {grouping}"
         way = exits if method == "fission" else f"{method} of {self.exits}"
-        return f"{self.card.model}, {way}"
+        return f"{self.spec.model}, {way}"
 
     @cached_property
     def versions(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
         runs.append(Run.load(RunFolder(path), key=f"run-{place + 1}", letter=letter, name=name))
     first = runs[0]
     for run in runs[1:]:
-        if run.card.classes != first.card.classes or _tested(run) != _tested(first):
+        if run.spec.classes != first.spec.classes or _tested(run) != _tested(first):
             raise ValueError(
                 f"run={run.folder.path}: is on other data ({_data(run)}) than {first.folder.path} "
                 f"({_data(first)}); takes runs on the same data, or make a report of each"
@@ -173,7 +173,7 @@ def _tested(run: Run) -> int | None:
 
 def _data(run: Run) -> str:
     tested = "not evaluated" if run.evaluation is None else f"{run.evaluation.n} test images"
-    return f"{run.data}, {len(run.card.classes)} classes, {tested}"
+    return f"{run.data}, {len(run.spec.classes)} classes, {tested}"
 
 
 def _epochs(path: Path) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from netfission.methods.base import TrainingHook
-from netfission.runs.lightning_module import FissionTraining
+from netfission.runs.lightning_module import TrainingModule
 from netfission.utils.files import write_whole
 
 
@@ -39,7 +39,7 @@ class EpochTable(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add the epoch that has just ended."""
-        assert isinstance(pl_module, FissionTraining)
+        assert isinstance(pl_module, TrainingModule)
         pl_module.stop_if_diverged()
         figures = pl_module.epoch_figures()
         pl_module.log_dict(figures, rank_zero_only=True)
@@ -65,7 +65,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the epoch's accuracies, in %."""
-        assert isinstance(pl_module, FissionTraining)
+        assert isinstance(pl_module, TrainingModule)
         if trainer.is_global_zero:
             figures = "  ".join(f"{name} {value}" for name, value in shown_figures(pl_module).items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}", flush=True)
@@ -133,11 +133,11 @@ class AccuracyBar(TQDMProgressBar):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Read when the bar is redrawn, not at every step."""
-        assert isinstance(pl_module, FissionTraining)
+        assert isinstance(pl_module, TrainingModule)
         return {**shown_figures(pl_module)}
 
 
-def shown_figures(module: FissionTraining) -> dict[str, str]:
+def shown_figures(module: TrainingModule) -> dict[str, str]:
     """The epoch's accuracies so far, in %, and the loss."""
     shown = {}
     for prefix, tally in module.tallies.items():

@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from netfission.classifier.folder import ModelCard
+from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.data import ImageData
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
-from netfission.evaluation.reliability import Trust
+from netfission.evaluation.reliability import ReliabilityReport
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
@@ -28,7 +28,7 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     """Run the network that lies in a run's folder over the test split, and keep the figures there.
 
     Where there is a validation split, the network's probabilities are calibrated on it, and that kept too;
-    `trust.json` says what the calibration is worth on the test split, see `Trust`.
+    `reliability.json` says what the calibration is worth on the test split, see `ReliabilityReport`.
 
     Args:
         folder: of a finished run.
@@ -50,8 +50,8 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
         )
         calibration = Calibration.fit(*collect_logits(network, shown, device))
         write_whole(folder.calibration, calibration.to_json())
-    trust = Trust.of(logits, labels, data.classes, calibration)
-    write_whole(folder.path / "trust.json", trust.to_json())
+    trust = ReliabilityReport.from_logits(logits, labels, data.classes, calibration)
+    write_whole(folder.path / "reliability.json", trust.to_json())
     return evaluation
 
 
@@ -60,8 +60,8 @@ def evaluate_cascade(
     config: RunConfig,
     *,
     rule: Rule = "margin",
-    lose: float | None = None,
-    spend: float | None = None,
+    max_accuracy_drop: float | None = None,
+    max_cost: float | None = None,
     single: RunFolder | None = None,
 ) -> CascadeEvaluation:
     """Choose a cascade's thresholds on a run's validation split and measure it on its test split.
@@ -71,9 +71,9 @@ def evaluate_cascade(
     Args:
         folder: of a finished run.
         config: its settings.
-        rule: when an image is sure enough to stop, see `netfission.inference.sureness`.
-        lose: points of accuracy that may be lost, see `netfission.inference.choose_thresholds`.
-        spend: instead, mean MACs that may be spent, over the single network's.
+        rule: when an image is sure enough to stop, see `netfission.inference.cascade_confidence`.
+        max_accuracy_drop: points of accuracy that may be lost, see `netfission.inference.choose_thresholds`.
+        max_cost: instead, mean MACs that may be spent, over the single network's.
         single: a finished run of the same model with one exit, whose accuracy is to stand beside.
 
     Raises:
@@ -85,16 +85,16 @@ def evaluate_cascade(
             "validation=0: thresholds are chosen on validation images; takes a run trained with a share of "
             "them above 0"
         )
-    network, card, data, device = ready(folder, config)
+    network, spec, data, device = ready(folder, config)
     if not isinstance(network, FissionNetwork):
         raise ValueError(
             f"run={folder.path}: a cascade takes a run with method=fission, not {config.method.method}"
         )
     if network.exits == 1:
         raise ValueError("exits=1: a cascade takes a run of two exits or more")
-    accuracy = None if single is None else _single_accuracy(single, config, card, data, device)
+    accuracy = None if single is None else _single_accuracy(single, config, spec, data, device)
     with torch.random.fork_rng([]):
-        model = card.single()
+        model = spec.single()
     batches = partial(
         make_batches, data=data, batch_size=EVALUATION_BATCH, device=device, workers=config.data.workers
     )
@@ -110,8 +110,8 @@ def evaluate_cascade(
         test,
         images,
         rule=rule,
-        lose=lose,
-        spend=spend,
+        max_accuracy_drop=max_accuracy_drop,
+        max_cost=max_cost,
         single_accuracy=accuracy,
     )
     record = asdict(evaluation) | {"environment": environment()}
@@ -122,28 +122,28 @@ def evaluate_cascade(
 
 def ready(
     folder: RunFolder, config: RunConfig, data: ImageData | None = None
-) -> tuple[nn.Module, ModelCard, ImageData, str]:
+) -> tuple[nn.Module, NetworkSpec, ImageData, str]:
     """A finished run's network with its card, its data set, and the device that the network was put on."""
-    network, card = folder.load_network()
+    network, spec = folder.load_network()
     data = data or load(config.data, config.fission.seed)
-    if data.classes != card.classes:
+    if data.classes != spec.classes:
         raise ValueError(
-            f"data={config.data.data!r}: its {len(data.classes)} classes are not the {len(card.classes)} "
-            f"that {folder.card} names"
+            f"data={config.data.data!r}: its {len(data.classes)} classes are not the {len(spec.classes)} "
+            f"that {folder.spec} names"
         )
     device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
-    return network.to(device), card, data, device
+    return network.to(device), spec, data, device
 
 
 def _single_accuracy(
-    single: RunFolder, config: RunConfig, card: ModelCard, data: ImageData, device: str
+    single: RunFolder, config: RunConfig, spec: NetworkSpec, data: ImageData, device: str
 ) -> float:
     """Accuracy on the test split of the network with one exit that lies in another run's folder."""
     network, own = single.load_fission()
-    if network.exits > 1 or (own.model, own.classes, own.shape) != (card.model, card.classes, card.shape):
+    if network.exits > 1 or (own.model, own.classes, own.shape) != (spec.model, spec.classes, spec.shape):
         raise ValueError(
             f"single={single.path}: is {own.model} with {network.exits} exits on {len(own.classes)} classes; "
-            f"takes a run of {card.model} with exits=1 on the same data"
+            f"takes a run of {spec.model} with exits=1 on the same data"
         )
     data = replace(data, mean=tuple(own.mean), std=tuple(own.std))  # as it was trained
     batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)

@@ -14,7 +14,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from netfission.classifier.folder import ModelCard, ModelFolder
+from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
 from netfission.network import FissionNetwork
 from netfission.utils.files import write_whole
@@ -95,12 +95,12 @@ class RunFolder(ModelFolder):
             raise ValueError(f"{self.checkpoint}: is damaged; remove it to begin the run again with resume")
         return self.checkpoint
 
-    def load_fission(self) -> tuple[FissionNetwork, ModelCard]:
+    def load_fission(self) -> tuple[FissionNetwork, NetworkSpec]:
         """`load_network` of a run whose method is fission; ValueError if it is another."""
-        network, card = self.load_network()
+        network, spec = self.load_network()
         if not isinstance(network, FissionNetwork):
-            raise ValueError(f"{self.path}: takes a run with method=fission, not {card.method['method']}")
-        return network, card
+            raise ValueError(f"{self.path}: takes a run with method=fission, not {spec.method['method']}")
+        return network, spec
 
     def _match(self, config: RunConfig) -> None:
         begun, now = self.load_config().to_dict(), config.to_dict()

@@ -10,7 +10,7 @@ from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
 from netfission.ensemble import ensemble_log_probabilities
 from netfission.methods.base import Method
-from netfission.methods.fission import Fission
+from netfission.methods.fission import FissionMethod
 from netfission.runs.setup import augmentation, make_batches
 
 
@@ -51,7 +51,7 @@ class Tally:
         return figures | ({f"{prefix}/loss": loss / number} if loss else {})
 
 
-class FissionTraining(lightning.LightningModule):
+class TrainingModule(lightning.LightningModule):
     """Trains a network of logits `(batch, exits, classes)` by a method.
 
     Args:
@@ -75,7 +75,7 @@ class FissionTraining(lightning.LightningModule):
         self.config = config
         self.seed = seed
         self.exits = exits
-        self.method = method or Fission(MethodConfig())
+        self.method = method or FissionMethod(MethodConfig())
         self.loss = self.method.loss(config)
         self.tallies = {"train": Tally(), "val": Tally()}
         self.first_bad_step: Tensor | None = None
@@ -171,7 +171,7 @@ class FissionTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class Feed(lightning.LightningDataModule):
+class RunDataModule(lightning.LightningDataModule):
     """Gives each process of a training its batches, on its device."""
 
     def __init__(self, config: RunConfig, data: ImageData) -> None:

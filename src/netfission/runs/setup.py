@@ -7,7 +7,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor, nn
 
-from netfission.classifier.folder import ModelCard
+from netfission.classifier.folder import NetworkSpec
 from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.methods.base import Plan, seeded
@@ -40,7 +40,7 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
         return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
 
     batches: list[tuple[Tensor, Tensor]] = []
-    if config.fission.sparsity > 0 or config.fission.dealing == "importance":
+    if config.fission.sparsity > 0 or config.fission.assignment == "importance":
         shown = make_batches(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )
@@ -49,9 +49,9 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
     return find_method(config.method).build(plan)
 
 
-def describe(config: RunConfig, data: ImageData) -> ModelCard:
+def describe(config: RunConfig, data: ImageData) -> NetworkSpec:
     """What is needed to use the trained network."""
-    return ModelCard(
+    return NetworkSpec(
         model=config.model.model,
         classes=list(data.classes),
         shape=list(data.shape),

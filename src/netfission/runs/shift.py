@@ -62,7 +62,7 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
     results = []
     for name, (split, turn) in zip(names, outside, strict=True):
         other = _logits(classifier, split, config, name, turn)
-        results.append(OutOfDistribution.of(name, own, other, classifier.temperature))
+        results.append(OutOfDistribution.from_logits(name, own, other, classifier.temperature))
     path = folder.path / "ood.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     by_name = {entry["data"]: entry for entry in [*earlier, *map(asdict, results)]}
@@ -86,7 +86,7 @@ def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 
     names, version = corruption_names(), library()
     classifier, data = _classifier(folder, config)
     pixels, labels = _sample(data.test, images, config.fission.seed)
-    measure = partial(UnderCorruption.of, labels=labels, temperature=classifier.temperature)
+    measure = partial(UnderCorruption.from_logits, labels=labels, temperature=classifier.temperature)
 
     def under(name: str, strength: int) -> UnderCorruption:
         changed = corrupted(pixels, name, strength, config.fission.seed)
@@ -102,8 +102,8 @@ def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 
 
 
 def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, ImageData]:
-    network, card, data, _ = ready(folder, config)
-    return Classifier(network, card, folder.load_calibration()), data
+    network, spec, data, _ = ready(folder, config)
+    return Classifier(network, spec, folder.load_calibration()), data
 
 
 def _outside(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Turn]:

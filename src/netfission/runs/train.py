@@ -19,7 +19,7 @@ from netfission.methods.registry import find_method
 from netfission.runs.callbacks import AccuracyBar, EpochLines, EpochTable, MethodHooks, WholeCheckpoints
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
-from netfission.runs.lightning_module import Feed, FissionTraining
+from netfission.runs.lightning_module import RunDataModule, TrainingModule
 from netfission.runs.setup import build_network, describe, load
 
 
@@ -70,11 +70,13 @@ def train(
                 folder.release()
             raise
         seed, exits = config.fission.seed, config.fission.exits
-        module = FissionTraining(network, config.training, seed, exits, method)
+        module = TrainingModule(network, config.training, seed, exits, method)
         if config.training.compile:
             network.compile()
         try:
-            trainer.fit(module, datamodule=Feed(config, data), ckpt_path=checkpoint, weights_only=False)
+            trainer.fit(
+                module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint, weights_only=False
+            )
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
         except ValueError:  # a method refuses the training's length, which is known only now

@@ -140,7 +140,7 @@ class Service:
             except TimeoutError as error:
                 raise HTTPException(504, f"no answer within {self._limits.timeout_s:g} s") from error
         self._metrics.images.inc(len(results))
-        names = self._classifier.card.classes
+        names = self._classifier.spec.classes
         told = [result.whole(names) if every else result.answer for result in results]
         seconds = {"seconds": time.perf_counter() - start}
         return JSONResponse({"predictions": told} | seconds if is_form else told[0] | seconds)
@@ -164,18 +164,18 @@ class Service:
 
     def _run(self, pixels: Sequence[Tensor]) -> list[_Result]:
         predictions = self._classifier.predict(torch.stack(list(pixels)), risk=self._risk)
-        answered = answers(predictions, self._classifier.card.classes)
+        answered = answers(predictions, self._classifier.spec.classes)
         return [_Result(answer, predictions, row) for row, answer in enumerate(answered)]
 
     async def _model(self, _: Request) -> Response:
-        card = self._classifier.card
+        spec = self._classifier.spec
         return JSONResponse(
             {
                 "name": self._title,
-                "model": card.model,
-                "classes": card.classes,
-                "image": card.shape,
-                "exits": card.fission["exits"],
+                "model": spec.model,
+                "classes": spec.classes,
+                "image": spec.shape,
+                "exits": spec.fission["exits"],
                 "calibrated": self._classifier.calibration is not None,
                 "risk": self._risk,
                 "threshold": self._classifier.threshold(self._risk),

@@ -52,13 +52,13 @@ class Counted:
         start = time.perf_counter()
         status = 500
 
-        async def counted(message: Message) -> None:
+        async def count_noun(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, count_noun)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, status).inc()

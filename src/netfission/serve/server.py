@@ -147,11 +147,11 @@ def _service(name: str, settings: Settings) -> Service:
 
 def deployed(classifier: Classifier) -> Classifier:
     """A classifier made faster where its network was fissioned, its logits within 1e-4 of the largest."""
-    network, card = classifier.network, classifier.card
+    network, spec = classifier.network, classifier.spec
     if not isinstance(network, FissionNetwork):
         return classifier
-    images = torch.zeros(2, *card.shape, device=classifier.device)
-    return Classifier(network.deploy(images), card, classifier.calibration)
+    images = torch.zeros(2, *spec.shape, device=classifier.device)
+    return Classifier(network.deploy(images), spec, classifier.calibration)
 
 
 class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # which class depends on what is installed

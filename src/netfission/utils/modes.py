@@ -23,7 +23,7 @@ def in_mode(*modules: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def refused_as(argument: str, images: Tensor) -> Iterator[None]:
+def input_errors(argument: str, images: Tensor) -> Iterator[None]:
     """Turn what a network's layers raise at images into a `ValueError` that names the argument they came by.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Lines with columns two spaces apart, the first to the left and the others to the right.
 
     Args:
@@ -33,12 +33,12 @@ def _visible(letter: str) -> str:
 _TURNING = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-def counted(number: int, thing: str) -> str:
+def count_noun(number: int, thing: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
-def one_of(argument: str, value: str, known: Iterable[str]) -> str:
+def check_choice(argument: str, value: str, known: Iterable[str]) -> str:
     """`value` if it is among `known`.
 
     Raises:

@@ -12,7 +12,7 @@ from netfission.inference.deploy.fusing import fuse
 from netfission.inference.deploy.joining import Builder, Features
 from netfission.profiling.timing import inference_times
 from netfission.surgery.masks import burn_in
-from netfission.utils.modes import refused_as
+from netfission.utils.modes import input_errors
 
 if TYPE_CHECKING:  # the network imports this package
     from netfission.network import FissionNetwork
@@ -126,7 +126,7 @@ def _paths(network: "FissionNetwork") -> list[Any]:
 def _copied(network: "FissionNetwork", example_input: Tensor) -> tuple["FissionNetwork", Tensor]:
     """A copy in eval mode with its masks burnt in, and its logits."""
     network = copy.deepcopy(network).eval()
-    with refused_as("example_input", example_input):
+    with input_errors("example_input", example_input):
         logits: Tensor = network(example_input)
     burn_in(network)
     return network, logits
