@@ -22,10 +22,11 @@ demo: $(VENV)/.ready ## train, evaluate and compare on real digits in under 3 mi
 test: $(VENV)/.ready ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-check: $(VENV)/.ready ## lint, format and strict types
+check: $(VENV)/.ready ## lint, format, strict types and the layers of packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs ## build the documentation in site/
 	COLUMNS=100 $(BIN)/python docs/make_reference.py

@@ -27,8 +27,9 @@ from netfission.profiling.cost import count_parameters
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import device_name, peak_bytes, times_in_turn
 from netfission.runs.folder import environment
+from netfission.utils.errors import check_choice
 from netfission.utils.files import write_whole
-from netfission.utils.text import align_columns, check_choice
+from netfission.utils.text import align_columns
 
 RESULTS = Path(__file__).parents[1] / "results"
 SECONDS = 45.0  # that a cell's rounds may take where their number is left open

@@ -1,12 +1,15 @@
 """Everything that says what a run does, as plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self, get_type_hints
+from math import isfinite
+from typing import Any, Literal, Self, TypedDict, get_type_hints
 
-from netfission.losses import Reduction, Teacher
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice, check_positive, check_positive_integer, invalid
 from netfission.utils.typed import typed
+
+Teacher = Literal["logits", "probabilities", "others"]
+Reduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,51 @@ class FissionConfig:
     criterion: str = "snip"
     pruning_steps: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("branch_after", "stages", "ratio"):
+            if isinstance(value := getattr(self, name), tuple):
+                object.__setattr__(self, name, list(value))
+        check_positive_integer("exits", self.exits)
+        if self.pruning_steps is not None:
+            check_positive_integer("pruning_steps", self.pruning_steps)
+        if not 0 <= self.sparsity < 1:
+            raise invalid("sparsity", "the share of weights to remove, in [0, 1)", self.sparsity)
+        if self.ratio is not None and not _are_shares(self.ratio, self.exits):
+            raise invalid("ratio", f"{self.exits} positive numbers, one per exit", self.ratio)
+        check_choice("assignment", self.assignment, ("importance", "random"))
+        for name, default, grouping in (
+            ("keep_shortcuts", False, "weights"),
+            ("exact_partition", False, "channels"),
+            ("assignment", "random", "channels"),
+        ):
+            value = getattr(self, name)
+            if value != default and self.grouping != grouping:
+                raise invalid(name, f"{default!r} unless grouping={grouping!r}", value)
+
+    @property
+    def shares(self) -> list[float]:
+        """The relative share of each exit's path, exit 0 first: `ratio`, or equal shares."""
+        return [1.0] * self.exits if self.ratio is None else [float(share) for share in self.ratio]
+
+
+class FissionSettings(TypedDict, total=False):
+    """What `netfission.fission` takes by keyword; see `FissionConfig`."""
+
+    branch_after: Sequence[int | str] | None
+    stages: Sequence[str] | None
+    keep_shortcuts: bool
+    exact_partition: bool
+    assignment: str
+    ratio: Sequence[float] | None
+    sparsity: float
+    criterion: str
+    pruning_steps: int | None
+    seed: int
+
+
+def _are_shares(ratio: Sequence[float], exits: int) -> bool:
+    return len(ratio) == exits and all(isfinite(share) and share > 0 for share in ratio)
 
 
 @dataclass(frozen=True)
@@ -182,14 +230,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "devices", "machines", "pruning_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: takes a whole number from 1")
+            check_positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: takes a number above 0")
+            if value is not None:
+                check_positive(name, value)
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema={self.ema}: takes a decay between 0 and 1, e.g. 0.999")
+            raise invalid("ema", "a decay between 0 and 1, such as 0.999", self.ema)
 
 
 def changed(part: MethodConfig | FissionConfig) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 """Cross-entropy of every exit plus distillation from their ensemble."""
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netfission.config import Reduction, Teacher
 from netfission.ensemble import as_logits, ensemble_log_probabilities
-
-Teacher = Literal["logits", "probabilities", "others"]
-Reduction = Literal["sum", "mean"]
 
 
 def ensemble_distillation_loss(

@@ -12,7 +12,6 @@ from netfission.surgery.masks import Guarded
 
 if TYPE_CHECKING:
     from netfission.config import FissionConfig
-    from netfission.inference.deploy import Deployed
 
 
 class ExitPath(Guarded):
@@ -79,7 +78,7 @@ class FissionNetwork(Guarded):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(batch, channels, height, width)` → logits `(batch, exits, classes)`."""
-        trunk, *branches = self._paths()
+        trunk, *branches = self.exit_paths
         features = [self.stem(images)]
         for stage in trunk.stages:
             features.append(stage(features[-1]))
@@ -88,7 +87,9 @@ class FissionNetwork(Guarded):
             logits.append(path(features[after]))
         return torch.stack(logits, dim=1)
 
-    def _paths(self) -> list[ExitPath]:
+    @property
+    def exit_paths(self) -> list[ExitPath]:
+        """`paths` as a list of their own type, exit 0 first."""
         return list(self.paths)  # type: ignore[arg-type]  # ModuleList forgets what it lists
 
     def stage_copies(self, number: int) -> dict[int, nn.Module]:
@@ -99,14 +100,14 @@ class FissionNetwork(Guarded):
         """
         starts = enumerate((0, *self.branch_after))
         return {
-            exit_: self._paths()[exit_].stages[number - start] for exit_, start in starts if start <= number
+            exit_: self.exit_paths[exit_].stages[number - start] for exit_, start in starts if start <= number
         }
 
     @property
     def steps(self) -> list[tuple[str, dict[int, nn.Module]]]:
         """Stem, stages and head: of each its name, and what runs there by the exit whose path holds it."""
         stages = [(name, self.stage_copies(number)) for number, name in enumerate(self.stage_names)]
-        heads: dict[int, nn.Module] = {number: path.head for number, path in enumerate(self._paths())}
+        heads: dict[int, nn.Module] = {number: path.head for number, path in enumerate(self.exit_paths)}
         return [("stem", {0: self.stem}), *stages, ("head", heads)]
 
     def summary(self) -> str:
@@ -126,16 +127,6 @@ class FissionNetwork(Guarded):
                     f"{macs / 1e6:.2f} M MACs a path ({reason})"
                 )
         return "\n".join(lines)
-
-    def deploy(self, example_input: Tensor) -> "Deployed":
-        """This network made fast for inference, as a module of its own; see `netfission.inference.deploy`.
-
-        Args:
-            example_input: images `(batch, channels, height, width)`; any other batch size may follow.
-        """
-        from netfission.inference.deploy import deploy  # here, since few need it
-
-        return deploy(self, example_input)
 
     def ensemble(self, average: Literal["logits", "probabilities"] = "logits") -> "Ensemble":
         """This network as one classifier, a drop-in for the model given; it shares all weights.
@@ -160,6 +151,16 @@ class Ensemble(nn.Module):
         super().__init__()
         self.network = network
         self.average: Literal["logits", "probabilities"] = average
+
+    @property
+    def exits(self) -> int:
+        """The number of exits."""
+        return self.network.exits
+
+    @property
+    def steps(self) -> list[tuple[str, dict[int, nn.Module]]]:
+        """See `FissionNetwork.steps`."""
+        return self.network.steps
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(batch, channels, height, width)` → logits `(batch, classes)`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import netfission as nf
+from netfission import grouping
 from netfission.grouping import ChannelGrouping, StageSplit
 from netfission.grouping.channels import _deal
 from netfission.models import create_model
@@ -87,7 +88,7 @@ def stages(request: pytest.FixtureRequest) -> list[Stage]:
             for weight in stage.parameters():
                 weight.copy_(torch.arange(weight.numel()).view_as(weight))
             if index in case.refused:
-                with pytest.raises(ValueError, match="cannot be dealt out"):
+                with pytest.raises(ValueError, match="stages must be divisible by channels"):
                     deal(stage, features)
             else:
                 exact, even = deal(stage, features, exact=True), deal(stage, features)
@@ -101,7 +102,7 @@ def stages(request: pytest.FixtureRequest) -> list[Stage]:
 
 def deal(stage: nn.Module, features: Tensor, exact: bool = False) -> StageSplit:
     generator = torch.Generator().manual_seed(0)
-    return ChannelGrouping(exact).split(stage, {}, [1.0, 1.0], generator, features=features, scores={})
+    return ChannelGrouping(exact).split(grouping.Stage(stage, features), {}, [1.0, 1.0], generator, {})
 
 
 def macs(module: nn.Module, features: Tensor) -> int:
@@ -188,7 +189,7 @@ def test_one_path_holds_the_stage_bit_for_bit() -> None:
     stage = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3))
     images = torch.randn(2, 3, 8, 8)
     generator = torch.Generator().manual_seed(0)
-    (path,) = ChannelGrouping().split(stage, {}, [1.0], generator, features=images, scores={}).paths
+    (path,) = ChannelGrouping().split(grouping.Stage(stage, images), {}, [1.0], generator, {}).paths
     assert torch.equal(path(images), stage(images))
 
 
@@ -273,20 +274,20 @@ def test_whole_channels_are_pruned_by_the_criterion_first() -> None:
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"sparsity": 0.99, "criterion": "magnitude"}, r"no channels of layer '.*conv1'"),
-        ({"ratio": [1, 1, 1000]}, r"no channels of layer '.*conv1'"),
+        ({"sparsity": 0.99, "criterion": "magnitude"}, r"got no channels left of '.*conv1'"),
+        ({"ratio": [1, 1, 1000]}, r"got none of layer '.*conv1' for one of 3 paths"),
         (
             {"assignment": "random", "keep_shortcuts": True},
-            "keep_shortcuts=True: goes with grouping='weights'",
+            "keep_shortcuts must be False unless grouping='weights', got True",
         ),
-        ({"assignment": "size"}, "assignment='size'"),
+        ({"assignment": "size"}, "assignment must be one of importance, random, got 'size'"),
         (
             {"grouping": "weights", "exact_partition": True},
-            "exact_partition=True: goes with grouping='channels'",
+            "exact_partition must be False unless grouping='channels', got True",
         ),
         (
             {"grouping": "copies", "assignment": "importance"},
-            "assignment='importance': goes with grouping='channels'",
+            "assignment must be 'random' unless grouping='channels', got 'importance'",
         ),
         ({"assignment": "importance", "criterion": "snip"}, "criterion 'snip' looks at data"),
     ],
@@ -324,11 +325,11 @@ def test_a_stage_that_costs_more_than_it_did_is_reported() -> None:
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), _MostlyWhole(), _MostlyWhole(), head)
     arguments = {"stages": ["1", "2"], "example_input": torch.zeros(2, 3, 8, 8), "grouping": "channels"}
-    with pytest.warns(UserWarning, match=r"stage '2': its 2 paths together cost (1\.\d\d) times") as warned:
+    with pytest.warns(UserWarning, match=r"stage '2': its 2 paths together need (1\.\d\d) times") as warned:
         net = nf.fission(model, 2, **arguments)
     image = torch.zeros(1, 4, 4, 4)
     macs = sum(count_macs(stage, image).dense for stage in net.stage_copies(1).values())
-    assert f"cost {macs / count_macs(model[2], image).dense:.2f} times" in str(warned[0].message)
+    assert f"need {macs / count_macs(model[2], image).dense:.2f} times" in str(warned[0].message)
 
 
 def test_the_summary_names_what_every_path_repeats() -> None:

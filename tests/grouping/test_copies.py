@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.grouping import CopyGrouping
+from netfission.grouping import CopyGrouping, Stage
 from netfission.models import create_model
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -25,7 +25,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def deal(
     stage: nn.Module, kept: dict[str, Tensor], shares: list[float], generator: torch.Generator
 ) -> list[nn.Module]:
-    return CopyGrouping().split(stage, kept, shares, generator, features=IMAGES, scores={}).paths
+    return CopyGrouping().split(Stage(stage, IMAGES), kept, shares, generator, {}).paths
 
 
 def test_exit_0_keeps_the_weights_and_the_others_get_them_in_another_order(stage: nn.Sequential) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.grouping import WeightGrouping
+from netfission.grouping import Stage, WeightGrouping
 from netfission.grouping.weights import apportion, partition
 from netfission.models import create_model
 from netfission.surgery.backbone import cut
@@ -100,7 +100,7 @@ def test_each_tensor_is_dealt_out_by_itself() -> None:
     stage = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2, 5))
     before = copy.deepcopy(stage.state_dict())
     state = torch.get_rng_state()
-    parts = WeightGrouping().split(stage, {}, [3.0, 1.0], seeded(), features=IMAGES, scores={}).paths
+    parts = WeightGrouping().split(Stage(stage, IMAGES), {}, [3.0, 1.0], seeded(), {}).paths
     assert torch.equal(torch.get_rng_state(), state)
     assert list(stage.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in stage.state_dict().items())
@@ -115,7 +115,7 @@ def test_each_tensor_is_dealt_out_by_itself() -> None:
 
 def test_one_path_without_pruning_is_the_plain_stage() -> None:
     stage = nn.Sequential(nn.Conv2d(3, 4, 3))
-    (part,) = WeightGrouping().split(stage, {}, [1.0], seeded(), features=IMAGES, scores={}).paths
+    (part,) = WeightGrouping().split(Stage(stage, IMAGES), {}, [1.0], seeded(), {}).paths
     assert list(part.state_dict()) == list(stage.state_dict())
     assert part is not stage and part[0].weight is not stage[0].weight
 

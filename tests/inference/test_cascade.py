@@ -308,7 +308,7 @@ def test_arguments_that_are_not_what_it_takes(arguments, message) -> None:
 
 
 def test_networks_whose_exits_do_not_run_one_by_one_are_refused() -> None:
-    for network in (build((1,)).deploy(IMAGES), nn.Conv2d(3, 4, 1)):
+    for network in (nf.deploy(build((1,)), IMAGES), nn.Conv2d(3, 4, 1)):
         with pytest.raises(
             ValueError, match=r"network: takes a FissionNetwork, or what .*deploy_exits makes"
         ):

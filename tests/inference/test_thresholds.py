@@ -39,7 +39,7 @@ def worth(
     seed=st.integers(0, 2**32),
     exits=st.integers(1, 4),
     rule=st.sampled_from(RULES),
-    target=st.check_choice(
+    target=st.one_of(
         st.builds(dict, max_accuracy_drop=st.sampled_from([0.0, 0.2, 2.0, 10.0, 100.0])),
         st.builds(dict, max_cost=st.floats(0.5, 2.0)),
     ),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from netfission.pruning.erk import erk
 
-shapes = st.check_choice(
+shapes = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3), st.just(3)),
 )

@@ -23,8 +23,8 @@ from netfission.methods.base import Plan, seeded
 from netfission.methods.registry import METHODS, find_method, reads
 from netfission.models import create_model
 from netfission.surgery.narrowing import fit
+from netfission.utils.errors import check_choice
 from netfission.utils.files import write_together
-from netfission.utils.text import check_choice
 from netfission.utils.typed import read_json, typed
 
 Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name

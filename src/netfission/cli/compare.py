@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from netfission.cli.grid_options import add_run_options, print_comparison, run_options
 from netfission.cli.parser import PARTS, Parser, check_positive, chosen
 from netfission.experiments.contenders import CONTENDERS
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice
 
 
 def parser() -> Parser:

@@ -10,9 +10,10 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
+from netfission.algorithm import fission
 from netfission.cli.parser import Parser, check_positive
 from netfission.config import FissionConfig
-from netfission.fission import fission, input_size
+from netfission.surgery.example import input_size
 from netfission.utils.files import write_whole
 
 CLASSES = 10  # of a model that is only costed

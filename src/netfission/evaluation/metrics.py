@@ -3,10 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
 
 CALIBRATION_BINS = 15
 
@@ -46,6 +42,8 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
 
 
 def _top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:
+    from torchmetrics.functional.classification import multiclass_accuracy  # brings matplotlib with it
+
     correct: Tensor = multiclass_accuracy(
         probabilities,
         labels,
@@ -58,6 +56,8 @@ def _top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:
 
 
 def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     # torchmetrics bins in float32, puts a confidence of exactly 1 into a 16th bin and takes
     # anything beyond for logits. Just below 1 it falls into the 15th, where it belongs.
     below_one = probabilities.clamp(max=1.0 - torch.finfo(torch.float32).eps)

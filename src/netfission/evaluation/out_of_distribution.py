@@ -5,11 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_specificity_at_sensitivity,
-)
 
 from netfission.ensemble import ensemble_log_probabilities, mutual_information, predictive_entropy
 from netfission.utils.text import align_columns
@@ -37,6 +32,12 @@ class Detection:
         Raises:
             ValueError: one of them is empty.
         """
+        from torchmetrics.functional.classification import (  # here, since it brings matplotlib with it
+            binary_auroc,
+            binary_average_precision,
+            binary_specificity_at_sensitivity,
+        )
+
         if not len(inside) or not len(outside):
             raise ValueError(
                 f"inside has {len(inside)} scores and outside {len(outside)}; they take one or more"

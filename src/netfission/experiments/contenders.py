@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice
 
 Settings = Mapping[str, Any]
 

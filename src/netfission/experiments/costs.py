@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from netfission.algorithm import fission
 from netfission.config import RunConfig
-from netfission.fission import fission
 from netfission.inference.deploy import deploy
 from netfission.methods.base import Method
 from netfission.methods.deep_ensemble import DeepEnsemble

@@ -21,8 +21,9 @@ from netfission.profiling.cost import NetworkCost, Quartiles, cost
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.setup import load
 from netfission.runs.train import train
+from netfission.utils.errors import check_choice
 from netfission.utils.files import write_whole
-from netfission.utils.text import align_columns, check_choice
+from netfission.utils.text import align_columns
 
 # Ten images a class: with all of them every network is right on 98 % and nothing can be told apart.
 DATA = DataConfig("digits", limit_per_class=10, validation=0.0)
@@ -49,7 +50,7 @@ def run_demo(path: Path, seeds: int, grouping: str = "channels") -> None:
     Args:
         path: folder for the runs, `demo.json`, `demo.txt` and `demo.png`.
         seeds: how many times each network is trained, from seeds 0, 1, ….
-        grouping: how the ensemble's stages are dealt out, see `netfission.fission`.
+        grouping: how the ensemble's stages are dealt out, see `netfission.algorithm.fission`.
 
     Raises:
         ValueError: `seeds` is below 1, the grouping is unknown, or the folder holds something else.

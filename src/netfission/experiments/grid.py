@@ -11,7 +11,7 @@ from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
 from netfission.methods.registry import METHODS, reads
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice
 from netfission.utils.typed import typed
 
 

@@ -11,7 +11,7 @@ import yaml
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import Grid
 from netfission.experiments.grids import SHARED, grid_text, named_grids
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice
 from netfission.utils.typed import typed
 
 

@@ -1,11 +1,40 @@
-"""What every grouping offers: one stage in, one stage a path out."""
+"""What every grouping offers: one stage in, one smaller stage per path out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+
+from netfission.config import FissionConfig
+from netfission.profiling.macs import macs_by_weight
+from netfission.surgery.coupling import ChannelGroup, Coupling, find_coupling
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage to divide. What is known about it is computed when it is first needed, once.
+
+    Attributes:
+        module: features → features.
+        features: an example of its input, batch first.
+    """
+
+    module: nn.Module
+    features: Tensor
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """Its internal channel groups, see `find_coupling`."""
+        return find_coupling(self.module, self.features)
+
+    @cached_property
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates of one example by prunable weight, see `macs_by_weight`."""
+        return macs_by_weight(self.module, self.features)
 
 
 @dataclass(frozen=True)
@@ -13,9 +42,9 @@ class RepeatedLayer:
     """A layer that every path repeats as it is.
 
     Attributes:
-        layer: its weight, by its name in the stage.
-        reason: why it is not dealt out.
-        macs: multiply-accumulates of one copy on one image.
+        layer: name of its weight in the stage.
+        reason: why it is not divided.
+        macs: multiply-accumulates of one copy for one image.
     """
 
     layer: str
@@ -25,12 +54,12 @@ class RepeatedLayer:
 
 @dataclass(frozen=True)
 class StageSplit:
-    """A stage dealt out.
+    """A stage divided among the paths that run through it.
 
     Attributes:
-        paths: one module a path, each taking the stage's input to the stage's output.
-        repeated: what all of them hold that was meant to be dealt out.
-        cost: multiply-accumulates of all paths over the stage's; 1 where the grouping does not choose it.
+        paths: one module per path, each from the stage's input to the stage's output.
+        repeated: layers that every path holds whole although they were to be divided.
+        cost: multiply-accumulates of all paths relative to the stage; 1 if the grouping does not choose it.
     """
 
     paths: list[nn.Module]
@@ -38,29 +67,47 @@ class StageSplit:
     cost: float = 1.0
 
 
-class Grouping(Protocol):
-    """Deals the weights of a stage out to the paths that run through it."""
+class Grouping(ABC):
+    """Divides the weights of a stage among the paths that run through it.
 
+    A grouping of your own overrides `split`, and the other members if their defaults do not suit it. It is
+    passed to `netfission.fission` as an object, or by its name once it is entered in `GROUPINGS`.
+    """
+
+    masks_weights: ClassVar[bool] = True
+    """Whether pruned weights stay in their layers as masked zeros, in the stem too."""
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether `split` reads the scores of the pruning criterion."""
+        return False
+
+    @classmethod
+    def from_config(cls, config: FissionConfig) -> Self:
+        """Make the grouping with the settings of a `fission` call."""
+        return cls()
+
+    def prunable_units(self, stage: Stage) -> Sequence[ChannelGroup]:
+        """Return the channel groups of which pruning removes whole units; if empty, it removes weights."""
+        return ()
+
+    @abstractmethod
     def split(
         self,
-        stage: nn.Module,
+        stage: Stage,
         kept: Mapping[str, Tensor],
         shares: Sequence[float],
         generator: torch.Generator,
-        *,
-        features: Tensor,
         scores: Mapping[str, Tensor],
     ) -> StageSplit:
-        """Make each path's own stage.
+        """Make the stage of each path.
 
         Args:
-            stage: not changed.
-            kept: prunable weight of the stage → bool tensor of its shape, True where pruning left it;
-                empty where there was no pruning.
-            shares: relative share of each path, positive; exit 0's first.
+            stage: the stage; its module is not changed.
+            kept: prunable weight of the stage → bool tensor of its shape, True where pruning kept it;
+                empty if nothing was pruned.
+            shares: relative share of each path, positive; exit 0 first.
             generator: a CPU generator, the only source of randomness.
-            features: an example of the stage's input, batch first.
-            scores: prunable weight of the stage → its importance, of the weight's shape; empty where it
-                was not asked for.
+            scores: prunable weight of the stage → its importance, of the weight's shape; empty unless
+                `needs_scores`.
         """
-        ...

@@ -2,23 +2,26 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from netfission.grouping.base import RepeatedLayer, StageSplit
+from netfission.config import FissionConfig
+from netfission.grouping.base import Grouping, RepeatedLayer, Stage, StageSplit
 from netfission.grouping.weights import apportion
 from netfission.grouping.widths import StageMacs, Widths, even_widths, exact_widths
-from netfission.surgery.coupling import ChannelGroup, Coupling, find_coupling, kept_indices
+from netfission.surgery.coupling import ChannelGroup, Coupling, kept_indices
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import narrowed
+from netfission.utils.errors import invalid
 
 # Kernels work on blocks of 16 channels (AVX-512; a GPU's on 8 to 64): 85 channels take as long as 96.
 BLOCK = 16
 
 
 @dataclass(frozen=True)
-class ChannelGrouping:
+class ChannelGrouping(Grouping):
     """A partition of whole internal channels.
 
     An internal channel touches neither the stage's input nor its output, so each path's stage is a dense
@@ -40,15 +43,28 @@ class ChannelGrouping:
 
     exact: bool = False
     by_importance: bool = False
+    masks_weights: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: FissionConfig) -> Self:
+        """See `Grouping.from_config`."""
+        return cls(config.exact_partition, by_importance=config.assignment == "importance")
+
+    @property
+    def needs_scores(self) -> bool:
+        """See `Grouping.needs_scores`."""
+        return self.by_importance
+
+    def prunable_units(self, stage: Stage) -> Sequence[ChannelGroup]:
+        """See `Grouping.prunable_units`: all internal channel groups."""
+        return stage.coupling.groups
 
     def split(
         self,
-        stage: nn.Module,
+        stage: Stage,
         kept: Mapping[str, Tensor],
         shares: Sequence[float],
         generator: torch.Generator,
-        *,
-        features: Tensor,
         scores: Mapping[str, Tensor],
     ) -> StageSplit:
         """See `Grouping.split`.
@@ -56,19 +72,23 @@ class ChannelGrouping:
         Raises:
             ValueError: no channels of the stage can be dealt out, or a path would get none of a layer's.
         """
-        coupling = find_coupling(stage, features)
+        coupling = stage.coupling
         left = [_left(group, kept) for group in coupling.groups]
         for group, units in zip(coupling.groups, left, strict=True):
             if not units.any():
-                raise ValueError(f"sparsity: takes less, it leaves no channels of layer {group.layer!r}")
+                raise invalid(
+                    "sparsity", "low enough to keep channels", found=f"no channels left of {group.layer!r}"
+                )
         if len(shares) == 1:
-            return StageSplit([narrowed(stage, kept_indices(coupling.groups, left))])
+            return StageSplit([narrowed(stage.module, kept_indices(coupling.groups, left))])
         divided = [group.units >= len(shares) for group in coupling.groups]
         if not any(divided):
             reasons = "; ".join(sorted({*coupling.whole.values(), *_too_few(coupling, shares)}))
-            raise ValueError(
-                f"grouping='channels': a stage with {', '.join(prunable_weights(stage))} cannot be dealt out "
-                f"({reasons}); pass other stages or branch_after, or grouping='weights'"
+            raise invalid(
+                "stages",
+                "divisible by channels",
+                found=f"a stage with {', '.join(prunable_weights(stage.module))} ({reasons})",
+                hint="name other stages or branch points, or use grouping='weights'",
             )
         counts = [int(units.sum()) for units in left]
         blocks = [
@@ -79,7 +99,7 @@ class ChannelGrouping:
         _refuse_none(coupling, widths)
         cost = 1.0
         if not self.exact:
-            macs = StageMacs(stage, coupling)
+            macs = StageMacs(stage)
             widths = even_widths(macs, counts, blocks, shares)
             cost = sum(map(macs, zip(*widths, strict=True))) / macs(counts)
         chosen: list[list[Tensor]] = [[] for _ in shares]
@@ -88,8 +108,8 @@ class ChannelGrouping:
             parts = _deal(order, own) if is_divided else [order] * len(shares)
             for path, part in zip(chosen, parts, strict=True):
                 path.append(torch.zeros(group.units, dtype=torch.bool).index_fill(0, part, True))
-        paths = [narrowed(stage, kept_indices(coupling.groups, units)) for units in chosen]
-        return StageSplit(paths, _repeated(coupling, divided, shares), cost)
+        paths = [narrowed(stage.module, kept_indices(coupling.groups, units)) for units in chosen]
+        return StageSplit(paths, _repeated(stage, divided, shares), cost)
 
     def _order(
         self, group: ChannelGroup, left: Tensor, scores: Mapping[str, Tensor], generator: torch.Generator
@@ -112,9 +132,11 @@ def _left(group: ChannelGroup, kept: Mapping[str, Tensor]) -> Tensor:
 def _refuse_none(coupling: Coupling, widths: Widths) -> None:
     for group, of_paths in zip(coupling.groups, widths, strict=True):
         if min(of_paths) == 0:
-            raise ValueError(
-                f"sparsity and ratio: leave no channels of layer {group.layer!r} for one of "
-                f"{len(of_paths)} paths; takes a lower sparsity or a more even ratio"
+            raise invalid(
+                "ratio",
+                "even enough to give channels to every path",
+                found=f"none of layer {group.layer!r} for one of {len(of_paths)} paths",
+                hint="use a lower sparsity or a more even ratio",
             )
 
 
@@ -156,10 +178,9 @@ def _too_few(coupling: Coupling, shares: Sequence[float]) -> Iterable[str]:
     )
 
 
-def _repeated(
-    coupling: Coupling, divided: Sequence[bool], shares: Sequence[float]
-) -> tuple[RepeatedLayer, ...]:
+def _repeated(stage: Stage, divided: Sequence[bool], shares: Sequence[float]) -> tuple[RepeatedLayer, ...]:
     """The layers that every path holds whole."""
+    coupling = stage.coupling
     reasons = dict(coupling.whole)
     dealt: set[str] = set()
     for group, is_divided in zip(coupling.groups, divided, strict=True):
@@ -170,6 +191,6 @@ def _repeated(
             reasons |= dict.fromkeys(tensors, f"{group.units} units are too few for {len(shares)} paths")
     return tuple(
         RepeatedLayer(name, reasons[name], macs)
-        for name, macs in coupling.macs.items()
+        for name, macs in stage.macs.items()
         if name in reasons and name not in dealt
     )

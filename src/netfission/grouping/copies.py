@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netfission.grouping.base import StageSplit
+from netfission.grouping.base import Grouping, Stage, StageSplit
 from netfission.surgery.masks import prunable_weights, remove
 
 
 @dataclass(frozen=True)
-class CopyGrouping:
+class CopyGrouping(Grouping):
     """Full-width branches: as many networks' worth of weights and MACs as there are paths.
 
     Exit 0 keeps the weights given. Equal branches would get equal gradients and stay equal for good, so
@@ -22,16 +22,14 @@ class CopyGrouping:
 
     def split(
         self,
-        stage: nn.Module,
+        stage: Stage,
         kept: Mapping[str, Tensor],
         shares: Sequence[float],
         generator: torch.Generator,
-        *,
-        features: Tensor,
         scores: Mapping[str, Tensor],
     ) -> StageSplit:
         """See `Grouping.split`; `shares` only tells how many paths there are."""
-        paths = [copy.deepcopy(stage) for _ in shares]
+        paths = [copy.deepcopy(stage.module) for _ in shares]
         for path in paths[1:]:
             shuffle_weights(path, generator)
         for path in paths:

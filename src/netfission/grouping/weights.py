@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from netfission.grouping.base import StageSplit
+from netfission.config import FissionConfig
+from netfission.grouping.base import Grouping, Stage, StageSplit
 from netfission.surgery.masks import kept_masks, remove
 
 # What the libraries' residual networks call the projection on their shortcut.
@@ -15,7 +17,7 @@ SHORTCUTS = frozenset({"shortcut", "downsample"})
 
 
 @dataclass(frozen=True)
-class WeightGrouping:
+class WeightGrouping(Grouping):
     """A random partition of the kept weights of each tensor, with exact counts.
 
     Biases, normalisation and other parameters are copied to every path: each trains its own.
@@ -27,26 +29,29 @@ class WeightGrouping:
 
     keep_shortcuts: bool = False
 
+    @classmethod
+    def from_config(cls, config: FissionConfig) -> Self:
+        """See `Grouping.from_config`."""
+        return cls(config.keep_shortcuts)
+
     def split(
         self,
-        stage: nn.Module,
+        stage: Stage,
         kept: Mapping[str, Tensor],
         shares: Sequence[float],
         generator: torch.Generator,
-        *,
-        features: Tensor,
         scores: Mapping[str, Tensor],
     ) -> StageSplit:
         """See `Grouping.split`."""
         groups: list[dict[str, Tensor]] = [{} for _ in shares]
         if len(shares) > 1 and not kept:
-            kept = kept_masks(stage)
+            kept = kept_masks(stage.module)
         for name, mask in kept.items():
             whole = self.keep_shortcuts and not SHORTCUTS.isdisjoint(name.split("."))
             parts = [mask] * len(shares) if whole else partition(mask, shares, generator)
             for group, part in zip(groups, parts, strict=True):
                 group[name] = part
-        paths = [copy.deepcopy(stage) for _ in shares]
+        paths = [copy.deepcopy(stage.module) for _ in shares]
         for path, group in zip(paths, groups, strict=True):
             remove(path, group)
         return StageSplit(paths)

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from math import ceil, floor, prod
 
-from torch import nn
-
+from netfission.grouping.base import Stage
 from netfission.grouping.weights import apportion
-from netfission.surgery.coupling import Coupling
 from netfission.surgery.masks import prunable_weights
 
 # How far the paths' multiply-accumulates may be from the stage's, and how much of them is used if possible:
@@ -22,12 +20,12 @@ Widths = list[list[int]]  # of each group, the units of each path
 class StageMacs:
     """Multiply-accumulates of a stage by how many units of each group it keeps; fractions will do."""
 
-    def __init__(self, stage: nn.Module, coupling: Coupling) -> None:
+    def __init__(self, stage: Stage) -> None:
         # Of each weight: its cost, and for each dimension the share of it that is in no group, and what one
         # unit of each group adds to that.
         self._layers: list[tuple[float, list[tuple[float, dict[int, float]]]]] = []
-        weights = prunable_weights(stage)
-        for name, macs in coupling.macs.items():
+        weights, coupling = prunable_weights(stage.module), stage.coupling
+        for name, macs in stage.macs.items():
             dims: dict[int, dict[int, float]] = {}
             for index, group in enumerate(coupling.groups):
                 for part in group.slices:

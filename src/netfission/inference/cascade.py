@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from netfission.ensemble import as_logits
 from netfission.profiling.macs import Macs, count_macs
+from netfission.utils.errors import check_choice
 from netfission.utils.modes import in_mode, input_errors
-from netfission.utils.text import check_choice
 
 if TYPE_CHECKING:  # the network imports this package
     from netfission.network import ExitPath, FissionNetwork

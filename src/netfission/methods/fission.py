@@ -4,13 +4,13 @@ from dataclasses import asdict, fields
 
 from torch import nn
 
+from netfission.algorithm import fission
 from netfission.config import FissionConfig
-from netfission.fission import fission
 from netfission.methods.base import Method, Plan
 
 
 class FissionMethod(Method):
-    """The method of this project, see `netfission.fission`."""
+    """The method of this project, see `netfission.algorithm.fission`."""
 
     settings = frozenset(setting.name for setting in fields(FissionConfig))
     distillation = 1.0

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from netfission.fission import resolve_branches
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan
 from netfission.methods.fission import FissionMethod
 from netfission.network import ExitPath, FissionNetwork
+from netfission.surgery.backbone import resolve_branches
 from netfission.surgery.masks import Guarded
 from netfission.utils.modes import in_mode
 
@@ -97,8 +97,8 @@ class MultiExitMethod(Method):
         """A `MultiExit` around the single network, pruned if asked.
 
         Raises:
-            ValueError: `exits` is below 2, see `netfission.fission.resolve_branches`, or the features of a
-                stage cannot be pooled.
+            ValueError: `exits` is below 2, the branch points are not valid, or the features of a stage cannot
+                be pooled.
         """
         exits = plan.fission.exits
         if exits < 2:

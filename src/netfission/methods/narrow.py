@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import MethodConfig
-from netfission.fission import resolve_branches
 from netfission.methods.base import Method, Plan
-from netfission.surgery.backbone import cut
+from netfission.surgery.backbone import cut, resolve_branches
 from netfission.surgery.masks import refuse_rescaled
 from netfission.utils.modes import in_mode
 

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from netfission.config import FissionConfig, MethodConfig, changed
 from netfission.methods.base import Method
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice
 
 
 class MethodRegistry(Mapping[str, type[Method]]):

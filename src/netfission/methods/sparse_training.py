@@ -24,7 +24,7 @@ from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.surgery.masks import dense_gradients, prunable_weights, remove
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice
 
 EVERY = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
 MOVES = 50  # so many at least in shorter ones
@@ -295,7 +295,7 @@ class NeuroTrailsMethod(SparseTraining):
     settings = SparseTraining.settings | {"branch_after"}
 
     def build(self, plan: Plan) -> nn.Module:
-        """A `FissionNetwork`; see `SparseTraining.check` and `netfission.fission` for errors."""
+        """A `FissionNetwork`; see `SparseTraining.check` and `netfission.algorithm.fission` for errors."""
         self.check(plan)
         after = plan.fission.branch_after or [1] * (plan.fission.exits - 1)
         return self.sparse_network(replace(plan, fission=replace(plan.fission, branch_after=after)))

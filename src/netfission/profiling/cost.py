@@ -3,12 +3,11 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from netfission.network import Ensemble, FissionNetwork
 from netfission.profiling.macs import listed, run_counted
 from netfission.profiling.timing import (
     WARM_UP,
@@ -21,6 +20,19 @@ from netfission.profiling.timing import (
 from netfission.surgery.masks import kept_masks
 from netfission.utils.modes import in_mode, input_errors
 from netfission.utils.text import align_columns
+
+
+@runtime_checkable
+class HasExits(Protocol):
+    """What is counted by part and by exit: a `FissionNetwork`, or its `Ensemble`."""
+
+    @property
+    def exits(self) -> int:
+        """Number of exits."""
+
+    @property
+    def steps(self) -> list[tuple[str, dict[int, nn.Module]]]:
+        """Stem, stages and head: the name of each, and its modules by the exit whose path holds them."""
 
 
 @dataclass(frozen=True)
@@ -283,10 +295,8 @@ def count(module: nn.Module, image: Tensor) -> NetworkCounts:
         module: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
         image: `(1, channels, height, width)`, on the module's device.
     """
-    network = module.network if isinstance(module, Ensemble) else module
-    steps = network.steps if isinstance(network, FissionNetwork) else []
+    steps, exits = (module.steps, range(module.exits)) if isinstance(module, HasExits) else ([], range(0))
     counter = run_counted(module, image, [part for _, own in steps for part in own.values()])
-    exits = range(network.exits if isinstance(network, FissionNetwork) else 0)
     parts = []
     for name, own in steps:
         sizes = {

@@ -24,7 +24,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from netfission.surgery.masks import kept_masks
+from netfission.surgery.masks import kept_masks, prunable_weights
+from netfission.surgery.narrowing import head_dim
 from netfission.utils.modes import in_mode
 
 # Matrix products: at which argument the left factor stands; the right one follows it.
@@ -113,6 +114,28 @@ def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = 
         stack.enter_context(counter)
         module(images)
     return counter
+
+
+def macs_by_weight(module: nn.Module, features: Tensor) -> dict[str, int]:
+    """Count the multiply-accumulates of one example by prunable weight.
+
+    The products of an attention's queries, keys and values count with its output projection; all of an
+    `nn.MultiheadAttention` counts with its input projection.
+
+    Args:
+        module: any module of one tensor; not changed.
+        features: an example of its input, batch first.
+
+    Returns:
+        Name of each prunable weight → multiply-accumulates.
+    """
+    layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(module)}
+    attention = {path: part for path, part in module.named_modules() if head_dim(part) is not None}
+    counter = run_counted(module, features[:1].clone(), [*layers.values(), *attention.values()])
+    macs = {name: counter.dense[layer] for name, layer in layers.items()}
+    for path, part in attention.items():
+        macs[f"{path}.proj.weight"] += counter.dense[part]
+    return macs
 
 
 def count_training_macs(step: Callable[[], object]) -> int:

@@ -16,7 +16,7 @@ from netfission.pruning.snip import snip
 from netfission.pruning.synflow import synflow
 from netfission.surgery.coupling import ChannelGroup
 from netfission.surgery.masks import prunable_weights
-from netfission.utils.text import check_choice
+from netfission.utils.errors import check_choice
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Score = Callable[[nn.Module, Mapping[str, Tensor], Batches, torch.Generator], dict[str, Tensor]]

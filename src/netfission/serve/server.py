@@ -14,6 +14,7 @@ from PIL import Image
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from netfission.classifier import Classifier
+from netfission.inference.deploy import deploy
 from netfission.network import FissionNetwork
 from netfission.serve.app import Service
 from netfission.serve.limits import Limits
@@ -151,7 +152,7 @@ def deployed(classifier: Classifier) -> Classifier:
     if not isinstance(network, FissionNetwork):
         return classifier
     images = torch.zeros(2, *spec.shape, device=classifier.device)
-    return Classifier(network.deploy(images), spec, classifier.calibration)
+    return Classifier(deploy(network, images), spec, classifier.calibration)
 
 
 class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # which class depends on what is installed

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from netfission.surgery.masks import prunable_weights
+from netfission.utils.errors import invalid
 from netfission.utils.modes import in_mode
 
 
@@ -53,6 +54,43 @@ class Backbone(nn.Module):
             features = stage(features)
         logits: Tensor = self.head(features)
         return logits
+
+
+def resolve_branches(
+    branch_after: Sequence[int | str] | None, exits: int, stage_names: Sequence[str]
+) -> list[int]:
+    """Return how many stages each exit but exit 0 shares with exit 0.
+
+    Args:
+        branch_after: one stage per exit but exit 0, by name or 1-based number; default 1, 2, ….
+        exits: number of exits.
+        stage_names: names of the backbone's stages, in the order they run.
+
+    Raises:
+        ValueError: there are too few stages, or `branch_after` is not such a list.
+
+    Example:
+        >>> resolve_branches(["layer1", 3], exits=3, stage_names=["layer1", "layer2", "layer3", "layer4"])
+        [1, 3]
+    """
+    last = len(stage_names) - 1
+    if branch_after is None:
+        if exits - 1 > last:
+            raise invalid(
+                "exits",
+                f"at most {last + 1}, one per stage ({', '.join(stage_names)})",
+                exits,
+                hint="name more stages (stages=[…]) or let exits share a branch point (branch_after=[…])",
+            )
+        return list(range(1, exits))
+    numbers = {name: number for number, name in enumerate(stage_names, start=1)}
+    branches = [numbers.get(stage, 0) if isinstance(stage, str) else stage for stage in branch_after]
+    if len(branches) != exits - 1 or not all(branch in range(1, last + 1) for branch in branches):
+        names = f" or one of {', '.join(stage_names[:-1])}" if last else ""
+        raise invalid(
+            "branch_after", f"{exits - 1} stages, each a number from 1 to {last}{names}", list(branch_after)
+        )
+    return branches
 
 
 def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = None) -> Backbone:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netfission.profiling.macs import run_counted
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import head_dim, narrowed
 
@@ -96,13 +95,10 @@ class Coupling:
     Attributes:
         groups: the internal channel groups.
         whole: prunable weight → why none of its channels can be divided.
-        macs: prunable weight → multiply-accumulates of one example; attention's products with its output
-            projection, of an `nn.MultiheadAttention` all with its input projection.
     """
 
     groups: tuple[ChannelGroup, ...]
     whole: dict[str, str]
-    macs: dict[str, int]
 
 
 def find_coupling(stage: nn.Module, features: Tensor) -> Coupling:
@@ -129,7 +125,7 @@ def find_coupling(stage: nn.Module, features: Tensor) -> Coupling:
         groups = sound
     divided = {part.tensor for group in groups for part in group.slices}
     reasons = {name: whole.get(name, ON_INTERFACE) for name in prunable_weights(stage) if name not in divided}
-    return Coupling(tuple(groups), reasons, _macs(stage, features))
+    return Coupling(tuple(groups), reasons)
 
 
 def _attention_heads(stage: nn.Module) -> tuple[list[ChannelGroup], dict[str, str]]:
@@ -405,14 +401,3 @@ def _without_norms_over_channels(trial: nn.Module, groups: Sequence[ChannelGroup
         if path and not isinstance(layer, each_alone) and not list(layer.children()):
             parent, _, name = path.rpartition(".")
             setattr(trial.get_submodule(parent), name, nn.Identity())
-
-
-def _macs(stage: nn.Module, features: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of one example by prunable weight."""
-    layers = {name: stage.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(stage)}
-    attention = {path: module for path, module in stage.named_modules() if head_dim(module) is not None}
-    counter = run_counted(stage, features[:1].clone(), [*layers.values(), *attention.values()])
-    macs = {name: counter.dense[layer] for name, layer in layers.items()}
-    for path, module in attention.items():
-        macs[f"{path}.proj.weight"] += counter.dense[module]
-    return macs

@@ -1,8 +1,7 @@
-"""Plain text: aligned columns, printable names, counted things, and the nearest known names."""
+"""Plain text: aligned columns, printable names, counted things."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
@@ -36,18 +35,3 @@ _TURNING = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u
 def count_noun(number: int, thing: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
-
-
-def check_choice(argument: str, value: str, known: Iterable[str]) -> str:
-    """`value` if it is among `known`.
-
-    Raises:
-        ValueError: it is not; names the argument, the value and the nearest known names.
-    """
-    names = list(known)
-    if value in names:
-        return value
-    near = get_close_matches(value, names, n=3, cutoff=0.5)
-    some = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    hint = f"did you mean {' or '.join(near)}?" if near else f"takes one of {some}"
-    raise ValueError(f"{argument}={value!r} is not known; {hint}")

@@ -10,6 +10,7 @@ from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission.config import FissionSettings
 from netfission.grouping import CopyGrouping, WeightGrouping
 from netfission.models import create_model
 
@@ -187,69 +188,86 @@ def test_a_grouping_may_be_an_object(model: nn.Module, grouping: Any) -> None:
     assert same(net, by_name)
 
 
-def test_the_settings_are_the_functions_own() -> None:
+def test_the_settings_are_those_of_the_config() -> None:
     function = inspect.signature(nf.fission).parameters
     for field in dataclasses.fields(nf.FissionConfig):
-        assert field.name in function
-        if field.name != "exits":
+        if field.name in ("exits", "grouping"):
             assert field.default == function[field.name].default
+    settings = {field.name for field in dataclasses.fields(nf.FissionConfig)} - {"exits", "grouping"}
+    assert settings == set(FissionSettings.__annotations__)
+    assert all(f"`{name}`" in str(nf.fission.__doc__) for name in settings)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exits": 0}, "exits=0: takes a whole number from 1"),
-        ({"exits": -3}, "exits=-3: takes a whole number from 1"),
-        ({"exits": 2.5}, "exits=2.5: takes a whole number from 1"),
+        ({"exits": 0}, "exits must be a positive integer, got 0"),
+        ({"exits": -3}, "exits must be a positive integer, got -3"),
+        ({"exits": 2.5}, "exits must be a positive integer, got 2.5"),
         (
             {"exits": 4},
-            r"exits=4: takes at most 3, one a stage \(block1, block2, bn\); pass stages=.*branch_after=",
+            r"exits must be at most 3, one per stage \(block1, block2, bn\), got 4; .*stages=.*branch_after=",
         ),
-        ({"exits": 2, "stages": ["block3"]}, r"exits=2: takes at most 1, one a stage \(block3\)"),
-        ({"exits": 3, "ratio": [1, 2]}, r"ratio=\[1, 2\]: takes 3 positive numbers"),
-        ({"exits": 2, "ratio": [1, 2, 3]}, r"ratio=\[1, 2, 3\]: takes 2 positive numbers"),
-        ({"exits": 2, "ratio": [1, -1]}, r"ratio=\[1, -1\]: takes 2 positive numbers"),
-        ({"exits": 2, "ratio": [1, 0]}, r"ratio=\[1, 0\]: takes 2 positive numbers"),
-        ({"exits": 2, "ratio": [1, float("nan")]}, r"ratio=\[1, nan\]: takes 2 positive numbers"),
-        ({"exits": 2, "ratio": [1, float("inf")]}, r"ratio=\[1, inf\]: takes 2 positive numbers"),
-        ({"exits": 2, "sparsity": 1.0}, r"sparsity=1.0: takes .* in \[0, 1\)"),
-        ({"exits": 2, "sparsity": -0.1}, r"sparsity=-0.1: takes .* in \[0, 1\)"),
-        ({"exits": 2, "sparsity": float("nan")}, r"sparsity=nan: takes .* in \[0, 1\)"),
-        ({"exits": 2, "sparsity": 50}, r"sparsity=50: takes .* in \[0, 1\)"),
+        ({"exits": 2, "stages": ["block3"]}, r"exits must be at most 1, one per stage \(block3\), got 2"),
+        ({"exits": 3, "ratio": [1, 2]}, r"ratio must be 3 positive numbers, one per exit, got \[1, 2\]"),
+        (
+            {"exits": 2, "ratio": [1, 2, 3]},
+            r"ratio must be 2 positive numbers, one per exit, got \[1, 2, 3\]",
+        ),
+        ({"exits": 2, "ratio": [1, -1]}, r"ratio must be 2 positive numbers, .* got \[1, -1\]"),
+        ({"exits": 2, "ratio": [1, 0]}, r"ratio must be 2 positive numbers, .* got \[1, 0\]"),
+        ({"exits": 2, "ratio": [1, float("nan")]}, r"ratio must be 2 positive numbers, .* got \[1, nan\]"),
+        ({"exits": 2, "ratio": [1, float("inf")]}, r"ratio must be 2 positive numbers, .* got \[1, inf\]"),
+        ({"exits": 2, "sparsity": 1.0}, r"sparsity must be .* in \[0, 1\), got 1.0"),
+        ({"exits": 2, "sparsity": -0.1}, r"sparsity must be .* in \[0, 1\), got -0.1"),
+        ({"exits": 2, "sparsity": float("nan")}, r"sparsity must be .* in \[0, 1\), got nan"),
+        ({"exits": 2, "sparsity": 50}, r"sparsity must be .* in \[0, 1\), got 50"),
         (
             {"exits": 2, "criterion": "snap", "sparsity": 0.5},
-            r"criterion='snap' is not known; did you mean snip",
+            r"criterion must be one of .*, got 'snap'; did you mean snip",
         ),
-        ({"exits": 2, "criterion": "snap"}, r"criterion='snap' is not known; did you mean snip"),
+        ({"exits": 2, "criterion": "snap"}, r"criterion must be one of .*, got 'snap'; did you mean snip"),
         (
             {"exits": 2, "criterion": "zzz", "sparsity": 0.5},
-            r"criterion='zzz' .*; takes one of random, erk, ",
+            r"criterion must be one of random, erk, .*, got 'zzz'$",
         ),
-        ({"exits": 2, "grouping": "wieghts"}, r"grouping='wieghts' is not known; did you mean weights\?"),
+        (
+            {"exits": 2, "grouping": "wieghts"},
+            r"grouping must be one of .*, got 'wieghts'; did you mean weights\?",
+        ),
         (
             {"exits": 2, "sparsity": 0.5},
             r"batches=\(\): criterion 'snip' looks at data; takes .*\(images, labels\)",
         ),
         (
             {"exits": 2, "sparsity": 0.5, "criterion": "erk", "pruning_steps": 0},
-            "steps=0: takes a whole number",
+            "pruning_steps must be a positive integer, got 0",
         ),
-        ({"exits": 2, "example_input": None}, r"example_input=None: takes a batch of images, float \(batch"),
-        ({"exits": 2, "example_input": IMAGES[:0]}, r"example_input of shape \(0, .*at least one image"),
-        ({"exits": 2, "example_input": IMAGES / 0}, "example_input of shape .*of finite values"),
-        ({"exits": 2, "branch_after": []}, r"branch_after=\[\]: takes 1 stages"),
+        ({"exits": 2, "example_input": None}, r"example_input must be images, float \(batch, .*, got None"),
+        (
+            {"exits": 2, "example_input": IMAGES[:0]},
+            r"example_input must be at least one image, got shape \(0, ",
+        ),
+        (
+            {"exits": 2, "example_input": IMAGES / 0},
+            "example_input must be finite, got NaN or infinite values",
+        ),
+        ({"exits": 2, "branch_after": []}, r"branch_after must be 1 stages, .* got \[\]"),
         (
             {"exits": 3, "branch_after": [1]},
-            r"branch_after=\[1\]: takes 2 stages, .*1 to 2 or one of block1, block2$",
+            r"branch_after must be 2 stages, .*1 to 2 or one of block1, block2, got \[1\]$",
         ),
-        ({"exits": 2, "branch_after": [0]}, r"branch_after=\[0\]: takes 1 stages"),
-        ({"exits": 2, "branch_after": [3]}, r"branch_after=\[3\]: takes 1 stages"),
-        ({"exits": 2, "branch_after": ["bn"]}, r"branch_after=\['bn'\]: takes 1 stages"),
-        ({"exits": 2, "branch_after": ["block9"]}, r"branch_after=\['block9'\]: .* one of block1, block2$"),
-        ({"exits": 2, "branch_after": [1.5]}, r"branch_after=\[1.5\]: takes 1 stages"),
+        ({"exits": 2, "branch_after": [0]}, r"branch_after must be 1 stages, .* got \[0\]"),
+        ({"exits": 2, "branch_after": [3]}, r"branch_after must be 1 stages, .* got \[3\]"),
+        ({"exits": 2, "branch_after": ["bn"]}, r"branch_after must be 1 stages, .* got \['bn'\]"),
+        (
+            {"exits": 2, "branch_after": ["block9"]},
+            r"branch_after must be .* one of block1, block2, got \['block9'\]$",
+        ),
+        ({"exits": 2, "branch_after": [1.5]}, r"branch_after must be 1 stages, .* got \[1.5\]"),
         (
             {"exits": 2, "grouping": "copies", "keep_shortcuts": True},
-            "keep_shortcuts=True: goes with grouping='weights'",
+            "keep_shortcuts must be False unless grouping='weights', got True",
         ),
         ({"exits": 2, "stages": ["blok1", "block2"]}, r"stages=.*'blok1' is none"),
     ],

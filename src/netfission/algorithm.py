@@ -1,0 +1,205 @@
+"""Network Fission Ensembles (arXiv 2408.02301): cut a network, prune it, split its stages, assemble paths."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack, cast
+
+import torch
+from torch import Tensor, nn
+
+from netfission.config import FissionConfig, FissionSettings
+from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
+from netfission.grouping.widths import TOLERANCE
+from netfission.network import ExitPath, FissionNetwork
+from netfission.pruning.prune import CRITERIA, Batches, prune, score
+from netfission.surgery.backbone import Backbone, cut, resolve_branches
+from netfission.surgery.example import example_images
+from netfission.surgery.masks import kept_masks, prunable_weights, refuse_rescaled, remove
+from netfission.utils.errors import check_choice
+from netfission.utils.modes import in_mode
+
+
+def fission(
+    model: nn.Module,
+    exits: int = 3,
+    *,
+    grouping: str | Grouping = "weights",
+    batches: Batches = (),
+    example_input: Tensor | None = None,
+    **settings: Unpack[FissionSettings],
+) -> FissionNetwork:
+    """Turn one classifier into a multi-exit network (Network Fission Ensembles, arXiv 2408.02301).
+
+    The model is cut into stages and pruned if `sparsity` asks for it. The remaining weights of each stage
+    are divided among the paths that run through it. Weights keep their values, so a pretrained model can be
+    divided and fine-tuned. Every exit starts with a copy of the model's head.
+
+    Args:
+        model: images `(batch, channels, height, width)` → logits `(batch, classes)`; not changed. Any model
+            that `netfission.surgery.backbone.cut` can cut, or a `Backbone`.
+        exits: number of exits. With one exit and no sparsity the output equals the model's bit for bit.
+        grouping: `"weights"` (single weights, as in the paper), `"channels"` (whole internal channels; each
+            path is a smaller dense network), `"copies"` (whole stages), or a `Grouping`.
+        batches: pairs (images, labels), for the criteria that read data (`"snip"`, `"grasp"`).
+        example_input: images to trace and check the model with, float `(batch, channels, height, width)`;
+            default the first of `batches`, else random images of the size in a timm model's configuration.
+        **settings: all other fields of `FissionConfig`: `branch_after`, `stages`, `ratio`, `sparsity`,
+            `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `assignment` and `seed`.
+
+    Returns:
+        A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.
+
+    Raises:
+        ValueError: a setting is not valid, or the model cannot be cut.
+
+    Warns:
+        UserWarning: a layer of a path got no weights, or the paths of a stage together need over 5 % more
+            multiply-accumulates than the stage.
+
+    Example:
+        >>> import netfission as nf, torch
+        >>> from netfission.models import create_model
+        >>> model = create_model("wrn-10-1", num_classes=10)
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> net = nf.fission(model, exits=3, grouping="channels", example_input=images, seed=0)
+        >>> net(images).shape
+        torch.Size([2, 3, 10])
+        >>> net.stage_names, net.branch_after
+        (('block1', 'block2', 'bn'), (1, 2))
+    """
+    name = grouping if isinstance(grouping, str) else repr(grouping)
+    config = FissionConfig(exits=exits, grouping=name, **cast(dict[str, Any], settings))
+    divider = find_grouping(grouping, config)
+    example = example_images(model, example_input, batches)
+    backbone = cut(model, example, config.stages)
+    refuse_rescaled(backbone)
+    branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
+    stages = _analyse(backbone, example)
+    kept, scores = _prune(backbone, stages, divider, config, batches, example)
+    splits = _split(stages, kept, scores, divider, branches, config)
+    network = _assemble(backbone, splits, branches, config if isinstance(grouping, str) else None)
+    _report_costs(backbone.stage_names, splits)
+    _report_empty_layers(network, kept)
+    for module in (network, network.paths, *network.paths, *(path.stages for path in network.exit_paths)):
+        module.training = model.training
+    return network
+
+
+def _analyse(backbone: Backbone, example: Tensor) -> list[Stage]:
+    """Return each stage with an example of its input."""
+    with torch.no_grad(), in_mode(backbone, training=False):
+        features = [backbone.stem(example.clone())]
+        for module in backbone.stages[:-1]:
+            features.append(module(features[-1]))
+    return [Stage(module, inputs) for module, inputs in zip(backbone.stages, features, strict=True)]
+
+
+def _prune(
+    backbone: Backbone,
+    stages: Sequence[Stage],
+    grouping: Grouping,
+    config: FissionConfig,
+    batches: Batches,
+    example: Tensor,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Prune stem and stages, and score what is left if the grouping asks for it.
+
+    Returns:
+        Name of each prunable weight in the backbone → bool tensor, True where kept; and → its scores.
+        Either is empty if it was not asked for.
+    """
+    if CRITERIA[check_choice("criterion", config.criterion, CRITERIA)].needs == "shape":
+        batches = batches or [(example, example)]
+    names = [name for name in prunable_weights(backbone) if not name.startswith("head.")]
+    kept: dict[str, Tensor] = {}
+    if config.sparsity > 0:
+        units = [
+            group.within(f"stages.{index}.")
+            for index, stage in enumerate(stages)
+            for group in grouping.prunable_units(stage)
+        ]
+        kept = prune(
+            backbone,
+            names,
+            config.sparsity,
+            criterion=config.criterion,
+            batches=batches,
+            steps=config.pruning_steps,
+            seed=config.seed,
+            groups=units,
+        )
+    scores: dict[str, Tensor] = {}
+    if grouping.needs_scores:
+        scores = score(backbone, names, config.criterion, batches, config.seed, kept)
+    if grouping.masks_weights:
+        remove(backbone.stem, _below(kept, "stem."))
+    return kept, scores
+
+
+def _split(
+    stages: Sequence[Stage],
+    kept: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    grouping: Grouping,
+    branches: Sequence[int],
+    config: FissionConfig,
+) -> list[StageSplit]:
+    """Divide each stage among the exits whose path runs through it: exit 0 and those that have left it."""
+    generator = torch.Generator().manual_seed(config.seed)
+    splits = []
+    for index, stage in enumerate(stages):
+        prefix = f"stages.{index}."
+        shares = [config.shares[exit_] for exit_ in _exits_in(index, branches)]
+        splits.append(grouping.split(stage, _below(kept, prefix), shares, generator, _below(scores, prefix)))
+    return splits
+
+
+def _exits_in(index: int, branches: Sequence[int]) -> list[int]:
+    """Return the exits that have a path of their own in a stage, counted from 0."""
+    return [0] + [exit_ for exit_, after in enumerate(branches, start=1) if after <= index]
+
+
+def _assemble(
+    backbone: Backbone, splits: Sequence[StageSplit], branches: Sequence[int], config: FissionConfig | None
+) -> FissionNetwork:
+    """Put the parts of each path in a row, with a copy of the head at its end."""
+    parts: list[list[nn.Module]] = [[] for _ in range(1 + len(branches))]
+    for index, split in enumerate(splits):
+        for exit_, part in zip(_exits_in(index, branches), split.paths, strict=True):
+            parts[exit_].append(part)
+    paths = [ExitPath(own, copy.deepcopy(backbone.head)) for own in parts]
+    names = backbone.stage_names
+    repeated = {name: split.repeated for name, split in zip(names, splits, strict=True) if split.repeated}
+    return FissionNetwork(backbone.stem, paths, branches, names, repeated, config)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _report_costs(stage_names: Sequence[str], splits: Sequence[StageSplit]) -> None:
+    """Warn of each stage whose paths together need clearly more multiply-accumulates than the stage."""
+    for name, split in zip(stage_names, splits, strict=True):
+        if split.cost > 1 + TOLERANCE:
+            warnings.warn(
+                f"stage {name!r}: its {len(split.paths)} paths together need {split.cost:.2f} times the "
+                "multiply-accumulates of the stage, because much of it cannot be divided; see summary()",
+                stacklevel=3,
+            )
+
+
+def _report_empty_layers(network: FissionNetwork, kept: Mapping[str, Tensor]) -> None:
+    """Warn of the layers that got no weights, unless pruning emptied them, which it reports itself."""
+    empty = []
+    for exit_, (path, shared) in enumerate(zip(network.exit_paths, (0, *network.branch_after), strict=True)):
+        for index, stage in enumerate(path.stages, start=shared):
+            for name, mask in kept_masks(stage).items():
+                pruned = kept.get(f"stages.{index}.{name}")
+                if not mask.any() and (pruned is None or pruned.any()):
+                    empty.append(f"{name} of exit {exit_}")
+    if empty:
+        warnings.warn(
+            f"too few weights to divide: {len(empty)} layers got none: {', '.join(empty)}", stacklevel=3
+        )

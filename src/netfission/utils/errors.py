@@ -1,0 +1,103 @@
+"""Errors for users, all by one template: the argument, what is valid, what came, and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any
+
+_LONGEST = 60  # characters of a value that a message repeats
+
+
+def invalid(argument: str, expected: str, got: Any = None, *, found: str = "", hint: str = "") -> ValueError:
+    """Make the error for an argument that is not valid.
+
+    Args:
+        argument: name of the argument, setting, option or file.
+        expected: what is valid, as it follows "must be".
+        got: the value that came; its `repr` is shown, shortened to 60 characters.
+        found: what came, in words, in place of `got`.
+        hint: what to do, where that helps; stands after a semicolon.
+
+    Returns:
+        The error, to be raised; its message is one line.
+
+    Example:
+        >>> print(invalid("exits", "a positive integer", 0))
+        exits must be a positive integer, got 0
+        >>> print(invalid("images", "finite", found="3 NaN values", hint="check the data set"))
+        images must be finite, got 3 NaN values; check the data set
+    """
+    came = found or shortened(repr(got))
+    message = f"{argument} must be {expected}, got {came}" + (f"; {hint}" if hint else "")
+    return ValueError(" ".join(message.split()))
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """Cut text that is longer than `longest` characters, and mark the cut with an ellipsis.
+
+    Example:
+        >>> shortened("abcdef", 4)
+        'abc…'
+    """
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def check_choice(argument: str, value: str, known: Iterable[str]) -> str:
+    """Return `value` if it is among `known`.
+
+    Args:
+        argument: name of the argument, for the message.
+        value: what was given.
+        known: the valid names.
+
+    Raises:
+        ValueError: it is not among them; the message names the closest valid names, or the first 20.
+
+    Example:
+        >>> check_choice("criterion", "snip", ["erk", "snip"])
+        'snip'
+        >>> check_choice("criterion", "snap", ["erk", "snip"])
+        Traceback (most recent call last):
+        ValueError: criterion must be one of erk, snip, got 'snap'; did you mean snip?
+    """
+    names = list(known)
+    if value in names:
+        return value
+    close = get_close_matches(value, names, n=3, cutoff=0.5)
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    hint = f"did you mean {' or '.join(close)}?" if close else ""
+    raise invalid(argument, f"one of {listed}", value, hint=hint)
+
+
+def check_positive_integer(argument: str, value: Any) -> int:
+    """Return `value` if it is an integer of at least 1.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_positive_integer("exits", 3)
+        3
+        >>> check_positive_integer("exits", 0)
+        Traceback (most recent call last):
+        ValueError: exits must be a positive integer, got 0
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise invalid(argument, "a positive integer", value)
+    return value
+
+
+def check_positive(argument: str, value: float) -> float:
+    """Return `value` if it is a finite number above 0.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_positive("temperature", 0.0)
+        Traceback (most recent call last):
+        ValueError: temperature must be a positive number, got 0.0
+    """
+    if not isfinite(value) or value <= 0:
+        raise invalid(argument, "a positive number", value)
+    return value
