@@ -172,7 +172,7 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
     [
         ("digits", "ood=digits: is what the run was trained on"),
         ("invert", "unknown data set 'invert'"),
-        ("{tmp}/empty", "empty holds no images"),
+        ("{tmp}/empty", "empty must be a folder with images, got no image file"),
         ("{tmp}/nowhere", "nowhere does not exist"),
     ],
 )

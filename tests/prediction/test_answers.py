@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from netfission.classifier import Classifier
-from netfission.data.outside import image_files
+from netfission.data.unlabelled import list_images
 from netfission.prediction import Answer, Failure, answers, find_images
 
 
 @pytest.fixture(scope="session")
 def files(digit_files) -> list[Path]:
-    return image_files(digit_files / "test")[:12]
+    return list_images(digit_files / "test")[:12]
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def test_every_format_is_answered(classifier, suffix, tmp_path):
     image.save(tmp_path / "reference.png")
     path = tmp_path / f"image.{suffix}"
     image.save(path, **({"lossless": True} if suffix == "webp" else {}))
-    assert image_files(tmp_path) == [path, tmp_path / "reference.png"]
+    assert list_images(tmp_path) == [path, tmp_path / "reference.png"]
     own, reference = answers(classifier, [path, tmp_path / "reference.png"])
     assert isinstance(own, Answer)
     if suffix in LOSSLESS:
@@ -192,4 +192,4 @@ def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expe
     assert pipe == Failure(tmp_path / "pipe.png", "is no regular file")
     assert_close(link, expected[files[0]])
     assert find_images([str(tmp_path)]) == [tmp_path / "link.png", tmp_path / "pipe.png"]
-    assert image_files(tmp_path) == [tmp_path / "link.png"]
+    assert list_images(tmp_path) == [tmp_path / "link.png"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.cli import main
-from netfission.data.outside import image_files
+from netfission.data.unlabelled import list_images
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.prediction import FORMATS, Failure, Layout, answers
 
@@ -31,8 +31,8 @@ def records(text):
 def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
     test = digit_files / "test"
     said = records(predict(capsys, digits_run.path, test, "--format", "jsonl", "--probabilities"))
-    assert [each["image"] for each in said] == [str(path) for path in image_files(test)]
-    truth = [path.parent.name for path in image_files(test)]
+    assert [each["image"] for each in said] == [str(path) for path in list_images(test)]
+    truth = [path.parent.name for path in list_images(test)]
     evaluation = digits_run.load_evaluation()
     trust = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
     assert evaluation.n == trust.n == len(said) == 100
@@ -51,7 +51,7 @@ def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
 
 def test_csv_says_the_same_as_json_lines(digits_run, digit_files, tmp_path, capsys):
     odd = tmp_path / 'a, "b".png'
-    shutil.copy(image_files(digit_files / "test")[0], odd)
+    shutil.copy(list_images(digit_files / "test")[0], odd)
     request = [digits_run.path, odd, "nowhere.png", digit_files / "test" / "digit 3", "--risk", "0.3"]
     lines = records(predict(capsys, *request, "--format", "jsonl", status=1))
     rows = list(csv.DictReader(io.StringIO(predict(capsys, *request, "--format", "csv", status=1))))
@@ -85,7 +85,7 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
     lines = predict(capsys, digits_run.path, folder, "nowhere.png", status=1).splitlines()
     head, *rows, missing, foot = lines
     assert head.split()[:3] == ["image", "class", "p"]
-    assert len(rows) == len(image_files(folder))
+    assert len(rows) == len(list_images(folder))
     assert {row[head.index("class") :][:5] for row in rows} == {"digit"}
     assert {row[head.index("exit 1") :][:5] for row in rows} == {"digit"}
     assert missing.split(maxsplit=1) == ["nowhere.png", "error: no such file or directory"]
@@ -102,7 +102,7 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
 def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
-    good = image_files(digit_files / "test")[0]
+    good = list_images(digit_files / "test")[0]
     request = ["predict", str(digits_run.path), str(tmp_path / "bad.png"), str(tmp_path / "empty"), str(good)]
     assert main([*request, "--format", "jsonl"]) == 1
     out, error = capsys.readouterr()
@@ -118,7 +118,7 @@ def test_a_folder_tells_of_all_that_is_named_as_an_image(digits_run, digit_files
     folder.mkdir()
     linked.mkdir()
     for place in (folder / "a.png", folder / ".hidden.png", linked / "b.png"):
-        shutil.copy(image_files(digit_files / "test")[0], place)
+        shutil.copy(list_images(digit_files / "test")[0], place)
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(folder / "pipe.png")
     (folder / "link").symlink_to(linked)
@@ -149,7 +149,7 @@ ODD = 'a\nb\x1b[31m\r,"c".png'
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\rb.png", ODD])
 def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, tmp_path, capsys):
-    shutil.copy(image_files(digit_files / "test")[0], tmp_path / name)
+    shutil.copy(list_images(digit_files / "test")[0], tmp_path / name)
     request = [digits_run.path, tmp_path / name, tmp_path / f"no {name}"]
     text = predict(capsys, *request, "--format", "csv", status=1)
     _, answered, missing = csv.reader(io.StringIO(text, newline=""))
@@ -162,7 +162,7 @@ def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, 
 
 def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
     image = tmp_path / ODD
-    shutil.copy(image_files(digit_files / "test")[0], image)
+    shutil.copy(list_images(digit_files / "test")[0], image)
     spec = replace(classifier.spec, classes=[f"\x1b]0;{name}" for name in classifier.spec.classes])
     odd = Classifier(classifier.network, spec, classifier.calibration)
     images = [image, Failure(image, "no \x07 image")]
@@ -175,7 +175,7 @@ def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
 
 
 def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys):
-    first, second, third = image_files(digit_files / "test")[:3]
+    first, second, third = list_images(digit_files / "test")[:3]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{second}\n\n{third}\n"))
     said = records(predict(capsys, digits_run.path, first, "-", "--format", "jsonl"))
     assert [each["image"] for each in said] == [str(first), str(second), str(third)]
@@ -183,14 +183,14 @@ def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys)
 
 def test_a_name_that_is_no_text_comes_back_as_it_was(digits_run, digit_files, tmp_path, monkeypatch, capsys):
     odd = os.fsencode(tmp_path) + b"/\xff\xfe.png"
-    shutil.copy(image_files(digit_files / "test")[0], odd)
+    shutil.copy(list_images(digit_files / "test")[0], odd)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8"))
     predict(capsys, digits_run.path, "-", "--out", tmp_path / "said.csv")
     assert odd in (tmp_path / "said.csv").read_bytes()
 
 
 def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, tmp_path, capsys):
-    image = image_files(digit_files / "test")[0]
+    image = list_images(digit_files / "test")[0]
     for name, start in {"said.csv": "image,class", "said.jsonl": '{"image"', "said.txt": "image "}.items():
         assert (
             predict(capsys, digits_run.path, image, "--out", tmp_path / name) == f"wrote {tmp_path / name}\n"
@@ -203,7 +203,7 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
 def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):
     run = shutil.copytree(digits_run.path, tmp_path / "run")
     (run / "calibration.json").unlink()
-    image = image_files(digit_files / "test")[0]
+    image = list_images(digit_files / "test")[0]
     (said,) = records(predict(capsys, run, image, "--format", "jsonl"))
     assert "abstain" not in said
     assert "abstain" not in predict(capsys, run, image)

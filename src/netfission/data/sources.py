@@ -68,12 +68,12 @@ def fingerprint(name: str) -> str | None:
     folder = Path(name)
     if name in NAMES or not folder.is_dir():
         return None
-    files = sorted(path for path in below(folder) if path.is_file())
+    files = sorted(path for path in walk_files(folder) if path.is_file())
     listing = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def below(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[Path]:
     """All below a folder that is no folder, but for what names that begin with a dot hide.
 
     Folders that are linked to count as any other, each once however many links lead to it.

@@ -12,8 +12,8 @@ from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split
 from netfission.data.images import why_unreadable
-from netfission.data.outside import image_files
 from netfission.data.splits import TensorSplit
+from netfission.data.unlabelled import list_images
 from netfission.runs.setup import load
 
 CHECKED = 256  # images that a file is checked with
@@ -73,7 +73,7 @@ def read_folder(classifier: Classifier, folder: Path, most: int) -> Tensor:
     Raises:
         ValueError: there are none, or one cannot be read; names it.
     """
-    paths = image_files(folder)
+    paths = list_images(folder)
     if not paths:
         raise ValueError(f"images={folder}: takes a folder that holds images")
     rows = torch.linspace(0, len(paths) - 1, min(most, len(paths))).long().tolist()

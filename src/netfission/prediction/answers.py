@@ -12,7 +12,7 @@ from torch import Tensor
 
 from netfission.classifier import Classifier
 from netfission.data.images import why_unreadable
-from netfission.data.outside import images_and_others
+from netfission.data.unlabelled import list_images_and_others
 
 _READERS = 4  # threads; Pillow's decoders let others run
 
@@ -58,7 +58,7 @@ class Failure:
 
 
 def find_images(names: Iterable[str]) -> list[Path | Failure]:
-    """Files by name, and the images below folders by name, in that order; see `images_and_others`.
+    """Files by name, and the images below folders by name, in that order; see `list_images_and_others`.
 
     Warns of what is left out in folders.
     """
@@ -72,7 +72,7 @@ def find_images(names: Iterable[str]) -> list[Path | Failure]:
 
 
 def _images_below(folder: Path) -> Sequence[Path | Failure]:
-    images, others = images_and_others(folder)
+    images, others = list_images_and_others(folder)
     if others:
         warnings.warn(
             f"{folder}: files left out by how their names end: {len(others):,}, such as {others[0].name}; "

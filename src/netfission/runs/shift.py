@@ -15,7 +15,7 @@ from tqdm import tqdm
 from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split, TensorSplit
-from netfission.data.outside import unlabelled
+from netfission.data.unlabelled import load_unlabelled
 from netfission.evaluation.corruption import (
     STRENGTHS,
     Corruptions,
@@ -49,7 +49,7 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
     Args:
         folder: of a finished run.
         config: its settings.
-        names: of data sets or folders, see `unlabelled`; their images are made to the run's size and
+        names: of data sets or folders, see `load_unlabelled`; their images are made to the run's size and
             channels. `inverted` (255 − pixel) and `rotated` (a quarter turn) are made of the run's own test
             images.
 
@@ -111,7 +111,7 @@ def _outside(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Turn
     if name == trained_on or str(Path(name).resolve()) == trained_on:
         raise ValueError(f"ood={name}: is what the run was trained on; takes other images")
     if name not in TURNS:
-        return unlabelled(name, data.shape), _as_they_are
+        return load_unlabelled(name, data.shape), _as_they_are
     _, height, width = data.shape
     if name == "rotated" and height != width:
         raise ValueError(f"ood=rotated: takes a run on square images; its own are {height}×{width}")

@@ -1,0 +1,107 @@
+"""Images without labels: those of another data set, or of any folder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from netfission.data.images import Mode
+from netfission.data.sources import NAMES, TEST_NAMES, find_source, read_parquet, walk_files
+from netfission.data.splits import ArrowRecords, FileRecords, StreamedSplit
+from netfission.utils.errors import invalid
+
+# Formats that Pillow names but cannot decode by itself.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List the image files below a folder, sorted, by the suffixes that Pillow reads.
+
+    Linked folders count as any other; files and folders whose name begins with a dot are left out.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as temporary:
+        ...     folder = Path(temporary)
+        ...     for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
+        ...         (folder / name).touch()
+        ...     print([path.name for path in list_images(folder)])
+        ['a.JPG', 'b.png']
+    """
+    return [path for path in list_images_and_others(folder)[0] if path.is_file()]
+
+
+def list_images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the paths with an image's suffix below a folder, and all other files, each sorted.
+
+    Unlike `list_images`, the first list also holds what has such a name but is no readable file, such as a
+    broken link.
+    """
+    suffixes = {
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in _NOT_DECODED
+    }
+    paths = sorted(walk_files(folder))
+    images = [path for path in paths if path.suffix.lower() in suffixes]
+    return images, [path for path in paths if path.suffix.lower() not in suffixes]
+
+
+def load_unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:
+    """Load the images of a data set's test split, or all its images if it has none, in one shape.
+
+    Args:
+        name: a data set as in `load_data`, or a folder: parquet shards with an image column, or image files
+            by any names. Within a folder of files, `test` (or `val`, `valid`, `validation`) is used if it
+            exists.
+        shape: channels (1 or 3), height and width.
+
+    Returns:
+        The images, decoded on access, all with the label 0.
+
+    Raises:
+        ValueError: the data set is unknown, or the folder holds no images.
+        FileNotFoundError, ConnectionError: see `load_data`.
+
+    Example:
+        >>> split = load_unlabelled("digits", (3, 32, 32))
+        >>> image, label = split[0]
+        >>> tuple(image.shape), label
+        ((3, 32, 32), 0)
+    """
+    channels, *size = shape
+    mode: Mode = "L" if channels == 1 else "RGB"
+    records = _find_records(name)
+    count = len(records.labels)
+    unknown = replace(records, mode=mode, labels=np.zeros(count, dtype=np.int64))
+    return StreamedSplit(unknown, np.arange(count), (size[0], size[1]))
+
+
+def _find_records(name: str) -> Any:
+    folder = Path(name)
+    if name in NAMES or not folder.is_dir():
+        source = find_source(name)
+        return source.test or source.train
+    if any(folder.rglob("*.parquet")):
+        return _read_parquet_records(folder)
+    inner = next((folder / test for test in TEST_NAMES if (folder / test).is_dir()), folder)
+    files = list_images(inner)
+    if not files:
+        raise invalid(str(inner), "a folder with images", found="no image file")
+    return FileRecords(files, np.zeros(len(files), dtype=np.int64))
+
+
+def _read_parquet_records(folder: Path) -> ArrowRecords:
+    import datasets
+
+    splits = read_parquet(folder)
+    split = splits[next((test for test in TEST_NAMES if test in splits), next(iter(splits)))]
+    kinds = split.features.items()
+    column = next((column for column, kind in kinds if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise invalid(
+            str(folder), "parquet files with a column of images", found=f"columns {', '.join(split.features)}"
+        )
+    return ArrowRecords(split, column, np.zeros(len(split), dtype=np.int64))
