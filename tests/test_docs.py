@@ -1,4 +1,4 @@
-"""The how-tos do what they say: their blocks are run in order, as a reader would."""
+"""The how-to pages do what they say: their blocks are run in order, as a reader would."""
 
 import re
 import shlex
@@ -7,29 +7,46 @@ from pathlib import Path
 import pytest
 
 from netfission.cli import main
+from netfission.cli import parser as whole_parser
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NOT_RUN = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 HOW_TOS = sorted((DOCS / "how-to").glob("*.md"))
+WITH_BLOCKS = [page for page in HOW_TOS if BLOCK.search(page.read_text(encoding="utf-8"))]
+PAGES = [DOCS.parent / "README.md", DOCS / "results.md", DOCS / "index.md", *HOW_TOS]
 
 
-@pytest.mark.parametrize("page", HOW_TOS, ids=[page.stem for page in HOW_TOS])
-def test_a_how_to_runs(page, tmp_path, monkeypatch):
+def commands_in(text: str) -> list[list[str]]:
+    """The arguments of each command in a block, without comments."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in HOW_TOS if BLOCK.search(page.read_text())], ids=lambda p: p.stem
+)
+def test_a_how_to_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
-    assert blocks
     names: dict[str, object] = {}  # of a page's Python, which is one program in pieces
-    for language, text in blocks:
+    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             exec(compile(text, page.name, "exec"), names)
             continue
-        for command in text.replace("\\\n", " ").splitlines():
-            program, *arguments = shlex.split(command)
+        for program, *arguments in commands_in(text):
             assert program == "netfission"
-            assert main(arguments) == 0, command
+            assert main(arguments) == 0, arguments
 
 
-def test_every_page_is_listed_and_every_listed_page_is_there():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_that_are_only_shown_have_valid_arguments(page: Path) -> None:
+    for text in NOT_RUN.findall(page.read_text(encoding="utf-8")):
+        for program, *arguments in commands_in(text):
+            if program == "netfission" and "--config" not in arguments and "--help" not in arguments:
+                whole_parser().parse_args(arguments)
+
+
+def test_every_page_is_listed_and_every_listed_page_exists() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (DOCS.parent / "mkdocs.yml").read_text()))
     made = {"reference/commands.md"}  # by `make docs`
     assert listed - made == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - made

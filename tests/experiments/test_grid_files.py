@@ -35,10 +35,10 @@ def test_every_named_grid_has_sound_settings_at_every_scale(name):
         assert all(cell.config.data.validation == 0 or name == "pretrained" for cell in cells)
 
 
-def test_the_readmes_grid_is_one():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (text,) = re.findall(r"```yaml\n(title.*?)```", readme, re.DOTALL)
-    grid = read_grid("readme", text).at("laptop")
+def test_the_documented_grid_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "compare.md").read_text()
+    (text,) = re.findall(r"```yaml\n(title.*?)```", page, re.DOTALL)
+    grid = read_grid("documented", text).at("laptop")
     assert len(grid.cells()) == 3 * 4
     assert grid.contenders["fission, temperature 10.0"] == {"grouping": "channels", "temperature": 10.0}
 

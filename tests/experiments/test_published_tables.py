@@ -1,4 +1,4 @@
-"""Tables under `results/` are those that the command draws from the records there, and README shows them."""
+"""Tables under `results/` are those drawn from the records there, and the documentation shows them."""
 
 import json
 from pathlib import Path
@@ -34,6 +34,6 @@ def test_tables_are_those_of_the_records(folder):
     assert comparison.markdown() + "\n" == (folder / "comparison.md").read_text()
 
 
-def test_the_readme_shows_the_table_of_methods_as_it_was_drawn():
+def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
     _, table = (ROOT / "results" / "figure3-laptop" / "comparison.md").read_text().split("\n\n")
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "docs" / "results.md").read_text()
