@@ -21,7 +21,7 @@ from netfission.experiments.compare import compare
 from netfission.experiments.grid_files import read_grid
 from netfission.grouping.copies import shuffle_weights
 from netfission.losses import EnsembleDistillationLoss
-from netfission.methods.base import Loss, Network, Outcome, Plan, TrainingHook
+from netfission.methods.base import BuildPlan, Loss, Network, StepResult, TrainingHook
 from netfission.methods.fission import FissionMethod
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
@@ -55,7 +55,7 @@ class _Ramp(TrainingHook):
 class OwnWeights(FissionMethod):
     """What paths hold in common (heads, projections) starts from values of its own in each."""
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         network = super().build(plan)
         assert isinstance(network, FissionNetwork)
         generator = torch.Generator().manual_seed(plan.fission.seed)
@@ -69,47 +69,47 @@ class _Terms(FissionMethod):
 
     terms: Callable[[Tensor, Tensor, Loss], Tensor]
 
-    def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
+    def step(self, network: Network, images: Tensor, labels: Tensor, loss_fn: Loss) -> StepResult:
         logits = network(images)
-        return Outcome(type(self).terms(logits, labels, loss_of), logits, labels)
+        return StepResult(type(self).terms(logits, labels, loss_fn), logits, labels)
 
 
 class MeanOfExits(_Terms):
     """The mean of the exits' losses, not their sum: shared stages get as much gradient as one exit gives."""
 
     @staticmethod
-    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
-        return loss_of(logits, labels) / logits.shape[1]
+    def terms(logits: Tensor, labels: Tensor, loss_fn: Loss) -> Tensor:
+        return loss_fn(logits, labels) / logits.shape[1]
 
 
 class OneFree(_Terms):
     """Exit 0 learns from the labels alone."""
 
     @staticmethod
-    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
+    def terms(logits: Tensor, labels: Tensor, loss_fn: Loss) -> Tensor:
         taught = torch.cat([logits[:, :1].detach(), logits[:, 1:]], dim=1)
-        return loss_of(taught, labels) + F.cross_entropy(logits[:, 0], labels)
+        return loss_fn(taught, labels) + F.cross_entropy(logits[:, 0], labels)
 
 
 class Decorrelated(_Terms):
     """Exits are pushed apart where they err alike: the mean correlation of their errors is added."""
 
     @staticmethod
-    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
+    def terms(logits: Tensor, labels: Tensor, loss_fn: Loss) -> Tensor:
         errors = logits.softmax(dim=2) - F.one_hot(labels, logits.shape[2]).unsqueeze(1)
         unit = F.normalize(errors, dim=2)
         alike = unit @ unit.transpose(1, 2)
         exits = logits.shape[1]
         pairs = (alike.sum(dim=(1, 2)) - exits) / (exits * (exits - 1))
-        return loss_of(logits, labels) + pairs.mean()
+        return loss_fn(logits, labels) + pairs.mean()
 
 
 class OfTheEnsemble(_Terms):
     """The cross-entropy of the ensemble itself is added to that of its exits."""
 
     @staticmethod
-    def terms(logits: Tensor, labels: Tensor, loss_of: Loss) -> Tensor:
-        return loss_of(logits, labels) + F.cross_entropy(logits.mean(dim=1), labels)
+    def terms(logits: Tensor, labels: Tensor, loss_fn: Loss) -> Tensor:
+        return loss_fn(logits, labels) + F.cross_entropy(logits.mean(dim=1), labels)
 
 
 VARIANTS: Mapping[str, type[FissionMethod]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.batch_ensemble import RankOne
 from netfission.methods.masksembles import Masked
 from netfission.methods.mimo import draw_orders
@@ -30,8 +30,8 @@ def library(part: str) -> ModuleType:
 
 
 def build(method: str, exits: int) -> nn.Module:
-    create = partial(seeded, partial(create_model, "cifar-resnet18-w16", 10))
-    plan = Plan(create, FissionConfig(exits=exits), torch.zeros(2, 3, 8, 8))
+    create = partial(call_with_seed, partial(create_model, "cifar-resnet18-w16", 10))
+    plan = BuildPlan(create, FissionConfig(exits=exits), torch.zeros(2, 3, 8, 8))
     network = find_method(MethodConfig(method)).build(plan)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

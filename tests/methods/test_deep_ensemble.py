@@ -8,7 +8,7 @@ from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.losses import ensemble_distillation_loss
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -19,9 +19,9 @@ from netfission.surgery.masks import kept_masks
 CONFIG = MethodConfig("deep-ensemble")
 
 
-def plan(**changes) -> Plan:
-    create = partial(seeded, partial(create_model, "wrn-10-1", 10))
-    return Plan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, 8, 8))
+def plan(**changes) -> BuildPlan:
+    create = partial(call_with_seed, partial(create_model, "wrn-10-1", 10))
+    return BuildPlan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, 8, 8))
 
 
 def test_members_are_the_networks_that_their_seeds_give_alone():

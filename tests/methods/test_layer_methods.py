@@ -11,7 +11,7 @@ from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.losses import EnsembleDistillationLoss
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
@@ -23,9 +23,9 @@ METHODS = ["batch-ensemble", "masksembles", "mc-dropout", "mimo", "packed"]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
-def plan(create=WRN, side=8, **changes) -> Plan:
+def plan(create=WRN, side=8, **changes) -> BuildPlan:
     config = replace(FissionConfig(exits=3), **changes)
-    return Plan(partial(seeded, create), config, torch.zeros(2, 3, side, side))
+    return BuildPlan(partial(call_with_seed, create), config, torch.zeros(2, 3, side, side))
 
 
 def build(method: str, **changes) -> nn.Module:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.masksembles import Masked, draw_masks
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -17,8 +17,10 @@ WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("masksembles")
 
 
-def plan(create=WRN, **changes) -> Plan:
-    return Plan(partial(seeded, create), replace(FissionConfig(exits=3), **changes), torch.zeros(2, 3, 8, 8))
+def plan(create=WRN, **changes) -> BuildPlan:
+    return BuildPlan(
+        partial(call_with_seed, create), replace(FissionConfig(exits=3), **changes), torch.zeros(2, 3, 8, 8)
+    )
 
 
 def generator(seed: int = 0) -> torch.Generator:

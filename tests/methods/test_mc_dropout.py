@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.mc_dropout import MemberDropout
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -16,8 +16,10 @@ WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("mc-dropout")
 
 
-def plan(create=WRN, **changes) -> Plan:
-    return Plan(partial(seeded, create), replace(FissionConfig(exits=3), **changes), torch.zeros(2, 3, 8, 8))
+def plan(create=WRN, **changes) -> BuildPlan:
+    return BuildPlan(
+        partial(call_with_seed, create), replace(FissionConfig(exits=3), **changes), torch.zeros(2, 3, 8, 8)
+    )
 
 
 def test_in_training_dropout_is_that_of_torch():

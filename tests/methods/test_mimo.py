@@ -10,7 +10,7 @@ from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.losses import EnsembleDistillationLoss
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.mimo import Mimo, draw_orders
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -21,8 +21,10 @@ CONFIG = MethodConfig("mimo")
 LOSS = EnsembleDistillationLoss(weight=0)
 
 
-def plan(create=WRN, **changes) -> Plan:
-    return Plan(partial(seeded, create), replace(FissionConfig(exits=3), **changes), torch.zeros(2, 3, 8, 8))
+def plan(create=WRN, **changes) -> BuildPlan:
+    return BuildPlan(
+        partial(call_with_seed, create), replace(FissionConfig(exits=3), **changes), torch.zeros(2, 3, 8, 8)
+    )
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5), st.floats(0, 1))

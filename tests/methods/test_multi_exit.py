@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.multi_exit import EarlyExit, MultiExit
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -18,9 +18,9 @@ from netfission.surgery.masks import kept_masks
 CONFIG = MethodConfig("multi-exit")
 
 
-def plan(model: str = "wrn-10-1", side: int = 8, **changes) -> Plan:
-    create = partial(seeded, partial(create_model, model, 10))
-    return Plan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, side, side))
+def plan(model: str = "wrn-10-1", side: int = 8, **changes) -> BuildPlan:
+    create = partial(call_with_seed, partial(create_model, model, 10))
+    return BuildPlan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, side, side))
 
 
 def build(**changes) -> MultiExit:

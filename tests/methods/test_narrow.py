@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from netfission.config import FissionConfig, MethodConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.narrow import NarrowBranches
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -19,12 +19,12 @@ from netfission.profiling.macs import count_macs
 CONFIG = MethodConfig("narrow")
 
 
-def plan(model: str = "wrn-10-1", side: int = 8, **changes) -> Plan:
-    create = partial(seeded, partial(create_model, model, 10))
-    return Plan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, side, side))
+def plan(model: str = "wrn-10-1", side: int = 8, **changes) -> BuildPlan:
+    create = partial(call_with_seed, partial(create_model, model, 10))
+    return BuildPlan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, side, side))
 
 
-def build(made: Plan | None = None, config: MethodConfig = CONFIG, **changes) -> NarrowBranches:
+def build(made: BuildPlan | None = None, config: MethodConfig = CONFIG, **changes) -> NarrowBranches:
     network = find_method(config).build(made or plan(**changes))
     assert isinstance(network, NarrowBranches)
     return network
@@ -148,10 +148,12 @@ class Net(nn.Module):
         return logits
 
 
-def made_of(second: nn.Module, head: nn.Module | None = None) -> Plan:
+def made_of(second: nn.Module, head: nn.Module | None = None) -> BuildPlan:
     head = head or nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
     config = FissionConfig(exits=2, stages=["first", "second"])
-    return Plan(lambda seed: seeded(lambda: Net(second, head), seed), config, torch.rand(2, 3, 8, 8))
+    return BuildPlan(
+        lambda seed: call_with_seed(lambda: Net(second, head), seed), config, torch.rand(2, 3, 8, 8)
+    )
 
 
 def test_depthwise_convolutions_and_hidden_linear_layers_narrow_too():

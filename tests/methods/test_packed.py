@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import find_method
 from netfission.models import create_model
 
@@ -14,8 +14,10 @@ WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("packed")
 
 
-def plan(create=WRN, **changes) -> Plan:
-    return Plan(partial(seeded, create), replace(FissionConfig(exits=2), **changes), torch.zeros(2, 3, 8, 8))
+def plan(create=WRN, **changes) -> BuildPlan:
+    return BuildPlan(
+        partial(call_with_seed, create), replace(FissionConfig(exits=2), **changes), torch.zeros(2, 3, 8, 8)
+    )
 
 
 def member_of(network: nn.Module, member: int, alone: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import find_method
 from netfission.methods.schedules import cosine, paper
 from netfission.methods.snapshot import Snapshots
@@ -24,9 +24,9 @@ SNAPSHOT = MethodConfig("snapshot")
 FGE = MethodConfig("fge")
 
 
-def plan(**changes) -> Plan:
-    create = partial(seeded, partial(create_model, "wrn-10-1", 10))
-    return Plan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, 8, 8))
+def plan(**changes) -> BuildPlan:
+    create = partial(call_with_seed, partial(create_model, "wrn-10-1", 10))
+    return BuildPlan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, 8, 8))
 
 
 def settings(method: MethodConfig, exits: int, **changes) -> RunConfig:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from netfission.cli import main
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.registry import find_method
 from netfission.methods.snapshot import Snapshots
-from netfission.methods.sparse_training import LEAP, Regrowth, refinements, refining
+from netfission.methods.sparse_training import JUMP_SHARE, Regrowth, refinements, refining
 from netfission.models import create_model
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder
@@ -27,10 +27,10 @@ KINDS = {"dst-ensemble": DeepEnsemble, "edst-ensemble": Snapshots, "neurotrails"
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def plan(**changes) -> Plan:
-    create = partial(seeded, partial(create_model, "wrn-10-1", 10))
+def plan(**changes) -> BuildPlan:
+    create = partial(call_with_seed, partial(create_model, "wrn-10-1", 10))
     fission = replace(FissionConfig(exits=3, sparsity=0.8, criterion="erk"), **changes)
-    return Plan(create, fission, IMAGES[:2])
+    return BuildPlan(create, fission, IMAGES[:2])
 
 
 def build(method: str, **changes):
@@ -147,7 +147,7 @@ def test_trails_part_after_the_first_stage_unless_asked_otherwise():
 
 @pytest.mark.parametrize("method", KINDS)
 def test_any_model_that_can_be_cut_will_do(method):
-    create = partial(seeded, partial(create_model, "cifar-resnet18-w16", 10))
+    create = partial(call_with_seed, partial(create_model, "cifar-resnet18-w16", 10))
     network = find_method(MethodConfig(method)).build(replace(plan(), create=create))
     assert network.eval()(IMAGES).shape == (4, 3, 10)
 
@@ -221,7 +221,7 @@ def test_refinements_share_what_exploring_leaves(exits, steps):
     hook = regrowth(steps, partial(refinements, exits), regrow_every=7)
     leaps = [step for step in range(steps) if hook.leaps_at(step)]
     assert leaps == [sum(lengths[:k]) for k in range(2, exits + 1)]
-    assert all(hook.share_at(step) == LEAP for step in leaps)
+    assert all(hook.share_at(step) == JUMP_SHARE for step in leaps)
 
 
 def test_edst_refines_at_a_tenth_and_a_hundredth_of_the_rate():
@@ -270,7 +270,7 @@ def test_the_network_that_is_saved_is_the_one_that_was_trained(tmp_path):
     assert spec.method["regrow_every"] == 3
     masks = kept_masks(network)
     assert all(torch.equal(mask, masks[name]) for name, mask in watch.masks[-1].items())
-    create = partial(seeded, partial(create_model, "wrn-10-1", 10, in_channels=1))
+    create = partial(call_with_seed, partial(create_model, "wrn-10-1", 10, in_channels=1))
     images = torch.rand(5, 1, 8, 8)
     grey = replace(plan(exits=2, seed=9), create=create, example=images)
     fresh = find_method(MethodConfig("dst-ensemble")).build(grey)
@@ -304,7 +304,7 @@ def test_edst_keeps_what_each_refinement_ended_with_and_leaps_from_there(tmp_pat
     for step in leaps:
         for name, before in watch.masks[step].items():
             gone = int((before & ~watch.masks[step + 1][name]).sum())
-            assert gone == min(int(LEAP * int(before.sum())), int((~before).sum()))
+            assert gone == min(int(JUMP_SHARE * int(before.sum())), int((~before).sum()))
     assert watch.rates[0] == pytest.approx(0.1)
     assert watch.rates[-1] == pytest.approx(0.001)
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.methods.base import Plan, seeded
-from netfission.methods.registry import METHODS, find_method, reads
+from netfission.methods.base import BuildPlan, call_with_seed
+from netfission.methods.registry import METHODS, find_method, reads_setting
 from netfission.models import create_model
 from netfission.surgery.narrowing import fit
 from netfission.utils.errors import check_choice
@@ -105,7 +105,9 @@ class NetworkSpec:
         )
         if config.grouping == "channels":
             config = replace(config, sparsity=0.0)  # widths are read with the weights, too
-        plan = Plan(partial(seeded, partial(self.single, factory)), config, torch.zeros(2, *self.shape))
+        plan = BuildPlan(
+            partial(call_with_seed, partial(self.single, factory)), config, torch.zeros(2, *self.shape)
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
             return find_method(self._method()).build(plan).eval()
@@ -138,7 +140,7 @@ class NetworkSpec:
         """The method's own settings; those of others may have had another default when this was written."""
         method = check_choice("method", typed(MethodConfig, self.method).method, METHODS)
         return typed(
-            MethodConfig, {name: value for name, value in self.method.items() if reads(method, name)}
+            MethodConfig, {name: value for name, value in self.method.items() if reads_setting(method, name)}
         )
 
 

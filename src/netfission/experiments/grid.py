@@ -10,7 +10,7 @@ from typing import Any
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
-from netfission.methods.registry import METHODS, reads
+from netfission.methods.registry import METHODS, reads_setting
 from netfission.utils.errors import check_choice
 from netfission.utils.typed import typed
 
@@ -81,7 +81,9 @@ class Grid:
             return True
         own = {**_DEFAULTS, **self.common, **self.contenders[contender]}
         method = check_choice("method", typed(str, own["method"], "method"), METHODS)
-        return reads(method, setting) and _OF_GROUPING.get(setting, own["grouping"]) == own["grouping"]
+        return (
+            reads_setting(method, setting) and _OF_GROUPING.get(setting, own["grouping"]) == own["grouping"]
+        )
 
 
 _DEFAULTS = RunConfig().to_dict()

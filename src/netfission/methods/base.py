@@ -16,7 +16,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels → a scalar
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What a method makes its network of.
 
     Attributes:
@@ -43,7 +43,7 @@ class Plan:
         return replace(self, fission=one)
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What one training step came to.
 
     Attributes:
@@ -121,7 +121,7 @@ class Method:
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """The network, on the CPU: images → logits `(batch, exits, classes)`.
 
         Raises:
@@ -139,10 +139,10 @@ class Method:
             reduction=training.reduction,
         )
 
-    def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
+    def step(self, network: Network, images: Tensor, labels: Tensor, loss_fn: Loss) -> StepResult:
         """One training step's loss on one batch."""
         logits = network(images)
-        return Outcome(loss_of(logits, labels), logits, labels)
+        return StepResult(loss_fn(logits, labels), logits, labels)
 
     def epochs(self, asked: int, exits: int) -> int:
         """How many epochs the whole training takes.
@@ -172,7 +172,7 @@ class Method:
         return []
 
 
-def seeded(create: Callable[[], nn.Module], seed: int) -> nn.Module:
+def call_with_seed(create: Callable[[], nn.Module], seed: int) -> nn.Module:
     """What `create` makes of random numbers from a seed; the global generator stays as it was."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)

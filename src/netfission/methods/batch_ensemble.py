@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from netfission.methods.base import Method, Plan
+from netfission.methods.base import BuildPlan, Method
 from netfission.methods.layers import (
-    EachMember,
+    BatchedMembers,
     Layer,
-    along,
-    checked,
-    features_dim,
+    channel_dim,
+    check_network,
+    check_plan,
+    expand_along,
     input_channels,
+    make_generator,
     output_channels,
-    random_source,
-    refuse,
     replace_layers,
     weight_layers,
 )
@@ -36,7 +36,7 @@ class RankOne(nn.Module):
     def __init__(self, layer: Layer, members: int, generator: torch.Generator) -> None:
         super().__init__()
         self.members = members
-        self.dim = features_dim(layer)
+        self.dim = channel_dim(layer)
         like = layer.weight.detach()
 
         def fast(channels: int) -> nn.Parameter:
@@ -63,7 +63,7 @@ class RankOne(nn.Module):
 
     def _along(self, values: Tensor, rows: Tensor) -> Tensor:
         # rows: (members, batch, channels, height, width) or (members, batch, ..., features)
-        return along(values.to(rows.dtype), self.dim if self.dim < 0 else self.dim + 1, rows.ndim)
+        return expand_along(values.to(rows.dtype), self.dim if self.dim < 0 else self.dim + 1, rows.ndim)
 
 
 class BatchEnsembleMethod(Method):
@@ -79,17 +79,17 @@ class BatchEnsembleMethod(Method):
         "fast weights learn at the full rate and decay, where the paper's code halves it and does not",
     )
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """The model of the plan's seed, its weights kept, with fast weights on every layer.
 
         Raises:
             ValueError: fewer than 2 exits, pruning, or a model with layers that cannot carry fast weights.
         """
         method, members = self.config.method, plan.fission.exits
-        refuse(plan, method)
+        check_plan(plan, method)
         model = plan.create(plan.fission.seed)
         weight_layers(model, plan, method)
-        generator = random_source(plan.fission.seed)
+        generator = make_generator(plan.fission.seed)
 
         def make(name: str, module: nn.Module) -> nn.Module | None:
             if isinstance(module, nn.MultiheadAttention):
@@ -99,4 +99,6 @@ class BatchEnsembleMethod(Method):
                 )
             return RankOne(module, members, generator) if isinstance(module, nn.Conv2d | nn.Linear) else None
 
-        return checked(EachMember(replace_layers(model, make), members, in_training=True), plan, method)
+        return check_network(
+            BatchedMembers(replace_layers(model, make), members, in_training=True), plan, method
+        )

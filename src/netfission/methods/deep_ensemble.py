@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import TrainingConfig
-from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan, TrainingHook
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import Schedule
 from netfission.surgery.masks import Guarded
@@ -50,7 +50,7 @@ class DeepEnsembleMethod(Method):
 
     deviations = ("members are trained on the same batches (one_by_one: each in an order of its own)",)
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """Members from the seeds `exits * seed`, `exits * seed + 1`, …, so that no two runs share one."""
         if plan.fission.exits < 2:
             raise ValueError(f"exits={plan.fission.exits}: a Deep Ensemble takes 2 members or more")
@@ -77,10 +77,10 @@ class DeepEnsembleMethod(Method):
             return []
         if training.devices * training.machines > 1:
             raise ValueError("one_by_one=True: takes one device; members train together on several")
-        return [_OneByOne(training.epochs)]
+        return [TrainOneByOne(training.epochs)]
 
 
-class _OneByOne(TrainingHook):
+class TrainOneByOne(TrainingHook):
     """Trains one member after another, each for so many epochs."""
 
     def __init__(self, epochs: int) -> None:

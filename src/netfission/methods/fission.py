@@ -6,7 +6,7 @@ from torch import nn
 
 from netfission.algorithm import fission
 from netfission.config import FissionConfig
-from netfission.methods.base import Method, Plan
+from netfission.methods.base import BuildPlan, Method
 
 
 class FissionMethod(Method):
@@ -15,7 +15,7 @@ class FissionMethod(Method):
     settings = frozenset(setting.name for setting in fields(FissionConfig))
     distillation = 1.0
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """A `FissionNetwork`."""
         return fission(
             plan.create(plan.fission.seed),

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from netfission.methods.base import Plan
+from netfission.methods.base import BuildPlan
 from netfission.utils.modes import in_mode
 
 Layer = nn.Conv2d | nn.Linear  # what carries weights, in the networks that these baselines take
 
 
-class EachMember(nn.Module):
+class BatchedMembers(nn.Module):
     """A network whose layers know the members by their place in the batch.
 
     The images go through it once for each member, all images of member 0 first: a batch of `(members *
@@ -94,7 +94,7 @@ def run_order(model: nn.Module, images: Tensor, *kinds: type[nn.Module]) -> list
     return list(names)
 
 
-def weight_layers(model: nn.Module, plan: Plan, method: str) -> dict[str, Layer]:
+def weight_layers(model: nn.Module, plan: BuildPlan, method: str) -> dict[str, Layer]:
     """The convolutions and linear layers of a model, by name, in the order in which they run.
 
     Raises:
@@ -112,7 +112,7 @@ def weight_layers(model: nn.Module, plan: Plan, method: str) -> dict[str, Layer]
     return layers
 
 
-def refuse(plan: Plan, method: str) -> None:
+def check_plan(plan: BuildPlan, method: str) -> None:
     """Refuse what no baseline of this family takes.
 
     Raises:
@@ -124,14 +124,14 @@ def refuse(plan: Plan, method: str) -> None:
         raise ValueError(f"sparsity={plan.fission.sparsity}: method {method} takes no pruning, sparsity=0")
 
 
-def classes_of(model: nn.Module, plan: Plan) -> int:
+def count_classes(model: nn.Module, plan: BuildPlan) -> int:
     """Number of classes that a model of logits `(batch, classes)` tells apart."""
     with torch.no_grad(), in_mode(model, training=False):
         logits: Tensor = model(plan.example)
     return logits.shape[1]
 
 
-def checked(network: nn.Module, plan: Plan, method: str, classes: int | None = None) -> nn.Module:
+def check_network(network: nn.Module, plan: BuildPlan, method: str, classes: int | None = None) -> nn.Module:
     """`network`, once it has run.
 
     Args:
@@ -160,24 +160,24 @@ def checked(network: nn.Module, plan: Plan, method: str, classes: int | None = N
     return network
 
 
-def random_source(seed: int) -> torch.Generator:
+def make_generator(seed: int) -> torch.Generator:
     """A generator of one's own for a seed, with other numbers than the model of that seed was drawn from."""
     return torch.Generator().manual_seed((seed * 1_000_003 + 500_009) % 2**63)
 
 
-def features_dim(layer: nn.Module) -> int:
+def channel_dim(layer: nn.Module) -> int:
     """Along which dimension a layer reads and gives channels (convolutions) or features (linear layers)."""
     return 1 if isinstance(layer, nn.Conv2d) else -1
 
 
-def along(values: Tensor, dim: int, ndim: int) -> Tensor:
+def expand_along(values: Tensor, dim: int, ndim: int) -> Tensor:
     """Values `(rows, channels)` as a tensor of `ndim` dimensions: rows first, channels along `dim`."""
     shape = [values.shape[0]] + [1] * (ndim - 1)
     shape[dim] = -1
     return values.view(shape)
 
 
-def with_weights(layer: Layer, weight: Tensor, bias: Tensor | None, **sizes: int) -> nn.Module:
+def copy_with_weights(layer: Layer, weight: Tensor, bias: Tensor | None, **sizes: int) -> nn.Module:
     """A copy of a layer with other weights and attributes (`in_channels`, …)."""
     result = copy.deepcopy(layer)
     for name, size in sizes.items():

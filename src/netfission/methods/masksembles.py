@@ -5,20 +5,20 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from netfission.methods.base import Method, Plan
+from netfission.methods.base import BuildPlan, Method
 from netfission.methods.layers import (
-    EachMember,
-    along,
-    checked,
-    features_dim,
+    BatchedMembers,
+    channel_dim,
+    check_network,
+    check_plan,
+    expand_along,
     input_channels,
-    random_source,
-    refuse,
+    make_generator,
     replace_layers,
     weight_layers,
 )
 
-FEWEST = 10  # channels that the authors' code makes masks for
+MIN_CHANNELS = 10  # channels that the authors' code makes masks for
 _TRIES = 100_000
 
 
@@ -80,14 +80,14 @@ class Masked(nn.Module):
     def __init__(self, layer: nn.Module, masks: Tensor) -> None:
         super().__init__()
         self.layer = layer
-        self.dim = features_dim(layer)
+        self.dim = channel_dim(layer)
         self.register_buffer("masks", masks)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of a batch, which is dealt out to the members as evenly as it goes, member 0 first."""
         rows = features.shape[0]  # not `len`, which an export would take for a number
         member = torch.arange(rows, device=features.device) * len(self.masks) // rows
-        masks = along(self.masks[member], self.dim, features.ndim)
+        masks = expand_along(self.masks[member], self.dim, features.ndim)
         outputs: Tensor = self.layer(features * masks.to(features.dtype))
         return outputs
 
@@ -103,7 +103,7 @@ class MasksemblesMethod(Method):
     settings = frozenset({"scale"})
     deviations = ("in training each image of a batch goes through one member, not through all",)
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """The model of the plan's seed, its weights kept, with masks drawn from the same seed.
 
         Raises:
@@ -113,19 +113,21 @@ class MasksemblesMethod(Method):
         method, members, scale = self.config.method, plan.fission.exits, self.config.scale
         if not 1 <= scale <= 6:
             raise ValueError(f"scale={scale}: takes a number from 1 (equal members) to 6")
-        refuse(plan, method)
+        check_plan(plan, method)
         model = plan.create(plan.fission.seed)
         _, *inner = weight_layers(model, plan, method).values()
         channels: dict[nn.Module, int] = {
-            layer: input_channels(layer) for layer in inner if input_channels(layer) >= FEWEST
+            layer: input_channels(layer) for layer in inner if input_channels(layer) >= MIN_CHANNELS
         }
         if not channels:
-            raise ValueError(f"method={method}: takes a model with layers of {FEWEST} channels or more")
-        generator = random_source(plan.fission.seed)
+            raise ValueError(f"method={method}: takes a model with layers of {MIN_CHANNELS} channels or more")
+        generator = make_generator(plan.fission.seed)
 
         def make(name: str, module: nn.Module) -> nn.Module | None:
             if module not in channels:
                 return None
             return Masked(module, draw_masks(channels[module], members, scale, generator))
 
-        return checked(EachMember(replace_layers(model, make), members, in_training=False), plan, method)
+        return check_network(
+            BatchedMembers(replace_layers(model, make), members, in_training=False), plan, method
+        )

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netfission.methods.base import Method, Plan
+from netfission.methods.base import BuildPlan, Method
 from netfission.methods.layers import (
-    EachMember,
+    BatchedMembers,
     Layer,
-    checked,
-    random_source,
-    refuse,
+    check_network,
+    check_plan,
+    make_generator,
     replace_layers,
     run_order,
     weight_layers,
@@ -83,7 +83,7 @@ class McDropoutMethod(Method):
         "in evaluation each member's dropout is drawn once, the same for all images",
     )
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """The model of the plan's seed, its weights kept, with dropout.
 
         Raises:
@@ -92,10 +92,10 @@ class McDropoutMethod(Method):
         method, members, rate = self.config.method, plan.fission.exits, self.config.dropout_rate
         if not 0 < rate < 1:
             raise ValueError(f"dropout_rate={rate}: takes a share between 0 and 1")
-        refuse(plan, method)
+        check_plan(plan, method)
         model = plan.create(plan.fission.seed)
         added = _without_dropout(model, plan, weight_layers(model, plan, method))
-        generator = random_source(plan.fission.seed)
+        generator = make_generator(plan.fission.seed)
 
         def dropout(p: float, channels: bool = False) -> MemberDropout:
             seed = int(torch.randint(2**62, (), generator=generator))
@@ -106,10 +106,12 @@ class McDropoutMethod(Method):
                 return dropout(module.p, isinstance(module, nn.Dropout2d))
             return nn.Sequential(dropout(rate), module) if module in added else None
 
-        return checked(EachMember(replace_layers(model, make), members, in_training=False), plan, method)
+        return check_network(
+            BatchedMembers(replace_layers(model, make), members, in_training=False), plan, method
+        )
 
 
-def _without_dropout(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> set[nn.Module]:
+def _without_dropout(model: nn.Module, plan: BuildPlan, layers: Mapping[str, Layer]) -> set[nn.Module]:
     """The layers but the first that none of the model's own dropouts runs right before."""
     modules = dict(model.named_modules())
     order = [modules[name] for name in run_order(model, plan.example, nn.Conv2d, nn.Linear, *_DROPOUTS)]

@@ -6,15 +6,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from netfission.methods.base import Loss, Method, Network, Outcome, Plan
+from netfission.methods.base import BuildPlan, Loss, Method, Network, StepResult
 from netfission.methods.layers import (
     Layer,
-    checked,
-    classes_of,
+    check_network,
+    check_plan,
+    copy_with_weights,
+    count_classes,
     output_channels,
-    refuse,
     weight_layers,
-    with_weights,
 )
 
 
@@ -81,7 +81,7 @@ class MimoMethod(Method):
         "each member has an order of its own of the images of a batch",
     )
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """The model of seed `exits * seed` with its ends widened.
 
         The first and last weights of member k are those of the model of seed `exits * seed + k`, so that
@@ -96,11 +96,11 @@ class MimoMethod(Method):
             raise ValueError(f"repetitions={self.config.repetitions}: takes a whole number from 1")
         if not 0 <= self.config.rho <= 1:
             raise ValueError(f"rho={self.config.rho}: takes a share from 0 to 1")
-        refuse(plan, method)
+        check_plan(plan, method)
         models = [plan.create(exits * plan.fission.seed + number) for number in range(exits)]
         first, *_, last = weight_layers(models[0], plan, method)
         model, channels = models[0], plan.example.shape[1]
-        classes = classes_of(model, plan)
+        classes = count_classes(model, plan)
         firsts = [cast(Layer, each.get_submodule(first)) for each in models]
         lasts = [cast(Layer, each.get_submodule(last)) for each in models]
         if not isinstance(firsts[0], nn.Conv2d) or (firsts[0].groups, firsts[0].in_channels) != (1, channels):
@@ -111,9 +111,9 @@ class MimoMethod(Method):
             raise ValueError(f"method={method}: layer {last!r}: takes a last layer without groups")
         model.set_submodule(first, _reads_each(firsts))
         model.set_submodule(last, _tells_each(lasts))
-        return checked(Mimo(model, exits, channels), plan, method, classes)
+        return check_network(Mimo(model, exits, channels), plan, method, classes)
 
-    def step(self, network: Network, images: Tensor, labels: Tensor, loss_of: Loss) -> Outcome:
+    def step(self, network: Network, images: Tensor, labels: Tensor, loss_fn: Loss) -> StepResult:
         """One training step on several places for each image, each member in its own order.
 
         The loss is the sum over members of the mean over places (the authors' code).
@@ -122,7 +122,7 @@ class MimoMethod(Method):
             network: a `Mimo`, or what trains one: has `exits`.
             images: of the batch.
             labels: theirs, hard or soft.
-            loss_of: the common loss.
+            loss_fn: the common loss.
 
         Returns:
             Logits `(exits * places, 1, classes)` with the labels that go with them.
@@ -131,14 +131,14 @@ class MimoMethod(Method):
         orders = draw_orders(len(images), exits, self.config.repetitions, self.config.rho).T.to(images.device)
         logits = network(images[orders].flatten(1, 2)).flatten(0, 1).unsqueeze(1)
         shown = labels[orders].flatten(0, 1)
-        return Outcome(exits * loss_of(logits, shown), logits, shown)
+        return StepResult(exits * loss_fn(logits, shown), logits, shown)
 
 
 def _reads_each(layers: list[Layer]) -> nn.Module:
     """The first layer, with all members' weights side by side."""
     weight = torch.cat([layer.weight.detach() for layer in layers], dim=1) / sqrt(len(layers))
     bias = layers[0].bias
-    return with_weights(
+    return copy_with_weights(
         layers[0], weight, None if bias is None else bias.detach(), in_channels=weight.shape[1]
     )
 
@@ -148,7 +148,7 @@ def _tells_each(layers: list[Layer]) -> nn.Module:
     weight = torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     name = "out_channels" if isinstance(layers[0], nn.Conv2d) else "out_features"
-    return with_weights(
+    return copy_with_weights(
         layers[0],
         weight,
         torch.cat(biases) if biases else None,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method
 from netfission.methods.fission import FissionMethod
 from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.backbone import resolve_branches
@@ -93,7 +93,7 @@ class MultiExitMethod(Method):
 
     settings = SINGLE_EXIT_SETTINGS | {"branch_after"}
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """A `MultiExit` around the single network, pruned if asked.
 
         Raises:

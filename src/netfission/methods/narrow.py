@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import MethodConfig
-from netfission.methods.base import Method, Plan
+from netfission.methods.base import BuildPlan, Method
 from netfission.surgery.backbone import cut, resolve_branches
 from netfission.surgery.masks import refuse_rescaled
 from netfission.utils.modes import in_mode
@@ -73,7 +73,7 @@ class NarrowMethod(Method):
                 f"branch_groups={config.branch_groups}: takes whole numbers from 1, one a branch"
             )
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """`NarrowBranches` of the model.
 
         Raises:

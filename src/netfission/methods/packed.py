@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netfission.methods.base import Method, Plan
+from netfission.methods.base import BuildPlan, Method
 from netfission.methods.layers import (
     Layer,
-    checked,
-    classes_of,
+    check_network,
+    check_plan,
+    copy_with_weights,
+    count_classes,
     input_channels,
+    make_generator,
     output_channels,
-    random_source,
-    refuse,
     replace_layers,
     weight_layers,
-    with_weights,
 )
 
-SMALLEST_GROUP = 64  # channels; gamma makes no smaller ones, as in torch_uncertainty's PackedConv2d
+MIN_GROUP_CHANNELS = 64  # channels; gamma makes no smaller ones, as in torch_uncertainty's PackedConv2d
 
 
 class PackedLinear(nn.Module):
@@ -105,7 +105,9 @@ class _Packing:
             weight = self._drawn(layer.weight, shape, scale)
             return PackedLinear(weight, bias)
         weight = self._drawn(layer.weight, (wide_out, wide_in // groups, *layer.kernel_size), scale)
-        return with_weights(layer, weight, bias, in_channels=wide_in, out_channels=wide_out, groups=groups)
+        return copy_with_weights(
+            layer, weight, bias, in_channels=wide_in, out_channels=wide_out, groups=groups
+        )
 
     def norm(self, norm: _BatchNorm) -> nn.Module:
         """A batch norm of all members, its values those of the network's over again."""
@@ -127,7 +129,7 @@ class _Packing:
         else:
             each = self.members * layer.groups
             parts = 1 if last else self.gamma
-            while parts > 1 and (inputs % (each * parts) or inputs // (each * parts) < SMALLEST_GROUP):
+            while parts > 1 and (inputs % (each * parts) or inputs // (each * parts) < MIN_GROUP_CHANNELS):
                 parts -= 1
             groups = each * parts
         if inputs % groups or outputs % groups:
@@ -156,7 +158,7 @@ class PackedMethod(Method):
 
     settings = frozenset({"alpha", "gamma"})
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """Members with fresh weights: normal, scaled from what the model of the plan's seed has.
 
         Raises:
@@ -169,12 +171,12 @@ class PackedMethod(Method):
             raise ValueError(f"alpha={self.config.alpha}: takes a number above 0")
         if self.config.gamma < 1:
             raise ValueError(f"gamma={self.config.gamma}: takes a whole number from 1")
-        refuse(plan, method)
+        check_plan(plan, method)
         model = plan.create(plan.fission.seed)
         first, *_, last = weight_layers(model, plan, method)
         _refuse_pretrained(model, plan)
-        classes = classes_of(model, plan)
-        packing = _Packing(members, self.config.alpha, self.config.gamma, random_source(plan.fission.seed))
+        classes = count_classes(model, plan)
+        packing = _Packing(members, self.config.alpha, self.config.gamma, make_generator(plan.fission.seed))
 
         def make(name: str, module: nn.Module) -> nn.Module | None:
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -190,7 +192,7 @@ class PackedMethod(Method):
 
         network = Packed(replace_layers(model, make), members)
         try:
-            checked(network, plan, method, classes)
+            check_network(network, plan, method, classes)
         except ValueError as error:
             if not packing.rounded:
                 raise
@@ -199,7 +201,7 @@ class PackedMethod(Method):
         return network
 
 
-def _refuse_pretrained(model: nn.Module, plan: Plan) -> None:
+def _refuse_pretrained(model: nn.Module, plan: BuildPlan) -> None:
     """ValueError where the weights do not come from the seed: no member could keep them."""
     other = plan.create(plan.fission.seed + 1)
     pairs = zip(model.parameters(), other.parameters(), strict=True)
@@ -209,7 +211,7 @@ def _refuse_pretrained(model: nn.Module, plan: Plan) -> None:
 
 
 @torch.no_grad()
-def _refuse_mixing(network: Packed, first: str, plan: Plan) -> None:
+def _refuse_mixing(network: Packed, first: str, plan: BuildPlan) -> None:
     """ValueError where a member's features change with another's first weights.
 
     Concatenated or shuffled channels and norms over all of them are found so, whatever computes them.
@@ -218,7 +220,7 @@ def _refuse_mixing(network: Packed, first: str, plan: Plan) -> None:
     for module in probe.modules():
         if isinstance(module, _BatchNorm) and module.affine:
             module.weight.fill_(1)  # where it starts at 0, nothing would come through
-    images = torch.randn(plan.example[:1].shape, generator=random_source(plan.fission.seed))
+    images = torch.randn(plan.example[:1].shape, generator=make_generator(plan.fission.seed))
     weight = cast(Tensor, probe.network.get_submodule(first).weight)
     before = _features(probe, images)
     for member, own in enumerate(weight.unflatten(0, (probe.members, -1))):

@@ -70,12 +70,12 @@ def find_method(config: MethodConfig, fission: FissionConfig | None = None) -> M
     kind = METHODS[check_choice("method", config.method, METHODS)]
     given = changed(config) | ({} if fission is None else changed(fission))
     for name, value in given.items():
-        if not reads(config.method, name):
-            readers = " or ".join(method for method in METHODS if reads(method, name))
+        if not reads_setting(config.method, name):
+            readers = " or ".join(method for method in METHODS if reads_setting(method, name))
             raise ValueError(f"{name}={value}: goes with method {readers}, not with {config.method}")
     return kind(config)
 
 
-def reads(method: str, setting: str) -> bool:
+def reads_setting(method: str, setting: str) -> bool:
     """Whether a method reads one of the settings of methods or of fission."""
     return setting in {"method", "exits", "seed", *METHODS[method].settings}

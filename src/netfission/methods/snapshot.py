@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import MethodConfig, TrainingConfig
-from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan, TrainingHook
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import SCHEDULES, Schedule
 from netfission.surgery.masks import Guarded
@@ -99,7 +99,7 @@ class TakeSnapshots(TrainingHook):
             network.take()
 
 
-class _OneTraining(Method):
+class SingleTrainingMethod(Method):
     """What the methods share: one network trained as long as a single one, and its snapshots.
 
     Batch-norm statistics are those that each snapshot had when it was taken: its weights are ones that were
@@ -108,7 +108,7 @@ class _OneTraining(Method):
 
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS
 
-    def build(self, plan: Plan) -> nn.Module:
+    def build(self, plan: BuildPlan) -> nn.Module:
         """`Snapshots` of the single network, pruned if asked.
 
         Raises:
@@ -137,7 +137,7 @@ class _OneTraining(Method):
         raise NotImplementedError
 
 
-class SnapshotMethod(_OneTraining):
+class SnapshotMethod(SingleTrainingMethod):
     """Snapshot Ensembles (Huang et al. 2017, arXiv 1704.00109).
 
     The training is `exits` cycles of equal length, each with a rate that falls from the peak to 0 along half
@@ -165,7 +165,7 @@ class SnapshotMethod(_OneTraining):
         return [number / exits for number in range(1, exits)]
 
 
-class FastGeometricMethod(_OneTraining):
+class FastGeometricMethod(SingleTrainingMethod):
     """Fast Geometric Ensembling (FGE; Garipov et al. 2018, arXiv 1802.10026).
 
     The training follows the schedule asked for, and leaves it for its last part (`cycling`), in which the

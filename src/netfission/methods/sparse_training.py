@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from netfission.config import MethodConfig, TrainingConfig
-from netfission.methods.base import SINGLE_EXIT_SETTINGS, Method, Plan, TrainingHook
+from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import Schedule, cosine
@@ -26,11 +26,11 @@ from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.surgery.masks import dense_gradients, prunable_weights, remove
 from netfission.utils.errors import check_choice
 
-EVERY = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
-MOVES = 50  # so many at least in shorter ones
-UNTIL = 0.75  # of a phase; no connection moves after that (RigL: T_end, about so much of a training)
-LEAP = 0.8  # of the connections move between two refinements (FreeTickets: q)
-EXPLORATION = 1.5  # as long as so many refinements (FreeTickets' script: 150 epochs and 100)
+MOVE_INTERVAL = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
+MIN_MOVES = 50  # so many at least in shorter ones
+LAST_MOVE = 0.75  # of a phase; no connection moves after that (RigL: T_end, about so much of a training)
+JUMP_SHARE = 0.8  # of the connections move between two refinements (FreeTickets: q)
+EXPLORATION_LENGTH = 1.5  # as long as so many refinements (FreeTickets' script: 150 epochs and 100)
 
 Phases = Callable[[float], tuple[int, float]]  # share of the training done → phase, and share of it done
 
@@ -51,9 +51,9 @@ def refinements(exits: int, progress: float) -> tuple[int, float]:
         The phase, and the share of it that is done.
     """
     # In refinements since the first began; rounded, since it may lie a hair below a whole or half one.
-    since = round(progress * (EXPLORATION + exits) - EXPLORATION, 6)
+    since = round(progress * (EXPLORATION_LENGTH + exits) - EXPLORATION_LENGTH, 6)
     if since < 0:
-        return 0, 1 + since / EXPLORATION
+        return 0, 1 + since / EXPLORATION_LENGTH
     before = min(int(since), exits - 1)
     return 1 + before, since - before
 
@@ -70,10 +70,10 @@ def refining(exits: int, progress: float) -> float:
 class Regrowth(TrainingHook):
     """Moves connections of the network in training, see `netfission.pruning.regrow`.
 
-    Every so many steps a share of each layer's connections moves. The share falls along half a cosine from
-    the start of a phase to `UNTIL` of it (RigL, section 3, update schedule; FreeTickets' code keeps the share
-    as it is, to the end). Between two refinements of `Snapshots` the share is `LEAP`, and what the network
-    was until then is taken.
+    At regular steps a share of each layer's connections moves. The share falls along half a cosine from the
+    start of a phase to `LAST_MOVE` of it (RigL, section 3, update schedule; FreeTickets' code keeps the share
+    constant, to the end). Between two refinements of `Snapshots`, a snapshot is taken and the share is
+    `JUMP_SHARE`.
 
     Such a step trains no weight, as in RigL: its gradient, over all batches that are added up for it,
     chooses the connections. Chance follows from the training's seed and the step, and all else that lasts
@@ -93,7 +93,7 @@ class Regrowth(TrainingHook):
     @property
     def every(self) -> int:
         """Steps from one move to the next."""
-        return self.config.regrow_every or max(1, min(EVERY, self.steps // MOVES))
+        return self.config.regrow_every or max(1, min(MOVE_INTERVAL, self.steps // MIN_MOVES))
 
     def phase_at(self, step: int) -> int:
         """The phase that a step, from 0, is part of."""
@@ -106,8 +106,8 @@ class Regrowth(TrainingHook):
     def share_at(self, step: int) -> float:
         """The share of the connections that moves in place of a step, from 0; mostly 0."""
         if self.leaps_at(step):
-            return LEAP
-        done = self.phases(step / self.steps)[1] / UNTIL
+            return JUMP_SHARE
+        done = self.phases(step / self.steps)[1] / LAST_MOVE
         if step == 0 or step % self.every or done >= 1:
             return 0.0
         return self.config.regrow_share * cosine(done)
@@ -126,7 +126,9 @@ class Regrowth(TrainingHook):
                 f"{self.phases(1.0)[0]} refinements"
             )
         exploring = [step for step in range(1, self.steps) if self.phase_at(step) == 0]
-        longest = max((step for step in exploring if self.phases(step / self.steps)[1] < UNTIL), default=0)
+        longest = max(
+            (step for step in exploring if self.phases(step / self.steps)[1] < LAST_MOVE), default=0
+        )
         if not longest:
             raise ValueError(f"epochs={epochs}: {self.steps} steps are too few for any connection to move")
         if self.every > longest:
@@ -167,7 +169,7 @@ def _in_training(network: nn.Module) -> nn.Module:
     return network.current if isinstance(network, Snapshots) else network
 
 
-class SparseTraining(Method):
+class SparseTrainingMethod(Method):
     """What the three methods share: a sparse start, and connections that move.
 
     Exactly `sparsity` of the weights outside the heads are removed at the start, over all layers together, by
@@ -180,7 +182,7 @@ class SparseTraining(Method):
         "connections move every regrow_every steps, and such a step trains no weight",
     )
 
-    def sparse_network(self, plan: Plan) -> FissionNetwork:
+    def sparse_network(self, plan: BuildPlan) -> FissionNetwork:
         """A network of `exits` full-width branches, with its weights and masks drawn from the seed."""
         settings = plan.fission
         whole = replace(settings, grouping="copies", sparsity=0.0, criterion="random", pruning_steps=None)
@@ -213,7 +215,7 @@ class SparseTraining(Method):
             )
         return [Regrowth(self.config)]
 
-    def check(self, plan: Plan) -> None:
+    def check(self, plan: BuildPlan) -> None:
         """Refuse what these methods do not take.
 
         Raises:
@@ -243,34 +245,34 @@ class SparseTraining(Method):
             )
 
 
-class DSTEnsembleMethod(SparseTraining):
+class DSTEnsembleMethod(SparseTrainingMethod):
     """DST Ensemble: `exits` sparse networks, each by itself, trained together on the same batches."""
 
-    def build(self, plan: Plan) -> nn.Module:
-        """A `DeepEnsemble` of the seeds that a Deep Ensemble has; see `SparseTraining.check` for errors."""
+    def build(self, plan: BuildPlan) -> nn.Module:
+        """Build a `DeepEnsemble`, from the same seeds as `DeepEnsembleMethod`; see `check` for errors."""
         self.check(plan)
         exits, first = plan.fission.exits, plan.fission.exits * plan.fission.seed
         seeds = range(first, first + exits)
         return DeepEnsemble([self.sparse_network(plan.with_one_exit(seed)) for seed in seeds])
 
 
-class EDSTEnsembleMethod(SparseTraining):
+class EDSTEnsembleMethod(SparseTrainingMethod):
     """EDST Ensemble: one sparse network, trained once, that leaves `exits` subnetworks on its way.
 
-    It explores at the full learning rate, then refines `exits` times at a low one; a subnetwork is what it
-    is at the end of a refinement (in FreeTickets' code, at its best epoch on validation images), and between
-    two of them `LEAP` of its connections move at once. The training is as long as one of a single network
-    (FreeTickets' is longer: 450 epochs beside 250).
+    It explores at the full learning rate, then refines `exits` times at a low one. A subnetwork is the network
+    at the end of a refinement (in FreeTickets' code, at its best epoch on validation images). Between two
+    refinements `JUMP_SHARE` of the connections move at once. The training is as long as that of a single
+    network (FreeTickets' is longer: 450 epochs beside 250).
     """
 
     deviations = (
-        *SparseTraining.deviations,
+        *SparseTrainingMethod.deviations,
         "one network is trained; the exits are what it was at the end of each refinement",
         "the learning rate is held while exploring, then a tenth and a hundredth of it in each refinement",
     )
 
-    def build(self, plan: Plan) -> nn.Module:
-        """`Snapshots`; see `SparseTraining.check` for errors."""
+    def build(self, plan: BuildPlan) -> nn.Module:
+        """Build `Snapshots`; see `check` for errors."""
         self.check(plan)
         return Snapshots(self.sparse_network(plan.with_one_exit()), plan.fission.exits)
 
@@ -279,12 +281,12 @@ class EDSTEnsembleMethod(SparseTraining):
         return partial(refining, exits)
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
-        """See `SparseTraining.hooks`."""
+        """See `SparseTrainingMethod.hooks`."""
         super().hooks(exits, training)
         return [Regrowth(self.config, partial(refinements, exits))]
 
 
-class NeuroTrailsMethod(SparseTraining):
+class NeuroTrailsMethod(SparseTrainingMethod):
     """NeuroTrails: a shared trunk with a branch of its own for each exit, all of them sparse and on the move.
 
     Every exit learns by cross-entropy. The branches leave after `branch_after`, by default all after the
@@ -292,10 +294,10 @@ class NeuroTrailsMethod(SparseTraining):
     trunk and branches together.
     """
 
-    settings = SparseTraining.settings | {"branch_after"}
+    settings = SparseTrainingMethod.settings | {"branch_after"}
 
-    def build(self, plan: Plan) -> nn.Module:
-        """A `FissionNetwork`; see `SparseTraining.check` and `netfission.algorithm.fission` for errors."""
+    def build(self, plan: BuildPlan) -> nn.Module:
+        """Build a `FissionNetwork`; see `check` and `netfission.algorithm.fission` for errors."""
         self.check(plan)
         after = plan.fission.branch_after or [1] * (plan.fission.exits - 1)
         return self.sparse_network(replace(plan, fission=replace(plan.fission, branch_after=after)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
-from netfission.methods.base import Plan, seeded
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import find_method
 from netfission.models import create_model
 
@@ -45,7 +45,7 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
-    plan = Plan(partial(seeded, create), config.fission, torch.zeros(2, *data.shape), batches)
+    plan = BuildPlan(partial(call_with_seed, create), config.fission, torch.zeros(2, *data.shape), batches)
     return find_method(config.method).build(plan)
 
 
