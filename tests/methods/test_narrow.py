@@ -206,7 +206,7 @@ def test_layers_that_cannot_be_narrowed_are_named(second, message):
         ({"sparsity": 0.5}, CONFIG, r"sparsity=0\.5: method=narrow takes 0"),
         ({"ratio": [2, 1, 1]}, CONFIG, r"ratio=\[2, 1, 1\]: does not go with method=narrow"),
         ({"branch_after": [1, 2]}, CONFIG, r"branch_after=\[1, 2\]: method=narrow takes the same stage"),
-        ({"branch_after": [5, 5]}, CONFIG, r"branch_after=\[5, 5\]: takes 2 stages"),
+        ({"branch_after": [5, 5]}, CONFIG, r"branch_after must be 2 stages, .*, got \[5, 5\]"),
         ({}, replace(CONFIG, branch_groups=[1, 2]), r"branch_groups=\[1, 2\]: takes 3 numbers"),
         ({}, replace(CONFIG, branch_groups=[1, 0, 2]), r"branch_groups=\[1, 0, 2\]: takes whole numbers"),
     ],

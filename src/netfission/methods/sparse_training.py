@@ -259,9 +259,9 @@ class DSTEnsembleMethod(SparseTrainingMethod):
 class EDSTEnsembleMethod(SparseTrainingMethod):
     """EDST Ensemble: one sparse network, trained once, that leaves `exits` subnetworks on its way.
 
-    It explores at the full learning rate, then refines `exits` times at a low one. A subnetwork is the network
-    at the end of a refinement (in FreeTickets' code, at its best epoch on validation images). Between two
-    refinements `JUMP_SHARE` of the connections move at once. The training is as long as that of a single
+    It explores at the full learning rate, then refines `exits` times at a low one. A subnetwork is the
+    network at the end of a refinement (in FreeTickets' code, at its best epoch on validation images). Between
+    two refinements `JUMP_SHARE` of the connections move at once. The training is as long as that of a single
     network (FreeTickets' is longer: 450 epochs beside 250).
     """
 
