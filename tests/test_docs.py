@@ -50,3 +50,12 @@ def test_every_page_is_listed_and_every_listed_page_exists() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (DOCS.parent / "mkdocs.yml").read_text()))
     made = {"reference/commands.md"}  # by `make docs`
     assert listed - made == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - made
+
+
+def test_the_reference_has_every_public_name() -> None:
+    import netfission
+
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE)
+    assert set(netfission.__all__) <= set(documented)
+    assert len(documented) == len(set(documented))
