@@ -190,8 +190,8 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
         ("config.json", b"[]", "config.json: takes settings by name"),
         ("config.json", b'{"format": 2, "netfission": "9.1", "new": 1}', "has format 2, of netfission 9.1"),
         ("config.json", b'{"shape": []}', "config.json: is not a network's description"),
-        ("calibration.json", b'{"n": 3}', "calibration.json: cannot be read"),
-        ("evaluation.json", b"", "evaluation.json: cannot be read"),
+        ("calibration.json", b'{"n": 3}', "calibration.json must be a valid JSON file, got damaged content"),
+        ("evaluation.json", b"", "evaluation.json must be a valid JSON file, got damaged content"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(file, content, message, finished_run, tmp_path):

@@ -21,10 +21,10 @@ def parse(*flags: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ("train --exits x", "exits=x: takes a whole number$"),
+        ("train --exits x", "exits=x: takes an integer$"),
         ("train --ratio [a,b]", r"ratio=\['a', 'b'\]: takes a list \[a, b, …\], each a number$"),
         ("train --flip maybe", "flip=maybe: takes true or false$"),
-        ("train --branch_after 3", "branch_after=3: takes a list .*, each a whole number or text$"),
+        ("train --branch_after 3", "branch_after=3: takes a list .*, each an integer or text$"),
         ("evaluate RUN --max_accuracy_drop much", "max_accuracy_drop=much: takes a number$"),
         ("predict RUN FILE --format yaml", "format=yaml: takes table, csv or jsonl$"),
         ("serve RUN --device tpu", "device=tpu: takes auto, cpu or cuda$"),
@@ -62,7 +62,7 @@ def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, 
 def test_a_recipe_with_a_value_of_another_type_is_refused_in_the_same_words(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("epochs: soon\n")
     assert main(["train", "--config", str(tmp_path / "recipe.yaml")]) == 2
-    assert capsys.readouterr().err == "netfission: epochs=soon: takes a whole number\n"
+    assert capsys.readouterr().err == "netfission: epochs=soon: takes an integer\n"
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""What any package here may use: reading and writing, text, modes of modules."""
+"""Helpers that every package may use: errors, files, typed content, text, modules' modes, the hub."""

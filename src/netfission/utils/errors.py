@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LONGEST = 60  # characters of a value that a message repeats
 
@@ -15,8 +18,8 @@ def invalid(argument: str, expected: str, got: Any = None, *, found: str = "", h
         argument: name of the argument, setting, option or file.
         expected: what is valid, as it follows "must be".
         got: the value that came; its `repr` is shown, shortened to 60 characters.
-        found: what came, in words, in place of `got`.
-        hint: what to do, where that helps; stands after a semicolon.
+        found: what came, in words, instead of `got`.
+        hint: what to do about it; stands after a semicolon.
 
     Returns:
         The error, to be raised; its message is one line.
@@ -40,6 +43,28 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
         'abc…'
     """
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def describe(tensor: "Tensor") -> str:
+    """Name the dtype and shape of a tensor, as an error message's `found`.
+
+    Example:
+        >>> import torch
+        >>> describe(torch.zeros(2, 3))
+        'float32 of shape (2, 3)'
+    """
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has no message.
+
+    Example:
+        >>> first_line(RuntimeError("out of memory\\ntry less")), first_line(KeyError())
+        ('out of memory', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def check_choice(argument: str, value: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old content or the new, never a part."""
+"""Write files so that a crash leaves either the old content or the new, never a part of it."""
 
 import contextlib
 import os
@@ -8,28 +8,42 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file through a temporary neighbour that takes its name once it is safely on disk.
+    """Write a temporary file beside `path`, and rename it to `path` once it is safely on disk.
 
     Args:
-        path: The file; what it held is replaced. Its folder must exist.
-        content: Text is written as UTF-8, line ends as they are.
+        path: the file; its previous content is replaced. Its folder must exist.
+        content: text is written as UTF-8, with line ends as they are.
 
     Raises:
-        OSError: The write failed (full disk, no such folder, no permission). `path` is as it
-            was, no temporary file is left, and the error's `filename` is `path`.
+        OSError: the write failed (full disk, no such folder, no permission). `path` is unchanged, no
+            temporary file is left, and the error's `filename` is `path`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_whole(Path(folder, "a.txt"), "new")
+        ...     Path(folder, "a.txt").read_text()
+        'new'
     """
     write_together({path: content})
 
 
 def write_together(files: Mapping[Path, str | bytes], *, removed: Iterable[Path] = ()) -> None:
-    """`write_whole` of files that belong together: none changes before all are safely on disk.
+    """Write files that belong together: none changes before all are safely on disk; see `write_whole`.
 
     Args:
-        files: contents by path; they take their names in this order.
-        removed: files that go before the first of them does: what would not fit some of them alone.
+        files: path → content; the files are renamed in this order.
+        removed: files to remove before the first one is renamed, since they do not fit the new ones.
 
     Raises:
-        OSError: see `write_whole`; where it was for want of space, no file has changed.
+        OSError: see `write_whole`; if the disk was full, no file has changed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_together({Path(folder, "a"): "1", Path(folder, "b"): b"2"})
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['a', 'b']
     """
     with contextlib.ExitStack() as cleanup:
         written = {}
@@ -54,7 +68,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # gone already, or never made
+    with contextlib.suppress(OSError):  # renamed, or never written
         path.unlink()
 
 

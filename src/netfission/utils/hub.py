@@ -1,4 +1,4 @@
-"""The Hugging Face hub, and what to say without a network."""
+"""Access to the Hugging Face hub, which fails fast and in plain words if there is no network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,16 @@ _TIMEOUT_S = 10
 
 
 def load_from_hub(hub_name: str) -> Any:
-    """Load a data set (a `DatasetDict`) from the hub, or from its cache where there is no network.
+    """Load a data set from the hub, or from the hub's cache on this machine if the hub is out of reach.
 
-    Raises ConnectionError where it is neither cached nor within reach.
+    Args:
+        hub_name: owner and name, such as `"uoft-cs/cifar10"`.
+
+    Returns:
+        A `datasets.DatasetDict`.
+
+    Raises:
+        ConnectionError: the hub is out of reach and the data set is not in the cache.
     """
     import datasets
 
@@ -26,9 +33,9 @@ def load_from_hub(hub_name: str) -> Any:
 
 @contextmanager
 def quick_when_offline() -> Iterator[None]:
-    """Put the hub client into its offline mode where the hub is out of reach.
+    """Put the hub client into its offline mode if the hub is out of reach.
 
-    Left alone it retries each file for half a minute before it turns to its cache.
+    Without it, the client retries each file for half a minute before it turns to its cache.
     """
     from huggingface_hub import constants
 
@@ -41,11 +48,13 @@ def quick_when_offline() -> Iterator[None]:
 
 
 def is_in_reach() -> bool:
-    """Whether the hub answers."""
+    """Return whether the hub answers."""
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
-    except Exception:  # the client's own exceptions, which differ between its releases
+    except (
+        Exception
+    ):  # the client's HTTP library, and so the type of its errors, differs between its releases
         return False
     return True

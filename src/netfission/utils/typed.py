@@ -1,4 +1,4 @@
-"""What JSON or YAML hold, read as the dataclass that wrote it: every value of its declared type."""
+"""Content of JSON and YAML files, checked and turned into dataclasses: every value has its declared type."""
 
 import json
 import re
@@ -8,19 +8,32 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from netfission.utils.errors import check_choice, first_line, invalid, shortened
+
 T = TypeVar("T")
+
+# Plain types in words.
+PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
 def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = ()) -> T | None:
-    """Read a file as `kind`; None where there is no file.
+    """Read a file as `kind`; return None if there is no file.
 
     Args:
-        path: of the file.
-        kind: a dataclass, or a list, dict or tuple of such.
-        besides: entries of the outermost object that are no fields of `kind`.
+        path: path of the file.
+        kind: a dataclass, or a list, dict or tuple of dataclasses.
+        besides: entries of the outermost object that are not fields of `kind`; they are left out.
 
     Raises:
-        ValueError: it is damaged: no JSON, or a value is missing, unknown or of another type.
+        ValueError: the file is not JSON, or a value is missing, unknown or of another type.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "counts.json")
+        ...     _ = path.write_text('{"right": 3}')
+        ...     read_json(path, dict[str, int])
+        {'right': 3}
     """
     if not path.is_file():
         return None
@@ -30,19 +43,27 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = ()) -> T 
             content = {name: value for name, value in content.items() if name not in besides}
         return typed(kind, content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        found = f"damaged content ({first_line(error)})"
+        raise invalid(str(path), "a valid JSON file", found=found) from error
 
 
 def typed(kind: type[T], content: Any, where: str = "") -> T:
-    """What a file held, as `kind`.
+    """Return the content of a file as `kind`.
 
     Args:
-        kind: a dataclass, a plain type, Literal, a list, tuple or dict of such, or a union of plain types.
-        content: as `json.loads` or `yaml.safe_load` give it.
-        where: it stands in the file, for messages.
+        kind: a dataclass, a plain type, Literal, a list, tuple or dict of these, or a union of plain types.
+        content: what `json.loads` or `yaml.safe_load` returned.
+        where: name of the entry of the file that holds the content, for messages.
 
     Raises:
-        ValueError: a value is missing, unknown or of another type; names it and what it takes.
+        ValueError: a value is missing, unknown or of another type; the message names it.
+
+    Example:
+        >>> typed(list[float], [1, "1e-3"])
+        [1.0, 0.001]
+        >>> typed(list[int], [1, 2.5], "sizes")
+        Traceback (most recent call last):
+        ValueError: sizes[1] must be an integer, got 2.5
     """
     return cast(T, _value(kind, content, where))
 
@@ -57,28 +78,36 @@ def _value(kind: Any, content: Any, where: str) -> Any:
     if origin is UnionType:
         return _one_of(arguments, content, where)
     if origin is Literal:
-        return _checked(content in arguments, content, where, f"one of {', '.join(map(repr, arguments))}")
+        if isinstance(content, str):
+            return check_choice(_entry(where), content, arguments)
+        return _checked(False, content, where, f"one of {', '.join(arguments)}")
     if origin in (list, tuple):
         _checked(isinstance(content, list | tuple), content, where, "a list")
-        return origin(_value(arguments[0], each, f"{where}[{place}]") for place, each in enumerate(content))
+        return origin(_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(content))
     if origin is dict:
         _checked(isinstance(content, dict), content, where, "an object")
-        to_key: Callable[[str], Any] = arguments[0]  # JSON's keys are text, whatever they were
-        return {to_key(name): _value(arguments[1], each, f"{where}.{name}") for name, each in content.items()}
+        return {
+            _key(arguments[0], name, where): _value(arguments[1], item, f"{where}.{name}")
+            for name, item in content.items()
+        }
     if kind is float:
         content = _number(content)
     return _checked(_is(content, kind), content, where, PLAIN[kind])
 
 
-# Plain types in words.
-PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+def _key(kind: Callable[[str], Any], name: str, where: str) -> Any:
+    """Return a key as `kind`; the keys of JSON are text."""
+    try:
+        return kind(name)
+    except ValueError:
+        raise invalid(f"key of {_entry(where)}", PLAIN[cast(type, kind)], name) from None
 
 
 def _number(content: Any) -> Any:
-    """Whole numbers as floats, and what YAML 1.1 takes for text: 1e-3 and 1E6, without a dot."""
+    """Return integers as floats, and so numbers that YAML 1.1 reads as text: 1e-3 and 1E6, without a dot."""
     written = isinstance(content, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", content)
-    whole = isinstance(content, int) and not isinstance(content, bool)
-    return float(content) if written or whole else content
+    integer = isinstance(content, int) and not isinstance(content, bool)
+    return float(content) if written or integer else content
 
 
 def _is(content: Any, kind: type) -> bool:
@@ -86,32 +115,33 @@ def _is(content: Any, kind: type) -> bool:
 
 
 def _one_of(kinds: Sequence[Any], content: Any, where: str) -> Any:
-    """The content as one of several types, of which all but None are plain where there are several."""
+    """Return the content as one of several types; if several are left beside None, all of them are plain."""
     if content is None and NoneType in kinds:
         return None
     others = [kind for kind in kinds if kind is not NoneType]
     if len(others) == 1:
         return _value(others[0], content, where)
-    takes = " or ".join(PLAIN[kind] for kind in others)
-    return _checked(any(_is(content, kind) for kind in others), content, where, takes)
+    expected = " or ".join(PLAIN[kind] for kind in others)
+    return _checked(any(_is(content, kind) for kind in others), content, where, expected)
 
 
 def _record(kind: type, content: Any, where: str) -> Any:
     _checked(isinstance(content, dict), content, where, "an object")
     known = {field.name: field for field in fields(kind)}
     for name in content:
-        if name not in known:
-            raise ValueError(f"{where}.{name}".lstrip(".") + f": is not known to {kind.__name__}")
+        check_choice(f"entry of {where.lstrip('.')}" if where else "entry", name, known)
     for name, field in known.items():
         if name not in content and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{where}.{name}".lstrip(".") + ": is missing")
+            raise invalid(_entry(f"{where}.{name}"), "given", found="nothing")
     hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], each, f"{where}.{name}") for name, each in content.items()})
+    return kind(**{name: _value(hints[name], item, f"{where}.{name}") for name, item in content.items()})
 
 
-def _checked(fits: bool, content: Any, where: str, takes: str) -> Any:
+def _entry(where: str) -> str:
+    return where.lstrip(".") or "the file"
+
+
+def _checked(fits: bool, content: Any, where: str, expected: str) -> Any:
     if not fits:
-        raise ValueError(
-            f"{where.lstrip('.') or 'the file'}: takes {takes}, not {json.dumps(content, default=str):.40}"
-        )
+        raise invalid(_entry(where), expected, found=shortened(json.dumps(content, default=str)))
     return content
