@@ -34,7 +34,7 @@ import netfission as nf
 from netfission.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.data import ImageData, TensorSplit
 from netfission.runs.folder import environment
-from netfission.runs.setup import build_network, load
+from netfission.runs.setup import build_network, load_run_data
 from netfission.runs.train import train
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_training_overhead.json"
@@ -96,7 +96,7 @@ def main() -> None:
         # One epoch more than is counted: the first also warms both up.
         TrainingConfig(epochs=arguments.epochs + 2, accelerator="cpu"),
     )
-    data = load(config.data, seed=0)
+    data = load_run_data(config.data, seed=0)
     if arguments.only:
         _run_alone(arguments.only, config, data)
         return

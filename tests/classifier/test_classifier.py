@@ -18,7 +18,7 @@ from netfission.classifier.model_card import model_card
 from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import load
+from netfission.runs.setup import load_run_data
 
 SHAPE = (3, 8, 8)
 IMAGES = torch.randint(256, (6, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -109,7 +109,7 @@ def test_a_runs_predictions_are_those_of_its_evaluation(finished_run, tmp_path):
     config = folder.load_config()
     evaluation = evaluate(folder, config)
     classifier = nf.Classifier.from_pretrained(folder.path)
-    data = load(config.data, config.fission.seed)
+    data = load_run_data(config.data, config.fission.seed)
     predictions = classifier.predict(data.test.images)
     assert (predictions.classes == data.test.labels).double().mean().item() == pytest.approx(
         evaluation.ensemble["top1"], abs=1e-6

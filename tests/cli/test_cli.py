@@ -155,4 +155,4 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert table in trained
     assert f"wrote {run}" in trained
     assert main(["train", *flags.split(), "--out", run]) == 2
-    assert "is already used" in capsys.readouterr().err
+    assert "out must be a new or empty folder" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from netfission.evaluation.corruption import (
     corruption_names,
 )
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import load
+from netfission.runs.setup import load_run_data
 from netfission.runs.shift import evaluate_corruptions
 from netfission.runs.train import train
 
@@ -136,7 +136,7 @@ def test_a_run_under_all_of_them(large_run, capsys):
     # One of the figures once more, by hand.
     config = large_run.load_config()
     classifier = Classifier.from_pretrained(large_run.path)
-    test = load(config.data, config.fission.seed).test
+    test = load_run_data(config.data, config.fission.seed).test
     rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(3))[:6].sort().values
     logits = classifier.logits(corrupted(test.images[rows], "contrast", 4, seed=3))
     by_hand = evaluate_logits(logits / classifier.temperature, test.labels[rows])

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from netfission.cli import main
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution, uncertainty_scores
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import load
+from netfission.runs.setup import load_run_data
 from netfission.runs.shift import TURNS, evaluate_ood
 
 # Few values, so that many are equal.
@@ -131,7 +131,7 @@ def test_its_own_images_inverted_and_rotated(run, capsys):
     from netfission.classifier import Classifier
 
     classifier = Classifier.from_pretrained(run.path)
-    images = load(run.load_config().data, 3).test.images
+    images = load_run_data(run.load_config().data, 3).test.images
     inverted = classifier.predict(255 - images).entropy
     own = Detection.from_scores(classifier.predict(images).entropy, inverted)
     assert kept[0]["scores"]["entropy"]["auroc"] == pytest.approx(own.auroc, abs=1e-4)

@@ -23,7 +23,7 @@ from netfission.export import export
 from netfission.export.cascade import Plan, Step, check_cascade, export_cascade
 from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
-from netfission.runs.setup import build_network, describe, load
+from netfission.runs.setup import build_network, load_run_data, network_spec
 from netfission.runs.train import train
 
 pytest.importorskip("onnx")
@@ -272,7 +272,10 @@ def test_where_nothing_was_chosen_it_is_on_the_validation_split(
     )
     assert main(["export", str(finished_run), "--cascade"]) == 0
     assert "an image stops at margin above" in capsys.readouterr().out
-    classifier, split = nf.Classifier.from_pretrained(finished_run), load(settings_of().data, 3).validation
+    classifier, split = (
+        nf.Classifier.from_pretrained(finished_run),
+        load_run_data(settings_of().data, 3).validation,
+    )
     costs = nf.exit_costs(classifier.network, torch.zeros(1, 1, 8, 8))
     wanted = nf.choose_thresholds(
         classifier.logits(split.images), split.labels, costs.dense, order=costs.order, max_accuracy_drop=0.2
@@ -286,6 +289,6 @@ def test_where_nothing_was_chosen_it_is_on_the_validation_split(
 )
 def test_a_network_without_exits_to_stop_at_is_refused(changes, message, settings_of) -> None:
     config = settings_of(sparsity=0.0, **changes)
-    data = load(config.data, 3)
+    data = load_run_data(config.data, 3)
     with pytest.raises(ValueError, match=message):
-        check_cascade(nf.Classifier(build_network(config, data), describe(config, data)))
+        check_cascade(nf.Classifier(build_network(config, data), network_spec(config, data)))

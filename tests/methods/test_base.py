@@ -43,7 +43,7 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("cost {run}", "takes a run with method=fission, not deep-ensemble"),
+        ("cost {run}", "must be a run with method=fission, got method=deep-ensemble"),
         ("evaluate {run} --cascade", "a cascade takes a run with method=fission, not deep-ensemble"),
         ("train --method deep-ensemble --exits 1", "exits=1: a Deep Ensemble takes 2 members or more"),
         (

@@ -15,7 +15,7 @@ from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.data.unlabelled import list_images
 from netfission.evaluation.reliability import ReliabilityReport
-from netfission.prediction import FORMATS, Failure, Layout, answers
+from netfission.prediction import FORMATS, Failure, Layout, predict_images
 
 
 def predict(capsys, *arguments, status=0):
@@ -167,7 +167,7 @@ def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
     odd = Classifier(classifier.network, spec, classifier.calibration)
     images = [image, Failure(image, "no \x07 image")]
     writer = FORMATS["table"](Layout.from_classifier(odd, images, risk=0.05, probabilities=False))
-    lines = [*writer.header(), *map(writer.line, answers(odd, images, risk=0.05))]
+    lines = [*writer.header(), *map(writer.line, predict_images(odd, images, risk=0.05))]
     assert all(line.isprintable() for line in lines)
     head, answered, failed = lines
     assert answered.startswith(str(tmp_path) + r'/a\nb\x1b[31m\r,"c".png  \x1b]0;digit')

@@ -267,7 +267,7 @@ def test_a_damaged_file_is_named(name, damage, run, capsys):
 @pytest.mark.parametrize("text", ["epoch,val/nll\n1,much\n", "epoch,val/nll\n1\n", "epoch\n1,2\n"])
 def test_a_damaged_table_of_epochs_is_named(text, run, capsys):
     (run / "metrics.csv").write_text(text)
-    assert "metrics.csv: cannot be read" in refused(capsys, str(run))
+    assert "metrics.csv must be a table of numbers, got a damaged file" in refused(capsys, str(run))
 
 
 def test_figures_that_are_missing_from_a_file_are_named(run, capsys):

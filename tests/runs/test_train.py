@@ -184,12 +184,15 @@ def interrupted(tmp_path, settings_of) -> RunFolder:
 
 def test_a_damaged_checkpoint_is_named(interrupted, settings_of):
     interrupted.checkpoint.write_bytes(interrupted.checkpoint.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"last\.ckpt: is damaged"):
+    with pytest.raises(ValueError, match=r"last\.ckpt must be a checkpoint, got a damaged file"):
         train(settings_of(), interrupted.path, progress=False, resume=True)
 
 
 def test_two_processes_do_not_train_in_one_folder(interrupted, settings_of):
-    with interrupted.locked(), pytest.raises(ValueError, match="another process is training in it"):
+    with (
+        interrupted.locked(),
+        pytest.raises(ValueError, match="out must be a folder in which no other process trains"),
+    ):
         train(settings_of(), interrupted.path, progress=False, resume=True)
 
 

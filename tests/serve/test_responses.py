@@ -20,8 +20,8 @@ def test_an_answer_holds_what_the_predictions_are():
         assert shares == predictions.probabilities[row, order].tolist()
         for number, exit_ in enumerate(answer["exits"]):
             assert exit_["class"] == NAMES[predictions.votes[row, number]]
-            assert exit_["probability"] == predictions.exits[row, number].max().item()
-            assert exit_["probabilities"] == predictions.exits[row, number, order].tolist()
+            assert exit_["probability"] == predictions.exit_probabilities[row, number].max().item()
+            assert exit_["probabilities"] == predictions.exit_probabilities[row, number, order].tolist()
         for name in ("disagreement", "entropy", "mutual_information"):
             assert answer[name] == pytest.approx(getattr(predictions, name)[row].item())
         assert answer["abstains"] is bool(predictions.abstains[row])

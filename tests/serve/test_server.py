@@ -35,9 +35,9 @@ def assert_tells(answer, predictions, names):
     for place, one in enumerate(answer["probabilities"]):
         index = names.index(one["class"])
         assert one["probability"] == pytest.approx(own[index].item(), abs=1e-5)
-        for exit_, shares in zip(answer["exits"], predictions.exits[0], strict=True):
+        for exit_, shares in zip(answer["exits"], predictions.exit_probabilities[0], strict=True):
             assert exit_["probabilities"][place] == pytest.approx(shares[index].item(), abs=1e-5)
-    for exit_, shares in zip(answer["exits"], predictions.exits[0], strict=True):
+    for exit_, shares in zip(answer["exits"], predictions.exit_probabilities[0], strict=True):
         assert exit_["probability"] == pytest.approx(shares.max().item(), abs=1e-5)
     for name in ("entropy", "mutual_information"):
         assert answer[name] == pytest.approx(getattr(predictions, name)[0].item(), abs=1e-5)

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from PIL import Image
 from torch import Tensor, nn
 
-from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, WeightsError, weights
+from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, WeightsError, network_state
 from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import Predictions
 from netfission.config import RunConfig
@@ -116,7 +116,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"classes: are {len(spec.classes)} names; the network has {logits.shape[2]}")
         if model is not None:
             try:
-                again = cls(spec.restore(weights(network)), spec)
+                again = cls(spec.restore(network_state(network)), spec)
                 if not torch.allclose(again.logits(pixels), logits, rtol=1e-2, atol=1e-2):
                     raise WeightsError("its logits differ")
             except WeightsError as error:

@@ -246,10 +246,10 @@ class ModelFolder:
     def network_files(self, network: nn.Module, spec: NetworkSpec) -> dict[Path, str | bytes]:
         """What the files of weights and masks, and of the card, are to hold."""
         about = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
-        return {self.weights: save(weights(network)), self.spec: about}
+        return {self.weights: save(network_state(network)), self.spec: about}
 
 
-def weights(network: nn.Module) -> dict[str, Tensor]:
+def network_state(network: nn.Module) -> dict[str, Tensor]:
     """The network's weights and masks, on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 

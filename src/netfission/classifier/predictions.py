@@ -37,7 +37,7 @@ class Predictions:
         return ensemble_probabilities(self.logits)
 
     @property
-    def exits(self) -> Tensor:
+    def exit_probabilities(self) -> Tensor:
         """Probabilities of each exit, `(n, exits, classes)`."""
         return self.logits.softmax(dim=2)
 

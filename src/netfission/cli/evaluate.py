@@ -94,12 +94,13 @@ def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
 
 
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
-    from netfission.evaluation.reliability import ReliabilityReport
     from netfission.runs.evaluate import evaluate as evaluate_run
 
     print(evaluate_run(folder, config).table())
-    trust = ReliabilityReport.from_json((folder.path / "reliability.json").read_text(encoding="utf-8"))
-    print(f"{trust.summary()}\nwrote evaluation.json and reliability.json in {folder.path}")
+    reliability = folder.load_reliability()
+    assert reliability is not None
+    print(reliability.summary())
+    print(f"wrote {folder.evaluation.name} and {folder.reliability.name} in {folder.path}")
 
 
 def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str]) -> None:
@@ -107,14 +108,14 @@ def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str
 
     for found in evaluate_ood(folder, config, names):
         print(f"{found.table()}\n")
-    print(f"wrote ood.json in {folder.path}")
+    print(f"wrote {folder.out_of_distribution.name} in {folder.path}")
 
 
 def _corruptions(folder: "RunFolder", config: RunConfig, images: int) -> None:
     from netfission.runs.shift import evaluate_corruptions
 
     print(evaluate_corruptions(folder, config, images=images).table())
-    print(f"wrote corruptions.json in {folder.path}")
+    print(f"wrote {folder.corruptions.name} in {folder.path}")
 
 
 def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
@@ -127,4 +128,5 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     cascade["rule"] = settings.rule or "margin"
     cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
     print(evaluate_cascade(folder, config, **cascade).table())
-    print(f"wrote cascade.json, cascade.png and cascade.svg in {folder.path}")
+    png, svg = folder.cascade_figures
+    print(f"wrote {folder.cascade.name}, {png.name} and {svg.name} in {folder.path}")

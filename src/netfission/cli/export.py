@@ -134,9 +134,10 @@ def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
 def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Path) -> str:
     """Export a graph for each exit; says how that went, and when it stops."""
     from netfission.export.cascade import Plan, check_cascade, export_cascade
+    from netfission.runs.folder import RunFolder
 
     check_cascade(classifier)
-    chosen = folder / "cascade.json"
+    chosen = RunFolder(folder).cascade
     plan = Plan.read(chosen) if chosen.is_file() else _plan(classifier, settings)
     images, source = _images(classifier, settings)
     difference = export_cascade(classifier, plan, out, images, opset=settings.opset)

@@ -13,7 +13,7 @@ from netfission.cli.parser import Parser, check_positive
 from netfission.utils.files import write_whole
 
 if TYPE_CHECKING:
-    from netfission.prediction import Answer, Failure, Writer
+    from netfission.prediction import Failure, ImagePrediction, Writer
 
 RISK = 0.05
 
@@ -50,7 +50,7 @@ def run(settings: Namespace) -> None:
     from tqdm import tqdm
 
     from netfission.classifier import Classifier
-    from netfission.prediction import FORMATS, Layout, answers, find_images
+    from netfission.prediction import FORMATS, Layout, find_images, predict_images
 
     _check_writable(settings.out)
     form = settings.format or _form_of(settings.out)
@@ -67,7 +67,7 @@ def run(settings: Namespace) -> None:
         raise ValueError("images=-: standard input names none")
     layout = Layout.from_classifier(classifier, images, risk=risk, probabilities=settings.probabilities)
     writer = FORMATS[form](layout)
-    said = answers(classifier, images, batch_size=settings.batch_size, risk=risk)
+    said = predict_images(classifier, images, batch_size=settings.batch_size, risk=risk)
     # Where the lines themselves run over the screen, a bar would run through them.
     seen = settings.out is None and sys.stdout.isatty()
     with tqdm(said, total=len(images), unit="image", disable=True if seen else None, leave=False) as bar:
@@ -84,7 +84,7 @@ def _unanswered(images: "Sequence[Path | Failure]", failures: int) -> str:
     return "; ".join([*said, f"folders without images: {empty}"] if empty else said)
 
 
-def _write(writer: "Writer", said: "Iterable[Answer | Failure]", out: str | None) -> int:
+def _write(writer: "Writer", said: "Iterable[ImagePrediction | Failure]", out: str | None) -> int:
     """Write all answers, to standard output as they come; how many are failures."""
     from netfission.prediction import Failure
 

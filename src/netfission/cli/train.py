@@ -27,17 +27,22 @@ def run(settings: Namespace) -> None:
     out = Path(settings.out or Path("runs") / default_name(config))
     print(f"writing to {out}", flush=True)
     try:
-        from netfission.evaluation.reliability import ReliabilityReport
         from netfission.runs.train import train as train_run
 
         evaluation = train_run(config, out, resume=settings.resume)
     except KeyboardInterrupt as error:
-        begun = (out / "config.yaml").is_file()
+        from netfission.runs.folder import RunFolder
+
+        begun = RunFolder(out).config.is_file()
         way = "with --resume goes on" if begun else "starts over"
         raise KeyboardInterrupt(f"stopped; the same command {way}") from error
     if evaluation is not None:
-        trust = ReliabilityReport.from_json((out / "reliability.json").read_text(encoding="utf-8"))
-        print(f"\ntest split of {config.data.data}\n{evaluation.table()}\n{trust.summary()}\nwrote {out}")
+        from netfission.runs.folder import RunFolder
+
+        reliability = RunFolder(out).load_reliability()
+        assert reliability is not None
+        print(f"\ntest split of {config.data.data}\n{evaluation.table()}\n{reliability.summary()}")
+        print(f"wrote {out}")
 
 
 def default_name(config: RunConfig) -> str:

@@ -19,7 +19,7 @@ from netfission.inference.deploy import deploy
 from netfission.network import FissionNetwork
 from netfission.profiling.cost import NetworkCost, Quartiles, cost
 from netfission.runs.folder import RunFolder, environment
-from netfission.runs.setup import load
+from netfission.runs.setup import load_run_data
 from netfission.runs.train import train
 from netfission.utils.errors import check_choice
 from netfission.utils.files import write_whole
@@ -72,7 +72,7 @@ def run_demo(path: Path, seeds: int, grouping: str = "channels") -> None:
             evaluation = train(config, folder.path, resume=folder.config.is_file(), progress=False)
             assert evaluation is not None
             evaluations[name].append(evaluation)
-    data = load(DATA, seed=0)
+    data = load_run_data(DATA, seed=0)
     networks = {name: folders[name, 0].load_fission()[0] for name in settings}
     rows = _rows(evaluations, networks, data)
     text = _table(rows, data, seeds, grouping)

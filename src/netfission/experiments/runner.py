@@ -145,7 +145,7 @@ def run_cell(cell: Cell, out: Path, records: Records) -> Record:
     begun = folder.config.is_file()
     if folder.path.exists() and not begun:  # killed before it began
         shutil.rmtree(folder.path)
-    stopwatch = Stopwatch(folder.path / "seconds.json")
+    stopwatch = Stopwatch(folder.training_time)
     try:
         evaluation = train(cell.config, folder.path, resume=begun, progress=False, callbacks=[stopwatch])
     except Exception as error:  # whatever a method or a model may raise

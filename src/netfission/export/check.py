@@ -124,7 +124,7 @@ def compare(run: Run, classifier: Classifier, batches: Iterable[tuple[Tensor, Te
 
 def probability_difference(found: dict[str, Tensor], expected: Predictions) -> Tensor:
     """The differences of probabilities, of the ensemble and of the exits; one dimension."""
-    of_exits = found["exit_probabilities"] - expected.exits
+    of_exits = found["exit_probabilities"] - expected.exit_probabilities
     return torch.cat([(found["probabilities"] - expected.probabilities).flatten(), of_exits.flatten()])
 
 
@@ -136,12 +136,14 @@ def largest(differences: Sequence[Tensor]) -> float:
 def _check_others(found: dict[str, Tensor], expected: Predictions) -> None:
     """RuntimeError unless the other outputs are those of the expected probabilities, up to rounding."""
     own = expected.probabilities.gather(1, found["classes"].unsqueeze(1)).squeeze(1)
-    voted = expected.exits.gather(2, found["votes"].unsqueeze(2)).squeeze(2)
+    voted = expected.exit_probabilities.gather(2, found["votes"].unsqueeze(2)).squeeze(2)
     # Votes for near equals may fall either way, and the disagreement with them.
-    differ = disagreement(torch.nn.functional.one_hot(found["votes"], expected.exits.shape[2]).float())
+    differ = disagreement(
+        torch.nn.functional.one_hot(found["votes"], expected.exit_probabilities.shape[2]).float()
+    )
     allowed = {
         "classes": (expected.confidence - own, 2 * TOLERANCE),
-        "votes": (expected.exits.amax(dim=2) - voted, 2 * TOLERANCE),
+        "votes": (expected.exit_probabilities.amax(dim=2) - voted, 2 * TOLERANCE),
         "disagreement": (found["disagreement"] - differ, 1e-6),
         "entropy": (found["entropy"] - expected.entropy, 1e-3),
         "mutual_information": (found["mutual_information"] - expected.mutual_information, 1e-3),

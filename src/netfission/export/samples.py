@@ -14,7 +14,7 @@ from netfission.data import ImageData, Split
 from netfission.data.images import why_unreadable
 from netfission.data.splits import TensorSplit
 from netfission.data.unlabelled import list_images
-from netfission.runs.setup import load
+from netfission.runs.setup import load_run_data
 
 CHECKED = 256  # images that a file is checked with
 _BATCH = 64
@@ -38,7 +38,7 @@ def data_of(classifier: Classifier, data: str | None, *, otherwise: str = "") ->
     flat = classifier.recipe.to_dict()
     config = RunConfig.from_dict(flat | ({} if data is None else {"data": data}))
     try:
-        found = load(config.data, config.fission.seed)
+        found = load_run_data(config.data, config.fission.seed)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"data={config.data.data}: cannot be read ({error}); pass --data, where the data set is "

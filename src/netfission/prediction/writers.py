@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from netfission.classifier import Classifier
-from netfission.prediction.answers import Answer, Failure
+from netfission.prediction.images import Failure, ImagePrediction
 from netfission.utils.text import printable
 
 _FIGURES = ("disagreement", "entropy", "mutual_information")
@@ -69,7 +69,7 @@ class Writer:
         """The lines before the first answer."""
         return iter(())
 
-    def line(self, answer: Answer | Failure) -> str:
+    def line(self, answer: ImagePrediction | Failure) -> str:
         """The line of an answer."""
         raise NotImplementedError
 
@@ -81,7 +81,7 @@ class Writer:
 class JsonLines(Writer):
     """An object a line; an image without an answer has `image` and `error` alone."""
 
-    def line(self, answer: Answer | Failure) -> str:
+    def line(self, answer: ImagePrediction | Failure) -> str:
         """The line of an answer."""
         record: dict[str, Any] = {"image": str(answer.image)}
         if isinstance(answer, Failure):
@@ -102,7 +102,7 @@ class Csv(Writer):
         """The names of the columns."""
         yield _comma_separated(self._columns())
 
-    def line(self, answer: Answer | Failure) -> str:
+    def line(self, answer: ImagePrediction | Failure) -> str:
         """The line of an answer."""
         if isinstance(answer, Failure):
             empty = len(self._columns()) - 2
@@ -130,7 +130,7 @@ class Table(Writer):
         exits = [f"exit {index}" for index in range(self.layout.exits)]
         yield self._aligned("image", "class", "p", exits, ["disagree", "entropy", "mutual inf."], "abstain")
 
-    def line(self, answer: Answer | Failure) -> str:
+    def line(self, answer: ImagePrediction | Failure) -> str:
         """The line of an answer."""
         image = printable(str(answer.image))
         if isinstance(answer, Failure):

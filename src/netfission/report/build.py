@@ -25,7 +25,8 @@ from netfission.report.plots import Wanted, plots_beside, plots_of
 from netfission.report.run_data import Run, load_runs
 from netfission.report.style import RENDERING, exit_name, inline, jinja, variables
 from netfission.report.votes import Votes, collect_votes
-from netfission.runs.setup import load
+from netfission.runs.folder import RunFolder
+from netfission.runs.setup import load_run_data
 from netfission.utils.files import write_together
 
 
@@ -101,7 +102,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     """
     if not paths:
         raise ValueError("run: takes the folder of a run, or of several")
-    page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
+    page = out or RunFolder(paths[0] if len(paths) == 1 else Path()).report
     if out is not None:
         _check_out(out)
     runs = load_runs(paths)
@@ -172,7 +173,7 @@ def _votes(run: Run, data: str | None) -> Votes | Lack:
     if data is not None:
         config = RunConfig.from_dict(config.to_dict() | {"data": data})
     try:
-        images = load(config.data, config.fission.seed)
+        images = load_run_data(config.data, config.fission.seed)
         if images.classes != run.spec.classes:
             raise ValueError(f"data={data or run.data}: its classes are not those of {run.folder.path}")
     except (ValueError, OSError) as error:

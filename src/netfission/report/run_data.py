@@ -1,6 +1,5 @@
 """What a run's folder holds, read for its report."""
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from netfission.classifier.folder import NetworkSpec
@@ -21,7 +19,6 @@ from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.profiling.cost import NetworkCounts, count
 from netfission.runs.folder import RunFolder
-from netfission.utils.typed import read_json
 
 _FIGURES = {"top1", "nll", "ece", "brier"}
 
@@ -78,14 +75,14 @@ class Run:
         image = torch.zeros(1, *spec.shape)
         with torch.random.fork_rng([]):
             single = spec.single().eval()
-        evaluation = read_json(folder.evaluation, Evaluation)
+        evaluation = folder.load_evaluation()
         if evaluation is not None:
             _check_figures(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
-        calibration = read_json(folder.calibration, Calibration)
-        trust = read_json(folder.path / "reliability.json", ReliabilityReport)
+        calibration = folder.load_calibration()
+        trust = folder.load_reliability()
         if trust is not None:
             own = [trust.raw] if trust.scaled is None else [trust.raw, trust.scaled]
-            _check_figures(folder.path / "reliability.json", [each.metrics for each in own])
+            _check_figures(folder.reliability, [each.metrics for each in own])
         return cls(
             folder=folder,
             key=key,
@@ -96,13 +93,13 @@ class Run:
             network=network,
             costs=count(network, image),
             single=count(single, image),
-            epochs=_epochs(folder.metrics),
+            epochs=folder.load_metrics(),
             evaluation=evaluation,
             calibration=calibration,
             trust=trust,
-            cascade=read_json(folder.path / "cascade.json", CascadeEvaluation, besides=("environment",)),
-            outside=read_json(folder.path / "ood.json", list[OutOfDistribution]),
-            corruptions=read_json(folder.path / "corruptions.json", Corruptions),
+            cascade=folder.load_cascade(),
+            outside=folder.load_out_of_distribution(),
+            corruptions=folder.load_corruptions(),
         )
 
     @property
@@ -127,12 +124,8 @@ class Run:
     @cached_property
     def versions(self) -> dict[str, Any]:
         """What it was made with, from the comments of its settings."""
-        lines = self.folder.config.read_text(encoding="utf-8").splitlines()
-        if "# Made with:" not in lines:
-            return {}
-        comments = lines[lines.index("# Made with:") + 1 :]
-        made = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
-        return {**made.pop("versions", {}), **made} if isinstance(made, dict) else {}
+        environment = self.folder.load_environment()
+        return {**environment.pop("versions", {}), **environment}
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
@@ -174,16 +167,6 @@ def _tested(run: Run) -> int | None:
 def _data(run: Run) -> str:
     tested = "not evaluated" if run.evaluation is None else f"{run.evaluation.n} test images"
     return f"{run.data}, {len(run.spec.classes)} classes, {tested}"
-
-
-def _epochs(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
 def _check_figures(path: Path, figures: Iterable[dict[str, float]]) -> None:

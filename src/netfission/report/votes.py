@@ -133,7 +133,7 @@ def _example(image: Tensor, said: Predictions, index: int, label: int, classes: 
         side=max(image.shape[1:]),
         label=classes[label],
         ensemble=vote(said.probabilities[index]),
-        exits=[vote(own) for own in said.exits[index]],
+        exits=[vote(own) for own in said.exit_probabilities[index]],
     )
 
 

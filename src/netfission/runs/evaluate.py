@@ -18,7 +18,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
-from netfission.runs.setup import load, make_batches
+from netfission.runs.setup import load_run_data, make_batches
 from netfission.utils.files import write_whole
 
 EVALUATION_BATCH = 256
@@ -38,7 +38,7 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     Raises:
         ValueError: the folder holds no finished run, or the data set's classes are not the network's.
     """
-    network, _, data, device = ready(folder, config, data)
+    network, _, data, device = load_for_evaluation(folder, config, data)
     batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
     logits, labels = collect_logits(network, batches, device)
     evaluation = evaluate_logits(logits, labels)
@@ -51,7 +51,7 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
         calibration = Calibration.fit(*collect_logits(network, shown, device))
         write_whole(folder.calibration, calibration.to_json())
     trust = ReliabilityReport.from_logits(logits, labels, data.classes, calibration)
-    write_whole(folder.path / "reliability.json", trust.to_json())
+    write_whole(folder.reliability, trust.to_json())
     return evaluation
 
 
@@ -85,7 +85,7 @@ def evaluate_cascade(
             "validation=0: thresholds are chosen on validation images; takes a run trained with a share of "
             "them above 0"
         )
-    network, spec, data, device = ready(folder, config)
+    network, spec, data, device = load_for_evaluation(folder, config)
     if not isinstance(network, FissionNetwork):
         raise ValueError(
             f"run={folder.path}: a cascade takes a run with method=fission, not {config.method.method}"
@@ -115,17 +115,17 @@ def evaluate_cascade(
         single_accuracy=accuracy,
     )
     record = asdict(evaluation) | {"environment": environment()}
-    write_whole(folder.path / "cascade.json", json.dumps(record, indent=2) + "\n")
-    evaluation.draw(folder.path / "cascade")
+    write_whole(folder.cascade, json.dumps(record, indent=2) + "\n")
+    evaluation.draw(folder.cascade)
     return evaluation
 
 
-def ready(
+def load_for_evaluation(
     folder: RunFolder, config: RunConfig, data: ImageData | None = None
 ) -> tuple[nn.Module, NetworkSpec, ImageData, str]:
     """A finished run's network with its card, its data set, and the device that the network was put on."""
     network, spec = folder.load_network()
-    data = data or load(config.data, config.fission.seed)
+    data = data or load_run_data(config.data, config.fission.seed)
     if data.classes != spec.classes:
         raise ValueError(
             f"data={config.data.data!r}: its {len(data.classes)} classes are not the {len(spec.classes)} "

@@ -1,5 +1,6 @@
-"""A run's folder: what lies in it, how it is claimed, saved to and read back."""
+"""A run's folder: the names of its files, how it is claimed, and one reader for each file."""
 
+import csv
 import platform
 import shutil
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 import torch
@@ -16,75 +17,142 @@ from filelock import FileLock, Timeout
 
 from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
+from netfission.evaluation.corruption import Corruptions
+from netfission.evaluation.out_of_distribution import OutOfDistribution
+from netfission.evaluation.reliability import ReliabilityReport
 from netfission.network import FissionNetwork
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
+from netfission.utils.typed import read_json
+
+if TYPE_CHECKING:
+    from netfission.evaluation.cascade import CascadeEvaluation
+
+_ENVIRONMENT = "# Made with:"  # the line of config.yaml above the comments that hold the environment
 
 
 @dataclass(frozen=True)
 class RunFolder(ModelFolder):
-    """The files of a run: of its network, and of its training.
+    """The folder of a run: the files of its network and of its training.
 
     Attributes:
         path: the folder.
+
+    Example:
+        >>> RunFolder(Path("runs/first")).metrics.as_posix()
+        'runs/first/metrics.csv'
+        >>> RunFolder(Path("runs/first")).load_metrics()  # no such run
+        []
     """
 
     @property
     def metrics(self) -> Path:
-        """One row an epoch."""
+        """Accuracies, losses and learning rate of the training, one row per epoch."""
         return self.path / "metrics.csv"
 
     @property
     def checkpoint(self) -> Path:
-        """The state after the last whole epoch, to resume from."""
+        """The training's state after the last whole epoch, to resume from."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def training_time(self) -> Path:
+        """The seconds that training took, of a run of a comparison."""
+        return self.path / "seconds.json"
+
+    @property
     def lock(self) -> Path:
-        """Held while a process trains here."""
+        """Held by the process that trains in the folder."""
         return self.path / ".lock"
 
+    @property
+    def reliability(self) -> Path:
+        """Calibration, selective prediction and confusions on the test split."""
+        return self.path / "reliability.json"
+
+    @property
+    def cascade(self) -> Path:
+        """Thresholds of an early-exit cascade, and its accuracy and cost on the test split."""
+        return self.path / "cascade.json"
+
+    @property
+    def cascade_figures(self) -> tuple[Path, Path]:
+        """Plots of the cascade, as PNG and as SVG."""
+        return self.path / "cascade.png", self.path / "cascade.svg"
+
+    @property
+    def out_of_distribution(self) -> Path:
+        """How well uncertainty detects out-of-distribution images, one entry per data set."""
+        return self.path / "ood.json"
+
+    @property
+    def corruptions(self) -> Path:
+        """Accuracy and calibration on corrupted test images."""
+        return self.path / "corruptions.json"
+
+    @property
+    def report(self) -> Path:
+        """The report of the run, one HTML page."""
+        return self.path / "report.html"
+
     def claim(self, config: RunConfig, resume: bool) -> None:
-        """Make the folder and write its settings, or with `resume` take up the run that it holds.
+        """Make the folder and write its settings, or with `resume` check that it holds such a run.
 
         Raises:
-            ValueError: it holds a run and `resume` is False, holds none and `resume` is True, or was
-                begun with other settings.
+            ValueError: it holds a run and `resume` is False, it holds none and `resume` is True, or its run
+                has other settings.
             OSError: it cannot be written.
         """
         if resume:
-            self._match(config)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(
-                f"out={self.path}: is already used; takes a new folder, or pass resume to go on with its run"
+            self._check_settings(config)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise invalid(
+                "out",
+                "a new or empty folder",
+                found=f"{self.path}, which is in use",
+                hint="pass resume to continue its run",
             )
-        else:
-            made = yaml.safe_dump(environment()).splitlines()
-            comments = "".join(f"# {line}\n" for line in ["Made with:", *made])
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                write_whole(self.config, config.to_yaml() + comments)
-            except OSError as error:
-                raise OSError(f"out={self.path}: cannot be written ({error.strerror})") from error
+        comments = [_ENVIRONMENT, *(f"# {line}" for line in yaml.safe_dump(environment()).splitlines())]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.config, config.to_yaml() + "\n".join(comments) + "\n")
+        except OSError as error:
+            raise OSError(f"out={self.path} cannot be written ({error.strerror})") from error
 
     def release(self) -> None:
-        """Undo `claim` where nothing has run yet that is worth keeping."""
+        """Undo `claim`: remove the folder of a run that ended before its first epoch."""
         shutil.rmtree(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in the folder; ValueError if one does."""
+        """Keep other processes from training in the folder.
+
+        Raises:
+            ValueError: another process trains in it.
+        """
         lock = FileLock(self.lock)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise ValueError(f"out={self.path}: another process is training in it; wait for it") from error
+            raise invalid(
+                "out",
+                "a folder in which no other process trains",
+                found=str(self.path),
+                hint="wait until that process ends",
+            ) from error
         try:
             yield
         finally:
             lock.release()
 
     def resumable(self) -> Path | None:
-        """The checkpoint to go on from; None where no epoch had ended.
+        """Return the checkpoint to resume from, or None if no epoch has ended.
 
         Raises:
             ValueError: it is damaged.
@@ -92,28 +160,89 @@ class RunFolder(ModelFolder):
         if not self.checkpoint.is_file():
             return None
         if not is_zipfile(self.checkpoint):
-            raise ValueError(f"{self.checkpoint}: is damaged; remove it to begin the run again with resume")
+            raise invalid(
+                str(self.checkpoint),
+                "a checkpoint",
+                found="a damaged file",
+                hint="remove it and resume, which starts the run again",
+            )
         return self.checkpoint
 
     def load_fission(self) -> tuple[FissionNetwork, NetworkSpec]:
-        """`load_network` of a run whose method is fission; ValueError if it is another."""
+        """Load the network and its spec, see `load_network`, of a run whose method is fission.
+
+        Raises:
+            ValueError: the method is another, or see `load_network`.
+        """
         network, spec = self.load_network()
         if not isinstance(network, FissionNetwork):
-            raise ValueError(f"{self.path}: takes a run with method=fission, not {spec.method['method']}")
+            raise invalid(
+                str(self.path), "a run with method=fission", found=f"method={spec.method['method']}"
+            )
         return network, spec
 
-    def _match(self, config: RunConfig) -> None:
-        begun, now = self.load_config().to_dict(), config.to_dict()
-        for name, value in now.items():
+    def load_metrics(self) -> list[dict[str, float]]:
+        """Read the rows of `metrics`; none if there is no such file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.metrics.is_file():
+            return []
+        try:
+            with self.metrics.open(encoding="utf-8", newline="") as file:
+                return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise invalid(
+                str(self.metrics), "a table of numbers", found=f"a damaged file ({error})"
+            ) from error
+
+    def load_environment(self) -> dict[str, Any]:
+        """Read what `environment` gave at the start of the run; {} if the settings file does not say."""
+        lines = self.config.read_text(encoding="utf-8").splitlines()
+        if _ENVIRONMENT not in lines:
+            return {}
+        comments = lines[lines.index(_ENVIRONMENT) + 1 :]
+        content = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
+        return content if isinstance(content, dict) else {}
+
+    def load_reliability(self) -> ReliabilityReport | None:
+        """Read `reliability`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.reliability, ReliabilityReport)
+
+    def load_cascade(self) -> "CascadeEvaluation | None":
+        """Read `cascade`; None if there is no such file, ValueError if it is damaged."""
+        from netfission.evaluation.cascade import CascadeEvaluation  # which imports matplotlib
+
+        return read_json(self.cascade, CascadeEvaluation, besides=("environment",))
+
+    def load_out_of_distribution(self) -> list[OutOfDistribution] | None:
+        """Read `out_of_distribution`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.out_of_distribution, list[OutOfDistribution])
+
+    def load_corruptions(self) -> Corruptions | None:
+        """Read `corruptions`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.corruptions, Corruptions)
+
+    def _check_settings(self, config: RunConfig) -> None:
+        begun = self.load_config().to_dict()
+        for name, value in config.to_dict().items():
             if value != begun[name]:
-                raise ValueError(
-                    f"{name}={value!r}: {self.path} was begun with {begun[name]!r}; resume takes the "
-                    "settings it was begun with"
+                raise invalid(
+                    name,
+                    f"{begun[name]!r}, as in {self.config}",
+                    value,
+                    hint="a run resumes with the settings it began with",
                 )
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on beside its settings: versions and devices."""
+    """Return what a result may depend on beside its settings: versions, device and number of threads.
+
+    Example:
+        >>> sorted(environment())
+        ['device', 'threads', 'versions']
+    """
     packages = ("netfission", "torch", "torchvision", "timm", "lightning", "numpy")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},

@@ -15,7 +15,7 @@ from netfission.methods.registry import find_method
 from netfission.models import create_model
 
 
-def load(config: DataConfig, seed: int) -> ImageData:
+def load_run_data(config: DataConfig, seed: int) -> ImageData:
     """The data set that the settings name."""
     return load_data(
         config.data,
@@ -49,7 +49,7 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
     return find_method(config.method).build(plan)
 
 
-def describe(config: RunConfig, data: ImageData) -> NetworkSpec:
+def network_spec(config: RunConfig, data: ImageData) -> NetworkSpec:
     """What is needed to use the trained network."""
     return NetworkSpec(
         model=config.model.model,

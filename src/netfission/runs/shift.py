@@ -25,7 +25,7 @@ from netfission.evaluation.corruption import (
     library,
 )
 from netfission.evaluation.out_of_distribution import OutOfDistribution
-from netfission.runs.evaluate import EVALUATION_BATCH, ready
+from netfission.runs.evaluate import EVALUATION_BATCH, load_for_evaluation
 from netfission.runs.folder import RunFolder
 from netfission.utils.files import write_whole
 
@@ -63,10 +63,10 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
     for name, (split, turn) in zip(names, outside, strict=True):
         other = _logits(classifier, split, config, name, turn)
         results.append(OutOfDistribution.from_logits(name, own, other, classifier.temperature))
-    path = folder.path / "ood.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    by_name = {entry["data"]: entry for entry in [*earlier, *map(asdict, results)]}
-    write_whole(path, json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n")
+    earlier = folder.load_out_of_distribution() or []
+    by_name = {result.data: asdict(result) for result in [*earlier, *results]}
+    text = json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n"
+    write_whole(folder.out_of_distribution, text)
     return results
 
 
@@ -97,12 +97,12 @@ def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 
     for name, strength in _bar([(name, strength) for name in names for strength in STRENGTHS], "corruptions"):
         figures[name].append(under(name, strength))
     result = Corruptions(len(labels), config.fission.seed, classifier.temperature, version, clean, figures)
-    write_whole(folder.path / "corruptions.json", json.dumps(asdict(result), indent=1) + "\n")
+    write_whole(folder.corruptions, json.dumps(asdict(result), indent=1) + "\n")
     return result
 
 
 def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, ImageData]:
-    network, spec, data, _ = ready(folder, config)
+    network, spec, data, _ = load_for_evaluation(folder, config)
     return Classifier(network, spec, folder.load_calibration()), data
 
 

@@ -20,7 +20,7 @@ from netfission.runs.callbacks import AccuracyBar, EpochLines, EpochTable, Metho
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import RunDataModule, TrainingModule
-from netfission.runs.setup import build_network, describe, load
+from netfission.runs.setup import build_network, load_run_data, network_spec
 
 
 def train(
@@ -60,7 +60,7 @@ def train(
     with _quietly(), folder.locked() if main_process else nullcontext():
         try:
             method = find_method(config.method, config.fission)
-            data = load(config.data, config.fission.seed)
+            data = load_run_data(config.data, config.fission.seed)
             network = build_network(config, data)
             hooks = MethodHooks(method.hooks(config.fission.exits, config.training))
             epochs = method.epochs(config.training.epochs, config.fission.exits)
@@ -85,7 +85,7 @@ def train(
             raise
         if not trainer.is_global_zero:
             return None
-        folder.save_network(network, describe(config, data))
+        folder.save_network(network, network_spec(config, data))
     return evaluate(folder, config, data)
 
 

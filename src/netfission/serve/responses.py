@@ -25,7 +25,7 @@ def answers(predictions: Predictions, names: Sequence[str], top: int = TOP) -> l
         `Predictions`; and, where there is a threshold, whether the ensemble `abstains`.
     """
     listed = predictions.probabilities.topk(min(top, len(names)))
-    of_exits = predictions.exits
+    of_exits = predictions.exit_probabilities
     surest = of_exits.max(dim=2)
     shared = of_exits.gather(2, listed.indices[:, None].expand(-1, of_exits.shape[1], -1))
     abstains = predictions.abstains

@@ -10,7 +10,7 @@ from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.data.unlabelled import list_images
-from netfission.prediction import Answer, Failure, answers, find_images
+from netfission.prediction import Failure, ImagePrediction, find_images, predict_images
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +19,12 @@ def files(digit_files) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def expected(classifier, files) -> dict[Path, Answer]:
+def expected(classifier, files) -> dict[Path, ImagePrediction]:
     """One image at a time."""
-    return {path: next(answers(classifier, [path])) for path in files}
+    return {path: next(predict_images(classifier, [path])) for path in files}
 
 
-def assert_close(own: Answer, other: Answer) -> None:
+def assert_close(own: ImagePrediction, other: ImagePrediction) -> None:
     assert own.probabilities == pytest.approx(other.probabilities, abs=1e-5)
     for name in ("probability", "disagreement", "entropy", "mutual_information"):
         assert getattr(own, name) == pytest.approx(getattr(other, name), abs=1e-5)
@@ -35,7 +35,7 @@ def assert_close(own: Answer, other: Answer) -> None:
 @settings(max_examples=25, deadline=None)
 def test_order_batch_size_and_failures_do_not_matter(classifier, files, expected, order, size, broken):
     images = [Failure(files[index], "broken") if index in broken else files[index] for index in order]
-    said = list(answers(classifier, images, batch_size=size))
+    said = list(predict_images(classifier, images, batch_size=size))
     assert [each.image for each in said] == [files[index] for index in order]
     for index, each in zip(order, said, strict=True):
         if index in broken:
@@ -45,7 +45,7 @@ def test_order_batch_size_and_failures_do_not_matter(classifier, files, expected
 
 
 def test_each_field_is_what_the_classifier_says(classifier, files):
-    said = list(answers(classifier, files, risk=0.2))
+    said = list(predict_images(classifier, files, risk=0.2))
     pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
     own, names = classifier.predict(pixels, risk=0.2), classifier.spec.classes
     for row, each in enumerate(said):
@@ -58,15 +58,15 @@ def test_each_field_is_what_the_classifier_says(classifier, files):
         assert each.abstain is bool(own.abstains[row])
         assert list(each.probabilities.values()) == pytest.approx(own.probabilities[row].tolist())
         assert list(each.probabilities) == names
-    assert len({each.abstain for each in answers(classifier, files, risk=None)}) == 1
+    assert len({each.abstain for each in predict_images(classifier, files, risk=None)}) == 1
 
 
 def test_a_risk_that_cannot_be_borne_is_refused_before_the_work(classifier, files):
     bare = Classifier(classifier.network, classifier.spec)
     with pytest.raises(ValueError, match=r"risk=0\.1: takes a network that was calibrated"):
-        next(answers(bare, files, risk=0.1))
+        next(predict_images(bare, files, risk=0.1))
     with pytest.raises(ValueError, match="risk=2: takes a share of wrong answers"):
-        next(answers(classifier, [], risk=2))
+        next(predict_images(classifier, [], risk=2))
 
 
 def grey_ramp() -> np.ndarray:
@@ -83,8 +83,8 @@ def test_every_format_is_answered(classifier, suffix, tmp_path):
     path = tmp_path / f"image.{suffix}"
     image.save(path, **({"lossless": True} if suffix == "webp" else {}))
     assert list_images(tmp_path) == [path, tmp_path / "reference.png"]
-    own, reference = answers(classifier, [path, tmp_path / "reference.png"])
-    assert isinstance(own, Answer)
+    own, reference = predict_images(classifier, [path, tmp_path / "reference.png"])
+    assert isinstance(own, ImagePrediction)
     if suffix in LOSSLESS:
         assert_close(own, reference)
 
@@ -103,11 +103,11 @@ def test_every_mode_and_size_is_answered(classifier, mode, size, tmp_path):
     assert image.mode == mode
     path = tmp_path / "image.tiff"
     image.save(path)
-    (own,) = answers(classifier, [path])
-    assert isinstance(own, Answer)
+    (own,) = predict_images(classifier, [path])
+    assert isinstance(own, ImagePrediction)
     if mode in ("LA", "RGBA", "I;16"):  # the same picture in other words
         Image.fromarray(grey_ramp()).resize(size).save(tmp_path / "grey.png")
-        (plain,) = answers(classifier, [tmp_path / "grey.png"])
+        (plain,) = predict_images(classifier, [tmp_path / "grey.png"])
         assert_close(own, plain)
 
 
@@ -116,7 +116,7 @@ def test_an_image_turned_by_exif_is_seen_upright(classifier, files, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    turned, reference = answers(classifier, [tmp_path / "turned.png", files[0]])
+    turned, reference = predict_images(classifier, [tmp_path / "turned.png", files[0]])
     assert_close(turned, reference)
 
 
@@ -133,7 +133,7 @@ def test_damaged_files_are_named_and_the_others_answered(classifier, files, expe
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.png").mkdir()
     names = [str(tmp_path / name) for name in (*bad, "folder.png", "nowhere.png")]
-    said = list(answers(classifier, find_images([str(files[0]), *names, str(files[1])]), batch_size=3))
+    said = list(predict_images(classifier, find_images([str(files[0]), *names, str(files[1])]), batch_size=3))
     assert_close(said[0], expected[files[0]])
     assert_close(said[-1], expected[files[1]])
     errors = {each.image.name: each.error for each in said[1:-1]}
@@ -151,16 +151,16 @@ def test_a_decompression_bomb_is_an_error_of_that_image(
     Image.new("RGB", (12, 12)).save(tmp_path / "bomb.png")
     Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    said = list(answers(classifier, [tmp_path / "bomb.png", tmp_path / "small.png"]))
+    said = list(predict_images(classifier, [tmp_path / "bomb.png", tmp_path / "small.png"]))
     assert isinstance(said[0], Failure)
     assert "decompression bomb" in said[0].error
-    assert isinstance(said[1], Answer)
+    assert isinstance(said[1], ImagePrediction)
 
 
 def test_the_first_of_several_frames_is_taken(classifier, files, tmp_path):
     first, second = (Image.open(path).convert("RGB") for path in files[:2])
     first.save(tmp_path / "two.tiff", save_all=True, append_images=[second])
-    own, reference = answers(classifier, [tmp_path / "two.tiff", files[0]])
+    own, reference = predict_images(classifier, [tmp_path / "two.tiff", files[0]])
     assert_close(own, reference)
 
 
@@ -188,7 +188,7 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path):
 def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expected, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to(files[0])
-    pipe, link = answers(classifier, [tmp_path / "pipe.png", tmp_path / "link.png"])
+    pipe, link = predict_images(classifier, [tmp_path / "pipe.png", tmp_path / "link.png"])
     assert pipe == Failure(tmp_path / "pipe.png", "is no regular file")
     assert_close(link, expected[files[0]])
     assert find_images([str(tmp_path)]) == [tmp_path / "link.png", tmp_path / "pipe.png"]

@@ -18,7 +18,7 @@ _READERS = 4  # threads; Pillow's decoders let others run
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImagePrediction:
     """What is said of one image.
 
     Attributes:
@@ -82,13 +82,13 @@ def _images_below(folder: Path) -> Sequence[Path | Failure]:
     return images or [Failure(folder, "is a folder without images")]
 
 
-def answers(
+def predict_images(
     classifier: Classifier,
     images: Sequence[Path | Failure],
     *,
     batch_size: int = 64,
     risk: float | None = None,
-) -> Iterator[Answer | Failure]:
+) -> Iterator[ImagePrediction | Failure]:
     """Answer for images, in their order, a batch at a time; the next batch is read meanwhile.
 
     An answer is the same, within rounding, whatever else is in its batch. An image that cannot be read, or
@@ -133,7 +133,7 @@ def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] 
 
 def _answered(
     classifier: Classifier, read: Sequence[tuple[Path, Tensor] | Failure], risk: float | None
-) -> Iterator[Answer | Failure]:
+) -> Iterator[ImagePrediction | Failure]:
     readable = [each for each in read if not isinstance(each, Failure)]
     said = iter(_said(classifier, readable, risk))
     for each in read:
@@ -142,7 +142,7 @@ def _answered(
 
 def _said(
     classifier: Classifier, read: Sequence[tuple[Path, Tensor]], risk: float | None
-) -> Iterator[Answer]:
+) -> Iterator[ImagePrediction]:
     if not read:
         return
     names = classifier.spec.classes
@@ -156,7 +156,7 @@ def _said(
         of.abstains,
     )
     for row, (image, _) in enumerate(read):
-        yield Answer(
+        yield ImagePrediction(
             image=image,
             name=names[int(classes[row])],
             probability=confidence[row].item(),
