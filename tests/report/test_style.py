@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from netfission.report.style import DARK, LIGHT, apart, colour, drawn, exit_colour, inline
+from netfission.report.style import apart, colour, drawn, exit_colour, inline
+from netfission.utils.plot_style import DARK, LIGHT
 
 
 def luminance(hexadecimal: str) -> float:

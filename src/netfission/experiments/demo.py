@@ -1,6 +1,5 @@
 """`netfission demo`: one network and its three-exit fission on real digits, side by side."""
 
-import io
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
@@ -23,6 +21,17 @@ from netfission.runs.setup import load_run_data
 from netfission.runs.train import train
 from netfission.utils.errors import check_choice
 from netfission.utils.files import write_whole
+from netfission.utils.plot_style import (
+    FAINT,
+    PRIMARY,
+    PRIMARY_LIGHT,
+    PRIMARY_PALE,
+    REFERENCE,
+    TITLE_SIZE,
+    mark_reference,
+    new_figure,
+    save_picture,
+)
 from netfission.utils.text import align_columns
 
 # Ten images a class: with all of them every network is right on 98 % and nothing can be told apart.
@@ -215,9 +224,9 @@ def _record(rows: list[Row], seeds: int, grouping: str) -> dict[str, Any]:
 
 def _draw(rows: list[Row], seeds: int, grouping: str, path: Path) -> None:
     """Each method's runs as dots with their mean, and its cost over the single network's."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    *quality, price = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.25])
-    colours = ["#444444", "#0b6e99", *["#5f9fbb"] * (len(rows) - 2)]
+    figure, axes_rows = new_figure((11, 4.6), columns=4, width_ratios=[1, 1, 1, 1.25])
+    *quality, price = axes_rows[0]
+    colours = [REFERENCE, PRIMARY, *[PRIMARY_LIGHT] * (len(rows) - 2)]
     titles = {
         "top1": "accuracy, % (higher is better)",
         "nll": "NLL (lower is better)",
@@ -228,7 +237,7 @@ def _draw(rows: list[Row], seeds: int, grouping: str, path: Path) -> None:
         scale = 1 if name == "nll" else 100
         for run in runs:  # the two networks of a seed
             pair = [scale * row.figures[name][run] for row in rows[:2]]
-            axes.plot([0, 1], pair, color="#bbbbbb", linewidth=0.8, zorder=0)
+            axes.plot([0, 1], pair, color=FAINT, linewidth=0.8, zorder=0)
         for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
             values = [scale * value for value in row.figures[name]]
             axes.plot([place] * len(values), values, "o", color=colour, alpha=0.45, markersize=5)
@@ -236,7 +245,7 @@ def _draw(rows: list[Row], seeds: int, grouping: str, path: Path) -> None:
         labels = [row.name.replace("  its ", "").replace(" ", "\n") for row in rows]
         axes.set_xticks(range(len(rows)), labels, fontsize=8)
         axes.set_xlim(-0.6, len(rows) - 0.4)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=TITLE_SIZE)
     single, together = rows[0].cost, rows[1].cost
     assert single is not None
     assert together is not None
@@ -251,19 +260,15 @@ def _draw(rows: list[Row], seeds: int, grouping: str, path: Path) -> None:
         "parameters": ours.parameters_stored / its.parameters_stored,
         "non-zero\nparameters": ours.parameters_nonzero / its.parameters_nonzero,
     }
-    bars = price.barh(list(ratios), list(ratios.values()), color=["#0b6e99"] * 3 + ["#9cc4d6"] * 4)
+    bars = price.barh(list(ratios), list(ratios.values()), color=[PRIMARY] * 3 + [PRIMARY_PALE] * 4)
     price.bar_label(bars, [f"{ratio:.2f}×" for ratio in ratios.values()], padding=3, fontsize=9)
-    price.axvline(1, color="#444444", linestyle="--", linewidth=1)
+    mark_reference(price, x=1)
     price.invert_yaxis()
     price.set_xlim(0, 1.25 * max(ratios.values()))
-    price.set_title("three exits' cost ÷ single's", fontsize=10)
-    for axes in (*quality, price):
-        axes.spines[["top", "right"]].set_visible(False)
+    price.set_title("three exits' cost ÷ single's", fontsize=TITLE_SIZE)
     figure.suptitle(
         f"{MODEL.model} on digits, ten training images a class, three exits by {grouping}: each dot is one "
         f"run, bars are means,\nlines join the runs of one seed (n = {seeds}); axes do not start at 0",
-        fontsize=10,
+        fontsize=TITLE_SIZE,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    write_whole(path, buffer.getvalue())
+    save_picture(figure, path, ["png"])

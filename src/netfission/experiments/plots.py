@@ -1,6 +1,5 @@
 """Pictures of a comparison: figures of merit against cost, or along a setting."""
 
-import io
 from collections.abc import Iterable, Mapping, Set
 from itertools import cycle
 from typing import Any
@@ -13,20 +12,18 @@ from netfission.experiments.contenders import Settings, readable
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.statistics import Column, SeedValues
 from netfission.methods.registry import METHODS
-
-_OURS, _OTHERS = "#0b6e99", "#666666"
-_LINES = ("#0b6e99", "#c8553d", "#5b8c5a", "#8e5ea2", "#b8860b", "#3d3d3d")
-_MARKS = "osD^vP"
-
-
-def drawn(figure: Figure) -> dict[str, bytes]:
-    """The picture's files by name."""
-    files = {}
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=130)
-        files[f"comparison.{kind}"] = buffer.getvalue()
-    return files
+from netfission.utils.plot_style import (
+    FAINT,
+    LEGEND_SIZE,
+    MARKERS,
+    OTHER,
+    PRIMARY,
+    SERIES,
+    TEXT,
+    TITLE_SIZE,
+    mark_reference,
+    new_figure,
+)
 
 
 def against_cost(
@@ -51,8 +48,7 @@ def against_cost(
         "MACs (dense)": {name: cost.size.macs_dense / unit for name, cost in own.items()},
         f"time at batch {size}": {name: cost.inference[size].median for name, cost in own.items()},
     }
-    picture = Figure(figsize=(11.5, 4.2 * len(merits)), layout="constrained")
-    rows = picture.subplots(len(merits), 2, sharey="row", squeeze=False)
+    picture, rows = new_figure((11.5, 4.2 * len(merits)), len(merits), 2, sharey="row")
     panels = [
         (axes, key, kind, {name: (at[name], own[key]) for name, own in figures.items()})
         for row, key in zip(rows, merits, strict=True)
@@ -63,7 +59,7 @@ def against_cost(
         _points(axes, merits[key], points, ours)
         axes.set_xlabel(f"{kind} ÷ single network's")
         _finish(axes, merits[key], key)
-    picture.suptitle(f"{title}; round: fission; dashed: the single network's cost", fontsize=10)
+    picture.suptitle(f"{title}; round: fission; dashed: the single network's cost", fontsize=TITLE_SIZE)
     picture.draw_without_rendering()
     for axes, key, _, points in panels:
         _name_points(axes, merits[key], points, ours)
@@ -86,10 +82,10 @@ def _points(
             yerr=column.scale * (own.deviation or 0),
             fmt="o" if name in ours else "s",
             markersize=5,
-            color=_OURS if name in ours else _OTHERS,
+            color=PRIMARY if name in ours else OTHER,
             elinewidth=1,
         )
-    axes.axvline(1, color="#444444", linestyle="--", linewidth=1)
+    mark_reference(axes, x=1)
     axes.margins(x=0.2)
 
 
@@ -100,7 +96,7 @@ def _name_points(
     places = [place for place, _ in points.values()]
     heights = [column.scale * own.mean for _, own in points.values()]
     names = [
-        axes.text(place, height, name, fontsize=7.5, color=_OURS if name in ours else "#333333")
+        axes.text(place, height, name, fontsize=7.5, color=PRIMARY if name in ours else TEXT)
         for name, place, height in zip(points, places, heights, strict=True)
     ]
     adjust_text(
@@ -111,7 +107,7 @@ def _name_points(
         expand=(1.1, 1.6),
         force_text=(0.2, 0.5),
         iter_lim=500,  # not a time, so that the same figures give the same picture
-        arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "lw": 0.5},
+        arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.5},
     )
 
 
@@ -136,10 +132,12 @@ def lines(
     of_lines = _lines(figures, settings, along)
     places = _places([settings[name][along] for name in figures if along in settings[name]])
     in_a_row = list(places.values()) == list(range(len(places)))  # there is nothing between them
-    picture = Figure(figsize=(5.8 * len(merits), 4.8), layout="constrained")
-    panels = picture.subplots(1, len(merits), squeeze=False)[0]
+    picture, axes_rows = new_figure((5.8 * len(merits), 4.8), columns=len(merits))
+    panels = axes_rows[0]
     for axes, (key, column) in zip(panels, merits.items(), strict=True):
-        for (line, members), color, mark in zip(of_lines.items(), cycle(_LINES), cycle(_MARKS), strict=False):
+        for (line, members), color, mark in zip(
+            of_lines.items(), cycle(SERIES), cycle(MARKERS), strict=False
+        ):
             own = [figures[name][key] for name in members]
             axes.errorbar(
                 [places[readable(settings[name][along])] for name in members],
@@ -156,14 +154,14 @@ def lines(
         for name in figures:
             if along not in settings[name]:
                 level = column.scale * figures[name][key].mean
-                axes.axhline(level, color="#444444", linestyle="--", linewidth=1, label=name)
+                mark_reference(axes, y=level, label=name)
         if in_a_row:
             axes.set_xticks(list(places.values()), list(places))
         axes.set_xlabel(along.replace("_", " "))
         _finish(axes, column, key)
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
-        panels[0].legend(fontsize=8, frameon=False)
-    picture.suptitle(title, fontsize=10)
+        panels[0].legend(fontsize=LEGEND_SIZE, frameon=False)
+    picture.suptitle(title, fontsize=TITLE_SIZE)
     return picture
 
 
@@ -194,4 +192,3 @@ def _places(values: Iterable[Any]) -> dict[str, float]:
 
 def _finish(axes: Axes, column: Column, key: str) -> None:
     axes.set_ylabel(column.title + (" (higher is better)" if key == "top1" else " (lower is better)"))
-    axes.spines[["top", "right"]].set_visible(False)

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
-from netfission.experiments.plots import against_cost, drawn, lines
+from netfission.experiments.plots import against_cost, lines
 from netfission.experiments.statistics import COLUMNS, SeedValues
 from netfission.profiling.cost import Quartiles
 from netfission.utils.files import write_together
+from netfission.utils.plot_style import picture_files
 from netfission.utils.text import align_columns, count_noun
 
 
@@ -141,14 +142,14 @@ class Comparison:
 
     def write(self, out: Path) -> list[Path]:
         """Keep table, figures and picture in a folder, each whole or not at all."""
-        files: dict[str, str | bytes] = {
-            "comparison.txt": self.table() + "\n",
-            "comparison.md": self.markdown() + "\n",
-            "comparison.json": json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n",
-            **drawn(self._picture()),
+        files: dict[Path, str | bytes] = {
+            out / "comparison.txt": self.table() + "\n",
+            out / "comparison.md": self.markdown() + "\n",
+            out / "comparison.json": json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n",
+            **picture_files(self._picture(), out / "comparison"),
         }
-        write_together({out / name: content for name, content in files.items()})
-        return [out / name for name in files]
+        write_together(files)
+        return list(files)
 
 
 def seed_values(evaluations: Mapping[str, Mapping[int, Evaluation]]) -> dict[str, dict[str, SeedValues]]:

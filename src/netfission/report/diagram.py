@@ -8,7 +8,8 @@ from netfission.network import FissionNetwork
 from netfission.profiling.cost import Size
 from netfission.report.figures import clipped
 from netfission.report.run_data import Run
-from netfission.report.style import FONT, LIGHT, alone, exit_name, jinja
+from netfission.report.style import alone, exit_name, jinja
+from netfission.utils.plot_style import FONT, LIGHT
 
 _COLUMN = 144  # pixels, of a path
 _SPARSE_COLUMN = 164  # where it says what is not removed, too

@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from io import StringIO
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,75 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-# Colours that differ in lightness as well as hue, after Okabe & Ito (2008), with 4.5:1 contrast to the paper.
-LIGHT = {
-    "ink": "#1c2128",
-    "muted": "#59636e",
-    "rule": "#d4d9df",
-    "paper": "#ffffff",
-    "panel": "#f4f6f8",
-    "accent": "#4b3fc4",
-    "exit0": "#0067a8",
-    "exit1": "#b84a00",
-    "exit2": "#00765a",
-    "exit3": "#a33b78",
-    "exit4": "#7a6200",
-    "exit5": "#6a4fb0",
-    "exit6": "#177583",
-    "exit7": "#666666",
-}
-DARK = {
-    "ink": "#e7eaee",
-    "muted": "#a0a9b4",
-    "rule": "#3a424c",
-    "paper": "#14181d",
-    "panel": "#1c2229",
-    "accent": "#aba4ff",
-    "exit0": "#5cb8f0",
-    "exit1": "#ff9452",
-    "exit2": "#35c69b",
-    "exit3": "#ea9dca",
-    "exit4": "#dfc243",
-    "exit5": "#b7a5f5",
-    "exit6": "#7fd0da",
-    "exit7": "#b4b4b4",
-}
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-EXIT_COLOURS = 8
+from netfission.utils.plot_style import DARK, EXIT_COLOURS, FONT, LIGHT, report_settings
 
-# matplotlib knows no variables: it draws in these, which are then replaced.
+# matplotlib knows no CSS variables: it draws in these colours, which are then replaced.
 _SENTINELS = {name: f"#fe{place:04x}" for place, name in enumerate(LIGHT)}
-_SETTINGS: Any = {  # which matplotlib types by all the names it has
-    "svg.fonttype": "none",
-    "svg.hashsalt": "netfission",
-    "font.family": ["DejaVu Sans"],
-    "text.parse_math": False,  # a class may be called "$"
-    "font.size": 8.5,
-    "axes.labelsize": 8.5,
-    "axes.titlesize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.linewidth": 0.8,
-    "grid.linewidth": 0.6,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "text.color": _SENTINELS["ink"],
-    "axes.labelcolor": _SENTINELS["muted"],
-    "axes.edgecolor": _SENTINELS["muted"],
-    "xtick.color": _SENTINELS["muted"],
-    "ytick.color": _SENTINELS["muted"],
-    "grid.color": _SENTINELS["rule"],
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
+_SETTINGS = report_settings(*(_SENTINELS[name] for name in ("ink", "muted", "rule")))
 
 
 def colour(name: str) -> str:
