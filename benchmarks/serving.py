@@ -35,7 +35,7 @@ import netfission as nf
 from netfission.classifier import Classifier
 from netfission.models import create_model
 from netfission.runs.folder import environment
-from netfission.serve.server import deployed
+from netfission.serve.server import deploy_classifier
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_serving.json"
 CLASSES = 100
@@ -258,7 +258,7 @@ def _request(side: int) -> bytes:
 def _bare(folder: str) -> None:
     """Runs as many images as each line of the input says; prints seconds, and those of processor time."""
     torch.set_num_threads(1)
-    network = deployed(Classifier.from_pretrained(folder))
+    network = deploy_classifier(Classifier.from_pretrained(folder))
     pixels = torch.zeros(BATCH, *network.spec.shape, dtype=torch.uint8)
     print("ready", flush=True)
     for line in sys.stdin:

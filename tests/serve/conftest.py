@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from netfission.serve.server import Settings, listen, server
+from netfission.serve.server import Settings, listen, make_server
 
 
 def image_file(number=0, size=(8, 8), format_="PNG", mode="L") -> bytes:
@@ -54,7 +54,7 @@ class Server(SimpleNamespace):
 def running(run, **settings):
     """A server in a thread of this process."""
     listening = listen("127.0.0.1", 0)
-    own = server(str(run), Settings(**settings))
+    own = make_server(str(run), Settings(**settings))
     thread = threading.Thread(target=own.run, args=([listening],))
     thread.start()
     try:

@@ -9,7 +9,7 @@ from netfission.serve.batching import Batcher, FullError
 
 
 def batcher(run=lambda images: [int(image) for image in images], **settings):
-    defaults = {"threads": 1, "max_batch": 4, "max_wait_s": 0.0, "max_under_way": 1000}
+    defaults = {"threads": 1, "max_batch": 4, "max_wait_s": 0.0, "max_in_flight": 1000}
     return Batcher(run, **(defaults | settings))
 
 
@@ -107,13 +107,13 @@ def test_what_there_is_no_room_for_is_refused_and_room_is_given_back():
         raise ValueError("broken")
 
     async def main():
-        with batcher(max_under_way=2) as own:
+        with batcher(max_in_flight=2) as own:
             with pytest.raises(FullError):
                 await own.answers(*ready(1, 2, 3))
             for _ in range(3):
                 with pytest.raises(ValueError, match="broken"):
                     await own.answers(2, broken)
-            assert own.under_way == 0
+            assert own.in_flight == 0
             assert await own.answers(*ready(1, 2)) == [1, 2]
 
     asyncio.run(main())

@@ -100,10 +100,10 @@ def test_an_image_brought_is_answered_and_every_bar_drawn(visit, served, make_im
     exits = [share for row in rows for share in row]
     exits += [1 - sum(exit_["probabilities"]) for exit_ in answer["exits"]]
     assert widths(page, "#exits .bar") == pytest.approx(exits, abs=0.01)
-    assert len(widths(page, "#doubt .bar")) == 2
+    assert len(widths(page, "#uncertainty .bar")) == 2
     for exit_, told in zip(answer["exits"], page.locator("#exits .vote").all_inner_texts(), strict=True):
         assert told.startswith(exit_["class"])
-    assert f"entropy {answer['entropy']:.3f} nats" in page.inner_text("#doubt")
+    assert f"entropy {answer['entropy']:.3f} nats" in page.inner_text("#uncertainty")
     assert page.evaluate("document.getElementById('preview').naturalWidth") == 8
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -134,7 +134,7 @@ def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, make_
     until(page, "document.getElementById('seen').textContent")
     bring(page, "drop", b"hello", "notes.txt", "text/plain")
     page.wait_for_selector("#error:not([hidden])")
-    assert "notes.txt: this is no image" in page.inner_text("#error")
+    assert "notes.txt: image must be a BMP, GIF" in page.inner_text("#error")
     bring(page, "drop", bytes(200_001), "large.png")
     until(page, "document.getElementById('error').textContent.includes('large.png has 0.2 MB')")
     bring(page, "drop", make_image())

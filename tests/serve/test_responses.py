@@ -2,16 +2,16 @@ import pytest
 import torch
 
 from netfission.classifier.predictions import Predictions
-from netfission.serve.responses import answers
+from netfission.serve.responses import json_answers
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
 
 def test_an_answer_holds_what_the_predictions_are():
     predictions = Predictions(3 * torch.randn(6, 3, 7, generator=torch.Generator().manual_seed(0)), 0.6)
-    told = answers(predictions, NAMES, top=4)
-    assert len({answer["abstains"] for answer in told}) == 2
-    for row, answer in enumerate(told):
+    answers = json_answers(predictions, NAMES, top=4)
+    assert len({answer["abstains"] for answer in answers}) == 2
+    for row, answer in enumerate(answers):
         order = predictions.probabilities[row].argsort(descending=True)[:4]
         assert answer["class"] == NAMES[predictions.classes[row]]
         assert answer["probability"] == predictions.confidence[row].item()
@@ -27,7 +27,7 @@ def test_an_answer_holds_what_the_predictions_are():
         assert answer["abstains"] is bool(predictions.abstains[row])
 
 
-def test_without_a_threshold_nothing_is_said_of_abstaining():
-    (answer,) = answers(Predictions(torch.zeros(1, 2, 3)), NAMES[:3])
+def test_without_a_threshold_an_answer_does_not_mention_abstaining():
+    (answer,) = json_answers(Predictions(torch.zeros(1, 2, 3)), NAMES[:3])
     assert "abstains" not in answer
     assert len(answer["probabilities"]) == 3

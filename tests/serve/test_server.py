@@ -135,27 +135,42 @@ def test_requests_that_cannot_be_answered(served, make_image, make_form):
     blank = io.BytesIO()
     Image.new("L", (1200, 1000)).save(blank, "PNG")
     cases = [
-        (b"", {}, 415, "no image"),
-        (b"hello", {}, 415, "no image"),
-        (make_image(size=(200, 100), format_="JPEG")[:3000], {}, 400, "damaged"),
-        (blank.getvalue(), {}, 413, "1,000,000 pixels"),
-        (bytes(200_001), {}, 413, "200,000 bytes"),
-        (bytes(1_000_000), {}, 413, "200,000 bytes"),
-        (make_form(blank.getvalue()[:1000] + image, image)[0], headers, 413, "1,000,000 pixels together"),
-        (form[:-10], headers, 400, "form"),
+        (b"", {}, 415, "got another kind of file"),
+        (b"hello", {}, 415, "got another kind of file"),
+        (
+            make_image(size=(200, 100), format_="JPEG")[:3000],
+            {},
+            400,
+            "image must be an undamaged file, got a damaged file (",
+        ),
+        (blank.getvalue(), {}, 413, "image must be at most 1,000,000 pixels, got more"),
+        (bytes(200_001), {}, 413, "request body must be at most 200,000 bytes, got more"),
+        (bytes(1_000_000), {}, 413, "request body must be at most 200,000 bytes, got more"),
+        (
+            make_form(blank.getvalue()[:1000] + image, image)[0],
+            headers,
+            413,
+            "images must be at most 1,000,000 pixels together, got 1,200,064",
+        ),
+        (form[:-10], headers, 400, "form must be complete, got no closing boundary"),
         (form, {"Content-Type": "multipart/form-data"}, 400, "boundary"),
-        (b"nothing of the kind", headers, 400, "form"),
-        (make_form()[0], headers, 400, "form holds no file"),
+        (b"nothing of the kind", headers, 400, "form must be complete, got no closing boundary"),
+        (
+            make_form()[0],
+            headers,
+            400,
+            "form must be multipart/form-data with one image file or more, got no file",
+        ),
         (make_form(*[image] * 9)[0], headers, 400, "Too many files"),
-        (make_form(image, b"hello", image)[0], headers, 415, "image 2 of 3: this is no image"),
-        (make_form(b"hello")[0], headers, 415, "this is no image"),
+        (make_form(image, b"hello", image)[0], headers, 415, "image 2 of 3 must be a BMP, GIF"),
+        (make_form(b"hello")[0], headers, 415, "image must be a BMP, GIF"),
     ]
     for body, sent, status, told in cases:
         found, _, answer = served.predict(body, headers=sent)
         assert (found, told in answer["error"]) == (status, True), (body[:20], answer)
     for asked in ("maybe", "", "true"):
         status, _, answer = served.predict(image, f"?all={asked}")
-        assert (status, answer) == (400, {"error": f"all={asked}: takes 0 or 1"})
+        assert (status, answer) == (400, {"error": f"all must be 0 or 1, got {asked!r}"})
 
 
 @pytest.mark.parametrize("content", [head("abc"), b"no HTTP at all\r\n\r\n"])
@@ -163,7 +178,7 @@ def test_what_is_no_http_is_told_as_json(served, content):
     answer = raw(served.port, content)
     assert answer.startswith(b"HTTP/1.1 400 ") and b"Content-Type: application/json" in answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
-        "error": "this is no HTTP request that can be read"
+        "error": "request must be valid HTTP/1.1, got other data"
     }
 
 
@@ -215,7 +230,7 @@ def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_
 
 
 def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving, make_image, monkeypatch):
-    monkeypatch.setattr("netfission.serve.server._HEAD_S", 0.5)
+    monkeypatch.setattr("netfission.serve.protocol.HEAD_SECONDS", 0.5)
     with serving(finished_run, timeout_s=0.5) as own, ThreadPoolExecutor() as pool:
         beginning = [b"", b"POST /predict HTTP/1.1\r\nHos", head(100) + b"slow", head(10**12) + b"slow"]
         silent, in_head, in_body, huge = (pool.submit(raw, own.port, content) for content in beginning)
@@ -223,7 +238,7 @@ def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving
         assert in_head.result() == b""
         assert in_body.result().startswith(b"HTTP/1.1 408 ")
         assert huge.result().startswith(b"HTTP/1.1 413 ")
-        assert b'{"error":"the request took more than 0.5 s to arrive"}' in in_body.result()
+        assert b'{"error":"the request did not arrive within 0.5 s"}' in in_body.result()
 
 
 def test_answers_are_given_up_in_time_and_too_many_at_once_refused(
@@ -240,7 +255,7 @@ def test_answers_are_given_up_in_time_and_too_many_at_once_refused(
     with serving(finished_run, timeout_s=4.0, max_batch=64) as own, ThreadPoolExecutor(8) as pool:
         body, headers = make_form(*[make_image()] * 64)
         asked = [pool.submit(own.predict, body, headers=headers) for _ in range(8)]
-        while "netfission_images_under_way 512.0" not in own.ask("GET", "/metrics")[2]:
+        while "netfission_images_in_flight 512.0" not in own.ask("GET", "/metrics")[2]:
             assert not asked[0].done()
         status, headers, _ = own.predict(make_image())
         assert (status, headers["Retry-After"]) == (503, "1")
@@ -275,7 +290,7 @@ def test_health_model_and_metrics(served, classifier, make_image):
     model = served.ask("GET", "/model")[2]
     assert (model["classes"], model["exits"], model["image"]) == (classifier.spec.classes, 2, [1, 8, 8])
 
-    def count_noun(line):
+    def value_of(line):
         found = re.search(rf"^{re.escape(line)} ([\d.]+)$", served.ask("GET", "/metrics")[2], re.MULTILINE)
         return float(found[1]) if found else 0.0
 
@@ -286,12 +301,12 @@ def test_health_model_and_metrics(served, classifier, make_image):
         "netfission_images_total": 2,
         "netfission_predict_seconds_count": 3,
     }
-    before = {line: count_noun(line) for line in lines}
+    before = {line: value_of(line) for line in lines}
     for content in (make_image(), make_image(), b"hello"):
         served.predict(content)
     served.ask("GET", "/some/where")
-    assert {line: count_noun(line) - before[line] for line in lines} == lines
-    assert count_noun("netfission_images_under_way") == 0
+    assert {line: value_of(line) - before[line] for line in lines} == lines
+    assert value_of("netfission_images_in_flight") == 0
 
 
 def test_memory_given_to_bodies_is_bounded_and_given_back(finished_run, serving, make_image):
@@ -312,12 +327,15 @@ def test_memory_given_to_bodies_is_bounded_and_given_back(finished_run, serving,
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--port 70000", r"port=70000: takes a whole number from 0 to 65535"),
-        ("--host 203.0.113.1", r"host=203\.0\.113\.1, port=8000: cannot be served on"),
-        ("--max_batch 0", r"max_batch=0: takes a whole number from 1"),
-        ("--max_pixels 1000000000", r"max_pixels=1000000000: takes a whole number from 1 to \d+"),
-        ("--timeout_s 0", r"timeout_s=0\.0: takes seconds above 0"),
-        ("--max_wait_ms -1", r"max_wait_ms=-1\.0: takes milliseconds from 0"),
+        ("--port 70000", r"port must be an integer from 0 to 65535, got 70000$"),
+        (
+            "--host 203.0.113.1",
+            r"host and port must be an address of this machine and a free port, got 203\.0\.113\.1 and 8000",
+        ),
+        ("--max_batch 0", r"max_batch must be a positive integer, got 0$"),
+        ("--max_pixels 1000000000", r"max_pixels must be an integer from 1 to \d+, got 1000000000$"),
+        ("--timeout_s 0", r"timeout_s must be a positive number of seconds, got 0\.0$"),
+        ("--max_wait_ms -1", r"max_wait_ms must be a number of milliseconds of at least 0, got -1\.0$"),
         ("--risk 2", r"risk=2\.0: takes a share of wrong answers"),
     ],
 )
@@ -331,7 +349,7 @@ def test_a_port_in_use_and_a_run_without_weights_are_told(finished_run, tmp_path
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert main(["serve", str(finished_run), "--port", port]) == 2
-    assert f"port={port}: cannot be served on (Address already in use" in capsys.readouterr().err
+    assert f"127.0.0.1 and {port} (Address already in use" in capsys.readouterr().err
     for name in ("config.yaml", "config.json"):
         (tmp_path / name).write_bytes((finished_run / name).read_bytes())
     assert main(["serve", str(tmp_path), "--port", "0"]) == 2

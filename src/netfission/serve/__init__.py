@@ -1,1 +1,1 @@
-"""Serving a trained network over HTTP: a page, predictions as JSON, health and metrics."""
+"""Serve a trained network over HTTP: a page, predictions as JSON, health and metrics."""

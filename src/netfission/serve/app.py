@@ -1,4 +1,4 @@
-"""The application: a page, predictions as JSON, health and metrics."""
+"""The web application: a page, predictions as JSON, health and metrics."""
 
 import asyncio
 import time
@@ -23,9 +23,18 @@ from torch import Tensor
 from netfission.classifier import Classifier
 from netfission.classifier.predictions import Predictions
 from netfission.serve.batching import Batcher, FullError
-from netfission.serve.limits import FORMATS, Bodies, Limits, check_pixels, decoded, files_of, is_small
-from netfission.serve.prometheus import Counted, Metrics
-from netfission.serve.responses import Answer, answers
+from netfission.serve.limits import (
+    FORMATS,
+    BodyReader,
+    Limits,
+    check_total_pixels,
+    decode_image,
+    is_small,
+    read_form,
+    refusal,
+)
+from netfission.serve.prometheus import CountingMiddleware, Metrics
+from netfission.serve.responses import Answer, json_answers
 
 _VERSION = version("netfission")
 _DECODERS = 2  # threads
@@ -45,31 +54,30 @@ _HEADERS = {
 
 
 @dataclass(frozen=True)
-class _Result:
-    """Of one image: the answer as it is mostly wanted, and where it stands in its batch."""
+class _ImageResult:
+    """One image's answer with the top classes, and its row in the predictions of its batch."""
 
     answer: Answer
     batch: Predictions
     row: int
 
-    def whole(self, names: Sequence[str]) -> Answer:
-        """The answer with all classes."""
-        alone = Predictions(self.batch.logits[self.row, None], self.batch.threshold)
-        return answers(alone, names, len(names))[0]
+    def with_all_classes(self, names: Sequence[str]) -> Answer:
+        predictions = Predictions(self.batch.logits[self.row, None], self.batch.threshold)
+        return json_answers(predictions, names, len(names))[0]
 
 
 class Service:
-    """What answers requests with one network.
+    """The answers to all requests, from one network.
 
     Args:
-        classifier: the network; see `serve` for how it is made ready.
-        title: what it is called.
-        limits: of requests.
-        threads: batches that run at once.
-        max_batch: images that are run at once, at most.
-        max_wait_s: seconds that a batch waits for images that are being decoded, at most.
-        max_under_way: images that are being decoded, wait or run; more are refused (503).
-        risk: see `Classifier.predict`.
+        classifier: the network, deployed and on its device.
+        title: its name on the page.
+        limits: of a request.
+        threads: number of batches that run at once.
+        max_batch: largest number of images in a batch.
+        max_wait_s: longest time in seconds that a batch waits for images that are being decoded.
+        max_in_flight: largest number of images that are being decoded, wait or run; more are refused (503).
+        risk: target risk above which the network abstains, see `Classifier.predict`; None to answer always.
     """
 
     def __init__(
@@ -81,14 +89,14 @@ class Service:
         threads: int,
         max_batch: int,
         max_wait_s: float,
-        max_under_way: int,
+        max_in_flight: int,
         risk: float | None = None,
     ) -> None:
         self._classifier = classifier
         self._title = title
         self._limits = limits
         self._risk = risk
-        self._bodies = Bodies(limits)
+        self._bodies = BodyReader(limits)
         self._metrics = Metrics()
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
         self._batcher = Batcher(
@@ -96,13 +104,13 @@ class Service:
             threads=threads,
             max_batch=max_batch,
             max_wait_s=max_wait_s,
-            max_under_way=max_under_way,
+            max_in_flight=max_in_flight,
             observe=self._metrics.batch_size.observe,
         )
-        self._metrics.under_way.set_function(lambda: self._batcher.under_way)
+        self._metrics.in_flight.set_function(lambda: self._batcher.in_flight)
 
     def application(self) -> Starlette:
-        """An ASGI application, to be run once."""
+        """Return an ASGI application, which can be run once."""
         routes = [
             Route("/predict", self._predict, methods=["POST"]),
             Route("/model", self._model),
@@ -113,12 +121,12 @@ class Service:
         paths = frozenset(route.path for route in routes)
         return Starlette(
             routes=routes,
-            middleware=[Middleware(Counted, self._metrics, paths)],
+            middleware=[Middleware(CountingMiddleware, self._metrics, paths)],
             exception_handlers={
-                HTTPException: _refused,
-                FullError: _full,
-                ClientDisconnect: _gone,
-                Exception: _failed,
+                HTTPException: _answer_refusal,
+                FullError: _answer_full,
+                ClientDisconnect: _answer_disconnect,
+                Exception: _answer_failure,
             },
             lifespan=self._lifespan,
         )
@@ -130,10 +138,10 @@ class Service:
 
     async def _predict(self, request: Request) -> Response:
         start = time.perf_counter()
-        every = _asks_for_all(request)
+        all_classes = _wants_all_classes(request)
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
         async with self._bodies.read(request) as body:
-            contents = await files_of(request, body, self._limits) if is_form else [body]
+            contents = await read_form(request, body, self._limits) if is_form else [body]
             try:
                 async with asyncio.timeout(self._limits.timeout_s):
                     results = await self._batcher.answers(len(contents), partial(self._decode, contents))
@@ -141,31 +149,28 @@ class Service:
                 raise HTTPException(504, f"no answer within {self._limits.timeout_s:g} s") from error
         self._metrics.images.inc(len(results))
         names = self._classifier.spec.classes
-        told = [result.whole(names) if every else result.answer for result in results]
+        answers = [result.with_all_classes(names) if all_classes else result.answer for result in results]
         seconds = {"seconds": time.perf_counter() - start}
-        return JSONResponse({"predictions": told} | seconds if is_form else told[0] | seconds)
+        return JSONResponse({"predictions": answers} | seconds if is_form else answers[0] | seconds)
 
     async def _decode(self, contents: Sequence[bytes]) -> list[Tensor]:
-        await asyncio.sleep(0)  # until all that came together are announced: they make one batch
-        decode = [partial(self._decoded, contents, row) for row in range(len(contents))]
+        await asyncio.sleep(0)  # until all that arrived together count as decoding: they make one batch
+        decode = [partial(self._decode_one, contents, row) for row in range(len(contents))]
         if len(contents) == 1 and is_small(contents[0]):
             return [decode[0]()]
         loop = asyncio.get_running_loop()
         if len(contents) > 1:
-            await loop.run_in_executor(self._decoders, check_pixels, contents, self._limits)
+            await loop.run_in_executor(self._decoders, check_total_pixels, contents, self._limits)
         return await asyncio.gather(*(loop.run_in_executor(self._decoders, one) for one in decode))
 
-    def _decoded(self, contents: Sequence[bytes], row: int) -> Tensor:
-        try:
-            return decoded(contents[row], limits=self._limits, pixels=self._classifier.pixels)
-        except HTTPException as error:
-            which = f"image {row + 1} of {len(contents)}: " if len(contents) > 1 else ""
-            raise HTTPException(error.status_code, f"{which}{error.detail}") from error
+    def _decode_one(self, contents: Sequence[bytes], row: int) -> Tensor:
+        name = f"image {row + 1} of {len(contents)}" if len(contents) > 1 else "image"
+        return decode_image(contents[row], self._limits, self._classifier.pixels, name)
 
-    def _run(self, pixels: Sequence[Tensor]) -> list[_Result]:
+    def _run(self, pixels: Sequence[Tensor]) -> list[_ImageResult]:
         predictions = self._classifier.predict(torch.stack(list(pixels)), risk=self._risk)
-        answered = answers(predictions, self._classifier.spec.classes)
-        return [_Result(answer, predictions, row) for row, answer in enumerate(answered)]
+        answers = json_answers(predictions, self._classifier.spec.classes)
+        return [_ImageResult(answer, predictions, row) for row, answer in enumerate(answers)]
 
     async def _model(self, _: Request) -> Response:
         spec = self._classifier.spec
@@ -196,12 +201,12 @@ class Service:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _asks_for_all(request: Request) -> bool:
-    """Whether every class is to be listed."""
-    asked = request.query_params.get("all", "0")
-    if asked not in ("0", "1"):
-        raise HTTPException(400, f"all={asked}: takes 0 or 1")
-    return asked == "1"
+def _wants_all_classes(request: Request) -> bool:
+    """Return whether the answer lists all classes."""
+    value = request.query_params.get("all", "0")
+    if value not in ("0", "1"):
+        raise refusal(400, "all", "0 or 1", repr(value))
+    return value == "1"
 
 
 def _file(name: str, media_type: str) -> Any:
@@ -217,18 +222,18 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse({"error": message}, status, headers)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _answer_refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _error(error.status_code, error.detail, dict(error.headers or {}))
 
 
-async def _full(*_: Any) -> Response:
+async def _answer_full(*_: Any) -> Response:
     return _error(503, "too many images at once; try again", {"Retry-After": "1"})
 
 
-async def _gone(*_: Any) -> Response:
-    return _error(400, "the request ended before its body")
+async def _answer_disconnect(*_: Any) -> Response:
+    return _error(400, "the request ended before its body was complete")
 
 
-async def _failed(*_: Any) -> Response:
+async def _answer_failure(*_: Any) -> Response:
     return _error(500, "the network failed on these images")

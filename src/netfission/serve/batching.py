@@ -1,4 +1,4 @@
-"""Images of many requests, gathered into batches for one network."""
+"""Gather the images of many requests into batches for one network."""
 
 import asyncio
 import threading
@@ -14,30 +14,41 @@ T = TypeVar("T")
 
 
 class FullError(Exception):
-    """As many images as may be are under way already."""
+    """The largest allowed number of images is in flight already."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting(Generic[T]):
+class _QueuedImage(Generic[T]):
     pixels: Tensor
     answer: asyncio.Future[T]
 
 
 class Batcher(Generic[T]):
-    """Runs a network in threads of its own, on as many images at once as there are.
+    """Threads that run a network on the images of several requests at once.
 
-    While batches run, images gather for the next one. A batch that could hold more waits for images that
-    are being decoded and for no others, so that a lone request never waits.
+    While batches run, images gather for the next one. A batch that is not full waits for images that are
+    being decoded, and for no others, so that a single request never waits.
 
-    A context manager, to be used in one event loop alone. At its end what is under way is answered first.
+    It is a context manager, for use in one event loop. On exit it first answers what is in flight.
 
     Args:
-        run: images → one answer for each; called in the threads.
-        threads: how many; as many batches run at once.
-        max_batch: images in a batch, at most.
-        max_wait_s: seconds that a batch waits for images that are being decoded, at most.
-        max_under_way: images that are being decoded, wait or run, at most.
-        observe: told the size of each batch, in its thread.
+        run: images → one answer per image; called in the threads.
+        threads: number of threads, and so of batches that run at once.
+        max_batch: largest number of images in a batch.
+        max_wait_s: longest time in seconds that a batch waits for images that are being decoded.
+        max_in_flight: largest number of images that are being decoded, wait or run.
+        observe: called with the size of each batch, in its thread.
+
+    Example:
+        >>> import asyncio, torch
+        >>> async def decode():
+        ...     return [torch.tensor(1), torch.tensor(2)]
+        >>> async def main():
+        ...     run = lambda images: [int(image) for image in images]
+        ...     with Batcher(run, threads=1, max_batch=8, max_wait_s=0.0, max_in_flight=16) as batcher:
+        ...         return await batcher.answers(2, decode)
+        >>> asyncio.run(main())
+        [1, 2]
     """
 
     def __init__(
@@ -47,19 +58,19 @@ class Batcher(Generic[T]):
         threads: int,
         max_batch: int,
         max_wait_s: float,
-        max_under_way: int,
+        max_in_flight: int,
         observe: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
-        self._max_under_way = max_under_way
+        self._max_in_flight = max_in_flight
         self._observe = observe
-        self._changed = threading.Condition()  # guards what follows
-        self._waiting: deque[_Waiting[T]] = deque()  # the oldest first
-        self._coming = 0
+        self._changed = threading.Condition()  # guards the queue, the count of images in decoding, and closed
+        self._queue: deque[_QueuedImage[T]] = deque()  # the oldest first
+        self._in_decoding = 0
         self._closed = False
-        self.under_way = 0
+        self.in_flight = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"network {number}", daemon=True)
             for number in range(threads)
@@ -84,73 +95,73 @@ class Batcher(Generic[T]):
         return all(thread.is_alive() for thread in self._threads)
 
     async def answers(self, images: int, decode: Callable[[], Awaitable[Sequence[Tensor]]]) -> list[T]:
-        """Decode images and run each in whichever batch it comes into.
+        """Decode images, and run each in the next batch that has room.
 
         Args:
-            images: how many there are.
-            decode: gives them; not called where there is no room.
+            images: number of images.
+            decode: returns their pixels; not called if there are too many images in flight.
 
         Raises:
-            FullError: there is no room for as many.
+            FullError: there would be more than `max_in_flight` images in flight.
             Exception: what `decode` or `run` raised.
         """
-        if self.under_way + images > self._max_under_way:
+        if self.in_flight + images > self._max_in_flight:
             raise FullError
-        self.under_way += images
-        waiting: list[_Waiting[T]] = []
+        self.in_flight += images
+        queued: list[_QueuedImage[T]] = []
         try:
-            with self._announced(images):
+            with self._count_as_decoding(images):
                 for pixels in await decode():
-                    waiting.append(_Waiting(pixels, self._loop.create_future()))
-                self._waiting.extend(waiting)
-            return list(await asyncio.gather(*(one.answer for one in waiting)))
+                    queued.append(_QueuedImage(pixels, self._loop.create_future()))
+                self._queue.extend(queued)
+            return list(await asyncio.gather(*(image.answer for image in queued)))
         finally:
-            self.under_way -= images
-            for one in waiting:
-                one.answer.cancel()  # does nothing but where the request was given up
+            self.in_flight -= images
+            for image in queued:
+                image.answer.cancel()  # has an effect only if the request was cancelled
 
     @contextmanager
-    def _announced(self, images: int) -> Iterator[None]:
+    def _count_as_decoding(self, images: int) -> Iterator[None]:
         with self._changed:
-            self._coming += images
+            self._in_decoding += images
         try:
             yield
         finally:
             with self._changed:
-                self._coming -= images
+                self._in_decoding -= images
                 self._changed.notify_all()
 
     def _work(self) -> None:
-        while batch := self._gathered():
+        while batch := self._next_batch():
             self._observe(len(batch))
             try:
-                answers = self._run([one.pixels for one in batch])
+                answers = self._run([image.pixels for image in batch])
             except Exception as error:  # of any kind: the next batch must be answered all the same
-                self._loop.call_soon_threadsafe(_fail, batch, error)
+                self._loop.call_soon_threadsafe(_set_error, batch, error)
             else:
-                self._loop.call_soon_threadsafe(_settle, batch, answers)
+                self._loop.call_soon_threadsafe(_set_answers, batch, answers)
 
-    def _gathered(self) -> list[_Waiting[T]]:
-        """The next batch; empty once all is answered and closed."""
+    def _next_batch(self) -> list[_QueuedImage[T]]:
+        """Wait for the next batch; return an empty one once the batcher is closed and the queue is empty."""
         with self._changed:
-            while self._changed.wait_for(lambda: self._waiting or self._closed) and self._waiting:
+            while self._changed.wait_for(lambda: self._queue or self._closed) and self._queue:
                 self._changed.wait_for(
-                    lambda: not self._coming or len(self._waiting) >= self._max_batch, self._max_wait_s
+                    lambda: not self._in_decoding or len(self._queue) >= self._max_batch, self._max_wait_s
                 )
-                size = min(self._max_batch, len(self._waiting))
-                batch = [self._waiting.popleft() for _ in range(size)]
-                if live := [one for one in batch if not one.answer.cancelled()]:
-                    return live
+                size = min(self._max_batch, len(self._queue))
+                batch = [self._queue.popleft() for _ in range(size)]
+                if wanted := [image for image in batch if not image.answer.cancelled()]:
+                    return wanted
         return []
 
 
-def _settle(batch: Sequence[_Waiting[T]], answers: Sequence[T]) -> None:
-    for one, answer in zip(batch, answers, strict=True):
-        if not one.answer.done():
-            one.answer.set_result(answer)
+def _set_answers(batch: Sequence[_QueuedImage[T]], answers: Sequence[T]) -> None:
+    for image, answer in zip(batch, answers, strict=True):
+        if not image.answer.done():
+            image.answer.set_result(answer)
 
 
-def _fail(batch: Sequence[_Waiting[T]], error: Exception) -> None:
-    for one in batch:
-        if not one.answer.done():
-            one.answer.set_exception(error)
+def _set_error(batch: Sequence[_QueuedImage[T]], error: Exception) -> None:
+    for image in batch:
+        if not image.answer.done():
+            image.answer.set_exception(error)

@@ -1,7 +1,7 @@
-"""What a request may bring: how many bytes, in what time, and which images."""
+"""Limits of a request: its size, the time it takes to arrive, and the images it may contain."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,29 +13,28 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
-# Not all that Pillow reads: for some formats it starts other programs.
+from netfission.utils.errors import invalid
+
+# Not all formats that Pillow reads: for some of them it starts other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_BODIES_AT_ONCE = 32  # of the largest size, in memory
+_BODIES_IN_MEMORY = 32  # of the largest size
 _SMALL_BYTES = 2**14
 _SMALL_PIXELS = 2**12
-_INFLATED = (
-    b"zTXt",
-    b"iTXt",
-    b"iCCP",
-)  # in a PNG file, when it is opened: to a thousand times its size
-_READ_ON = 4  # times the largest size: a client that is cut off while it sends does not see why
-_CLOSE = {"Connection": "close"}  # as more of the body may come
+# Parts of a PNG file that are decompressed when it is opened, to a thousand times their size.
+_COMPRESSED_PARTS = (b"zTXt", b"iTXt", b"iCCP")
+_READ_ON = 4  # times the largest size: a client that is cut off while it sends does not read the error
+_CLOSE = {"Connection": "close"}  # because more of the body may arrive
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is borne of a request.
+    """Limits of one request.
 
     Attributes:
-        max_bytes: in its body.
-        max_pixels: of the images in a request together, width × height each.
-        max_images: in a form.
-        timeout_s: seconds in which it must have come, and in which it is answered from then.
+        max_bytes: largest size of its body.
+        max_pixels: largest number of pixels, width × height, of all its images together.
+        max_images: largest number of images in a form.
+        timeout_s: seconds in which it must arrive, and after that be answered.
     """
 
     max_bytes: int
@@ -44,133 +43,158 @@ class Limits:
     timeout_s: float
 
 
-class Bodies:
-    """Reads the bodies of requests, of which so many at once are kept in memory and no more."""
+def refusal(
+    status: int, argument: str, expected: str, found: str, headers: Mapping[str, str] | None = None
+) -> HTTPException:
+    """Make the error of a request that is not valid, in the words of `netfission.utils.errors.invalid`.
+
+    Args:
+        status: HTTP status code.
+        argument: the part of the request that is not valid.
+        expected: what is valid, as it follows "must be".
+        found: what came, in words.
+        headers: of the answer.
+
+    Example:
+        >>> refusal(413, "image", "at most 100 pixels", "more").detail
+        'image must be at most 100 pixels, got more'
+    """
+    return HTTPException(status, str(invalid(argument, expected, found=found)), dict(headers or {}))
+
+
+class BodyReader:
+    """Reads the bodies of requests, and bounds the memory that all of them take together."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._held = 0
+        self._bytes_held = 0
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of a request, held until the end of the context.
+        """Read the body of a request; it counts as held until the end of the context.
 
         Raises:
-            HTTPException: it is too large (413), too slow (408), or no memory is left for it (503).
+            HTTPException: it is too large (413), too slow (408), or there is no memory left for it (503).
         """
         body = bytearray()
         try:
             await self._receive(request, body)
             yield bytes(body)
         finally:
-            self._held -= len(body)
+            self._bytes_held -= len(body)
 
     async def _receive(self, request: Request, body: bytearray) -> None:
-        most = self._limits.max_bytes
-        too_large = HTTPException(413, f"the request takes more than {most:,} bytes", _CLOSE)
-        told = int(request.headers.get("content-length", 0))
-        if told > most and "expect" in request.headers:
+        max_bytes = self._limits.max_bytes
+        too_large = refusal(413, "request body", f"at most {max_bytes:,} bytes", "more", _CLOSE)
+        declared = int(request.headers.get("content-length", 0))
+        if declared > max_bytes and "expect" in request.headers:
             raise too_large  # before such a client begins to send
         received = 0
         try:
             async with asyncio.timeout(self._limits.timeout_s):
                 async for chunk in request.stream():
                     received += len(chunk)
-                    if received <= most:
+                    if received <= max_bytes:
                         self._hold(chunk, body)
-                    elif received > _READ_ON * most:
+                    elif received > _READ_ON * max_bytes:
                         raise too_large
         except TimeoutError as error:
-            if max(told, received) > most:
+            if max(declared, received) > max_bytes:
                 raise too_large from error
             seconds = self._limits.timeout_s
-            raise HTTPException(408, f"the request took more than {seconds:g} s to arrive", _CLOSE) from error
-        if received > most:
+            raise HTTPException(408, f"the request did not arrive within {seconds:g} s", _CLOSE) from error
+        if received > max_bytes:
             raise too_large
 
     def _hold(self, chunk: bytes, body: bytearray) -> None:
-        if self._held + len(chunk) > _BODIES_AT_ONCE * self._limits.max_bytes:
-            raise HTTPException(503, "too many large requests at once", _CLOSE | {"Retry-After": "1"})
-        self._held += len(chunk)
+        if self._bytes_held + len(chunk) > _BODIES_IN_MEMORY * self._limits.max_bytes:
+            raise HTTPException(
+                503, "too many large requests at once; try again", _CLOSE | {"Retry-After": "1"}
+            )
+        self._bytes_held += len(chunk)
         body += chunk
 
 
-class _Form(MultiPartParser):
-    spool_max_size = 2**62  # in memory, which the whole body is in already
+class _FormParser(MultiPartParser):
+    spool_max_size = 2**62  # in memory, where the whole body is already
 
 
-async def files_of(request: Request, body: bytes, limits: Limits) -> list[bytes]:
-    """The files in a form of type multipart/form-data.
+async def read_form(request: Request, body: bytes, limits: Limits) -> list[bytes]:
+    """Return the files in a form of type multipart/form-data.
 
     Raises:
-        HTTPException: it is malformed or cut off, or holds no file or too many (400).
+        HTTPException: it is damaged or incomplete, or contains no file or too many (400).
     """
 
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield body
 
     if not body.rstrip().endswith(b"--"):
-        raise HTTPException(400, "the form is cut off: its last boundary is missing")
+        raise refusal(400, "form", "complete", "no closing boundary")
     try:
-        form = await _Form(request.headers, chunks(), max_files=limits.max_images).parse()
+        form = await _FormParser(request.headers, chunks(), max_files=limits.max_images).parse()
     except MultiPartException as error:
-        raise HTTPException(400, f"the form cannot be read: {error.message}") from error
+        found = f"a form that cannot be read ({error.message.rstrip('.')})"
+        raise refusal(
+            400, "form", f"multipart/form-data of at most {limits.max_images} files", found
+        ) from error
     files = [value.file.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
     await form.close()
     if not files:
-        raise HTTPException(400, "the form holds no file; takes one image or more")
+        raise refusal(400, "form", "multipart/form-data with one image file or more", "no file")
     return files
 
 
 def is_small(content: bytes) -> bool:
-    """Whether to decode a file takes about as long as to hand it to a thread."""
-    inflated = any(name in content for name in _INFLATED)
-    return len(content) <= _SMALL_BYTES and not inflated and _pixels(content) <= _SMALL_PIXELS
+    """Return whether decoding a file takes about as long as handing it to a thread."""
+    decompressed = any(name in content for name in _COMPRESSED_PARTS)
+    return len(content) <= _SMALL_BYTES and not decompressed and _count_pixels(content) <= _SMALL_PIXELS
 
 
-def decoded(content: bytes, limits: Limits, pixels: Callable[[Image.Image], Tensor]) -> Tensor:
-    """The pixels of an image; nothing is decoded before its size is known.
+def decode_image(
+    content: bytes, limits: Limits, pixels: Callable[[Image.Image], Tensor], name: str = "image"
+) -> Tensor:
+    """Decode an image; nothing is decoded before its size is known.
 
     Args:
-        content: a file.
+        content: the file.
         limits: of its size.
-        pixels: what decodes it.
+        pixels: decodes it.
+        name: of the image, for messages.
 
     Raises:
-        HTTPException: it is no image (415), damaged (400), or has too many pixels (413).
+        HTTPException: it is not an image (415), damaged (400), or has too many pixels (413).
     """
+    too_large = refusal(413, name, f"at most {limits.max_pixels:,} pixels", "more")
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
         if image.width * image.height <= limits.max_pixels:
             return pixels(image)
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise HTTPException(415, f"this is no image; takes a file in {formats} format") from error
+        raise refusal(415, name, f"a {formats} file", "another kind of file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(limits) from error
+        raise too_large from error
     except Exception as error:  # Pillow's decoders raise errors of every kind
-        raise HTTPException(400, f"the image is damaged: {' '.join(str(error).split())}") from error
-    raise _too_many_pixels(limits)
+        raise refusal(400, name, "an undamaged file", f"a damaged file ({error})") from error
+    raise too_large
 
 
-def check_pixels(contents: Sequence[bytes], limits: Limits) -> None:
-    """Bound the work that one request makes.
+def check_total_pixels(contents: Sequence[bytes], limits: Limits) -> None:
+    """Bound the work that one request causes.
 
     Raises:
         HTTPException: the images that can be read have too many pixels together (413).
     """
-    if sum(map(_pixels, contents)) > limits.max_pixels:
-        raise HTTPException(413, f"the images have more than {limits.max_pixels:,} pixels together")
+    total = sum(map(_count_pixels, contents))
+    if total > limits.max_pixels:
+        raise refusal(413, "images", f"at most {limits.max_pixels:,} pixels together", f"{total:,} pixels")
 
 
-def _pixels(content: bytes) -> int:
-    """How many an image has; 0 where it is none, of which `decoded` tells what is wrong."""
+def _count_pixels(content: bytes) -> int:
+    """Return the number of pixels; 0 if the file is not an image, which `decode_image` refuses."""
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
     except Exception:  # Pillow's decoders raise errors of every kind
         return 0
     return image.width * image.height
-
-
-def _too_many_pixels(limits: Limits) -> HTTPException:
-    return HTTPException(413, f"the image has more than {limits.max_pixels:,} pixels")

@@ -1,4 +1,4 @@
-"""What the server counts, in the text format of Prometheus."""
+"""Metrics of the server in the text format of Prometheus."""
 
 import time
 
@@ -10,39 +10,53 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one server."""
+    """Metrics of one server.
+
+    Example:
+        >>> metrics = Metrics()
+        >>> metrics.images.inc(3)
+        >>> b"netfission_images_total 3.0" in metrics.text()
+        True
+    """
 
     def __init__(self) -> None:
-        self._registry = own = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "netfission_requests", "Requests by path and status", ["path", "status"], registry=own
+            "netfission_requests", "Requests by path and status", ["path", "status"], registry=registry
         )
         self.seconds = Histogram(
             "netfission_predict_seconds",
-            "From the head of a request for predictions to the end of its answer",
+            "Time from the head of a prediction request to the end of its answer",
             buckets=_SECONDS,
-            registry=own,
+            registry=registry,
         )
-        self.images = Counter("netfission_images", "Images answered", registry=own)
+        self.images = Counter("netfission_images", "Images answered", registry=registry)
         self.batch_size = Histogram(
-            "netfission_batch_size", "Images in a batch", buckets=_SIZES, registry=own
+            "netfission_batch_size", "Images per batch", buckets=_SIZES, registry=registry
         )
-        self.under_way = Gauge(
-            "netfission_images_under_way", "Images that are being decoded, wait or run", registry=own
+        self.in_flight = Gauge(
+            "netfission_images_in_flight", "Images that are being decoded, wait or run", registry=registry
         )
 
     def text(self) -> bytes:
-        """All of them now."""
+        """Return the current values of all metrics."""
         return generate_latest(self._registry)
 
 
-class Counted:
-    """An application whose requests are counted and timed."""
+class CountingMiddleware:
+    """Middleware that counts and times the requests of an application.
+
+    Args:
+        app: the application.
+        metrics: what is updated.
+        paths: paths that are counted by name; all others count as "other", so that a client cannot add
+            counters without end.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
         self._app = app
         self._metrics = metrics
-        self._paths = paths  # no others, or a client could add counters without end
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count a request, and pass it on."""
@@ -52,13 +66,13 @@ class Counted:
         start = time.perf_counter()
         status = 500
 
-        async def count_noun(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._app(scope, receive, count_noun)
+            await self._app(scope, receive, send_and_note_status)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, status).inc()

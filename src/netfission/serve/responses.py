@@ -1,4 +1,4 @@
-"""What is answered about an image, ready for JSON."""
+"""Predictions as JSON."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,29 +10,39 @@ TOP = 5
 Answer = dict[str, Any]
 
 
-def answers(predictions: Predictions, names: Sequence[str], top: int = TOP) -> list[Answer]:
-    """One answer for each image.
+def json_answers(predictions: Predictions, names: Sequence[str], top: int = TOP) -> list[Answer]:
+    """Return one answer per image, of types that JSON has.
 
     Args:
         predictions: of n images.
         names: of the classes, in the order of the logits.
-        top: how many of the ensemble's classes are listed, the most probable first, where there are as many.
+        top: number of classes to list, those that the ensemble finds most probable; all if there are fewer.
 
     Returns:
-        For each image `class` and `probability` of the ensemble; `probabilities`, a list of the same for the
-        classes listed; `exits`, a list with `class` and `probability` of each exit and its `probabilities`
-        of the classes listed, in the same order; `disagreement`, `entropy` and `mutual_information`, see
-        `Predictions`; and, where there is a threshold, whether the ensemble `abstains`.
+        n dictionaries. `class` and `probability` are the ensemble's prediction. `probabilities` lists the
+        same for the top classes. `exits` lists `class` and `probability` of each exit, and its
+        `probabilities` of the top classes in the same order. `disagreement`, `entropy` and
+        `mutual_information` are those of `Predictions`. `abstains` is there if the predictions have a
+        threshold.
+
+    Example:
+        >>> import torch
+        >>> predictions = Predictions(torch.tensor([[[2.0, 0.0], [1.0, 0.0]]]))
+        >>> (answer,) = json_answers(predictions, ["cat", "dog"])
+        >>> answer["class"], [vote["class"] for vote in answer["exits"]]
+        ('cat', ['cat', 'cat'])
     """
     listed = predictions.probabilities.topk(min(top, len(names)))
-    of_exits = predictions.exit_probabilities
-    surest = of_exits.max(dim=2)
-    shared = of_exits.gather(2, listed.indices[:, None].expand(-1, of_exits.shape[1], -1))
+    exit_probabilities = predictions.exit_probabilities
+    votes = exit_probabilities.max(dim=2)
+    of_listed = exit_probabilities.gather(
+        2, listed.indices[:, None].expand(-1, exit_probabilities.shape[1], -1)
+    )
     abstains = predictions.abstains
     columns = zip(
-        _shares(names, listed.indices.tolist(), listed.values.tolist()),
-        _shares(names, surest.indices.tolist(), surest.values.tolist()),
-        shared.tolist(),
+        _with_names(names, listed.indices.tolist(), listed.values.tolist()),
+        _with_names(names, votes.indices.tolist(), votes.values.tolist()),
+        of_listed.tolist(),
         predictions.disagreement.tolist(),
         predictions.entropy.tolist(),
         predictions.mutual_information.tolist(),
@@ -43,7 +53,7 @@ def answers(predictions: Predictions, names: Sequence[str], top: int = TOP) -> l
         {
             **classes[0],
             "probabilities": classes,
-            "exits": [own | {"probabilities": row} for own, row in zip(exits, rows, strict=True)],
+            "exits": [vote | {"probabilities": row} for vote, row in zip(exits, rows, strict=True)],
             "disagreement": disagreement,
             "entropy": entropy,
             "mutual_information": mutual_information,
@@ -53,10 +63,14 @@ def answers(predictions: Predictions, names: Sequence[str], top: int = TOP) -> l
     ]
 
 
-def _shares(
-    names: Sequence[str], indices: Sequence[Sequence[int]], values: Sequence[Sequence[float]]
+def _with_names(
+    names: Sequence[str], indices: Sequence[Sequence[int]], probabilities: Sequence[Sequence[float]]
 ) -> list[list[Answer]]:
+    """Return classes and their probabilities, both `(n, k)`, as dictionaries with the classes' names."""
     return [
-        [{"class": names[i], "probability": p} for i, p in zip(own, shares, strict=True)]
-        for own, shares in zip(indices, values, strict=True)
+        [
+            {"class": names[index], "probability": probability}
+            for index, probability in zip(index_row, probability_row, strict=True)
+        ]
+        for index_row, probability_row in zip(indices, probabilities, strict=True)
     ]

@@ -1,27 +1,27 @@
-"""Serving: a network made ready, a socket, and uvicorn with time limits on connections."""
+"""Start a server: deploy the network, open a socket, and run uvicorn."""
 
-import asyncio
 import logging
 import socket
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import uvicorn
 from PIL import Image
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from netfission.classifier import Classifier
 from netfission.inference.deploy import deploy
 from netfission.network import FissionNetwork
 from netfission.serve.app import Service
 from netfission.serve.limits import Limits
+from netfission.serve.protocol import TimedHTTPProtocol
+from netfission.utils.errors import invalid
 
-_HEAD_S = 10.0  # for the head of a request, from a connection's beginning or its last answer
-_BATCHES_AT_ONCE = 2  # one computes while Python sees to the other
-_BATCHES_UNDER_WAY = 8  # of the largest size, at the least 256 images
+_BATCHES_AT_ONCE = 2  # one computes while Python prepares the other
+_BATCHES_IN_FLIGHT = 8  # of the largest size
+_LEAST_IN_FLIGHT = 256  # images
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,26 @@ class Settings:
     """Settings of a server.
 
     Attributes:
-        host: address to listen on; the default is reached from this machine alone.
-        port: to listen on; 0 for any that is free.
-        device: `auto` (a GPU where there is one), `cpu` or `cuda`.
-        threads: of the CPU; default what PyTorch takes.
-        risk: see `Classifier.predict`.
-        max_batch: images that are run at once, and that come in one form.
-        max_wait_ms: that a batch waits for images that are being decoded.
-        max_bytes: of a request.
-        max_pixels: of the images in a request together, at most what Pillow takes for safe.
-        timeout_s: for a request to come, and then to be answered.
+        host: address to listen on; the default can be reached from this machine only.
+        port: port to listen on; 0 for any free port.
+        device: `auto` (a GPU if there is one), `cpu` or `cuda`.
+        threads: number of CPU threads; default PyTorch's.
+        risk: target risk above which the network abstains, see `Classifier.predict`; default answers always.
+        max_batch: largest number of images in a batch, and in a form.
+        max_wait_ms: longest time in milliseconds that a batch waits for images that are being decoded.
+        max_bytes: largest size of a request in bytes.
+        max_pixels: largest number of pixels of all images in a request together; at most Pillow's limit.
+        timeout_s: seconds for a request to arrive, and after that to be answered.
+
+    Raises:
+        ValueError: a setting is not valid.
+
+    Example:
+        >>> Settings(port=0).max_batch
+        32
+        >>> Settings(port=70000)
+        Traceback (most recent call last):
+        ValueError: port must be an integer from 0 to 65535, got 70000
     """
 
     host: str = "127.0.0.1"
@@ -53,50 +63,51 @@ class Settings:
     timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a setting is not what it takes."""
         assert Image.MAX_IMAGE_PIXELS is not None
-        most = {"port": 65535, "max_pixels": Image.MAX_IMAGE_PIXELS}
+        maximum = {"port": 65535, "max_pixels": Image.MAX_IMAGE_PIXELS}
         for name in ("threads", "max_batch", "max_bytes", "max_pixels", "port"):
             value, least = getattr(self, name), int(name != "port")
-            if value is not None and not least <= value <= most.get(name, value):
-                above = f" to {most[name]}" if name in most else ""
-                raise ValueError(f"{name}={value}: takes a whole number from {least}{above}")
+            if value is not None and not least <= value <= maximum.get(name, value):
+                valid = (
+                    f"an integer from {least} to {maximum[name]}" if name in maximum else "a positive integer"
+                )
+                raise invalid(name, valid, value)
         if not 0 <= self.max_wait_ms < float("inf"):
-            raise ValueError(f"max_wait_ms={self.max_wait_ms}: takes milliseconds from 0")
+            raise invalid("max_wait_ms", "a number of milliseconds of at least 0", self.max_wait_ms)
         if not 0 < self.timeout_s < float("inf"):
-            raise ValueError(f"timeout_s={self.timeout_s}: takes seconds above 0")
+            raise invalid("timeout_s", "a positive number of seconds", self.timeout_s)
 
 
 def serve(name: str, settings: Settings) -> None:
-    """Serve a network until SIGINT or SIGTERM; what has come until then is answered.
+    """Serve a network until SIGINT or SIGTERM; requests that have arrived by then are answered.
 
-    Prints its address once it listens.
+    It prints its address once it listens.
 
     Args:
         name: of the network, see `Classifier.from_pretrained`.
         settings: of the server.
 
     Raises:
-        ValueError: the network cannot be loaded, `risk` is given and it is not calibrated, the device is not
-            here, or the address cannot be served on.
+        ValueError: the network cannot be loaded; `risk` is given, but the network is not calibrated; the
+            device is not available; or the server cannot listen on the address.
     """
     with listen(settings.host, settings.port) as listening:
-        own = server(name, settings)
-        # Of oddities in files and forms, which are others' here.
+        server = make_server(name, settings)
+        # No warnings about damaged files and forms, which are the clients'.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         logging.getLogger("python_multipart").setLevel(logging.ERROR)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving {name} on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-        with suppress(KeyboardInterrupt):  # which comes again once all is answered
-            own.run([listening])
+        print(f"serving {name} on http://{shown}:{port} (press Ctrl-C to stop)", flush=True)
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
+            server.run([listening])
 
 
-def server(name: str, settings: Settings) -> uvicorn.Server:
-    """A server of a network, to be run once with a socket; see `serve`."""
+def make_server(name: str, settings: Settings) -> uvicorn.Server:
+    """Make the server of a network, which can be run once with a socket; see `serve`."""
     config = uvicorn.Config(
-        _service(name, settings).application(),
-        http=_Protocol,
+        _make_service(name, settings).application(),
+        http=TimedHTTPProtocol,
         ws="none",
         lifespan="on",
         log_level="error",
@@ -109,84 +120,57 @@ def server(name: str, settings: Settings) -> uvicorn.Server:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a socket that listens.
 
     Raises:
-        ValueError: the host is not this machine's, or the port is in use or not for this user.
+        ValueError: the host is not an address of this machine, or the port is in use or not permitted.
+
+    Example:
+        >>> with listen("127.0.0.1", 0) as listening:
+        ...     listening.getsockname()[1] > 0
+        True
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise ValueError(
-            f"host={host}, port={port}: cannot be served on ({error.strerror}); takes an address of this "
-            "machine and a free port, or port 0 for any"
+        raise invalid(
+            "host and port",
+            "an address of this machine and a free port",
+            found=f"{host} and {port} ({error.strerror})",
+            hint="port 0 stands for any free port",
         ) from error
 
 
-def _service(name: str, settings: Settings) -> Service:
+def _make_service(name: str, settings: Settings) -> Service:
     classifier = Classifier.from_pretrained(name)
     classifier.threshold(settings.risk)
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no GPU can be used here; takes auto or cpu")
+        raise invalid("device", "auto or cpu if there is no GPU", "cuda")
     if settings.device != "cpu" and torch.cuda.is_available():
         classifier = classifier.cuda()
     threads = settings.threads or torch.get_num_threads()
     at_once = min(_BATCHES_AT_ONCE, threads)
-    torch.set_num_threads(threads // at_once)  # of each, as threads made from now on take it over
+    torch.set_num_threads(threads // at_once)  # of each batch: threads started from now on inherit it
     return Service(
-        deployed(classifier),
+        deploy_classifier(classifier),
         name.rstrip("/").rpartition("/")[2],
         limits=Limits(settings.max_bytes, settings.max_pixels, settings.max_batch, settings.timeout_s),
         threads=at_once,
         max_batch=settings.max_batch,
         max_wait_s=settings.max_wait_ms / 1000,
-        max_under_way=max(256, _BATCHES_UNDER_WAY * settings.max_batch),
+        max_in_flight=max(_LEAST_IN_FLIGHT, _BATCHES_IN_FLIGHT * settings.max_batch),
         risk=settings.risk,
     )
 
 
-def deployed(classifier: Classifier) -> Classifier:
-    """A classifier made faster where its network was fissioned, its logits within 1e-4 of the largest."""
+def deploy_classifier(classifier: Classifier) -> Classifier:
+    """Return a classifier whose network is deployed if it is a `FissionNetwork`; logits agree within 1e-4.
+
+    The difference of logits is relative to the largest, see `netfission.inference.deploy`.
+    """
     network, spec = classifier.network, classifier.spec
     if not isinstance(network, FissionNetwork):
         return classifier
     images = torch.zeros(2, *spec.shape, device=classifier.device)
     return Classifier(deploy(network, images), spec, classifier.calibration)
-
-
-class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # which class depends on what is installed
-    """Closes connections on which the head of a request does not come in time; tells errors as JSON."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._await_head()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._forget()
-
-    def send_400_response(self, msg: str) -> None:
-        """Called where what came is no HTTP, which no application sees."""
-        content = b'{"error":"this is no HTTP request that can be read"}'
-        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-        self.transport.write(head.encode() + b"\r\nConnection: close\r\n\r\n" + content)
-        self.transport.close()
-
-    def _await_head(self) -> None:
-        self._forget()
-        self._timer = self.loop.call_later(_HEAD_S, self._close_without, self.cycle)
-
-    def _forget(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _close_without(self, last: Any) -> None:
-        if self.cycle is last:  # no head came since
-            self.transport.close()

@@ -1,4 +1,4 @@
-// Everything that comes from outside is put in as text, never as markup.
+// All names and messages are inserted as text, never as markup.
 const $ = (id) => document.getElementById(id);
 const show = (id, visible) => { $(id).hidden = !visible; };
 
@@ -19,7 +19,7 @@ const milliseconds = (seconds) => (seconds < 1 ? `${Math.max(1, Math.round(1000 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 let model = null;
-let underWay = null;
+let current = null; // the request in progress
 let stream = null;
 
 function bar(share) {
@@ -39,26 +39,26 @@ function label(text) {
 
 async function send(image, name) {
   if (model && image.size > model.max_bytes) {
-    fail(`${name} has ${megabytes(image.size)}; at most ${megabytes(model.max_bytes)} are taken.`);
+    fail(`${name} has ${megabytes(image.size)}; the limit is ${megabytes(model.max_bytes)}.`);
     return;
   }
-  underWay?.abort();
-  const own = (underWay = new AbortController());
+  current?.abort();
+  const request = (current = new AbortController());
   preview(image, name);
   busy(true);
   const start = performance.now();
   try {
-    const response = await fetch("/predict", { method: "POST", body: image, signal: own.signal });
+    const response = await fetch("/predict", { method: "POST", body: image, signal: request.signal });
     const answer = await response.json();
     if (!response.ok) throw new Error(answer.error);
     draw(answer, (performance.now() - start) / 1000);
   } catch (error) {
-    if (own.signal.aborted) return; // another image came
+    if (request.signal.aborted) return; // another image was chosen
     fail(error instanceof TypeError || error instanceof SyntaxError
       ? "The server does not answer. Is netfission serve still running?"
       : `${name}: ${error.message}.`);
   }
-  if (underWay === own) busy(false);
+  if (current === request) busy(false);
 }
 
 function preview(image, name) {
@@ -75,7 +75,7 @@ function preview(image, name) {
 $("preview").addEventListener("load", () => {
   $("preview").classList.toggle("tiny", $("preview").naturalWidth < 128);
 });
-// What the browser cannot show either.
+// The browser cannot show it either.
 $("preview").addEventListener("error", () => {
   show("preview", false);
   show("invitation", true);
@@ -110,8 +110,8 @@ function draw(answer, seconds) {
   drawEnsemble(answer);
   $("agreement").textContent = agreement(answer.exits);
   drawExits(answer);
-  drawDoubt(answer);
-  $("time").textContent = `Answered in ${milliseconds(answer.seconds)} by the server, ${milliseconds(seconds)} with the way there and back.`;
+  drawUncertainty(answer);
+  $("time").textContent = `The server took ${milliseconds(answer.seconds)}; with the transfer it was ${milliseconds(seconds)}.`;
   $("summary").textContent = `${answer.class}, ${percent(answer.probability)}. ${agreement(answer.exits)}`;
 }
 
@@ -131,13 +131,13 @@ function drawEnsemble(answer) {
 }
 
 function agreement(exits) {
-  if (exits.length === 1) return "This network has one exit, which nothing can disagree with.";
+  if (exits.length === 1) return "This network has one exit.";
   const votes = new Map();
   exits.forEach((exit, number) => votes.set(exit.class, [...(votes.get(exit.class) ?? []), number]));
-  if (votes.size === 1) return `All ${exits.length} exits say ${exits[0].class}.`;
+  if (votes.size === 1) return `All ${exits.length} exits predict ${exits[0].class}.`;
   const sides = [...votes].sort((one, other) => other[1].length - one[1].length);
-  const said = sides.map(([name, who]) => (who.length === 1 ? `exit ${who[0]} says ${name}` : `exits ${who.slice(0, -1).join(", ")} and ${who.at(-1)} say ${name}`));
-  return `${said.join("; ")}.`.replace(/^e/, "E");
+  const groups = sides.map(([name, numbers]) => (numbers.length === 1 ? `exit ${numbers[0]} predicts ${name}` : `exits ${numbers.slice(0, -1).join(", ")} and ${numbers.at(-1)} predict ${name}`));
+  return `${groups.join("; ")}.`.replace(/^e/, "E");
 }
 
 function drawExits(answer) {
@@ -186,23 +186,23 @@ function drawExits(answer) {
   $("exits").replaceChildren(columns, top, body);
 }
 
-function drawDoubt(answer) {
-  const ofAll = answer.entropy / Math.log(Math.max(2, model.classes.length));
-  const ofDifference = answer.mutual_information / Math.log(Math.max(2, Math.min(answer.exits.length, model.classes.length)));
-  const word = (share, words) => words.find(([most]) => share <= most)[1];
-  const entry = (term, share, said, number) => {
+function drawUncertainty(answer) {
+  const total = answer.entropy / Math.log(Math.max(2, model.classes.length));
+  const disagreement = answer.mutual_information / Math.log(Math.max(2, Math.min(answer.exits.length, model.classes.length)));
+  const level = (share, levels) => levels.find(([limit]) => share <= limit)[1];
+  const entry = (term, share, words, number) => {
     const group = make("div");
-    const told = make("dd");
-    const line = make("div", undefined, "said");
-    line.append(make("span", said), make("span", number, "quiet", "small"));
-    told.append(bar(share), line);
-    group.append(make("dt", term, "quiet"), told);
+    const definition = make("dd");
+    const line = make("div", undefined, "level");
+    line.append(make("span", words), make("span", number, "quiet", "small"));
+    definition.append(bar(share), line);
+    group.append(make("dt", term, "quiet"), definition);
     return group;
   };
-  $("doubt").replaceChildren(
-    entry("In all", ofAll, word(ofAll, [[0.05, "hardly any"], [0.25, "a little"], [0.5, "some"], [0.8, "much"], [Infinity, "next to guessing"]]),
+  $("uncertainty").replaceChildren(
+    entry("Total", total, level(total, [[0.05, "very low"], [0.25, "low"], [0.5, "moderate"], [0.8, "high"], [Infinity, "close to guessing"]]),
       `entropy ${answer.entropy.toFixed(3)} nats`),
-    entry("From the exits’ differences", ofDifference, word(ofDifference, [[0.02, "hardly any"], [0.1, "a little"], [0.3, "some"], [Infinity, "much"]]),
+    entry("From disagreement between exits", disagreement, level(disagreement, [[0.02, "very low"], [0.1, "low"], [0.3, "moderate"], [Infinity, "high"]]),
       `mutual information ${Math.max(0, answer.mutual_information).toFixed(3)} nats`),
   );
 }
@@ -228,7 +228,7 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
 document.addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   if (file) send(file, file.name);
-  else fail("That was no file. Save the image first, then drop it here.");
+  else fail("Only files can be dropped here. Save the image first, then drop the file.");
 });
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
@@ -242,13 +242,13 @@ function cameraOpen(open) {
   show("another", !open && !$("preview").hidden);
 }
 
-// Browsers offer it on this machine and over HTTPS alone.
+// Browsers offer the camera on this machine and over HTTPS only.
 show("start", Boolean(navigator.mediaDevices?.getUserMedia));
 $("start").addEventListener("click", async () => {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    fail(error.name === "NotFoundError" ? "There is no camera." : "The camera cannot be used. Does the browser allow it?");
+    fail(error.name === "NotFoundError" ? "No camera was found." : "The camera cannot be used. Does the browser allow it?");
     return;
   }
   $("video").srcObject = stream;
@@ -281,9 +281,9 @@ try {
   document.title = `${model.name} – netfission`;
   $("name").textContent = model.name;
   const facts = [model.model, `${model.exits} ${model.exits === 1 ? "exit" : "exits"}`, `${model.classes.length} classes`];
-  if (model.risk !== null) facts.push(`abstains for a risk of ${percent(model.risk)}`);
+  if (model.risk !== null) facts.push(`target risk ${percent(model.risk)}`);
   $("about").textContent = facts.filter(Boolean).join(" · ");
-  $("seen").textContent = `The network sees the middle at ${width} × ${height} pixels.`;
+  $("seen").textContent = `The network sees the centre of the image at ${width} × ${height} pixels.`;
   $("curl").textContent = `curl --data-binary @image.jpg ${location.origin}/predict`;
 } catch {
   fail("The server does not answer. Is netfission serve still running?");
