@@ -213,15 +213,18 @@ def test_compiles_in_one_graph() -> None:
 @pytest.mark.parametrize(
     ("settings_given", "message"),
     [
-        ({"temperature": 0.0}, "temperature is 0.0; it takes"),
-        ({"temperature": -1.0}, "temperature is -1.0; it takes"),
-        ({"temperature": math.nan}, "temperature is nan; it takes"),
-        ({"temperature": math.inf}, "temperature is inf; it takes"),
-        ({"weight": -0.5}, "weight is -0.5; it takes"),
-        ({"weight": math.nan}, "weight is nan; it takes"),
-        ({"weight": 0.0, "cross_entropy": False}, "one term must stay"),
-        ({"reduction": "none"}, "reduction is 'none'; it takes one of sum, mean"),
-        ({"teacher": "mean"}, "teacher is 'mean'; it takes one of logits, probabilities, others"),
+        ({"temperature": 0.0}, "^temperature must be a positive number, got 0.0$"),
+        ({"temperature": -1.0}, "^temperature must be a positive number, got -1.0$"),
+        ({"temperature": math.nan}, "^temperature must be a positive number, got nan$"),
+        ({"temperature": math.inf}, "^temperature must be a positive number, got inf$"),
+        ({"weight": -0.5}, "^weight must be a finite number of at least 0, got -0.5$"),
+        ({"weight": math.nan}, "^weight must be a finite number of at least 0, got nan$"),
+        (
+            {"weight": 0.0, "cross_entropy": False},
+            "^weight must be above 0 if cross_entropy is False, got 0.0$",
+        ),
+        ({"reduction": "none"}, "^reduction must be one of sum, mean, got 'none'"),
+        ({"teacher": "mean"}, "^teacher must be one of logits, probabilities, others, got 'mean'"),
     ],
 )
 def test_settings_out_of_range(settings_given: dict[str, Any], message: str) -> None:
@@ -235,14 +238,30 @@ def test_settings_out_of_range(settings_given: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (torch.zeros(2, 3), torch.zeros(2).long(), r"logits has shape \(2, 3\)"),
-        (torch.zeros(2, 1, 3).int(), torch.zeros(2).long(), "dtype torch.int32"),
-        (torch.zeros(2, 1, 3), torch.zeros(3).long(), r"labels has shape \(3,\)"),
-        (torch.zeros(2, 1, 3), torch.zeros(2).int(), "labels .* dtype torch.int32"),
-        (torch.zeros(2, 1, 3), torch.zeros(2, 3).long(), r"labels has shape \(2, 3\)"),
-        (torch.zeros(2, 1, 3), torch.zeros(2), r"it takes \(2,\) of torch.int64 or \(2, 3\)"),
-        (torch.zeros(2, 1, 3), torch.tensor([0, 3]), r"1 outside \[0, 3\), first 3"),
-        (torch.zeros(2, 1, 3), torch.tensor([-100, -1]), r"2 outside \[0, 3\), first -100"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            r"^logits must be floats of shape .*, got float32 of shape \(2, 3\)$",
+        ),
+        (torch.zeros(2, 1, 3).int(), torch.zeros(2).long(), "^logits must be floats .*, got int32"),
+        (torch.zeros(2, 1, 3), torch.zeros(3).long(), r"^labels must be .*, got int64 of shape \(3,\)$"),
+        (torch.zeros(2, 1, 3), torch.zeros(2).int(), "^labels must be .*, got int32"),
+        (torch.zeros(2, 1, 3), torch.zeros(2, 3).long(), r"^labels must be .*, got int64 of shape \(2, 3\)$"),
+        (
+            torch.zeros(2, 1, 3),
+            torch.zeros(2),
+            r"^labels must be int64 of shape \(2,\) or floats of shape \(2, 3\), got float32",
+        ),
+        (
+            torch.zeros(2, 1, 3),
+            torch.tensor([0, 3]),
+            r"^labels must be class indices from 0 to 2, got 3 \(1 of 2 labels out of range\)$",
+        ),
+        (
+            torch.zeros(2, 1, 3),
+            torch.tensor([-100, -1]),
+            r"^labels must be class indices from 0 to 2, got -100 \(2 of 2 labels",
+        ),
     ],
 )
 def test_tensors_of_another_layout(logits: Tensor, labels: Tensor, message: str) -> None:

@@ -15,7 +15,7 @@ from netfission.network import ExitPath, FissionNetwork
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import Backbone, cut, resolve_branches
 from netfission.surgery.example import example_images
-from netfission.surgery.masks import kept_masks, prunable_weights, refuse_rescaled, remove
+from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
 from netfission.utils.errors import check_choice
 from netfission.utils.modes import in_mode
 
@@ -73,7 +73,7 @@ def fission(
     divider = find_grouping(grouping, config)
     example = example_images(model, example_input, batches)
     backbone = cut(model, example, config.stages)
-    refuse_rescaled(backbone)
+    check_plain_weights(backbone)
     branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
     stages = _analyse(backbone, example)
     kept, scores = _prune(backbone, stages, divider, config, batches, example)
@@ -133,7 +133,7 @@ def _prune(
     if grouping.needs_scores:
         scores = score(backbone, names, config.criterion, batches, config.seed, kept)
     if grouping.masks_weights:
-        remove(backbone.stem, _below(kept, "stem."))
+        apply_masks(backbone.stem, _below(kept, "stem."))
     return kept, scores
 
 

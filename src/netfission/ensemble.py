@@ -1,19 +1,21 @@
-"""From the logits of every exit to one prediction, and to how much the exits differ."""
+"""From the logits of all exits to one prediction, its uncertainty, and its temperature."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from netfission.utils.errors import check_choice, describe, invalid
+
 Average = Literal["logits", "probabilities"]
 _OCTAVES = 5.0  # the temperature is searched from 2^-5 to 2^5
-_HALVINGS = 30
-_BELIEF = 2.0  # that T is 1: the curvature in ln T, for a standard deviation of 0.7
+_BISECTIONS = 30
+_PRIOR = 2.0  # curvature of the log prior in ln T at T = 1, for a standard deviation of 0.7
 
 
 def as_logits(logits: Tensor) -> Tensor:
-    """Check that a tensor is laid out as logits and give it in float32 or wider.
+    """Check that a tensor is laid out as logits, and return it in float32 or wider.
 
     Args:
         logits: `(batch, exits, classes, ...)`, floating point.
@@ -22,57 +24,69 @@ def as_logits(logits: Tensor) -> Tensor:
         The same values; float16 and bfloat16 become float32, which softmax and its logarithm need.
 
     Raises:
-        ValueError: Fewer than three dimensions, or not floating point.
+        ValueError: the tensor has fewer than three dimensions, or is not floating point.
+
+    Example:
+        >>> as_logits(torch.zeros(1, 3, 10, dtype=torch.float16)).dtype
+        torch.float32
     """
     if logits.ndim < 3 or not logits.is_floating_point():
-        raise ValueError(
-            f"logits has shape {tuple(logits.shape)} and dtype {logits.dtype}; "
-            "it takes (batch, exits, classes, ...) of floats"
-        )
+        raise invalid("logits", "floats of shape (batch, exits, classes, ...)", found=describe(logits))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def ensemble_log_probabilities(logits: Tensor, average: Average = "logits") -> Tensor:
-    """Natural logarithms of the ensemble's class probabilities, without underflow.
+    """Return the natural logarithms of the ensemble's class probabilities, without underflow.
 
     Args:
         logits: `(batch, exits, classes, ...)`, floating point.
-        average: `"logits"` takes the softmax of the exits' mean logits (Lee & Lee 2024,
-            arXiv 2408.02301); `"probabilities"` the mean of their softmaxes (Lakshminarayanan
+        average: `"logits"` for the softmax of the exits' mean logits (Lee & Lee 2024,
+            arXiv 2408.02301); `"probabilities"` for the mean of their softmaxes (Lakshminarayanan
             et al. 2017).
 
     Returns:
         `(batch, classes, ...)`, float32 or wider.
 
     Raises:
-        ValueError: Logits of another layout, or an unknown average.
+        ValueError: the logits have another layout, or the average is unknown.
+
+    Example:
+        >>> logits = torch.tensor([[[200.0, 0.0], [200.0, 0.0]]])
+        >>> ensemble_log_probabilities(logits)
+        tensor([[   0., -200.]])
     """
     logits = as_logits(logits)
+    check_choice("average", average, get_args(Average))
     if average == "logits":
         return logits.mean(dim=1).log_softmax(dim=1)
-    if average == "probabilities":
-        return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
-    raise ValueError(f"average is {average!r}; it takes 'logits' or 'probabilities'")
+    return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
 def ensemble_probabilities(logits: Tensor, average: Average = "logits") -> Tensor:
-    """Class probabilities of the ensemble of exits.
+    """Return the class probabilities of the ensemble of exits.
 
     Args:
         logits: `(batch, exits, classes, ...)`, floating point.
-        average: What is averaged over the exits; see `ensemble_log_probabilities`.
+        average: what is averaged over the exits; see `ensemble_log_probabilities`.
 
     Returns:
-        `(batch, classes, ...)`, summing to 1 over classes, float32 or wider.
+        `(batch, classes, ...)`, float32 or wider; they sum to 1 over classes.
 
     Raises:
-        ValueError: Logits of another layout, or an unknown average.
+        ValueError: the logits have another layout, or the average is unknown.
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])  # one image, two exits, two classes
+        >>> ensemble_probabilities(logits)  # softmax of (1, 0)
+        tensor([[0.7311, 0.2689]])
+        >>> ensemble_probabilities(logits, average="probabilities")
+        tensor([[0.6904, 0.3096]])
     """
     return ensemble_log_probabilities(logits, average).exp()
 
 
 def disagreement(logits: Tensor) -> Tensor:
-    """Share of the pairs of exits that predict different classes, per example.
+    """Return the share of the pairs of exits that predict different classes, per example.
 
     Fort et al. 2019 (arXiv 1912.02757) use its mean over examples as a measure of diversity.
 
@@ -80,10 +94,14 @@ def disagreement(logits: Tensor) -> Tensor:
         logits: `(batch, exits, classes, ...)`, floating point.
 
     Returns:
-        `(batch, ...)` in [0, 1], float32; 0 where there is one exit only.
+        `(batch, ...)` in [0, 1], float32; 0 if there is one exit only.
 
     Raises:
-        ValueError: Logits of another layout.
+        ValueError: the logits have another layout.
+
+    Example:
+        >>> disagreement(torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]))  # 2 of 3 pairs differ
+        tensor([0.6667])
     """
     predictions = as_logits(logits).argmax(dim=2)
     exits = predictions.shape[1]
@@ -92,25 +110,29 @@ def disagreement(logits: Tensor) -> Tensor:
 
 
 def predictive_entropy(logits: Tensor, average: Average = "logits") -> Tensor:
-    """Entropy of the ensemble's class probabilities, per example: its total uncertainty.
+    """Return the entropy of the ensemble's class probabilities per example: its total uncertainty.
 
     Args:
         logits: `(batch, exits, classes, ...)`, floating point.
-        average: What is averaged over the exits; see `ensemble_log_probabilities`.
+        average: what is averaged over the exits; see `ensemble_log_probabilities`.
 
     Returns:
         `(batch, ...)` in nats, from 0 to log(classes), float32 or wider.
 
     Raises:
-        ValueError: Logits of another layout, or an unknown average.
+        ValueError: the logits have another layout, or the average is unknown.
+
+    Example:
+        >>> predictive_entropy(torch.zeros(1, 3, 2))  # log 2
+        tensor([0.6931])
     """
     return _entropy(ensemble_probabilities(logits, average), dim=1)
 
 
 def mutual_information(logits: Tensor) -> Tensor:
-    """Mutual information of class and exit, per example: the uncertainty exits disagree about.
+    """Return the mutual information of class and exit per example: uncertainty from disagreement.
 
-    The entropy of the exits' mean probabilities less the mean of their entropies (Depeweg et al.
+    It is the entropy of the exits' mean probabilities minus the mean of their entropies (Depeweg et al.
     2018, arXiv 1710.07283, equation 2), so it belongs to `average="probabilities"`.
 
     Args:
@@ -121,49 +143,60 @@ def mutual_information(logits: Tensor) -> Tensor:
         log(exits), float32 or wider.
 
     Raises:
-        ValueError: Logits of another layout.
+        ValueError: the logits have another layout.
+
+    Example:
+        >>> agree, differ = [[9.0, 0.0], [9.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]]
+        >>> mutual_information(torch.tensor([agree, differ]))
+        tensor([0.0000, 0.6919])
     """
-    of_each = _entropy(as_logits(logits).softmax(dim=2), dim=2).mean(dim=1)
-    # Never negative (Jensen), save by rounding where the exits agree.
-    return (predictive_entropy(logits, "probabilities") - of_each).clamp(min=0.0)
+    exit_entropies = _entropy(as_logits(logits).softmax(dim=2), dim=2)
+    # Never negative (Jensen), except by rounding if the exits agree.
+    return (predictive_entropy(logits, "probabilities") - exit_entropies.mean(dim=1)).clamp(min=0.0)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T whose softmax(logits / T) makes labels likeliest, as temperature scaling does.
+    """Return the temperature T that makes the labels most likely under softmax(logits / T).
 
-    Temperature scaling (Guo et al. 2017) with the belief beforehand that T is 1 to a factor of two or so: a
-    gamma prior on 1 / T whose mode is 1. Where all of a few examples are right, the likelihood alone is
-    largest at T = 0, where the network would be sure of everything. Of a thousand examples, the belief is
-    hardly seen.
+    This is temperature scaling (Guo et al. 2017) with a prior: a gamma distribution of 1 / T with its mode
+    at 1 and a standard deviation of ln T of 0.7. Without a prior, a few examples that are all classified
+    correctly would give T = 0, and confidence 1 in every prediction. With a thousand examples the prior
+    hardly matters.
 
-    Of an ensemble it is fit on what the ensemble's probabilities are the softmax of, its exits' mean logits,
-    not on each exit: averaging alone changes how sure a network is (Rahaman & Thiery 2021,
-    arXiv 2007.08792). The logarithm of what is maximised is concave in 1 / T, and its top found by halving.
+    For an ensemble, pass the logits that its probabilities are the softmax of, the mean over its exits.
+    Averaging alone changes how confident a network is (Rahaman & Thiery 2021, arXiv 2007.08792). The log
+    posterior is concave in 1 / T; its maximum is found by bisection.
 
     Args:
-        logits: `(n, classes)`, floating point, of images the network was not trained on.
+        logits: `(n, classes)`, floating point, of images that the network was not trained on.
         labels: `(n,)`, int64.
 
     Returns:
-        T, from 1/32 to 32; above 1 for a network that is too sure.
+        T, from 1/32 to 32; above 1 for an overconfident network.
 
     Raises:
         ValueError: there are no examples.
+
+    Example:
+        >>> logits = torch.tensor([[4.0, 0.0]] * 100)  # confident, yet wrong for every fourth image
+        >>> labels = torch.tensor([0, 0, 0, 1] * 25)
+        >>> round(fit_temperature(logits, labels), 2)
+        3.43
     """
     if not len(logits):
-        raise ValueError("logits is empty; it takes at least one example")
+        raise invalid("logits", "at least one example", found=describe(logits))
     logits = logits.double()
     label_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     low, high = -_OCTAVES, _OCTAVES  # the binary logarithm of 1 / T
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         expected = ((logits * 2**middle).softmax(dim=1) * logits).sum(dim=1)
-        # The derivative, which falls as the factor on the logits grows.
-        slope = (label_logits - expected).sum() + _BELIEF * (2**-middle - 1)
+        # The derivative of the log posterior by 1 / T; it falls as 1 / T grows.
+        slope = (label_logits - expected).sum() + _PRIOR * (2**-middle - 1)
         low, high = (middle, high) if slope > 0 else (low, middle)
     return float(2**-low)
 
 
 def _entropy(probabilities: Tensor, dim: int) -> Tensor:
-    of_class: Tensor = torch.special.entr(probabilities)  # 0 at 0, where p log p would be NaN
-    return of_class.sum(dim=dim)
+    terms: Tensor = torch.special.entr(probabilities)  # 0 at 0, where p log p would be NaN
+    return terms.sum(dim=dim)

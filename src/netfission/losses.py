@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from netfission.config import Reduction, Teacher
 from netfission.ensemble import as_logits, ensemble_log_probabilities
+from netfission.utils.errors import check_choice, check_positive, describe, invalid
 
 
 def ensemble_distillation_loss(
@@ -21,7 +22,7 @@ def ensemble_distillation_loss(
     teacher: Teacher = "logits",
     reduction: Reduction = "sum",
 ) -> Tensor:
-    """Train every exit on the labels and on what the exits predict together.
+    """Return the loss that trains every exit on the labels and on the prediction of their ensemble.
 
     With exits' logits z_i, temperature T and teacher q = softmax(mean_i z_i / T), through which
     no gradient flows, the loss is
@@ -34,24 +35,31 @@ def ensemble_distillation_loss(
 
     Args:
         logits: `(batch, exits, classes, ...)`, floating point, finite.
-        labels: Class indices `(batch, ...)`, int64, or probabilities `(batch, classes, ...)`,
+        labels: class indices `(batch, ...)`, int64, or probabilities `(batch, classes, ...)`,
             floating point.
         temperature: T above, > 0; default 3, the paper's.
-        weight: Of the distillation term, >= 0; default 1. 0 leaves the term out.
-        cross_entropy: Whether the first term is in; default True.
-        teacher: `"logits"` as above; `"probabilities"` takes q = mean_i softmax(z_i / T) instead;
-            `"others"` gives every exit a teacher of its own, softmax of the mean logits of all exits
+        weight: factor on the distillation term, >= 0; default 1. 0 leaves the term out.
+        cross_entropy: whether the loss has the first term; default True.
+        teacher: `"logits"` as above; `"probabilities"`: q = mean_i softmax(z_i / T) instead;
+            `"others"`: each exit has its own teacher, the softmax of the mean logits of all exits
             but itself.
-        reduction: over exits, `"sum"` as above, or `"mean"`: what exits share then gets as much gradient
-            as a single network's, beside the same weight decay.
+        reduction: over exits, `"sum"` as above or `"mean"`. With the mean, the weights that all exits share
+            get as much gradient as a single network's, beside the same weight decay.
 
     Returns:
         The loss, a scalar of float32 or wider.
 
     Raises:
-        ValueError: A setting outside its range, an unknown teacher or reduction, both terms switched off,
-            logits or labels of another layout, or (on a CPU, where looking costs nothing) a label
-            outside [0, classes).
+        ValueError: a setting is not valid, both terms are switched off, or logits or labels have another
+            layout. A label outside [0, classes) is found on a CPU only, where the check costs no wait.
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])  # two exits that disagree about one image
+        >>> labels = torch.tensor([0])
+        >>> ensemble_distillation_loss(logits, labels, weight=0.0)  # cross-entropy alone
+        tensor(2.2539)
+        >>> ensemble_distillation_loss(logits, labels)
+        tensor(3.2359)
     """
     _check_settings(temperature, weight, cross_entropy, teacher, reduction)
     logits = as_logits(logits)
@@ -61,22 +69,30 @@ def ensemble_distillation_loss(
         # Cross-entropy is linear in the log-probabilities, so the sum over exits goes first.
         log_probabilities = logits.log_softmax(dim=2).sum(dim=1)
         if labels.is_floating_point():
-            of_label = (labels * log_probabilities).sum(dim=1)
+            label_log_probabilities = (labels * log_probabilities).sum(dim=1)
         else:
-            of_label = log_probabilities.gather(1, labels.unsqueeze(1))
-        loss = loss - of_label.mean()
+            label_log_probabilities = log_probabilities.gather(1, labels.unsqueeze(1))
+        loss = loss - label_log_probabilities.mean()
     if weight:
         softened = logits / temperature
         student = softened.log_softmax(dim=2)
         # The gradient through the paper's teacher would sum to zero over exits; detached it costs nothing.
-        taught = _teacher_log_probabilities(softened.detach(), teacher).expand_as(student)
-        divergence = F.kl_div(student, taught, reduction="none", log_target=True)
+        target = _teacher_log_probabilities(softened.detach(), teacher).expand_as(student)
+        divergence = F.kl_div(student, target, reduction="none", log_target=True)
         loss = loss + weight * temperature**2 * divergence.sum(dim=(1, 2)).mean()
     return loss / logits.shape[1] if reduction == "mean" else loss
 
 
 class EnsembleDistillationLoss(nn.Module):
-    """`ensemble_distillation_loss` with its settings kept; arguments and errors are the same."""
+    """`ensemble_distillation_loss` as a module that holds the settings.
+
+    Arguments, defaults and errors are those of the function.
+
+    Example:
+        >>> loss = EnsembleDistillationLoss(temperature=4.0, reduction="mean")
+        >>> loss(torch.zeros(2, 3, 10), torch.tensor([1, 7]))  # log 10
+        tensor(2.3026)
+    """
 
     def __init__(
         self,
@@ -86,7 +102,7 @@ class EnsembleDistillationLoss(nn.Module):
         teacher: Teacher = "logits",
         reduction: Reduction = "sum",
     ) -> None:
-        """Keep the settings; ValueError where `ensemble_distillation_loss` would refuse them."""
+        """Check and store the settings."""
         super().__init__()
         _check_settings(temperature, weight, cross_entropy, teacher, reduction)
         self.temperature = temperature
@@ -96,7 +112,7 @@ class EnsembleDistillationLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Give the loss of logits `(batch, exits, classes, ...)` for hard or soft labels."""
+        """Return the loss of logits `(batch, exits, classes, ...)` for hard or soft labels."""
         return ensemble_distillation_loss(
             logits,
             labels,
@@ -108,7 +124,7 @@ class EnsembleDistillationLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Show the settings in the module's printed form."""
+        """Return the settings as the module's printed form shows them."""
         return (
             f"temperature={self.temperature}, weight={self.weight}, cross_entropy={self.cross_entropy}, "
             f"teacher={self.teacher!r}, reduction={self.reduction!r}"
@@ -116,11 +132,16 @@ class EnsembleDistillationLoss(nn.Module):
 
 
 def _teacher_log_probabilities(softened: Tensor, teacher: Teacher) -> Tensor:
-    """`(batch, 1 or exits, classes, ...)`, of logits over the temperature, `(batch, exits, classes, ...)`."""
+    """Return the log-probabilities of each exit's teacher, `(batch, 1 or exits, classes, ...)`.
+
+    Args:
+        softened: logits divided by the temperature, `(batch, exits, classes, ...)`.
+        teacher: see `ensemble_distillation_loss`.
+    """
     exits = softened.shape[1]
     if teacher != "others":
         return ensemble_log_probabilities(softened, teacher).unsqueeze(1)
-    if exits == 1:  # it has none but itself
+    if exits == 1:  # there are no others
         return softened.log_softmax(dim=2)
     others = softened.sum(dim=1, keepdim=True) - softened
     return (others / (exits - 1)).log_softmax(dim=2)
@@ -129,16 +150,13 @@ def _teacher_log_probabilities(softened: Tensor, teacher: Teacher) -> Tensor:
 def _check_settings(
     temperature: float, weight: float, cross_entropy: bool, teacher: str, reduction: str
 ) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it takes a finite number above 0")
+    check_positive("temperature", temperature)
     if not 0 <= weight < math.inf:
-        raise ValueError(f"weight is {weight}; it takes a finite number of 0 or more")
+        raise invalid("weight", "a finite number of at least 0", weight)
     if not (weight or cross_entropy):
-        raise ValueError("weight is 0 and cross_entropy is False; one term must stay")
-    if teacher not in get_args(Teacher):
-        raise ValueError(f"teacher is {teacher!r}; it takes one of {', '.join(get_args(Teacher))}")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction is {reduction!r}; it takes one of {', '.join(get_args(Reduction))}")
+        raise invalid("weight", "above 0 if cross_entropy is False", weight)
+    check_choice("teacher", teacher, get_args(Teacher))
+    check_choice("reduction", reduction, get_args(Reduction))
 
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:
@@ -147,15 +165,10 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
     if labels.is_floating_point() and labels.shape == soft:
         return
     if labels.dtype != torch.int64 or labels.shape != hard:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; "
-            f"it takes {hard} of torch.int64 or {soft} of floats"
-        )
-    # Elsewhere the look would wait for the device; a GPU's gather stops by an assertion instead.
+        raise invalid("labels", f"int64 of shape {hard} or floats of shape {soft}", found=describe(labels))
+    # On other devices the check would wait for the device; a GPU's gather stops by an assertion instead.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (labels < 0) | (labels >= classes)
-        if outside.any():
-            raise ValueError(
-                f"labels has {int(outside.sum())} outside [0, {classes}), "
-                f"first {int(labels[outside][0])}; it takes class indices"
-            )
+        outside = labels[(labels < 0) | (labels >= classes)]
+        if len(outside):
+            found = f"{int(outside[0])} ({len(outside)} of {labels.numel()} labels out of range)"
+            raise invalid("labels", f"class indices from 0 to {classes - 1}", found=found)

@@ -1,21 +1,27 @@
-"""The multi-exit network that fission makes."""
+"""The multi-exit network that `fission` returns, and its ensemble as a classifier."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
-from netfission.ensemble import ensemble_log_probabilities
+from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.grouping.base import RepeatedLayer
-from netfission.surgery.masks import Guarded
+from netfission.surgery.masks import MaskedModule
+from netfission.utils.errors import check_choice
 
 if TYPE_CHECKING:
     from netfission.config import FissionConfig
 
 
-class ExitPath(Guarded):
-    """One exit's own stages and head. Features at its branch point → logits `(batch, classes)`."""
+class ExitPath(MaskedModule):
+    """The stages and head that belong to one exit alone.
+
+    Args:
+        stages: the exit's stages after its branch point, in the order they run.
+        head: features of the last stage → logits `(batch, classes)`.
+    """
 
     def __init__(self, stages: Sequence[nn.Module], head: nn.Module) -> None:
         super().__init__()
@@ -23,34 +29,51 @@ class ExitPath(Guarded):
         self.head = head
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features at the branch point → logits `(batch, classes)`."""
+        """Map features at the branch point to logits `(batch, classes)`."""
         for stage in self.stages:
             features = stage(features)
         logits: Tensor = self.head(features)
         return logits
 
 
-class FissionNetwork(Guarded):
+class FissionNetwork(MaskedModule):
     """One network with several exits, whose early stages are shared and run once.
 
-    A plain `nn.Module`: any optimiser, loop and batch size, `torch.compile`, `torch.export`, `deepcopy`,
-    pickling and DDP. Exit 0 runs through all of `paths[0]`; exit k leaves it after stage
-    `branch_after[k - 1]` and goes on through `paths[k]`, which holds the stages after that one.
+    It is a plain `nn.Module` and works with any optimiser, training loop and batch size, `torch.compile`,
+    `torch.export`, `deepcopy`, pickling and DDP. Exit 0 runs through all of `paths[0]`. Exit k leaves it
+    after stage `branch_after[k - 1]` and continues through `paths[k]`, which holds the later stages.
 
-    Removed weights are exactly 0 and stay so. They are stored as zeros beside a bool buffer
-    (1 byte a weight) and their gradients are zeroed in place as they arrive, so that a forward pass
-    makes no masked copy of any weight; see `netfission.surgery.masks.remove`.
+    Removed weights are exactly 0 and stay 0. A bool buffer beside each weight marks them (1 byte per
+    weight). Their gradients are zeroed in place as they arrive, so a forward pass makes no masked copy of
+    any weight; see `netfission.surgery.masks.apply_masks`.
 
-    Parameter names end in the name the parameter had in the model given:
+    Parameter names end in the parameter's name in the original model:
     `paths.1.stages.0.layer3.0.conv1.weight` is exit 1's share of `layer3.0.conv1.weight`.
 
     Attributes:
         stem: what comes before the first stage.
-        paths: one `ExitPath` an exit, exit 0 first.
+        paths: one `ExitPath` per exit, exit 0 first.
         branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0.
-        stage_names: the module that ended each stage in the model given.
-        repeated: stage → the layers that all its paths hold whole, though they were meant to be dealt out.
-        config: the settings that `fission` made it with, where they are plain data.
+        stage_names: the module that ends each stage in the original model.
+        repeated: stage → the layers that its paths repeat as a whole, although the stage is divided.
+        config: the settings that `fission` was called with; None if they are not plain data.
+
+    Example:
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> model = create_model("wrn-10-1", num_classes=10)
+        >>> net = nf.fission(model, exits=2, example_input=torch.zeros(1, 3, 32, 32))
+        >>> net(torch.zeros(4, 3, 32, 32)).shape
+        torch.Size([4, 2, 10])
+        >>> [len(path.stages) for path in net.exit_paths]  # exit 1 shares the first of three stages
+        [3, 2]
+        >>> print(net.summary())
+                parameters of each path
+        stem    432
+        block1  4,672
+        block2  14,432 + 14,432
+        bn      57,664 + 57,664
+        head    650 + 650
     """
 
     def __init__(
@@ -77,7 +100,7 @@ class FissionNetwork(Guarded):
         return len(self.paths)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `(batch, channels, height, width)` → logits `(batch, exits, classes)`."""
+        """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`."""
         trunk, *branches = self.exit_paths
         features = [self.stem(images)]
         for stage in trunk.stages:
@@ -89,14 +112,14 @@ class FissionNetwork(Guarded):
 
     @property
     def exit_paths(self) -> list[ExitPath]:
-        """`paths` as a list of their own type, exit 0 first."""
+        """`paths` as a list of `ExitPath`, exit 0 first."""
         return list(self.paths)  # type: ignore[arg-type]  # ModuleList forgets what it lists
 
     def stage_copies(self, number: int) -> dict[int, nn.Module]:
-        """The copies of a stage, by the exit whose path holds them; a shared stage is exit 0's.
+        """Return the copies of a stage by the exit whose path holds them; a shared stage is exit 0's.
 
         Args:
-            number: 0-based place in `stage_names`.
+            number: 0-based index into `stage_names`.
         """
         starts = enumerate((0, *self.branch_after))
         return {
@@ -104,53 +127,70 @@ class FissionNetwork(Guarded):
         }
 
     @property
-    def steps(self) -> list[tuple[str, dict[int, nn.Module]]]:
-        """Stem, stages and head: of each its name, and what runs there by the exit whose path holds it."""
+    def parts(self) -> list[tuple[str, dict[int, nn.Module]]]:
+        """Stem, stages and head in order: the name of each, and its modules by the exit that holds them."""
         stages = [(name, self.stage_copies(number)) for number, name in enumerate(self.stage_names)]
         heads: dict[int, nn.Module] = {number: path.head for number, path in enumerate(self.exit_paths)}
         return [("stem", {0: self.stem}), *stages, ("head", heads)]
 
     def summary(self) -> str:
-        """What each path holds, stage by stage, as text; and what all of them hold whole, and why."""
-        width = max(len(name) for name, _ in self.steps)
+        """Return the parameters of each path per stage, and the layers that all paths repeat, as text."""
+        width = max(len(name) for name, _ in self.parts)
         lines = [f"{'':{width}}  parameters of each path"]
-        for name, copies in self.steps:
-            modules = copies.values()
-            counts = (sum(parameter.numel() for parameter in module.parameters()) for module in modules)
+        for name, modules in self.parts:
+            counts = (sum(p.numel() for p in module.parameters()) for module in modules.values())
             lines.append(f"{name:{width}}  " + " + ".join(f"{count:,}" for count in counts))
         for name, layers in self.repeated.items():
             for reason in dict.fromkeys(layer.reason for layer in layers):
-                own = [layer for layer in layers if layer.reason == reason]
-                macs = sum(layer.macs for layer in own)
+                alike = [layer for layer in layers if layer.reason == reason]
+                macs = sum(layer.macs for layer in alike)
                 lines.append(
-                    f"{name}: every path holds {', '.join(layer.layer for layer in own)} whole, "
-                    f"{macs / 1e6:.2f} M MACs a path ({reason})"
+                    f"{name}: every path repeats {', '.join(layer.layer for layer in alike)}, "
+                    f"{macs / 1e6:.2f} M MACs per path ({reason})"
                 )
         return "\n".join(lines)
 
-    def ensemble(self, average: Literal["logits", "probabilities"] = "logits") -> "Ensemble":
-        """This network as one classifier, a drop-in for the model given; it shares all weights.
+    def ensemble(self, average: Average = "logits") -> "Ensemble":
+        """Return this network as one classifier, a drop-in for the original model; it shares all weights.
 
         Args:
             average: what is averaged over the exits, see `Ensemble`.
+
+        Raises:
+            ValueError: `average` is unknown.
         """
         return Ensemble(self, average)
 
 
 class Ensemble(nn.Module):
-    """A fissioned network as one classifier: images → `(batch, classes)`.
+    """A fissioned network as one classifier: images → logits `(batch, classes)`.
 
-    With `average="logits"` (the paper) it returns the mean of the exits' logits; with
-    `"probabilities"` the logarithm of their mean probability. The softmax of either is the ensemble's
-    probability.
+    With `average="logits"` (the paper) it returns the mean of the exits' logits, with
+    `"probabilities"` the logarithm of their mean probability. In both cases, the softmax of the output is
+    the ensemble's probability.
+
+    Args:
+        network: the network; weights are shared, not copied.
+        average: `"logits"` or `"probabilities"`.
+
+    Raises:
+        ValueError: `average` is unknown.
+
+    Example:
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> model = create_model("wrn-10-1", num_classes=10)
+        >>> net = nf.fission(model, exits=2, example_input=torch.zeros(1, 3, 32, 32)).eval()
+        >>> images = torch.randn(4, 3, 32, 32)
+        >>> Ensemble(net)(images).equal(net(images).mean(dim=1))
+        True
     """
 
-    def __init__(
-        self, network: FissionNetwork, average: Literal["logits", "probabilities"] = "logits"
-    ) -> None:
+    def __init__(self, network: FissionNetwork, average: Average = "logits") -> None:
         super().__init__()
+        check_choice("average", average, get_args(Average))
         self.network = network
-        self.average: Literal["logits", "probabilities"] = average
+        self.average: Average = average
 
     @property
     def exits(self) -> int:
@@ -158,12 +198,12 @@ class Ensemble(nn.Module):
         return self.network.exits
 
     @property
-    def steps(self) -> list[tuple[str, dict[int, nn.Module]]]:
-        """See `FissionNetwork.steps`."""
-        return self.network.steps
+    def parts(self) -> list[tuple[str, dict[int, nn.Module]]]:
+        """See `FissionNetwork.parts`."""
+        return self.network.parts
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `(batch, channels, height, width)` → logits `(batch, classes)`."""
+        """Map images `(batch, channels, height, width)` to logits `(batch, classes)`."""
         logits: Tensor = self.network(images)
         if self.average == "logits":
             return logits.mean(dim=1)

@@ -336,7 +336,7 @@ def test_the_summary_names_what_every_path_repeats() -> None:
     model = create_model("cifar-resnet18-w16", CLASSES)
     net = nf.fission(model, 3, grouping="channels", example_input=torch.zeros(2, 3, 32, 32))
     text = net.summary()
-    assert "layer3: every path holds layer3.0.shortcut.0.weight whole" in text
+    assert "layer3: every path repeats layer3.0.shortcut.0.weight, " in text
     assert text.count(" + ") == 1 + 2 + 2 + 2  # layer2, layer3, layer4, head
     whole = nf.fission(model, 3, grouping="copies", example_input=torch.zeros(2, 3, 32, 32))
     assert "whole" not in whole.summary()

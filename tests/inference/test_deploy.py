@@ -16,7 +16,7 @@ from netfission.inference.deploy.convolution import ACTIVATIONS, FusedConv2d
 from netfission.models import create_model
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import count_macs
-from netfission.surgery.masks import remove
+from netfission.surgery.masks import apply_masks
 
 CLASSES = 7
 
@@ -283,7 +283,7 @@ def test_masks_are_burnt_in() -> None:
 
 def test_masks_of_layers_that_stay_as_they_are_are_burnt_in() -> None:
     net = network_of(nn.Linear(4, 4), nn.Linear(4, 4))
-    remove(net, {"paths.0.stages.1.weight": torch.eye(4, dtype=torch.bool)})
+    apply_masks(net, {"paths.0.stages.1.weight": torch.eye(4, dtype=torch.bool)})
     deployed = deploy(net, images(2, 4))
     assert_equal(deployed, net, 4)
     assert all(buffer.dtype is not torch.bool for buffer in deployed.buffers())

@@ -12,7 +12,7 @@ from netfission.models import create_model
 from netfission.network import ExitPath
 from netfission.profiling.cost import Exit, NetworkCost, Part, Quartiles, Size, count_parameters
 from netfission.profiling.macs import count_macs
-from netfission.surgery.masks import remove
+from netfission.surgery.masks import apply_masks
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -44,7 +44,7 @@ def test_parameters_of_a_small_network_by_hand():
     assert count_parameters(network) == (2 * 4 * 9 + 4 + 700 + 7,) * 2
     kept = torch.ones(7, 100, dtype=torch.bool)
     kept[0] = False
-    remove(network, {"2.weight": kept})
+    apply_masks(network, {"2.weight": kept})
     assert count_parameters(network) == (783, 683)
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import netfission as nf
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs, count_training_macs, listed, run_counted
-from netfission.surgery.masks import prunable_weights, remove
+from netfission.surgery.masks import apply_masks, prunable_weights
 
 
 def contract() -> ModuleType:
@@ -150,7 +150,7 @@ def test_a_small_network_by_hand():
     conv.view(-1)[:10] = False
     linear = torch.ones(7, 100, dtype=torch.bool)
     linear[0] = False
-    remove(network, {"0.weight": conv, "3.weight": linear})
+    apply_masks(network, {"0.weight": conv, "3.weight": linear})
     assert count_macs(network, torch.randn(1, 2, 5, 5)) == (dense, dense - 10 * 25 - 100)
 
 
@@ -169,7 +169,7 @@ MASKABLE = [
 def test_effective_macs_are_the_products_with_kept_weights(make, density, seed):
     layer, shape = make()
     kept = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed)) < density
-    remove(layer, {"weight": kept})
+    apply_masks(layer, {"weight": kept})
     count_noun = count_macs(layer, torch.randn(shape))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -192,7 +192,7 @@ def test_removed_weights_of_attention():
     projections[23] = False  # of values, of which there are 3
     output = torch.ones(8, 8, dtype=torch.bool)
     output[0, :4] = False
-    remove(network, {"in_proj_weight": projections, "out_proj.weight": output})
+    apply_masks(network, {"in_proj_weight": projections, "out_proj.weight": output})
     assert count_macs(network, tokens) == (dense, dense - 5 * 16 - 3 * 8 - 5 * 4)
 
 
@@ -211,7 +211,7 @@ def test_removed_weights_are_found_wherever_they_are_used():
     network = Borrows()
     kept = torch.ones(6, 8, dtype=torch.bool)
     kept[0] = kept[5, 0] = False
-    remove(network, {"layer.weight": kept})
+    apply_masks(network, {"layer.weight": kept})
     assert count_macs(network, torch.randn(4, 8)) == (4 * 48, 4 * (48 - 9))
 
 
@@ -324,7 +324,9 @@ def test_all_is_put_back_after_an_error(training):
 def test_every_masked_weight_is_known():
     network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.randn(2, 3, 16, 16))
     weights = prunable_weights(network)
-    remove(network, {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()})
+    apply_masks(
+        network, {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    )
     assert count_macs(network, torch.randn(1, 3, 16, 16)).effective == 0
 
 

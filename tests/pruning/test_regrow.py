@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from netfission.pruning.regrow import exchanged, forget, regrow
-from netfission.surgery.masks import dense_gradients, kept_masks, masked_weights, remove
+from netfission.surgery.masks import apply_masks, dense_gradients, kept_masks, masked_weights
 
 FEW = settings(deadline=None, max_examples=40)
 IMAGES = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -34,7 +34,7 @@ def network(seed: int = 0, density: float = 0.4) -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(16, 3),
         )
-        remove(net, {name: torch.rand(mask.shape) < density for name, mask in kept_masks(net).items()})
+        apply_masks(net, {name: torch.rand(mask.shape) < density for name, mask in kept_masks(net).items()})
     return net
 
 

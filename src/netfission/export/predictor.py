@@ -14,7 +14,7 @@ from netfission.classifier.predictions import Predictions
 from netfission.data.batches import Normalisation
 from netfission.methods.layers import replace_layers
 from netfission.methods.mc_dropout import MemberDropout
-from netfission.surgery.masks import burn_in
+from netfission.surgery.masks import discard_masks
 
 INPUT = "images"
 
@@ -88,7 +88,7 @@ def plain(network: nn.Module, images: Tensor) -> nn.Module:
         images: normalised, an example.
     """
     network = copy.deepcopy(network).cpu().eval()
-    burn_in(network)
+    discard_masks(network)
     shapes: dict[nn.Module, torch.Size] = {}
     drawing = [layer for layer in network.modules() if isinstance(layer, MemberDropout)]
     hooks = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.grouping.base import Grouping, Stage, StageSplit
-from netfission.surgery.masks import prunable_weights, remove
+from netfission.surgery.masks import apply_masks, prunable_weights
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CopyGrouping(Grouping):
         for path in paths[1:]:
             shuffle_weights(path, generator)
         for path in paths:
-            remove(path, kept)
+            apply_masks(path, kept)
         return StageSplit(paths)
 
 

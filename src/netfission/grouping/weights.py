@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netfission.config import FissionConfig
 from netfission.grouping.base import Grouping, Stage, StageSplit
-from netfission.surgery.masks import kept_masks, remove
+from netfission.surgery.masks import apply_masks, kept_masks
 
 # What the libraries' residual networks call the projection on their shortcut.
 SHORTCUTS = frozenset({"shortcut", "downsample"})
@@ -53,7 +53,7 @@ class WeightGrouping(Grouping):
                 group[name] = part
         paths = [copy.deepcopy(stage.module) for _ in shares]
         for path, group in zip(paths, groups, strict=True):
-            remove(path, group)
+            apply_masks(path, group)
         return StageSplit(paths)
 
 

@@ -10,10 +10,10 @@ from netfission.config import TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import Schedule
-from netfission.surgery.masks import Guarded
+from netfission.surgery.masks import MaskedModule
 
 
-class DeepEnsemble(Guarded):
+class DeepEnsemble(MaskedModule):
     """Separate networks, run in turn: images → logits `(batch, members, classes)`.
 
     Args:

@@ -9,7 +9,7 @@ from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method
 from netfission.methods.fission import FissionMethod
 from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.backbone import resolve_branches
-from netfission.surgery.masks import Guarded
+from netfission.surgery.masks import MaskedModule
 from netfission.utils.modes import in_mode
 
 
@@ -47,7 +47,7 @@ def _positions(features: Tensor) -> tuple[int, ...]:
     )
 
 
-class MultiExit(Guarded):
+class MultiExit(MaskedModule):
     """A network whose early features feed classifiers of their own; each of its layers runs once.
 
     Exit 0 is the network's own, exit k leaves after stage `branch_after[k - 1]`, counted from 1.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from netfission.config import MethodConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.surgery.backbone import cut, resolve_branches
-from netfission.surgery.masks import refuse_rescaled
+from netfission.surgery.masks import check_plain_weights
 from netfission.utils.modes import in_mode
 
 _NARROWABLE = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
@@ -106,7 +106,7 @@ class NarrowMethod(Method):
             raise ValueError(
                 f"branch_after={fission.branch_after}: method=narrow takes the same stage for all branches"
             )
-        refuse_rescaled(backbone)
+        check_plain_weights(backbone)
         shared = nn.Sequential(backbone.stem, *backbone.stages[:after])
         rest = nn.Sequential(*backbone.stages[after:], backbone.head)
         _refuse_others(rest)

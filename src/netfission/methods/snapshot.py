@@ -12,10 +12,10 @@ from netfission.config import MethodConfig, TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import SCHEDULES, Schedule
-from netfission.surgery.masks import Guarded
+from netfission.surgery.masks import MaskedModule
 
 
-class Snapshots(Guarded):
+class Snapshots(MaskedModule):
     """A network in training beside earlier states of itself.
 
     In train mode, images → logits `(batch, 1, classes)` of the network in training alone. In eval mode

@@ -23,7 +23,7 @@ from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
-from netfission.surgery.masks import dense_gradients, prunable_weights, remove
+from netfission.surgery.masks import apply_masks, dense_gradients, prunable_weights
 from netfission.utils.errors import check_choice
 
 MOVE_INTERVAL = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
@@ -188,7 +188,7 @@ class SparseTrainingMethod(Method):
         whole = replace(settings, grouping="copies", sparsity=0.0, criterion="random", pruning_steps=None)
         network = FissionMethod(self.config).build(replace(plan, fission=whole))
         assert isinstance(network, FissionNetwork)
-        _, of_exits = network.steps[-1]
+        _, of_exits = network.parts[-1]
         heads = {id(weight) for head in of_exits.values() for weight in head.parameters()}
         names = [name for name, weight in prunable_weights(network).items() if id(weight) not in heads]
         kept = prune(
@@ -199,7 +199,7 @@ class SparseTrainingMethod(Method):
             steps=settings.pruning_steps,
             seed=settings.seed,
         )
-        remove(network, kept)
+        apply_masks(network, kept)
         return network
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:

@@ -31,7 +31,7 @@ class HasExits(Protocol):
         """Number of exits."""
 
     @property
-    def steps(self) -> list[tuple[str, dict[int, nn.Module]]]:
+    def parts(self) -> list[tuple[str, dict[int, nn.Module]]]:
         """Stem, stages and head: the name of each, and its modules by the exit whose path holds them."""
 
 
@@ -295,7 +295,7 @@ def count(module: nn.Module, image: Tensor) -> NetworkCounts:
         module: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
         image: `(1, channels, height, width)`, on the module's device.
     """
-    steps, exits = (module.steps, range(module.exits)) if isinstance(module, HasExits) else ([], range(0))
+    steps, exits = (module.parts, range(module.exits)) if isinstance(module, HasExits) else ([], range(0))
     counter = run_counted(module, image, [part for _, own in steps for part in own.values()])
     parts = []
     for name, own in steps:

@@ -50,7 +50,7 @@ def regrow(module: nn.Module, share: float, growth: str, generator: torch.Genera
     no weight is removed, or none kept, stay as they are.
 
     Args:
-        module: with masks, see `netfission.surgery.masks.remove`.
+        module: with masks, see `netfission.surgery.masks.apply_masks`.
         share: of each layer's kept weights, in [0, 1], see `exchanged`.
         growth: one of `GROWTHS`. With `"gradient"` the removed weights' gradients are read from `.grad`, see
             `netfission.surgery.masks.dense_gradients`; where it is None, or in part no number, chance

@@ -11,7 +11,7 @@ from netfission.inference.deploy.folding import folded
 from netfission.inference.deploy.fusing import fuse
 from netfission.inference.deploy.joining import Builder, Features
 from netfission.profiling.timing import inference_times
-from netfission.surgery.masks import burn_in
+from netfission.surgery.masks import discard_masks
 from netfission.utils.modes import input_errors
 
 if TYPE_CHECKING:  # the network imports this package
@@ -75,7 +75,7 @@ def deploy(network: "FissionNetwork", example_input: Tensor, *, joined: bool | N
             within 1e-4 of the largest.
     """
     network, expected = _copied(network, example_input)
-    steps = [own for _, own in network.steps]
+    steps = [own for _, own in network.parts]
     parts = [
         {exit_: folded(part, features[exit_]) for exit_, part in own.items()}
         for own, features in zip(steps, _reads(steps, example_input), strict=True)
@@ -106,7 +106,7 @@ def deploy_exits(network: "FissionNetwork", example_input: Tensor) -> "FissionNe
         ValueError: as `deploy`.
     """
     network, expected = _copied(network, example_input)
-    steps = [own for _, own in network.steps]
+    steps = [own for _, own in network.parts]
     stem, *stages, heads = [
         {exit_: _alone(part, features[exit_]) for exit_, part in own.items()}
         for own, features in zip(steps, _reads(steps, example_input), strict=True)
@@ -128,7 +128,7 @@ def _copied(network: "FissionNetwork", example_input: Tensor) -> tuple["FissionN
     network = copy.deepcopy(network).eval()
     with input_errors("example_input", example_input):
         logits: Tensor = network(example_input)
-    burn_in(network)
+    discard_masks(network)
     return network, logits
 
 
