@@ -135,10 +135,8 @@ def test_layers_that_compute_their_weight_are_refused(kind: str) -> None:
     stages = [nn.Sequential(conv, nn.ReLU()), nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU())]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
     backbone = nf.Backbone(nn.Identity(), stages, head, ["a", "b"])
-    with pytest.raises(
-        ValueError,
-        match=r"^model must be made of plain .*, got layer 'stages\.0\.0' .* computes its weight from the one it stores",
-    ):
+    message = r"^model must be made of plain .*, got layer 'stages\.0\.0' .* computes its weight from another"
+    with pytest.raises(ValueError, match=message):
         nf.fission(backbone, 2, example_input=IMAGES)
 
 
