@@ -1,8 +1,8 @@
-"""Writes the page of the command line, from the commands' own help."""
+"""Write the page of the command line from the commands' help."""
 
 from pathlib import Path
 
-from netfission.cli import COMMANDS, parser
+from netfission.cli import COMMANDS, command_parser
 
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 
@@ -10,13 +10,12 @@ PAGE = Path(__file__).parent / "reference" / "commands.md"
 def main() -> None:
     """Write `reference/commands.md`."""
     parts = [
-        "# Command line\n\nEvery command takes `--help`; those of many settings also a file, by `--config`."
+        "# Command line\n\nEvery command has `--help`. "
+        "Commands with many settings also read them from a YAML file, by `--config`."
     ]
-    parser()  # as the command does: a fault in any of them shows here
-    for name, command in COMMANDS.items():
-        own = command.parser()
-        own.prog = f"netfission {name}"
-        parts.append(f"## netfission {name}\n\n```text\n{own.format_help().strip()}\n```")
+    for name in COMMANDS:
+        text = command_parser(name).format_help().strip()
+        parts.append(f"## netfission {name}\n\n```text\n{text}\n```")
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from netfission.cli import COMMANDS, main
-from netfission.cli import parser as whole_parser
+from netfission.cli import COMMANDS, command_module, command_parser, main
 from netfission.cli.parser import run_config
 from netfission.cli.train import default_name
 from netfission.config import RunConfig
@@ -15,38 +14,64 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 def parse(*flags: str) -> RunConfig:
-    return run_config(whole_parser().parse_args(["train", *flags])["train"])
+    return run_config(command_parser("train").parse_args(flags))
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ("train --exits x", "exits=x: takes an integer$"),
-        ("train --ratio [a,b]", r"ratio=\['a', 'b'\]: takes a list \[a, b, …\], each a number$"),
-        ("train --flip maybe", "flip=maybe: takes true or false$"),
-        ("train --branch_after 3", "branch_after=3: takes a list .*, each an integer or text$"),
-        ("evaluate RUN --max_accuracy_drop much", "max_accuracy_drop=much: takes a number$"),
-        ("predict RUN FILE --format yaml", "format=yaml: takes table, csv or jsonl$"),
-        ("serve RUN --device tpu", "device=tpu: takes auto, cpu or cuda$"),
-        ("export RUN --format zip", "format=zip: takes onnx or pt2$"),
-        ("train --exits 0", "exits=0: takes a whole number from 1"),
-        ("train --exits 9", "exits=9: takes at most 3, one a stage"),
-        ("train --sparsity 1", r"sparsity=1\.0: takes the share of weights to remove, in \[0, 1\)"),
-        ("train --sparsity -0.1", r"sparsity=-0\.1: takes"),
-        ("train --ratio [1,2]", r"ratio=\[1\.0, 2\.0\]: takes 3 positive numbers"),
-        ("train --criterion snop --sparsity 0.5", "criterion='snop' is not known; did you mean snip"),
-        ("train --grouping weight", "grouping='weight' is not known; did you mean weights"),
+        ("train --exits x", "--exits must be an integer, got 'x'$"),
+        ("train --exits", "--exits must be an integer, got nothing$"),
+        ("train --exits null", "--exits must be an integer, got 'null'$"),
+        ("train --ratio [a,b]", r"--ratio must be a list, each item a number, got '\[a,b\]'$"),
+        ("train --ratio [1,2", r"--ratio must be a list, each item a number, got '\[1,2'$"),
+        ("train --flip maybe", "--flip must be true or false, got 'maybe'$"),
+        ("train --branch_after 3", "--branch-after must be a list, each item an integer or text, got '3'$"),
+        ("train --batch-size 1.5", "--batch-size must be an integer, got '1.5'$"),
+        ("train --resume=3", "--resume must be given without a value, got one$"),
+        ("evaluate RUN --max-accuracy-drop much", "--max-accuracy-drop must be a number, got 'much'$"),
+        ("predict RUN FILE --format yaml", "--format must be one of table, csv, jsonl, got 'yaml'$"),
+        ("predict RUN", "IMAGES must be given, got nothing; see netfission predict --help$"),
+        ("evaluate", "RUN must be given, got nothing; see netfission evaluate --help$"),
+        ("serve RUN --device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'; did you mean cpu"),
+        ("export RUN --format zip", "--format must be one of onnx, pt2, got 'zip'$"),
+        ("train --exits 0", "exits must be a positive integer, got 0$"),
+        ("train --exits 9", r"exits must be at most 3, one per stage \(block1, block2, bn\), got 9; "),
+        ("train --sparsity 1", r"sparsity must be the share of weights to remove, in \[0, 1\), got 1\.0$"),
+        ("train --sparsity -0.1", r"sparsity must be the share of weights .*, got -0\.1$"),
+        ("train --ratio [1,2]", r"ratio must be 3 positive numbers, one per exit, got \[1\.0, 2\.0\]$"),
+        (
+            "train --criterion snop --sparsity 0.5",
+            "criterion must be one of .*, got 'snop'; did you mean snip",
+        ),
+        ("train --grouping weight", "grouping must be one of .*, got 'weight'; did you mean weights"),
         ("train --model wrn-16-22x", "wrn-16-2"),
         ("train --data digitz", "digits"),
         ("train --data ./nowhere", "nowhere"),
-        ("train --optimizer sdg", "optimizer=sdg: takes sgd or adamw$"),
-        ("train --epochs 0", "epochs=0: takes a whole number from 1"),
-        ("train --bogus 1", "unrecognized arguments: --bogus"),
-        ("train --config nowhere.yaml", r"netfission: config: .*nowhere\.yaml"),
+        ("train --optimizer sdg", "--optimizer must be one of sgd, adamw, got 'sdg'; did you mean sgd"),
+        ("train --epochs 0", "epochs must be a positive integer, got 0$"),
+        ("train --bogus 1", "flag must be one that netfission train accepts, got '--bogus'; see "),
+        ("train --exit 1", r"flag must be .*, got '--exit'; did you mean --exits\?$"),
+        ("train --bach_size=1", r"flag must be .*, got '--bach_size'; did you mean --batch-size\?$"),
+        ("train more", "argument must be one that netfission train accepts, got 'more'; see "),
+        (
+            "train --config nowhere.yaml",
+            r"--config must be a file that can be read, got nowhere\.yaml \(No such",
+        ),
         ("train --resume", r"config\.yaml: is missing"),
         ("evaluate nowhere", r"nowhere/config\.yaml: is missing"),
-        ("demo --seeds 0", "seeds=0: takes a whole number from 1"),
-        ("dance", "invalid choice: 'dance'"),
+        ("demo --seeds 0", "seeds"),
+        ("compare --methods []", r"--methods must be one method or more, got \[\]$"),
+        ("compare --seeds 0", "--seeds must be a positive integer, got 0$"),
+        ("compare --workers 0", "--workers must be a positive integer, got 0$"),
+        ("compare --rounds 0", "--rounds must be a positive integer, got 0$"),
+        (
+            "compare --reference fision",
+            "--reference must be one of .*, got 'fision'; did you mean fission-channels",
+        ),
+        ("trian", r"command must be one of compare, .*, train, got 'trian'; did you mean train\?$"),
+        ("", "command must be one of compare, .*, train, got nothing$"),
+        ("--bogus", "flag must be one that netfission accepts, got '--bogus'; see netfission --help$"),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, tmp_path, monkeypatch):
@@ -55,20 +80,52 @@ def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, 
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("netfission: ")
-    assert re.search(message, error)
+    assert re.search(message, error.removeprefix("netfission: ").rstrip("\n"))
     assert not list(tmp_path.rglob("config.yaml"))
 
 
-def test_a_recipe_with_a_value_of_another_type_is_refused_in_the_same_words(tmp_path, capsys):
-    (tmp_path / "recipe.yaml").write_text("epochs: soon\n")
-    assert main(["train", "--config", str(tmp_path / "recipe.yaml")]) == 2
-    assert capsys.readouterr().err == "netfission: epochs=soon: takes an integer\n"
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: soon", 'epochs must be an integer, got "soon"$'),
+        ("optimizer: sdg", "optimizer must be one of sgd, adamw, got 'sdg'; did you mean sgd"),
+        ("ratio: [1, a]", r'ratio\[1\] must be a number, got "a"$'),
+        ("exit: 2", "setting must be one that netfission train accepts, got 'exit'; did you mean exits"),
+        ("batch-size: 2", r"setting must be .*, got 'batch-size'; did you mean batch_size\?$"),
+        ("config: other.yaml", "setting must be one that netfission train accepts, got 'config'"),
+    ],
+)
+def test_a_recipes_setting_that_is_not_valid_is_named_with_its_file(text, message, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{text}\n")
+    assert main(["train", "--config", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"netfission: {recipe}: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error.rstrip("\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "must be YAML, got damaged text"),
+        (b"\xff\xfe\x00", "must be YAML, got damaged text"),
+        (b"- a", r"must be a mapping from settings to values, got \['a'\]$"),
+    ],
+)
+def test_a_recipe_that_holds_no_settings_is_refused(content, message, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(content)
+    assert main(["train", "--config", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.match(rf"netfission: {re.escape(str(recipe))} {message}", error)
 
 
 @pytest.mark.parametrize(
     ("request_", "rest"),
     [
-        ("train", "the same command starts over"),  # where it had begun it says otherwise
+        ("train", "the same command starts over"),  # if it had begun it says otherwise
         ("compare", "the same command goes on"),
         ("reproduce grouping", "the same command goes on"),
         ("demo", "the same command goes on"),
@@ -81,7 +138,7 @@ def test_a_command_that_is_stopped_says_what_goes_on(request_, rest, capsys, mon
     def stopped(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMANDS[request_.split()[0]], "run", stopped)
+    monkeypatch.setattr(command_module(request_.split()[0]), "run", stopped)
     assert main(request_.split()) == 130
     assert capsys.readouterr().err == f"netfission: stopped; {rest}\n"
 
@@ -102,17 +159,45 @@ def test_an_error_cannot_steer_the_terminal(capsys):
     assert capsys.readouterr().err.startswith(r"netfission: no\x1b[31m where/config.yaml: is missing")
 
 
-def test_flags_override_a_recipe(tmp_path):
+@pytest.mark.parametrize("order", [1, -1])
+def test_flags_override_a_recipe_wherever_they_stand(order, tmp_path):
     (tmp_path / "recipe.yaml").write_text("exits: 2\nepochs: 7\nratio: [2, 1]\n")
-    config = parse("--config", str(tmp_path / "recipe.yaml"), "--epochs", "9", "--branch_after", "[block1]")
+    parts = [["--config", str(tmp_path / "recipe.yaml")], ["--epochs", "9", "--branch-after", "[block1]"]]
+    config = parse(*(flag for part in parts[::order] for flag in part))
     assert (config.fission.exits, config.training.epochs, config.fission.ratio) == (2, 9, [2.0, 1.0])
     assert config.fission.branch_after == ["block1"]
 
 
-def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path, capsys):
-    (tmp_path / "recipe.yaml").write_text("exit: 2\n")
-    assert main(["train", "--config", str(tmp_path / "recipe.yaml")]) == 2
-    assert "exit" in capsys.readouterr().err
+def test_a_flag_means_the_same_with_hyphens_and_underscores():
+    hyphens = parse("--batch-size", "7", "--one-by-one=true", "--learning-rate", "1e-3")
+    assert hyphens == parse("--batch_size", "7", "--one_by_one=true", "--learning_rate", "1e-3")
+    assert (hyphens.training.batch_size, hyphens.method.one_by_one) == (7, True)
+    assert hyphens.training.learning_rate == 0.001
+
+
+def test_names_after_two_hyphens_stay_as_they_are():
+    assert command_parser("predict").parse_args(["RUN", "--", "--a_b.png"]).images == ["--a_b.png"]
+
+
+def test_no_setting_is_needed_and_null_is_none():
+    assert parse() == RunConfig()
+    assert parse("--ratio", "null", "--clip", "null", "--flip", "null") == RunConfig()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_is_shown_with_hyphens_and_explained(name):
+    text = command_parser(name).format_help()
+    flags = re.findall(r"^  (--\S+)", text, re.MULTILINE)
+    assert flags
+    assert not [flag for flag in flags if "_" in flag]
+    parser = command_parser(name)
+    assert [action.dest for action in parser._actions if not action.help] == []
+    assert command_module(name).run.__doc__ in text
+
+
+def test_the_flags_of_training_stand_in_groups():
+    titles = re.findall(r"^(\w.*):$", command_parser("train").format_help(), re.MULTILINE)
+    assert titles == ["options", "data", "model", "fission", "method", "training", "run"]
 
 
 def test_there_are_recipes():
@@ -139,13 +224,13 @@ def test_where_the_data_set_has_moved_evaluate_says_what_to_pass(finished_run, t
     config = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"data": str(tmp_path / "gone")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["evaluate", str(tmp_path)]) == 2
-    told = f"data={tmp_path}/gone: is there no more; takes --data, where it is now"
+    told = f"data must be a folder that exists, got {tmp_path}/gone; pass --data, where it is now"
     assert capsys.readouterr().err == f"netfission: {told}\n"
 
 
 def test_train_then_evaluate(tmp_path, capsys):
     run = str(tmp_path / "run")
-    flags = "--model wrn-10-1 --limit_per_class 5 --epochs 1 --exits 2 --accelerator cpu --batch_size 25"
+    flags = "--model wrn-10-1 --limit-per-class 5 --epochs 1 --exits 2 --accelerator cpu --batch-size 25"
     assert main(["train", *flags.split(), "--out", run]) == 0
     trained = capsys.readouterr().out
     assert main(["evaluate", run]) == 0

@@ -13,7 +13,7 @@ from netfission.cli import main
 from netfission.models import create_model
 from netfission.runs.folder import RunFolder
 
-QUICK = "--rounds 1 --batch_sizes [2]"
+QUICK = "--rounds 1 --batch-sizes [2]"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def read(path):
 
 def test_a_model_is_fissioned_as_the_flags_say_beside_itself(tmp_path, capsys):
     out = tmp_path / "cost.json"
-    flags = f"--exits 2 --sparsity 0.5 --seed 3 --classes 5 --image_size 16 {QUICK} --out {out}"
+    flags = f"--exits 2 --sparsity 0.5 --seed 3 --classes 5 --image-size 16 {QUICK} --out {out}"
     state = torch.get_rng_state()
     assert main(["cost", "wrn-10-1", *flags.split()]) == 0
     assert torch.equal(torch.get_rng_state(), state)
@@ -55,7 +55,7 @@ def test_a_model_is_fissioned_as_the_flags_say_beside_itself(tmp_path, capsys):
 
 
 def test_the_same_seed_costs_the_same_network(tmp_path):
-    flags = f"wrn-10-1 --exits 2 --sparsity 0.9 --image_size 16 {QUICK}".split()
+    flags = f"wrn-10-1 --exits 2 --sparsity 0.9 --image-size 16 {QUICK}".split()
     sizes = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert main(["cost", *flags, "--seed", seed, "--out", str(tmp_path / name)]) == 0
@@ -90,7 +90,7 @@ def test_a_runs_network_beside_its_model(run, tmp_path, capsys):
 def test_threads_are_used_and_given_back(tmp_path):
     before = torch.get_num_threads()
     out = tmp_path / "cost.json"
-    flags = f"wrn-10-1 --exits 1 --image_size 16 --threads {before + 1} {QUICK} --out {out}"
+    flags = f"wrn-10-1 --exits 1 --image-size 16 --threads {before + 1} {QUICK} --out {out}"
     assert main(["cost", *flags.split()]) == 0
     assert read(out)["conditions"]["threads"] == before + 1
     assert torch.get_num_threads() == before
@@ -102,19 +102,19 @@ def test_threads_are_used_and_given_back(tmp_path):
         ("nothing-known", "unknown model 'nothing-known': .*; nor is there a run in a folder of that name"),
         ("no/such/run", "unknown model 'no/such/run': .*; nor is there a run in a folder of that name"),
         (".", "nor is there a run in a folder of that name"),
-        ("", "cost.network"),
-        ("wrn-10-1 --batch_sizes [1,0]", r"batch_sizes=\[1, 0\]: takes whole numbers from 1, at least one"),
-        ("wrn-10-1 --batch_sizes [x]", "batch_sizes"),
-        ("wrn-10-1 --rounds 0", "rounds=0: takes a whole number from 1"),
-        ("wrn-10-1 --threads 0", "threads=0: takes a whole number from 1"),
-        ("wrn-10-1 --classes 0", "classes=0: takes a whole number from 1"),
-        ("wrn-10-1 --image_size 0", "image_size=0: takes a whole number from 1"),
-        ("wrn-10-1 --exits 9", "exits=9: takes at most 3, one a stage"),
-        ("wrn-10-1 --sparsity 1", r"sparsity=1\.0: takes the share"),
-        ("wrn-10-1 --device tpu", "device=tpu: takes "),
-        ("wrn-10-1 --device cuda", "device=cuda: no GPU can be used here; takes auto or cpu"),
-        ("wrn-10-1 --out no/cost.json", "out=no/cost.json: takes a file in a folder that exists"),
-        ("wrn-10-1 --out .", r"out=\.: takes a file in a folder that exists"),
+        ("", "NETWORK must be given, got nothing"),
+        ("wrn-10-1 --batch-sizes [1,0]", r"batch_sizes=\[1, 0\]: takes whole numbers from 1, at least one"),
+        ("wrn-10-1 --batch-sizes [x]", "--batch-sizes must be a list, each item an integer, got"),
+        ("wrn-10-1 --rounds 0", "--rounds must be a positive integer, got 0"),
+        ("wrn-10-1 --threads 0", "--threads must be a positive integer, got 0"),
+        ("wrn-10-1 --classes 0", "--classes must be a positive integer, got 0"),
+        ("wrn-10-1 --image-size 0", "--image-size must be a positive integer, got 0"),
+        ("wrn-10-1 --exits 9", "exits must be at most 3, one per stage"),
+        ("wrn-10-1 --sparsity 1", r"sparsity must be the share .*, got 1\.0"),
+        ("wrn-10-1 --device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'"),
+        ("wrn-10-1 --device cuda", "--device must be auto or cpu, got 'cuda'; no GPU can be used here"),
+        ("wrn-10-1 --out no/cost.json", "--out must be a file in a folder that exists, got no/cost.json"),
+        ("wrn-10-1 --out .", r"--out must be a file in a folder that exists, got \.$"),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, capsys, tmp_path, monkeypatch):
@@ -127,11 +127,11 @@ def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, capsys, tmp
     assert re.search(message, error)
 
 
-@pytest.mark.parametrize("flag", ["--exits 4", "--sparsity 0.9", "--classes 7", "--image_size 64"])
+@pytest.mark.parametrize("flag", ["--exits 4", "--sparsity 0.9", "--classes 7", "--image-size 64"])
 def test_a_runs_own_settings_are_not_overridden_in_silence(flag, run, capsys):
     assert main(["cost", str(run[0]), *flag.split()]) == 2
-    name, value = flag.removeprefix("--").split()
-    assert f"{name}={value}: goes with a model's name; a run has its own" in capsys.readouterr().err
+    name, value = flag.split()
+    assert f"{name} must be left out for a run, which has its own, got {value}" in capsys.readouterr().err
 
 
 def test_a_run_that_has_not_ended_is_named(run, capsys):

@@ -111,18 +111,24 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--max_accuracy_drop 0.2", r"max_accuracy_drop=0.2: goes with --cascade"),
-        ("--single elsewhere", "single=elsewhere: goes with --cascade"),
         (
-            "--cascade --max_accuracy_drop 1 --max_cost 1",
+            "--max-accuracy-drop 0.2",
+            "--max-accuracy-drop must be left out unless --cascade is given, got 0.2",
+        ),
+        ("--single elsewhere", "--single must be left out unless --cascade is given, got 'elsewhere'"),
+        (
+            "--cascade --max-accuracy-drop 1 --max-cost 1",
             r"max_accuracy_drop=1.0, max_cost=1.0: takes one of the two",
         ),
         (
-            "--cascade --max_accuracy_drop -1",
+            "--cascade --max-accuracy-drop -1",
             r"max_accuracy_drop=-1.0: takes points of accuracy, from 0 to 100",
         ),
-        ("--cascade --max_cost 0.3", r"max_cost=0.3: takes at least 1, what the first exit costs"),
-        ("--cascade --rule confident", "rule=confident: takes margin, confidence or agreement"),
+        ("--cascade --max-cost 0.3", r"max_cost=0.3: takes at least 1, what the first exit costs"),
+        (
+            "--cascade --rule confident",
+            "--rule must be one of margin, confidence, agreement, got 'confident'",
+        ),
         ("--cascade --single {run}", "3 exits on 10 classes; takes a run of wrn-10-1 with exits=1"),
         ("--cascade --single elsewhere", "elsewhere/config.json: is missing"),
     ],

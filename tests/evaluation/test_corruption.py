@@ -155,8 +155,11 @@ def test_more_images_than_there_are_is_all_of_them(large_run, monkeypatch):
     ("flags", "message"),
     [
         ("--corruptions", "take images of 32×32 pixels or more"),
-        ("--corruption_images 3", "corruption_images=3: goes with --corruptions"),
-        ("--corruptions --corruption_images 0", "corruption_images=0: takes a whole number from 1"),
+        (
+            "--corruption_images 3",
+            "--corruption-images must be left out unless --corruptions is given, got 3",
+        ),
+        ("--corruptions --corruption-images 0", "--corruption-images must be a positive integer, got 0"),
     ],
 )
 def test_a_bad_request_is_one_line(finished_run, flags, message, capsys):

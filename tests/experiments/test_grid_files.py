@@ -92,7 +92,7 @@ def test_a_file_that_is_no_grid_is_refused_in_one_line(text, message):
         ("latin.yaml", "grid=latin.yaml: cannot be read ('utf-8' codec can't decode byte 0xe9"),
         ("grid.yaml --scale lapdog", "scale='lapdog' is not known; takes one of short"),
         ("grid.yaml --seeds 0", "seeds=0: takes a whole number from 1"),
-        ("grid.yaml --scale short --workers 0", "workers=0: takes a whole number from 1"),
+        ("grid.yaml --scale short --workers 0", "--workers must be a positive integer, got 0"),
         ("misspelt.yaml --scale short", "setting='epoch' is not known; did you mean epochs"),
         ("elsewhere.yaml --scale short", "elsewhere: reference='none' is not known"),
     ],

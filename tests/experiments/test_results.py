@@ -152,13 +152,13 @@ def test_pictures_are_drawn(compared):
     [
         (
             "--methods [single,deep-ensembel]",
-            "methods='deep-ensembel' is not known; did you mean",
+            "got 'deep-ensembel'; did you mean deep-ensemble",
         ),
-        ("--methods [single] --seeds 0", "seeds=0: takes a whole number from 1"),
-        ("--methods []", "methods=[]: takes one method or more"),
-        ("--methods [single] --reference treenet", "reference='treenet' is not known; takes one of single"),
-        ("--methods [single] --workers 0", "workers=0: takes a whole number from 1"),
-        ("--methods [single] --rounds 0", "rounds=0: takes a whole number from 1"),
+        ("--methods [single] --seeds 0", "--seeds must be a positive integer, got 0"),
+        ("--methods []", "--methods must be one method or more, got []"),
+        ("--methods [single] --reference treenet", "--reference must be one of single, got 'treenet'"),
+        ("--methods [single] --workers 0", "--workers must be a positive integer, got 0"),
+        ("--methods [single] --rounds 0", "--rounds must be a positive integer, got 0"),
         (
             "--methods [single] --model wrn-10-1x",
             "no run of any of them succeeded (unknown model",

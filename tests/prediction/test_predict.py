@@ -136,7 +136,8 @@ def test_a_folder_tells_of_all_that_is_named_as_an_image(digits_run, digit_files
 def test_names_from_a_closed_standard_input_are_refused(digits_run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     assert main(["predict", str(digits_run.path), "-"]) == 2
-    assert capsys.readouterr().err == "netfission: images=-: standard input is closed\n"
+    told = "images must be files or folders, got '-'; standard input is closed"
+    assert capsys.readouterr().err == f"netfission: {told}\n"
 
 
 def test_an_empty_folder_is_no_image(digits_run, tmp_path, capsys):
@@ -214,13 +215,19 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--batch_size 0", "batch_size=0: takes a whole number from 1"),
+        ("--batch_size 0", "--batch-size must be a positive integer, got 0"),
         ("--risk 1.5", "risk=1.5: takes a share of wrong answers, from 0 to 1"),
-        ("--probabilities", "format=table: shows no probabilities"),
-        ("--format xml", "format=xml: takes table, csv or jsonl"),
-        ("--out .", "out=.: takes a file in a folder that can be written to"),
-        ("--out said.xml", "out=said.xml: takes a name that ends in .csv, .jsonl, .txt; or say --format"),
-        ("--out nowhere/said.csv", "out=nowhere/said.csv: takes a file in a folder that can be written to"),
+        ("--probabilities", "--format must be csv or jsonl with --probabilities, got 'table'"),
+        ("--format xml", "--format must be one of table, csv, jsonl, got 'xml'"),
+        ("--out .", "--out must be a file in a folder that can be written to, got ."),
+        (
+            "--out said.xml",
+            "--out must be a name that ends in .csv, .jsonl, .txt, got said.xml; or pass --format",
+        ),
+        (
+            "--out nowhere/said.csv",
+            "--out must be a file in a folder that can be written to, got nowhere/said.csv",
+        ),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(digits_run, digit_files, flags, message, capsys):
@@ -233,7 +240,10 @@ def test_a_bad_request_ends_in_one_line_and_status_2(digits_run, digit_files, fl
 def test_standard_input_without_names(digits_run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert main(["predict", str(digits_run.path), "-"]) == 2
-    assert capsys.readouterr().err == "netfission: images=-: standard input names none\n"
+    assert (
+        capsys.readouterr().err
+        == "netfission: images must be one file or more, got no names on standard input\n"
+    )
 
 
 def test_a_run_without_weights(digits_run, tmp_path, capsys):

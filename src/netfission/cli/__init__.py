@@ -1,61 +1,121 @@
 """The command `netfission`: parse, build, run. Each subcommand is a file with `parser` and `run`."""
 
+# Only what Python has loaded anyway is imported here, so that Ctrl-C is answered from the first moment.
 import errno
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentError
+if TYPE_CHECKING:
+    from netfission.cli.parser import Parser
 
-from netfission.cli import compare, cost, demo, evaluate, export, predict, report, reproduce, serve, train
-from netfission.cli.parser import Parser
-from netfission.utils.text import printable
-
+# The commands, and the extra of dependencies that each needs.
 COMMANDS = {
-    "compare": compare,
-    "cost": cost,
-    "demo": demo,
-    "evaluate": evaluate,
-    "export": export,
-    "predict": predict,
-    "report": report,
-    "reproduce": reproduce,
-    "serve": serve,
-    "train": train,
+    "compare": "train",
+    "cost": "models",
+    "demo": "train",
+    "evaluate": "train",
+    "export": "export",
+    "predict": "models",
+    "report": "report",
+    "reproduce": "train",
+    "serve": "serve",
+    "train": "train",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 when the work failed, 2 for a bad request."""
-    warnings.showwarning = _one_line_warning
-    command = ""
+    """Run the command line.
+
+    Args:
+        arguments: the command's name and its arguments; default `sys.argv[1:]`.
+
+    Returns:
+        The exit status: 0, 1 if the work failed, 2 for a bad request, 130 if it was interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given else ""
     try:
-        settings = parser().parse_args(arguments)
-        command = settings.command
-        COMMANDS[command].run(settings[command])
-    except (ArgumentError, ValueError, OSError) as error:
-        return _report(error, 1 if getattr(error, "errno", None) == errno.ENOSPC else 2)
-    except RuntimeError as error:
-        return _report(error, 1)
+        warnings.showwarning = _one_line_warning
+        if name in COMMANDS:
+            _run(name, given[1:])
+        else:
+            _overview(given)
     except KeyboardInterrupt as error:
-        return _report(KeyboardInterrupt(str(error) or _stopped(command)), 130)
+        return _report(KeyboardInterrupt(str(error) or _stopped(name)), 130)
+    except Exception as error:
+        status = _status(error)
+        if status is None:
+            raise
+        return _report(error, status)
     return 0
 
 
-def parser() -> Parser:
-    """The parser of the whole command line."""
-    whole = Parser(
+def command_module(name: str) -> ModuleType:
+    """Import the file of a command, with its `parser` and `run`; it imports neither torch nor a trainer."""
+    from importlib import import_module
+
+    return import_module(f"netfission.cli.{name}")
+
+
+def command_parser(name: str) -> "Parser":
+    """Return the parser of a command."""
+    parser: Parser = command_module(name).parser()
+    parser.prog = f"netfission {name}"
+    return parser
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    from netfission.utils.extras import extra
+
+    settings = command_parser(name).parse_args(arguments)
+    with extra(COMMANDS[name], f"netfission {name}"):
+        command_module(name).run(settings)
+
+
+def _overview(arguments: Sequence[str]) -> None:
+    """Print the help or the version; raise ValueError if neither is asked for."""
+    from netfission.cli.parser import Parser
+    from netfission.utils.errors import check_choice, invalid
+
+    if not arguments:
+        raise invalid("command", f"one of {', '.join(COMMANDS)}", found="nothing")
+    if not arguments[0].startswith("-"):
+        check_choice("command", arguments[0], COMMANDS)
+    parser = Parser(
+        "Turn one image classifier into a multi-exit self-ensemble, train it and measure it.",
         prog="netfission",
-        description="Turn one image classifier into a multi-exit self-ensemble, train it and measure it.",
-        version=version("netfission"),
+        usage="netfission COMMAND [options]",
+        epilog=_commands(),
     )
-    commands = whole.add_subcommands(dest="command", required=True)
-    for name, command in COMMANDS.items():
-        commands.add_subcommand(name, command.parser(), help=command.run.__doc__)
-    return whole
+    parser.add_argument("--version", action="version", version=_version(), help="print the version and exit")
+    parser.parse_args(arguments)
+
+
+def _commands() -> str:
+    """The list of commands, each with what it does."""
+    lines = [f"  {name:11}{command_module(name).run.__doc__}" for name in COMMANDS]
+    return "\n".join(["commands:", *lines, "", "`netfission COMMAND --help` lists the options of a command."])
+
+
+def _status(error: Exception) -> int | None:
+    """The exit status for an error that a user can act on; None for a fault of the program."""
+    from argparse import ArgumentError
+
+    from netfission.utils.extras import MissingExtraError
+
+    if isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.ENOSPC:
+        return 1
+    return 2 if isinstance(error, ArgumentError | ValueError | OSError | MissingExtraError) else None
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"netfission {version('netfission')}"
 
 
 def _stopped(command: str) -> str:
@@ -77,4 +137,6 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _one_line(message: object) -> str:
+    from netfission.utils.text import printable
+
     return printable(" ".join(str(message).split()))

@@ -1,34 +1,36 @@
 """`netfission compare`."""
 
+from argparse import Namespace
 from pathlib import Path
 
-from jsonargparse import Namespace
-
 from netfission.cli.grid_options import add_run_options, print_comparison, run_options
-from netfission.cli.parser import PARTS, Parser, check_positive, chosen
+from netfission.cli.parser import PARTS, Parser, run_settings
 from netfission.experiments.contenders import CONTENDERS
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("--config", action="config", help="YAML file of settings; flags override it")
-    own.add_argument(
+    """Return the command's parser."""
+    parser = Parser(run.__doc__, config=True)
+    group = parser.add_argument_group("comparison")
+    parser.add(
         "--methods",
-        type=list[str],
-        default=["single", "deep-ensemble", "fission-channels"],
-        help=f"as a list, of {', '.join(CONTENDERS)}",
+        list[str],
+        ["single", "deep-ensemble", "fission-channels"],
+        f"methods to compare: {', '.join(CONTENDERS)}",
+        group=group,
     )
-    own.add_argument("--seeds", type=int, default=3, help="runs of each method, from seeds 0, 1, …")
-    own.add_argument(
-        "--reference", type=str | None, help="the method to take differences to (default: the first)"
+    parser.add("--seeds", int, 3, "number of runs of each method, from seeds 0, 1, …", group=group)
+    parser.add(
+        "--reference",
+        str | None,
+        help="method that differences are taken to (default: the first)",
+        group=group,
     )
-    for part in PARTS:
-        own.add_class_arguments(part, skip={"method", "seed", "workers"})
-    add_run_options(own)
-    own.add_argument("--out", type=str, default="compare", help="folder of records, runs and figures")
-    return own
+    for title, part in PARTS.items():
+        parser.add_settings(title, part, skip={"method", "seed", "workers"})
+    add_run_options(parser, out="folder of records, runs and figures", default="compare")
+    return parser
 
 
 def run(settings: Namespace) -> None:
@@ -39,12 +41,12 @@ def run(settings: Namespace) -> None:
 
     contenders = {name: find_contender(name) for name in settings.methods}
     if not contenders:
-        raise ValueError("methods=[]: takes one method or more")
-    for name in ("seeds", "workers", "rounds"):
-        check_positive(name, settings[name])
-    reference = check_choice("reference", settings.reference or next(iter(contenders)), contenders)
-    common = chosen(settings, {"methods", "seeds", "reference", "workers", "ray", "rounds"})
+        raise invalid("--methods", "one method or more", settings.methods)
+    check_positive_integer("--seeds", settings.seeds)
+    options = run_options(settings)
+    reference = check_choice("--reference", settings.reference or next(iter(contenders)), contenders)
+    common = run_settings(settings, {"methods", "seeds", "reference", *options})
     out = Path(settings.out)
     print(f"writing to {out}", flush=True)
     grid = Grid(contenders, range(settings.seeds), common, reference)
-    print_comparison(compare_grid(grid, out, **run_options(settings)), out)
+    print_comparison(compare_grid(grid, out, **options), out)

@@ -1,53 +1,55 @@
 """`netfission cost`."""
 
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from jsonargparse import Namespace
-from torch import Tensor, nn
-
-from netfission.algorithm import fission
-from netfission.cli.parser import Parser, check_positive
+from netfission.cli.parser import Parser, flag_name
 from netfission.config import FissionConfig
-from netfission.surgery.example import input_size
-from netfission.utils.files import write_whole
+from netfission.utils.errors import check_positive_integer, invalid
 
-CLASSES = 10  # of a model that is only costed
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CLASSES = 10  # of a model whose cost alone is measured
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("--config", action="config", help="YAML file of settings; flags override it")
-    own.add_argument(
-        "network", type=str, metavar="MODEL|RUN", help="a model's name, as train takes it, or a run's folder"
+    """Return the command's parser."""
+    parser = Parser(run.__doc__, config=True)
+    parser.add("network", str, help="a model's name, see `netfission train --help`, or a run's folder")
+    model = parser.add_argument_group("model")
+    parser.add("--classes", int, CLASSES, "number of classes of a model", group=model)
+    parser.add(
+        "--image-size",
+        int | None,
+        help="height and width of a model's images (default: timm's, 32 for cifar-… and wrn-…, or 224)",
+        group=model,
     )
-    own.add_class_arguments(FissionConfig)
-    own.add_argument("--classes", type=int, default=CLASSES, help="of a model")
-    own.add_argument(
-        "--image_size",
-        type=int | None,
-        help="height and width of a model's images (default: timm's own, 32 for cifar-… and wrn-…, else 224)",
+    parser.add_settings("fission", FissionConfig)
+    measurement = parser.add_argument_group("measurement")
+    parser.add("--batch-sizes", list[int], [1, 32], "batch sizes of inference", group=measurement)
+    parser.add("--rounds", int, 20, "number of timed runs of each network, in turn", group=measurement)
+    parser.add("--threads", int | None, help="number of CPU threads (default: PyTorch's)", group=measurement)
+    parser.add("--device", Literal["auto", "cpu", "cuda"], "auto", "device to run on", group=measurement)
+    parser.add(
+        "--out", str | None, help="JSON file to write the report to", group=measurement, metavar="FILE"
     )
-    own.add_argument("--batch_sizes", type=list[int], default=[1, 32], help="of inference, as a list")
-    own.add_argument("--rounds", type=int, default=20, help="timed runs of each network, in turn")
-    own.add_argument("--threads", type=int | None, help="of the CPU (default: what PyTorch takes)")
-    own.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
-    own.add_argument("--out", type=str | None, help="JSON file to keep the figures in")
-    return own
+    return parser
 
 
 def run(settings: Namespace) -> None:
-    """Measure what a network costs beside the single one: parameters, MACs, memory, time."""
+    """Measure a network's cost beside the single network's: parameters, MACs, memory and time."""
     from netfission.profiling.cost import cost as cost_of
+    from netfission.utils.files import write_whole
 
     out = Path(settings.out) if settings.out else None
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise ValueError(f"out={out}: takes a file in a folder that exists")
+        raise invalid("--out", "a file in a folder that exists", found=str(out))
+    check_positive_integer("--rounds", settings.rounds)
     device = _device(settings.device)
     with _threads(settings.threads):
         title, network, single, images = _network_and_single(settings)
@@ -64,23 +66,27 @@ def run(settings: Namespace) -> None:
         print(f"\nwrote {out}")
 
 
-def _network_and_single(settings: Namespace) -> tuple[str, nn.Module, nn.Module, Tensor]:
-    """A title, the network that the settings of `cost` name, the model it is made of, and images."""
+def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module, Tensor]":
+    """Return a title, the network that the settings name, the model it is made of, and images."""
+    import torch
+
+    from netfission.algorithm import fission
     from netfission.models import create_model
     from netfission.runs.folder import RunFolder
 
-    chosen = FissionConfig(**{field.name: settings[field.name] for field in fields(FissionConfig)})
+    chosen = FissionConfig(**{field.name: getattr(settings, field.name) for field in fields(FissionConfig)})
     folder = RunFolder(Path(settings.network))
     if folder.config.is_file() or folder.spec.is_file():
         defaults = asdict(FissionConfig()) | {"classes": CLASSES, "image_size": None}
         for name, default in defaults.items():
-            if settings[name] != default:
-                raise ValueError(f"{name}={settings[name]}: goes with a model's name; a run has its own")
+            if (value := getattr(settings, name)) != default:
+                raise invalid(flag_name(name), "left out for a run, which has its own", value)
         network, spec = folder.load_fission()
         chosen = FissionConfig(**spec.fission)
         return _title(spec.model or "your own", chosen), network, spec.single(), torch.randn(1, *spec.shape)
-    for name in ("classes", "image_size"):
-        check_positive(name, settings[name])
+    check_positive_integer("--classes", settings.classes)
+    if settings.image_size is not None:
+        check_positive_integer("--image-size", settings.image_size)
     with torch.random.fork_rng([]):
         torch.manual_seed(chosen.seed)
         try:
@@ -98,23 +104,30 @@ def _title(model: str, chosen: FissionConfig) -> str:
     return f"{model}, exits: {chosen.exits}, grouping: {chosen.grouping}, sparsity: {chosen.sparsity:g}"
 
 
-def _side(name: str, model: nn.Module) -> int:
+def _side(name: str, model: "nn.Module") -> int:
+    from netfission.surgery.example import input_size
+
     if name.startswith(("cifar-", "wrn-")):
         return 32
     return (input_size(model) or (3, 224, 224))[-1]
 
 
 def _device(name: str) -> str:
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no GPU can be used here; takes auto or cpu")
+        raise invalid("--device", "auto or cpu", name, hint="no GPU can be used here")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """Let operations on a CPU use so many threads for a while."""
+    """Let operations on a CPU use `number` threads for a while."""
+    import torch
+
     before = torch.get_num_threads()
-    check_positive("threads", number)
+    if number is not None:
+        check_positive_integer("--threads", number)
     torch.set_num_threads(number or before)
     try:
         yield

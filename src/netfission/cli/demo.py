@@ -1,19 +1,18 @@
 """`netfission demo`."""
 
+from argparse import Namespace
 from pathlib import Path
-
-from jsonargparse import Namespace
 
 from netfission.cli.parser import Parser
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("--out", type=str, default="demo", help="folder for its runs, table and picture")
-    own.add_argument("--seeds", type=int, default=5, help="how many times each network is trained")
-    own.add_argument("--grouping", type=str, default="channels", help="channels, weights or copies")
-    return own
+    """Return the command's parser."""
+    parser = Parser(run.__doc__)
+    parser.add("--out", str, "demo", "folder of the runs, table and picture", metavar="FOLDER")
+    parser.add("--seeds", int, 5, "number of trainings of each network")
+    parser.add("--grouping", str, "channels", "grouping of the fission: channels, weights or copies")
+    return parser
 
 
 def run(settings: Namespace) -> None:

@@ -1,71 +1,79 @@
 """`netfission evaluate`."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import Namespace
-
-from netfission.cli.parser import Parser, check_positive
+from netfission.cli.parser import Parser, flag_name
 from netfission.config import RunConfig
+from netfission.utils.errors import check_positive_integer, invalid
 
 if TYPE_CHECKING:
     from netfission.runs.folder import RunFolder
 
-LOSE = 0.2  # points of accuracy, of a cascade
+MAX_ACCURACY_DROP = 0.2  # points of accuracy, of a cascade
 CORRUPTION_IMAGES = 1000
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("run", type=str, help="the run's folder")
-    own.add_argument(
-        "--data", type=str | None, help="where the run's data set is now (default: where it was)"
+    """Return the command's parser."""
+    parser = Parser(run.__doc__)
+    parser.add("run", str, help="the run's folder")
+    parser.add(
+        "--data", str | None, help="where the run's data set is now (default: where it was)", metavar="FOLDER"
     )
-    own.add_argument(
-        "--cascade", action="store_true", help="run exits one after another and stop early when sure"
+    cascade = parser.add_argument_group("early exit")
+    parser.add("--cascade", True, help="run the exits in turn, and stop once confident", group=cascade)
+    parser.add(
+        "--max-accuracy-drop",
+        float | None,
+        help=f"points of accuracy that a cascade may lose against all exits (default: {MAX_ACCURACY_DROP})",
+        group=cascade,
     )
-    own.add_argument(
-        "--max_accuracy_drop",
-        type=float | None,
-        help=f"points of accuracy that a cascade may lose relative to all exits (default: {LOSE})",
+    parser.add(
+        "--max-cost",
+        float | None,
+        help="highest mean MACs of a cascade relative to the single network, instead of --max-accuracy-drop",
+        group=cascade,
     )
-    own.add_argument(
-        "--max_cost",
-        type=float | None,
-        help="highest mean MACs of a cascade over the single network's (not with --max-accuracy-drop)",
-    )
-    own.add_argument(
+    parser.add(
         "--rule",
-        type=Literal["margin", "confidence", "agreement"] | None,
-        help="what makes a cascade sure: how far apart the two largest probabilities are (default), the "
-        "largest one, or exits that agree",
+        Literal["margin", "confidence", "agreement"] | None,
+        help="measure of confidence: difference of the two largest probabilities (default), the largest one, "
+        "or agreement of exits",
+        group=cascade,
     )
-    own.add_argument(
-        "--single", type=str | None, help="folder of a run of the same model with one exit, to show beside"
+    parser.add(
+        "--single",
+        str | None,
+        help="folder of a run of the same model with one exit, to compare with",
+        group=cascade,
+        metavar="RUN",
     )
-    own.add_argument(
+    shift = parser.add_argument_group("distribution shift")
+    parser.add(
         "--ood",
-        type=str,
-        nargs="+",
+        str,
+        help="out-of-distribution images to detect by uncertainty: data sets, folders, inverted or rotated",
+        group=shift,
         metavar="DATA",
-        help="images from outside to be told from the test split by the network's doubt: names of data sets, "
-        "folders, or its own test images inverted or rotated",
+        several=True,
     )
-    own.add_argument(
-        "--corruptions", action="store_true", help="the standard corruptions of the test images, 5 strengths"
+    parser.add(
+        "--corruptions", True, help="apply the standard corruptions to test images, 5 severities", group=shift
     )
-    own.add_argument(
-        "--corruption_images",
-        type=int | None,
-        help=f"test images to corrupt at most (default: {CORRUPTION_IMAGES})",
+    parser.add(
+        "--corruption-images",
+        int | None,
+        help=f"largest number of test images to corrupt (default: {CORRUPTION_IMAGES})",
+        group=shift,
     )
-    return own
+    return parser
 
 
 def run(settings: Namespace) -> None:
-    """Evaluate a run on its test split; or early stopping, images from outside, or corruptions."""
+    """Evaluate a run on its test split, with early exit, on out-of-distribution images or corruptions."""
     from netfission.runs.folder import RunFolder
 
     folder = RunFolder(Path(settings.run))
@@ -73,10 +81,12 @@ def run(settings: Namespace) -> None:
     if settings.data:
         config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
     elif Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
-        raise ValueError(f"data={config.data.data}: is there no more; takes --data, where it is now")
+        hint = "pass --data, where it is now"
+        raise invalid("data", "a folder that exists", found=config.data.data, hint=hint)
     _refuse(settings, ("max_accuracy_drop", "max_cost", "rule", "single"), unless="cascade")
     _refuse(settings, ("corruption_images",), unless="corruptions")
-    check_positive("corruption_images", settings.corruption_images)
+    if settings.corruption_images is not None:
+        check_positive_integer("--corruption-images", settings.corruption_images)
     if settings.cascade:
         _cascade(folder, config, settings)
     if settings.ood:
@@ -89,8 +99,9 @@ def run(settings: Namespace) -> None:
 
 def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
     for name in names:
-        if settings[name] is not None and not settings[unless]:
-            raise ValueError(f"{name}={settings[name]}: goes with --{unless}")
+        value = getattr(settings, name)
+        if value is not None and not getattr(settings, unless):
+            raise invalid(flag_name(name), f"left out unless --{unless} is given", value)
 
 
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
@@ -122,9 +133,9 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     from netfission.runs.evaluate import evaluate_cascade
     from netfission.runs.folder import RunFolder
 
-    cascade = {name: settings[name] for name in ("max_accuracy_drop", "max_cost", "rule", "single")}
+    cascade = {name: getattr(settings, name) for name in ("max_accuracy_drop", "max_cost", "rule", "single")}
     if settings.max_accuracy_drop is None and settings.max_cost is None:
-        cascade["max_accuracy_drop"] = LOSE
+        cascade["max_accuracy_drop"] = MAX_ACCURACY_DROP
     cascade["rule"] = settings.rule or "margin"
     cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
     print(evaluate_cascade(folder, config, **cascade).table())

@@ -3,52 +3,53 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import Namespace
-from torch import Tensor
-
-from netfission.cli.parser import Parser
+from netfission.cli.parser import Parser, flag_name
+from netfission.utils.errors import invalid
 
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
+    from torch import Tensor
+
     from netfission.classifier import Classifier
     from netfission.export.cascade import Plan
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("run", type=str, help="the run's folder")
-    own.add_argument(
-        "--format", type=Literal["onnx", "pt2"], default="onnx", help="ONNX, or PyTorch's own (torch.export)"
-    )
-    own.add_argument(
+    """Return the command's parser."""
+    parser = Parser(run.__doc__)
+    parser.add("run", str, help="the run's folder")
+    parser.add("--format", Literal["onnx", "pt2"], "onnx", "ONNX, or PyTorch's own format (torch.export)")
+    parser.add(
         "--precision",
-        type=Literal["float32", "fp16", "int8"],
-        default="float32",
-        help="fewer bits: what that changes is measured on the validation split, or else on the test split; "
-        "int8 is calibrated on training images",
+        Literal["float32", "fp16", "int8"],
+        "float32",
+        "number format; the effect of fewer bits is measured on the validation split, or else the test split",
     )
-    own.add_argument(
+    parser.add(
         "--cascade",
-        action="store_true",
-        help="a graph for each exit, to stop early when sure: as `evaluate --cascade` chose, else to lose "
-        "0.2 points of accuracy",
+        True,
+        help="write one graph per exit, for early exit as `evaluate --cascade` chose, or to lose 0.2 points",
     )
-    own.add_argument("--opset", type=int | None, help="version of ONNX's operators, 18 to 23 (default: 20)")
-    own.add_argument(
-        "--data", type=str | None, help="where the run's data set is now (default: where it was)"
+    parser.add("--opset", int | None, help="version of ONNX's operators, 18 to 23 (default: 20)")
+    parser.add(
+        "--data", str | None, help="where the run's data set is now (default: where it was)", metavar="FOLDER"
     )
-    own.add_argument(
-        "--images", type=str | None, help="folder of images to check with, instead of the run's data set"
+    parser.add(
+        "--images",
+        str | None,
+        help="folder of images to check with, instead of the run's data set",
+        metavar="FOLDER",
     )
-    own.add_argument(
+    parser.add(
         "--out",
-        type=str | None,
+        str | None,
         help="file, or with --cascade folder (default: model.onnx, model.pt2 or cascade in the run's folder)",
+        metavar="PATH",
     )
-    return own
+    return parser
 
 
 def run(settings: Namespace) -> None:
@@ -57,7 +58,7 @@ def run(settings: Namespace) -> None:
 
     folder = Path(settings.run)
     if not folder.is_dir():
-        raise ValueError(f"run={folder}: takes the folder of a run")
+        raise invalid("run", "the folder of a run", found=str(folder))
     _check_together(settings)
     out = _out(settings, folder)
     if settings.format == "onnx":
@@ -75,36 +76,38 @@ def run(settings: Namespace) -> None:
 
 
 def _check_together(settings: Namespace) -> None:
-    """ValueError where settings do not go together."""
+    """Raise ValueError if settings do not go together."""
     if settings.format == "pt2":
         for name in ("opset", "cascade"):
-            if settings[name]:
-                raise ValueError(f"{name}={settings[name]}: goes with --format onnx")
+            if value := getattr(settings, name):
+                raise invalid(flag_name(name), "left out unless --format is onnx", value)
         if settings.precision == "int8":
-            raise ValueError("precision=int8: goes with --format onnx")
+            raise invalid("--precision", "float32 or fp16 unless --format is onnx", settings.precision)
     if settings.precision != "float32":
         if settings.cascade:
-            raise ValueError(f"precision={settings.precision}: goes with one graph; leave out --cascade")
+            raise invalid("--precision", "float32 with --cascade", settings.precision)
         if settings.images:
-            raise ValueError(
-                f"images={settings.images}: have no labels to measure precision={settings.precision} with; "
-                "takes --data, where the run's data set is now"
+            hint = (
+                "they have no labels to measure accuracy with; pass --data, where the run's data set is now"
+            )
+            raise invalid(
+                "--images", f"left out with --precision {settings.precision}", settings.images, hint=hint
             )
 
 
 def _out(settings: Namespace, folder: Path) -> Path:
-    """Where to write."""
+    """Return where to write."""
     name = "cascade" if settings.cascade else f"model.{settings.format}"
     out = Path(settings.out) if settings.out else folder / name
     wrong = out.is_file() if settings.cascade else out.is_dir()
     if wrong or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         kind = "folder" if settings.cascade else "file"
-        raise ValueError(f"out={out}: takes a {kind} in a folder that exists and can be written")
+        raise invalid("--out", f"a {kind} in a folder that exists and can be written to", found=str(out))
     return out
 
 
 def _whole(classifier: Classifier, settings: Namespace, out: Path) -> str:
-    """Export in float32; says how that went."""
+    """Export in float32; return what to print."""
     from netfission.export import export
 
     images, source = _images(classifier, settings)
@@ -113,7 +116,7 @@ def _whole(classifier: Classifier, settings: Namespace, out: Path) -> str:
 
 
 def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
-    """Export in fewer bits; says what that changes."""
+    """Export in fewer bits; return what that changes."""
     from netfission.export import export_reduced
     from netfission.export.samples import data_of
 
@@ -132,7 +135,7 @@ def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
 
 
 def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Path) -> str:
-    """Export a graph for each exit; says how that went, and when it stops."""
+    """Export a graph per exit; return what to print."""
     from netfission.export.cascade import Plan, check_cascade, export_cascade
     from netfission.runs.folder import RunFolder
 
@@ -150,22 +153,20 @@ def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Pat
 
 
 def _plan(classifier: Classifier, settings: Namespace) -> Plan:
-    """A cascade's thresholds, chosen on the validation split."""
+    """Choose a cascade's thresholds on the validation split."""
     from netfission.export.cascade import Plan
     from netfission.export.samples import batches_of, data_of
 
     if classifier.recipe is not None and classifier.recipe.data.validation == 0:
-        raise ValueError(
-            "validation=0: thresholds are chosen on validation images; --cascade takes a run trained with a "
-            "share of them above 0"
-        )
+        hint = "--cascade chooses thresholds on validation images"
+        raise invalid("validation", "above 0 in the run's training", 0, hint=hint)
     data, workers = data_of(classifier, settings.data)
     assert data.validation is not None
     return Plan.choose(classifier, batches_of(data.validation, workers))
 
 
 def _images(classifier: Classifier, settings: Namespace) -> tuple[Tensor, str]:
-    """Real images to check with, and where they are from."""
+    """Return real images to check with, and where they are from."""
     from netfission.export.samples import CHECKED, data_of, read_folder, spread
 
     if settings.images:

@@ -1,37 +1,62 @@
-"""How the runs of a grid are done, and what is told of them."""
+"""Options of the commands that do the runs of a grid, and how they print its comparison."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
 from netfission.cli.parser import Parser
+from netfission.utils.errors import check_positive_integer
 from netfission.utils.text import count_noun
 
 if TYPE_CHECKING:
     from netfission.experiments.results import Comparison
 
 
-def add_run_options(parser: Parser) -> None:
-    """Flags for `run_options`."""
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the runs")
-    parser.add_argument(
-        "--ray", type=str | None, help="address of a Ray cluster that does the runs: auto, local, HOST:PORT"
+def add_run_options(parser: Parser, *, out: str, default: str | None = None) -> None:
+    """Add the flags of `run_options`, and `--out`.
+
+    Args:
+        parser: of the command.
+        out: help of `--out`.
+        default: of `--out`.
+    """
+    group = parser.add_argument_group("run")
+    parser.add("--workers", int, 1, "number of processes that share the runs", group=group)
+    parser.add(
+        "--ray",
+        str | None,
+        help="address of a Ray cluster that does the runs: auto, local or HOST:PORT",
+        group=group,
     )
-    parser.add_argument(
-        "--rounds", type=int | None, help="how often each contender is timed (default: as before, else 15)"
+    parser.add(
+        "--rounds",
+        int | None,
+        help="number of times that each contender is timed (default: as before, or 15)",
+        group=group,
     )
+    parser.add("--out", str | None, default, out, group=group, metavar="FOLDER")
 
 
 def run_options(settings: Namespace) -> dict[str, Any]:
-    """How a grid's runs are done and timed."""
-    return {name: settings[name] for name in ("workers", "ray", "rounds")}
+    """Return how a grid's runs are done and timed.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    check_positive_integer("--workers", settings.workers)
+    if settings.rounds is not None:
+        check_positive_integer("--rounds", settings.rounds)
+    return {name: getattr(settings, name) for name in ("workers", "ray", "rounds")}
 
 
 def print_comparison(comparison: "Comparison", out: Path) -> None:
-    """Print a comparison, and where it is; RuntimeError where runs of it failed."""
+    """Print a comparison, and the folder that holds it.
+
+    Raises:
+        RuntimeError: some of its runs failed.
+    """
     print(f"\n{comparison.table()}\n\nwrote comparison.txt, .md, .json, .png and .svg in {out}", flush=True)
-    failed = [reason for own in comparison.failed.values() for reason in own.values()]
+    failed = [reason for runs in comparison.failed.values() for reason in runs.values()]
     if failed:
         raise RuntimeError(
             f"{count_noun(len(failed), 'run')} failed ({failed[0]}); see the table, and run the command again"

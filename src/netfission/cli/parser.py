@@ -1,70 +1,321 @@
-"""What commands share: the parser, the settings of runs, and checks of plain values."""
+"""The parser that all commands share: flags with types, settings from YAML files, errors of one line."""
 
+import inspect
 import re
-from collections.abc import Set
+import sys
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin
-
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Protocol, Union, get_args, get_origin, get_type_hints
 
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.utils.typed import PLAIN
+from netfission.utils.errors import invalid
+from netfission.utils.typed import PLAIN, typed
 
-PARTS = (DataConfig, ModelConfig, FissionConfig, MethodConfig, TrainingConfig)
+# The settings of a run, by the title of their group in a command's help.
+PARTS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "fission": FissionConfig,
+    "method": MethodConfig,
+    "training": TrainingConfig,
+}
+
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "{true,false}"}
 
 
-# How jsonargparse says that a value is of another type.
-_UNFIT = re.compile(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)', re.DOTALL)
+class _Group(Protocol):
+    def add_argument(self, *names: str, **settings: Any) -> Action: ...
 
 
 class Parser(ArgumentParser):
-    """Raises what argparse would print and exit with."""
+    """A command's parser. Flags are written with hyphens, and accepted with underscores, too.
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(exit_on_error=False, **settings)
+    Values are checked against type hints, as the entries of `--config` files are. A flag overrides the file,
+    and the file overrides the default.
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise ArgumentError; of a value of another type than its argument's, in our words."""
-        unfit = _UNFIT.search(message)
-        kinds = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
-        if unfit and (kind := kinds.get(unfit[1])) is not None:
-            message = f"{unfit[1]}={unfit[2]}: takes {_takes(kind)}"
-        raise ArgumentError(None, message.replace('Parser key "config":', "config:")) from ex
+    Args:
+        description: what the command does.
+        config: whether the command accepts `--config FILE`.
+        settings: of `argparse.ArgumentParser`.
+
+    Example:
+        >>> parser = Parser("Count.")
+        >>> parser.add("--batch-size", int, 64, "images per batch")
+        >>> parser.parse_args(["--batch_size", "8"])
+        Namespace(batch_size=8)
+        >>> parser.parse_args(["--batch-size", "x"])
+        Traceback (most recent call last):
+        ValueError: --batch-size must be an integer, got 'x'
+    """
+
+    def __init__(self, description: str | None = None, *, config: bool = False, **settings: Any) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=_HelpFormatter,
+            argument_default=SUPPRESS,
+            exit_on_error=False,
+            allow_abbrev=False,
+            **settings,
+        )
+        self._kinds: dict[str, Any] = {}  # type hint by destination
+        self._values: dict[str, Any] = {}  # default by destination
+        if config:
+            self._kinds["config"] = str
+            self.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it")
+
+    def add(
+        self,
+        name: str,
+        kind: Any,
+        default: Any = None,
+        help: str = "",
+        *,
+        group: _Group | None = None,
+        metavar: str | None = None,
+        several: bool = False,
+    ) -> None:
+        """Add a flag or a positional argument.
+
+        Args:
+            name: `--flag-name`, or the name of a positional argument.
+            kind: its type hint; of `several` values that of one. A flag of kind `True` accepts no value.
+            default: value of a flag that is not given.
+            help: one line; the default is appended unless the line states it.
+            group: what `add_argument_group` returned; default the parser's own options.
+            metavar: what stands for the value in the help; default by `kind`.
+            several: whether one or more values follow.
+        """
+        container = group or self
+        settings: dict[str, Any] = {}
+        if kind is True:
+            kind, default, settings["action"] = bool, False, "store_true"
+        else:
+            settings["metavar"] = metavar or (_metavar(kind) if name.startswith("-") else name.upper())
+            if default is not None and "default" not in help:
+                help = f"{help} (default: {_as_text(default)})"
+        if several:
+            settings["nargs"] = "+"
+        added = container.add_argument(name, help=help.replace("%", "%%"), **settings)
+        self._kinds[added.dest] = kind
+        if added.option_strings:
+            self._values[added.dest] = default
+
+    def add_settings(self, title: str, kind: type, *, skip: AbstractSet[str] = frozenset()) -> None:
+        """Add a group with a flag for each field of a dataclass, explained by its docstring.
+
+        Args:
+            title: of the group.
+            kind: the dataclass; its docstring explains the fields under `Args:`.
+            skip: fields to leave out.
+        """
+        group = self.add_argument_group(title)
+        hints, explained = get_type_hints(kind), _explained(kind)
+        for field in fields(kind):
+            if field.name not in skip:
+                flag, text = flag_name(field.name), explained.get(field.name, "")
+                self.add(flag, hints[field.name], field.default, text, group=group)
+
+    def parse_args(  # type: ignore[override]  # one namespace out, none in
+        self, args: Sequence[str] | None = None
+    ) -> Namespace:
+        """Parse a command's arguments.
+
+        Args:
+            args: after the command's name; default `sys.argv[1:]`.
+
+        Returns:
+            Every argument's value by its name with underscores.
+
+        Raises:
+            ValueError: an argument is missing, unknown, or not what it must be.
+        """
+        try:
+            given, rest = self.parse_known_args(
+                list(self._hyphenated(sys.argv[1:] if args is None else args))
+            )
+        except ArgumentError as error:
+            raise self._in_plain_words(error) from None
+        if rest:
+            raise self._unknown("argument", rest[0], ())
+        texts = vars(given)
+        values = self._values | self._read(texts.pop("config", None))
+        for name, text in texts.items():
+            shown = flag_name(name) if name in self._values else name
+            values[name] = text if text is True else _from_command_line(self._kinds[name], text, shown)
+        return Namespace(**values)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the ValueError for what argparse would print and exit with."""
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing == message:
+            raise ArgumentError(None, message)
+        raise invalid(missing, "given", found="nothing", hint=f"see {self.prog} --help")
+
+    def format_help(self) -> str:
+        """The help, whose first line names the positional arguments alone."""
+        places = [action for action in self._get_positional_actions() if action.metavar]
+        names = (f"{place.metavar} ..." if place.nargs == "+" else str(place.metavar) for place in places)
+        self.usage = self.usage or " ".join([self.prog, *names, "[options]"])
+        return super().format_help()
+
+    def _hyphenated(self, arguments: Sequence[str]) -> Iterator[str]:
+        """The arguments, flags with hyphens; ValueError where a flag is unknown."""
+        flags = True
+        for argument in arguments:
+            flags = flags and argument != "--"
+            if not (flags and argument.startswith("--")):
+                yield argument
+                continue
+            name, equals, value = argument.partition("=")
+            flag = name.replace("_", "-")
+            if flag not in self._option_string_actions:
+                raise self._unknown("flag", name, self._option_string_actions)
+            yield f"{flag}{equals}{value}"
+
+    def _in_plain_words(self, error: ArgumentError) -> Exception:
+        flag = error.argument_name or ""
+        action = self._option_string_actions.get(flag)
+        if action is None:
+            return error
+        if action.nargs == 0:
+            return invalid(flag, "given without a value", found="one")
+        return invalid(flag, in_words(self._kinds[action.dest]), found="nothing")
+
+    def _unknown(self, what: str, name: str, known: Iterable[str]) -> ValueError:
+        """The error for a flag, argument or setting that the command does not accept."""
+        bare = {option.lstrip("-"): option for option in known}
+        written = name.lstrip("-").replace("_", "-") if what == "flag" else name
+        close = get_close_matches(written, bare, n=1)
+        hint = f"did you mean {bare[close[0]]}?" if close else f"see {self.prog} --help"
+        return invalid(what, f"one that {self.prog} accepts", name, hint=hint)
+
+    def _read(self, path: str | None) -> dict[str, Any]:
+        """The settings in a YAML file, each of its type."""
+        if path is None:
+            return {}
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise invalid(
+                "--config", "a file that can be read", found=f"{path} ({error.strerror})"
+            ) from error
+        except (ValueError, yaml.YAMLError) as error:
+            raise invalid(path, "YAML", found=f"damaged text ({error})") from error
+        if not isinstance(content, Mapping):
+            raise invalid(path, "a mapping from settings to values", content)
+        for name in content:
+            if name not in self._values:
+                raise self._unknown(f"{path}: setting", str(name), self._values)
+        return {
+            name: _of_kind(self._kinds[name], value, f"{path}: {name}") for name, value in content.items()
+        }
 
 
-def _takes(kind: Any) -> str:
-    """A type in words."""
-    own = get_args(kind)
+class _HelpFormatter(RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def flag_name(name: str) -> str:
+    """The flag of a setting.
+
+    Example:
+        >>> flag_name("max_cost")
+        '--max-cost'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def in_words(kind: Any) -> str:
+    """A type hint in words, as they follow "must be".
+
+    Example:
+        >>> in_words(list[int | str] | None)
+        'a list, each item an integer or text'
+    """
+    inner = get_args(kind)
     if get_origin(kind) is Literal:
-        return " or ".join(filter(None, (", ".join(own[:-1]), own[-1])))
+        return f"one of {', '.join(inner)}"
     if get_origin(kind) is list:
-        return f"a list [a, b, …], each {_takes(own[0])}"
-    if own:  # of a union
-        return " or ".join(_takes(each) for each in own if each is not NoneType)
-    return PLAIN.get(kind, str(kind))
+        return f"a list, each item {in_words(inner[0])}"
+    if inner:
+        return " or ".join(in_words(option) for option in inner if option is not NoneType)
+    return PLAIN[kind]
 
 
 def run_config(settings: Namespace) -> RunConfig:
-    """The settings of the run that `train` is asked for."""
-    return RunConfig.from_dict(chosen(settings, {"resume"}))
+    """Return the settings of the run that `train` is asked for."""
+    return RunConfig.from_dict(run_settings(settings, {"resume"}))
 
 
-def chosen(settings: Namespace, others: Set[str]) -> dict[str, Any]:
-    """The settings of runs among those of a command, which has `others` as well."""
-    flat: dict[str, Any] = settings.as_dict()
-    own = {name: value for name, value in flat.items() if name not in {"config", "out", *others}}
-    return own | {"data": found(own["data"])}
+def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any]:
+    """Return the settings of runs among those of a command, which has `out` and `others` as well."""
+    chosen = {name: value for name, value in vars(settings).items() if name not in {"out", *others}}
+    return chosen | {"data": absolute_data(chosen["data"])}
 
 
-def found(data: str) -> str:
-    """A data set's name as it is; a folder's path in full, so that the run is found from anywhere."""
+def absolute_data(data: str) -> str:
+    """Return a data set's name as it is, and a folder's path in full, so that runs find it from anywhere."""
     from netfission.data.sources import NAMES
 
     return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """ValueError where a number is below 1."""
-    if value is not None and value < 1:
-        raise ValueError(f"{name}={value}: takes a whole number from 1")
+def _explained(kind: type) -> dict[str, str]:
+    """The entries under `Args:` of a docstring, each in one line."""
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(kind) or "", re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
+
+
+def _from_command_line(kind: Any, text: str | list[str], shown: str) -> Any:
+    """The value that was typed after a flag."""
+    if isinstance(text, list):
+        return [_from_command_line(kind, item, shown) for item in text]
+    required = _without_none(kind)
+    if required is not kind and text in ("null", "None"):
+        return None
+    if required is str or get_origin(required) is Literal:
+        return typed(required, text, shown)
+    import yaml
+
+    try:
+        return typed(required, yaml.safe_load(text), shown)
+    except (ValueError, yaml.YAMLError):
+        raise invalid(shown, in_words(required), text) from None
+
+
+def _of_kind(kind: Any, value: Any, shown: str) -> Any:
+    """A file's value."""
+    required = _without_none(kind)
+    return None if value is None and required is not kind else typed(required, value, shown)
+
+
+def _without_none(kind: Any) -> Any:
+    """A type hint without the option None."""
+    options = get_args(kind)
+    if get_origin(kind) not in (Union, UnionType) or NoneType not in options:
+        return kind
+    return reduce(or_, (option for option in options if option is not NoneType))
+
+
+def _metavar(kind: Any) -> str:
+    required = _without_none(kind)
+    if get_origin(required) is Literal:
+        return "{" + ",".join(get_args(required)) + "}"
+    return "LIST" if get_origin(required) is list else _METAVARS[required]
+
+
+def _as_text(value: Any) -> str:
+    """A default as it is written after a flag."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -3,13 +3,13 @@
 import io
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from jsonargparse import Namespace
-
-from netfission.cli.parser import Parser, check_positive
+from netfission.cli.parser import Parser
+from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import write_whole
 
 if TYPE_CHECKING:
@@ -19,33 +19,31 @@ RISK = 0.05
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("run", type=str, help="a run's folder, or a repository of the Hugging Face hub")
-    own.add_argument(
-        "images", type=str, nargs="+", help="image files, folders of them, or - for names on standard input"
+    """Return the command's parser."""
+    parser = Parser(run.__doc__)
+    parser.add("run", str, help="a run's folder, or a repository of the Hugging Face hub")
+    parser.add(
+        "images", str, help="image files, folders of them, or - for names on standard input", several=True
     )
-    own.add_argument(
-        "--format",
-        type=Literal["table", "csv", "jsonl"] | None,
-        help="of what is written (default: by --out's name, .csv, .jsonl or .txt; else table)",
-    )
-    own.add_argument(
+    parser.add(
         "--risk",
-        type=float | None,
-        help="share of wrong answers that is borne: abstain where less sure than that took on the run's "
-        f"validation split (default: {RISK} where it had one)",
+        float | None,
+        help="accepted share of wrong answers, on the validation split: above it the network abstains "
+        f"(default: {RISK} if the run had a validation split)",
     )
-    own.add_argument(
-        "--probabilities", action="store_true", help="write the probability of every class (not in a table)"
+    parser.add("--probabilities", True, help="write the probability of every class; csv and jsonl only")
+    parser.add("--batch-size", int, 64, "number of images per batch")
+    parser.add(
+        "--format",
+        Literal["table", "csv", "jsonl"] | None,
+        help="format to write (default: by --out's name, .csv, .jsonl or .txt; else table)",
     )
-    own.add_argument("--batch_size", type=int, default=64, help="images that the network is given at once")
-    own.add_argument("--out", type=str | None, help="file to write (default: standard output)")
-    return own
+    parser.add("--out", str | None, help="file to write (default: standard output)", metavar="FILE")
+    return parser
 
 
 def run(settings: Namespace) -> None:
-    """Predict the classes of images, with each exit's vote and the ensemble's doubt."""
+    """Predict the classes of images, with each exit's vote and the ensemble's uncertainty."""
     import torch
     from tqdm import tqdm
 
@@ -53,10 +51,10 @@ def run(settings: Namespace) -> None:
     from netfission.prediction import FORMATS, Layout, find_images, predict_images
 
     _check_writable(settings.out)
-    form = settings.format or _form_of(settings.out)
-    if settings.probabilities and form == "table":
-        raise ValueError("format=table: shows no probabilities; takes csv or jsonl with --probabilities")
-    check_positive("batch_size", settings.batch_size)
+    chosen_format = settings.format or _format_of(settings.out)
+    if settings.probabilities and chosen_format == "table":
+        raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
+    check_positive_integer("--batch-size", settings.batch_size)
     classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     risk = settings.risk
@@ -64,28 +62,28 @@ def run(settings: Namespace) -> None:
         risk = RISK
     images = find_images(_names(settings.images))
     if not images:
-        raise ValueError("images=-: standard input names none")
+        raise invalid("images", "one file or more", found="no names on standard input")
     layout = Layout.from_classifier(classifier, images, risk=risk, probabilities=settings.probabilities)
-    writer = FORMATS[form](layout)
-    said = predict_images(classifier, images, batch_size=settings.batch_size, risk=risk)
-    # Where the lines themselves run over the screen, a bar would run through them.
-    seen = settings.out is None and sys.stdout.isatty()
-    with tqdm(said, total=len(images), unit="image", disable=True if seen else None, leave=False) as bar:
+    writer = FORMATS[chosen_format](layout)
+    predictions = predict_images(classifier, images, batch_size=settings.batch_size, risk=risk)
+    # A bar would run through lines that are themselves printed on the screen.
+    hidden = True if settings.out is None and sys.stdout.isatty() else None
+    with tqdm(predictions, total=len(images), unit="image", disable=hidden, leave=False) as bar:
         failures = _write(writer, bar, settings.out)
     if failures:
-        raise RuntimeError(_unanswered(images, failures))
+        raise RuntimeError(_describe_failures(images, failures))
 
 
-def _unanswered(images: "Sequence[Path | Failure]", failures: int) -> str:
-    """How many images were not read, and how many folders held none."""
-    empty = sum(not isinstance(each, Path) for each in images)
+def _describe_failures(images: "Sequence[Path | Failure]", failures: int) -> str:
+    """Say how many images were not read, and how many folders held none."""
+    empty = sum(not isinstance(image, Path) for image in images)
     unread, count = failures - empty, len(images) - empty
-    said = [f"{unread} of {count} images could not be read"] if unread else []
-    return "; ".join([*said, f"folders without images: {empty}"] if empty else said)
+    reasons = [f"{unread} of {count} images could not be read"] if unread else []
+    return "; ".join([*reasons, f"folders without images: {empty}"] if empty else reasons)
 
 
-def _write(writer: "Writer", said: "Iterable[ImagePrediction | Failure]", out: str | None) -> int:
-    """Write all answers, to standard output as they come; how many are failures."""
+def _write(writer: "Writer", predictions: "Iterable[ImagePrediction | Failure]", out: str | None) -> int:
+    """Write all predictions, to standard output as they come; return the number of failures."""
     from netfission.prediction import Failure
 
     failures = 0
@@ -93,9 +91,9 @@ def _write(writer: "Writer", said: "Iterable[ImagePrediction | Failure]", out: s
     def lines() -> Iterator[str]:
         nonlocal failures
         yield from writer.header()
-        for answer in said:
-            failures += isinstance(answer, Failure)
-            yield writer.line(answer)
+        for prediction in predictions:
+            failures += isinstance(prediction, Failure)
+            yield writer.line(prediction)
         yield from writer.footer()
 
     if out is None:
@@ -108,7 +106,7 @@ def _write(writer: "Writer", said: "Iterable[ImagePrediction | Failure]", out: s
 
 
 def _print_all(lines: Iterable[str]) -> None:
-    _any_file_name(sys.stdout)
+    _accept_any_file_name(sys.stdout)
     try:
         for line in lines:
             print(line, flush=True)
@@ -124,27 +122,29 @@ def _names(images: list[str]) -> Iterator[str]:
             yield name
             continue
         if sys.stdin is None:
-            raise ValueError("images=-: standard input is closed")
-        _any_file_name(sys.stdin)
+            raise invalid("images", "files or folders", "-", hint="standard input is closed")
+        _accept_any_file_name(sys.stdin)
         yield from filter(None, (line.rstrip("\n") for line in sys.stdin))
 
 
-def _any_file_name(stream: TextIO) -> None:
-    """Let names pass that are not text in the stream's encoding, as file systems do."""
+def _accept_any_file_name(stream: TextIO) -> None:
+    """Accept file names that are not text in the stream's encoding, as file systems do."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="surrogateescape")
 
 
 def _check_writable(out: str | None) -> None:
     if out is not None and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
-        raise ValueError(f"out={out}: takes a file in a folder that can be written to")
+        raise invalid("--out", "a file in a folder that can be written to", found=out)
 
 
-def _form_of(out: str | None) -> str:
+def _format_of(out: str | None) -> str:
     if out is None:
         return "table"
-    forms = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
+    formats = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
     suffix = Path(out).suffix
-    if suffix not in forms:
-        raise ValueError(f"out={out}: takes a name that ends in {', '.join(forms)}; or say --format")
-    return forms[suffix]
+    if suffix not in formats:
+        raise invalid(
+            "--out", f"a name that ends in {', '.join(formats)}", found=out, hint="or pass --format"
+        )
+    return formats[suffix]

@@ -1,25 +1,25 @@
 """`netfission report`."""
 
+from argparse import Namespace
 from pathlib import Path
-
-from jsonargparse import Namespace
 
 from netfission.cli.parser import Parser
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("run", type=str, nargs="+", help="the run's folder, or several to put side by side")
-    own.add_argument(
+    """Return the command's parser."""
+    parser = Parser(run.__doc__)
+    parser.add("run", str, help="the run's folder, or several to put side by side", several=True)
+    parser.add(
         "--out",
-        type=str | None,
+        str | None,
         help="file to write, ending in .html (default: report.html in the run's folder; of several, here)",
+        metavar="FILE",
     )
-    own.add_argument(
-        "--data", type=str | None, help="where the runs' data set is now (default: where it was)"
+    parser.add(
+        "--data", str | None, help="where the runs' data set is now (default: where it was)", metavar="FOLDER"
     )
-    return own
+    return parser
 
 
 def run(settings: Namespace) -> None:

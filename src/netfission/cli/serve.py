@@ -1,43 +1,55 @@
 """`netfission serve`."""
 
+from argparse import Namespace
 from typing import Literal
-
-from jsonargparse import Namespace
 
 from netfission.cli.parser import Parser
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("--config", action="config", help="YAML file of settings; flags override it")
-    own.add_argument("run", type=str, help="the run's folder, or a repository on the Hugging Face hub")
-    own.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 for other machines, too")
-    own.add_argument("--port", type=int, default=8000, help="0 for any that is free")
-    own.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
-    own.add_argument("--threads", type=int | None, help="of the CPU (default: what PyTorch takes)")
-    own.add_argument(
-        "--risk", type=float | None, help="share of wrong answers that is borne; tells what it abstains from"
+    """Return the command's parser."""
+    parser = Parser(run.__doc__, config=True)
+    parser.add("run", str, help="the run's folder, or a repository of the Hugging Face hub")
+    parser.add("--risk", float | None, help="accepted share of wrong answers: above it the network abstains")
+    parser.add("--device", Literal["auto", "cpu", "cuda"], "auto", "device to run on")
+    parser.add("--threads", int | None, help="number of CPU threads (default: PyTorch's)")
+    address = parser.add_argument_group("address")
+    parser.add(
+        "--host", str, "127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines", group=address
     )
-    own.add_argument("--max_batch", type=int, default=32, help="images run at once, or sent in one form")
-    own.add_argument(
-        "--max_wait_ms", type=float, default=2.0, help="that a batch waits for images being decoded"
+    parser.add("--port", int, 8000, "port to listen on; 0 for any that is free", group=address)
+    limits = parser.add_argument_group("limits")
+    parser.add("--max-batch", int, 32, "largest number of images in a batch, and in one form", group=limits)
+    parser.add(
+        "--max-wait-ms",
+        float,
+        2.0,
+        "longest time that a batch waits for images being decoded, in milliseconds",
+        group=limits,
     )
-    own.add_argument("--max_bytes", type=int, default=2**24, help="of a request; larger ones get status 413")
-    own.add_argument("--max_pixels", type=int, default=40_000_000, help="of an image; likewise")
-    own.add_argument(
-        "--timeout_s", type=float, default=30.0, help="for a request to come (408), then to be answered (504)"
+    parser.add(
+        "--max-bytes", int, 2**24, "largest size of a request; a larger one gets status 413", group=limits
     )
-    return own
+    parser.add(
+        "--max-pixels",
+        int,
+        40_000_000,
+        "largest number of pixels of a request's images; more get status 413",
+        group=limits,
+    )
+    parser.add(
+        "--timeout-s",
+        float,
+        30.0,
+        "seconds for a request to arrive (status 408), and then to be answered (504)",
+        group=limits,
+    )
+    return parser
 
 
 def run(settings: Namespace) -> None:
     """Serve a trained network on a local web page, and over HTTP as JSON, until Ctrl-C."""
-    try:
-        from netfission.serve.server import Settings, serve
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        raise ValueError(f"{package}: is not installed; pip install 'netfission[serve]'") from error
+    from netfission.serve.server import Settings, serve
 
-    chosen = {name: value for name, value in settings.as_dict().items() if name != "config"}
+    chosen = vars(settings)
     serve(chosen.pop("run"), Settings(**chosen))

@@ -1,24 +1,27 @@
 """`netfission train`."""
 
+from argparse import Namespace
 from pathlib import Path
-
-from jsonargparse import Namespace
 
 from netfission.cli.parser import PARTS, Parser, run_config
 from netfission.config import RunConfig
 
 
 def parser() -> Parser:
-    """The command's arguments."""
-    own = Parser(description=run.__doc__)
-    own.add_argument("--config", action="config", help="YAML file of settings; flags override it")
-    for part in PARTS:
-        own.add_class_arguments(part)
-    own.add_argument(
-        "--out", type=str | None, help="the run's folder (default: runs/ and a name from the settings)"
+    """Return the command's parser."""
+    parser = Parser(run.__doc__, config=True)
+    for title, part in PARTS.items():
+        parser.add_settings(title, part)
+    group = parser.add_argument_group("run")
+    parser.add(
+        "--out",
+        str | None,
+        help="the run's folder (default: runs/ and a name from the settings)",
+        group=group,
+        metavar="FOLDER",
     )
-    own.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
-    return own
+    parser.add("--resume", True, help="continue the run that the folder holds", group=group)
+    return parser
 
 
 def run(settings: Namespace) -> None:
@@ -46,7 +49,7 @@ def run(settings: Namespace) -> None:
 
 
 def default_name(config: RunConfig) -> str:
-    """A folder's name that tells a run from others."""
+    """Return a folder's name that distinguishes a run from others."""
     data, fission, method = Path(config.data.data).name, config.fission, config.method.method
     model = config.model.model.replace("/", "-")
     pruned = f"-{fission.criterion}{fission.sparsity:g}" if fission.sparsity else ""
