@@ -86,16 +86,25 @@ def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
     [
         ("--opset 7", "opset=7: takes a whole number from 18 to 23"),
         ("--opset 99", "opset=99: takes a whole number from 18 to 23"),
-        ("--opset 20 --format pt2", "opset=20: goes with --format onnx"),
-        ("--cascade --format pt2", "cascade=True: goes with --format onnx"),
-        ("--precision int8 --format pt2", "precision=int8: goes with --format onnx"),
-        ("--precision int8 --cascade", "precision=int8: goes with one graph; leave out --cascade"),
-        ("--precision fp16 --images .", r"images=\.: have no labels"),
+        ("--opset 20 --format pt2", "--opset must be left out unless --format is onnx, got 20"),
+        ("--cascade --format pt2", "--cascade must be left out unless --format is onnx, got True"),
+        (
+            "--precision int8 --format pt2",
+            "--precision must be float32 or fp16 unless --format is onnx, got 'int8'",
+        ),
+        ("--precision int8 --cascade", "--precision must be float32 with --cascade, got 'int8'"),
+        (
+            "--precision fp16 --images .",
+            r"--images must be left out with --precision fp16, got '\.'; they have no labels",
+        ),
         ("--images nowhere", "images=nowhere: takes a folder that holds images"),
-        ("--out nowhere/model.onnx", r"out=nowhere/model\.onnx: takes a file in a folder that exists"),
-        ("--out .", r"out=\.: takes a file"),
+        (
+            "--out nowhere/model.onnx",
+            r"--out must be a file in a folder that exists and can be written to, got nowhere/model\.onnx",
+        ),
+        ("--out .", r"--out must be a file .*, got \."),
         ("--data nowhere/at-all", "data=nowhere/at-all: cannot be read"),
-        ("--format tflite", "format"),
+        ("--format tflite", "--format must be one of onnx, pt2, got 'tflite'"),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_leaves_nothing(
@@ -108,7 +117,7 @@ def test_a_bad_request_ends_in_one_line_and_leaves_nothing(
 
 
 def test_no_folder(capsys) -> None:
-    assert "run=nowhere: takes the folder of a run" in refused(capsys, "nowhere")
+    assert "run must be the folder of a run, got nowhere" in refused(capsys, "nowhere")
 
 
 def test_a_run_without_weights(run_folder, capsys) -> None:
@@ -131,12 +140,14 @@ def test_a_data_set_of_other_classes(run_folder, capsys) -> None:
 def test_a_package_that_is_missing(package, run_folder, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     error = refused(capsys, str(run_folder))
-    assert f"takes the package {package}; pip install 'netfission[onnx]'" in error
+    assert f"format 'onnx' needs {package}; install it by pip install 'netfission[export]'" in error
 
 
 def test_a_cascade_of_a_run_without_validation_split(run_folder, capsys) -> None:
     changed(run_folder, validation=0.0)
-    assert "validation=0: thresholds are chosen" in refused(capsys, str(run_folder), "--cascade")
+    assert "validation must be above 0 in the run's training, got 0; --cascade chooses" in refused(
+        capsys, str(run_folder), "--cascade"
+    )
     assert not (run_folder / "cascade").exists()
 
 

@@ -363,7 +363,8 @@ def test_a_missing_package_is_told(name, finished_run, capsys, monkeypatch):
             monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, name, None)
     assert main(["serve", str(finished_run)]) == 2
-    assert f"{name}: is not installed; pip install 'netfission[serve]'" in capsys.readouterr().err
+    told = f"netfission serve needs {name}; install it by pip install 'netfission[serve]'"
+    assert capsys.readouterr().err == f"netfission: {told}\n"
 
 
 def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, make_image):

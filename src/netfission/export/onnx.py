@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from netfission.export.formats import KEY, Metadata, Run
 from netfission.export.predictor import exporting, traced
+from netfission.utils.extras import extra
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -40,7 +41,8 @@ class OnnxModel:
             opset: version of the operators; default 20.
 
         Raises:
-            ValueError: an opset that is not supported, or a package is missing.
+            ValueError: the opset is not supported.
+            MissingExtraError: a package is not installed.
             RuntimeError: the module cannot be exported.
         """
         opset = OPSET if opset is None else opset
@@ -93,7 +95,7 @@ class OnnxModel:
 
 
 def check_onnx(opset: int) -> None:
-    """ValueError unless the opset is supported and all packages are there."""
+    """Raise ValueError unless the opset is supported, MissingExtraError unless all packages are installed."""
     if opset not in OPSETS:
         raise ValueError(f"opset={opset}: takes a whole number from {OPSETS[0]} to {OPSETS[-1]}")
     for package in ("onnx", "onnxruntime", "onnxscript"):
@@ -101,13 +103,9 @@ def check_onnx(opset: int) -> None:
 
 
 def needed(module: str) -> Any:
-    """A module of the packages that ONNX takes; ValueError where it is missing."""
-    try:
+    """Import a module of the packages that ONNX needs; MissingExtraError if it is not installed."""
+    with extra("export", "format 'onnx'"):
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"format=onnx: takes the package {module.partition('.')[0]}; pip install 'netfission[onnx]'"
-        ) from error
 
 
 def _scopes(node: Any) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 
 from netfission.models.cifar_resnet import CifarResNet
 from netfission.models.wide_resnet import WideResNet
+from netfission.utils.extras import extra
 from netfission.utils.hub import quick_when_offline
 
 _CIFAR_RESNET = re.compile(r"cifar-resnet(\d+)(?:-w(\d+))?")
@@ -59,7 +60,8 @@ def _own(name: str, num_classes: int, in_channels: int) -> nn.Module | None:
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
-    from torchvision import models
+    with extra("models", f"model {name!r}"):
+        from torchvision import models
 
     bare = name.removeprefix("torchvision/")
     if bare not in models.list_models(module=models):
@@ -86,7 +88,8 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
 
 
 def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
-    import timm
+    with extra("models", f"model {name!r}"):
+        import timm
 
     bare = name.removeprefix("timm/")
     architecture, _, tag = bare.partition(".")
@@ -113,8 +116,9 @@ def _unreachable(name: str) -> ConnectionError:
 
 
 def _unknown(name: str, *also: str) -> ValueError:
-    import timm
-    from torchvision import models
+    with extra("models", f"model {name!r}"):
+        import timm
+        from torchvision import models
 
     known = [
         *(f"cifar-resnet{depth}" for depth in (18, 34, 50)),
