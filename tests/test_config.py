@@ -1,10 +1,12 @@
 import re
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
 import yaml
 
-from netfission.config import RunConfig, TrainingConfig
+from netfission.config import DataConfig, RunConfig, TrainingConfig
 
 
 def test_yaml_round_trip():
@@ -55,3 +57,30 @@ def test_whole_numbers_are_numbers_and_so_is_what_yaml_takes_for_text():
 def test_impossible_values_are_refused(setting, value):
     with pytest.raises(ValueError, match=rf"^{setting} must be a .*, got {value}$"):
         TrainingConfig(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value", "expected"),
+    [
+        (TrainingConfig, "temperature", 0.0, "a positive number"),
+        (TrainingConfig, "weight_decay", -0.1, "a finite number of at least 0"),
+        (TrainingConfig, "distillation_weight", float("nan"), "a finite number of at least 0"),
+        (TrainingConfig, "momentum", 1.0, "a number in [0, 1)"),
+        (DataConfig, "image_size", 0, "a positive integer"),
+        (DataConfig, "limit_per_class", 0, "a positive integer"),
+        (DataConfig, "validation", 1.0, "a share of the training images, in [0, 1)"),
+        (DataConfig, "validation", float("nan"), "a share of the training images, in [0, 1)"),
+        (DataConfig, "crop_padding", -1, "an integer of at least 0"),
+        (DataConfig, "workers", -1, "an integer of at least 0"),
+        (DataConfig, "mix_alpha", 0.0, "a positive number"),
+    ],
+)
+def test_values_out_of_range_are_refused(kind, setting, value, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{setting} must be {expected}, got {value}')}$"):
+        kind(**{setting: value})
+
+
+def test_settings_need_neither_torch_nor_yaml():
+    code = "import sys, netfission.config; print({'torch', 'yaml'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

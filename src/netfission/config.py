@@ -1,8 +1,8 @@
-"""Everything that says what a run does, as plain data."""
+"""The settings of a run as plain data; their descriptions are the help of the command line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal, Self, TypedDict, get_type_hints
 
 from netfission.utils.errors import check_choice, check_positive, check_positive_integer, invalid
@@ -14,20 +14,27 @@ Reduction = Literal["sum", "mean"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to train on and how its images are varied.
+    """Which images to train on, and how to augment them.
 
     Args:
-        data: digits, cifar10, cifar100, tiny-imagenet, or a folder of parquet shards or of images.
-        image_size: height and width that images are resized to; default as they are.
+        data: digits, cifar10, cifar100, tiny-imagenet, or a folder of images or of parquet shards.
+        image_size: resize images to this height and width, in pixels; default their own size.
         validation: share of the training images held out for validation, in [0, 1).
-        limit_per_class: keep only so many training images of each class.
+        limit_per_class: train on at most this number of images per class; default all.
         corrupt: what to do with an image that cannot be read: refuse or skip.
-        crop_padding: pixels of zero padding for random crops; default an eighth of the image, none for
-            digits.
-        flip: flip images left to right at random; default yes, except for digits.
+        crop_padding: pixels of zero padding for random crops; default an eighth of the image, 0 for digits.
+        flip: flip images left to right at random; default true, false for digits.
         mix: mix pairs of images and their labels: none, cutmix or mixup.
-        mix_alpha: parameter of the Beta distribution that mixing draws from.
+        mix_alpha: parameter of the Beta distribution of the mixing share.
         workers: processes that decode images, for data sets too large for memory.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+        >>> DataConfig("cifar100", validation=1.0)
+        Traceback (most recent call last):
+        ValueError: validation must be a share of the training images, in [0, 1), got 1.0
     """
 
     data: str = "digits"
@@ -41,6 +48,17 @@ class DataConfig:
     mix_alpha: float = 1.0
     workers: int = 2
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "limit_per_class"):
+            if (value := getattr(self, name)) is not None:
+                check_positive_integer(name, value)
+        if not 0 <= self.validation < 1:
+            raise invalid("validation", "a share of the training images, in [0, 1)", self.validation)
+        for name in ("crop_padding", "workers"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise invalid(name, "an integer of at least 0", value)
+        check_positive("mix_alpha", self.mix_alpha)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -50,6 +68,10 @@ class ModelConfig:
         model: cifar-resnet18, cifar-resnet34, cifar-resnet50 (with -wN for base width N), wrn-DEPTH-WIDTH, a
             timm name or torchvision/NAME.
         pretrained: start from published weights.
+
+    Example:
+        >>> ModelConfig("wrn-28-10")
+        ModelConfig(model='wrn-28-10', pretrained=False)
     """
 
     model: str = "wrn-16-2"
@@ -58,23 +80,33 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class FissionConfig:
-    """The settings of `fission` that are plain data; see there for what each takes.
+    """How to make a multi-exit network: the settings of `fission` that are plain data.
 
     Args:
         exits: number of exits; 1 is the network itself.
-        branch_after: one stage (name or number from 1) per extra exit, after which it leaves exit 0, as a
-            list: [1,2]; default 1, 2, ….
+        branch_after: the stage (name or number from 1) after which each exit but the first leaves exit 0, as
+            a list: [1,2]; default 1, 2, ….
         stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
             model's graph.
-        grouping: how each stage is dealt out to its paths: channels, weights or copies.
-        keep_shortcuts: with weights, give every path the whole of each shortcut's projection.
-        exact_partition: with channels, give out every channel exactly once, whatever it costs.
-        assignment: with channels, deal them random or by importance (scored by the criterion).
+        grouping: how each stage is divided among its paths: weights, channels or copies.
+        keep_shortcuts: with weights, give each path the whole projection of every shortcut.
+        exact_partition: with channels, give each channel to exactly one path, whatever the cost.
+        assignment: with channels, how they are assigned to paths: random, or importance (by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         sparsity: share of the prunable weights removed before grouping, in [0, 1).
-        criterion: what scores weights for pruning: random, erk, magnitude, snip, grasp or synflow.
-        pruning_steps: prune in this many steps; default 1, for synflow 100.
-        seed: seed of everything drawn at random.
+        criterion: score by which weights are pruned: random, erk, magnitude, snip, grasp or synflow.
+        pruning_steps: number of steps in which to prune; default 1, for synflow 100.
+        seed: seed of all random choices.
+
+    Raises:
+        ValueError: a value is out of range, or a setting is not one of the grouping's.
+
+    Example:
+        >>> FissionConfig(exits=3, ratio=[2, 1, 1]).shares
+        [2.0, 1.0, 1.0]
+        >>> FissionConfig(grouping="copies", keep_shortcuts=True)
+        Traceback (most recent call last):
+        ValueError: keep_shortcuts must be False unless grouping='weights', got True
     """
 
     exits: int = 3
@@ -118,7 +150,7 @@ class FissionConfig:
 
 
 class FissionSettings(TypedDict, total=False):
-    """What `netfission.fission` takes by keyword; see `FissionConfig`."""
+    """Types of the settings that `netfission.fission` accepts as keywords; see `FissionConfig`."""
 
     branch_after: Sequence[int | str] | None
     stages: Sequence[str] | None
@@ -138,27 +170,33 @@ def _are_shares(ratio: Sequence[float], exits: int) -> bool:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Which way to several predictions, and what the baselines take beside the number of their members.
+    """Which method makes the ensemble, and the settings of the baselines.
+
+    The number of a baseline's members is `exits`. Ranges are checked by the methods that read a setting.
 
     Args:
         method: fission, or a baseline: batch-ensemble, deep-ensemble, dst-ensemble, edst-ensemble,
             fge, masksembles, mc-dropout, mimo, multi-exit, narrow, neurotrails, packed, snapshot.
-        alpha: with packed: the members together are so many times as wide as the network.
+        alpha: with packed: width of all members together, relative to the network.
         branch_groups: with narrow: groups of each branch's convolutions, as a list: [1,2,3]; default 1, 2, ….
         cycling: with fge: share of the training spent in cycles of the learning rate, in (0, 1].
         dropout_rate: with mc-dropout: share of the features that is dropped, in (0, 1).
         gamma: with packed: groups that each member's convolutions are divided into.
-        one_by_one: with deep-ensemble: train its members one after another, each for all epochs; default
+        one_by_one: with deep-ensemble: train the members one after another, each for all epochs; default
             together.
-        regrow: with dst-ensemble, edst-ensemble and neurotrails: by what removed weights are chosen to come
-            back, gradient (RigL) or random (SET).
-        regrow_every: with dst-ensemble, edst-ensemble and neurotrails: steps from one move of connections to
-            the next; default 1000, as in the papers, or a fiftieth of a training of fewer than 50,000.
+        regrow: with dst-ensemble, edst-ensemble and neurotrails: which removed weights come back: gradient
+            (largest gradients, RigL) or random (SET).
+        regrow_every: with dst-ensemble, edst-ensemble and neurotrails: steps between two moves of weights;
+            default 1000, or a fiftieth of all steps if there are fewer than 50,000.
         regrow_share: with dst-ensemble, edst-ensemble and neurotrails: share of each layer's kept weights
             that move at first, in (0, 1].
-        repetitions: with mimo: how often each image stands in a training batch.
-        rho: with mimo: share of the places of a batch where all members are shown the same image, in [0, 1].
+        repetitions: with mimo: how often each image occurs in a training batch.
+        rho: with mimo: share of a batch in which all members see the same image, in [0, 1].
         scale: with masksembles: how little the members' masks overlap, from 1 (equal masks) to 6.
+
+    Example:
+        >>> MethodConfig("packed", alpha=3.0).method
+        'packed'
     """
 
     method: str = "fission"
@@ -182,28 +220,36 @@ class TrainingConfig:
 
     Args:
         epochs: passes over the training images.
-        batch_size: images a step on each device.
+        batch_size: images per step on each device.
         optimizer: sgd (Nesterov momentum) or adamw.
-        learning_rate: peak rate; default 0.1 for sgd, 0.001 for adamw.
-        momentum: of sgd.
-        weight_decay: default 0.0005 for sgd on every parameter, 0.05 for adamw on weights alone.
-        schedule: paper (held, then linear), cosine or one_cycle.
-        temperature: of the ensemble distillation.
-        distillation_weight: factor on the distillation term; 0 trains with cross-entropy alone; default 1
-            for fission, and 0 for the baselines that are defined without.
+        learning_rate: peak learning rate; default 0.1 for sgd, 0.001 for adamw.
+        momentum: momentum of sgd, in [0, 1).
+        weight_decay: weight decay; default 0.0005 for sgd on all parameters, 0.05 for adamw on weights alone.
+        schedule: of the learning rate: paper (constant, then linear), cosine or one_cycle.
+        temperature: temperature of the ensemble distillation.
+        distillation_weight: factor on the distillation term; default 1 for fission, 0 (cross-entropy alone)
+            for baselines defined without distillation.
         teacher: of the distillation: logits (softmax of the exits' mean logits), probabilities (mean of their
-            softmaxes) or others (for each exit the softmax of the other exits' mean logits).
-        reduction: of the exits' losses: sum (the paper's) or mean.
-        pruning_batches: batches of training images shown to the criteria that look at data.
+            softmaxes) or others (for each exit, softmax of the other exits' mean logits).
+        reduction: of the exits' losses: sum (as in the paper) or mean.
+        pruning_batches: training batches that the criteria snip and grasp read.
         precision: 32-true, bf16-mixed or 16-mixed.
-        channels_last: keep images and weights in channels-last order.
+        channels_last: store images and weights in channels-last order.
         compile: compile the network with torch.compile.
-        accumulate: batches whose gradients are added up for one step.
-        clip: largest norm of the gradient; default none.
-        ema: decay of an exponential moving average of the weights, which is then the result; default none.
+        accumulate: batches whose gradients are added for one step.
+        clip: maximum norm of the gradient; default no clipping.
+        ema: decay of an exponential moving average of the weights, which becomes the result; default none.
         accelerator: auto, cpu or gpu.
         devices: number of devices on each machine.
         machines: number of machines.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+        >>> TrainingConfig(epochs=200, batch_size=0)
+        Traceback (most recent call last):
+        ValueError: batch_size must be a positive integer, got 0
     """
 
     epochs: int = 30
@@ -231,23 +277,38 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "devices", "machines", "pruning_batches"):
             check_positive_integer(name, getattr(self, name))
-        for name in ("learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None:
+        for name in ("learning_rate", "clip", "temperature"):
+            if (value := getattr(self, name)) is not None:
                 check_positive(name, value)
+        for name in ("weight_decay", "distillation_weight"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < inf:
+                raise invalid(name, "a finite number of at least 0", value)
+        if not 0 <= self.momentum < 1:
+            raise invalid("momentum", "a number in [0, 1)", self.momentum)
         if self.ema is not None and not 0 < self.ema < 1:
             raise invalid("ema", "a decay between 0 and 1, such as 0.999", self.ema)
 
 
 def changed(part: MethodConfig | FissionConfig) -> dict[str, Any]:
-    """The settings that differ from their defaults."""
+    """Return the settings that differ from their defaults.
+
+    Example:
+        >>> changed(FissionConfig(exits=2, seed=0))
+        {'exits': 2}
+    """
     values = ((setting, getattr(part, setting.name)) for setting in fields(part))
     return {setting.name: value for setting, value in values if value != setting.default}
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All settings of a run. In a file and on the command line they stand flat, side by side."""
+    """All settings of a run, in five parts; files and the command line hold them as one flat list.
+
+    Example:
+        >>> config = RunConfig.from_dict({"model": "wrn-28-10", "exits": 2, "epochs": 200})
+        >>> config.fission.exits, config.training.epochs
+        (2, 200)
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -256,31 +317,36 @@ class RunConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """Setting → value, flat."""
+        """Return all settings in one dict: name → value."""
         return {name: value for part in asdict(self).values() for name, value in part.items()}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """The reverse of `to_dict`; settings left out take their defaults.
+        """Make the config from a flat dict, as `to_dict` returns; a setting left out has its default.
 
         Raises:
-            ValueError: a setting is unknown, or of another type than it takes.
+            ValueError: a setting is unknown, of another type, or out of range.
+
+        Example:
+            >>> RunConfig.from_dict({"epoch": 3})  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ValueError: setting must be one of data, image_size, ..., got 'epoch'; did you mean epochs ...
         """
         kinds: dict[str, Any] = {part.name: part.default_factory for part in fields(cls)}
-        takes = {name: hint for kind in kinds.values() for name, hint in get_type_hints(kind).items()}
-        read = {
-            name: typed(takes[check_choice("setting", name, takes)], value, name)
+        types = {name: hint for kind in kinds.values() for name, hint in get_type_hints(kind).items()}
+        values = {
+            name: typed(types[check_choice("setting", name, types)], value, name)
             for name, value in settings.items()
         }
         return cls(
             **{
-                part: kind(**{name: read[name] for name in get_type_hints(kind) if name in read})
+                part: kind(**{name: values[name] for name in get_type_hints(kind) if name in values})
                 for part, kind in kinds.items()
             }
         )
 
     def to_yaml(self) -> str:
-        """The settings as YAML text, which `--config` reads."""
-        import yaml  # here: `import netfission` needs the settings, not the files
+        """Return the settings as YAML text, as `--config` reads it."""
+        import yaml  # a late import: `import netfission` needs no YAML
 
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
