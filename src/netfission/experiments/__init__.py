@@ -1,1 +1,1 @@
-"""Comparisons: grids of runs under one recipe, their records, and the tables and pictures made of them."""
+"""Comparisons: grids of runs under one recipe, their records, and the tables and pictures drawn from them."""

@@ -1,4 +1,4 @@
-"""Methods by the names under which they are compared: each is a few settings of a run."""
+"""The methods by the names under which they are compared; each is a few settings of a run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,14 +31,23 @@ CONTENDERS: dict[str, Settings] = {
 
 
 def find_contender(name: str) -> Settings:
-    """The settings that make a run one of this contender.
+    """Return the settings of the contender with this name.
 
     Raises:
-        ValueError: it is not known; names the nearest known ones.
+        ValueError: the name is unknown; the message suggests the closest known names.
+
+    Example:
+        >>> find_contender("treenet")
+        {'grouping': 'copies', 'distillation_weight': 0.0}
     """
     return CONTENDERS[check_choice("methods", name, CONTENDERS)]
 
 
 def readable(value: Any) -> str:
-    """A setting's name or value, as names of contenders and pictures say it."""
+    """Return a setting's name or value as contenders' names and pictures show it.
+
+    Example:
+        >>> readable("distillation_weight"), readable([2, 1, 1])
+        ('distillation weight', '2–1–1')
+    """
     return "–".join(map(str, value)) if isinstance(value, list) else str(value).replace("_", " ")

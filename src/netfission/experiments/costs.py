@@ -22,19 +22,19 @@ from netfission.runs.folder import environment
 
 BATCH_SIZES = (1, 128)
 ROUNDS = 15
-_SINGLE = ""  # among the names of contenders
+_SINGLE = ""  # the single network's key among the names of contenders
 
 
 @dataclass(frozen=True)
 class ContenderCost:
-    """One contender's costs.
+    """The costs of one contender.
 
     Attributes:
-        size: parameters, and multiply-accumulates of inference of one image.
-        training_macs: multiply-accumulates of a training step, forward and backward, an image of the batch.
+        size: parameters, and multiply-accumulates of inference per image.
+        training_macs: multiply-accumulates of a training step, forward and backward, per image of the batch.
         training: time of a training step over the single network's.
-        inference: batch size → time of inference over the single network's, both as they are.
-        deployed: the same once both are made fast by this project; empty where it cannot be done.
+        inference: batch size → time of inference over the single network's, neither deployed.
+        deployed: batch size → the same if both are deployed; empty if the contender cannot be deployed.
     """
 
     size: Size
@@ -45,30 +45,13 @@ class ContenderCost:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A contender's trained network, and how it is trained."""
-
-    network: nn.Module
-    config: RunConfig
-
-    @property
-    def method(self) -> Method:
-        """How it is trained."""
-        return find_method(self.config.method)
-
-    def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """What a training step descends on."""
-        return self.method.step(network, images, labels, self.method.loss(self.config.training)).loss
-
-
-@dataclass(frozen=True)
 class Costs:
-    """Costs of contenders, measured side by side.
+    """The costs of contenders, measured side by side.
 
     Attributes:
-        single: the single network's, all times 1.
-        contenders: by name.
-        rounds: how often each ran.
+        single: costs of the single network, whose times are all 1.
+        contenders: name → costs.
+        rounds: number of times that each network ran.
         environment: versions, device, threads.
     """
 
@@ -78,58 +61,76 @@ class Costs:
     environment: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class TimedContender:
+    """A contender's trained network, and the settings it is trained with."""
+
+    network: nn.Module
+    config: RunConfig
+
+    @property
+    def method(self) -> Method:
+        """The method that trains the network."""
+        return find_method(self.config.method)
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a training step, a scalar."""
+        return self.method.step(network, images, labels, self.method.loss(self.config.training)).loss
+
+    def training_step(self, images: Tensor) -> Callable[[], None]:
+        """Return a training step on a copy of the network, which can be run any number of times."""
+        return training_step(copy.deepcopy(self.network), images, self.loss)
+
+
 def measure_costs(
-    contestants: Mapping[str, Contestant], single: nn.Module, images: Tensor, *, rounds: int = ROUNDS
+    contenders: Mapping[str, TimedContender], single: nn.Module, images: Tensor, *, rounds: int = ROUNDS
 ) -> Costs:
-    """Count and time contenders in rounds in which each of them, and the single network, runs once.
+    """Count and time contenders, in rounds in which each of them and the single network runs once.
 
     Args:
-        contestants: by name.
-        single: images → logits `(batch, classes)`; what all times are divided by.
+        contenders: by name.
+        single: the single network that all times are divided by: images → logits `(batch, classes)`.
         images: as many as the largest of `BATCH_SIZES`, on the CPU.
-        rounds: how often each runs.
+        rounds: number of rounds.
     """
-    networks = {name: each.network.eval() for name, each in contestants.items()} | {_SINGLE: single.eval()}
-    fast = {name: made for name, network in networks.items() if (made := _deployed(network, images))}
-    fast[_SINGLE] = deploy(fission(single, 1, example_input=images[:2]), images)
-    steps = {name: _step(each, images) for name, each in contestants.items()}
+    networks = {name: contender.network.eval() for name, contender in contenders.items()}
+    networks[_SINGLE] = single.eval()
+    fast_networks = {name: fast for name, network in networks.items() if (fast := _deploy(network, images))}
+    fast_networks[_SINGLE] = deploy(fission(single, 1, example_input=images[:2]), images)
+    steps = {name: contender.training_step(images) for name, contender in contenders.items()}
     steps[_SINGLE] = training_step(copy.deepcopy(single), images)
     training = _ratios(times_in_turn(steps, images.device, rounds=rounds))
     inference, deployed = (
-        {size: _ratios(inference_times(some, images[:size], rounds=rounds)) for size in BATCH_SIZES}
-        for some in (networks, fast)
+        {size: _ratios(inference_times(timed, images[:size], rounds=rounds)) for size in BATCH_SIZES}
+        for timed in (networks, fast_networks)
     )
     costs = {
         name: ContenderCost(
             Size(*count_parameters(network), *count_macs(network, images[:1])),
             count_training_macs(steps[name]) / len(images),
             training[name],
-            {size: times[name] for size, times in inference.items()},
-            {size: times[name] for size, times in deployed.items() if name in times},
+            {size: ratios[name] for size, ratios in inference.items()},
+            {size: ratios[name] for size, ratios in deployed.items() if name in ratios},
         )
         for name, network in networks.items()
     }
     return Costs(costs.pop(_SINGLE), costs, rounds, environment())
 
 
-def _step(contestant: Contestant, images: Tensor) -> Callable[[], None]:
-    return training_step(copy.deepcopy(contestant.network), images, contestant.loss)
-
-
 def _ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Quartiles]:
-    """Each one's times over those of the single network, round by round."""
+    """Each network's times over those of the single network, round by round."""
     return {
-        name: quartiles([one / single for one, single in zip(own, times[_SINGLE], strict=True)])
-        for name, own in times.items()
+        name: quartiles([time / single for time, single in zip(network_times, times[_SINGLE], strict=True)])
+        for name, network_times in times.items()
     }
 
 
-def _deployed(network: nn.Module, images: Tensor) -> nn.Module | None:
-    """The network made fast to run; None where `deploy` does not know its kind."""
+def _deploy(network: nn.Module, images: Tensor) -> nn.Module | None:
+    """The deployed network; None if `deploy` does not support its kind."""
     if isinstance(network, FissionNetwork):
         return deploy(network, images)
     if isinstance(network, DeepEnsemble | Snapshots):
         parts = network.members if isinstance(network, DeepEnsemble) else [*network.slots, network.current]
-        members = [_deployed(part, images) for part in parts]
-        return None if None in members else DeepEnsemble([made for made in members if made is not None])
+        members = [fast for part in parts if (fast := _deploy(part, images))]
+        return DeepEnsemble(members) if len(members) == len(parts) else None
     return None

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
 from netfission.methods.registry import METHODS, reads_setting
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, invalid
 from netfission.utils.typed import typed
 
 
@@ -20,8 +20,8 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        contender: whose run it is.
-        config: all its settings.
+        contender: name of the contender that it belongs to.
+        config: all settings of the run.
     """
 
     contender: str
@@ -29,26 +29,34 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """Of data order, augmentation, initial weights and grouping."""
+        """Seed of data order, augmentation, initial weights and grouping."""
         return self.config.fission.seed
 
     @property
     def key(self) -> str:
-        """What tells the run from others with other settings, whatever they are called."""
+        """12 hexadecimal digits that identify the run's settings, whatever its contender is called."""
         return hashlib.sha256(json.dumps(chosen_settings(self.config)).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Contenders that run with the same seeds and, but for their own settings, the same settings.
+    """Contenders that run with the same seeds and, apart from their own settings, the same settings.
 
     Attributes:
-        contenders: name → the settings that are its own.
-        seeds: one run each.
-        common: settings of all; what is left out takes its default.
-        reference: the contender that the others are measured by.
-        title: what is compared; default what the settings say.
-        along: the setting along the picture; empty for costs.
+        contenders: name → the contender's own settings.
+        seeds: each contender runs once per seed.
+        common: settings of all contenders; a setting that is left out has its default.
+        reference: the contender that the others are compared with.
+        title: what is compared; by default the settings.
+        x_axis: the setting on the picture's x-axis; if empty, the cost.
+
+    Example:
+        >>> contenders = {"single": {"exits": 1}, "fission": {"grouping": "channels"}}
+        >>> grid = Grid(contenders, range(2), {"data": "digits", "epochs": 3}, reference="single")
+        >>> [(cell.contender, cell.seed) for cell in grid.cells()]
+        [('single', 0), ('fission', 0), ('single', 1), ('fission', 1)]
+        >>> grid.config("fission", seed=1).fission.grouping
+        'channels'
     """
 
     contenders: Mapping[str, Settings]
@@ -56,46 +64,50 @@ class Grid:
     common: Settings
     reference: str
     title: str = ""
-    along: str = ""
+    x_axis: str = ""
 
     def cells(self) -> list[Cell]:
-        """All runs, seed by seed, so that a grid stopped early has compared whole seeds.
+        """Return all runs, seed by seed, so that a grid that is stopped early has compared whole seeds.
 
         Raises:
-            ValueError: a setting is unknown, not what it takes, or read by no contender's method.
+            ValueError: a setting is unknown or not valid, or no contender's method reads it.
         """
+        ignored_by_all = set.intersection(*map(self._ignored, self.contenders))
         for name, value in self.common.items():
-            read = (self._is_read(name, contender) for contender in self.contenders)
-            if value != _DEFAULTS.get(name) and not any(read):
-                raise ValueError(f"{name}={value}: no contender reads it")
+            if name in ignored_by_all and value != _DEFAULTS[name]:
+                raise invalid(name, "left out, since no contender reads it", value)
         return [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
 
     def config(self, contender: str, seed: int) -> RunConfig:
-        """The settings of one run: of the common ones, those that mean something to it."""
-        common = {name: value for name, value in self.common.items() if self._is_read(name, contender)}
+        """Return the settings of one run: the common ones that its method reads, and its own."""
+        ignored = self._ignored(contender)
+        common = {name: value for name, value in self.common.items() if name not in ignored}
         return RunConfig.from_dict({**common, **self.contenders[contender], "seed": seed})
 
-    def _is_read(self, setting: str, contender: str) -> bool:
-        """Whether a setting means something to a contender's method, and to its way of grouping."""
-        if setting not in _OF_METHODS:
-            return True
-        own = {**_DEFAULTS, **self.common, **self.contenders[contender]}
-        method = check_choice("method", typed(str, own["method"], "method"), METHODS)
-        return (
-            reads_setting(method, setting) and _OF_GROUPING.get(setting, own["grouping"]) == own["grouping"]
-        )
+    def _ignored(self, contender: str) -> set[str]:
+        """The settings that a contender's method, or its grouping, does not read."""
+        settings = {**_DEFAULTS, **self.common, **self.contenders[contender]}
+        method = check_choice("method", typed(str, settings["method"], "method"), METHODS)
+        of_other_groupings = {
+            name for name, grouping in _OF_GROUPING.items() if grouping != settings["grouping"]
+        }
+        return of_other_groupings | {name for name in _OF_METHODS if not reads_setting(method, name)}
 
 
 _DEFAULTS = RunConfig().to_dict()
-_OF_METHODS = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
+_OF_METHODS: Set[str] = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
 _OF_GROUPING = {"assignment": "channels", "exact_partition": "channels", "keep_shortcuts": "weights"}
 
 
 def chosen_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that differ from their defaults, by name, in alphabetical order.
+    """Return the settings that differ from their defaults, by name, in alphabetical order.
 
-    A folder of data stands there by its own name alone: where it lies does not change what is learnt. So a
+    A folder of data counts by its name alone, since its location does not change what is learnt. So a
     data set of the hub and a folder of the same name count as the same.
+
+    Example:
+        >>> chosen_settings(RunConfig.from_dict({"data": "/datasets/cifar100", "exits": 2}))
+        {'data': 'cifar100', 'exits': 2}
     """
     if config.data.data not in NAMES:
         config = replace(config, data=replace(config.data, data=Path(config.data.data).name))

@@ -1,4 +1,4 @@
-"""Grids by name, or from a file: what `netfission reproduce` does."""
+"""Grids from YAML files: those that come with the project, and a user's own."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,19 +11,19 @@ import yaml
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import Grid
 from netfission.experiments.grids import SHARED, grid_text, named_grids
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, check_positive_integer, invalid
 from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file holds, as it stands there."""
+    """The content of a grid's file."""
 
     contenders: dict[str, dict[str, Any] | None]
     title: str = ""
     reference: str = ""
     seeds: int = 3
-    along: str = ""
+    x_axis: str = ""
     settings: dict[str, Any] | None = None
     scales: dict[str, dict[str, Any] | None] | None = None
 
@@ -33,17 +33,17 @@ _KEYS = [key.name for key in fields(_Content)]
 
 @dataclass(frozen=True)
 class GridFile:
-    """A grid as its file says.
+    """A grid as its file describes it.
 
     Attributes:
-        name: for folders and titles.
+        name: its name, for folders.
         title: what it compares.
-        reference: the contender that the others are measured by.
-        seeds: how many runs of each.
-        scales: name → the settings of all runs at that scale: of those that several grids have in common
-            there, the file's own, and its own of that scale, the last counts.
-        contenders: name → its own settings; of those under `each`, every value in turn.
-        along: the setting along the picture; empty for costs.
+        reference: the contender that the others are compared with.
+        seeds: number of runs of each contender.
+        scales: name → the settings of all runs at that scale. Later settings override earlier ones: shared
+            by grids at that scale, then the file's own, then the file's own at that scale.
+        contenders: name → its own settings; under `each`, a list of values per setting.
+        x_axis: the setting on the picture's x-axis; if empty, the cost.
     """
 
     name: str
@@ -52,110 +52,137 @@ class GridFile:
     seeds: int
     scales: Mapping[str, Settings]
     contenders: Mapping[str, Settings]
-    along: str
+    x_axis: str
 
     def at(self, scale: str, *, seeds: int | None = None, **changes: Any) -> Grid:
-        """The grid of runs at a scale.
+        """Return the grid of runs at a scale.
 
         Args:
             scale: one of `scales`.
-            seeds: instead of the file's number.
-            changes: settings of all runs, such as where the data are.
+            seeds: number of runs of each contender; by default the file's.
+            changes: settings of all runs, such as where the data set is.
 
         Raises:
-            ValueError: the scale is unknown, there are no seeds, or no contender sets what is `along`.
+            ValueError: the scale or the reference is unknown, `seeds` is not positive, or no contender sets
+                the setting on the x-axis.
+
+        Example:
+            >>> grid = find_grid("figure5").at("laptop", seeds=2)
+            >>> len(grid.cells()), grid.reference
+            (14, 'fission, ratio 1–1–1')
         """
-        number = self.seeds if seeds is None else seeds
-        if number < 1:
-            raise ValueError(f"seeds={number}: takes a whole number from 1")
+        number = check_positive_integer("seeds", self.seeds if seeds is None else seeds)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
-        contenders = dict(_spread(self.contenders))
+        contenders = dict(_expand(self.contenders))
         check_choice(f"{self.name}: reference", self.reference, contenders)
-        if self.along and not any(self.along in own for own in contenders.values()):
-            raise ValueError(f"{self.name}: along={self.along!r}: takes a setting of a contender's own")
+        if self.x_axis and not any(self.x_axis in settings for settings in contenders.values()):
+            raise invalid(f"{self.name}: x_axis", "a setting under contenders", self.x_axis)
         title = f"{self.title} ({scale} scale)"
-        return Grid(contenders, range(number), common, self.reference, title, self.along)
+        return Grid(contenders, range(number), common, self.reference, title, self.x_axis)
 
 
 def find_grid(name: str) -> GridFile:
-    """A grid that comes with the project, or one of your own.
+    """Read a grid that comes with the project, or a user's own.
 
     Args:
-        name: its name, or the path of a YAML file, which ends in .yaml.
+        name: the grid's name, or the path of a YAML file, which ends in .yaml or .yml.
 
     Raises:
-        ValueError: there is none, or the file is not what it takes; names the nearest known names.
+        ValueError: the name is unknown, or the file cannot be read or describes no grid.
+
+    Example:
+        >>> find_grid("figure4").x_axis
+        'sparsity'
     """
     if name.endswith((".yaml", ".yml")):
         try:
             return read_grid(Path(name).stem, Path(name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"grid={name}: cannot be read ({reason})") from error
+            raise invalid("grid", "a YAML file that can be read", found=f"{name} ({reason})") from error
     check_choice("grid", name, named_grids())
     return read_grid(name, grid_text(name))
 
 
 def read_grid(name: str, text: str) -> GridFile:
-    """A grid from YAML.
+    """Read a grid from YAML text.
+
+    Args:
+        name: the grid's name.
+        text: a mapping with the keys `contenders`, `title`, `reference`, `seeds`, `x_axis`, `settings` and
+            `scales`, of which only `contenders` is required.
 
     Raises:
-        ValueError: the text is no YAML, or holds something else than a grid; names what.
+        ValueError: the text is not YAML, or does not describe a grid.
+
+    Example:
+        >>> file = read_grid("mine", "contenders: {single: , fission: {each: {exits: [2, 3]}}}")
+        >>> list(file.at("laptop").contenders)
+        ['single', 'fission, exits 2', 'fission, exits 3']
     """
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"grid={name}: is no YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"grid={name}: takes {', '.join(_KEYS)}")
-    for key in content:
-        check_choice(f"{name}: key", str(key), _KEYS)
-    if not content.get("contenders"):
-        raise ValueError(f"grid={name}: takes contenders, at least one")
-    try:
-        said = typed(_Content, content)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    for own in (said.settings, *(said.scales or {}).values(), *said.contenders.values()):
-        if "seed" in {**(own or {}), **(own or {}).get("each", {})}:
-            raise ValueError(f"{name}: seed: takes seeds, a number of runs of each contender")
-    contenders = {key: _own_settings(name, key, value) for key, value in said.contenders.items()}
+    content = _read_content(name, text)
+    contenders = {key: _contender_settings(name, key, value) for key, value in content.contenders.items()}
+    each = [settings.get("each", {}) for settings in contenders.values()]
+    for settings in (content.settings, *(content.scales or {}).values(), *contenders.values(), *each):
+        if settings and "seed" in settings:
+            hint = "seeds is the number of runs of each contender"
+            raise invalid(f"{name}: seed", "left out", found="a setting", hint=hint)
     shared = yaml.safe_load(grid_text(SHARED))
-    scales = said.scales or dict.fromkeys(shared)
+    scales = content.scales or dict.fromkeys(shared)
     return GridFile(
         name,
-        said.title or name,
-        said.reference or next(iter(contenders)),
-        said.seeds,
+        content.title or name,
+        content.reference or next(iter(contenders)),
+        content.seeds,
         {
-            scale: {**shared.get(scale, {}), **(said.settings or {}), **(own or {})}
-            for scale, own in scales.items()
+            scale: {**shared.get(scale, {}), **(content.settings or {}), **(settings or {})}
+            for scale, settings in scales.items()
         },
         contenders,
-        said.along,
+        content.x_axis,
     )
 
 
-def _own_settings(grid: str, name: str, settings: Settings | None) -> Settings:
-    """What stands beside a contender's name; of one that is known by its name alone, what is known."""
-    if settings is not None:
-        for key, values in typed(
-            dict[str, list[Any]], settings.get("each", {}), f"{grid}: {name}: each"
-        ).items():
-            if not values:
-                raise ValueError(f"{grid}: {name}: each: {key}: takes one value or more")
-        return settings
-    if name not in CONTENDERS:
-        raise ValueError(f"{grid}: contender {name!r}: takes settings, or the name of a method that is known")
-    return CONTENDERS[name]
+def _read_content(name: str, text: str) -> _Content:
+    """Read what stands in a grid's file, every value of its type."""
+    try:
+        parsed = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise invalid(name, "YAML", found=f"damaged text ({error})") from error
+    if not isinstance(parsed, dict):
+        raise invalid(name, f"a mapping with the keys {', '.join(_KEYS)}", parsed)
+    for key in parsed:
+        check_choice(f"{name}: key", str(key), _KEYS)
+    if not parsed.get("contenders"):
+        raise invalid(
+            f"{name}: contenders", "a mapping with at least one contender", parsed.get("contenders")
+        )
+    try:
+        return typed(_Content, parsed)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _spread(contenders: Mapping[str, Settings]) -> Iterator[tuple[str, Settings]]:
-    """Each contender, or one for every combination of the values under `each`."""
+def _contender_settings(grid: str, name: str, settings: Settings | None) -> Settings:
+    """The settings beside a contender's name, or, if there are none, those of the known contender."""
+    if settings is None:
+        if name not in CONTENDERS:
+            expected = f"one of {', '.join(CONTENDERS)}, or have settings"
+            raise invalid(f"{grid}: a contender's name", expected, name)
+        return CONTENDERS[name]
+    each = typed(dict[str, list[Any]], settings.get("each", {}), f"{grid}: {name}: each")
+    for key, values in each.items():
+        if not values:
+            raise invalid(f"{grid}: {name}: each.{key}", "a list of at least one value", values)
+    return settings
+
+
+def _expand(contenders: Mapping[str, Settings]) -> Iterator[tuple[str, Settings]]:
+    """Each contender, or one for every combination of the values under its `each`."""
     for name, settings in contenders.items():
-        own = dict(settings)
-        each: Mapping[str, Sequence[Any]] = own.pop("each", {})
+        fixed = dict(settings)
+        each: Mapping[str, Sequence[Any]] = fixed.pop("each", {})
         for values in itertools.product(*each.values()):
             chosen = dict(zip(each, values, strict=True))
             words = [name, *(f"{readable(key)} {readable(value)}" for key, value in chosen.items())]
-            yield ", ".join(words), {**own, **chosen}
+            yield ", ".join(words), {**fixed, **chosen}

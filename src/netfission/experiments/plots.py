@@ -1,4 +1,4 @@
-"""Pictures of a comparison: figures of merit against cost, or along a setting."""
+"""Pictures of a comparison: metrics against cost, or against a setting."""
 
 from collections.abc import Iterable, Mapping, Set
 from itertools import cycle
@@ -25,170 +25,165 @@ from netfission.utils.plot_style import (
     new_figure,
 )
 
+Points = Mapping[str, tuple[float, SeedValues]]  # contender → its place on the x-axis and its values
 
-def against_cost(
+
+def plot_against_cost(
     title: str,
-    merits: Mapping[str, Column],
-    figures: Mapping[str, Mapping[str, SeedValues]],
+    columns: Mapping[str, Column],
+    metrics: Mapping[str, Mapping[str, SeedValues]],
     costs: Costs,
     settings: Mapping[str, Settings],
 ) -> Figure:
-    """Each figure of merit against multiply-accumulates and against time, over the single network's.
+    """Draw each metric against multiply-accumulates and against time, over the single network's.
 
     Args:
         title: of the picture.
-        merits: those to draw, by key.
-        figures: contender → key → values.
+        columns: the metrics to draw, and how to show them.
+        metrics: contender → metric → values.
         costs: of the contenders.
-        settings: contender → its own.
+        settings: contender → its own settings.
     """
-    size, unit = BATCH_SIZES[-1], costs.single.size.macs_dense
-    own = costs.contenders
-    places = {
-        "MACs (dense)": {name: cost.size.macs_dense / unit for name, cost in own.items()},
-        f"time at batch {size}": {name: cost.inference[size].median for name, cost in own.items()},
+    size, single_macs = BATCH_SIZES[-1], costs.single.size.macs_dense
+    x_by_kind = {
+        "MACs (dense)": {name: c.size.macs_dense / single_macs for name, c in costs.contenders.items()},
+        f"time at batch {size}": {name: c.inference[size].median for name, c in costs.contenders.items()},
     }
-    picture, rows = new_figure((11.5, 4.2 * len(merits)), len(merits), 2, sharey="row")
+    picture, rows = new_figure((11.5, 4.2 * len(columns)), len(columns), 2, sharey="row")
     panels = [
-        (axes, key, kind, {name: (at[name], own[key]) for name, own in figures.items()})
-        for row, key in zip(rows, merits, strict=True)
-        for axes, (kind, at) in zip(row, places.items(), strict=True)
+        (axes, key, kind, {name: (x[name], values[key]) for name, values in metrics.items()})
+        for row, key in zip(rows, columns, strict=True)
+        for axes, (kind, x) in zip(row, x_by_kind.items(), strict=True)
     ]
-    ours = {name for name, own in settings.items() if _is_fission(own)}
+    fissioned = {name for name, contender in settings.items() if _is_fission(contender)}
     for axes, key, kind, points in panels:
-        _points(axes, merits[key], points, ours)
+        _draw_points(axes, columns[key], points, fissioned)
         axes.set_xlabel(f"{kind} ÷ single network's")
-        _finish(axes, merits[key], key)
+        _label_y(axes, columns[key], key)
     picture.suptitle(f"{title}; round: fission; dashed: the single network's cost", fontsize=TITLE_SIZE)
     picture.draw_without_rendering()
     for axes, key, _, points in panels:
-        _name_points(axes, merits[key], points, ours)
+        _name_points(axes, columns[key], points, fissioned)
     return picture
 
 
-def _is_fission(own: Settings) -> bool:
-    """Whether a contender is what this project is about: divided among several exits."""
-    divided = own.get("grouping") != "copies" and own.get("exits") != 1
-    return divided and own.get("method", "fission") not in METHODS.keys() - {"fission"}
+def _is_fission(settings: Settings) -> bool:
+    """Whether a contender divides a network among several exits."""
+    divided = settings.get("grouping") != "copies" and settings.get("exits") != 1
+    return divided and settings.get("method", "fission") not in METHODS.keys() - {"fission"}
 
 
-def _points(
-    axes: Axes, column: Column, points: Mapping[str, tuple[float, SeedValues]], ours: Set[str]
-) -> None:
-    for name, (place, own) in points.items():
+def _draw_points(axes: Axes, column: Column, points: Points, fissioned: Set[str]) -> None:
+    for name, (x, values) in points.items():
         axes.errorbar(
-            place,
-            column.scale * own.mean,
-            yerr=column.scale * (own.deviation or 0),
-            fmt="o" if name in ours else "s",
+            x,
+            column.scale * values.mean,
+            yerr=column.scale * (values.deviation or 0),
+            fmt="o" if name in fissioned else "s",
             markersize=5,
-            color=PRIMARY if name in ours else OTHER,
+            color=PRIMARY if name in fissioned else OTHER,
             elinewidth=1,
         )
     mark_reference(axes, x=1)
     axes.margins(x=0.2)
 
 
-def _name_points(
-    axes: Axes, column: Column, points: Mapping[str, tuple[float, SeedValues]], ours: Set[str]
-) -> None:
-    """Names beside points, moved until none lies on another; to be done when the picture is laid out."""
-    places = [place for place, _ in points.values()]
-    heights = [column.scale * own.mean for _, own in points.values()]
+def _name_points(axes: Axes, column: Column, points: Points, fissioned: Set[str]) -> None:
+    """Write names beside points, none on another; needs a picture whose layout has been computed."""
+    x = [place for place, _ in points.values()]
+    y = [column.scale * values.mean for _, values in points.values()]
     names = [
-        axes.text(place, height, name, fontsize=7.5, color=PRIMARY if name in ours else TEXT)
-        for name, place, height in zip(points, places, heights, strict=True)
+        axes.text(*place, name, fontsize=7.5, color=PRIMARY if name in fissioned else TEXT)
+        for name, place in zip(points, zip(x, y, strict=True), strict=True)
     ]
     adjust_text(
         names,
-        x=places,
-        y=heights,
+        x=x,
+        y=y,
         ax=axes,
         expand=(1.1, 1.6),
         force_text=(0.2, 0.5),
-        iter_lim=500,  # not a time, so that the same figures give the same picture
+        iter_lim=500,  # not a time limit, so that the same values give the same picture
         arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.5},
     )
 
 
-def lines(
+def plot_against_setting(
     title: str,
-    merits: Mapping[str, Column],
-    figures: Mapping[str, Mapping[str, SeedValues]],
+    columns: Mapping[str, Column],
+    metrics: Mapping[str, Mapping[str, SeedValues]],
     settings: Mapping[str, Settings],
-    along: str,
+    x_axis: str,
 ) -> Figure:
-    """Each figure of merit along a setting; contenders without it are level.
+    """Draw each metric against a setting; a contender without the setting is a level line.
 
-    Those that differ in it alone are a line, or points where its values are no numbers.
+    Contenders that differ in the setting alone are joined to a line, or are a row of points if its values
+    are not numbers.
 
     Args:
         title: of the picture.
-        merits: those to draw, by key.
-        figures: contender → key → values.
-        settings: contender → its own.
-        along: the setting.
+        columns: the metrics to draw, and how to show them.
+        metrics: contender → metric → values.
+        settings: contender → its own settings.
+        x_axis: the setting.
     """
-    of_lines = _lines(figures, settings, along)
-    places = _places([settings[name][along] for name in figures if along in settings[name]])
-    in_a_row = list(places.values()) == list(range(len(places)))  # there is nothing between them
-    picture, axes_rows = new_figure((5.8 * len(merits), 4.8), columns=len(merits))
+    lines = _lines(metrics, settings, x_axis)
+    x_of_value = _x_of_values([settings[name][x_axis] for name in metrics if x_axis in settings[name]])
+    is_row = list(x_of_value.values()) == list(range(len(x_of_value)))  # nothing lies between the values
+    picture, axes_rows = new_figure((5.8 * len(columns), 4.8), columns=len(columns))
     panels = axes_rows[0]
-    for axes, (key, column) in zip(panels, merits.items(), strict=True):
-        for (line, members), color, mark in zip(
-            of_lines.items(), cycle(SERIES), cycle(MARKERS), strict=False
-        ):
-            own = [figures[name][key] for name in members]
+    for axes, (key, column) in zip(panels, columns.items(), strict=True):
+        for (line, members), color, marker in zip(lines.items(), cycle(SERIES), cycle(MARKERS), strict=False):
+            values = [metrics[name][key] for name in members]
             axes.errorbar(
-                [places[readable(settings[name][along])] for name in members],
-                [column.scale * each.mean for each in own],
-                yerr=[column.scale * (each.deviation or 0) for each in own],
+                [x_of_value[readable(settings[name][x_axis])] for name in members],
+                [column.scale * value.mean for value in values],
+                yerr=[column.scale * (value.deviation or 0) for value in values],
                 label=line,
                 color=color,
-                marker=mark,
+                marker=marker,
                 markersize=4,
                 capsize=2,
                 linewidth=1.2,
-                linestyle="none" if in_a_row else "solid",
+                linestyle="none" if is_row else "solid",
             )
-        for name in figures:
-            if along not in settings[name]:
-                level = column.scale * figures[name][key].mean
-                mark_reference(axes, y=level, label=name)
-        if in_a_row:
-            axes.set_xticks(list(places.values()), list(places))
-        axes.set_xlabel(along.replace("_", " "))
-        _finish(axes, column, key)
+        for name in metrics:
+            if x_axis not in settings[name]:
+                mark_reference(axes, y=column.scale * metrics[name][key].mean, label=name)
+        if is_row:
+            axes.set_xticks(list(x_of_value.values()), list(x_of_value))
+        axes.set_xlabel(readable(x_axis))
+        _label_y(axes, column, key)
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
         panels[0].legend(fontsize=LEGEND_SIZE, frameon=False)
     picture.suptitle(title, fontsize=TITLE_SIZE)
     return picture
 
 
-def _lines(contenders: Iterable[str], settings: Mapping[str, Settings], along: str) -> dict[str, list[str]]:
-    """Line → the contenders on it, which differ in that setting alone; numbers from the least on."""
-    found: dict[str, list[str]] = {}
+def _lines(contenders: Iterable[str], settings: Mapping[str, Settings], x_axis: str) -> dict[str, list[str]]:
+    """Line → the contenders on it, which differ in the setting alone; numbers in ascending order."""
+    groups: dict[str, list[str]] = {}
     for name in contenders:
-        if along in settings[name]:
-            others = {key: value for key, value in settings[name].items() if key != along}
-            found.setdefault(repr(sorted(others.items())), []).append(name)
-    named = {}
-    for members in found.values():
-        values = [settings[name][along] for name in members]
+        if x_axis in settings[name]:
+            others = {key: value for key, value in settings[name].items() if key != x_axis}
+            groups.setdefault(repr(sorted(others.items())), []).append(name)
+    lines = {}
+    for members in groups.values():
+        values = [settings[name][x_axis] for name in members]
         if all(isinstance(value, int | float) for value in values):
-            members.sort(key=lambda name: float(settings[name][along]))
-        own = f", {readable(along)} {readable(settings[members[0]][along])}"
-        named[members[0].replace(own, "")] = members
-    return named
+            members.sort(key=lambda name: float(settings[name][x_axis]))
+        words = f", {readable(x_axis)} {readable(settings[members[0]][x_axis])}"
+        lines[members[0].replace(words, "")] = members
+    return lines
 
 
-def _places(values: Iterable[Any]) -> dict[str, float]:
-    """Value in words → where it stands: numbers where they are, others in a row."""
+def _x_of_values(values: Iterable[Any]) -> dict[str, float]:
+    """Value in words → x: the number itself, or, for other values, its place in a row."""
     different = {readable(value): value for value in values}
     if all(isinstance(value, int | float) for value in different.values()):
         return different
     return {words: place for place, words in enumerate(different)}
 
 
-def _finish(axes: Axes, column: Column, key: str) -> None:
+def _label_y(axes: Axes, column: Column, key: str) -> None:
     axes.set_ylabel(column.title + (" (higher is better)" if key == "top1" else " (lower is better)"))

@@ -6,25 +6,28 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from netfission.experiments.grid import Cell
+from netfission.utils.errors import invalid
 
-TIMEOUT_S = 5.0  # that a cluster's address may take to answer
+TIMEOUT_S = 5.0  # for a cluster's address to answer
 
 
-def spread(cells: Sequence[Cell], address: str, run: Callable[[Cell], bool]) -> Iterator[tuple[Cell, bool]]:
-    """Run `run` on each cell somewhere in the cluster; each cell and what `run` gave, as they come in.
+def run_on_cluster(
+    cells: Sequence[Cell], address: str, run: Callable[[Cell], bool]
+) -> Iterator[tuple[Cell, bool]]:
+    """Call `run` on each cell somewhere in the cluster; yield cells with results in the order they finish.
 
-    A run takes one GPU where the cluster has any, else one CPU.
+    A run occupies one GPU if the cluster has any, else one CPU.
 
     Args:
         cells: the runs.
         address: `auto` (the cluster that this machine is part of), `HOST:PORT`, `ray://HOST:PORT` or `local`
-            (one of this machine alone, for as long as the runs last).
-        run: must be picklable, and so must what it reads.
+            (a cluster of this machine alone, for as long as the runs last).
+        run: must be picklable, like everything that it reads.
 
     Raises:
         ValueError: Ray is not installed, or nothing answers at the address.
     """
-    ray = _ray()
+    ray = _import_ray()
     with _connected(ray, address):
         needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         task = ray.remote(**needs)(_call)
@@ -38,37 +41,40 @@ def _call(run: Callable[[Cell], bool], cell: Cell) -> bool:
     return run(cell)
 
 
-def _ray() -> ModuleType:
+def _import_ray() -> ModuleType:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("ray: is not installed; pip install 'netfission[ray]'") from error
+        hint = "pip install 'netfission[ray]'"
+        raise invalid("ray", "left out", found="an address, but Ray is not installed", hint=hint) from error
     module: ModuleType = ray
     return module
 
 
 @contextmanager
 def _connected(ray: ModuleType, address: str) -> Iterator[None]:
-    """Be part of the cluster for a while."""
+    """Take part in the cluster while the context lasts."""
     if address not in ("auto", "local"):
         _check_answer(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError) as error:
-        raise ValueError(f"ray={address}: {_ANSWER} ({str(error).splitlines()[0]})") from error
+        raise _no_answer(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-_ANSWER = "no Ray cluster answers; takes auto, local, HOST:PORT or ray://HOST:PORT"
-
-
 def _check_answer(address: str) -> None:
-    """ValueError where nothing answers: Ray itself tries for minutes, then ends the process."""
+    """ValueError if nothing answers: Ray itself tries for minutes, then ends the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise ValueError(f"ray={address}: {_ANSWER} ({error})") from error
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str, error: Exception) -> ValueError:
+    expected = "the address of a Ray cluster (auto, local, HOST:PORT or ray://HOST:PORT)"
+    return invalid("ray", expected, found=f"no answer at {address} ({str(error).splitlines()[0]})")

@@ -1,4 +1,4 @@
-"""One file a run: what came of it, written whole."""
+"""The record of each run of a grid: one file per run, with its result."""
 
 import json
 from collections.abc import Iterator
@@ -13,24 +13,25 @@ from filelock import FileLock, Timeout
 from netfission.data.sources import NAMES, fingerprint
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
-from netfission.utils.typed import typed
+from netfission.utils.typed import read_json
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came of one run.
+    """The result of one run.
 
     Attributes:
         key: `Cell.key`.
-        contender: whose run it was.
-        seed: of the run.
+        contender: name of the contender.
+        seed: seed of the run.
         settings: those that differ from their defaults.
         environment: versions, device, threads.
-        seconds: of training, over all sessions of a run that was stopped and resumed.
-        evaluation: on the test split; None where the run failed.
-        error: why it failed, in one line; None where it did not.
-        data: of the folder that it was trained on, see `fingerprint`; None of a data set by name.
+        seconds: duration of the training, over all sessions of a run that was stopped and resumed.
+        evaluation: on the test split; None if the run failed.
+        error: why the run failed, in one line; None if it did not.
+        data: `fingerprint` of the data set's folder; None for a data set by name.
     """
 
     key: str
@@ -44,85 +45,83 @@ class Record:
     data: str | None = None
 
     def read_evaluation(self) -> Evaluation:
-        """The figures of a run that did not fail."""
+        """Return the evaluation of a run that succeeded."""
         assert self.evaluation is not None
         return Evaluation(**self.evaluation)
 
 
-@cache  # of many runs
+@cache  # many runs share a folder
 def _fingerprint(path: Path) -> str | None:
     return fingerprint(str(path))
 
 
-def _data_of(cell: Cell) -> str | None:
-    """What tells a run's folder of data from others of its name; None of a data set by name."""
+def _data_fingerprint(cell: Cell) -> str | None:
+    """The fingerprint of a run's folder of data; None for a data set by name."""
     data = cell.config.data.data
     return None if data in NAMES else _fingerprint(Path(data).resolve())
 
 
 @dataclass(frozen=True)
 class Records:
-    """The records of a grid in a folder, and who is at work on which.
+    """The records of a grid, and the locks that keep processes from doing the same run.
 
     Attributes:
-        path: the folder, made when the first record is written; beside it lies a folder of locks.
+        path: folder of the records, made with the first of them; the folder of locks is beside it.
     """
 
     path: Path
 
     def file(self, cell: Cell) -> Path:
-        """Where a run's record is, or is to be."""
+        """Return the path of a run's record."""
         return self.path / f"{cell.key}.json"
 
     def find(self, cell: Cell) -> Record | None:
-        """The record of a run; None where it has none yet.
+        """Return the record of a run; None if it has no record yet.
 
         Raises:
             ValueError: the file is damaged.
         """
-        file = self.file(cell)
-        if not file.is_file():
-            return None
-        try:
-            return typed(Record, json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{file}: is no whole record of a run ({reason}); remove it, and the run is recorded again"
-            ) from error
+        return read_json(self.file(cell), Record, hint="remove it, and the run is done again")
 
-    def done(self, cell: Cell) -> Record | None:
-        """The record of a run that did not fail.
+    def find_success(self, cell: Cell) -> Record | None:
+        """Return the record of a run that succeeded; None if it failed or has no record yet.
 
         Raises:
-            ValueError: the file is damaged, or of a run on other data of the same name.
+            ValueError: the file is damaged, or the run had other data of the same name.
         """
         record = self.find(cell)
         if record is None or record.error is not None:
             return None
-        now = _data_of(cell)
-        if record.data is not None and now not in (None, record.data):
-            raise ValueError(
-                f"data={cell.config.data.data}: {self.file(cell)} is of other data of that name; takes "
-                "another folder for what comes of these"
+        data = _data_fingerprint(cell)
+        if record.data is not None and data not in (None, record.data):
+            raise invalid(
+                "data",
+                f"the data of {self.file(cell)}",
+                found=f"other data of the same name ({cell.config.data.data})",
+                hint="choose another folder for the runs on these data",
             )
         return record
 
-    def write(self, cell: Cell, **outcome: Any) -> Record:
-        """Keep what came of a run."""
-        settings, data = chosen_settings(cell.config), _data_of(cell)
-        record = Record(cell.key, cell.contender, cell.seed, settings, data=data, **outcome)
+    def write(self, cell: Cell, **result: Any) -> Record:
+        """Write the record of a run.
+
+        Args:
+            cell: the run.
+            result: the other fields of `Record`.
+        """
+        settings, data = chosen_settings(cell.config), _data_fingerprint(cell)
+        record = Record(cell.key, cell.contender, cell.seed, settings, data=data, **result)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.file(cell), json.dumps(asdict(record), indent=1) + "\n")
         return record
 
     @contextmanager
     def claimed(self, cell: Cell, *, wait: bool) -> Iterator[bool]:
-        """Whether the run is this process's to do while the context lasts.
+        """Claim a run while the context lasts; give whether this process has the claim.
 
         Args:
             cell: the run.
-            wait: until another process that is at work on it is through.
+            wait: if another process has the claim, wait until it ends.
         """
         locks = self.path.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)

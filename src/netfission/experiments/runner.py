@@ -1,4 +1,4 @@
-"""Runs of a grid that are still missing, one after another or several at once."""
+"""Do the missing runs of a grid, one after another or several at once."""
 
 import errno
 import json
@@ -19,76 +19,77 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from netfission.experiments.grid import Cell
-from netfission.experiments.ray_cluster import spread
+from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.train import train
+from netfission.utils.errors import check_positive_integer
 from netfission.utils.files import write_whole
 
 
 def run_missing(
     cells: Sequence[Cell], out: Path, *, workers: int = 1, ray: str | None = None
 ) -> list[Record]:
-    """Do the runs that have no record of success, and give the records of all.
+    """Do the runs that have not succeeded yet, and return the records of all runs.
 
-    A run that fails is recorded and does not stop the rest; it is tried again the next time. Runs that
-    another process is at work on are left to it, and waited for at the end. A process that is killed loses
-    the epoch that it was in.
+    A run that fails is recorded and does not stop the others; the next call tries it again. Runs that
+    another process is doing are left to it, and waited for at the end. A process that is killed loses the
+    current epoch only.
 
     Args:
-        cells: in the order they run.
-        out: folder; `records/` in it holds a file a run, `runs/` the run folders.
-        workers: processes that share the runs, each with its part of the CPU's threads.
-        ray: instead, address of a Ray cluster that does the runs, see `netfission.experiments.ray_cluster`.
+        cells: the runs, in the order they are done.
+        out: folder; its subfolder `records/` holds one file per run, `runs/` the run folders.
+        workers: number of processes that share the runs and the CPU's threads.
+        ray: address of a Ray cluster that does the runs instead, see `netfission.experiments.ray_cluster`.
 
     Raises:
-        ValueError: `workers` is below 1, no cluster answers, or a record is damaged.
+        ValueError: `workers` is not positive, no cluster answers, or a record is damaged.
         OSError: the disk is full, or the folder cannot be written.
         RuntimeError: a worker died.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}: takes a whole number from 1")
+    check_positive_integer("workers", workers)
     records = Records(out / "records")
-    missing = [cell for cell in cells if records.done(cell) is None]
-    # The time left is told from the mean of all runs: the last step's is one look at the records long.
+    missing = [cell for cell in cells if records.find_success(cell) is None]
+    # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
+    # between two looks at the records, not that of a run.
     with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
         if ray is not None:
-            _spread(missing, out, bar, ray)
+            _run_on_cluster(missing, out, bar, ray)
         elif workers == 1:
-            _work(missing, out, bar)
+            _run_here(missing, out, bar)
         else:
-            _share(missing, out, bar, min(workers, len(missing)))
+            _run_in_workers(missing, out, bar, min(workers, len(missing)))
     found = [records.find(cell) for cell in cells]
     return [record for record in found if record is not None]
 
 
 def run_folder(cell: Cell, out: Path) -> RunFolder:
-    """Where a run is, or is to be."""
+    """Return the folder of a run, which need not exist yet."""
     return RunFolder(out / "runs" / cell.key)
 
 
-def _work(cells: Sequence[Cell], out: Path, bar: Any) -> None:
-    """Do the runs that nobody else is at work on; then see to those, should the others not come through."""
+def _run_here(cells: Sequence[Cell], out: Path, bar: Any) -> None:
+    """Do the runs that no other process is doing; then wait for the others, and do those that failed."""
     records = Records(out / "records")
-    left = [cell for cell in cells if not _run_if_free(cell, out, records, bar, wait=False)]
-    for cell in left:
+    claimed = [cell for cell in cells if not _run_if_free(cell, out, records, bar, wait=False)]
+    for cell in claimed:
         _run_if_free(cell, out, records, bar, wait=True)
 
 
-def _spread(cells: Sequence[Cell], out: Path, bar: Any, address: str) -> None:
-    """Let a Ray cluster do the runs; then see to those that others were at work on."""
-    left = []
-    for cell, done in spread(cells, address, partial(_run_away, out.resolve())):
+def _run_on_cluster(cells: Sequence[Cell], out: Path, bar: Any, address: str) -> None:
+    """Let a Ray cluster do the runs; then wait for those that other processes are doing."""
+    claimed = []
+    for cell, done in run_on_cluster(cells, address, partial(_run_remotely, out.resolve())):
         bar.update(done)
-        left += [] if done else [cell]
-    _work(left, out, bar)
+        claimed += [] if done else [cell]
+    _run_here(claimed, out, bar)
 
 
-def _run_away(out: Path, cell: Cell) -> bool:
+def _run_remotely(out: Path, cell: Cell) -> bool:
     return _run_if_free(cell, out, Records(out / "records"), tqdm(disable=True), wait=False)
 
 
-def _share(cells: Sequence[Cell], out: Path, bar: Any, workers: int) -> None:
+def _run_in_workers(cells: Sequence[Cell], out: Path, bar: Any, workers: int) -> None:
     """Let several processes do the runs, and move the bar as records come in."""
     threads = max(1, torch.get_num_threads() // workers)
     spawn = multiprocessing.get_context("spawn")
@@ -105,17 +106,17 @@ def _share(cells: Sequence[Cell], out: Path, bar: Any, workers: int) -> None:
             process.terminate()
             process.join()
     if any(process.exitcode for process in processes):
-        raise RuntimeError(f"workers={workers}: one of them died; the same command does what is missing")
+        raise RuntimeError(f"one of {workers} workers died; the same command does the missing runs")
 
 
 def _worker(cells: Sequence[Cell], out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _work(cells, out, tqdm(disable=True))
+    _run_here(cells, out, tqdm(disable=True))
 
 
 def _end_with_parent() -> None:
-    """Let a worker not outlive the command, however that was killed."""
+    """End a worker when the command ends, even if the command was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -123,11 +124,11 @@ def _end_with_parent() -> None:
 
 
 def _run_if_free(cell: Cell, out: Path, records: Records, bar: Any, *, wait: bool) -> bool:
-    """Whether the run is done, here or, meanwhile, elsewhere; False if another process is at work on it."""
-    with records.claimed(cell, wait=wait) as ours:
-        if not ours:
+    """Do the run unless another process is doing or has done it; return False if one is still doing it."""
+    with records.claimed(cell, wait=wait) as claimed:
+        if not claimed:
             return False
-        if records.done(cell) is None:
+        if records.find_success(cell) is None:
             bar.set_description(f"{cell.contender}, seed {cell.seed}")
             run_cell(cell, out, records)
         bar.update()
@@ -135,19 +136,24 @@ def _run_if_free(cell: Cell, out: Path, records: Records, bar: Any, *, wait: boo
 
 
 def run_cell(cell: Cell, out: Path, records: Records) -> Record:
-    """Train and evaluate one run, or go on with it, and record what came of it.
+    """Train and evaluate one run, or resume it, and write its record.
+
+    Args:
+        cell: the run.
+        out: folder of the grid.
+        records: of the grid.
 
     Raises:
         OSError: the disk is full.
-        KeyboardInterrupt: it was stopped.
+        KeyboardInterrupt: the run was stopped.
     """
     folder = run_folder(cell, out)
-    begun = folder.config.is_file()
-    if folder.path.exists() and not begun:  # killed before it began
+    started = folder.config.is_file()
+    if folder.path.exists() and not started:  # killed before it started
         shutil.rmtree(folder.path)
     stopwatch = Stopwatch(folder.training_time)
     try:
-        evaluation = train(cell.config, folder.path, resume=begun, progress=False, callbacks=[stopwatch])
+        evaluation = train(cell.config, folder.path, resume=started, progress=False, callbacks=[stopwatch])
     except Exception as error:  # whatever a method or a model may raise
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
@@ -160,7 +166,7 @@ def run_cell(cell: Cell, out: Path, records: Records) -> Record:
 
 
 class Stopwatch(Callback):
-    """Counts the seconds of a training over all its sessions, and keeps them in a file after each epoch.
+    """Counts the seconds of a training over all its sessions, and writes them to a file after each epoch.
 
     Args:
         path: a JSON file.
@@ -169,28 +175,28 @@ class Stopwatch(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seconds = 0.0
-        self.since = 0.0
+        self.epoch_start = 0.0
 
     def read(self) -> float:
-        """Seconds so far; 0 before the first epoch has ended."""
+        """Return the seconds so far; 0 before the first epoch has ended."""
         if not self.path.is_file():
             return 0.0
         return float(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start an epoch."""
-        self.since = time.perf_counter()
+        self.epoch_start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Add an epoch, its validation with it."""
-        self.seconds += time.perf_counter() - self.since
+        """Add an epoch, its validation included."""
+        self.seconds += time.perf_counter() - self.epoch_start
         if trainer.is_global_zero:
             write_whole(self.path, json.dumps({"seconds": self.seconds}) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
+        """Return what the checkpoint keeps."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue from a checkpoint."""
         self.seconds = state_dict["seconds"]

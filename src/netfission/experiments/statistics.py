@@ -1,4 +1,4 @@
-"""SeedValues of merit over seeds, and how a table shows them."""
+"""Statistics over seeds, and how tables show them."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -11,65 +11,88 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class SeedValues:
-    """Values of one figure, one a seed.
+    """Values of one metric, one per seed.
 
     Attributes:
-        values: by seed.
+        values: seed → value.
+
+    Example:
+        >>> accuracy = SeedValues({0: 0.90, 1: 0.92, 2: 0.91})
+        >>> print(f"{accuracy.mean:.2f} ± {accuracy.deviation:.2f}, n = {accuracy.n}")
+        0.91 ± 0.01, n = 3
     """
 
     values: dict[int, float]
 
     @property
     def n(self) -> int:
-        """How many seeds."""
+        """Number of seeds."""
         return len(self.values)
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return mean(self.values.values())
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation over the seeds; None of a single one."""
+        """Sample standard deviation over the seeds; None for a single seed."""
         return stdev(self.values.values()) if self.n > 1 else None
 
     @property
     def margin(self) -> float | None:
-        """Half the width of the 95 % confidence interval of the mean (Student's t); None of a single seed."""
+        """Half the width of the mean's 95 % confidence interval (Student's t); None for a single seed."""
         if self.deviation is None:
             return None
         quantile: float = student.ppf((1 + CONFIDENCE) / 2, self.n - 1)
         return quantile * self.deviation / sqrt(self.n)
 
     def minus(self, other: "SeedValues") -> "SeedValues":
-        """Differences seed by seed, of the seeds that both have."""
+        """Return the paired differences, for the seeds that both have.
+
+        Example:
+            >>> SeedValues({0: 0.5, 1: 0.75}).minus(SeedValues({1: 0.5, 2: 0.1}))
+            SeedValues(values={1: 0.25})
+        """
         both = self.values.keys() & other.values.keys()
         return SeedValues({seed: self.values[seed] - other.values[seed] for seed in sorted(both)})
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of merit, as a table shows it."""
+    """How a table shows a metric.
+
+    Attributes:
+        title: head of the column.
+        scale: factor from the metric's value to the number shown, such as 100 for per cent.
+        digits: digits after the decimal point.
+
+    Example:
+        >>> accuracy = Column("accuracy %", 100, 2)
+        >>> accuracy.cell(SeedValues({0: 0.90, 1: 0.92}))
+        '91.00 ± 1.41'
+        >>> accuracy.difference(SeedValues({0: 0.01, 1: 0.02, 2: 0.03}))
+        '+2.00 [-0.48, +4.48]'
+    """
 
     title: str
     scale: float
     digits: int
 
-    def cell(self, figures: SeedValues) -> str:
-        """Mean ± standard deviation."""
-        spread = figures.deviation
-        shown = f"{self.scale * figures.mean:.{self.digits}f}"
-        return shown if spread is None else f"{shown} ± {self.scale * spread:.{self.digits}f}"
+    def cell(self, values: SeedValues) -> str:
+        """Return the mean ± standard deviation as text."""
+        middle = f"{self.scale * values.mean:.{self.digits}f}"
+        spread = values.deviation
+        return middle if spread is None else f"{middle} ± {self.scale * spread:.{self.digits}f}"
 
-    def difference(self, figures: SeedValues) -> str:
-        """Mean difference with its confidence interval."""
-        if not figures.n:
+    def difference(self, values: SeedValues) -> str:
+        """Return a mean difference with its confidence interval as text; empty if there are no seeds."""
+        if not values.n:
             return ""
-        middle = f"{self.scale * figures.mean:+.{self.digits}f}"
-        if figures.margin is None:
+        middle = f"{self.scale * values.mean:+.{self.digits}f}"
+        if values.margin is None:
             return middle
-        ends = (self.scale * (figures.mean + sign * figures.margin) for sign in (-1, 1))
+        ends = (self.scale * (values.mean + sign * values.margin) for sign in (-1, 1))
         return middle + " [" + ", ".join(f"{end:+.{self.digits}f}" for end in ends) + "]"
 
 
@@ -80,3 +103,4 @@ COLUMNS = {
     "brier": Column("Brier", 1, 4),
     "disagreement": Column("disagreement %", 100, 2),
 }
+MAIN_COLUMNS = {key: COLUMNS[key] for key in ("top1", "nll", "ece")}

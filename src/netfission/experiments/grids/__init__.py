@@ -1,16 +1,21 @@
-"""The grids that come with the project: one YAML file each, and what several of them have in common."""
+"""The grids that come with the project: one YAML file each, and the settings that several of them share."""
 
 from importlib.resources import files
 
-SHARED = "scales"  # settings that several grids have in common, by scale
+SHARED = "scales"  # settings that several grids share, by scale
 
 
 def named_grids() -> list[str]:
-    """Their names."""
+    """Return the names of the grids, in alphabetical order.
+
+    Example:
+        >>> named_grids()[:3]
+        ['ablation-distillation', 'augmentation', 'branching']
+    """
     names = (file.name for file in files(__name__).iterdir())
     return sorted(stem for name in names if (stem := name.removesuffix(".yaml")) not in (name, SHARED))
 
 
 def grid_text(name: str) -> str:
-    """The content of one's file."""
+    """Return the YAML text of a grid's file."""
     return (files(__name__) / f"{name}.yaml").read_text("utf-8")
