@@ -34,14 +34,14 @@ def test_a_default_spelt_out_is_the_same_run(grid_of):
 
 
 def test_an_unknown_setting_is_named(grid_of):
-    with pytest.raises(ValueError, match="setting='epoch' is not known; did you mean epochs"):
+    with pytest.raises(ValueError, match=r"setting must be one of .*, got 'epoch'; did you mean epochs"):
         grid_of("single", epoch=3).cells()
 
 
 def test_every_method_can_be_compared():
     named = {settings.get("method", "fission") for settings in CONTENDERS.values()}
     assert named == set(METHODS)
-    with pytest.raises(ValueError, match="methods='singl' is not known; did you mean single"):
+    with pytest.raises(ValueError, match=r"methods must be one of .*, got 'singl'; did you mean single"):
         find_contender("singl")
 
 
@@ -66,5 +66,5 @@ def test_settings_of_a_method_reach_only_those_who_read_them(grid_of):
     cells = {cell.contender: cell.config.fission for cell in grid.cells()}
     assert [cells[name].assignment for name in grid.contenders] == ["random", "importance", "random"]
     assert [cells[name].keep_shortcuts for name in grid.contenders] == [True, False, True]
-    with pytest.raises(ValueError, match=r"rho=0\.5: no contender reads it"):
+    with pytest.raises(ValueError, match=r"rho must be left out, since no contender reads it, got 0\.5"):
         grid_of("single", "mc-dropout", rho=0.5).cells()

@@ -8,12 +8,12 @@ def test_a_local_cluster_does_the_runs_and_gets_the_same_figures(grid_of, tmp_pa
     pytest.importorskip("ray")
     cells = grid_of("single", "treenet").cells()
     alone = run_missing(cells, tmp_path / "alone")
-    spread = run_missing(cells, tmp_path / "spread", ray="local")
-    for one, other in zip(alone, spread, strict=True):
+    distributed = run_missing(cells, tmp_path / "cluster", ray="local")
+    for one, other in zip(alone, distributed, strict=True):
         assert one.contender == other.contender
         nll, its_nll = (run.read_evaluation().ensemble["nll"] for run in (one, other))
         assert nll == pytest.approx(its_nll, rel=1e-3)
-    assert run_missing(cells, tmp_path / "spread") == spread
+    assert run_missing(cells, tmp_path / "cluster") == distributed
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "127.0.0.1:99999999"])
@@ -22,5 +22,6 @@ def test_an_address_that_does_not_answer_is_refused_in_one_line(address, tmp_pat
     request = "compare --data digits --model wrn-10-1 --methods [single] --epochs 1"
     assert main([*request.split(), "--ray", address, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"ray={address}: no Ray cluster answers" in error
+    assert "ray must be the address of a Ray cluster (auto, local, HOST:PORT or ray://HOST:PORT)" in error
+    assert f"got no answer at {address}" in error
     assert not (tmp_path / "out" / "runs").exists()

@@ -57,10 +57,10 @@ def test_figures_are_those_of_the_runs(compared):
             for run in runs
             if run["contender"] == name
         }
-        assert comparison["figures"][name]["top1"]["values"] == own
+        assert comparison["metrics"][name]["top1"]["values"] == own
         assert len(own) == 2
     table = (out / "comparison.txt").read_text()
-    accuracy = mean(comparison["figures"]["single"]["top1"]["values"].values())
+    accuracy = mean(comparison["metrics"]["single"]["top1"]["values"].values())
     assert re.search(rf"single +2 +{100 * accuracy:.2f} ± ", table)
     assert "minus single, seed by seed [95 %]" in table
 
@@ -98,7 +98,9 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     assert json.loads(file.read_text())["costs"]["rounds"] == 2  # as often as before
     file.unlink()
     shutil.rmtree(tmp_path / "runs")
-    with pytest.raises(ValueError, match=f"none of its networks is left in .*; remove .*{cells[0].key}"):
+    with pytest.raises(
+        ValueError, match=f"out must be a folder with a network of single, .*; remove .*{cells[0].key}"
+    ):
         compare(grid, tmp_path)
 
 
@@ -119,7 +121,7 @@ def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     remarks = compare(grid, tmp_path, rounds=1).remarks
     assert remarks["treenet"] == ["grouping copies", "distillation weight 0.0"]
     first, second = remarks["batch-ensemble"]
-    assert (first, second[:12]) == ("learns from the labels alone, as it is defined", "fast weights")
+    assert (first, second[:12]) == ("trained without distillation, as the method is defined", "fast weights")
     assert "single" not in remarks
 
 
@@ -133,7 +135,9 @@ def test_records_of_other_data_of_the_same_name_are_refused(grid_of, tmp_path):
     grids = [grid_of("single", data=str(tmp_path / place / "images")) for place in ("a", "b")]
     out = tmp_path / "out"
     compare(grids[0], out, rounds=1)
-    with pytest.raises(ValueError, match=r"data=.*images: .*\.json is of other data of that name"):
+    with pytest.raises(
+        ValueError, match=r"data must be the data of .*\.json, got other data of the same name \(.*images\)"
+    ):
         compare(grids[1], out)
     (tmp_path / "moved").mkdir()
     (tmp_path / "a" / "images").rename(tmp_path / "moved" / "images")
@@ -161,7 +165,7 @@ def test_pictures_are_drawn(compared):
         ("--methods [single] --rounds 0", "--rounds must be a positive integer, got 0"),
         (
             "--methods [single] --model wrn-10-1x",
-            "no run of any of them succeeded (unknown model",
+            "methods must be such that at least one run succeeds, got failures only (",
         ),
     ],
 )

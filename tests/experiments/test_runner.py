@@ -64,7 +64,8 @@ def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
     half = file.read_text()[: len(file.read_text()) // 2]
     file.write_text(half)
     with pytest.raises(
-        ValueError, match=f"{cells[0].key}.json: is no whole record of a run .*; remove it"
+        ValueError,
+        match=f"{cells[0].key}.json must be a valid JSON file, got damaged content .*; remove it, and the",
     ) as error:
         run_missing(cells, tmp_path)
     assert str(file) in str(error.value)
@@ -97,7 +98,7 @@ def test_workers_share_the_runs_and_get_the_same_figures(grid_of, tmp_path):
         assert one.read_evaluation().ensemble["nll"] == pytest.approx(
             other.read_evaluation().ensemble["nll"], rel=1e-3
         )
-    with pytest.raises(ValueError, match="workers=0: takes a whole number from 1"):
+    with pytest.raises(ValueError, match="workers must be a positive integer, got 0"):
         run_missing(cells, tmp_path, workers=0)
 
 

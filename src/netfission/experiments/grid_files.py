@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,6 @@ class _Content:
     x_axis: str = ""
     settings: dict[str, Any] | None = None
     scales: dict[str, dict[str, Any] | None] | None = None
-
-
-_KEYS = [key.name for key in fields(_Content)]
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,9 @@ class GridFile:
         number = check_positive_integer("seeds", self.seeds if seeds is None else seeds)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
         contenders = dict(_expand(self.contenders))
-        check_choice(f"{self.name}: reference", self.reference, contenders)
+        check_choice(f"{self.name}.reference", self.reference, contenders)
         if self.x_axis and not any(self.x_axis in settings for settings in contenders.values()):
-            raise invalid(f"{self.name}: x_axis", "a setting under contenders", self.x_axis)
+            raise invalid(f"{self.name}.x_axis", "a setting under contenders", self.x_axis)
         title = f"{self.title} ({scale} scale)"
         return Grid(contenders, range(number), common, self.reference, title, self.x_axis)
 
@@ -126,7 +123,7 @@ def read_grid(name: str, text: str) -> GridFile:
     for settings in (content.settings, *(content.scales or {}).values(), *contenders.values(), *each):
         if settings and "seed" in settings:
             hint = "seeds is the number of runs of each contender"
-            raise invalid(f"{name}: seed", "left out", found="a setting", hint=hint)
+            raise invalid(f"{name}.seed", "left out", found="a setting", hint=hint)
     shared = yaml.safe_load(grid_text(SHARED))
     scales = content.scales or dict.fromkeys(shared)
     return GridFile(
@@ -149,31 +146,21 @@ def _read_content(name: str, text: str) -> _Content:
         parsed = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise invalid(name, "YAML", found=f"damaged text ({error})") from error
-    if not isinstance(parsed, dict):
-        raise invalid(name, f"a mapping with the keys {', '.join(_KEYS)}", parsed)
-    for key in parsed:
-        check_choice(f"{name}: key", str(key), _KEYS)
-    if not parsed.get("contenders"):
-        raise invalid(
-            f"{name}: contenders", "a mapping with at least one contender", parsed.get("contenders")
-        )
-    try:
-        return typed(_Content, parsed)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    content = typed(_Content, parsed, name)
+    if not content.contenders:
+        raise invalid(f"{name}.contenders", "an object with at least one contender", content.contenders)
+    return content
 
 
 def _contender_settings(grid: str, name: str, settings: Settings | None) -> Settings:
     """The settings beside a contender's name, or, if there are none, those of the known contender."""
     if settings is None:
-        if name not in CONTENDERS:
-            expected = f"one of {', '.join(CONTENDERS)}, or have settings"
-            raise invalid(f"{grid}: a contender's name", expected, name)
+        check_choice(f"name in {grid}.contenders without settings", name, CONTENDERS)
         return CONTENDERS[name]
-    each = typed(dict[str, list[Any]], settings.get("each", {}), f"{grid}: {name}: each")
-    for key, values in each.items():
+    each_name = f"{grid}.contenders.{name}.each"
+    for key, values in typed(dict[str, list[Any]], settings.get("each", {}), each_name).items():
         if not values:
-            raise invalid(f"{grid}: {name}: each.{key}", "a list of at least one value", values)
+            raise invalid(f"{each_name}.{key}", "a list of at least one value", values)
     return settings
 
 

@@ -16,13 +16,14 @@ T = TypeVar("T")
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
-def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = ()) -> T | None:
+def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint: str = "") -> T | None:
     """Read a file as `kind`; return None if there is no file.
 
     Args:
         path: path of the file.
         kind: a dataclass, or a list, dict or tuple of dataclasses.
         besides: entries of the outermost object that are not fields of `kind`; they are left out.
+        hint: what to do about a damaged file, for the message.
 
     Raises:
         ValueError: the file is not JSON, or a value is missing, unknown or of another type.
@@ -44,7 +45,7 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = ()) -> T 
         return typed(kind, content)
     except (ValueError, RecursionError) as error:
         found = f"damaged content ({first_line(error)})"
-        raise invalid(str(path), "a valid JSON file", found=found) from error
+        raise invalid(str(path), "a valid JSON file", found=found, hint=hint) from error
 
 
 def typed(kind: type[T], content: Any, where: str = "") -> T:
