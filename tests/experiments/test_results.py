@@ -109,8 +109,8 @@ def test_a_run_that_fails_is_told_and_the_others_compared(tmp_path, capsys):
     assert main([*FLAGS.split(), *methods, "--exits", "1", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert said.err.endswith(
-        "netfission: 1 run failed (exits=1: a Deep Ensemble takes 2 members or more); see the table, and "
-        "run the command again\n"
+        "netfission: 1 run failed (exits must be at least 2 with method=deep-ensemble, got 1); see the "
+        "table, and run the command again\n"
     )
     assert "deep-ensemble, seed 0: failed (exits=1" in said.out
     assert re.search(r"single +1 +\d", said.out)

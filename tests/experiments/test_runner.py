@@ -40,7 +40,7 @@ def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(grid_of,
         grid, contenders={**grid.contenders, "deep-ensemble": {"method": "deep-ensemble", "exits": 1}}
     )
     deep, single = run_missing(failing.cells(), tmp_path)
-    assert deep.error == "exits=1: a Deep Ensemble takes 2 members or more"
+    assert deep.error == "exits must be at least 2 with method=deep-ensemble, got 1"
     assert deep.evaluation is None
     assert single.error is None
     record = Records(tmp_path / "records").file(failing.cells()[0])

@@ -45,13 +45,16 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
     [
         ("cost {run}", "must be a run with method=fission, got method=deep-ensemble"),
         ("evaluate {run} --cascade", "a cascade takes a run with method=fission, not deep-ensemble"),
-        ("train --method deep-ensemble --exits 1", "exits=1: a Deep Ensemble takes 2 members or more"),
+        (
+            "train --method deep-ensemble --exits 1",
+            "exits must be at least 2 with method=deep-ensemble, got 1",
+        ),
         (
             "train --method packed --grouping channels",
-            "grouping=channels: goes with method fission, not with packed",
+            "grouping must be 'weights' unless method=fission, got 'channels'",
         ),
-        ("train --method snapshot", "epochs=1: 2 steps are too few for 3 different snapshots"),
-        ("train --method deep-ensembl", "method='deep-ensembl' is not known; did you mean deep-ensemble"),
+        ("train --method snapshot", "epochs must be enough for 3 different snapshots, got 1 (2 steps)"),
+        ("train --method deep-ensembl", "got 'deep-ensembl'; did you mean deep-ensemble or dst-ensemble"),
     ],
 )
 def test_what_a_baseline_cannot_do_is_told_in_one_line(ensemble_run, command, message, capsys, tmp_path):

@@ -99,5 +99,5 @@ class Attentive(nn.Module):
 
 
 def test_attention_of_torch_is_refused():
-    with pytest.raises(ValueError, match=r"layer 'attention' \(MultiheadAttention\) takes no fast weights"):
+    with pytest.raises(ValueError, match=r"got layer 'attention' \(MultiheadAttention\), which cannot have"):
         find_method(CONFIG).build(plan(Attentive))

@@ -88,11 +88,11 @@ def test_random_numbers_come_from_the_seed(method):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exits": 1}, "exits=1: method {method} takes 2 members or more"),
-        ({"sparsity": 0.5}, "sparsity=0.5: method {method} takes no pruning"),
+        ({"exits": 1}, "^exits must be at least 2 with method={method}, got 1$"),
+        ({"sparsity": 0.5}, "^sparsity must be 0.0 with method={method}, got 0.5; it does not prune$"),
         (
             {"create": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 10))},
-            "method={method}: takes a network of two convolutions or linear layers or more",
+            "^model with method={method} must be a network of at least two .*, got 1 of them$",
         ),
         (
             {
@@ -102,7 +102,7 @@ def test_random_numbers_come_from_the_seed(method):
                     nn.Linear(16, 10),
                 )
             },
-            "method={method}: layer '0' computes its weight",
+            "^model with method={method} must be .* plain weights, got layer '0', which computes",
         ),
     ],
 )
@@ -115,15 +115,27 @@ def test_what_none_of_them_takes(method, changes, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "masksembles", "scale": 0.5}, "scale=0.5: takes a number from 1"),
-        ({"method": "masksembles", "scale": 7.0}, "scale=7.0: takes a number from 1"),
-        ({"method": "mc-dropout", "dropout_rate": 0.0}, "dropout_rate=0.0: takes a share between 0 and 1"),
-        ({"method": "mc-dropout", "dropout_rate": 1.0}, "dropout_rate=1.0: takes a share between 0 and 1"),
-        ({"method": "mimo", "repetitions": 0}, "repetitions=0: takes a whole number from 1"),
-        ({"method": "mimo", "rho": 1.5}, "rho=1.5: takes a share from 0 to 1"),
-        ({"method": "packed", "alpha": 0.0}, "alpha=0.0: takes a number above 0"),
-        ({"method": "packed", "gamma": 0}, "gamma=0: takes a whole number from 1"),
-        ({"method": "packed", "scale": 3.0}, "scale=3.0: goes with method masksembles, not with packed"),
+        (
+            {"method": "masksembles", "scale": 0.5},
+            r"^scale must be a number from 1 \(equal members\) to 6, got 0\.5$",
+        ),
+        (
+            {"method": "masksembles", "scale": 7.0},
+            r"^scale must be a number from 1 \(equal members\) to 6, got 7\.0$",
+        ),
+        (
+            {"method": "mc-dropout", "dropout_rate": 0.0},
+            "^dropout_rate must be a share between 0 and 1, got 0.0$",
+        ),
+        (
+            {"method": "mc-dropout", "dropout_rate": 1.0},
+            "^dropout_rate must be a share between 0 and 1, got 1.0$",
+        ),
+        ({"method": "mimo", "repetitions": 0}, "^repetitions must be a positive integer, got 0$"),
+        ({"method": "mimo", "rho": 1.5}, "^rho must be a share from 0 to 1, got 1.5$"),
+        ({"method": "packed", "alpha": 0.0}, "^alpha must be a positive number, got 0.0$"),
+        ({"method": "packed", "gamma": 0}, "^gamma must be a positive integer, got 0$"),
+        ({"method": "packed", "scale": 3.0}, "^scale must be 2.0 unless method=masksembles, got 3.0$"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -147,7 +159,10 @@ class Weightless(nn.Module):
 
 @pytest.mark.parametrize("method", ["batch-ensemble", "masksembles", "mc-dropout"])
 def test_a_model_that_reads_past_its_layers_is_refused(method):
-    with pytest.raises(ValueError, match=f"method={method}: the model does not run with its layers replaced"):
+    with pytest.raises(
+        ValueError,
+        match=f"^model with method={method} must be able to run with its layers replaced, got an error",
+    ):
         build(method, create=Weightless)
 
 

@@ -78,7 +78,10 @@ def test_all_layers_but_the_first_and_the_thin_have_masks():
     network = find_method(CONFIG).build(plan(create)).network
     assert [isinstance(layer, Masked) for layer in network] == [False, False, True, False, True]
     assert not torch.equal(network[2].masks[0], network[2].masks[1])
-    with pytest.raises(ValueError, match="takes a model with layers of 10 channels or more"):
+    with pytest.raises(
+        ValueError,
+        match=r"^model with method=masksembles must be a network with inner layers of 10 channels",
+    ):
         find_method(CONFIG).build(
             plan(lambda: nn.Sequential(nn.Conv2d(3, 9, 8), nn.Flatten(), nn.Linear(9, 10)))
         )

@@ -143,13 +143,16 @@ class Concatenated(nn.Module):
     [
         (
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Linear(16, 10)),
-            "layer '1': takes a first layer that convolves the images",
+            r"layer is a convolution of the images, without groups, got layer '1' \(Linear",
         ),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 6, 8, groups=3), nn.Flatten(), nn.Linear(6, 10)),
-            "layer '0': takes a first layer that convolves the images",
+            r"layer is a convolution of the images, without groups, got layer '0' \(Conv2d",
         ),
-        (Concatenated, "takes a model that ends in one layer of its classes"),
+        (
+            Concatenated,
+            r"whose last layer gives the logits, got logits of shape \(2, 3, 8\)",
+        ),
     ],
 )
 def test_what_is_refused(create, message):

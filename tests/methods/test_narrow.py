@@ -189,9 +189,18 @@ CONV = nn.Conv2d(12, 24, 3, padding=1)
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (nn.Sequential(CONV, nn.GroupNorm(2, 24)), r"layer 'second\.1' \(GroupNorm\) cannot be narrowed"),
-        (nn.Conv2d(12, 24, 3, padding=1, groups=4), r"layer 'second' has 4 groups already"),
-        (nn.Sequential(CONV, Shift()), "method=narrow: the model's layers do not fit one another"),
+        (
+            nn.Sequential(CONV, nn.GroupNorm(2, 24)),
+            r"batch norms and linear layers, got layer 'second\.1' \(GroupNorm\)",
+        ),
+        (
+            nn.Conv2d(12, 24, 3, padding=1, groups=4),
+            r"one group or depthwise ones, got layer 'second' of 4 groups",
+        ),
+        (
+            nn.Sequential(CONV, Shift()),
+            "^model with method=narrow must be .*, got an error at other widths",
+        ),
     ],
 )
 def test_layers_that_cannot_be_narrowed_are_named(second, message):
@@ -202,13 +211,33 @@ def test_layers_that_cannot_be_narrowed_are_named(second, message):
 @pytest.mark.parametrize(
     ("changes", "config", "message"),
     [
-        ({"exits": 1}, CONFIG, "exits=1: method=narrow takes 2 branches or more"),
-        ({"sparsity": 0.5}, CONFIG, r"sparsity=0\.5: method=narrow takes 0"),
-        ({"ratio": [2, 1, 1]}, CONFIG, r"ratio=\[2, 1, 1\]: does not go with method=narrow"),
-        ({"branch_after": [1, 2]}, CONFIG, r"branch_after=\[1, 2\]: method=narrow takes the same stage"),
+        ({"exits": 1}, CONFIG, "^exits must be at least 2 with method=narrow, got 1$"),
+        (
+            {"sparsity": 0.5},
+            CONFIG,
+            r"^sparsity must be 0\.0 with method=narrow, got 0\.5; it does not prune$",
+        ),
+        (
+            {"ratio": [2, 1, 1]},
+            CONFIG,
+            r"^ratio must be None with method=narrow, got \[2, 1, 1\]; its branches",
+        ),
+        (
+            {"branch_after": [1, 2]},
+            CONFIG,
+            r"^branch_after must be the same stage for all .*=narrow, got \[1, 2\]$",
+        ),
         ({"branch_after": [5, 5]}, CONFIG, r"branch_after must be 2 stages, .*, got \[5, 5\]"),
-        ({}, replace(CONFIG, branch_groups=[1, 2]), r"branch_groups=\[1, 2\]: takes 3 numbers"),
-        ({}, replace(CONFIG, branch_groups=[1, 0, 2]), r"branch_groups=\[1, 0, 2\]: takes whole numbers"),
+        (
+            {},
+            replace(CONFIG, branch_groups=[1, 2]),
+            r"^branch_groups must be 3 positive integers, one per branch, got \[1, 2\]$",
+        ),
+        (
+            {},
+            replace(CONFIG, branch_groups=[1, 0, 2]),
+            r"^branch_groups must be positive integers, .* \[1, 0, 2\]$",
+        ),
     ],
 )
 def test_what_is_refused(changes, config, message):

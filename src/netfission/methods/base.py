@@ -1,4 +1,7 @@
-"""What every method offers: a network of several predictions, and how it departs from the common training."""
+"""The interface of every method: a network of several predictions, and what differs in its training.
+
+A new baseline is one file with a subclass of `Method`, and one line in `netfission.methods.registry.METHODS`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +20,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels → a scalar
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a method makes its network of.
+    """What a method needs to build its network.
 
     Attributes:
         create: seed → the single network on the CPU, images → logits `(batch, classes)`, its weights drawn
             from that seed.
-        fission: number of exits (members of a method that has no exits), seed, and how to prune and cut.
+        fission: number of exits (or members, for a method without exits), seed, and how to prune and split.
         example: images to trace with, float `(batch, channels, height, width)`.
-        batches: pairs (images, labels) for the pruning criteria that look at data.
+        batches: pairs (images, labels) for the pruning criteria that read data.
+
+    Example:
+        >>> from functools import partial
+        >>> create = partial(call_with_seed, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+        >>> plan = BuildPlan(create, FissionConfig(exits=3), torch.zeros(1, 1, 8, 8))
+        >>> plan.with_one_exit(seed=7).fission.exits
+        1
     """
 
     create: Callable[[int], nn.Module]
@@ -33,10 +43,10 @@ class BuildPlan:
     batches: Sequence[tuple[Tensor, Tensor]] = ()
 
     def with_one_exit(self, seed: int | None = None) -> Self:
-        """The plan of a network of one exit, which has no branches.
+        """Return the plan of a network of one exit, which has no branches.
 
         Args:
-            seed: its own; default the plan's.
+            seed: of the network; default the seed of this plan.
         """
         seed = self.fission.seed if seed is None else seed
         one = replace(self.fission, exits=1, branch_after=None, ratio=None, seed=seed)
@@ -44,12 +54,12 @@ class BuildPlan:
 
 
 class StepResult(NamedTuple):
-    """What one training step came to.
+    """The result of one training step.
 
     Attributes:
         loss: a scalar.
-        logits: `(batch, exits, classes)` that it was taken of.
-        labels: those that go with them, `(batch,)` or soft `(batch, classes)`.
+        logits: `(batch, exits, classes)` that the loss was computed from.
+        labels: the labels of these logits, `(batch,)` or soft `(batch, classes)`.
     """
 
     loss: Tensor
@@ -58,13 +68,27 @@ class StepResult(NamedTuple):
 
 
 class TrainingHook:
-    """What a method does at set points of a training. Each point does nothing unless overridden.
+    """What a method does at set points of a training.
 
-    A training loop calls them; Lightning's does through `netfission.runs.callbacks.MethodHooks`.
+    A subclass overrides the points that it needs; the others do nothing. Any training loop can call them;
+    `netfission.runs.callbacks.MethodHooks` does so in the runs of this library.
+
+    Example:
+        A hook that freezes the network's first layer after the first epoch:
+
+        >>> class FreezeFirstLayer(TrainingHook):
+        ...     def on_epoch_start(self, network: nn.Module, epoch: int) -> None:
+        ...         network[0].requires_grad_(epoch == 0)
+        >>> network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> hook = FreezeFirstLayer()
+        >>> for epoch in range(2):
+        ...     hook.on_epoch_start(network, epoch)
+        >>> [parameter.requires_grad for parameter in network.parameters()]
+        [False, False, True, True]
     """
 
     def on_train_start(self, total_steps: int, epochs: int) -> None:
-        """Before the first step.
+        """Run before the first step.
 
         Args:
             total_steps: optimiser steps of the whole training.
@@ -75,62 +99,90 @@ class TrainingHook:
         """
 
     def on_epoch_start(self, network: nn.Module, epoch: int) -> None:
-        """Before the first batch of an epoch, counted from 0."""
+        """Run before the first batch of an epoch, counted from 0."""
 
     def on_batch_start(self, network: nn.Module, step: int) -> None:
-        """Before a batch goes through the network, as part of an optimiser step counted from 0."""
+        """Run before a batch goes through the network, as part of an optimiser step counted from 0."""
 
     def on_before_step(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seed: int
     ) -> None:
-        """After the gradients of a step, counted from 0, are complete and before the optimiser uses them.
+        """Run when the gradients of a step are complete, before the optimiser uses them.
 
         Args:
             network: in training.
-            optimizer: of its parameters.
-            step: number of the step.
+            optimizer: of the network's parameters.
+            step: number of the step, counted from 0.
             seed: of the training.
         """
 
     def on_batch_end(self, network: nn.Module, steps_done: int) -> None:
-        """After a batch; `steps_done` counts the optimiser steps so far."""
+        """Run after a batch; `steps_done` counts the optimiser steps so far."""
 
     def on_exception(self) -> None:
-        """When the training stops early."""
+        """Run when the training stops early."""
 
 
-# What a network of one exit reads of the settings of fission, beside the seed.
+# The settings of fission, beside the seed, that a network of one exit reads.
 SINGLE_EXIT_SETTINGS = frozenset({"stages", "sparsity", "criterion", "pruning_steps"})
 
 
 class Method:
-    """A way from one network to several predictions.
+    """A way from one network to several predictions. A subclass must define `build`.
 
-    What a subclass leaves as it is here is the common training: every exit learns every image of a batch by
-    cross-entropy, at the rate of the schedule asked for.
+    To add a method, write one file in `netfission.methods` with a subclass whose name ends in `Method`, and
+    enter it in `netfission.methods.registry.METHODS`. Settings of its own go into `MethodConfig`.
+
+    All other methods of this class are the common training: each exit learns each image of a batch by
+    cross-entropy, at the rate of the schedule in the settings. A subclass overrides what differs.
+
+    Attributes:
+        settings: names of the settings that the method reads, of `MethodConfig` and `FissionConfig`, beside
+            `exits` and `seed`, which all methods read.
+        distillation: the weight of the distillation term, if the settings leave it open.
+        deviations: how the training departs from the common one, in words for a reader.
 
     Args:
-        config: the settings of all methods; `settings` names those that this one reads, of them and of
-            fission's, beside exits and seed.
+        config: the settings of all methods.
+
+    Example:
+        A method that averages networks from different seeds, built for grey images of 8×8 pixels:
+
+        >>> class Committee(nn.Module):
+        ...     def __init__(self, members: list[nn.Module]) -> None:
+        ...         super().__init__()
+        ...         self.members = nn.ModuleList(members)
+        ...
+        ...     def forward(self, images: Tensor) -> Tensor:
+        ...         return torch.stack([member(images) for member in self.members], dim=1)
+        >>> class CommitteeMethod(Method):
+        ...     def build(self, plan: BuildPlan) -> nn.Module:
+        ...         return Committee([plan.create(seed) for seed in range(plan.fission.exits)])
+        >>> def create(seed: int) -> nn.Module:
+        ...     return call_with_seed(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), seed)
+        >>> plan = BuildPlan(create, FissionConfig(exits=3), example=torch.zeros(2, 1, 8, 8))
+        >>> network = CommitteeMethod(MethodConfig()).build(plan)
+        >>> network(plan.example).shape  # (batch, exits, classes)
+        torch.Size([2, 3, 10])
     """
 
     settings: ClassVar[frozenset[str]] = frozenset()
-    distillation: ClassVar[float] = 0.0  # the factor on the distillation term where none is asked for
-    deviations: ClassVar[tuple[str, ...]] = ()  # from the common training, in words for a reader
+    distillation: ClassVar[float] = 0.0
+    deviations: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """The network, on the CPU: images → logits `(batch, exits, classes)`.
+        """Build the network, on the CPU: images → logits `(batch, exits, classes)`.
 
         Raises:
-            ValueError: a setting is not what it takes, or the network cannot carry the method.
+            ValueError: a setting is not valid, or the method cannot use the model.
         """
         raise NotImplementedError
 
     def loss(self, training: TrainingConfig) -> EnsembleDistillationLoss:
-        """What a step descends on: as the settings say, with the method's own factor where they do not."""
+        """Return the loss that the settings ask for, with the method's `distillation` as default weight."""
         weight = training.distillation_weight
         return EnsembleDistillationLoss(
             training.temperature,
@@ -140,40 +192,56 @@ class Method:
         )
 
     def step(self, network: Network, images: Tensor, labels: Tensor, loss_fn: Loss) -> StepResult:
-        """One training step's loss on one batch."""
+        """Compute the loss of one training step on one batch.
+
+        Args:
+            network: images → logits `(batch, exits, classes)`.
+            images: `(batch, channels, height, width)`.
+            labels: `(batch,)`, or soft `(batch, classes)`.
+            loss_fn: logits and labels → a scalar, see `loss`.
+        """
         logits = network(images)
         return StepResult(loss_fn(logits, labels), logits, labels)
 
-    def epochs(self, asked: int, exits: int) -> int:
-        """How many epochs the whole training takes.
+    def epochs(self, epochs: int, exits: int) -> int:
+        """Return the number of epochs of the whole training.
 
         Args:
-            asked: those in the settings.
+            epochs: those in the settings.
             exits: number of predictions.
         """
-        return asked
+        return epochs
 
-    def schedule(self, asked: str, exits: int) -> Schedule:
-        """The learning rate's course.
+    def schedule(self, name: str, exits: int) -> Schedule:
+        """Return the schedule of the learning rate.
 
         Args:
-            asked: name of the schedule in the settings.
+            name: of the schedule in the settings.
             exits: number of predictions.
         """
-        return SCHEDULES[asked]
+        return SCHEDULES[name]
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
-        """What happens beside the steps.
+        """Return what happens beside the training steps.
 
         Args:
             exits: number of predictions.
             training: how the network is trained.
+
+        Raises:
+            ValueError: the method cannot be trained so.
         """
         return []
 
 
 def call_with_seed(create: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """What `create` makes of random numbers from a seed; the global generator stays as it was."""
+    """Call `create` with PyTorch's global generators seeded, and leave their state as it was.
+
+    Example:
+        >>> first, again = (call_with_seed(lambda: nn.Linear(2, 2), seed=0) for _ in range(2))
+        >>> torch.equal(first.weight, again.weight)
+        True
+    """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return create()

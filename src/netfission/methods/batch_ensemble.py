@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.methods.base import BuildPlan, Method
+from netfission.methods.checks import unsuitable_model
 from netfission.methods.layers import (
     BatchedMembers,
     Layer,
@@ -18,19 +19,24 @@ from netfission.methods.layers import (
     weight_layers,
 )
 
-DEVIATION = 0.5  # of the fast weights about 1
+DEVIATION = 0.5  # standard deviation of the fast weights, around 1
 
 
 class RankOne(nn.Module):
     """A layer with weight `W ∘ (s rᵀ)` for each member (section 3.1): `layer(x ∘ r) ∘ s + b`.
 
     Args:
-        layer: a convolution or linear layer; its weight is shared by the members, its bias, if it has one, is
-            where each member's own starts.
-        members: how many; the batch holds as many rows of each, member 0's first.
+        layer: a convolution or linear layer. The members share its weight; each member's bias starts at the
+            layer's, if it has one.
+        members: number of members; a batch holds equally many rows of each, those of member 0 first.
         generator: draws the fast weights r and s from the normal distribution of mean 1 and deviation 0.5,
             as the authors do for CIFAR (uncertainty-baselines, `random_sign_init=-0.5`) and as
             torch_uncertainty does.
+
+    Example:
+        >>> layer = RankOne(nn.Linear(4, 2), members=3, generator=torch.Generator())
+        >>> layer(torch.rand(3 * 5, 4)).shape
+        torch.Size([15, 2])
     """
 
     def __init__(self, layer: Layer, members: int, generator: torch.Generator) -> None:
@@ -46,12 +52,12 @@ class RankOne(nn.Module):
         self.layer = layer
         self.r = fast(input_channels(layer))
         self.s = fast(output_channels(layer))
-        own = layer.bias
-        self.bias = None if own is None else nn.Parameter(own.detach().repeat(members, 1))
+        bias = layer.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach().repeat(members, 1))
         layer.bias = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of `members * batch` rows → the same."""
+        """Map features of `members * batch` rows to those of the same rows."""
         rows = features.unflatten(0, (self.members, -1))
         outputs = self.layer((rows * self._along(self.r, rows)).flatten(0, 1))
         rows = outputs.unflatten(0, (self.members, -1))
@@ -67,12 +73,12 @@ class RankOne(nn.Module):
 
 
 class BatchEnsembleMethod(Method):
-    """`exits` members that share all weights and norms, and have factors and biases of their own.
+    """`exits` members that share all weights and norms, and each have their own factors and biases.
 
-    Every member learns every image of a batch, as in the authors' code; batch norms take their statistics
-    of all members' features together, likewise. Of that code two things are left out, since the training
-    is the common one: fast weights decay like all weights (there they do not), and they learn at the
-    rate of the others (there at half of it, `fast_weight_lr_multiplier=0.5`).
+    Each member learns each image of a batch, and batch norms take their statistics over the features of all
+    members, as in the authors' code. The training is the common one, which differs from that code twice. Fast
+    weights decay like all weights; there they do not. They learn at the same rate as all weights; there at
+    half of it (`fast_weight_lr_multiplier=0.5`).
     """
 
     deviations = (
@@ -80,10 +86,10 @@ class BatchEnsembleMethod(Method):
     )
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """The model of the plan's seed, its weights kept, with fast weights on every layer.
+        """Build the model of the plan's seed, with its weights, and add fast weights to each layer.
 
         Raises:
-            ValueError: fewer than 2 exits, pruning, or a model with layers that cannot carry fast weights.
+            ValueError: fewer than 2 exits, pruning, or a model with layers that cannot have fast weights.
         """
         method, members = self.config.method, plan.fission.exits
         check_plan(plan, method)
@@ -93,10 +99,8 @@ class BatchEnsembleMethod(Method):
 
         def make(name: str, module: nn.Module) -> nn.Module | None:
             if isinstance(module, nn.MultiheadAttention):
-                raise ValueError(
-                    f"method={method}: layer {name!r} (MultiheadAttention) takes no fast weights; takes a "
-                    "network of convolutions and linear layers"
-                )
+                found = f"layer {name!r} (MultiheadAttention), which cannot have fast weights"
+                raise unsuitable_model(method, "made of convolutions and linear layers", found)
             return RankOne(module, members, generator) if isinstance(module, nn.Conv2d | nn.Linear) else None
 
         return check_network(

@@ -8,20 +8,27 @@ from torch import Tensor, nn
 
 from netfission.config import TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
+from netfission.methods.checks import check_several_exits
 from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import Schedule
 from netfission.surgery.masks import MaskedModule
+from netfission.utils.errors import invalid
 
 
 class DeepEnsemble(MaskedModule):
     """Separate networks, run in turn: images → logits `(batch, members, classes)`.
 
     Args:
-        members: each images → logits `(batch, classes)`, or `(batch, exits, classes)`, whose exits then stand
-            side by side.
+        members: networks of images → logits `(batch, classes)`, or `(batch, exits, classes)`, in which case
+            the exits of all members are concatenated.
 
     Attributes:
-        active: in train mode, the one member to run; None for all of them.
+        active: in train mode, the only member to run; None for all of them.
+
+    Example:
+        >>> ensemble = DeepEnsemble([nn.Linear(4, 10), nn.Linear(4, 10)])
+        >>> ensemble(torch.rand(5, 4)).shape
+        torch.Size([5, 2, 10])
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -30,20 +37,20 @@ class DeepEnsemble(MaskedModule):
         self.active: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images → logits `(batch, members, classes)`."""
+        """Map images to logits `(batch, members, classes)`."""
         members = list(self.members)
         if self.training and self.active is not None:
             members = [members[self.active]]
         logits = [member(images) for member in members]
-        return torch.cat([each if each.ndim == 3 else each.unsqueeze(1) for each in logits], dim=1)
+        return torch.cat([part if part.ndim == 3 else part.unsqueeze(1) for part in logits], dim=1)
 
 
 class DeepEnsembleMethod(Method):
-    """`exits` networks, each from a seed of its own, trained together on the same batches or one by one.
+    """`exits` networks from different seeds, trained together on the same batches or one by one.
 
-    Nothing couples them: together, each gets the gradients, and so the weights, that it would get alone on
-    those batches. One by one, each has all epochs to itself, and sees the images in an order of its own; a
-    step then needs the memory of one.
+    The members are independent: trained together, each gets the gradients that it would get alone on those
+    batches. Trained one by one, each member has all epochs to itself and sees the images in another order; a
+    step then needs the memory of one network.
     """
 
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS | {"one_by_one"}
@@ -51,42 +58,55 @@ class DeepEnsembleMethod(Method):
     deviations = ("members are trained on the same batches (one_by_one: each in an order of its own)",)
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """Members from the seeds `exits * seed`, `exits * seed + 1`, …, so that no two runs share one."""
-        if plan.fission.exits < 2:
-            raise ValueError(f"exits={plan.fission.exits}: a Deep Ensemble takes 2 members or more")
+        """Build members from the seeds `exits * seed`, `exits * seed + 1`, …, so that runs share none.
+
+        Raises:
+            ValueError: fewer than 2 exits, or what `netfission.fission` refuses.
+        """
+        check_several_exits(plan.fission.exits, self.config.method)
         first = plan.fission.exits * plan.fission.seed
         seeds = range(first, first + plan.fission.exits)
         return DeepEnsemble([FissionMethod(self.config).build(plan.with_one_exit(seed)) for seed in seeds])
 
-    def epochs(self, asked: int, exits: int) -> int:
-        """As many as asked for, for each member where they are trained one by one."""
-        return asked * exits if self.config.one_by_one else asked
+    def epochs(self, epochs: int, exits: int) -> int:
+        """Return the epochs in the settings, times the members if they are trained one by one."""
+        return epochs * exits if self.config.one_by_one else epochs
 
-    def schedule(self, asked: str, exits: int) -> Schedule:
-        """The whole course, for each member anew where they are trained one by one."""
-        course = super().schedule(asked, exits)
-        return (lambda done: course(done * exits % 1.0)) if self.config.one_by_one else course
+    def schedule(self, name: str, exits: int) -> Schedule:
+        """Return the schedule in the settings, repeated per member if they are trained one by one."""
+        schedule = super().schedule(name, exits)
+        return (lambda progress: schedule(progress * exits % 1.0)) if self.config.one_by_one else schedule
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
-        """Pass from member to member where they are trained one by one.
+        """Switch from member to member if they are trained one by one.
 
         Raises:
-            ValueError: so they are to be, on several devices.
+            ValueError: members are to be trained one by one on several devices.
         """
         if not self.config.one_by_one:
             return []
         if training.devices * training.machines > 1:
-            raise ValueError("one_by_one=True: takes one device; members train together on several")
+            raise invalid("one_by_one", "False on more than one device", True)
         return [TrainOneByOne(training.epochs)]
 
 
 class TrainOneByOne(TrainingHook):
-    """Trains one member after another, each for so many epochs."""
+    """Trains one member after another.
+
+    Args:
+        epochs: of each member.
+
+    Example:
+        >>> ensemble = DeepEnsemble([nn.Linear(4, 10), nn.Linear(4, 10)])
+        >>> TrainOneByOne(epochs=30).on_epoch_start(ensemble, epoch=31)
+        >>> ensemble.active
+        1
+    """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
     def on_epoch_start(self, network: nn.Module, epoch: int) -> None:
-        """Say whose turn it is."""
+        """Choose the member that this epoch trains."""
         assert isinstance(network, DeepEnsemble)
         network.active = epoch // self.epochs

@@ -1,4 +1,4 @@
-"""The method of this project: one network, divided among several exits."""
+"""Fission, the method of this library: one network, divided among several exits."""
 
 from dataclasses import asdict, fields
 
@@ -10,13 +10,13 @@ from netfission.methods.base import BuildPlan, Method
 
 
 class FissionMethod(Method):
-    """The method of this project, see `netfission.algorithm.fission`."""
+    """Fission of one network, see `netfission.algorithm.fission`."""
 
     settings = frozenset(setting.name for setting in fields(FissionConfig))
     distillation = 1.0
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """A `FissionNetwork`."""
+        """Build a `FissionNetwork`; see `netfission.algorithm.fission` for errors."""
         return fission(
             plan.create(plan.fission.seed),
             **asdict(plan.fission),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.methods.base import BuildPlan, Method
+from netfission.methods.checks import unsuitable_model
 from netfission.methods.layers import (
     BatchedMembers,
     channel_dim,
@@ -17,30 +18,36 @@ from netfission.methods.layers import (
     replace_layers,
     weight_layers,
 )
+from netfission.utils.errors import invalid
 
-MIN_CHANNELS = 10  # channels that the authors' code makes masks for
+MIN_CHANNELS = 10  # the authors' code makes no masks for fewer
 _TRIES = 100_000
 
 
 def draw_masks(channels: int, members: int, scale: float, generator: torch.Generator) -> Tensor:
-    """Masks of equal size that together leave no channel out.
+    """Draw masks of equal size that together cover all channels.
 
-    Each member's mask has m ones at random among N places; the places that no mask has are dropped
-    (the authors' code). N = m·scale would leave `channels` on average where m is `channels` over
-    scale·(1 - (1 - 1/scale)^members); that m is taken, rounded down, and then the N that goes with it, and
-    masks are drawn until they leave exactly `channels`.
+    Each member's mask has m ones at random positions among N; positions in no mask are dropped (the authors'
+    code). With N = m·scale, `channels` positions are left on average if
+    m = channels / (scale·(1 - (1 - 1/scale)^members)). This m is rounded down, N follows from it, and masks
+    are drawn until exactly `channels` positions are left.
 
     Args:
-        channels: number of channels, 1 or more.
-        members: number of masks, 1 or more.
-        scale: from 1, with which all masks are all ones; the higher, the less they overlap.
+        channels: number of channels, at least 1.
+        members: number of masks, at least 1.
+        scale: at least 1, which gives masks of ones only; the higher, the less the masks overlap.
         generator: a CPU generator.
 
     Returns:
         `(members, channels)`, float32, of zeros and ones.
 
     Raises:
-        ValueError: no masks were found.
+        ValueError: no such masks were found.
+
+    Example:
+        >>> masks = draw_masks(16, members=3, scale=2.0, generator=torch.Generator().manual_seed(0))
+        >>> masks.shape, masks.any(dim=0).all().item()
+        (torch.Size([3, 16]), True)
     """
     share = scale * (1 - (1 - 1 / scale) ** members)
     kept = min(channels, max(int(channels / share), ceil(channels / members)))
@@ -52,11 +59,12 @@ def draw_masks(channels: int, members: int, scale: float, generator: torch.Gener
         used = masks.any(dim=0)
         if int(used.sum()) == channels:
             return masks[:, used]
-    raise ValueError(f"scale={scale}: no {members} masks of {channels} channels were found; takes another")
+    expected = f"one at which {members} masks of {channels} channels can be drawn"
+    raise invalid("scale", expected, scale, hint="try a slightly different value")
 
 
 def _places(channels: int, members: int, kept: int) -> int:
-    """Of how many places, `kept` drawn for each member, about `channels` are drawn at least once."""
+    """Find the number of places of which about `channels` are drawn, if each member draws `kept`."""
     low, high = channels, 100 * channels
     while low < high:
         middle = (low + high) // 2
@@ -68,11 +76,17 @@ def _places(channels: int, members: int, kept: int) -> int:
 
 
 class Masked(nn.Module):
-    """A layer that reads some channels only, each member its own.
+    """A layer that reads only some channels, which differ between members.
 
     Args:
         layer: a convolution or linear layer.
         masks: `(members, channels)`, float, zeros and ones.
+
+    Example:
+        >>> layer = Masked(nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+        >>> _ = nn.init.ones_(layer.layer.weight)
+        >>> layer(torch.ones(4, 2)).flatten().tolist()  # rows of member 0, then of member 1
+        [1.0, 1.0, 2.0, 2.0]
     """
 
     masks: Tensor
@@ -84,8 +98,8 @@ class Masked(nn.Module):
         self.register_buffer("masks", masks)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of a batch, which is dealt out to the members as evenly as it goes, member 0 first."""
-        rows = features.shape[0]  # not `len`, which an export would take for a number
+        """Apply the layer; the rows of the batch are assigned evenly to the members, member 0 first."""
+        rows = features.shape[0]  # not `len`, which an export would record as a constant
         member = torch.arange(rows, device=features.device) * len(self.masks) // rows
         masks = expand_along(self.masks[member], self.dim, features.ndim)
         outputs: Tensor = self.layer(features * masks.to(features.dtype))
@@ -93,26 +107,25 @@ class Masked(nn.Module):
 
 
 class MasksemblesMethod(Method):
-    """`exits` members that share all weights, and each leave out channels of their own.
+    """`exits` members that share all weights, and each leave out different channels.
 
-    Masks stand before every convolution and linear layer but the first to run, which reads the images, as
-    in torch_uncertainty's networks. Layers of fewer than 10 channels go without: the authors' code makes no
-    masks for so few. What is left is not scaled up, as in that code.
+    There is a mask before each convolution and linear layer except the first to run, which reads the images,
+    as in torch_uncertainty's networks. Layers of fewer than 10 channels have none, since the authors' code
+    makes no masks for so few. The remaining channels are not scaled up, as in that code.
     """
 
     settings = frozenset({"scale"})
     deviations = ("in training each image of a batch goes through one member, not through all",)
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """The model of the plan's seed, its weights kept, with masks drawn from the same seed.
+        """Build the model of the plan's seed, with its weights, and add masks drawn from the same seed.
 
         Raises:
-            ValueError: a scale outside [1, 6], fewer than 2 exits, pruning, or a model that cannot carry
-                masks.
+            ValueError: a scale outside [1, 6], fewer than 2 exits, pruning, or an unsuitable model.
         """
         method, members, scale = self.config.method, plan.fission.exits, self.config.scale
         if not 1 <= scale <= 6:
-            raise ValueError(f"scale={scale}: takes a number from 1 (equal members) to 6")
+            raise invalid("scale", "a number from 1 (equal members) to 6", scale)
         check_plan(plan, method)
         model = plan.create(plan.fission.seed)
         _, *inner = weight_layers(model, plan, method).values()
@@ -120,7 +133,8 @@ class MasksemblesMethod(Method):
             layer: input_channels(layer) for layer in inner if input_channels(layer) >= MIN_CHANNELS
         }
         if not channels:
-            raise ValueError(f"method={method}: takes a model with layers of {MIN_CHANNELS} channels or more")
+            expected = f"a network with inner layers of {MIN_CHANNELS} channels or more"
+            raise unsuitable_model(method, expected, "none")
         generator = make_generator(plan.fission.seed)
 
         def make(name: str, module: nn.Module) -> nn.Module | None:

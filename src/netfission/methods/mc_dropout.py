@@ -1,4 +1,4 @@
-"""MC dropout (Gal & Ghahramani 2016, arXiv 1506.02142): dropout left on, its samples averaged."""
+"""MC dropout (Gal & Ghahramani 2016, arXiv 1506.02142): dropout stays on, its samples are averaged."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -18,23 +18,29 @@ from netfission.methods.layers import (
     run_order,
     weight_layers,
 )
+from netfission.utils.errors import invalid
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
 
 class MemberDropout(nn.Dropout):
-    """Dropout that draws afresh in train mode, and in eval mode has one fixed sample for each member.
+    """Dropout that draws a new sample per call in train mode, and one fixed sample per member in eval mode.
 
-    A sample is over all features of an image, `(channels, height, width)`, and the same for all images, so
-    that a prediction depends on nothing but the image. It is drawn anew at each call from the seed, by a
-    generator of its own: nothing is stored, any size of images will do, and the global generator stays as
-    it was.
+    A sample covers the features of an image, `(channels, height, width)`. It is the same for all images, so
+    that a prediction depends on the image alone. Each call draws it again from the seed, with a separate
+    generator: nothing is stored, images may have any size, and the global generator stays as it was.
 
     Args:
         p: share of the features that is set to 0; the others are divided by 1 - p.
-        members: how many; in eval mode the batch holds as many rows of each, member 0's first.
+        members: number of members; in eval mode a batch holds equally many rows of each, member 0 first.
         seed: of the members' samples.
         channels: drop whole channels, as `nn.Dropout2d`.
+
+    Example:
+        >>> dropout = MemberDropout(0.5, members=2, seed=0).eval()
+        >>> first, second = dropout(torch.ones(2, 100))
+        >>> torch.equal(first, second), sorted(first.unique().tolist())
+        (False, [0.0, 2.0])
     """
 
     def __init__(self, p: float, members: int, seed: int, channels: bool = False) -> None:
@@ -44,7 +50,7 @@ class MemberDropout(nn.Dropout):
         self.channels = channels
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features → the same, some of them 0."""
+        """Set some of the features to 0."""
         if self.training:
             drop = F.dropout2d if self.channels else F.dropout
             return drop(features, self.p)
@@ -54,7 +60,7 @@ class MemberDropout(nn.Dropout):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its graphs hold no generators
     def _samples(self, features: Tensor) -> Tensor:
-        """Factors `(members, 1, ...)` for features `(rows, ...)`."""
+        """Draw factors `(members, 1, ...)` for features `(rows, ...)`."""
         shape = features.shape[1:]
         if self.channels:
             shape = torch.Size([shape[0], *(1 for _ in shape[1:])])
@@ -66,15 +72,14 @@ class MemberDropout(nn.Dropout):
 class McDropoutMethod(Method):
     """One network trained with dropout; its predictions under `exits` samples of the noise.
 
-    Dropout stands before every convolution and linear layer (section 3: "before every weight layer") but
-    the first to run, which reads the images, as in uncertainty-baselines' Wide ResNet with
-    `residual_dropout=False`; its rate of 0.1 is that code's. A layer that one of the model's own
-    `nn.Dropout` or `nn.Dropout2d` runs right before gets no second one; the model's own keep their rates
-    and stay on likewise. Dropout by `torch.nn.functional` cannot be seen and stays off in eval mode.
+    There is dropout before each convolution and linear layer (section 3: "before every weight layer"). Only
+    the first to run has none, as in uncertainty-baselines' Wide ResNet with `residual_dropout=False`, whose
+    rate of 0.1 is the default. A layer right after one of the model's own `nn.Dropout` or `nn.Dropout2d` gets
+    no second one; the model's own keep their rates and also stay on. Dropout by `torch.nn.functional` is not
+    found and stays off in eval mode.
 
-    In the paper each image has noise of its own. Here the members' noise is drawn once for all images. An
-    image's predictions have the same distribution over seeds, and the same network gives the same answer
-    twice, whatever else is in the batch.
+    In the paper the noise differs between images. Here a member's noise is drawn once for all images: the
+    predictions for an image have the same distribution over seeds, and they do not depend on the batch.
     """
 
     settings = frozenset({"dropout_rate"})
@@ -84,14 +89,14 @@ class McDropoutMethod(Method):
     )
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """The model of the plan's seed, its weights kept, with dropout.
+        """Build the model of the plan's seed, with its weights, and add dropout.
 
         Raises:
-            ValueError: a rate outside (0, 1), fewer than 2 exits, pruning, or a model that cannot carry it.
+            ValueError: a rate outside (0, 1), fewer than 2 exits, pruning, or a model that cannot have it.
         """
         method, members, rate = self.config.method, plan.fission.exits, self.config.dropout_rate
         if not 0 < rate < 1:
-            raise ValueError(f"dropout_rate={rate}: takes a share between 0 and 1")
+            raise invalid("dropout_rate", "a share between 0 and 1", rate)
         check_plan(plan, method)
         model = plan.create(plan.fission.seed)
         added = _without_dropout(model, plan, weight_layers(model, plan, method))
@@ -112,7 +117,7 @@ class McDropoutMethod(Method):
 
 
 def _without_dropout(model: nn.Module, plan: BuildPlan, layers: Mapping[str, Layer]) -> set[nn.Module]:
-    """The layers but the first that none of the model's own dropouts runs right before."""
+    """Find the layers except the first that do not run right after a dropout of the model."""
     modules = dict(model.named_modules())
     order = [modules[name] for name in run_order(model, plan.example, nn.Conv2d, nn.Linear, *_DROPOUTS)]
     kept = [module for module in order if not isinstance(module, _DROPOUTS) or module.p > 0]

@@ -1,4 +1,4 @@
-"""MIMO (Havasi et al. 2021, arXiv 2010.06610): members that share one network, apart from its ends."""
+"""MIMO (Havasi et al. 2021, arXiv 2010.06610): members that share one network except its ends."""
 
 from math import sqrt
 from typing import Any, cast
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.methods.base import BuildPlan, Loss, Method, Network, StepResult
+from netfission.methods.checks import unsuitable_model
 from netfission.methods.layers import (
     Layer,
     check_network,
@@ -16,16 +17,22 @@ from netfission.methods.layers import (
     output_channels,
     weight_layers,
 )
+from netfission.utils.errors import check_positive_integer, invalid
 
 
 class Mimo(nn.Module):
-    """A network that reads several images at once and tells what is on each.
+    """A network that reads several images at once and classifies each.
 
     Args:
-        network: images side by side `(batch, exits * channels, height, width)` → logits
+        network: concatenated images `(batch, exits * channels, height, width)` → logits
             `(batch, exits * classes)`.
         exits: number of members.
         channels: of one image.
+
+    Example:
+        >>> network = Mimo(nn.Sequential(nn.Flatten(), nn.Linear(2 * 16, 2 * 10)), exits=2, channels=1)
+        >>> network(torch.rand(5, 1, 4, 4)).shape
+        torch.Size([5, 2, 10])
     """
 
     def __init__(self, network: nn.Module, exits: int, channels: int) -> None:
@@ -35,44 +42,49 @@ class Mimo(nn.Module):
         self.channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images → logits `(batch, exits, classes)`.
+        """Map images to logits `(batch, exits, classes)`.
 
         Args:
-            images: `(batch, channels, height, width)`, which all members are shown, or an image for each
-                member side by side, `(batch, exits * channels, height, width)`.
+            images: `(batch, channels, height, width)`, shown to all members, or one image per member,
+                concatenated: `(batch, exits * channels, height, width)`.
         """
         if images.shape[1] == self.channels:
             images = images.repeat(1, self.exits, 1, 1)
         logits: Tensor = self.network(images)
-        each: Tensor = logits.unflatten(1, (self.exits, -1))
-        return each
+        by_exit: Tensor = logits.unflatten(1, (self.exits, -1))
+        return by_exit
 
 
 def draw_orders(batch: int, exits: int, repetitions: int, rho: float) -> Tensor:
-    """Which image of a batch each member is shown at each place (the authors' code).
+    """Draw which image of a batch each member sees at each position (the authors' code).
 
     Args:
         batch: number of images.
         exits: number of members.
-        repetitions: how often each image is shown to each member.
-        rho: share of the places, in [0, 1], where all members are shown the same image.
+        repetitions: how often each member sees each image.
+        rho: share of the positions, in [0, 1], at which all members see the same image.
 
     Returns:
-        int64 `(exits, repetitions * batch)`, drawn from the global generator of the CPU.
+        Numbers of images, int64 `(exits, repetitions * batch)`, drawn from the CPU's global generator.
+
+    Example:
+        >>> orders = draw_orders(batch=4, exits=3, repetitions=2, rho=0.5)
+        >>> orders.shape, (orders[:, 4:] == orders[0, 4:]).all().item()
+        (torch.Size([3, 8]), True)
     """
-    places = torch.arange(batch).repeat(repetitions)
-    common = places[torch.randperm(len(places))]
-    own, same = common.tensor_split([int(len(common) * (1 - rho))])
-    return torch.stack([torch.cat([own[torch.randperm(len(own))], same]) for _ in range(exits)])
+    images = torch.arange(batch).repeat(repetitions)
+    common = images[torch.randperm(len(images))]
+    separate, same = common.tensor_split([int(len(common) * (1 - rho))])
+    return torch.stack([torch.cat([separate[torch.randperm(len(separate))], same]) for _ in range(exits)])
 
 
 class MimoMethod(Method):
     """`exits` members inside one network, of which only the first and the last layer are wider.
 
-    The first convolution reads an image for each member, the last layer gives logits for each. In training
-    the images differ, in evaluation they are all the one asked about. The defaults, 4 repetitions and rho
-    0, are those of the authors' code for CIFAR (uncertainty-baselines, `baselines/cifar/mimo.py`).
-    Distillation among members, where asked for, is of no effect: they see different images.
+    The first convolution reads one image per member, and the last layer gives logits per member. The images
+    differ in training, and are the same in evaluation. The defaults, 4 repetitions and rho 0, are those of
+    the authors' code for CIFAR (uncertainty-baselines, `baselines/cifar/mimo.py`). Distillation among members
+    has no effect, since they see different images.
     """
 
     settings = frozenset({"repetitions", "rho"})
@@ -82,50 +94,51 @@ class MimoMethod(Method):
     )
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """The model of seed `exits * seed` with its ends widened.
+        """Build the model of seed `exits * seed` with wider ends.
 
         The first and last weights of member k are those of the model of seed `exits * seed + k`, so that
-        members start apart; the first ones over √exits, so that the sum over members varies as one does.
+        members start with different weights. The first weights are divided by √exits, so that the sum over
+        members has the variance of one.
 
         Raises:
-            ValueError: a setting outside its range, fewer than 2 exits, pruning, or a model whose first
-                layer is no plain convolution, or whose last does not give the logits.
+            ValueError: a setting outside its range, fewer than 2 exits, or pruning. Or the model's first
+            layer
+                is not a plain convolution, or its last does not give the logits.
         """
         method, exits = self.config.method, plan.fission.exits
-        if self.config.repetitions < 1:
-            raise ValueError(f"repetitions={self.config.repetitions}: takes a whole number from 1")
+        check_positive_integer("repetitions", self.config.repetitions)
         if not 0 <= self.config.rho <= 1:
-            raise ValueError(f"rho={self.config.rho}: takes a share from 0 to 1")
+            raise invalid("rho", "a share from 0 to 1", self.config.rho)
         check_plan(plan, method)
         models = [plan.create(exits * plan.fission.seed + number) for number in range(exits)]
         first, *_, last = weight_layers(models[0], plan, method)
         model, channels = models[0], plan.example.shape[1]
         classes = count_classes(model, plan)
-        firsts = [cast(Layer, each.get_submodule(first)) for each in models]
-        lasts = [cast(Layer, each.get_submodule(last)) for each in models]
+        firsts = [cast(Layer, member.get_submodule(first)) for member in models]
+        lasts = [cast(Layer, member.get_submodule(last)) for member in models]
         if not isinstance(firsts[0], nn.Conv2d) or (firsts[0].groups, firsts[0].in_channels) != (1, channels):
-            raise ValueError(
-                f"method={method}: layer {first!r}: takes a first layer that convolves the images"
-            )
+            expected = "a network whose first layer is a convolution of the images, without groups"
+            raise unsuitable_model(method, expected, f"layer {first!r} ({firsts[0]})")
         if isinstance(lasts[0], nn.Conv2d) and lasts[0].groups > 1:
-            raise ValueError(f"method={method}: layer {last!r}: takes a last layer without groups")
-        model.set_submodule(first, _reads_each(firsts))
-        model.set_submodule(last, _tells_each(lasts))
+            expected = "a network whose last layer has no groups"
+            raise unsuitable_model(method, expected, f"layer {last!r} of {lasts[0].groups} groups")
+        model.set_submodule(first, _widen_first(firsts))
+        model.set_submodule(last, _widen_last(lasts))
         return check_network(Mimo(model, exits, channels), plan, method, classes)
 
     def step(self, network: Network, images: Tensor, labels: Tensor, loss_fn: Loss) -> StepResult:
-        """One training step on several places for each image, each member in its own order.
+        """Compute the loss of one training step, in which each member sees the images in a different order.
 
-        The loss is the sum over members of the mean over places (the authors' code).
+        The loss is the sum over members of the mean over positions (the authors' code).
 
         Args:
-            network: a `Mimo`, or what trains one: has `exits`.
+            network: a `Mimo`, or a wrapper of one with its attribute `exits`.
             images: of the batch.
-            labels: theirs, hard or soft.
-            loss_fn: the common loss.
+            labels: of the images, hard or soft.
+            loss_fn: logits and labels → a scalar.
 
         Returns:
-            Logits `(exits * places, 1, classes)` with the labels that go with them.
+            The loss, and logits `(exits * repetitions * batch, 1, classes)` with their labels.
         """
         exits: int = cast(Any, network).exits
         orders = draw_orders(len(images), exits, self.config.repetitions, self.config.rho).T.to(images.device)
@@ -134,8 +147,8 @@ class MimoMethod(Method):
         return StepResult(exits * loss_fn(logits, shown), logits, shown)
 
 
-def _reads_each(layers: list[Layer]) -> nn.Module:
-    """The first layer, with all members' weights side by side."""
+def _widen_first(layers: list[Layer]) -> nn.Module:
+    """Concatenate the weights of all members' first layers along their inputs."""
     weight = torch.cat([layer.weight.detach() for layer in layers], dim=1) / sqrt(len(layers))
     bias = layers[0].bias
     return copy_with_weights(
@@ -143,8 +156,8 @@ def _reads_each(layers: list[Layer]) -> nn.Module:
     )
 
 
-def _tells_each(layers: list[Layer]) -> nn.Module:
-    """The last layer, with all members' weights one below the other."""
+def _widen_last(layers: list[Layer]) -> nn.Module:
+    """Concatenate the weights of all members' last layers along their outputs."""
     weight = torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     name = "out_channels" if isinstance(layers[0], nn.Conv2d) else "out_features"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method
+from netfission.methods.checks import check_several_exits, unsuitable_model
 from netfission.methods.fission import FissionMethod
 from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.backbone import resolve_branches
@@ -17,9 +18,16 @@ class EarlyExit(nn.Module):
     """Global average pooling and a linear layer: features → logits `(batch, classes)`.
 
     Args:
-        features: an example of them: `(batch, channels, height, width)`, `(batch, height, width, channels)`
-            or tokens `(batch, tokens, channels)`.
-        classes: of the logits.
+        features: an example: `(batch, channels, height, width)`, `(batch, height, width, channels)` or tokens
+            `(batch, tokens, channels)`.
+        classes: number of classes.
+
+    Raises:
+        ValueError: the features have another shape.
+
+    Example:
+        >>> EarlyExit(torch.zeros(1, 16, 8, 8), classes=10)(torch.rand(5, 16, 8, 8)).shape
+        torch.Size([5, 10])
     """
 
     def __init__(self, features: Tensor, classes: int) -> None:
@@ -29,33 +37,34 @@ class EarlyExit(nn.Module):
         self.linear = nn.Linear(features.shape[channels], classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features → logits `(batch, classes)`."""
+        """Map features to logits `(batch, classes)`."""
         logits: Tensor = self.linear(features.mean(dim=self.positions))
         return logits
 
 
 def _positions(features: Tensor) -> tuple[int, ...]:
-    """The dimensions to average over. Features are as square as images are: that tells channels apart."""
+    """Find the dimensions to average over. Images are square, so the dimension that differs is channels."""
     if features.ndim == 3:
         return (1,)
     if features.ndim == 4:
         _, first, middle, last = features.shape
         return (1, 2) if first == middle != last else (2, 3)
-    raise ValueError(
-        f"method=multi-exit: features of shape {tuple(features.shape)} after a stage; takes models whose "
-        "stages give (batch, channels, height, width) or tokens (batch, tokens, channels)"
+    raise unsuitable_model(
+        "multi-exit",
+        "a network whose stages give (batch, channels, height, width) or tokens (batch, tokens, channels)",
+        f"features of shape {tuple(features.shape)}",
     )
 
 
 class MultiExit(MaskedModule):
-    """A network whose early features feed classifiers of their own; each of its layers runs once.
+    """A network with auxiliary classifiers on its early features; each of its layers runs once.
 
-    Exit 0 is the network's own, exit k leaves after stage `branch_after[k - 1]`, counted from 1.
+    Exit 0 is the network's own; exit k leaves after stage `branch_after[k - 1]`, counted from 1.
 
     Args:
         single: the network, of one exit.
-        branch_after: the stage that each exit from 1 leaves after.
-        early: the classifiers of those exits.
+        branch_after: for each exit from exit 1, the stage after which it leaves.
+        early: the classifiers of these exits.
     """
 
     def __init__(
@@ -67,14 +76,24 @@ class MultiExit(MaskedModule):
         self.early = nn.ModuleList(early)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images → logits `(batch, exits, classes)`."""
-        features, own = run_through(self.single, images)
+        """Map images to logits `(batch, exits, classes)`."""
+        features, logits = run_through(self.single, images)
         early = [exit_(features[after]) for exit_, after in zip(self.early, self.branch_after, strict=True)]
-        return torch.stack([own, *early], dim=1)
+        return torch.stack([logits, *early], dim=1)
 
 
 def run_through(single: FissionNetwork, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The features after the stem and after each stage of a network of one exit, and its logits."""
+    """Return the features after the stem and after each stage of a network of one exit, and its logits.
+
+    Example:
+        >>> from netfission import fission
+        >>> from netfission.models import create_model
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> single = fission(create_model("wrn-10-1", 10), exits=1, example_input=images)
+        >>> features, logits = run_through(single, images)
+        >>> [tuple(values.shape) for values in features], tuple(logits.shape)
+        ([(2, 16, 8, 8), (2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)], (2, 10))
+    """
     path = single.paths[0]
     assert isinstance(path, ExitPath)
     features = [single.stem(images)]
@@ -86,23 +105,21 @@ def run_through(single: FissionNetwork, images: Tensor) -> tuple[list[Tensor], T
 class MultiExitMethod(Method):
     """Auxiliary classifiers after the stages, as in BranchyNet (Teerapittayanon et al., arXiv 1709.01686).
 
-    They are the plainest: global average pooling and a linear layer, where BranchyNet has some convolutions
-    of its own in each exit and MSDNet (Huang et al. 2018, arXiv 1703.09844) an architecture made for early
-    exits. All exits learn from the labels with equal weight. The exits cost a linear layer each.
+    Each is global average pooling and a linear layer. BranchyNet also has convolutions in each exit, and
+    MSDNet (Huang et al. 2018, arXiv 1703.09844) has an architecture made for early exits. All exits learn
+    from the labels with equal weight.
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"branch_after"}
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """A `MultiExit` around the single network, pruned if asked.
+        """Build a `MultiExit` around the single network, pruned if the settings say so.
 
         Raises:
-            ValueError: `exits` is below 2, the branch points are not valid, or the features of a stage cannot
-                be pooled.
+            ValueError: fewer than 2 exits, invalid branch points, or features that cannot be pooled.
         """
         exits = plan.fission.exits
-        if exits < 2:
-            raise ValueError(f"exits={exits}: method=multi-exit takes 2 exits or more")
+        check_several_exits(exits, self.config.method)
         single = FissionMethod(self.config).build(plan.with_one_exit())
         assert isinstance(single, FissionNetwork)
         branches = resolve_branches(plan.fission.branch_after, exits, single.stage_names)

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import gcd, prod, sqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from netfission.config import MethodConfig
 from netfission.methods.base import BuildPlan, Method
+from netfission.methods.checks import check_several_exits, check_unused, first_line, unsuitable_model
+from netfission.methods.layers import last_to_run
 from netfission.surgery.backbone import cut, resolve_branches
 from netfission.surgery.masks import check_plain_weights
+from netfission.utils.errors import invalid
 from netfission.utils.modes import in_mode
 
 _NARROWABLE = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
@@ -24,7 +26,12 @@ class NarrowBranches(nn.Module):
 
     Args:
         shared: stem and early stages.
-        branches: each the rest of the network and its head, features → logits `(batch, classes)`.
+        branches: each the rest of the network with its head, features → logits `(batch, classes)`.
+
+    Example:
+        >>> network = NarrowBranches([nn.Flatten()], [nn.Linear(16, 10), nn.Linear(16, 10)])
+        >>> network(torch.rand(5, 1, 4, 4)).shape
+        torch.Size([5, 2, 10])
     """
 
     def __init__(self, shared: Sequence[nn.Module], branches: Sequence[nn.Module]) -> None:
@@ -33,7 +40,7 @@ class NarrowBranches(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images → logits `(batch, branches, classes)`."""
+        """Map images to logits `(batch, branches, classes)`."""
         features = self.shared(images)
         return torch.stack([branch(features) for branch in self.branches], dim=1)
 
@@ -41,26 +48,28 @@ class NarrowBranches(nn.Module):
 class NarrowMethod(Method):
     """SEMBG: multi-branch transformation and grouped convolution (H. Lee, J.-S. Lee, arXiv 2408.02307).
 
-    The network is kept up to its first stage, which all branches read. After it each of the N branches is
-    the rest of the network with g groups in its convolutions and every width multiplied by √(g / N), so that
-    it takes 1 / N of the multiply-accumulates: a layer's are the product of its two widths over g. The
+    All branches read the network's first stage, which stays as it is. Each of the N branches is the rest of
+    the network with g groups in its convolutions, and every width multiplied by √(g / N). A branch then needs
+    1 / N of the multiply-accumulates, since those of a layer are the product of its two widths over g. The
     branches have 1, 2, …, N groups, and learn from the labels and from their ensemble (temperature 3).
 
     Widths, groups and loss are those of the authors' code (github.com/hjdw2/SEMBG, wrn.py and
-    train_SEMBG.py: groups 1, 2 and 3, shortcuts' projections without groups). Unlike there,
+    train_SEMBG.py: groups 1, 2 and 3, shortcuts' projections without groups), with these differences:
 
-    - widths are rounded to the nearest multiple of g, not down;
-    - the shared stage keeps its width, there rounded down to a multiple of all numbers of groups. A
-      convolution that reads it has the largest number of groups that divides both g and that width;
-    - projections of shortcuts are told by their being 1×1 with a stride above 1; linear layers before the
-      last have widths multiplied by √(1 / N), since they take no groups; depthwise convolutions stay so;
-    - a layer of another shape is drawn anew from the normal distribution with the mean and deviation of the
-      model's own (deviation over √(inputs of a unit), so that its outputs vary as much); there it is He's
-      over fan-out, as if there were no groups. A pretrained model's weights are used in the shared stage.
+    - Widths are rounded to the nearest multiple of g, not down.
+    - The shared stage keeps its width; there it is rounded down to a multiple of all numbers of groups. A
+      convolution that reads it has the largest number of groups that divides both g and that width.
+    - A 1×1 convolution with a stride above 1 counts as a shortcut's projection.
+    - Linear layers before the last have no groups, so their widths are multiplied by √(1 / N). Depthwise
+      convolutions stay depthwise.
+    - A layer whose shape changes gets new normal weights, with the mean and deviation of the model's own. The
+      deviation is scaled so that the outputs keep their variance; there it is He's over fan-out, as if there
+      were no groups.
+    - The shared stage keeps the weights of a pretrained model.
 
-    With three branches it takes 1.04 (cifar-resnet18-w16), 1.05 (cifar-resnet18), 1.03 (wrn-28-10) and 1.11
-    times (resnet50) the single network's multiply-accumulates: what is over goes to the projections and to
-    the layers that read the shared stage at its full width.
+    Three branches need 1.04 (cifar-resnet18-w16), 1.05 (cifar-resnet18), 1.03 (wrn-28-10) and 1.11 times
+    (resnet50) the multiply-accumulates of the single network. The excess is in the projections and in the
+    layers that read the shared stage at its full width.
     """
 
     settings = frozenset({"branch_groups", "branch_after", "stages"})
@@ -69,32 +78,25 @@ class NarrowMethod(Method):
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
         if config.branch_groups is not None and not (config.branch_groups and min(config.branch_groups) >= 1):
-            raise ValueError(
-                f"branch_groups={config.branch_groups}: takes whole numbers from 1, one a branch"
-            )
+            raise invalid("branch_groups", "positive integers, one per branch", config.branch_groups)
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """`NarrowBranches` of the model.
+        """Build `NarrowBranches` from the model.
 
         Raises:
-            ValueError: a setting is not what it takes, or the model has layers that cannot be narrowed.
+            ValueError: a setting is not valid, or the model has layers that cannot be narrowed.
         """
-        fission = plan.fission
+        method, fission = self.config.method, plan.fission
         groups = (
             list(range(1, fission.exits + 1))
             if self.config.branch_groups is None
             else self.config.branch_groups
         )
-        if fission.exits < 2:
-            raise ValueError(f"exits={fission.exits}: method=narrow takes 2 branches or more")
+        check_several_exits(fission.exits, method)
         if len(groups) != fission.exits:
-            raise ValueError(f"branch_groups={groups}: takes {fission.exits} numbers, one a branch")
-        if fission.sparsity > 0:
-            raise ValueError(f"sparsity={fission.sparsity}: method=narrow takes 0, as it does not prune")
-        if fission.ratio is not None:
-            raise ValueError(
-                f"ratio={fission.ratio}: does not go with method=narrow; its branches cost alike"
-            )
+            raise invalid("branch_groups", f"{fission.exits} positive integers, one per branch", groups)
+        check_unused("sparsity", fission.sparsity, 0.0, method, "it does not prune")
+        check_unused("ratio", fission.ratio, None, method, "its branches have equal costs")
         backbone = cut(plan.create(fission.seed), plan.example, fission.stages)
         together = [1] * (fission.exits - 1)
         after, *others = resolve_branches(
@@ -103,36 +105,31 @@ class NarrowMethod(Method):
             backbone.stage_names,
         )
         if others and set(others) != {after}:
-            raise ValueError(
-                f"branch_after={fission.branch_after}: method=narrow takes the same stage for all branches"
+            raise invalid(
+                "branch_after", f"the same stage for all branches with method={method}", fission.branch_after
             )
         check_plain_weights(backbone)
         shared = nn.Sequential(backbone.stem, *backbone.stages[:after])
         rest = nn.Sequential(*backbone.stages[after:], backbone.head)
-        _refuse_others(rest)
+        _check_layers(rest)
         with in_mode(shared, training=False), torch.no_grad():
             features = shared(plan.example)
         generator = torch.Generator().manual_seed(fission.seed)
-        return NarrowBranches(
-            list(shared), [_branch(rest, features, number, fission.exits, generator) for number in groups]
-        )
+        branches = [_make_branch(rest, features, number, fission.exits, generator) for number in groups]
+        return NarrowBranches(list(shared), branches)
 
 
-def _refuse_others(module: nn.Module) -> None:
-    """Refuse layers whose widths are not understood."""
+def _check_layers(module: nn.Module) -> None:
+    """Raise ValueError if there are layers that cannot be narrowed."""
     for path, layer in module.named_modules():
         name = path.partition(".")[2]  # without the number of the part that holds it
-        own = [*layer._parameters.values(), *layer._buffers.values()]
-        if any(tensor is not None for tensor in own) and not isinstance(layer, _NARROWABLE):
-            raise ValueError(
-                f"method=narrow: layer {name!r} ({type(layer).__name__}) cannot be narrowed; takes models of "
-                "convolutions, batch norms and linear layers"
-            )
+        tensors = [*layer._parameters.values(), *layer._buffers.values()]
+        if any(tensor is not None for tensor in tensors) and not isinstance(layer, _NARROWABLE):
+            expected = "made of convolutions, batch norms and linear layers"
+            raise unsuitable_model("narrow", expected, f"layer {name!r} ({type(layer).__name__})")
         if isinstance(layer, nn.Conv2d) and layer.groups > 1 and not _is_depthwise(layer):
-            raise ValueError(
-                f"method=narrow: layer {name!r} has {layer.groups} groups already; takes convolutions of one "
-                "group or depthwise ones"
-            )
+            expected = "made of convolutions of one group or depthwise ones"
+            raise unsuitable_model("narrow", expected, f"layer {name!r} of {layer.groups} groups")
 
 
 def _is_depthwise(layer: nn.Conv2d) -> bool:
@@ -140,59 +137,45 @@ def _is_depthwise(layer: nn.Conv2d) -> bool:
 
 
 @torch.no_grad()
-def _branch(
+def _make_branch(
     rest: nn.Module, features: Tensor, groups: int, branches: int, generator: torch.Generator
 ) -> nn.Module:
-    """One branch: `rest` with other widths, which it finds by running.
+    """Make one branch: `rest` with other widths, which are found by running it.
 
-    Each layer learns the width of its input from what arrives, and its own width follows from what it was:
-    so widths that must agree do, or the run fails and the model is refused.
+    The input width of each layer is that of the features that arrive; its output width follows from its old
+    one. Widths that must agree then do, or the run fails.
+
+    Raises:
+        ValueError: the run fails.
     """
     branch = copy.deepcopy(rest)
-    sizing = _Sizing(groups, branches, _last_layer(rest, features), generator)
+    last = last_to_run(rest, features.clone(), nn.Conv2d, nn.Linear)  # it gives the logits
+    sizing = _Resizer(groups, branches, last, generator)
     layers = [(path, layer) for path, layer in branch.named_modules() if isinstance(layer, _NARROWABLE)]
     hooks = [layer.register_forward_pre_hook(partial(sizing.fit, path)) for path, layer in layers]
     try:
         with in_mode(branch, training=False):
             branch(features.clone())
-    except Exception as error:  # whatever an operation says of shapes that do not meet
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"method=narrow: the model's layers do not fit one another at other widths ({reason}); takes "
-            "models whose widths follow from their layers alone"
-        ) from error
+    except Exception as error:  # whatever an operation raises for shapes that do not match
+        expected = "a network whose widths follow from its layers alone"
+        found = f"an error at other widths ({first_line(error)})"
+        raise unsuitable_model("narrow", expected, found) from error
     finally:
         for hook in hooks:
             hook.remove()
     return branch
 
 
-def _last_layer(rest: nn.Module, features: Tensor) -> str:
-    """The name of the layer that gives the logits: the last one with weights to run."""
-    ran: list[str] = []
-
-    def note(name: str, *_: Any) -> None:
-        ran.append(name)
-
-    layers = [(path, m) for path, m in rest.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_pre_hook(partial(note, path)) for path, layer in layers]
-    with in_mode(rest, training=False):
-        rest(features.clone())
-    for hook in hooks:
-        hook.remove()
-    return ran[-1]
-
-
 @dataclass(frozen=True)
-class _Sizing:
-    """Gives the layers of a branch their widths as they run.
+class _Resizer:
+    """Changes the widths of a branch's layers when they first run.
 
     Attributes:
-        groups: of its convolutions.
-        branches: how many there are.
-        last: the layer whose width is the number of classes.
-        generator: what new weights are drawn from.
-        done: the layers that have their widths; one that runs twice gets them once.
+        groups: of the branch's convolutions.
+        branches: number of branches.
+        last: name of the layer whose width is the number of classes.
+        generator: draws the new weights.
+        done: names of the layers that have their new widths.
     """
 
     groups: int
@@ -202,7 +185,7 @@ class _Sizing:
     done: set[str] = field(default_factory=set)
 
     def fit(self, path: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Before a layer runs: make it one for the input that has arrived."""
+        """Fit a layer to its input, before it runs for the first time."""
         if path in self.done:
             return
         self.done.add(path)
@@ -242,11 +225,11 @@ class _Sizing:
             layer.running_var = layer.running_var.new_ones(inputs)
 
     def _width(self, width: int, groups: int) -> int:
-        """A width times √(groups / branches), as the nearest multiple of the groups above 0."""
+        """Return width · √(groups / branches), rounded to the nearest positive multiple of the groups."""
         return groups * max(1, round(width * sqrt(groups / self.branches) / groups))
 
     def _draw(self, layer: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-        """Give a parameter another shape, its values drawn as the old ones lie; one of that shape stays."""
+        """Draw a parameter of another shape from the distribution of its values; keep one of that shape."""
         old = getattr(layer, name)
         if old is None or old.shape == shape:
             return

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netfission.methods.base import BuildPlan, Method
+from netfission.methods.checks import check_unused, unsuitable_model
 from netfission.methods.layers import (
     Layer,
     check_network,
@@ -21,8 +22,9 @@ from netfission.methods.layers import (
     replace_layers,
     weight_layers,
 )
+from netfission.utils.errors import check_positive, check_positive_integer, invalid
 
-MIN_GROUP_CHANNELS = 64  # channels; gamma makes no smaller ones, as in torch_uncertainty's PackedConv2d
+MIN_GROUP_CHANNELS = 64  # gamma makes no smaller groups, as in torch_uncertainty's PackedConv2d
 
 
 class PackedLinear(nn.Module):
@@ -31,6 +33,10 @@ class PackedLinear(nn.Module):
     Args:
         weight: `(groups, outputs, inputs)`.
         bias: `(groups * outputs,)`, or None.
+
+    Example:
+        >>> PackedLinear(torch.rand(3, 2, 4), None)(torch.rand(5, 3 * 4)).shape
+        torch.Size([5, 6])
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -39,7 +45,7 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Each group's features through its own layer."""
+        """Apply one layer per group of features."""
         groups = features.unflatten(-1, (len(self.weight), -1))
         outputs = torch.einsum("...gi,goi->...go", groups, self.weight).flatten(-2)
         return outputs if self.bias is None else outputs + self.bias.to(outputs.dtype)
@@ -50,7 +56,12 @@ class Packed(nn.Module):
 
     Args:
         network: images → `(batch, members * classes)`.
-        members: how many.
+        members: number of members.
+
+    Example:
+        >>> network = Packed(nn.Sequential(nn.Flatten(), nn.Linear(16, 3 * 10)), members=3)
+        >>> network(torch.rand(5, 1, 4, 4)).shape
+        torch.Size([5, 3, 10])
     """
 
     def __init__(self, network: nn.Module, members: int) -> None:
@@ -59,19 +70,19 @@ class Packed(nn.Module):
         self.members = members
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images → logits `(batch, members, classes)`."""
+        """Map images to logits `(batch, members, classes)`."""
         logits: Tensor = self.network(images)
-        each: Tensor = logits.unflatten(1, (self.members, -1))
-        return each
+        by_member: Tensor = logits.unflatten(1, (self.members, -1))
+        return by_member
 
 
 class _Packing:
-    """How wide each layer becomes, and what weights it gets.
+    """Makes the layers of all members from those of the network.
 
     Args:
-        members: M.
-        alpha: the members together are so many times as wide as the network.
-        gamma: groups that each member's convolutions are divided into.
+        members: number of members.
+        alpha: width of all members together, relative to the network.
+        gamma: groups of each member's convolutions.
         generator: draws the weights.
     """
 
@@ -80,26 +91,26 @@ class _Packing:
         self.alpha = alpha
         self.gamma = gamma
         self.generator = generator
-        self.rounded = False  # whether a width was
+        self.rounded = False  # whether any width was rounded up
 
     def width(self, channels: int) -> int:
-        """Of a layer of `channels`: alpha times as many, rounded up to what members and groups share out."""
+        """Return alpha · channels, rounded up to a multiple of members · groups."""
         unit = self.members * self.gamma
-        asked = round(channels * self.alpha, 6)  # 3 · 1.1 is not above 3.3
-        width = ceil(asked / unit) * unit
-        self.rounded |= width != asked
+        exact = round(channels * self.alpha, 6)  # 3 · 1.1 is not above 3.3
+        width = ceil(exact / unit) * unit
+        self.rounded |= width != exact
         return width
 
     def layer(self, name: str, layer: Layer, first: bool, last: bool) -> nn.Module:
-        """A layer of all members; the first reads the images once, the last gives each member's logits."""
+        """Make a layer of all members; the first reads the images once, the last gives all logits."""
         inputs, outputs = input_channels(layer), output_channels(layer)
         wide_in = inputs if first else self.width(inputs)
         wide_out = self.members * outputs if last else self.width(outputs)
         groups = 1 if first else self._groups(name, layer, wide_in, wide_out, last)
         bias = None if layer.bias is None else self._drawn(layer.bias, (wide_out,), 1.0)
-        # The same variance of the outputs as in the network, whatever rule its weights are drawn by.
-        of_each = layer.weight[0].numel() // layer.weight.shape[1] * (wide_in // groups)
-        scale = sqrt(layer.weight[0].numel() / of_each)
+        # The outputs keep the variance that they have in the network, whatever rule its weights follow.
+        inputs_per_unit = layer.weight[0].numel() // layer.weight.shape[1] * (wide_in // groups)
+        scale = sqrt(layer.weight[0].numel() / inputs_per_unit)
         if isinstance(layer, nn.Linear):
             shape = (groups, wide_out // groups, wide_in // groups)
             weight = self._drawn(layer.weight, shape, scale)
@@ -110,71 +121,70 @@ class _Packing:
         )
 
     def norm(self, norm: _BatchNorm) -> nn.Module:
-        """A batch norm of all members, its values those of the network's over again."""
+        """Make a batch norm of all members, which repeats the values of the network's."""
         result = copy.deepcopy(norm)
         result.num_features = self.width(norm.num_features)
-        places = torch.arange(result.num_features) % norm.num_features
+        channels = torch.arange(result.num_features) % norm.num_features
         for name, parameter in norm.named_parameters(recurse=False):
-            setattr(result, name, nn.Parameter(parameter.detach()[places]))
+            setattr(result, name, nn.Parameter(parameter.detach()[channels]))
         for name, buffer in norm.named_buffers(recurse=False):
             if buffer.ndim:
-                setattr(result, name, buffer[places])
+                setattr(result, name, buffer[channels])
         return result
 
     def _groups(self, name: str, layer: Layer, inputs: int, outputs: int, last: bool) -> int:
         if isinstance(layer, nn.Linear):
             return self.members
-        if layer.groups == layer.in_channels > 1:  # each channel for itself, so each member's, too
+        if layer.groups == layer.in_channels > 1:  # depthwise, so the members are separate anyway
             groups = inputs
         else:
-            each = self.members * layer.groups
+            least = self.members * layer.groups
             parts = 1 if last else self.gamma
-            while parts > 1 and (inputs % (each * parts) or inputs // (each * parts) < MIN_GROUP_CHANNELS):
+            while parts > 1 and (inputs % (least * parts) or inputs // (least * parts) < MIN_GROUP_CHANNELS):
                 parts -= 1
-            groups = each * parts
+            groups = least * parts
         if inputs % groups or outputs % groups:
-            raise ValueError(
-                f"method=packed: layer {name!r} of {inputs} channels in and {outputs} out cannot have "
-                f"{groups} groups; takes an alpha and exits that its groups go with"
+            raise unsuitable_model(
+                "packed",
+                f"a network whose layers can have {groups} groups",
+                f"layer {name!r} of {inputs} input and {outputs} output channels",
+                hint="choose another alpha or number of exits",
             )
         return groups
 
     def _drawn(self, like: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
-        """Normal numbers with the mean and, times `scale`, the deviation of the network's own."""
-        own = like.detach()
+        """Draw normal numbers with the mean of `like`, and its deviation times `scale`."""
+        values = like.detach()
         drawn = torch.empty(shape).normal_(generator=self.generator)
-        return own.mean() + scale * own.std(correction=0) * drawn.to(own)
+        return values.mean() + scale * values.std(correction=0) * drawn.to(values)
 
 
 class PackedMethod(Method):
-    """`exits` members, each a narrower network of the plan's layout, run as one network of grouped layers.
+    """`exits` members, each a narrower network of the same layout, run as one network of grouped layers.
 
-    All layers are alpha times as wide as the network's, and each member has its share of the channels.
-    Where a width cannot be shared out evenly, it is rounded up. gamma concerns convolutions but the
-    first, down to groups of 64 channels, as in torch_uncertainty's layers; its networks leave gamma off
-    the first convolution of each residual block, too. Each member gets its own cross-entropy's gradient,
-    as a network would alone.
+    All layers are alpha times as wide as the network's, and members share the channels evenly; a width that
+    cannot be divided evenly is rounded up. gamma applies to all convolutions but the first, down to groups of
+    64 channels, as in torch_uncertainty's layers. Its networks also leave gamma off the first convolution of
+    each residual block. Each member gets the gradient of its own cross-entropy, as if it were alone.
     """
 
     settings = frozenset({"alpha", "gamma"})
 
     def build(self, plan: BuildPlan) -> nn.Module:
-        """Members with fresh weights: normal, scaled from what the model of the plan's seed has.
+        """Build members with new normal weights, scaled like those of the model of the plan's seed.
 
         Raises:
-            ValueError: a setting outside its range, fewer than 2 exits, pruning, a pretrained model, or one
-                with other layers than convolutions, batch norms and linear layers, or in which members
-                would read one another's channels.
+            ValueError: a setting outside its range, fewer than 2 exits, or pruning. Or the model is
+            pretrained,
+                has other layers than convolutions, batch norms and linear layers, or mixes channels.
         """
         method, members = self.config.method, plan.fission.exits
-        if not self.config.alpha > 0:
-            raise ValueError(f"alpha={self.config.alpha}: takes a number above 0")
-        if self.config.gamma < 1:
-            raise ValueError(f"gamma={self.config.gamma}: takes a whole number from 1")
+        check_positive("alpha", self.config.alpha)
+        check_positive_integer("gamma", self.config.gamma)
         check_plan(plan, method)
         model = plan.create(plan.fission.seed)
         first, *_, last = weight_layers(model, plan, method)
-        _refuse_pretrained(model, plan)
+        _check_not_pretrained(model, plan)
         classes = count_classes(model, plan)
         packing = _Packing(members, self.config.alpha, self.config.gamma, make_generator(plan.fission.seed))
 
@@ -184,10 +194,8 @@ class PackedMethod(Method):
             if isinstance(module, _BatchNorm):
                 return packing.norm(module)
             if any(True for _ in module.parameters(recurse=False)):
-                raise ValueError(
-                    f"method={method}: layer {name!r} ({type(module).__name__}) cannot be shared out; takes "
-                    "a network of convolutions, batch norms and linear layers"
-                )
+                expected = "made of convolutions, batch norms and linear layers"
+                raise unsuitable_model(method, expected, f"layer {name!r} ({type(module).__name__})")
             return None
 
         network = Packed(replace_layers(model, make), members)
@@ -196,48 +204,50 @@ class PackedMethod(Method):
         except ValueError as error:
             if not packing.rounded:
                 raise
-            raise ValueError(f"{error}; exits={members} does not divide its widths, try 2 or 4") from error
-        _refuse_mixing(network, first, plan)
+            expected = "a divisor of the model's widths with method=packed"
+            raise invalid("exits", expected, members, hint=f"try 2 or 4 ({error})") from error
+        _check_separate(network, first, plan)
         return network
 
 
-def _refuse_pretrained(model: nn.Module, plan: BuildPlan) -> None:
-    """ValueError where the weights do not come from the seed: no member could keep them."""
+def _check_not_pretrained(model: nn.Module, plan: BuildPlan) -> None:
+    """Raise ValueError if the weights do not come from the seed, since no member could keep them."""
     other = plan.create(plan.fission.seed + 1)
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     varied = [not torch.equal(one, two) for one, two in pairs if one.ndim > 1]
     if sum(varied) * 2 < len(varied):
-        raise ValueError("pretrained=True: method packed starts from fresh weights of its own; takes False")
+        check_unused("pretrained", True, False, "packed", "its members start from new weights")
 
 
 @torch.no_grad()
-def _refuse_mixing(network: Packed, first: str, plan: BuildPlan) -> None:
-    """ValueError where a member's features change with another's first weights.
+def _check_separate(network: Packed, first: str, plan: BuildPlan) -> None:
+    """Raise ValueError if a member's features change with another member's first weights.
 
-    Concatenated or shuffled channels and norms over all of them are found so, whatever computes them.
+    This finds concatenated or shuffled channels and norms over all channels, whatever computes them.
     """
     probe = copy.deepcopy(network).eval()
     for module in probe.modules():
         if isinstance(module, _BatchNorm) and module.affine:
-            module.weight.fill_(1)  # where it starts at 0, nothing would come through
+            module.weight.fill_(1)  # a weight of 0 would let nothing through
     images = torch.randn(plan.example[:1].shape, generator=make_generator(plan.fission.seed))
     weight = cast(Tensor, probe.network.get_submodule(first).weight)
     before = _features(probe, images)
-    for member, own in enumerate(weight.unflatten(0, (probe.members, -1))):
-        own.neg_()
+    for member, member_weight in enumerate(weight.unflatten(0, (probe.members, -1))):
+        member_weight.neg_()
         after = _features(probe, images)
-        own.neg_()
+        member_weight.neg_()
         others = [other for other in range(probe.members) if other != member]
         for name, features in before.items():
             if not torch.allclose(features[others], after[name][others], 1e-4, 1e-5, equal_nan=True):
-                raise ValueError(
-                    f"method=packed: at layer {name!r} members read one another's channels; takes a network "
-                    "that does not concatenate, shuffle or norm channels across"
+                raise unsuitable_model(
+                    "packed",
+                    "a network that keeps channels in order, without concatenating or shuffling them",
+                    f"layer {name!r}, where members read one another's channels",
                 )
 
 
 def _features(network: Packed, images: Tensor) -> dict[str, Tensor]:
-    """What each weight layer gives, in the order in which they run: `(members, ...)`."""
+    """Return the outputs `(members, ...)` of each layer with weights, in the order in which they run."""
     features: dict[str, Tensor] = {}
 
     def keep(name: str, outputs: Tensor) -> None:

@@ -1,39 +1,50 @@
-"""Every method by its name. A baseline is one file with one `Method`, entered in `METHODS`."""
+"""All methods by name. To add one, write a file with a `Method` and enter it in `METHODS`."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from importlib import import_module
 
 from netfission.config import FissionConfig, MethodConfig, changed
 from netfission.methods.base import Method
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, invalid
 
 
 class MethodRegistry(Mapping[str, type[Method]]):
-    """Name → method. A method's file is imported when the method is first asked for.
+    """Name → subclass of `Method`. A method's file is imported when the method is first looked up.
 
     Args:
-        places: name → `file:class`, in the package `netfission.methods`.
+        locations: name → `file:class`, in the package `netfission.methods`.
+
+    Example:
+        >>> registry = MethodRegistry({"packed": "packed:PackedMethod"})
+        >>> registry["packed"].__name__
+        'PackedMethod'
+        >>> class OneNetworkMethod(Method):
+        ...     pass
+        >>> registry.register("one-network", OneNetworkMethod)
+        >>> sorted(registry)
+        ['one-network', 'packed']
     """
 
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self._places = dict(places)
+    def __init__(self, locations: Mapping[str, str]) -> None:
+        self._locations = dict(locations)
         self._loaded: dict[str, type[Method]] = {}
 
     def __getitem__(self, name: str) -> type[Method]:
         if name not in self._loaded:
-            file, _, kind = self._places[name].partition(":")
+            file, _, kind = self._locations[name].partition(":")
             self._loaded[name] = getattr(import_module(f"netfission.methods.{file}"), kind)
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def register(self, name: str, kind: type[Method]) -> None:
-        """Enter a method of your own for the rest of the process."""
-        self._places[name] = f"{kind.__module__}:{kind.__qualname__}"
+        """Enter a method that is not part of this library, until the process ends."""
+        self._locations[name] = f"{kind.__module__}:{kind.__qualname__}"
         self._loaded[name] = kind
 
 
@@ -58,24 +69,37 @@ METHODS = MethodRegistry(
 
 
 def find_method(config: MethodConfig, fission: FissionConfig | None = None) -> Method:
-    """The method that the settings name.
+    """Create the method that the settings name.
 
     Args:
-        config: the methods' settings.
-        fission: those of fission, for a run that is to be made with them.
+        config: the settings of methods.
+        fission: the settings of fission, to be checked as well; default unchecked.
 
     Raises:
-        ValueError: it is not known, or a setting was given that it does not read.
+        ValueError: the method does not exist, or a setting was changed that it does not read.
+
+    Example:
+        >>> find_method(MethodConfig("mimo", repetitions=2)).config.repetitions
+        2
+        >>> find_method(MethodConfig("mimo", alpha=3.0))
+        Traceback (most recent call last):
+        ValueError: alpha must be 2.0 unless method=packed, got 3.0
     """
     kind = METHODS[check_choice("method", config.method, METHODS)]
     given = changed(config) | ({} if fission is None else changed(fission))
+    defaults = {setting.name: setting.default for setting in (*fields(MethodConfig), *fields(FissionConfig))}
     for name, value in given.items():
         if not reads_setting(config.method, name):
             readers = " or ".join(method for method in METHODS if reads_setting(method, name))
-            raise ValueError(f"{name}={value}: goes with method {readers}, not with {config.method}")
+            raise invalid(name, f"{defaults[name]!r} unless method={readers}", value)
     return kind(config)
 
 
 def reads_setting(method: str, setting: str) -> bool:
-    """Whether a method reads one of the settings of methods or of fission."""
+    """Return whether a method reads one of the settings of `MethodConfig` or `FissionConfig`.
+
+    Example:
+        >>> reads_setting("packed", "alpha"), reads_setting("mimo", "alpha")
+        (True, False)
+    """
     return setting in {"method", "exits", "seed", *METHODS[method].settings}

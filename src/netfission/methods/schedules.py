@@ -7,21 +7,39 @@ Schedule = Callable[[float], float]
 
 
 def paper(progress: float) -> float:
-    """The paper's: the full rate for half of the training, then linear to 1 % at 90 %, then held.
+    """Hold the peak rate for half of the training, then fall linearly to 1 % of it at 90 %, and hold that.
 
-    Network Fission Ensembles (arXiv 2408.02301), section 4: 0.1 down to 0.001.
+    Source: Network Fission Ensembles (arXiv 2408.02301), section 4: from 0.1 down to 0.001.
+
+    Example:
+        >>> [round(paper(progress), 3) for progress in (0.0, 0.5, 0.7, 0.9)]
+        [1.0, 1.0, 0.505, 0.01]
     """
     done = min(max((progress - 0.5) / 0.4, 0.0), 1.0)
     return 1.0 - 0.99 * done
 
 
 def cosine(progress: float) -> float:
-    """From 1 to 0 along half a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts)."""
+    """Fall from 1 to 0 along half a cosine.
+
+    Source: Loshchilov & Hutter 2017 (arXiv 1608.03983), without restarts.
+
+    Example:
+        >>> round(cosine(0.5), 3)
+        0.5
+    """
     return 0.5 * (1 + cos(pi * progress))
 
 
 def one_cycle(progress: float) -> float:
-    """Linear warm-up from 4 % over 30 % of the training, then half a cosine to 0 (Smith & Topin 2018)."""
+    """Warm up linearly from 4 % over 30 % of the training, then fall to 0 along half a cosine.
+
+    Source: Smith & Topin 2018 (arXiv 1708.07120).
+
+    Example:
+        >>> [round(one_cycle(progress), 3) for progress in (0.0, 0.3, 0.65)]
+        [0.04, 1.0, 0.5]
+    """
     if progress < 0.3:
         return 0.04 + 0.96 * progress / 0.3
     return cosine((progress - 0.3) / 0.7)

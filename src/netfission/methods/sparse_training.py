@@ -1,8 +1,8 @@
-"""Ensembles by dynamic sparse training: networks sparse from the start, whose connections move as they train.
+"""Ensembles by dynamic sparse training: networks that are sparse from the start, whose connections move.
 
 `dst-ensemble` and `edst-ensemble` are FreeTickets (Liu et al. 2022, arXiv 2106.14568, sections 3.2 and 3.3),
-`neurotrails` is NeuroTrails (Grooten et al. 2025, arXiv 2505.17909). What none of the papers says is taken
-from RigL (Evci et al. 2020, arXiv 1911.11134).
+`neurotrails` is NeuroTrails (Grooten et al. 2025, arXiv 2505.17909). Details that these papers leave open
+follow RigL (Evci et al. 2020, arXiv 1911.11134).
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import nn
 
 from netfission.config import MethodConfig, TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
+from netfission.methods.checks import check_several_exits, check_unused
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.fission import FissionMethod
 from netfission.methods.schedules import Schedule, cosine
@@ -24,33 +25,36 @@ from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
 from netfission.pruning.regrow import GROWTHS, forget, regrow
 from netfission.surgery.masks import apply_masks, dense_gradients, prunable_weights
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
-MOVE_INTERVAL = 1000  # steps from one move to the next, in the papers' trainings of some 80,000
-MIN_MOVES = 50  # so many at least in shorter ones
-LAST_MOVE = 0.75  # of a phase; no connection moves after that (RigL: T_end, about so much of a training)
-JUMP_SHARE = 0.8  # of the connections move between two refinements (FreeTickets: q)
-EXPLORATION_LENGTH = 1.5  # as long as so many refinements (FreeTickets' script: 150 epochs and 100)
+MOVE_INTERVAL = 1000  # steps from one move to the next, in the papers' trainings of about 80,000 steps
+MIN_MOVES = 50  # per training: shorter trainings have shorter intervals
+LAST_MOVE = 0.75  # share of a phase after which no connection moves (RigL's T_end is about this)
+JUMP_SHARE = 0.8  # share of the connections that move between two refinements (FreeTickets: q)
+EXPLORATION_LENGTH = 1.5  # in refinements (FreeTickets' script: 150 epochs and 100)
 
 Phases = Callable[[float], tuple[int, float]]  # share of the training done → phase, and share of it done
 
 
 def one_phase(progress: float) -> tuple[int, float]:
-    """The training is one phase."""
+    """Return phase 0, for a training of one phase, and the share of it that is done."""
     return 0, progress
 
 
 def refinements(exits: int, progress: float) -> tuple[int, float]:
-    """Phase 0 is the exploration, phases 1 to `exits` the refinements, equally long.
+    """Return the phase of a training of `EDSTEnsembleMethod`, and the share of it that is done.
+
+    Phase 0 is the exploration; phases 1 to `exits` are the refinements, equally long.
 
     Args:
         exits: number of refinements.
         progress: share of the training done, in [0, 1].
 
-    Returns:
-        The phase, and the share of it that is done.
+    Example:
+        >>> [refinements(3, progress) for progress in (0.0, 0.5, 1.0)]
+        [(0, 0.0), (1, 0.75), (3, 1.0)]
     """
-    # In refinements since the first began; rounded, since it may lie a hair below a whole or half one.
+    # In refinements since the first began; rounded, since it may lie slightly below a multiple of a half.
     since = round(progress * (EXPLORATION_LENGTH + exits) - EXPLORATION_LENGTH, 6)
     if since < 0:
         return 0, 1 + since / EXPLORATION_LENGTH
@@ -59,52 +63,62 @@ def refinements(exits: int, progress: float) -> tuple[int, float]:
 
 
 def refining(exits: int, progress: float) -> float:
-    """The factor on the learning rate of EDST: 1 to explore, then 0.1 and 0.01, half a refinement each.
+    """Return the factor on the learning rate: 1 to explore, then 0.1 and 0.01, for half a refinement each.
 
-    FreeTickets' code: 0.1, 0.01 and 0.001.
+    Source: FreeTickets' code, with rates of 0.1, 0.01 and 0.001.
+
+    Example:
+        >>> [refining(3, progress) for progress in (0.0, 0.4, 0.5)]
+        [1.0, 0.1, 0.01]
     """
     phase, done = refinements(exits, progress)
     return 1.0 if phase == 0 else 0.1 if done < 0.5 else 0.01
 
 
 class Regrowth(TrainingHook):
-    """Moves connections of the network in training, see `netfission.pruning.regrow`.
+    """Moves connections of the network during training, see `netfission.pruning.regrow`.
 
     At regular steps a share of each layer's connections moves. The share falls along half a cosine from the
     start of a phase to `LAST_MOVE` of it (RigL, section 3, update schedule; FreeTickets' code keeps the share
     constant, to the end). Between two refinements of `Snapshots`, a snapshot is taken and the share is
     `JUMP_SHARE`.
 
-    Such a step trains no weight, as in RigL: its gradient, over all batches that are added up for it,
-    chooses the connections. Chance follows from the training's seed and the step, and all else that lasts
-    is in the network's buffers and the optimiser, so that a resumed training goes on as it would have.
+    Such a step trains no weight, as in RigL: its gradient, accumulated over all batches of the step, chooses
+    the connections. Random numbers follow from the training's seed and the step, and all state is in the
+    network's buffers and the optimiser. So a resumed training continues as if it had not stopped.
 
     Args:
-        config: how, how often and how much.
-        phases: of the training.
+        config: the settings `regrow`, `regrow_every` and `regrow_share`.
+        phases: share of the training done → phase, and share of the phase done.
+
+    Example:
+        >>> hook = Regrowth(MethodConfig("dst-ensemble", regrow_every=10))
+        >>> hook.on_train_start(total_steps=100, epochs=1)
+        >>> [step for step in range(100) if hook.share_at(step) > 0]
+        [10, 20, 30, 40, 50, 60, 70]
     """
 
     def __init__(self, config: MethodConfig, phases: Phases = one_phase) -> None:
         self.config = config
         self.phases = phases
         self.steps = 0  # of the training
-        self.opened = ExitStack()  # the gradients of removed weights, while they are wanted
+        self.opened = ExitStack()  # keeps the gradients of removed weights open while they are needed
 
     @property
     def every(self) -> int:
-        """Steps from one move to the next."""
+        """Number of steps from one move to the next."""
         return self.config.regrow_every or max(1, min(MOVE_INTERVAL, self.steps // MIN_MOVES))
 
     def phase_at(self, step: int) -> int:
-        """The phase that a step, from 0, is part of."""
+        """Return the phase of a step, counted from 0."""
         return self.phases(step / self.steps)[0]
 
     def leaps_at(self, step: int) -> bool:
-        """Whether a step begins a refinement other than the first."""
+        """Return whether a step begins a refinement other than the first."""
         return step > 0 and self.phase_at(step) > max(self.phase_at(step - 1), 1)
 
     def share_at(self, step: int) -> float:
-        """The share of the connections that moves in place of a step, from 0; mostly 0."""
+        """Return the share of the connections that a step, counted from 0, moves; 0 for most steps."""
         if self.leaps_at(step):
             return JUMP_SHARE
         done = self.phases(step / self.steps)[1] / LAST_MOVE
@@ -113,40 +127,37 @@ class Regrowth(TrainingHook):
         return self.config.regrow_share * cosine(done)
 
     def on_train_start(self, total_steps: int, epochs: int) -> None:
-        """Refuse a training in which nothing would move, or that is too short for its phases.
+        """Check that the training is long enough for its phases, and that connections move in it.
 
         Raises:
-            ValueError: so it is.
+            ValueError: it is too short.
         """
         self.steps = total_steps
         phases = {self.phase_at(step) for step in range(self.steps)}
         if phases != set(range(self.phases(1.0)[0] + 1)):
-            raise ValueError(
-                f"epochs={epochs}: {self.steps} steps are too few for an exploration and "
-                f"{self.phases(1.0)[0]} refinements"
-            )
+            expected = f"enough for an exploration and {self.phases(1.0)[0]} refinements"
+            raise invalid("epochs", expected, found=f"{epochs} ({self.steps} steps)")
         exploring = [step for step in range(1, self.steps) if self.phase_at(step) == 0]
         longest = max(
             (step for step in exploring if self.phases(step / self.steps)[1] < LAST_MOVE), default=0
         )
         if not longest:
-            raise ValueError(f"epochs={epochs}: {self.steps} steps are too few for any connection to move")
+            expected = "enough for connections to move"
+            raise invalid("epochs", expected, found=f"{epochs} ({self.steps} steps)")
         if self.every > longest:
-            raise ValueError(
-                f"regrow_every={self.every}: no connection would move in a training of "
-                f"{self.steps} steps; takes {longest} at most"
-            )
+            expected = f"at most {longest} in a training of {self.steps} steps"
+            raise invalid("regrow_every", expected, self.every, hint="no connection would move")
 
     def on_batch_start(self, network: nn.Module, step: int) -> None:
-        """Ask for the gradients of removed weights where this step is to choose among them."""
+        """Compute gradients of removed weights if this step chooses among them."""
         if self.config.regrow == "gradient" and self.share_at(step) > 0:
-            # Opened once more by each batch that is added up: closing in between would drop the earlier ones.
+            # Opened again by each batch of the step: closing in between would drop the earlier gradients.
             self.opened.enter_context(dense_gradients(_in_training(network)))
 
     def on_before_step(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seed: int
     ) -> None:
-        """Move connections; the optimiser is then left without gradients, so that its step does nothing."""
+        """Move connections, and remove the gradients, so that the optimiser's step does nothing."""
         share = self.share_at(step)
         if share == 0:
             return
@@ -160,21 +171,21 @@ class Regrowth(TrainingHook):
         self.opened.close()
 
     def on_exception(self) -> None:
-        """Leave the network as it is outside a training."""
+        """Stop computing gradients of removed weights."""
         self.opened.close()
 
 
 def _in_training(network: nn.Module) -> nn.Module:
-    """The network, or what of it is trained."""
+    """Return the part of the network that is trained."""
     return network.current if isinstance(network, Snapshots) else network
 
 
 class SparseTrainingMethod(Method):
-    """What the three methods share: a sparse start, and connections that move.
+    """Base of the methods whose networks are sparse from the start, and whose connections move.
 
-    Exactly `sparsity` of the weights outside the heads are removed at the start, over all layers together, by
-    a criterion that looks at no data; the papers' is `erk`. How many a layer keeps never changes. (In the
-    papers' code the heads are sparse as well.)
+    At the start, exactly the share `sparsity` of the weights outside the heads is removed, over all layers
+    together. The criterion must not read data; that of the papers is `erk`. The number of weights of each
+    layer then stays constant. In the papers' code the heads are sparse as well.
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"regrow", "regrow_every", "regrow_share"}
@@ -183,14 +194,14 @@ class SparseTrainingMethod(Method):
     )
 
     def sparse_network(self, plan: BuildPlan) -> FissionNetwork:
-        """A network of `exits` full-width branches, with its weights and masks drawn from the seed."""
+        """Build a network of `exits` full-width branches, its weights and masks drawn from the seed."""
         settings = plan.fission
-        whole = replace(settings, grouping="copies", sparsity=0.0, criterion="random", pruning_steps=None)
-        network = FissionMethod(self.config).build(replace(plan, fission=whole))
+        dense = replace(settings, grouping="copies", sparsity=0.0, criterion="random", pruning_steps=None)
+        network = FissionMethod(self.config).build(replace(plan, fission=dense))
         assert isinstance(network, FissionNetwork)
-        _, of_exits = network.parts[-1]
-        heads = {id(weight) for head in of_exits.values() for weight in head.parameters()}
-        names = [name for name, weight in prunable_weights(network).items() if id(weight) not in heads]
+        _, heads = network.parts[-1]
+        head_weights = {id(weight) for head in heads.values() for weight in head.parameters()}
+        names = [name for name, weight in prunable_weights(network).items() if id(weight) not in head_weights]
         kept = prune(
             network,
             names,
@@ -203,50 +214,40 @@ class SparseTrainingMethod(Method):
         return network
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
-        """Moves connections.
+        """Move connections.
 
         Raises:
             ValueError: the training averages weights.
         """
-        if training.ema is not None:
-            raise ValueError(
-                f"ema={training.ema}: does not go with method={self.config.method}, whose weights come and "
-                "go: an average would hold more of them than the network; takes none"
-            )
+        hint = "an average over moving connections would be less sparse than the network"
+        check_unused("ema", training.ema, None, self.config.method, hint)
         return [Regrowth(self.config)]
 
     def check(self, plan: BuildPlan) -> None:
-        """Refuse what these methods do not take.
+        """Check the settings that these methods share.
 
         Raises:
-            ValueError: names the setting.
+            ValueError: one is not valid.
         """
         config, fission = self.config, plan.fission
-        method = f"method={config.method}"
         check_choice("regrow", config.regrow, GROWTHS)
-        if config.regrow_every is not None and config.regrow_every < 1:
-            raise ValueError(f"regrow_every={config.regrow_every}: takes a number of steps from 1")
+        if config.regrow_every is not None:
+            check_positive_integer("regrow_every", config.regrow_every)
         if not 0 < config.regrow_share <= 1:
-            raise ValueError(
-                f"regrow_share={config.regrow_share}: takes a share of the connections, in (0, 1]"
-            )
-        if fission.exits < 2:
-            raise ValueError(f"exits={fission.exits}: {method} takes 2 exits or more")
+            raise invalid("regrow_share", "a share of the connections, in (0, 1]", config.regrow_share)
+        check_several_exits(fission.exits, config.method)
         if not 0 < fission.sparsity < 1:
-            raise ValueError(
-                f"sparsity={fission.sparsity}: {method} takes a share between 0 and 1, as it moves the "
-                "weights that are left; the paper's is sparsity=0.8 with criterion=erk"
-            )
+            expected = f"a share between 0 and 1 with method={config.method}"
+            hint = "the paper has sparsity=0.8 with criterion=erk"
+            raise invalid("sparsity", expected, fission.sparsity, hint=hint)
         free = [name for name, criterion in CRITERIA.items() if criterion.needs == "nothing"]
         if check_choice("criterion", fission.criterion, CRITERIA) not in free:
-            raise ValueError(
-                f"criterion={fission.criterion!r}: {method} starts from masks that no data chose; takes erk "
-                f"(the paper's) or another of {', '.join(free)}"
-            )
+            expected = f"one that reads no data ({', '.join(free)}) with method={config.method}"
+            raise invalid("criterion", expected, fission.criterion, hint="the paper has erk")
 
 
 class DSTEnsembleMethod(SparseTrainingMethod):
-    """DST Ensemble: `exits` sparse networks, each by itself, trained together on the same batches."""
+    """DST Ensemble: `exits` separate sparse networks, trained together on the same batches."""
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `DeepEnsemble`, from the same seeds as `DeepEnsembleMethod`; see `check` for errors."""
@@ -257,7 +258,7 @@ class DSTEnsembleMethod(SparseTrainingMethod):
 
 
 class EDSTEnsembleMethod(SparseTrainingMethod):
-    """EDST Ensemble: one sparse network, trained once, that leaves `exits` subnetworks on its way.
+    """EDST Ensemble: one sparse network, trained once, of which `exits` subnetworks are kept.
 
     It explores at the full learning rate, then refines `exits` times at a low one. A subnetwork is the
     network at the end of a refinement (in FreeTickets' code, at its best epoch on validation images). Between
@@ -276,22 +277,26 @@ class EDSTEnsembleMethod(SparseTrainingMethod):
         self.check(plan)
         return Snapshots(self.sparse_network(plan.with_one_exit()), plan.fission.exits)
 
-    def schedule(self, asked: str, exits: int) -> Schedule:
-        """`refining`, whatever is asked for."""
+    def schedule(self, name: str, exits: int) -> Schedule:
+        """Return `refining`, whatever the schedule in the settings."""
         return partial(refining, exits)
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
-        """See `SparseTrainingMethod.hooks`."""
+        """Move connections, and take snapshots between refinements.
+
+        Raises:
+            ValueError: the training averages weights.
+        """
         super().hooks(exits, training)
         return [Regrowth(self.config, partial(refinements, exits))]
 
 
 class NeuroTrailsMethod(SparseTrainingMethod):
-    """NeuroTrails: a shared trunk with a branch of its own for each exit, all of them sparse and on the move.
+    """NeuroTrails: a shared trunk with one branch per exit, all sparse, whose connections move.
 
-    Every exit learns by cross-entropy. The branches leave after `branch_after`, by default all after the
-    first stage (its CIFAR script: 8 of the 12 blocks of WRN-28-10 are in the branches). `sparsity` is of
-    trunk and branches together.
+    Each exit learns by cross-entropy. The branches leave after `branch_after`, by default all after the first
+    stage (its CIFAR script: 8 of the 12 blocks of WRN-28-10 are in the branches). `sparsity` is that of trunk
+    and branches together.
     """
 
     settings = SparseTrainingMethod.settings | {"branch_after"}
