@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from netfission.cli import main
-from netfission.cli import parser as whole_parser
+from netfission.cli import command_parser, main
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-NOT_RUN = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 HOW_TOS = sorted((DOCS / "how-to").glob("*.md"))
 WITH_BLOCKS = [page for page in HOW_TOS if BLOCK.search(page.read_text(encoding="utf-8"))]
 PAGES = [DOCS.parent / "README.md", DOCS / "results.md", DOCS / "index.md", *HOW_TOS]
@@ -20,7 +19,7 @@ PAGES = [DOCS.parent / "README.md", DOCS / "results.md", DOCS / "index.md", *HOW
 def commands_in(text: str) -> list[list[str]]:
     """The arguments of each command in a block, without comments."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +39,11 @@ def test_a_how_to_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_that_are_only_shown_have_valid_arguments(page: Path) -> None:
-    for text in NOT_RUN.findall(page.read_text(encoding="utf-8")):
+    blocks = FENCED.findall(page.read_text(encoding="utf-8"))
+    for text in [text for language, text in blocks if not language]:
         for program, *arguments in commands_in(text):
             if program == "netfission" and "--config" not in arguments and "--help" not in arguments:
-                whole_parser().parse_args(arguments)
+                command_parser(arguments[0]).parse_args(arguments[1:])
 
 
 def test_every_page_is_listed_and_every_listed_page_exists() -> None:
