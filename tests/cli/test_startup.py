@@ -1,0 +1,190 @@
+"""What the command imports, and when."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from netfission.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MODULES = {"adjusttext": "adjustText", "pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+HEAVY = {
+    "PIL",
+    "datasets",
+    "huggingface_hub",
+    "lightning",
+    "matplotlib",
+    "numpy",
+    "timm",
+    "torch",
+    "torchvision",
+}
+
+
+def names(requirements: list[str]) -> set[str]:
+    """The modules that requirements are imported by."""
+    packages = (re.match(r"[\w.-]+", requirement)[0] for requirement in requirements)
+    return {MODULES.get(package, package.replace("-", "_")) for package in packages}
+
+
+def imported() -> set[str]:
+    """The top-level modules that the package imports anywhere, but for its own and Python's."""
+    found = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(str(node.module).partition(".")[0])
+    return found - {"netfission"} - set(sys.stdlib_module_names)
+
+
+HARD = names(PROJECT["dependencies"])
+HIDE = """
+import sys
+
+class Hidden:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.partition(".")[0] in {hidden!r}
+        return None if hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Hidden, sys.meta_path)
+"""
+
+
+def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def run_with_hard_dependencies(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that finds none of the package's imports but its hard dependencies."""
+    return run(HIDE.replace("{hidden!r}", repr(imported() - HARD)) + code, *arguments)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--bogus"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_and_bad_flags_import_neither_torch_nor_what_else_is_slow(command, flag):
+    code = f"""
+import sys
+from netfission.cli import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+print(status, sorted({HEAVY!r} & set(sys.modules)))
+"""
+    done = run(code, *filter(None, (command, flag)))
+    assert done.stdout.splitlines()[-1] == ("0 []" if flag == "--help" else "2 []")
+    assert done.stderr.count("\n") == (flag != "--help")
+
+
+def test_help_takes_little_time():
+    code = """
+import resource, sys
+from netfission.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(usage.ru_utime + usage.ru_stime)
+"""
+    assert min(float(run(code).stdout.splitlines()[-1]) for _ in range(3)) < 0.3
+
+
+def test_every_import_is_declared():
+    optional = PROJECT["optional-dependencies"]
+    extras = set().union(
+        *(names(optional[extra]) for extra in optional if extra not in ("dev", "docs", "peers"))
+    )
+    assert imported() - HARD - extras - {"imagecorruptions"} == set()
+
+
+def test_inference_needs_the_hard_dependencies_alone(finished_run, tmp_path):
+    code = """
+import sys
+import torch
+import netfission as nf
+from netfission.cli import main
+from netfission.models import create_model
+
+images = torch.rand(2, 3, 16, 16)
+for grouping in ("weights", "channels"):
+    network = nf.fission(create_model("wrn-10-1", 4), exits=2, grouping=grouping, example_input=images)
+    assert network(images).shape == (2, 2, 4)
+classifier = nf.Classifier.from_pretrained(sys.argv[1])
+pixels = torch.zeros(1, *classifier.spec.shape, dtype=torch.uint8)
+assert len(classifier.predict(pixels).classes) == 1
+from PIL import Image
+Image.new("L", (8, 8)).save(sys.argv[2])
+quick = ["--rounds", "1", "--batch-sizes", "[1]"]
+sys.exit(main(["predict", *sys.argv[1:]]) or main(["cost", sys.argv[1], *quick]))
+"""
+    done = run_with_hard_dependencies(code, finished_run, tmp_path / "image.png")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
+def test_a_model_of_a_package_that_is_missing_names_the_extra(name):
+    done = run_with_hard_dependencies("from netfission.cli import main; main(['cost', *sys.argv[1:]])", name)
+    package = "torchvision" if "/" in name else "timm"
+    hint = "install it by pip install 'netfission[models]'"
+    assert done.stderr == f"netfission: model '{name}' needs {package}; {hint}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        ("train", "train"),
+        ("compare", "train"),
+        ("demo", "train"),
+        ("reproduce grouping", "train"),
+        ("evaluate RUN", "train"),
+        ("report RUN", "report"),
+        ("export RUN", "export"),
+        ("serve RUN", "serve"),
+    ],
+)
+def test_a_command_whose_extra_is_missing_says_what_to_install(arguments, extra, finished_run, tmp_path):
+    code = (
+        "import os; from netfission.cli import main; os.chdir(sys.argv.pop(1)); sys.exit(main(sys.argv[1:]))"
+    )
+    words = arguments.replace("RUN", str(finished_run)).split()
+    done = run_with_hard_dependencies(code, tmp_path, *words)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"netfission: .+ needs \w+; .*'netfission\[{extra}\]'\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_an_extra_that_exists(command):
+    assert COMMANDS[command] in PROJECT["optional-dependencies"]
+
+
+def test_an_interruption_while_modules_are_imported_is_one_line(finished_run, tmp_path):
+    code = """
+import os, signal, sys
+from netfission.cli import main
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main(sys.argv[1:]))
+"""
+    done = run(code, "evaluate", finished_run)
+    assert (done.returncode, done.stderr) == (130, "netfission: stopped; the same command starts over\n")
