@@ -1,6 +1,6 @@
-"""Classify images with an exported network; needs onnxruntime, numpy and Pillow alone.
+"""Classify images with an exported network; needs only onnxruntime, NumPy and Pillow.
 
-python run_onnx.py model.onnx cat.jpg dog.png --risk 0.05
+python examples/run_onnx.py model.onnx cat.jpg dog.png --risk 0.05
 """
 
 import argparse
@@ -14,15 +14,15 @@ from PIL import Image, ImageOps
 
 
 def to_pixels(image, preprocessing):
-    """An image as the network takes it, `(channels, height, width)` uint8."""
+    """Return an image as the network's pixels, uint8 `(channels, height, width)`."""
     size = preprocessing["width"], preprocessing["height"]
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, of which the upper 8 are taken
+    if image.mode.startswith("I"):  # 16 bits: keep the upper 8
         image = Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
     elif image.mode == "F":
         values = np.array(image)
         if not np.isfinite(values).all():
-            raise ValueError("it has pixels that are no finite numbers")
+            raise ValueError("pixels must be finite, got NaN or infinity")
         if values.min() >= 0 and values.max() <= 1:
             image = Image.fromarray((255 * values).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -30,70 +30,72 @@ def to_pixels(image, preprocessing):
         image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
     image = image.convert(preprocessing["mode"])
     if image.size != size:
-        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)  # covers the size, takes the centre
+        image = ImageOps.fit(
+            image, size, Image.Resampling.BILINEAR
+        )  # scale to cover the size, and crop the centre
     return np.array(image).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
 
 def read(files, preprocessing):
-    """Names and pixels of the images that can be read; says why of the others."""
+    """Return names and pixels of the images that can be read; print why others cannot."""
     warnings.simplefilter("error", Image.DecompressionBombWarning)
-    good = []
+    images = []
     for file in files:
         try:
             with Image.open(file) as image:
-                good.append((file, to_pixels(image, preprocessing)))
+                images.append((file, to_pixels(image, preprocessing)))
         except Exception as error:  # decoders raise errors of many kinds
             print(f"{file}: cannot be read ({' '.join(str(error).split())})", file=sys.stderr)
-    return good
+    return images
 
 
 def threshold(curve, risk):
-    """The least probability to answer, so that of the answers at most a share `risk` is wrong."""
-    good = [level for level, wrong in zip(curve["thresholds"], curve["risk"], strict=True) if wrong <= risk]
-    return good[-1] if good else 2.0
+    """Return the lowest threshold of confidence at which at most a share `risk` of the answers is wrong."""
+    levels = zip(curve["thresholds"], curve["risk"], strict=True)
+    possible = [level for level, level_risk in levels if level_risk <= risk]
+    return possible[-1] if possible else 2.0  # no confidence reaches 2: never answer
 
 
 def main():
-    """Print class, probability, votes and doubt of each image; returns 1 where one cannot be read, else 0."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("model")
-    arguments.add_argument("images", nargs="+")
-    arguments.add_argument(
-        "--risk", type=float, help="share of wrong answers that is borne, else it abstains"
+    """Print class, probability, votes and uncertainty per image; return 1 if one cannot be read, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("images", nargs="+")
+    parser.add_argument(
+        "--risk", type=float, help="target share of wrong answers; the network abstains above"
     )
-    given = arguments.parse_args()
+    arguments = parser.parse_args()
 
-    if given.risk is not None and not 0 <= given.risk <= 1:
-        arguments.error(f"--risk {given.risk}: takes a share from 0 to 1")
+    if arguments.risk is not None and not 0 <= arguments.risk <= 1:
+        parser.error(f"--risk must be a share from 0 to 1, got {arguments.risk}")
     try:
-        session = onnxruntime.InferenceSession(given.model, providers=["CPUExecutionProvider"])
-        about = json.loads(session.get_modelmeta().custom_metadata_map["netfission"])
-    except Exception as error:  # onnxruntime's own kinds; or there is no such description
-        arguments.error(
-            f"{given.model}: is no network exported by netfission ({' '.join(str(error).split())})"
-        )
-    names, least = about["classes"], 0.0
-    if given.risk is not None:
-        if about["risk_coverage"] is None:
-            arguments.error("--risk takes a network that was calibrated on a validation split")
-        least = threshold(about["risk_coverage"], given.risk)
+        session = onnxruntime.InferenceSession(arguments.model, providers=["CPUExecutionProvider"])
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map["netfission"])
+    except Exception as error:  # onnxruntime's own kinds; or there is no such metadata
+        reason = " ".join(str(error).split())
+        parser.error(f"{arguments.model} must be a network exported by netfission, got an error ({reason})")
+    names, least_confidence = metadata["classes"], 0.0
+    if arguments.risk is not None:
+        if metadata["risk_coverage"] is None:
+            parser.error("--risk must be left out if the network was not calibrated on a validation split")
+        least_confidence = threshold(metadata["risk_coverage"], arguments.risk)
 
-    good = read(given.images, about["preprocessing"])
-    outputs = [output.name for output in session.get_outputs()]
-    pixels = [pixels for _, pixels in good]
-    found = (
-        dict(zip(outputs, session.run(outputs, {"images": np.stack(pixels)}), strict=True)) if good else {}
-    )
-    for row, (file, _) in enumerate(good):
-        best = found["classes"][row]
-        probability = found["probabilities"][row, best]
-        answer = names[best] if probability >= least else "abstains"
-        votes = ", ".join(names[vote] for vote in found["votes"][row])
+    images = read(arguments.images, metadata["preprocessing"])
+    names_of_outputs = [output.name for output in session.get_outputs()]
+    outputs = {}
+    if images:
+        arrays = session.run(names_of_outputs, {"images": np.stack([pixels for _, pixels in images])})
+        outputs = dict(zip(names_of_outputs, arrays, strict=True))
+    for row, (file, _) in enumerate(images):
+        best = outputs["classes"][row]
+        probability = outputs["probabilities"][row, best]
+        answer = names[best] if probability >= least_confidence else "abstains"
+        votes = ", ".join(names[vote] for vote in outputs["votes"][row])
         print(
             f"{file}: {answer}, probability {probability:.4f}; exits vote {votes}; disagreement "
-            f"{found['disagreement'][row]:.3f}, entropy {found['entropy'][row]:.4f} nats"
+            f"{outputs['disagreement'][row]:.3f}, entropy {outputs['entropy'][row]:.4f} nats"
         )
-    return int(len(good) < len(given.images))
+    return int(len(images) < len(arguments.images))
 
 
 if __name__ == "__main__":

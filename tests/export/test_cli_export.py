@@ -53,13 +53,18 @@ def test_it_is_checked_on_the_test_split_where_there_is_no_validation_split(run_
 def test_it_is_checked_on_images_of_a_folder_where_the_data_set_is_gone(run_folder, capsys) -> None:
     changed(run_folder, data=str(run_folder / "gone"))
     error = refused(capsys, str(run_folder))
-    assert re.search(r"data=.*gone: cannot be read \(.*\); pass --data, .* or --images, a folder", error)
+    assert re.search(
+        r"data must be the data set that the network was trained on, got \S*gone \(.*\); "
+        r"pass --data, where the data set is now, or --images, a folder",
+        error,
+    )
     for flags in (["--precision", "int8"], ["--cascade"]):  # which take its own images
         error = refused(capsys, str(run_folder), *flags)
         assert error.endswith("; pass --data, where the data set is now\n")
     (run_folder / "config.yaml").rename(run_folder / "kept")
-    assert "does not say what it was trained on; takes a folder with config.yaml, or --images" in refused(
-        capsys, str(run_folder)
+    assert (
+        "run must be a folder with config.yaml, or --images, a folder of images like its own, got a folder "
+        "without it" in refused(capsys, str(run_folder))
     )
     assert not (run_folder / "model.onnx").exists()
     folder = run_folder / "photographs" / "some"
@@ -69,7 +74,7 @@ def test_it_is_checked_on_images_of_a_folder_where_the_data_set_is_gone(run_fold
     assert f"checked on 1 images of {folder.parent}" in capsys.readouterr().out
     (folder / "broken.png").write_bytes(b"no image")
     error = refused(capsys, str(run_folder), "--images", str(folder))
-    assert re.search(r"images=.*broken\.png: is no image that can be read", error)
+    assert re.search(r"images must be files that can be read, got \S*broken\.png \(", error)
 
 
 def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
@@ -84,8 +89,8 @@ def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--opset 7", "opset=7: takes a whole number from 18 to 23"),
-        ("--opset 99", "opset=99: takes a whole number from 18 to 23"),
+        ("--opset 7", "opset must be an integer from 18 to 23, got 7"),
+        ("--opset 99", "opset must be an integer from 18 to 23, got 99"),
         ("--opset 20 --format pt2", "--opset must be left out unless --format is onnx, got 20"),
         ("--cascade --format pt2", "--cascade must be left out unless --format is onnx, got True"),
         (
@@ -97,13 +102,16 @@ def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
             "--precision fp16 --images .",
             r"--images must be left out with --precision fp16, got '\.'; they have no labels",
         ),
-        ("--images nowhere", "images=nowhere: takes a folder that holds images"),
+        ("--images nowhere", "images must be a folder with images, got 'nowhere'"),
         (
             "--out nowhere/model.onnx",
             r"--out must be a file in a folder that exists and can be written to, got nowhere/model\.onnx",
         ),
         ("--out .", r"--out must be a file .*, got \."),
-        ("--data nowhere/at-all", "data=nowhere/at-all: cannot be read"),
+        (
+            "--data nowhere/at-all",
+            "data must be the data set that the network was trained on, got nowhere/at-all",
+        ),
         ("--format tflite", "--format must be one of onnx, pt2, got 'tflite'"),
     ],
 )
@@ -133,7 +141,11 @@ def test_a_data_set_of_other_classes(run_folder, capsys) -> None:
                 run_folder / "pets" / name / f"{number}.png"
             )
     error = refused(capsys, str(run_folder), "--data", str(run_folder / "pets"), "--precision", "int8")
-    assert re.search(r"has 2 classes of images \(3, 8, 8\); takes the 10 classes of \(1, 8, 8\)", error)
+    assert re.search(
+        r"data set of 10 classes and images of shape \(1, 8, 8\) that .* trained on, got "
+        r"\S*pets with 2 classes and images of shape \(3, 8, 8\)$",
+        error,
+    )
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

@@ -120,9 +120,9 @@ def test_run_onnx_refuses_what_is_no_such_network(finished_run, digits, files, t
     export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
     (tmp_path / "text.onnx").write_text("no network")
     for name, flags, told in (
-        ("nowhere.onnx", [], "is no network exported by netfission"),
-        ("text.onnx", [], "is no network exported by netfission"),
-        ("model.onnx", ["--risk", "nan"], "--risk nan: takes a share from 0 to 1"),
+        ("nowhere.onnx", [], "must be a network exported by netfission, got an error ("),
+        ("text.onnx", [], "must be a network exported by netfission, got an error ("),
+        ("model.onnx", ["--risk", "nan"], "--risk must be a share from 0 to 1, got nan"),
     ):
         command = [sys.executable, EXAMPLES / "run_onnx.py", tmp_path / name, files[0], *flags]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -216,7 +216,7 @@ def test_a_cascade_that_gives_other_probabilities_is_not_kept(finished_run, digi
     classifier = nf.Classifier.from_pretrained(finished_run)
     other = torch.tensor([0.0, 2e-4])
     monkeypatch.setattr("netfission.export.cascade._differences", lambda *_: [other])
-    with pytest.raises(RuntimeError, match=r"not kept: its probabilities on 5 images differ by 0\.0002"):
+    with pytest.raises(RuntimeError, match=r"is discarded: its probabilities on 5 images differ by 0\.0002"):
         export_cascade(
             classifier, Plan((1, 0), (0.5,), "margin"), tmp_path / "cascade", digits.test.images[:5]
         )
@@ -256,10 +256,13 @@ def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
     assert main(["export", str(run), "--cascade"]) == 0
     assert "order 0, 1; an image stops at confidence above 0.625" in capsys.readouterr().out
     steps = json.loads((run / "cascade" / "cascade.json").read_text())["steps"]
-    assert [(step["exit"], step["stops_above"]) for step in steps] == [(0, 0.625), (1, None)]
+    assert [(step["exit"], step["threshold"]) for step in steps] == [(0, 0.625), (1, None)]
     (run / "cascade.json").write_text("{}")
     assert main(["export", str(run), "--cascade"]) == 2
-    assert "cascade.json: is not what `netfission evaluate --cascade` writes" in capsys.readouterr().err
+    assert (
+        "cascade.json must be a file written by netfission evaluate --cascade, got other content"
+        in capsys.readouterr().err
+    )
 
 
 def test_where_nothing_was_chosen_it_is_on_the_validation_split(
@@ -285,7 +288,10 @@ def test_where_nothing_was_chosen_it_is_on_the_validation_split(
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"method": "deep-ensemble"}, "takes a run with method=fission"), ({"exits": 1}, "two exits or more")],
+    [
+        ({"method": "deep-ensemble"}, "two exits or more to export a cascade, got another method$"),
+        ({"exits": 1}, "two exits or more to export a cascade, got one exit$"),
+    ],
 )
 def test_a_network_without_exits_to_stop_at_is_refused(changes, message, settings_of) -> None:
     config = settings_of(sparsity=0.0, **changes)

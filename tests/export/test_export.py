@@ -13,7 +13,7 @@ from netfission.classifier.folder import NetworkSpec
 from netfission.data import load_data
 from netfission.data.splits import TensorSplit
 from netfission.export import export, export_reduced
-from netfission.export.check import check
+from netfission.export.check import check_outputs
 from netfission.export.predictor import OUTPUTS
 from netfission.methods.registry import METHODS
 from netfission.models import create_model
@@ -55,8 +55,8 @@ def assert_gives_what_is_predicted(path: Path, classifier: nf.Classifier, images
     for some in (images[:1], images[1:3], images):
         found, expected = run_file(path, some), classifier.predict(some)
         assert list(found) == list(OUTPUTS)
-        for name, output in OUTPUTS.items():
-            wanted = getattr(expected, output.attribute)
+        for name in OUTPUTS:
+            wanted = getattr(expected, name)
             assert found[name].dtype == wanted.dtype, name
             torch.testing.assert_close(
                 found[name], wanted, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
@@ -192,7 +192,9 @@ def test_a_file_that_gives_other_probabilities_is_not_kept(
     path = tmp_path / f"model.{format}"
     path.write_bytes(b"as it was")
     with pytest.raises(
-        RuntimeError, match=f"not kept: its probabilities on 70 images differ by {difference} "
+        RuntimeError,
+        match=f"is discarded: its probabilities on 70 images differ by {difference} from PyTorch's; the "
+        "tolerance is 0.0001",
     ):
         export(tiny(Tiny(factor)), path, pixels(70), format=format)
     assert path.read_bytes() == b"as it was"
@@ -219,15 +221,17 @@ def test_an_output_that_belies_the_probabilities_is_found() -> None:
 
     def run(images: Tensor) -> dict[str, Tensor]:
         predictions = classifier.predict(images)
-        return {name: getattr(predictions, output.attribute) for name, output in OUTPUTS.items()}
+        return {name: getattr(predictions, name) for name in OUTPUTS}
 
-    assert check(run, classifier, images) == 0
+    assert check_outputs(run, classifier, images) == 0
     for name in set(OUTPUTS) - {"probabilities", "exit_probabilities"}:
         spoil = (
             (lambda value: (value + 1) % 3) if name in ("classes", "votes") else (lambda value: value + 0.1)
         )
-        with pytest.raises(RuntimeError, match=f"not kept: its {name} differ by"):
-            check(lambda images, n=name, s=spoil: run(images) | {n: s(run(images)[n])}, classifier, images)
+        with pytest.raises(RuntimeError, match=f"is discarded: its {name} differ by"):
+            check_outputs(
+                lambda images, n=name, s=spoil: run(images) | {n: s(run(images)[n])}, classifier, images
+            )
 
 
 # --- fewer bits -------------------------------------------------------------------------------------
@@ -282,13 +286,20 @@ def assert_surroundings_are_in_float32(graph) -> None:
 
 def test_eight_bits_without_images_to_calibrate_on(digits, tmp_path: Path) -> None:
     shown = replace(digits, train=colourful(0), validation=colourful(9))
-    with pytest.raises(ValueError, match="data=digits: has no training images, which int8 is calibrated on"):
+    with pytest.raises(
+        ValueError,
+        match=r"^data must be a data set with training images, got 'digits'; int8 is calibrated on training",
+    ):
         export_reduced(tiny(Tiny()), tmp_path / "model.onnx", shown, precision="int8")
 
 
 @pytest.mark.parametrize("images", [pixels(0), pixels(3, 3, 16, 8), pixels(3).float()])
 def test_images_that_are_no_pixels_of_the_network(images: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"images=\(\d, .*: takes pixels, torch\.uint8"):
+    with pytest.raises(
+        ValueError,
+        match=r"^images must be torch\.uint8 of shape \(n, 3, 16, 16\) with n of at least 1, "
+        r"got torch\.\w+ of shape \(",
+    ):
         export(tiny(Tiny()), tmp_path / "model.onnx", images)
 
 
@@ -300,7 +311,7 @@ class Loud(Tiny):
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_fewer_bits_that_overflow_are_refused(format: str, digits, tmp_path: Path) -> None:
     shown = replace(digits, train=colourful(70), validation=colourful(70))
-    with pytest.raises(RuntimeError, match="not kept: its probabilities are not finite"):
+    with pytest.raises(RuntimeError, match="is discarded: its probabilities are not finite"):
         export_reduced(tiny(Loud()), tmp_path / "model", shown, precision="fp16", format=format)
     assert not list(tmp_path.iterdir())
 

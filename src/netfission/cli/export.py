@@ -118,9 +118,9 @@ def _whole(classifier: Classifier, settings: Namespace, out: Path) -> str:
 def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
     """Export in fewer bits; return what that changes."""
     from netfission.export import export_reduced
-    from netfission.export.samples import data_of
+    from netfission.export.samples import load_training_data
 
-    data, workers = data_of(classifier, settings.data)
+    data, workers = load_training_data(classifier, settings.data)
     done = export_reduced(
         classifier,
         out,
@@ -155,26 +155,28 @@ def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Pat
 def _plan(classifier: Classifier, settings: Namespace) -> Plan:
     """Choose a cascade's thresholds on the validation split."""
     from netfission.export.cascade import Plan
-    from netfission.export.samples import batches_of, data_of
+    from netfission.export.samples import labelled_batches, load_training_data
 
     if classifier.recipe is not None and classifier.recipe.data.validation == 0:
         hint = "--cascade chooses thresholds on validation images"
         raise invalid("validation", "above 0 in the run's training", 0, hint=hint)
-    data, workers = data_of(classifier, settings.data)
+    data, workers = load_training_data(classifier, settings.data)
     assert data.validation is not None
-    return Plan.choose(classifier, batches_of(data.validation, workers))
+    return Plan.choose(classifier, labelled_batches(data.validation, workers))
 
 
 def _images(classifier: Classifier, settings: Namespace) -> tuple[Tensor, str]:
     """Return real images to check with, and where they are from."""
-    from netfission.export.samples import CHECKED, data_of, read_folder, spread
+    from netfission.export.samples import CHECK_IMAGES, load_training_data, sample_folder, sample_split
 
     if settings.images:
-        return read_folder(classifier, Path(settings.images), CHECKED), settings.images
-    data, _ = data_of(classifier, settings.data, otherwise=", or --images, a folder of images like its own")
+        return sample_folder(classifier, Path(settings.images), CHECK_IMAGES), settings.images
+    data, _ = load_training_data(
+        classifier, settings.data, alternative=", or --images, a folder of images like its own"
+    )
     if data.validation is None:
-        return spread(data.test, CHECKED), "the test split"
-    return spread(data.validation, CHECKED), "the validation split"
+        return sample_split(data.test, CHECK_IMAGES), "the test split"
+    return sample_split(data.validation, CHECK_IMAGES), "the validation split"
 
 
 def _checked(difference: float, n: int, source: str) -> str:

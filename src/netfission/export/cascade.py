@@ -1,4 +1,4 @@
-"""A cascade as one graph an exit, which any runtime runs one after another."""
+"""Export a cascade as one ONNX graph per exit, which a runtime runs one after another."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,28 +11,36 @@ from torch import Tensor, nn
 
 from netfission.classifier import Classifier
 from netfission.data.batches import Normalisation
-from netfission.export.check import TOLERANCE, batches, check_difference, check_images, largest, shown
-from netfission.export.formats import Run
-from netfission.export.metadata import metadata
+from netfission.export.check import (
+    TOLERANCE,
+    check_batches,
+    check_difference,
+    check_images,
+    largest_magnitude,
+    with_progress,
+)
+from netfission.export.formats import Runner
+from netfission.export.metadata import classifier_metadata
 from netfission.export.onnx import OnnxModel
-from netfission.export.predictor import INPUT, plain
+from netfission.export.predictor import INPUT, make_exportable
 from netfission.inference.cascade import Cascade, Rule, cascade_confidence, exit_costs, step_by_step
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
 
 INDEX = "cascade.json"
-LOSE = 0.2  # points of accuracy, where nothing was chosen before
+MAX_ACCURACY_DROP = 0.2  # percentage points, if `netfission evaluate --cascade` chose no thresholds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """When a cascade stops.
+    """The order of a cascade's exits, and when an image stops.
 
     Attributes:
-        order: the exits as they run.
-        thresholds: one for each but the last.
-        rule: what is compared with them, see `netfission.inference.cascade_confidence`.
+        order: numbers of the exits in the order in which they run.
+        thresholds: one per exit but the last; an image stops if its confidence is above it.
+        rule: definition of confidence, see `netfission.inference.cascade_confidence`.
     """
 
     order: Sequence[int]
@@ -41,16 +49,17 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
-        """What `netfission evaluate --cascade` chose; ValueError where the file is not its."""
+        """Read what `netfission evaluate --cascade` chose; raise ValueError if the file is not its output."""
         try:
             written = json.loads(path.read_text(encoding="utf-8"))
             return cls(written["order"], written["choice"]["thresholds"], written["rule"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: is not what `netfission evaluate --cascade` writes") from error
+            expected, found = "a file written by netfission evaluate --cascade", "other content"
+            raise invalid(str(path), expected, found=found) from error
 
     @classmethod
     def choose(cls, classifier: Classifier, validation: Iterable[tuple[Tensor, Tensor]]) -> "Plan":
-        """Lose 0.2 points of accuracy at most, and spend as little as that allows.
+        """Choose the thresholds of least cost that lose at most 0.2 percentage points of accuracy.
 
         Args:
             classifier: of a `FissionNetwork`.
@@ -58,37 +67,42 @@ class Plan:
         """
         network: Any = classifier.network
         costs = exit_costs(network, torch.zeros(1, *classifier.spec.shape))
-        answers = [(classifier.logits(pixels), labels) for pixels, labels in shown(validation, "choosing")]
+        answers = [
+            (classifier.logits(pixels), labels) for pixels, labels in with_progress(validation, "choosing")
+        ]
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
-        choice = choose_thresholds(logits, labels, costs.dense, order=costs.order, max_accuracy_drop=LOSE)
+        choice = choose_thresholds(
+            logits, labels, costs.dense, order=costs.order, max_accuracy_drop=MAX_ACCURACY_DROP
+        )
         return cls(costs.order, choice.thresholds, "margin")
 
 
 def check_cascade(classifier: Classifier) -> None:
-    """ValueError unless a network has exits that run one by one."""
-    if not isinstance(classifier.network, FissionNetwork):
-        raise ValueError("cascade: takes a run with method=fission")
-    if classifier.network.exits == 1:
-        raise ValueError("cascade: takes a run of two exits or more, not exits=1")
+    """Raise ValueError unless a network has two exits or more that run one after another."""
+    network = classifier.network
+    if not isinstance(network, FissionNetwork) or network.exits == 1:
+        found = "one exit" if isinstance(network, FissionNetwork) else "another method"
+        raise invalid("run", "of method=fission with two exits or more to export a cascade", found=found)
 
 
 class Step(nn.Module):
-    """One exit of a cascade: what it starts from → its answer and what later exits start from.
+    """One exit of a cascade: the features it starts from → its prediction and features for later exits.
 
-    All inputs and outputs hold a row for each image that goes on.
+    All inputs and outputs have one row per image that continues.
 
     Args:
-        cascade: of a plain network, see `plain`.
-        step: the exit's place in the order.
-        normalise: pixels → float32.
-        temperature: what mean logits are divided by for probabilities.
+        cascade: of an exportable network, see `make_exportable`.
+        step: position of the exit in the order.
+        normalise: pixels → normalised images, float32.
+        temperature: divisor of the mean logits.
 
     Attributes:
-        inputs: `images` for the first step; for others `features_D` after D stages, and `logits_N` of the
-            N exits before, `(batch, N, classes)`.
-        outputs: `probabilities` `(batch, classes)`, `classes` `(batch,)` and `confidence` `(batch,)` of the
-            ensemble of the exits so far; `logits_N` with this exit's, and any new `features_D`.
-        keeps: of all inputs and outputs so far, those that later steps take.
+        inputs: names. The first step has `images`; others have `features_D` after D stages, and `logits_N`
+            of the N exits before, `(batch, N, classes)`.
+        outputs: names. `probabilities` `(batch, classes)`, `classes` `(batch,)` and `confidence` `(batch,)`
+            are those of the ensemble of the exits so far; `logits_N` includes this exit's; `features_D` are
+            new features.
+        keeps: names of the inputs and outputs so far that later steps need.
     """
 
     def __init__(self, cascade: Cascade, step: int, normalise: Normalisation, temperature: float) -> None:
@@ -114,7 +128,7 @@ class Step(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, start: Tensor, before: Tensor | None = None) -> dict[str, Tensor]:
-        """Inputs in their order → outputs by name."""
+        """Return outputs by name from inputs in their order."""
         so_far = [] if before is None else list(before.unbind(dim=1))
         if before is None:
             start = self.cascade.network.stem(self.normalise(start))
@@ -123,63 +137,68 @@ class Step(nn.Module):
         logits = torch.stack(so_far, dim=1)
         mean = logits.mean(dim=1)
         probabilities = (mean / self.temperature).softmax(dim=1)
-        sure = cascade_confidence(so_far, mean, len(self.cascade.order), self.cascade.rule)
-        found = [probabilities, mean.argmax(dim=1), sure, logits, *(features[depth] for depth in self.made)]
-        return dict(zip(self.outputs, found, strict=True))
+        confidence = cascade_confidence(so_far, mean, len(self.cascade.order), self.cascade.rule)
+        kept = (features[depth] for depth in self.made)
+        outputs = [probabilities, mean.argmax(dim=1), confidence, logits, *kept]
+        return dict(zip(self.outputs, outputs, strict=True))
 
 
 def export_cascade(
     classifier: Classifier, plan: Plan, folder: Path, images: Tensor, opset: int | None = None
 ) -> float:
-    """Write a graph for each exit into a folder, and `cascade.json`, which says how to run them.
+    """Write one graph per exit into a folder, and `cascade.json`, which describes how to run them.
 
     Args:
         classifier: on the CPU, see `check_cascade`.
-        plan: when to stop.
-        folder: made where it is missing.
-        images: to check with, uint8 `(n, channels, height, width)`.
-        opset: see `OnnxModel.from_module`.
+        plan: order of the exits, and when to stop.
+        folder: created if it does not exist.
+        images: real images to check the graphs with, uint8 `(n, channels, height, width)`.
+        opset: version of ONNX's operators, 18 to 23; default 20.
 
     Returns:
         The largest difference of a probability or of a confidence.
 
     Raises:
-        ValueError: the plan is not the network's, or the images are not what it takes.
-        RuntimeError: the network cannot be exported, or the graphs answer otherwise than it; nothing is
+        ValueError: the plan does not fit the network, or the images do not.
+        RuntimeError: the network cannot be exported, or a probability differs by more than 1e-4. Nothing is
             written then.
         OSError: the folder cannot be written.
     """
     check_images(classifier, images)
     normalise = Normalisation(classifier.spec.mean, classifier.spec.std)
-    network: Any = plain(classifier.network, torch.zeros(2, *classifier.spec.shape))
+    network: Any = make_exportable(classifier.network, torch.zeros(2, *classifier.spec.shape))
     cascade = Cascade(network, plan.thresholds, order=plan.order, rule=plan.rule)
     steps = [Step(cascade, number, normalise, classifier.temperature) for number in range(network.exits)]
     example = torch.zeros(2, *classifier.spec.shape, dtype=torch.uint8)
     state = {INPUT: example}
     files: dict[str, bytes] = {}
-    runs: list[Run] = []
+    runners: list[Runner] = []
     for step in steps:
         inputs = {name: state[name] for name in step.inputs}
         model = OnnxModel.from_module(step, inputs, opset)
-        files[f"step{step.step}.onnx"] = model.content({})
-        runs.append(model.load(files[f"step{step.step}.onnx"]))
+        files[f"step{step.step}.onnx"] = model.to_bytes({})
+        runners.append(model.load(files[f"step{step.step}.onnx"]))
         state |= step(*inputs.values())
-    worst = largest(
+    difference = largest_magnitude(
         [
-            difference
-            for pixels in batches(images, "checking")
-            for difference in _differences(classifier, plan, steps, runs, pixels)
+            tensor
+            for pixels in check_batches(images, "checking")
+            for tensor in _differences(classifier, plan, steps, runners, pixels)
         ]
     )
-    check_difference(worst, len(images))
-    checked = {"images": len(images), "difference": worst, "tolerance": TOLERANCE}
-    index = metadata(classifier) | {"checked": checked, "rule": plan.rule, "steps": _index(plan, steps)}
+    check_difference(difference, len(images))
+    checked = {"images": len(images), "difference": difference, "tolerance": TOLERANCE}
+    index = classifier_metadata(classifier) | {
+        "checked": checked,
+        "rule": plan.rule,
+        "steps": _index(plan, steps),
+    }
     folder.mkdir(exist_ok=True)
     graphs: dict[Path, str | bytes] = {folder / name: content for name, content in files.items()}
-    about = {folder / INDEX: json.dumps(index, indent=1, ensure_ascii=False) + "\n"}
-    # Where there is an index, what it names is there, and of the same network.
-    write_together(graphs | about, removed=about)
-    return worst
+    index_file = {folder / INDEX: json.dumps(index, indent=1, ensure_ascii=False) + "\n"}
+    # If there is an index, then the graphs that it names are there, and are of the same network.
+    write_together(graphs | index_file, removed=index_file)
+    return difference
 
 
 def _index(plan: Plan, steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -187,7 +206,7 @@ def _index(plan: Plan, steps: Sequence[Step]) -> list[dict[str, Any]]:
         {
             "file": f"step{step.step}.onnx",
             "exit": number,
-            "stops_above": threshold,
+            "threshold": threshold,
             "inputs": step.inputs,
             "outputs": step.outputs,
             "keeps": step.keeps,
@@ -197,14 +216,14 @@ def _index(plan: Plan, steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _differences(
-    classifier: Classifier, plan: Plan, steps: Sequence[Step], runs: Sequence[Run], pixels: Tensor
+    classifier: Classifier, plan: Plan, steps: Sequence[Step], runners: Sequence[Runner], pixels: Tensor
 ) -> list[Tensor]:
-    """Differences of probabilities and confidence, where no image stops."""
+    """Return the differences of probabilities and confidence if no image stops."""
     means, scores = step_by_step(classifier.logits(pixels), plan.order, plan.rule)
     probabilities = (means / classifier.temperature).softmax(dim=2)
     state: Mapping[str, Tensor] = {INPUT: pixels}
     differences = []
-    for step, run in zip(steps, runs, strict=True):
+    for step, run in zip(steps, runners, strict=True):
         state = {**state, **run(**{name: state[name] for name in step.inputs})}
         differences.append(state["probabilities"] - probabilities[:, step.step])
         if step.keeps:

@@ -1,4 +1,4 @@
-"""Whether a file gives what the classifier gives, and what it is worth where it need not."""
+"""Check that an exported file gives what the classifier gives, or measure how its accuracy changes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,16 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
 from netfission.classifier.predictions import Predictions
 from netfission.ensemble import disagreement, ensemble_log_probabilities
 from netfission.evaluation.metrics import classification_metrics
-from netfission.export.formats import Run
+from netfission.export.formats import Runner
 from netfission.export.predictor import INPUT
+from netfission.utils.errors import invalid
 
 TOLERANCE = 1e-4  # of probabilities
 _BATCH = 64
@@ -22,14 +24,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Change:
-    """What an exported file answers beside the classifier, on labelled images.
+class AccuracyChange:
+    """Accuracy and likelihood of an exported file beside the classifier's, on labelled images.
 
     Attributes:
         n: number of images.
         accuracy: of the classifier and of the file, in [0, 1].
-        nll: likewise, in nats.
-        difference: the largest of a probability, of the ensemble or of an exit.
+        nll: negative log-likelihood of the classifier and of the file, in nats.
+        difference: largest difference of a probability, of the ensemble or of an exit.
+
+    Example:
+        >>> print(AccuracyChange(100, (0.9, 0.89), (0.3, 0.31), 0.021))
+        accuracy 90.00 → 89.00 %, NLL 0.3000 → 0.3100 on 100 images; largest difference of a probability 0.021
     """
 
     n: int
@@ -47,20 +53,21 @@ class Change:
 
 
 def check_images(classifier: Classifier, images: Tensor) -> None:
-    """ValueError unless there are images, and pixels as the classifier takes them."""
+    """Raise ValueError unless `images` are the classifier's pixels, of one image or more."""
     shape = tuple(classifier.spec.shape)
     if not len(images) or tuple(images.shape[1:]) != shape or images.dtype != torch.uint8:
-        raise ValueError(
-            f"images={tuple(images.shape)} {images.dtype}: takes pixels, torch.uint8 (n, channels, height, "
-            f"width) with {shape} at the end, of one image or more"
+        raise invalid(
+            "images",
+            f"torch.uint8 of shape (n, {', '.join(map(str, shape))}) with n of at least 1",
+            found=f"{images.dtype} of shape {tuple(images.shape)}",
         )
 
 
-def check(run: Run, classifier: Classifier, images: Tensor) -> float:
-    """Refuse a file that answers otherwise than the classifier.
+def check_outputs(run: Runner, classifier: Classifier, images: Tensor) -> float:
+    """Check that a file gives what the classifier predicts.
 
     Args:
-        run: the file.
+        run: runs the file.
         classifier: on the CPU.
         images: uint8 `(n, channels, height, width)`.
 
@@ -68,101 +75,108 @@ def check(run: Run, classifier: Classifier, images: Tensor) -> float:
         The largest difference of a probability, of the ensemble or of an exit.
 
     Raises:
-        RuntimeError: that is above 1e-4, or another output is not what the probabilities make it.
+        RuntimeError: it is above 1e-4, or another output does not fit the probabilities.
     """
-    answers = [(run(**{INPUT: pixels}), classifier.predict(pixels)) for pixels in batches(images, "checking")]
-    worst = largest([probability_difference(found, expected) for found, expected in answers])
-    check_difference(worst, len(images))
-    for found, expected in answers:
-        _check_others(found, expected)
-    return worst
+    answers = [
+        (run(**{INPUT: pixels}), classifier.predict(pixels)) for pixels in check_batches(images, "checking")
+    ]
+    difference = largest_magnitude(
+        [probability_differences(outputs, expected) for outputs, expected in answers]
+    )
+    check_difference(difference, len(images))
+    for outputs, expected in answers:
+        _check_other_outputs(outputs, expected)
+    return difference
 
 
-def check_difference(worst: float, n: int) -> None:
-    """RuntimeError where probabilities differ by more than is allowed, or are none."""
-    if not worst <= TOLERANCE:
-        raise RuntimeError(
-            f"the file is not kept: its probabilities on {n} images differ by {worst:.2g} from PyTorch's, "
-            f"where {TOLERANCE:g} is allowed"
-        )
+def check_difference(difference: float, n: int) -> None:
+    """Raise RuntimeError if probabilities on `n` images differ by more than 1e-4, or are not numbers."""
+    _check_tolerance(f"probabilities on {n} images", difference, TOLERANCE)
 
 
-def compare(run: Run, classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Change:
-    """Run a file and the classifier over labelled images.
+def measure_change(
+    run: Runner, classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
+) -> AccuracyChange:
+    """Run a file and the classifier on labelled images.
 
     Args:
-        run: the file.
+        run: runs the file.
         classifier: on the CPU.
         batches: pixels, uint8 `(batch, channels, height, width)`, and labels `(batch,)`.
 
     Raises:
-        RuntimeError: the file gives numbers that are not finite.
+        RuntimeError: the file gives probabilities that are not finite.
     """
     differences = []
     logits: tuple[list[Tensor], list[Tensor]] = ([], [])
     labels = []
-    for pixels, own in shown(batches, "measuring"):
-        found, expected = run(**{INPUT: pixels}), classifier.predict(pixels)
-        differences.append(probability_difference(found, expected))
+    for pixels, batch_labels in with_progress(batches, "measuring"):
+        outputs, expected = run(**{INPUT: pixels}), classifier.predict(pixels)
+        differences.append(probability_differences(outputs, expected))
         logits[0].append(expected.logits)
-        logits[1].append(found["logits"])
-        labels.append(own)
-    worst = largest(differences)
-    if not worst <= 1:
-        raise RuntimeError("the file is not kept: its probabilities are not finite")
-    metrics = [
-        classification_metrics(ensemble_log_probabilities(torch.cat(of_one)), torch.cat(labels))
-        for of_one in logits
-    ]
-    return Change(
-        len(torch.cat(labels)),
-        (metrics[0]["top1"], metrics[1]["top1"]),
-        (metrics[0]["nll"], metrics[1]["nll"]),
-        worst,
+        logits[1].append(outputs["logits"])
+        labels.append(batch_labels)
+    difference = largest_magnitude(differences)
+    if not difference <= 1:
+        raise RuntimeError("the exported file is discarded: its probabilities are not finite")
+    before, after = (
+        classification_metrics(ensemble_log_probabilities(torch.cat(parts)), torch.cat(labels))
+        for parts in logits
+    )
+    return AccuracyChange(
+        len(torch.cat(labels)), (before["top1"], after["top1"]), (before["nll"], after["nll"]), difference
     )
 
 
-def probability_difference(found: dict[str, Tensor], expected: Predictions) -> Tensor:
-    """The differences of probabilities, of the ensemble and of the exits; one dimension."""
-    of_exits = found["exit_probabilities"] - expected.exit_probabilities
-    return torch.cat([(found["probabilities"] - expected.probabilities).flatten(), of_exits.flatten()])
+def probability_differences(outputs: dict[str, Tensor], expected: Predictions) -> Tensor:
+    """Return the differences of all probabilities, of the ensemble and of the exits, in one dimension."""
+    ensemble = outputs["probabilities"] - expected.probabilities
+    exits = outputs["exit_probabilities"] - expected.exit_probabilities
+    return torch.cat([ensemble.flatten(), exits.flatten()])
 
 
-def largest(differences: Sequence[Tensor]) -> float:
-    """The largest absolute value; NaN where there is any, which Python's max would pass over."""
+def largest_magnitude(differences: Sequence[Tensor]) -> float:
+    """Return the largest absolute value; NaN if there is a NaN, which Python's `max` would skip.
+
+    Example:
+        >>> largest_magnitude([torch.tensor([1.0, -3.0]), torch.tensor([[2.0]])])
+        3.0
+    """
     return torch.cat([difference.flatten() for difference in differences]).abs().max().item()
 
 
-def _check_others(found: dict[str, Tensor], expected: Predictions) -> None:
-    """RuntimeError unless the other outputs are those of the expected probabilities, up to rounding."""
-    own = expected.probabilities.gather(1, found["classes"].unsqueeze(1)).squeeze(1)
-    voted = expected.exit_probabilities.gather(2, found["votes"].unsqueeze(2)).squeeze(2)
-    # Votes for near equals may fall either way, and the disagreement with them.
-    differ = disagreement(
-        torch.nn.functional.one_hot(found["votes"], expected.exit_probabilities.shape[2]).float()
-    )
-    allowed = {
-        "classes": (expected.confidence - own, 2 * TOLERANCE),
-        "votes": (expected.exit_probabilities.amax(dim=2) - voted, 2 * TOLERANCE),
-        "disagreement": (found["disagreement"] - differ, 1e-6),
-        "entropy": (found["entropy"] - expected.entropy, 1e-3),
-        "mutual_information": (found["mutual_information"] - expected.mutual_information, 1e-3),
-        "logits": (found["logits"] - expected.logits, 1e-3 * max(1, expected.logits.abs().max().item())),
+def _check_other_outputs(outputs: dict[str, Tensor], expected: Predictions) -> None:
+    """Raise RuntimeError unless the other outputs fit the expected probabilities, up to rounding."""
+    class_probabilities = expected.probabilities.gather(1, outputs["classes"].unsqueeze(1)).squeeze(1)
+    vote_probabilities = expected.exit_probabilities.gather(2, outputs["votes"].unsqueeze(2)).squeeze(2)
+    # Votes for classes of nearly equal probability may differ, and the disagreement with them.
+    votes = F.one_hot(outputs["votes"], expected.exit_probabilities.shape[2])
+    checks = {
+        "classes": (expected.confidence - class_probabilities, 2 * TOLERANCE),
+        "votes": (expected.exit_probabilities.amax(dim=2) - vote_probabilities, 2 * TOLERANCE),
+        "disagreement": (outputs["disagreement"] - disagreement(votes.float()), 1e-6),
+        "entropy": (outputs["entropy"] - expected.entropy, 1e-3),
+        "mutual_information": (outputs["mutual_information"] - expected.mutual_information, 1e-3),
+        "logits": (outputs["logits"] - expected.logits, 1e-3 * max(1, expected.logits.abs().max().item())),
     }
-    for name, (difference, most) in allowed.items():
-        worst = difference.abs().max().item()
-        if not worst <= most:
-            raise RuntimeError(
-                f"the file is not kept: its {name} differ by {worst:.2g} from PyTorch's, where {most:.2g} is "
-                "allowed"
-            )
+    for name, (differences, tolerance) in checks.items():
+        _check_tolerance(name, differences.abs().max().item(), tolerance)
 
 
-def batches(images: Tensor, what: str) -> Iterator[Tensor]:
-    """Images batch by batch, behind a bar; the first is alone, so that batches of several sizes are seen."""
-    return shown([batch for batch in (images[:1], *images[1:].split(_BATCH)) if len(batch)], what)
+def _check_tolerance(name: str, difference: float, tolerance: float) -> None:
+    if not difference <= tolerance:  # NaN is refused, too
+        raise RuntimeError(
+            f"the exported file is discarded: its {name} differ by {difference:.2g} from PyTorch's; the "
+            f"tolerance is {tolerance:.2g}"
+        )
 
 
-def shown(batches: Iterable[T], what: str) -> Iterator[T]:
-    """Batches behind a bar, where standard error is a terminal."""
-    return iter(tqdm(batches, desc=what, leave=False, disable=None))
+def check_batches(images: Tensor, description: str) -> Iterator[Tensor]:
+    """Yield images in batches with a progress bar; the first has one image, so that batch sizes differ."""
+    batches = (images[:1], *images[1:].split(_BATCH))
+    return with_progress([batch for batch in batches if len(batch)], description)
+
+
+def with_progress(batches: Iterable[T], description: str) -> Iterator[T]:
+    """Yield batches with a progress bar if standard error is a terminal."""
+    return iter(tqdm(batches, desc=description, leave=False, disable=None))

@@ -1,21 +1,21 @@
-"""What the formats have in common."""
+"""What all export formats have in common."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
-Metadata = Mapping[str, Any]  # of what JSON holds
-Run = Callable[..., dict[str, Tensor]]  # inputs by name → outputs by name
+Metadata = Mapping[str, Any]  # of types that JSON has
+Runner = Callable[..., dict[str, Tensor]]  # inputs by name → outputs by name
 
-KEY = "netfission"  # under which a file holds its metadata, as JSON
+METADATA_KEY = "netfission"  # under which a file keeps its metadata, as JSON
 
 
-class Model(Protocol):
-    """A module in a format."""
+class ExportedModel(Protocol):
+    """A module in an export format."""
 
-    def content(self, metadata: Metadata) -> bytes:
-        """The file."""
+    def to_bytes(self, metadata: Metadata) -> bytes:
+        """Return the contents of the file."""
 
-    def load(self, content: bytes) -> Run:
-        """The module in such a file, as its format's own runtime runs it on the CPU."""
+    def load(self, content: bytes) -> Runner:
+        """Load the contents of a file in the runtime of its format, on the CPU."""

@@ -1,4 +1,4 @@
-"""What a file says about itself, so that it can be used without this project."""
+"""The metadata of an exported file, with which it can be used without netfission."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -6,11 +6,22 @@ from typing import Any
 
 from netfission.classifier import Classifier
 
-FORMAT = 1  # rises when what an older reader would misread is written
+FORMAT = 1  # increases when an older reader would misread the metadata
 
 
-def metadata(classifier: Classifier) -> dict[str, Any]:
-    """Classes, preprocessing and calibration of a classifier, as JSON takes them."""
+def classifier_metadata(classifier: Classifier) -> dict[str, Any]:
+    """Return classes, preprocessing and calibration of a classifier, of types that JSON has.
+
+    Example:
+        >>> import netfission as nf, torch
+        >>> from netfission.models import create_model
+        >>> network = nf.fission(create_model("wrn-10-1", 2), 2, example_input=torch.zeros(2, 3, 16, 16))
+        >>> classifier = nf.Classifier.from_network(
+        ...     network, model=None, classes=["cat", "dog"], shape=(3, 16, 16), mean=[0.5] * 3, std=[0.2] * 3
+        ... )
+        >>> classifier_metadata(classifier)["classes"]
+        ['cat', 'dog']
+    """
     spec, calibration = classifier.spec, classifier.calibration
     channels, height, width = spec.shape
     return {
@@ -25,16 +36,16 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
             "width": width,
             "orientation": "upright, by the EXIF tag",
             "16 bits": "upper byte",
-            "floating point": "times 255 where all values are in [0, 1], else clipped to [0, 255]",
+            "floating point": "times 255 if all values are in [0, 1], else clipped to [0, 255]",
             "transparency": "on white",
-            "resizing": "scaled to cover height and width, bilinear with antialiasing; the centre is taken",
+            "resizing": "scaled to cover height and width, bilinear with antialiasing; cropped at the centre",
             "layout": "uint8 (batch, channels, height, width), 0 to 255",
             "normalisation": "in the graph: (pixel / 255 - mean) / std",
             "mean": spec.mean,
             "std": spec.std,
         },
         "temperature": classifier.temperature,
-        # To abstain at a risk: answer where the largest probability is at least the last threshold whose
-        # risk, the share of wrong answers on the validation split, is no more than that.
+        # To abstain at a target risk: answer if the largest probability is at least the last threshold whose
+        # risk, the share of wrong answers on the validation split, is at most the target.
         "risk_coverage": None if calibration is None else asdict(calibration.risk_coverage),
     }

@@ -1,4 +1,4 @@
-"""ONNX, which many runtimes run on many devices."""
+"""Export to ONNX, which many runtimes run on many devices."""
 
 import importlib
 import json
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from netfission.export.formats import KEY, Metadata, Run
-from netfission.export.predictor import exporting, traced
+from netfission.export.formats import METADATA_KEY, Metadata, Runner
+from netfission.export.predictor import export_errors, trace
+from netfission.utils.errors import invalid
 from netfission.utils.extras import extra
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSETS = range(18, 24)  # that PyTorch's exporter knows
+OPSETS = range(18, 24)  # that PyTorch's exporter supports
 OPSET = 20
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node comes from
+_SCOPES = "pkg.torch.onnx.name_scopes"  # under which the exporter keeps the module that a node comes from
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class OnnxModel:
         """Export a module.
 
         Args:
-            module: see `traced`; gives outputs by name.
-            inputs: see `traced`.
+            module: see `trace`; returns outputs by name.
+            inputs: see `trace`.
             opset: version of the operators; default 20.
 
         Raises:
@@ -47,8 +48,8 @@ class OnnxModel:
         """
         opset = OPSET if opset is None else opset
         check_onnx(opset)
-        program = traced(module, inputs)
-        with exporting(), torch.no_grad():
+        program = trace(module, inputs)
+        with export_errors(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
                 input_names=list(inputs),
@@ -61,27 +62,27 @@ class OnnxModel:
             )
             assert exported is not None
             proto = exported.model_proto
-        (made,) = (entry.version for entry in proto.opset_import if entry.domain == "")
-        if made != opset:
-            raise RuntimeError(f"opset={opset}: the network was exported with opset {made}; takes that")
+        (found,) = (entry.version for entry in proto.opset_import if entry.domain == "")
+        if found != opset:
+            raise RuntimeError(f"the network cannot be exported with opset {opset}; pass opset {found}")
         return cls(proto)
 
-    def around_network(self) -> list[str]:
-        """Names of the nodes that do not come from the module's part `network`."""
+    def nodes_outside_network(self) -> list[str]:
+        """Return the names of the nodes that do not come from the module's attribute `network`."""
         return [node.name for node in self.proto.graph.node if "'network'" not in _scopes(node)]
 
-    def content(self, metadata: Metadata) -> bytes:
-        """The file, its metadata as a property of the model."""
-        onnx = needed("onnx")
+    def to_bytes(self, metadata: Metadata) -> bytes:
+        """Return the contents of the file, with its metadata as a property of the model."""
+        onnx = import_package("onnx")
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata, ensure_ascii=False)})
+        onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)})
         content: bytes = proto.SerializeToString()
         return content
 
-    def load(self, content: bytes) -> Run:
-        """The graph in a file, in ONNX Runtime."""
-        onnxruntime = needed("onnxruntime")
+    def load(self, content: bytes) -> Runner:
+        """Load the contents of a file in ONNX Runtime."""
+        onnxruntime = import_package("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -97,17 +98,17 @@ class OnnxModel:
 def check_onnx(opset: int) -> None:
     """Raise ValueError unless the opset is supported, MissingExtraError unless all packages are installed."""
     if opset not in OPSETS:
-        raise ValueError(f"opset={opset}: takes a whole number from {OPSETS[0]} to {OPSETS[-1]}")
+        raise invalid("opset", f"an integer from {OPSETS[0]} to {OPSETS[-1]}", opset)
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        needed(package)
+        import_package(package)
 
 
-def needed(module: str) -> Any:
-    """Import a module of the packages that ONNX needs; MissingExtraError if it is not installed."""
+def import_package(module: str) -> Any:
+    """Import a module of the packages that ONNX needs; raise MissingExtraError if it is not installed."""
     with extra("export", "format 'onnx'"):
         return importlib.import_module(module)
 
 
 def _scopes(node: Any) -> str:
-    """The modules that a node comes from, as text."""
+    """Return the modules that a node comes from, as text."""
     return next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")

@@ -1,10 +1,9 @@
-"""What is exported: from pixels to all that a `Classifier` predicts, each by its name."""
+"""The module that is exported: pixels → all that a `Classifier` predicts, by name."""
 
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,34 +18,28 @@ from netfission.surgery.masks import discard_masks
 INPUT = "images"
 
 
-class Output(NamedTuple):
-    """An output: the attribute of `Predictions` that it is, and that in words."""
-
-    attribute: str
-    meaning: str
-
-
+# Outputs by name, all of them attributes of `Predictions`, with their descriptions.
 OUTPUTS = {
-    "probabilities": Output("probabilities", "(batch, classes), float32: of the ensemble, calibrated"),
-    "classes": Output("classes", "(batch,), int64: the ensemble's most probable class"),
-    "exit_probabilities": Output("exits", "(batch, exits, classes), float32: of each exit"),
-    "votes": Output("votes", "(batch, exits), int64: each exit's most probable class"),
-    "disagreement": Output("disagreement", "(batch,), float32: share of the pairs of exits that differ"),
-    "entropy": Output("entropy", "(batch,), float32: of the ensemble's probabilities, in nats"),
-    "mutual_information": Output(
-        "mutual_information", "(batch,), float32: of class and exit, in nats: doubt by the exits' differences"
-    ),
-    "logits": Output("logits", "(batch, exits, classes), float32: divided by the temperature"),
+    "probabilities": "(batch, classes), float32: of the ensemble, calibrated",
+    "classes": "(batch,), int64: the ensemble's most probable class",
+    "exit_probabilities": "(batch, exits, classes), float32: of each exit",
+    "votes": "(batch, exits), int64: each exit's most probable class",
+    "disagreement": "(batch,), float32: share of the pairs of exits that differ",
+    "entropy": "(batch,), float32: of the ensemble's probabilities, in nats",
+    "mutual_information": "(batch,), float32: of class and exit, in nats; uncertainty from disagreement",
+    "logits": "(batch, exits, classes), float32: divided by the temperature",
 }
 
 
 class Predictor(nn.Module):
-    """Pixels, uint8 `(batch, channels, height, width)` → `OUTPUTS`, as `Classifier.predict` gives them.
+    """A module that returns the predictions of a `Classifier` as `OUTPUTS`, by name.
+
+    Its input is pixels, uint8 `(batch, channels, height, width)`.
 
     Args:
-        network: normalised images → logits `(batch, exits, classes)`; computes in the dtype of its weights.
-        normalise: pixels → float32.
-        temperature: what logits are divided by.
+        network: normalised images → logits `(batch, exits, classes)`, in the dtype of its weights.
+        normalise: pixels → normalised images, float32.
+        temperature: divisor of the logits.
     """
 
     def __init__(self, network: nn.Module, normalise: Normalisation, temperature: float) -> None:
@@ -59,54 +52,54 @@ class Predictor(nn.Module):
 
     @classmethod
     def from_classifier(cls, classifier: Classifier, *, half: bool = False) -> "Predictor":
-        """From a classifier, which is not changed.
+        """Make the module of a classifier, which is not changed.
 
         Args:
-            classifier: what predicts.
-            half: compute in float16 between normalisation and logits.
+            classifier: the classifier.
+            half: whether to compute in float16 between normalisation and logits.
         """
         normalise = Normalisation(classifier.spec.mean, classifier.spec.std)
-        network = plain(classifier.network, torch.zeros(2, *classifier.spec.shape))
+        network = make_exportable(classifier.network, torch.zeros(2, *classifier.spec.shape))
         return cls(network.half() if half else network, normalise, classifier.temperature)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Pixels → outputs by name."""
+        """Return outputs by name."""
         logits = self.network(self.normalise(images).to(self.dtype)).float()
         predictions = Predictions(logits / self.temperature)
-        return {name: getattr(predictions, output.attribute) for name, output in OUTPUTS.items()}
+        return {name: getattr(predictions, name) for name in OUTPUTS}
 
 
 @torch.no_grad()
-def plain(network: nn.Module, images: Tensor) -> nn.Module:
-    """A copy on the CPU, in eval mode, that computes with stored numbers alone.
+def make_exportable(network: nn.Module, images: Tensor) -> nn.Module:
+    """Return a copy on the CPU, in eval mode, without masks and random numbers, which cannot be exported.
 
-    Masks are burnt in, and what MC dropout draws anew from its seed at each call is stored: neither masks
-    nor generators can be exported.
+    Weights hold the zeros of their masks. The factors that MC dropout draws from its seed at each call are
+    stored.
 
     Args:
         network: images → logits.
-        images: normalised, an example.
+        images: normalised images, as an example.
     """
     network = copy.deepcopy(network).cpu().eval()
     discard_masks(network)
     shapes: dict[nn.Module, torch.Size] = {}
-    drawing = [layer for layer in network.modules() if isinstance(layer, MemberDropout)]
+    dropouts = [layer for layer in network.modules() if isinstance(layer, MemberDropout)]
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs: shapes.update({layer: inputs[0].shape[1:]}))
-        for layer in drawing
+        for layer in dropouts
     ]
     network(images)
     for hook in hooks:
         hook.remove()
 
-    def stored(_: str, layer: nn.Module) -> nn.Module | None:
-        return _Factors(layer, shapes[layer]) if isinstance(layer, MemberDropout) else None
+    def store_factors(_: str, layer: nn.Module) -> nn.Module | None:
+        return _StoredDropout(layer, shapes[layer]) if isinstance(layer, MemberDropout) else None
 
-    return replace_layers(network, stored).requires_grad_(False)
+    return replace_layers(network, store_factors).requires_grad_(False)
 
 
-class _Factors(nn.Module):
-    """A `MemberDropout` in eval mode, for features of one shape."""
+class _StoredDropout(nn.Module):
+    """A `MemberDropout` in eval mode with stored factors, for features of one shape."""
 
     factors: Tensor
 
@@ -122,13 +115,13 @@ class _Factors(nn.Module):
 
 
 @contextmanager
-def exporting() -> Iterator[None]:
-    """Without the exporters' warnings; what they raise becomes a RuntimeError of one line."""
+def export_errors() -> Iterator[None]:
+    """Silence the exporters' warnings, and turn what they raise into a RuntimeError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:  # whatever they raise, of many lines
+    except Exception as error:  # exporters raise errors of many kinds and lines
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -136,18 +129,18 @@ def exporting() -> Iterator[None]:
         raise RuntimeError(f"the network cannot be exported ({type(cause).__name__}: {reason})") from error
 
 
-def traced(module: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
-    """A module's operations for any batch size, without where in its source each comes from.
+def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    """Trace a module for any batch size; the result does not refer to its source files.
 
     Args:
-        module: in eval mode; takes the inputs in this order.
+        module: in eval mode; called with the inputs in this order.
         inputs: examples of two rows or more; the first dimension of each is the batch.
 
     Raises:
         RuntimeError: the module cannot be traced.
     """
     batch = {0: torch.export.Dim.DYNAMIC}
-    with exporting():
+    with export_errors():
         program = torch.export.export(
             module, tuple(inputs.values()), dynamic_shapes=tuple(batch for _ in inputs), strict=False
         )

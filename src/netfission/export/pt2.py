@@ -1,4 +1,4 @@
-"""PyTorch's own format: `torch.export`, which torch alone loads and runs."""
+"""Export to PyTorch's own format, `torch.export`, which needs only torch to load and run."""
 
 import io
 import json
@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from netfission.export.formats import KEY, Metadata, Run
-from netfission.export.predictor import exporting, traced
+from netfission.export.formats import METADATA_KEY, Metadata, Runner
+from netfission.export.predictor import export_errors, trace
 
 
 class Pt2Model:
@@ -20,18 +20,20 @@ class Pt2Model:
 
     @classmethod
     def from_module(cls, module: nn.Module, inputs: Mapping[str, Tensor]) -> Self:
-        """Export a module; see `traced`."""
-        return cls(traced(module, inputs))
+        """Export a module; see `trace`."""
+        return cls(trace(module, inputs))
 
-    def content(self, metadata: Metadata) -> bytes:
-        """The file, its metadata as an extra file."""
+    def to_bytes(self, metadata: Metadata) -> bytes:
+        """Return the contents of the file, with its metadata as an extra file."""
         buffer = io.BytesIO()
-        with exporting():
-            torch.export.save(self._program, buffer, extra_files={f"{KEY}.json": json.dumps(metadata)})
+        with export_errors():
+            torch.export.save(
+                self._program, buffer, extra_files={f"{METADATA_KEY}.json": json.dumps(metadata)}
+            )
         return buffer.getvalue()
 
-    def load(self, content: bytes) -> Run:
-        """The program in a file."""
+    def load(self, content: bytes) -> Runner:
+        """Load the contents of a file."""
         module = torch.export.load(io.BytesIO(content)).module()
 
         @torch.no_grad()

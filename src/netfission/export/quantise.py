@@ -1,4 +1,4 @@
-"""Eight-bit integers in place of floats."""
+"""Quantise a network to integers of 8 bits."""
 
 import logging
 import tempfile
@@ -9,26 +9,26 @@ from typing import Any
 
 from torch import Tensor
 
-from netfission.export.onnx import OnnxModel, needed
-from netfission.export.predictor import INPUT, exporting
+from netfission.export.onnx import OnnxModel, import_package
+from netfission.export.predictor import INPUT, export_errors
 
 _BATCH = 16
 
 
 def quantise(model: OnnxModel, images: Tensor) -> OnnxModel:
-    """A network's weights and features as signed integers of 8 bits, by ONNX Runtime.
+    """Quantise a network's weights and features to signed integers of 8 bits, with ONNX Runtime.
 
-    Static quantisation: of features by the range they take on calibration images, of weights channel by
-    channel. Normalisation of images, and probabilities and uncertainty from the logits, stay as they are.
+    Quantisation is static: the scale of features is their range on calibration images, and each channel of a
+    weight has its own scale. Normalisation, and everything that follows the logits, stays in float32.
 
     Args:
-        model: a `Predictor`.
-        images: uint8 `(n, channels, height, width)`, to calibrate with; of the training split.
+        model: made from a `Predictor`; not changed.
+        images: training images to calibrate with, uint8 `(n, channels, height, width)`.
 
     Raises:
-        RuntimeError: it cannot be quantised.
+        RuntimeError: ONNX Runtime cannot quantise the network.
     """
-    quantization, onnx = needed("onnxruntime.quantization"), needed("onnx")
+    quantization, onnx = import_package("onnxruntime.quantization"), import_package("onnx")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -40,21 +40,21 @@ def quantise(model: OnnxModel, images: Tensor) -> OnnxModel:
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    with tempfile.TemporaryDirectory() as folder, exporting(), _quietly():
+    with tempfile.TemporaryDirectory() as folder, export_errors(), _without_remarks():
         file = Path(folder) / "model.onnx"
         quantization.quantize_static(
             proto,
             file,
             Reader(),
             per_channel=True,
-            nodes_to_exclude=model.around_network(),
+            nodes_to_exclude=model.nodes_outside_network(),
         )
         return OnnxModel(onnx.load(file))
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without remarks on preparations that the exporter has made already."""
+def _without_remarks() -> Iterator[None]:
+    """Silence remarks on preparations that the exporter has made already."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Real images, as pixels: of a run's data set, or of any folder."""
+"""Images to check, calibrate or measure an exported file with: of a run's data set, or of any folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,69 +15,88 @@ from netfission.data.images import why_unreadable
 from netfission.data.splits import TensorSplit
 from netfission.data.unlabelled import list_images
 from netfission.runs.setup import load_run_data
+from netfission.utils.errors import invalid
 
-CHECKED = 256  # images that a file is checked with
+CHECK_IMAGES = 256  # to check a file with
 _BATCH = 64
 
 
-def data_of(classifier: Classifier, data: str | None, *, otherwise: str = "") -> tuple[ImageData, int]:
-    """The data set that a network was trained on, and how many processes are to decode its images.
+def load_training_data(
+    classifier: Classifier, data: str | None, *, alternative: str = ""
+) -> tuple[ImageData, int]:
+    """Load the data set that a network was trained on.
 
     Args:
-        classifier: whose recipe names it.
-        data: where it is now; default where it was.
-        otherwise: what else can be passed, to end messages with.
+        classifier: with a recipe, which names the data set.
+        data: where the data set is now; None if it has not moved.
+        alternative: what else the user can pass; ends the messages of errors.
+
+    Returns:
+        The data set, and the number of processes that decode its images.
 
     Raises:
-        ValueError: it is not to be had, or another; says what to pass instead.
+        ValueError: there is no recipe, or the data set cannot be read or is another one.
     """
     if classifier.recipe is None:
-        raise ValueError(
-            f"run: does not say what it was trained on; takes a folder with config.yaml{otherwise}"
-        )
-    flat = classifier.recipe.to_dict()
-    config = RunConfig.from_dict(flat | ({} if data is None else {"data": data}))
+        raise invalid("run", f"a folder with config.yaml{alternative}", found="a folder without it")
+    settings = classifier.recipe.to_dict()
+    config = RunConfig.from_dict(settings | ({} if data is None else {"data": data}))
     try:
         found = load_run_data(config.data, config.fission.seed)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"data={config.data.data}: cannot be read ({error}); pass --data, where the data set is "
-            f"now{otherwise}"
+        raise invalid(
+            "data",
+            "the data set that the network was trained on",
+            found=f"{config.data.data} ({error})",
+            hint=f"pass --data, where the data set is now{alternative}",
         ) from error
-    if found.classes != classifier.spec.classes or list(found.shape) != list(classifier.spec.shape):
-        raise ValueError(
-            f"data={config.data.data}: has {len(found.classes)} classes of images {found.shape}; takes the "
-            f"{len(classifier.spec.classes)} classes of {tuple(classifier.spec.shape)} it was trained on"
+    spec = classifier.spec
+    if found.classes != spec.classes or list(found.shape) != list(spec.shape):
+        raise invalid(
+            "data",
+            f"the data set of {len(spec.classes)} classes and images of shape {tuple(spec.shape)} that the "
+            "network was trained on",
+            found=f"{config.data.data} with {len(found.classes)} classes and images of shape {found.shape}",
         )
     return found, config.data.workers
 
 
-def batches_of(split: Split, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of a split: pixels, uint8 `(batch, channels, height, width)`, and labels `(batch,)`."""
+def labelled_batches(split: Split, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield all of a split: pixels, uint8 `(batch, channels, height, width)`, and labels `(batch,)`."""
     if isinstance(split, TensorSplit):
         return zip(split.images.split(_BATCH), split.labels.split(_BATCH), strict=True)
     return iter(DataLoader(split, _BATCH, num_workers=workers))
 
 
-def spread(split: Split, most: int) -> Tensor:
-    """At most so many images from all over a split, uint8 `(n, channels, height, width)`."""
-    rows = torch.linspace(0, len(split) - 1, min(most, len(split))).long()
+def sample_split(split: Split, n: int) -> Tensor:
+    """Return at most `n` images, evenly spaced over a split, uint8 `(n, channels, height, width)`.
+
+    Example:
+        >>> split = TensorSplit(torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.zeros(5).long())
+        >>> sample_split(split, 3).flatten()
+        tensor([0, 2, 4], dtype=torch.uint8)
+    """
+    rows = _even_rows(len(split), n)
     if isinstance(split, TensorSplit):
         return split.images[rows]
-    return torch.stack([split[int(row)][0] for row in rows])
+    return torch.stack([split[row][0] for row in rows.tolist()])
 
 
-def read_folder(classifier: Classifier, folder: Path, most: int) -> Tensor:
-    """At most so many of the images in a folder and those below it, made ready for a classifier.
+def sample_folder(classifier: Classifier, folder: Path, n: int) -> Tensor:
+    """Return at most `n` of the images in a folder and its subfolders, as the classifier's pixels.
 
     Raises:
-        ValueError: there are none, or one cannot be read; names it.
+        ValueError: there is no image, or one cannot be read.
     """
     paths = list_images(folder)
     if not paths:
-        raise ValueError(f"images={folder}: takes a folder that holds images")
-    rows = torch.linspace(0, len(paths) - 1, min(most, len(paths))).long().tolist()
-    return torch.stack([_read(classifier, paths[row]) for row in rows])
+        raise invalid("images", "a folder with images", str(folder))
+    return torch.stack([_read(classifier, paths[row]) for row in _even_rows(len(paths), n).tolist()])
+
+
+def _even_rows(count: int, n: int) -> Tensor:
+    """Return at most `n` row numbers, evenly spaced over `count` rows."""
+    return torch.linspace(0, count - 1, min(n, count)).long()
 
 
 def _read(classifier: Classifier, path: Path) -> Tensor:
@@ -85,4 +104,5 @@ def _read(classifier: Classifier, path: Path) -> Tensor:
         with Image.open(path) as image:
             return classifier.pixels(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        raise ValueError(f"images={path}: {why_unreadable(error)}") from error
+        found = f"{path} ({why_unreadable(error)})"
+        raise invalid("images", "files that can be read", found=found) from error
