@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from contenders import PEERS, SINGLE, Contender, Network, UnavailableError, find_network, optional
 from netfission.profiling.cost import count_parameters
 from netfission.profiling.macs import count_macs
-from netfission.profiling.timing import device_name, peak_bytes, times_in_turn
+from netfission.profiling.timing import Quartiles, device_name, peak_bytes, times_in_turn
 from netfission.runs.folder import environment
 from netfission.utils.errors import check_choice
 from netfission.utils.files import write_whole
@@ -326,12 +325,14 @@ def measure(
     calls = max(1, IMAGES_A_ROUND // batch_size)
     seconds = _seconds(runs, conditions, calls)
     for name, times in seconds.items():
-        ratios = [own / single for own, single in zip(times, seconds[SINGLE], strict=True)]
+        ratio = Quartiles.from_values(
+            [own / single for own, single in zip(times, seconds[SINGLE], strict=True)]
+        )
         figures[name] |= {
             "seconds": times,
             "seconds_median": median(times),
-            "ratio_median": median(ratios),
-            "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+            "ratio_median": ratio.median,
+            "ratio_quartiles": [ratio.lower, ratio.upper],
             "peak_bytes": peak_bytes(runs[name], conditions.device) if sees_memory else None,
         }
     runs.clear()

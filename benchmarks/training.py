@@ -16,7 +16,6 @@ it is done, into results/benchmark_training.json, and is not run again.
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from cells import (
     run_cells,
 )
 from contenders import CONTENDERS, WITHOUT, DeepEnsemble, Loss
+from netfission.profiling.timing import Quartiles
 
 ALL = CONTENDERS | WITHOUT
 # What it adds → of a step with it, and of the same without.
@@ -131,9 +131,8 @@ def _added(figures: Figures) -> Figures:
     for what, names in SHARES.items():
         seconds = [figures.get(name, {}).get("seconds") for name in names]
         if None not in seconds:
-            ratios = np.divide(*seconds) - 1
-            lower, middle, upper = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-            added[what] = {"median": middle, "quartiles": [lower, upper]}
+            share = Quartiles.from_values([full / part - 1 for full, part in zip(*seconds, strict=True)])
+            added[what] = {"median": share.median, "quartiles": [share.lower, share.upper]}
     return added
 
 

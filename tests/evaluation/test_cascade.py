@@ -15,6 +15,7 @@ from netfission.cli import main
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.evaluation import cascade as module
 from netfission.evaluation.cascade import CascadeEvaluation, evaluate_cascade
+from netfission.evaluation.cascade_plot import draw_cascade
 from netfission.inference import choose_thresholds, exit_costs
 from netfission.inference.deploy import Deployed
 from netfission.models import create_model
@@ -32,9 +33,9 @@ CONFIG = RunConfig(
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch) -> None:
-    monkeypatch.setattr(module, "IMAGES_A_ROUND", {1: 2, 256: 8})
-    monkeypatch.setattr(module, "FEWEST_ROUNDS", 2)
-    monkeypatch.setattr(module, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(module, "IMAGES_PER_ROUND", {1: 2, 256: 8})
+    monkeypatch.setattr(module, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(module, "MAX_ROUNDS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +86,10 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
     assert 1 <= sum(bool(point["times"]) for point in curve) <= module.CURVE_TIMED
     for point in (of_single, full, chosen, *exits):
         assert point["times"].keys() == {"1", "256"}
+    assert record["rounds"] == {"1": 2, "256": 2}
     for point in record["points"]:
         for ratio in point["times"].values():
             assert 0 < ratio["lower"] <= ratio["median"] <= ratio["upper"]
-            assert ratio["rounds"] == 2
         if point["times"]:
             assert f"\n{point['name']}" in printed
     assert {ratio["median"] for ratio in of_single["times"].values()} == {1}
@@ -102,7 +103,7 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
 def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
     flags = ["--max_cost", "1.2", "--rule", "agreement"]
     assert main(["evaluate", str(run), "--cascade", *flags]) == 0
-    assert "Chosen to spend at most 1.2× on" in capsys.readouterr().out
+    assert "Chosen for cost ≤ 1.2× on" in capsys.readouterr().out
     record = json.loads((run / "cascade.json").read_text())
     assert (record["max_accuracy_drop"], record["max_cost"], record["rule"]) == (None, 1.2, "agreement")
     assert record["choice"]["cost"] <= 1.2
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_the_old_files(run, capsys, monkeypatch) -> None:
         patch.setattr(os, "fsync", disk_full)
         assert main(["evaluate", str(run), "--cascade"]) == 1
         with pytest.raises(OSError, match="No space left"):
-            evaluation.draw(run / "cascade")
+            draw_cascade(evaluation, run / "cascade")
     assert "No space left" in capsys.readouterr().err
     assert {path.read_text() for path in run.glob("cascade.*")} == {"old"}
 
@@ -213,8 +214,8 @@ def test_losses_come_with_their_standard_error() -> None:
     for point in evaluation.points:
         if point.kind == "exit":
             difference = full - (logits[:, int(point.name[-1])].argmax(1) == labels).double()
-            assert point.lost == pytest.approx(difference.mean().item())
-            assert point.lost_error == pytest.approx(difference.std(correction=0).item() / 300**0.5)
+            assert point.accuracy_drop == pytest.approx(difference.mean().item())
+            assert point.accuracy_drop_error == pytest.approx(difference.std(correction=0).item() / 300**0.5)
 
 
 def test_all_are_timed_deployed_and_in_batches_of_each_size(monkeypatch) -> None:
@@ -255,5 +256,5 @@ def test_without_the_single_networks_accuracy_its_cost_still_stands(tmp_path) ->
     assert evaluation.points[0].accuracy is None
     row = evaluation.table().splitlines()[1]
     assert row.split()[:4] == ["single", "network", "1.000×", "1.000×"]
-    assert [file.suffix for file in evaluation.draw(tmp_path / "picture")] == [".png", ".svg"]
+    assert [file.suffix for file in draw_cascade(evaluation, tmp_path / "picture")] == [".png", ".svg"]
     assert json.dumps(asdict(evaluation), allow_nan=False)

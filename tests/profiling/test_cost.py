@@ -10,8 +10,9 @@ from torch import nn
 import netfission as nf
 from netfission.models import create_model
 from netfission.network import ExitPath
-from netfission.profiling.cost import Exit, NetworkCost, Part, Quartiles, Size, count_parameters
+from netfission.profiling.cost import Exit, NetworkCost, Part, Size, count_parameters
 from netfission.profiling.macs import count_macs
+from netfission.profiling.timing import Quartiles
 from netfission.surgery.masks import apply_masks
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from netfission.cli import main
-from netfission.evaluation.cascade import CascadeEvaluation, Point, Ratio
+from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
 from netfission.inference.thresholds import CascadeChoice
+from netfission.profiling.timing import Quartiles
 from netfission.report import figures, write_report
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
@@ -142,23 +143,23 @@ def test_accuracies_near_100_percent_fit_an_axis_that_ends_there():
     ways = [("ensemble", 1.0, 1.0), ("curve", 0.6, 0.96), ("exit 0", 0.5, 0.95), ("exit 1", 0.4, 0.9)]
     points = [Point(name, name.split()[0], macs, macs, accuracy) for name, macs, accuracy in ways]
     choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
-    axes = figures.cascade(CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, points)).axes[
-        0
-    ]
+    axes = figures.cascade(
+        CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, {256: 10}, points)
+    ).axes[0]
     low, high = axes.get_ylim()
     assert low < 90
     assert 100 < high < 101
 
 
 def test_cascade_and_images_from_outside_are_shown(run):
-    ratio = Ratio(0.6, 0.66, 0.7, 10)
+    ratio = Quartiles(0.6, 0.66, 0.7)
     ways = [("single network", "single", 1.0, None), ("full ensemble", "ensemble", 0.97, 0.7)]
     ways += [("exit 0", "exit", 0.5, 0.6), ("exit 1", "exit", 0.5, 0.6), ("a", "curve", 0.5, 0.6)]
     points = [Point(name, kind, macs, macs, accuracy) for name, kind, macs, accuracy in ways]
     points.append(Point("chosen", "chosen", 0.6123, 0.6, 0.69, 0.0123, 0.004, 1.3, (0.4,), {256: ratio}))
     points.append(Point("b", "curve", 0.97, 0.97, 0.7))
     choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
-    cascade = CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, points)
+    cascade = CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, {256: 10}, points)
     outside = [
         OutOfDistribution("/some/where/letters", 359, 50, 1.1, {"entropy": Detection(0.8765, 0.5, 0.25)})
     ]

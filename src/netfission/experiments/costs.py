@@ -15,9 +15,9 @@ from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.registry import find_method
 from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
-from netfission.profiling.cost import Quartiles, Size, count_parameters, quartiles
+from netfission.profiling.cost import Size, count_parameters
 from netfission.profiling.macs import count_macs, count_training_macs
-from netfission.profiling.timing import inference_times, times_in_turn, training_step
+from netfission.profiling.timing import Quartiles, inference_times, times_in_turn, training_step
 from netfission.runs.folder import environment
 
 BATCH_SIZES = (1, 128)
@@ -120,7 +120,9 @@ def measure_costs(
 def _ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Quartiles]:
     """Each network's times over those of the single network, round by round."""
     return {
-        name: quartiles([time / single for time, single in zip(network_times, times[_SINGLE], strict=True)])
+        name: Quartiles.from_values(
+            [time / single for time, single in zip(network_times, times[_SINGLE], strict=True)]
+        )
         for name, network_times in times.items()
     }
 

@@ -13,7 +13,7 @@ from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.plots import plot_against_cost, plot_against_setting
 from netfission.experiments.statistics import COLUMNS, MAIN_COLUMNS, SeedValues
-from netfission.profiling.cost import Quartiles
+from netfission.profiling.timing import Quartiles
 from netfission.utils.files import write_together
 from netfission.utils.plot_style import picture_files
 from netfission.utils.text import align_columns, count_noun

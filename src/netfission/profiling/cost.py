@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from netfission.profiling.macs import listed, run_counted
 from netfission.profiling.timing import (
     WARM_UP,
+    Quartiles,
     device_name,
     inference_peak,
     inference_times,
@@ -82,15 +83,6 @@ class Exit:
 
     alone: Size
     shared: Size
-
-
-@dataclass(frozen=True)
-class Quartiles:
-    """The median of measured values and the quarters about it (linear between neighbours)."""
-
-    lower: float
-    median: float
-    upper: float
 
 
 @dataclass(frozen=True)
@@ -353,17 +345,11 @@ def _measurements(
 ) -> dict[str, Measurement]:
     measurements = {}
     for name, values in times.items():
-        seconds, ratio = quartiles(values), None
+        seconds, ratio = Quartiles.from_values(values), None
         if "reference" in times:
-            ratio = quartiles([a / b for a, b in zip(values, times["reference"], strict=True)])
+            ratio = Quartiles.from_values([a / b for a, b in zip(values, times["reference"], strict=True)])
         measurements[name] = Measurement(batch_size, seconds, batch_size / seconds.median, peaks[name], ratio)
     return measurements
-
-
-def quartiles(values: Sequence[float]) -> Quartiles:
-    """Median and quartiles of at least one value, linear between neighbours."""
-    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    return Quartiles(*torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist())
 
 
 # --- as text ----------------------------------------------------------------------------------------

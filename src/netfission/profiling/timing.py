@@ -5,9 +5,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,30 @@ from netfission.utils.modes import in_mode
 WARM_UP = 3
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """The median of measured values, and the quartiles below and above it.
+
+    Example:
+        >>> Quartiles.from_values([4.0, 1.0, 3.0, 2.0])
+        Quartiles(lower=1.75, median=2.5, upper=3.25)
+    """
+
+    lower: float
+    median: float
+    upper: float
+
+    @classmethod
+    def from_values(cls, values: Sequence[float]) -> Self:
+        """Compute them in float64, linear between neighbouring values.
+
+        Args:
+            values: at least one, in any order.
+        """
+        quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        return cls(*torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist())
 
 
 def device_name(device: torch.device) -> str:

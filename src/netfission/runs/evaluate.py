@@ -80,6 +80,8 @@ def evaluate_cascade(
         ValueError: the run has no validation split, `single` is another model's, the target is out of
             reach, or see `evaluate`.
     """
+    from netfission.evaluation.cascade_plot import draw_cascade  # here, as it needs matplotlib
+
     if config.data.validation == 0:
         raise ValueError(
             "validation=0: thresholds are chosen on validation images; takes a run trained with a share of "
@@ -116,7 +118,7 @@ def evaluate_cascade(
     )
     record = asdict(evaluation) | {"environment": environment()}
     write_whole(folder.cascade, json.dumps(record, indent=2) + "\n")
-    evaluation.draw(folder.cascade)
+    draw_cascade(evaluation, folder.cascade)
     return evaluation
 
 

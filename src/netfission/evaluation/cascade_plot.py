@@ -1,0 +1,99 @@
+"""A cascade's accuracy drawn against its cost: the picture `cascade.png` and `cascade.svg` of a run."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from netfission.evaluation.cascade import CascadeEvaluation, Kind, Point
+from netfission.utils.files import write_whole
+
+_COLOURS = ("#0b6e99", "#c1571a")
+_MARKERS: dict[Kind, tuple[str, int]] = {  # shape and size
+    "single": ("D", 7),
+    "ensemble": ("*", 13),
+    "exit": ("s", 6),
+    "curve": (".", 7),
+    "chosen": ("o", 10),
+}
+_LEGEND: dict[Kind, str] = {
+    "single": "single network",
+    "ensemble": "all exits",
+    "exit": "one exit alone",
+    "curve": "cascade",
+    "chosen": "cascade as chosen",
+}
+
+
+def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
+    """Draw accuracy against MACs and against measured time.
+
+    Args:
+        evaluation: what `evaluate_cascade` measured.
+        path: of the picture; its suffix is replaced by png and by svg.
+
+    Returns:
+        The files written, each whole or not at all.
+    """
+    points = evaluation.points
+    figure = Figure(figsize=(11.5, 5), layout="constrained")
+    counted, timed = figure.subplots(1, 2, sharey=True)
+    _draw_points(counted, points, None, _COLOURS[0])
+    counted.set(xlabel="MACs (dense, mean) ÷ single network's", ylabel="accuracy on test images, %")
+    for size, colour in zip(evaluation.rounds, _COLOURS, strict=True):
+        _draw_points(timed, [point for point in points if point.times], size, colour)
+    timed.set(xlabel="measured time ÷ single network's, both deployed (median, quartiles)")
+    for axes in (counted, timed):
+        axes.axvline(1, color="#444444", linestyle="--", linewidth=1, label="single network's cost")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, loc="lower right")
+    figure.suptitle(
+        f"Exits {', '.join(map(str, evaluation.order))} run one after another until the {evaluation.rule} is "
+        f"above its threshold: {evaluation.test_images} test images, thresholds from "
+        f"{evaluation.validation_images} validation images",
+        fontsize=10,
+    )
+    return [_save(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    buffer = BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=130)
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def _draw_points(axes: Axes, points: Sequence[Point], size: int | None, colour: str) -> None:
+    """Draw points by their MACs, with a legend of their kinds, or by their time at a batch size."""
+    for kind, (marker, marker_size) in _MARKERS.items():
+        shown = [
+            (point, 100 * point.accuracy)
+            for point in points
+            if point.kind == kind and point.accuracy is not None
+        ]
+        if not shown:
+            continue
+        accuracies = [accuracy for _, accuracy in shown]
+        costs = [point.macs if size is None else point.times[size].median for point, _ in shown]
+        axes.plot(
+            costs,
+            accuracies,
+            marker,
+            markersize=marker_size,
+            color=colour,
+            linestyle="-" if kind == "curve" else "none",
+            fillstyle="none" if kind == "chosen" else "full",
+            label=_LEGEND[kind] if size is None else f"batch {size}" if kind == "curve" else None,
+        )
+        if size is not None:
+            times = [point.times[size] for point, _ in shown]
+            bars = [[t.median - t.lower for t in times], [t.upper - t.median for t in times]]
+            axes.errorbar(costs, accuracies, xerr=bars, fmt="none", ecolor=colour, elinewidth=0.8)
+        elif kind == "exit":
+            for index, (point, accuracy) in enumerate(shown):
+                position = (point.macs, accuracy)
+                axes.annotate(
+                    point.name, position, (8, 6 - 9 * index), textcoords="offset points", fontsize=8
+                )
