@@ -47,7 +47,7 @@ def test_every_figure_agrees(path):
     pytest.importorskip("onnxscript")
     assert main(["evaluate", str(path / "run")]) == 0
     evaluation = json.loads((path / "run" / "evaluation.json").read_text())
-    trust = json.loads((path / "run" / "reliability.json").read_text())
+    reliability = json.loads((path / "run" / "reliability.json").read_text())
 
     answers = path / "answers.jsonl"
     asked = [
@@ -64,7 +64,7 @@ def test_every_figure_agrees(path):
     right = [each["class"] == name for each, name in zip(said, truth, strict=True)]
     assert sum(right) / len(right) == pytest.approx(evaluation["ensemble"]["top1"], abs=1e-6)
     nll = [-math.log(each["probabilities"][name]) for each, name in zip(said, truth, strict=True)]
-    assert sum(nll) / len(nll) == pytest.approx(trust["scaled"]["metrics"]["nll"], rel=1e-3)
+    assert sum(nll) / len(nll) == pytest.approx(reliability["scaled"]["metrics"]["nll"], rel=1e-3)
     assert sum(each["disagreement"] for each in said) / len(said) == pytest.approx(
         evaluation["disagreement"], abs=1e-4
     )

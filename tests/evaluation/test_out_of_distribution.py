@@ -22,14 +22,14 @@ from netfission.runs.shift import TURNS, evaluate_ood
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
 
 
-def detection(inside, outside):
+def detection(test, other):
     return Detection.from_scores(
-        torch.tensor(inside, dtype=torch.float64), torch.tensor(outside, dtype=torch.float64)
+        torch.tensor(test, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
     )
 
 
 @pytest.mark.parametrize(
-    ("inside", "outside", "auroc", "aupr", "fpr95"),
+    ("test", "other", "auroc", "aupr", "fpr95"),
     [
         ([0.1, 0.2, 0.3], [0.4, 0.5], 1.0, 1.0, 0.0),
         ([0.4, 0.5], [0.1, 0.2, 0.3], 0.0, (1 / 3 + 2 / 4 + 3 / 5) / 3, 1.0),
@@ -37,38 +37,40 @@ def detection(inside, outside):
         ([1.0, 3.0], [2.0, 4.0], 0.75, (1 / 1 + 2 / 3) / 2, 0.5),
     ],
 )
-def test_known_answers(inside, outside, auroc, aupr, fpr95):
-    own = detection(inside, outside)
-    assert (own.auroc, own.aupr, own.fpr95) == pytest.approx((auroc, aupr, fpr95))
+def test_known_answers(test, other, auroc, aupr, fpr95):
+    found = detection(test, other)
+    assert (found.auroc, found.aupr, found.fpr95) == pytest.approx((auroc, aupr, fpr95))
 
 
 @given(scores, scores)
 @settings(max_examples=50, deadline=None)  # scikit-learn is slow at first
-def test_figures_are_those_of_scikit_learn_and_of_the_definition(inside, outside):
-    own = detection(inside, outside)
-    is_outside = [0] * len(inside) + [1] * len(outside)
-    assert own.auroc == pytest.approx(roc_auc_score(is_outside, inside + outside))
-    assert own.aupr == pytest.approx(average_precision_score(is_outside, inside + outside))
-    passing = [t for t in inside + outside if np.mean(np.array(inside) <= t) >= 0.95]
-    assert own.fpr95 == pytest.approx(min(np.mean(np.array(outside) <= t) for t in passing))
+def test_figures_are_those_of_scikit_learn_and_of_the_definition(test, other):
+    found = detection(test, other)
+    positive = [0] * len(test) + [1] * len(other)
+    assert found.auroc == pytest.approx(roc_auc_score(positive, test + other))
+    assert found.aupr == pytest.approx(average_precision_score(positive, test + other))
+    passing = [t for t in test + other if np.mean(np.array(test) <= t) >= 0.95]
+    assert found.fpr95 == pytest.approx(min(np.mean(np.array(other) <= t) for t in passing))
 
 
 @given(scores, scores, st.sampled_from([1e-9, 1e-3, 50.0, 1e6]), st.sampled_from([0.0, -40.0, 0.5]))
 @settings(max_examples=50, deadline=None)
-def test_nothing_but_the_order_of_the_scores_counts(inside, outside, scale, offset):
-    moved = [[score * scale + offset for score in side] for side in (inside, outside)]
-    assert detection(*moved) == detection(inside, outside)
+def test_nothing_but_the_order_of_the_scores_counts(test, other, scale, offset):
+    moved = [[score * scale + offset for score in side] for side in (test, other)]
+    assert detection(*moved) == detection(test, other)
 
 
 def test_no_scores_are_refused():
-    with pytest.raises(ValueError, match="inside has 0 scores and outside 1"):
+    with pytest.raises(ValueError, match="^in_distribution must be at least one score, got none$"):
         detection([], [1.0])
+    with pytest.raises(ValueError, match="^out_of_distribution must be at least one score, got none$"):
+        detection([1.0], [])
 
 
-def test_doubt_of_known_logits():
+def test_uncertainty_of_known_logits():
     even = torch.zeros(1, 2, 4)
-    own = uncertainty_scores(even, temperature=3.0)
-    assert {name: score.item() for name, score in own.items()} == pytest.approx(
+    scores = uncertainty_scores(even, temperature=3.0)
+    assert {name: score.item() for name, score in scores.items()} == pytest.approx(
         {
             "maximum probability": math.log(4),
             "entropy": math.log(4),
@@ -77,13 +79,13 @@ def test_doubt_of_known_logits():
         }
     )
     apart = torch.tensor([[[50.0, 0.0, -1e4, -1e4], [0.0, 50.0, -1e4, -1e4]]])
-    own = uncertainty_scores(apart, temperature=1.0)
-    assert own["mutual information"].item() == pytest.approx(math.log(2))
-    assert own["energy"].item() == pytest.approx(-25 - math.log(2))
-    assert own["maximum probability"].item() == pytest.approx(math.log(2))
+    scores = uncertainty_scores(apart, temperature=1.0)
+    assert scores["mutual information"].item() == pytest.approx(math.log(2))
+    assert scores["energy"].item() == pytest.approx(-25 - math.log(2))
+    assert scores["maximum probability"].item() == pytest.approx(math.log(2))
 
 
-def test_doubt_is_at_the_temperature_but_for_the_energy():
+def test_uncertainty_is_at_the_temperature_but_for_the_energy():
     logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
     cool, warm = uncertainty_scores(2 * logits, temperature=2.0), uncertainty_scores(logits, temperature=1.0)
     for name in ("maximum probability", "entropy", "mutual information"):
@@ -91,7 +93,7 @@ def test_doubt_is_at_the_temperature_but_for_the_energy():
     torch.testing.assert_close(cool["energy"], -(2 * logits.double().mean(1)).logsumexp(1))
 
 
-def test_doubt_still_differs_where_probabilities_are_1_in_float32():
+def test_uncertainty_still_differs_where_probabilities_are_1_in_float32():
     sure = torch.tensor([[[20.0, 0.0]], [[30.0, 0.0]]])
     assert (sure.softmax(2).amax(2) == 1).all()
     for score in uncertainty_scores(sure, temperature=1.0).values():
@@ -103,11 +105,11 @@ def test_one_exit_has_no_mutual_information():
 
 
 def test_the_table_names_its_positives():
-    own = OutOfDistribution("stars", 30, 10, 1.0, {"energy": Detection(0.5, 0.25, 0.95)})
-    assert own.table().splitlines() == [
+    stars = OutOfDistribution("stars", 30, 10, 1.0, {"energy": Detection(0.5, 0.25, 0.95)})
+    assert stars.table().splitlines() == [
         "stars   AUROC %  AUPR %  FPR95 %",
         "energy    50.00   25.00    95.00",
-        "10 images from outside, the positives of AUPR (25.0 % by chance), and 30 of the test split",
+        "10 out-of-distribution images, the positives of AUPR (25.0 % by chance), and 30 test images",
     ]
 
 
@@ -122,7 +124,7 @@ def test_its_own_images_inverted_and_rotated(run, capsys):
     shown = capsys.readouterr().out
     kept = json.loads((run.path / "ood.json").read_text())
     assert [entry["data"] for entry in kept] == ["inverted", "rotated"]
-    assert all(entry["inside"] == entry["outside"] == 359 for entry in kept)
+    assert all(entry["in_distribution"] == entry["out_of_distribution"] == 359 for entry in kept)
     assert kept[0]["temperature"] == run.load_calibration().temperature
     for entry in kept:
         assert f"{100 * entry['scores']['entropy']['fpr95']:.2f}" in shown
@@ -133,8 +135,8 @@ def test_its_own_images_inverted_and_rotated(run, capsys):
     classifier = Classifier.from_pretrained(run.path)
     images = load_run_data(run.load_config().data, 3).test.images
     inverted = classifier.predict(255 - images).entropy
-    own = Detection.from_scores(classifier.predict(images).entropy, inverted)
-    assert kept[0]["scores"]["entropy"]["auroc"] == pytest.approx(own.auroc, abs=1e-4)
+    expected = Detection.from_scores(classifier.predict(images).entropy, inverted)
+    assert kept[0]["scores"]["entropy"]["auroc"] == pytest.approx(expected.auroc, abs=1e-4)
 
 
 def test_turned_pixels():
@@ -159,7 +161,7 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
     )
     config = run.load_config()
     by_files, by_rows = evaluate_ood(run, config, [str(tmp_path / "any"), str(shards)])
-    assert (by_files.outside, by_rows.outside) == (7, 5)
+    assert (by_files.out_of_distribution, by_rows.out_of_distribution) == (7, 5)
     evaluate_ood(run, config, ["inverted"])
     again = evaluate_ood(run, config, [str(shards)])
     kept = json.loads((run.path / "ood.json").read_text())

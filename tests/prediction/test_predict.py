@@ -34,18 +34,18 @@ def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
     assert [each["image"] for each in said] == [str(path) for path in list_images(test)]
     truth = [path.parent.name for path in list_images(test)]
     evaluation = digits_run.load_evaluation()
-    trust = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
-    assert evaluation.n == trust.n == len(said) == 100
+    reliability = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
+    assert evaluation.n == reliability.n == len(said) == 100
     accuracy = sum(each["class"] == name for each, name in zip(said, truth, strict=True)) / 100
     assert accuracy == pytest.approx(evaluation.ensemble["top1"])
     nll = [-math.log(each["probabilities"][name]) for each, name in zip(said, truth, strict=True)]
-    assert sum(nll) / 100 == pytest.approx(trust.scaled.metrics["nll"], rel=1e-4)
-    assert trust.scaled.metrics["nll"] != pytest.approx(trust.raw.metrics["nll"], rel=1e-4)
+    assert sum(nll) / 100 == pytest.approx(reliability.scaled.metrics["nll"], rel=1e-4)
+    assert reliability.scaled.metrics["nll"] != pytest.approx(reliability.raw.metrics["nll"], rel=1e-4)
     assert sum(each["entropy"] for each in said) / 100 != pytest.approx(evaluation.predictive_entropy)
     assert sum(each["disagreement"] for each in said) / 100 == pytest.approx(
         evaluation.disagreement, rel=1e-4
     )
-    own = next(each for each in trust.abstentions if each.risk == 0.05)
+    own = next(each for each in reliability.abstentions if each.risk == 0.05)
     assert sum(not each["abstain"] for each in said) / 100 == pytest.approx(own.coverage)
 
 

@@ -89,9 +89,9 @@ def test_the_same_run_gives_the_same_page(run):
 
 
 def test_names_are_text_and_no_markup(run):
-    trust = json.loads((run / "reliability.json").read_text())
-    trust["worst"][0] |= {"name": "<script>alert('$x$')</script>", "accuracy": 0.25}
-    (run / "reliability.json").write_text(json.dumps(trust))
+    reliability = json.loads((run / "reliability.json").read_text())
+    reliability["worst"][0] |= {"name": "<script>alert('$x$')</script>", "accuracy": 0.25}
+    (run / "reliability.json").write_text(json.dumps(reliability))
     page = page_of(run.rename(run.parent / "<script> & run"))
     assert "<script" not in page
     assert '<h2 class="unseen">&lt;script&gt; &amp; run</h2>' in page  # by the template
@@ -114,10 +114,10 @@ def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):
 
 
 def test_a_run_without_validation_says_so(run):
-    trust = json.loads((run / "reliability.json").read_text())
+    reliability = json.loads((run / "reliability.json").read_text())
     change(
         run / "reliability.json",
-        **trust | {"temperature": None, "scaled": None, "validation": 0, "abstentions": []},
+        **reliability | {"temperature": None, "scaled": None, "validation_images": 0, "abstentions": []},
     )
     (run / "calibration.json").unlink()
     settings = yaml.safe_load((run / "config.yaml").read_text()) | {"validation": 0.0}
@@ -151,7 +151,7 @@ def test_accuracies_near_100_percent_fit_an_axis_that_ends_there():
     assert 100 < high < 101
 
 
-def test_cascade_and_images_from_outside_are_shown(run):
+def test_cascade_and_out_of_distribution_images_are_shown(run):
     ratio = Quartiles(0.6, 0.66, 0.7)
     ways = [("single network", "single", 1.0, None), ("full ensemble", "ensemble", 0.97, 0.7)]
     ways += [("exit 0", "exit", 0.5, 0.6), ("exit 1", "exit", 0.5, 0.6), ("a", "curve", 0.5, 0.6)]
@@ -160,10 +160,10 @@ def test_cascade_and_images_from_outside_are_shown(run):
     points.append(Point("b", "curve", 0.97, 0.97, 0.7))
     choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
     cascade = CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, {256: 10}, points)
-    outside = [
+    detected = [
         OutOfDistribution("/some/where/letters", 359, 50, 1.1, {"entropy": Detection(0.8765, 0.5, 0.25)})
     ]
-    for name, content in (("cascade", cascade), ("ood", outside)):
+    for name, content in (("cascade", cascade), ("ood", detected)):
         (run / f"{name}.json").write_text(json.dumps(content, default=vars))
     change(run / "cascade.json", environment={"device": "x"})
     page = page_of(run)

@@ -1,4 +1,4 @@
-"""How well an ensemble's doubt tells images unlike those it was trained on from those like them."""
+"""How well an ensemble's uncertainty distinguishes out-of-distribution images from test images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 from netfission.ensemble import ensemble_log_probabilities, mutual_information, predictive_entropy
+from netfission.utils.errors import invalid
 from netfission.utils.text import align_columns
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How well one score tells two sets apart.
+    """How well one score distinguishes out-of-distribution images; they are the positives.
 
     Attributes:
-        auroc: chance that an image from outside has a higher score than one from the test split, equal
-            scores counting half; 0.5 for a score that tells nothing.
-        aupr: average precision with images from outside as the positives; their share for such a score.
-        fpr95: share of the images from outside that pass where 95 % of the test split do.
+        auroc: probability that an out-of-distribution image has a higher score than a test image, with equal
+            scores counted half; 0.5 for a score without information.
+        aupr: average precision; the share of out-of-distribution images for a score without information.
+        fpr95: share of the out-of-distribution images below the threshold that 95 % of the test images are
+            below.
     """
 
     auroc: float
@@ -26,86 +28,115 @@ class Detection:
     fpr95: float
 
     @classmethod
-    def from_scores(cls, inside: Tensor, outside: Tensor) -> "Detection":
-        """Compare scores `(n,)` and `(m,)`, floating point, higher for more unlike.
+    def from_scores(cls, in_distribution: Tensor, out_of_distribution: Tensor) -> "Detection":
+        """Compare scores of two sets of images.
+
+        Args:
+            in_distribution: `(n,)`, floating point.
+            out_of_distribution: `(m,)`, floating point; higher scores are detected as such.
 
         Raises:
             ValueError: one of them is empty.
+
+        Example:
+            >>> Detection.from_scores(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5]))
+            Detection(auroc=1.0, aupr=1.0, fpr95=0.0)
         """
-        from torchmetrics.functional.classification import (  # here, since it brings matplotlib with it
+        from torchmetrics.functional.classification import (  # here, as it imports matplotlib
             binary_auroc,
             binary_average_precision,
             binary_specificity_at_sensitivity,
         )
 
-        if not len(inside) or not len(outside):
-            raise ValueError(
-                f"inside has {len(inside)} scores and outside {len(outside)}; they take one or more"
-            )
-        scores = torch.cat([inside, outside])
-        is_outside = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
+        for name, values in (
+            ("in_distribution", in_distribution),
+            ("out_of_distribution", out_of_distribution),
+        ):
+            if not len(values):
+                raise invalid(name, "at least one score", found="none")
+        scores = torch.cat([in_distribution, out_of_distribution])
+        positive = torch.cat([torch.zeros(len(in_distribution)), torch.ones(len(out_of_distribution))]).long()
         # torchmetrics squashes what is outside [0, 1] by a sigmoid in float32, which makes scores equal.
         levels, rank = scores.unique(return_inverse=True)
         rank = rank.double() / max(len(levels) - 1, 1)
-        passed, _ = binary_specificity_at_sensitivity(1 - rank, 1 - is_outside, min_sensitivity=0.95)
+        specificity, _ = binary_specificity_at_sensitivity(1 - rank, 1 - positive, min_sensitivity=0.95)
         return cls(
-            auroc=binary_auroc(rank, is_outside).item(),
-            aupr=binary_average_precision(rank, is_outside).item(),
-            fpr95=1 - passed.item(),
+            auroc=binary_auroc(rank, positive).item(),
+            aupr=binary_average_precision(rank, positive).item(),
+            fpr95=1 - specificity.item(),
         )
 
 
 @dataclass(frozen=True)
 class OutOfDistribution:
-    """Detection of one set of images, an entry of `ood.json`.
+    """Detection of one set of out-of-distribution images, an entry of `ood.json`.
 
     Attributes:
-        data: name or folder of the images from outside.
-        inside: images of the test split.
-        outside: images from outside.
-        temperature: of the scores but the energy.
-        scores: how well each score tells them apart, see `uncertainty_scores`.
+        data: name or folder of the out-of-distribution images.
+        in_distribution: number of test images.
+        out_of_distribution: number of out-of-distribution images.
+        temperature: of all scores but the energy.
+        scores: how well each score distinguishes the two, see `uncertainty_scores`.
     """
 
     data: str
-    inside: int
-    outside: int
+    in_distribution: int
+    out_of_distribution: int
     temperature: float
     scores: dict[str, Detection]
 
     @classmethod
     def from_logits(
-        cls, data: str, inside: Tensor, outside: Tensor, temperature: float
+        cls, data: str, in_distribution: Tensor, out_of_distribution: Tensor, temperature: float
     ) -> "OutOfDistribution":
-        """Compare logits `(n, exits, classes)` and `(m, exits, classes)`; see `uncertainty_scores`."""
-        own, other = uncertainty_scores(inside, temperature), uncertainty_scores(outside, temperature)
-        scores = {name: Detection.from_scores(own[name], other[name]) for name in own}
-        return cls(data, len(inside), len(outside), temperature, scores)
+        """Compare the uncertainty of two sets of images by all scores.
+
+        Args:
+            data: see `OutOfDistribution`.
+            in_distribution: logits `(n, exits, classes)`.
+            out_of_distribution: logits `(m, exits, classes)`.
+            temperature: see `uncertainty_scores`.
+
+        Raises:
+            ValueError: there are no logits of one of them.
+        """
+        test, other = (
+            uncertainty_scores(logits, temperature) for logits in (in_distribution, out_of_distribution)
+        )
+        scores = {name: Detection.from_scores(test[name], other[name]) for name in test}
+        return cls(data, len(in_distribution), len(out_of_distribution), temperature, scores)
 
     def table(self) -> str:
-        """The figures as aligned plain text."""
+        """Return the figures as aligned plain text."""
         rows = [[self.data, "AUROC %", "AUPR %", "FPR95 %"]]
-        for name, own in self.scores.items():
-            rows.append([name, *(f"{100 * value:.2f}" for value in (own.auroc, own.aupr, own.fpr95))])
-        base = 100 * self.outside / (self.inside + self.outside)
+        for name, detection in self.scores.items():
+            values = (detection.auroc, detection.aupr, detection.fpr95)
+            rows.append([name, *(f"{100 * value:.2f}" for value in values)])
+        base = 100 * self.out_of_distribution / (self.in_distribution + self.out_of_distribution)
         return (
-            f"{align_columns(rows)}\n{self.outside} images from outside, the positives of AUPR "
-            f"({base:.1f} % by chance), and {self.inside} of the test split"
+            f"{align_columns(rows)}\n{self.out_of_distribution} out-of-distribution images, the positives "
+            f"of AUPR ({base:.1f} % by chance), and {self.in_distribution} test images"
         )
 
 
 def uncertainty_scores(logits: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Scores that are higher for images an ensemble is less sure of.
+    """Score images by how uncertain an ensemble is about them.
+
+    The scores are `maximum probability`, the ensemble's, as its negative logarithm (Hendrycks & Gimpel 2017);
+    `entropy` of its probabilities; `mutual information` of class and exit, if there are several exits; and
+    `energy`, −log Σ exp of the exits' mean logits (Liu et al. 2020, arXiv 2010.03759, equation 3, with T = 1).
 
     Args:
         logits: `(n, exits, classes)`, floating point, not divided by the temperature.
-        temperature: that they are divided by, for all scores but the energy.
+        temperature: by which they are divided, for all scores but the energy.
 
     Returns:
-        `(n,)` each, float64: `maximum probability`, the ensemble's, as its negative logarithm (Hendrycks &
-        Gimpel 2017); `entropy` of its probabilities; `mutual information` of class and exit, where there are
-        several exits; and `energy`, −log Σ exp of the exits' mean logits, which are what the ensemble's
-        probabilities are the softmax of (Liu et al. 2020, arXiv 2010.03759, equation 3, at their T = 1).
+        Name → scores `(n,)`, float64, higher for images that the ensemble is less certain about.
+
+    Example:
+        >>> scores = uncertainty_scores(torch.zeros(1, 3, 2), temperature=1.0)
+        >>> {name: round(score.item(), 4) for name, score in scores.items()}
+        {'maximum probability': 0.6931, 'entropy': 0.6931, 'mutual information': 0.0, 'energy': -0.6931}
     """
     logits = logits.double()
     scaled = logits / temperature

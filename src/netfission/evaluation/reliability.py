@@ -1,9 +1,9 @@
-"""How far a network's probabilities can be trusted on images that nothing was chosen on."""
+"""How reliable an ensemble's probabilities are on a test split, which nothing was chosen on."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,20 +11,21 @@ from torch import Tensor
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
 from netfission.evaluation.selective import RiskCoverage
+from netfission.utils.typed import typed
 
-RISKS = (0.01, 0.02, 0.05, 0.1, 0.2)
-_WORST = 10
-_TAKEN_FOR = 3
+RISKS = (0.01, 0.02, 0.05, 0.1, 0.2)  # target shares of wrong answers
+_WORST_CLASSES = 10
+_CONFUSED_WITH = 3
 
 
 @dataclass(frozen=True)
-class Bin:
+class ConfidenceBin:
     """The examples whose largest probability lies between two bounds.
 
     Attributes:
-        count: how many they are.
-        confidence: their mean largest probability; 0 where there are none.
-        accuracy: share of them that is right; 0 where there are none.
+        count: number of examples.
+        confidence: their mean largest probability; 0 if the bin is empty.
+        accuracy: share of them that is classified correctly; 0 if the bin is empty.
     """
 
     count: int
@@ -33,43 +34,51 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """Probabilities at one temperature.
+class CalibrationCurve:
+    """Accuracy against confidence, of probabilities at one temperature.
 
     Attributes:
-        metrics: `classification_metrics` of them.
-        bins: 15 of equal width over the largest probability, from 0 to 1: those that `ece` is made of.
+        metrics: `classification_metrics` of the probabilities.
+        bins: 15 of equal width over the largest probability, from 0 to 1; `ece` is computed from them.
     """
 
     metrics: dict[str, float]
-    bins: list[Bin]
+    bins: list[ConfidenceBin]
 
     @classmethod
     def from_log_probabilities(cls, log_probabilities: Tensor, labels: Tensor) -> Self:
-        """Measure log-probabilities `(n, classes)` against labels `(n,)`."""
+        """Measure log-probabilities `(n, classes)` against labels `(n,)`.
+
+        Example:
+            >>> log_probabilities = torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()
+            >>> curve = CalibrationCurve.from_log_probabilities(log_probabilities, torch.tensor([0, 0]))
+            >>> [(bin.count, round(bin.confidence, 2), bin.accuracy) for bin in curve.bins if bin.count]
+            [(1, 0.7, 0.0), (1, 0.9, 1.0)]
+        """
         confidence = log_probabilities.amax(dim=1).exp()
         correct = log_probabilities.argmax(dim=1) == labels
         bounds = torch.linspace(0, 1, CALIBRATION_BINS + 1)
-        place = torch.bucketize(confidence.float(), bounds, right=True).sub(1).clamp(max=CALIBRATION_BINS - 1)
-        counts = place.bincount(minlength=CALIBRATION_BINS)
+        index = torch.bucketize(confidence.float(), bounds, right=True).sub(1).clamp(max=CALIBRATION_BINS - 1)
+        counts = index.bincount(minlength=CALIBRATION_BINS)
         sums = [
-            place.bincount(weights=values.double(), minlength=CALIBRATION_BINS)
+            index.bincount(weights=values.double(), minlength=CALIBRATION_BINS)
             for values in (confidence, correct)
         ]
         means = (total / counts.clamp(min=1) for total in sums)
-        bins = zip(counts.tolist(), *(mean.tolist() for mean in means), strict=True)
-        return cls(classification_metrics(log_probabilities, labels), [Bin(*each) for each in bins])
+        columns = zip(counts.tolist(), *(mean.tolist() for mean in means), strict=True)
+        metrics = classification_metrics(log_probabilities, labels)
+        return cls(metrics, [ConfidenceBin(*values) for values in columns])
 
 
 @dataclass(frozen=True)
 class Abstention:
-    """What a threshold chosen on validation images came to on others.
+    """What happens on test images if answers below a threshold from validation images are withheld.
 
     Attributes:
-        risk: share of wrong answers that was to be borne.
-        threshold: the least confidence to answer, see `RiskCoverage.threshold`.
-        coverage: share of the images that was answered.
-        error: share of those that was wrong; 0 where nothing was answered.
+        risk: target share of wrong answers.
+        threshold: lowest confidence that is answered, see `RiskCoverage.threshold`.
+        coverage: share of the images that is answered.
+        error: share of the answers that is wrong; 0 if nothing is answered.
     """
 
     risk: float
@@ -84,15 +93,15 @@ class WorstClass:
 
     Attributes:
         name: of the class.
-        n: its images.
+        n: number of its images.
         accuracy: share of them that is recognised.
-        taken_for: names of the classes it is most often taken for, with how often; at most 3.
+        confused_with: the classes most often predicted instead → how often; at most 3.
     """
 
     name: str
     n: int
     accuracy: float
-    taken_for: dict[str, int]
+    confused_with: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -101,25 +110,25 @@ class ReliabilityReport:
 
     Attributes:
         n: number of images.
-        temperature: that the exits' mean logits are divided by, from a validation split; None without one.
-        validation: images of that split; 0 without one.
+        temperature: by which the exits' mean logits are divided, from a validation split; None without one.
+        validation_images: number of images in that split; 0 without one.
         raw: at temperature 1.
-        scaled: at the temperature; None without one.
+        scaled: at the temperature; None without a validation split.
         risk_coverage: at the temperature.
         abstentions: at thresholds from the validation split; empty without one.
         worst: the classes of the lowest accuracy, lowest first; at most 10.
-        flawless: whether it was right on every validation image; how sure it may be is a guess then.
+        flawless: whether every validation image was classified correctly, so that the temperature is a guess.
     """
 
     n: int
     temperature: float | None
-    validation: int
-    raw: Reliability
-    scaled: Reliability | None
+    validation_images: int
+    raw: CalibrationCurve
+    scaled: CalibrationCurve | None
     risk_coverage: RiskCoverage
     abstentions: list[Abstention]
     worst: list[WorstClass]
-    flawless: bool = False
+    flawless: bool
 
     @classmethod
     def from_logits(
@@ -132,6 +141,12 @@ class ReliabilityReport:
             labels: `(n,)`, int64.
             classes: their names.
             calibration: from a validation split.
+
+        Example:
+            >>> logits = torch.tensor([[[2.0, 0.0]], [[1.0, 0.0]]])
+            >>> report = ReliabilityReport.from_logits(logits, torch.tensor([0, 1]), ["cat", "dog"], None)
+            >>> report.worst[0]
+            WorstClass(name='dog', n=1, accuracy=0.0, confused_with={'cat': 1})
         """
         mean = logits.double().mean(dim=1)
         log_probabilities = (mean / (1.0 if calibration is None else calibration.temperature)).log_softmax(1)
@@ -141,51 +156,44 @@ class ReliabilityReport:
         return cls(
             n=len(labels),
             temperature=None if calibration is None else calibration.temperature,
-            validation=0 if calibration is None else calibration.n,
-            raw=Reliability.from_log_probabilities(mean.log_softmax(dim=1), labels),
+            validation_images=0 if calibration is None else calibration.n,
+            raw=CalibrationCurve.from_log_probabilities(mean.log_softmax(dim=1), labels),
             scaled=None
             if calibration is None
-            else Reliability.from_log_probabilities(log_probabilities, labels),
+            else CalibrationCurve.from_log_probabilities(log_probabilities, labels),
             risk_coverage=RiskCoverage.from_confidence(confidence, correct),
             abstentions=[] if calibration is None else _abstentions(confidence, correct, calibration),
-            worst=_worst(answers, labels, classes),
+            worst=_worst_classes(answers, labels, classes),
             flawless=calibration is not None and calibration.raw["top1"] == 1,
         )
 
     def to_json(self) -> str:
-        """The figures as JSON text."""
+        """Return the figures as JSON text, every digit kept."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError where it is not that."""
-        try:
-            content = json.loads(text)
-            scaled = content["scaled"]
-            own = {
-                "raw": _reliability(content["raw"]),
-                "scaled": None if scaled is None else _reliability(scaled),
-                "risk_coverage": RiskCoverage(**content["risk_coverage"]),
-                "abstentions": [Abstention(**each) for each in content["abstentions"]],
-                "worst": [WorstClass(**each) for each in content["worst"]],
-            }
-            return cls(**content | own)
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"text is not what Trust.to_json writes: {error}") from None
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON, or a value is missing, unknown or of another type.
+        """
+        return typed(cls, json.loads(text))
 
     def summary(self) -> str:
-        """Calibration and abstention in two lines."""
+        """Return calibration and abstention in two lines."""
         area = f"area under the risk–coverage curve {self.risk_coverage.area:.4f}"
         if self.temperature is None or self.scaled is None:
             return f"no temperature, as no images were held out for validation\n{area}"
         raw, scaled = self.raw.metrics, self.scaled.metrics
-        own = next(each for each in self.abstentions if each.risk == 0.05)
-        guess = ", too few for one to be wrong, so a guess" if self.flawless else ""
+        abstention = next(entry for entry in self.abstentions if entry.risk == 0.05)
+        guess = ", all classified correctly, so it is a guess" if self.flawless else ""
         return (
-            f"temperature {self.temperature:.3f}, from {self.validation} validation images{guess}: "
+            f"temperature {self.temperature:.3f}, from {self.validation_images} validation images{guess}: "
             f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {100 * raw['ece']:.2f} → "
-            f"{100 * scaled['ece']:.2f} %\n{area}; answering where at most 5 % of the validation images' "
-            f"answers were wrong: {100 * own.coverage:.1f} % of the images, {100 * own.error:.1f} % wrong"
+            f"{100 * scaled['ece']:.2f} %\n{area}; with at most 5 % wrong answers on the validation images: "
+            f"{100 * abstention.coverage:.1f} % of the images are answered, "
+            f"{100 * abstention.error:.1f} % of the answers wrong"
         )
 
 
@@ -200,21 +208,17 @@ def _abstentions(confidence: Tensor, correct: Tensor, calibration: Calibration) 
     return abstentions
 
 
-def _worst(answers: Tensor, labels: Tensor, classes: Sequence[str]) -> list[WorstClass]:
+def _worst_classes(answers: Tensor, labels: Tensor, classes: Sequence[str]) -> list[WorstClass]:
     k = len(classes)
     confusion = (labels * k + answers).bincount(minlength=k * k).view(k, k)
-    counts, right = confusion.sum(dim=1), confusion.diagonal()
-    accuracy = (right / counts.clamp(min=1)).tolist()
-    shown = [index for index in range(k) if counts[index]]  # the split need not hold all classes
+    counts, correct = confusion.sum(dim=1), confusion.diagonal()
+    accuracy = (correct / counts.clamp(min=1)).tolist()
+    present = [index for index in range(k) if counts[index]]  # the split need not hold all classes
     missed = confusion.clone().fill_diagonal_(0)
     worst = []
-    for index in sorted(shown, key=lambda index: accuracy[index])[:_WORST]:
-        number, other = missed[index].sort(descending=True, stable=True)
-        pairs = zip(other[:_TAKEN_FOR].tolist(), number[:_TAKEN_FOR].tolist(), strict=True)
-        taken_for = {classes[taken]: times for taken, times in pairs if times}
-        worst.append(WorstClass(classes[index], int(counts[index]), accuracy[index], taken_for))
+    for index in sorted(present, key=lambda index: accuracy[index])[:_WORST_CLASSES]:
+        times, other = missed[index].sort(descending=True, stable=True)
+        pairs = zip(other[:_CONFUSED_WITH].tolist(), times[:_CONFUSED_WITH].tolist(), strict=True)
+        confused_with = {classes[answer]: count for answer, count in pairs if count}
+        worst.append(WorstClass(classes[index], int(counts[index]), accuracy[index], confused_with))
     return worst
-
-
-def _reliability(content: dict[str, Any]) -> Reliability:
-    return Reliability(content["metrics"], [Bin(**each) for each in content["bins"]])

@@ -192,9 +192,9 @@ def _lacks(run: Run, path: str) -> Iterator[tuple[str, Lack]]:
     evaluate = f"netfission evaluate {path}"
     if run.evaluation is None:
         yield "evaluation", Lack("No figures on the test split yet.", evaluate)
-    if run.trust is None:
+    if run.reliability is None:
         yield "trust", Lack("No calibration on the test split yet.", evaluate)
-    elif run.trust.scaled is None:
+    elif run.reliability.scaled is None:
         yield "scaled", Lack("Trained without validation images, so there is no temperature to scale by.")
     if not run.epochs:
         yield "epochs", Lack("No learning curves: metrics.csv, which training writes, is missing.")
@@ -206,10 +206,10 @@ def _lacks(run: Run, path: str) -> Iterator[tuple[str, Lack]]:
             )
         else:
             yield "cascade", Lack("Stopping early takes thresholds from validation images; the run has none.")
-    if run.outside is None:
+    if run.out_of_distribution is None:
         yield (
             "outside",
-            Lack("Its doubt about images from outside has not been measured yet.", f"{evaluate} --ood DATA"),
+            Lack("Its uncertainty about out-of-distribution images has not been measured yet.", f"{evaluate} --ood DATA"),
         )
     if run.corruptions is None and min(run.spec.shape[1:]) >= LEAST_SIDE:
         yield "corruptions", Lack("Corrupted images have not been tried yet.", f"{evaluate} --corruptions")

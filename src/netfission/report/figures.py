@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import STRENGTHS, Corruptions
-from netfission.evaluation.reliability import Reliability, ReliabilityReport, WorstClass
+from netfission.evaluation.reliability import CalibrationCurve, ReliabilityReport, WorstClass
 from netfission.report.run_data import Run
 from netfission.report.style import apart, colour, exit_colour
 
@@ -128,7 +128,7 @@ def learning_curves_beside(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def reliability(measured: Reliability) -> Figure:
+def reliability(measured: CalibrationCurve) -> Figure:
     """Accuracy by confidence, and how many images are how confident."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -163,14 +163,14 @@ def reliability(measured: Reliability) -> Figure:
     return figure
 
 
-def risk_coverage(trust: ReliabilityReport) -> Figure:
+def risk_coverage(report: ReliabilityReport) -> Figure:
     """Error among the surest images, for ever more of them, with the thresholds from validation."""
     figure, axes = _plot()
-    curve = trust.risk_coverage
+    curve = report.risk_coverage
     coverage = [100 * each for each in curve.coverage]
     risk = [100 * each for each in curve.risk]
     axes.plot(coverage, risk, color=colour("accent"))
-    kept = [each for each in trust.abstentions if each.coverage > 0]
+    kept = [each for each in report.abstentions if each.coverage > 0]
     labelled = set[float]()
     for each in kept:
         place = (100 * each.coverage, 100 * each.error)
@@ -236,7 +236,7 @@ def worst_classes(worst: Sequence[WorstClass]) -> Figure:
         share = 100 * each.accuracy
         axes.barh(row, 100, 0.62, color=colour("rule"), alpha=0.45)
         axes.barh(row, share, 0.62, color=colour("accent"))
-        others = ", ".join(f"{clipped(name, 14)} ×{times}" for name, times in each.taken_for.items())
+        others = ", ".join(f"{clipped(name, 14)} ×{times}" for name, times in each.confused_with.items())
         inside = share < 55
         axes.text(
             share + 1.5 if inside else 1.5,

@@ -33,7 +33,7 @@ def plots_of(run: Run) -> Iterator[Wanted]:
     """The figures of one run."""
     yield from _of_cost(run)
     yield from _of_training(run)
-    yield from _of_trust(run)
+    yield from _of_reliability(run)
     if run.corruptions is not None:
         measured = run.corruptions
         yield Wanted(
@@ -114,36 +114,36 @@ def _of_training(run: Run) -> Iterator[Wanted]:
     )
 
 
-def _of_trust(run: Run) -> Iterator[Wanted]:
-    trust = run.trust
-    if trust is None:
+def _of_reliability(run: Run) -> Iterator[Wanted]:
+    report = run.reliability
+    if report is None:
         return
     yield Wanted(
         "reliability",
         "Reliability before scaling",
         "Bars that end on the dashed line are honest: of the images it is 80 % sure of, it gets 80 % right. "
-        f"Pale bars stand on fewer than {figures.FEW} of the {trust.n:,} test images.",
-        partial(drawn, partial(figures.reliability, trust.raw)),
+        f"Pale bars stand on fewer than {figures.FEW} of the {report.n:,} test images.",
+        partial(drawn, partial(figures.reliability, report.raw)),
     )
-    if trust.scaled is not None:
-        guess = " As none of those was wrong, it is a guess." if trust.flawless else ""
+    if report.scaled is not None:
+        guess = " As none of those was wrong, it is a guess." if report.flawless else ""
         yield Wanted(
             "reliability-scaled",
             "Reliability after scaling",
-            f"The same with logits divided by {trust.temperature:.3f}, the temperature that fits the "
-            f"{trust.validation:,} validation images best.{guess}",
-            partial(drawn, partial(figures.reliability, trust.scaled)),
+            f"The same with logits divided by {report.temperature:.3f}, the temperature that fits the "
+            f"{report.validation_images:,} validation images best.{guess}",
+            partial(drawn, partial(figures.reliability, report.scaled)),
         )
-    dots = any(each.coverage > 0 for each in trust.abstentions)
+    dots = any(each.coverage > 0 for each in report.abstentions)
     named = " Dots: thresholds chosen on validation images for the risk that they name." if dots else ""
     yield Wanted(
         "risk-coverage",
         "Risk–coverage",
-        f"The error among the answers where only the surest of the {trust.n:,} test images are answered; "
-        f"area under the curve {trust.risk_coverage.area:.4f}.{named}",
-        partial(drawn, partial(figures.risk_coverage, trust)),
+        f"The error among the answers where only the surest of the {report.n:,} test images are answered; "
+        f"area under the curve {report.risk_coverage.area:.4f}.{named}",
+        partial(drawn, partial(figures.risk_coverage, report)),
     )
-    missed = [each for each in trust.worst if each.accuracy < 1]
+    missed = [each for each in report.worst if each.accuracy < 1]
     if missed:
         low, high = min(each.n for each in missed), max(each.n for each in missed)
         n = f"{low:,}" if low == high else f"{low:,} to {high:,}"

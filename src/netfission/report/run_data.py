@@ -40,9 +40,9 @@ class Run:
         epochs: rows of `metrics.csv`; empty where there is none.
         evaluation: on the test split; None where it has not been evaluated, like all that follow.
         calibration: from the validation split.
-        trust: calibration and confusion on the test split.
+        reliability: calibration and confusion on the test split.
         cascade: early stopping.
-        outside: images from outside told from its own.
+        out_of_distribution: how well its uncertainty detects out-of-distribution images.
         corruptions: accuracy on corrupted images.
     """
 
@@ -58,9 +58,9 @@ class Run:
     epochs: list[dict[str, float]]
     evaluation: Evaluation | None
     calibration: Calibration | None
-    trust: ReliabilityReport | None
+    reliability: ReliabilityReport | None
     cascade: CascadeEvaluation | None
-    outside: list[OutOfDistribution] | None
+    out_of_distribution: list[OutOfDistribution] | None
     corruptions: Corruptions | None
 
     @classmethod
@@ -79,10 +79,10 @@ class Run:
         if evaluation is not None:
             _check_figures(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
         calibration = folder.load_calibration()
-        trust = folder.load_reliability()
-        if trust is not None:
-            own = [trust.raw] if trust.scaled is None else [trust.raw, trust.scaled]
-            _check_figures(folder.reliability, [each.metrics for each in own])
+        reliability = folder.load_reliability()
+        if reliability is not None:
+            curves = [curve for curve in (reliability.raw, reliability.scaled) if curve is not None]
+            _check_figures(folder.reliability, [curve.metrics for curve in curves])
         return cls(
             folder=folder,
             key=key,
@@ -96,9 +96,9 @@ class Run:
             epochs=folder.load_metrics(),
             evaluation=evaluation,
             calibration=calibration,
-            trust=trust,
+            reliability=reliability,
             cascade=folder.load_cascade(),
-            outside=folder.load_out_of_distribution(),
+            out_of_distribution=folder.load_out_of_distribution(),
             corruptions=folder.load_corruptions(),
         )
 

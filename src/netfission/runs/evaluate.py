@@ -50,8 +50,8 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
         )
         calibration = Calibration.fit(*collect_logits(network, shown, device))
         write_whole(folder.calibration, calibration.to_json())
-    trust = ReliabilityReport.from_logits(logits, labels, data.classes, calibration)
-    write_whole(folder.reliability, trust.to_json())
+    report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration)
+    write_whole(folder.reliability, report.to_json())
     return evaluation
 
 

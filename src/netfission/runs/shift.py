@@ -42,7 +42,7 @@ def _as_they_are(pixels: Tensor) -> Tensor:
 
 
 def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> list[OutOfDistribution]:
-    """Tell images from outside from a run's test split by the network's doubt.
+    """Measure how well a network's uncertainty distinguishes out-of-distribution images from its test split.
 
     The figures are kept in the run's `ood.json`, beside those of other sets.
 
@@ -57,12 +57,12 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
         ValueError: there are no such images, they are what the run was trained on, or see `evaluate`.
     """
     classifier, data = _classifier(folder, config)
-    outside = [_outside(name, config, data) for name in names]  # what is missing is found before the work
-    own = _logits(classifier, data.test, config, "test split")
+    others = [_other_images(name, config, data) for name in names]  # what is missing is found before the work
+    test = _logits(classifier, data.test, config, "test split")
     results = []
-    for name, (split, turn) in zip(names, outside, strict=True):
+    for name, (split, turn) in zip(names, others, strict=True):
         other = _logits(classifier, split, config, name, turn)
-        results.append(OutOfDistribution.from_logits(name, own, other, classifier.temperature))
+        results.append(OutOfDistribution.from_logits(name, test, other, classifier.temperature))
     earlier = folder.load_out_of_distribution() or []
     by_name = {result.data: asdict(result) for result in [*earlier, *results]}
     text = json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n"
@@ -106,7 +106,7 @@ def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, Image
     return Classifier(network, spec, folder.load_calibration()), data
 
 
-def _outside(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Turn]:
+def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Turn]:
     trained_on = config.data.data
     if name == trained_on or str(Path(name).resolve()) == trained_on:
         raise ValueError(f"ood={name}: is what the run was trained on; takes other images")
