@@ -103,7 +103,7 @@ def test_threads_are_used_and_given_back(tmp_path):
         ("no/such/run", "unknown model 'no/such/run': .*; nor is there a run in a folder of that name"),
         (".", "nor is there a run in a folder of that name"),
         ("", "NETWORK must be given, got nothing"),
-        ("wrn-10-1 --batch-sizes [1,0]", r"batch_sizes=\[1, 0\]: takes whole numbers from 1, at least one"),
+        ("wrn-10-1 --batch-sizes [1,0]", r"batch_sizes must be one or more positive integers, got \[1, 0\]"),
         ("wrn-10-1 --batch-sizes [x]", "--batch-sizes must be a list, each item an integer, got"),
         ("wrn-10-1 --rounds 0", "--rounds must be a positive integer, got 0"),
         ("wrn-10-1 --threads 0", "--threads must be a positive integer, got 0"),

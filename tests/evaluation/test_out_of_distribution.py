@@ -61,9 +61,9 @@ def test_nothing_but_the_order_of_the_scores_counts(test, other, scale, offset):
 
 
 def test_no_scores_are_refused():
-    with pytest.raises(ValueError, match="^in_distribution must be at least one score, got none$"):
+    with pytest.raises(ValueError, match=r"^in_distribution must be at least one score, got none$"):
         detection([], [1.0])
-    with pytest.raises(ValueError, match="^out_of_distribution must be at least one score, got none$"):
+    with pytest.raises(ValueError, match=r"^out_of_distribution must be at least one score, got none$"):
         detection([1.0], [])
 
 

@@ -319,9 +319,9 @@ def test_the_table_shows_the_figures_aligned(pruned):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_sizes": []}, r"batch_sizes=\[\]: takes whole numbers from 1"),
-        ({"batch_sizes": [4, 0]}, r"batch_sizes=\[4, 0\]: takes whole numbers from 1"),
-        ({"rounds": 0}, "rounds=0: takes a whole number from 1"),
+        ({"batch_sizes": []}, r"^batch_sizes must be one or more positive integers, got \[\]$"),
+        ({"batch_sizes": [4, 0]}, r"^batch_sizes must be one or more positive integers, got \[4, 0\]$"),
+        ({"rounds": 0}, "^rounds must be a positive integer, got 0$"),
         (
             {"example_input": torch.zeros(0, 3)},
             r"example_input must be at least one image, got shape \(0, 3\)",

@@ -124,7 +124,7 @@ def uncertainty_scores(logits: Tensor, temperature: float) -> dict[str, Tensor]:
 
     The scores are `maximum probability`, the ensemble's, as its negative logarithm (Hendrycks & Gimpel 2017);
     `entropy` of its probabilities; `mutual information` of class and exit, if there are several exits; and
-    `energy`, −log Σ exp of the exits' mean logits (Liu et al. 2020, arXiv 2010.03759, equation 3, with T = 1).
+    `energy`, −log Σ exp of the exits' mean logits (Liu et al. 2020, arXiv 2010.03759, equation 3, T = 1).
 
     Args:
         logits: `(n, exits, classes)`, floating point, not divided by the temperature.

@@ -1,1 +1,1 @@
-"""What a network costs: multiply-accumulates counted, time and memory measured."""
+"""What a network costs: parameters and multiply-accumulates counted, time and memory measured."""

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, memory, and time measured beside another's."""
+"""What a network costs: parameters, multiply-accumulates, memory and time, relative to a reference."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from netfission.profiling.macs import listed, run_counted
+from netfission.profiling.macs import list_calls, run_counted
 from netfission.profiling.timing import (
     WARM_UP,
     Quartiles,
@@ -19,33 +19,34 @@ from netfission.profiling.timing import (
     training_times,
 )
 from netfission.surgery.masks import kept_masks
+from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.modes import in_mode, input_errors
 from netfission.utils.text import align_columns
 
 
 @runtime_checkable
 class HasExits(Protocol):
-    """What is counted by part and by exit: a `FissionNetwork`, or its `Ensemble`."""
+    """A network whose costs are counted per part and exit: a `FissionNetwork` or its `Ensemble`."""
 
     @property
     def exits(self) -> int:
-        """Number of exits."""
+        """The number of exits."""
 
     @property
     def parts(self) -> list[tuple[str, dict[int, nn.Module]]]:
-        """Stem, stages and head: the name of each, and its modules by the exit whose path holds them."""
+        """Stem, stages and head: the name of each, and exit → the module that its path holds there."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What can be counted of a network or of a part of it.
+    """Parameters and multiply-accumulates of a network or of a part of it.
 
     Attributes:
-        parameters_stored: parameters in memory, removed ones included.
+        parameters_stored: parameters in memory, including removed ones.
         parameters_nonzero: those that are not removed.
-        macs_dense: multiply-accumulates of one image as executed, removed weights included; what counts as
-            one is said in `netfission.profiling.macs`.
-        macs_effective: those that meet a weight that is not removed; what a sparse kernel could reach.
+        macs_dense: multiply-accumulates of one image as executed, including those of removed weights; see
+            `netfission.profiling.macs` for what is counted.
+        macs_effective: those of weights that are not removed, which a sparse kernel could reach.
     """
 
     parameters_stored: int = 0
@@ -59,12 +60,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Part:
-    """One step on the way through a `FissionNetwork`.
+    """The stem, a stage or the head of a `FissionNetwork`.
 
     Attributes:
         name: `"stem"`, a stage's name or `"head"`.
         total: of all paths together.
-        paths: what each exit has of its own here, exit 0 first; None where it runs through exit 0's.
+        paths: of the copy of each exit, exit 0 first; None if the exit runs through the copy of exit 0.
     """
 
     name: str
@@ -77,8 +78,8 @@ class Exit:
     """One exit of a `FissionNetwork`.
 
     Attributes:
-        alone: all that it needs when it runs alone: stem, stages shared and own, head.
-        shared: so much of that as another exit runs through as well.
+        alone: of everything that it runs: the stem, shared stages, its copies of stages, and its head.
+        shared: of the parts among these that another exit also runs.
     """
 
     alone: Size
@@ -87,15 +88,15 @@ class Exit:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Inference of one batch, or a training step on it, as measured.
+    """Measured time and memory of inference or of a training step on one batch.
 
     Attributes:
-        batch_size: images.
-        seconds: of one batch.
-        images_per_second: at the median.
-        peak_bytes: peak memory beside the network and the images, see
+        batch_size: images per batch.
+        seconds: per batch.
+        images_per_second: at the median time.
+        peak_bytes: peak memory in addition to the network and the images, see
             `netfission.profiling.timing.peak_bytes`.
-        ratio: seconds over the reference's, each from the same round; None without a reference.
+        ratio: seconds over the reference's in the same round; None without a reference.
     """
 
     batch_size: int
@@ -107,13 +108,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class NetworkCounts:
-    """What can be counted of a network, without a clock.
+    """What can be counted of a network, without measuring time.
 
     Attributes:
         size: of the whole network.
-        parts: of a `FissionNetwork` or its `Ensemble`: stem, stages, heads. Of others none.
+        parts: stem, stages and heads of a `FissionNetwork` or its `Ensemble`; empty for other networks.
         exits: of the same, exit 0 first.
-        uncounted: operation → calls for one image, of those whose MACs cannot be counted.
+        uncounted: operation whose MACs cannot be counted → calls per image.
     """
 
     size: Size
@@ -127,9 +128,9 @@ class NetworkCost(NetworkCounts):
     """The cost of one network: what is counted, and what is measured.
 
     Attributes:
-        inference: in eval mode without gradients; one a batch size.
-        training: a step, gradients and momentum in its memory; None where the output is no logits or no
-            parameter takes a gradient.
+        inference: in eval mode without gradients; one entry per batch size.
+        training: a training step, its memory including gradients and momentum; None if the output is not
+            logits or no parameter has a gradient.
     """
 
     inference: tuple[Measurement, ...]
@@ -138,16 +139,16 @@ class NetworkCost(NetworkCounts):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What measured figures depend on beside the network.
+    """What measured times and memory depend on in addition to the network.
 
     Attributes:
         image_shape: of one image, channels first.
         dtype: of the images.
-        device: its name.
-        threads: that an operation on a CPU may use.
+        device: name of the device.
+        threads: number of threads of an operation on a CPU.
         batch_sizes: of inference.
-        rounds: how often each network ran, in turn with the other.
-        warm_up: how often before that.
+        rounds: number of timed rounds, in each of which every network runs once.
+        warm_up: number of rounds before that.
         torch: version.
     """
 
@@ -163,11 +164,11 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs, beside its reference.
+    """What a network costs, and what its reference costs.
 
     Attributes:
         network: the network's cost.
-        reference: the reference's, from the same rounds, with ratios of 1; None without one.
+        reference: the reference's cost, from the same rounds, with ratios of 1; None without one.
         conditions: of the measurements.
     """
 
@@ -176,27 +177,28 @@ class Cost:
     conditions: Conditions
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the figures as plain data, every digit kept."""
+        """Return the figures as plain data, every digit kept."""
         return asdict(self)
 
     def to_json(self) -> str:
-        """Give the figures as JSON text, every digit kept."""
+        """Return the figures as JSON text, every digit kept."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def table(self) -> str:
-        """Give the figures as aligned plain text: beside the reference, then by stage and exit."""
-        blocks = [align_columns(_beside(self.network, self.reference))]
+        """Return the figures as aligned plain text: with the reference, then per stage and exit."""
+        blocks = [align_columns(_whole_network(self.network, self.reference))]
         if self.network.parts:
             blocks.append(align_columns(_by_stage(self.network, "MACs dense (effective), M", _macs_cell)))
             blocks.append(align_columns(_by_stage(self.network, "parameters (non-zero)", _parameters_cell)))
-        for name, each in (("network", self.network), ("reference", self.reference)):
-            if each is not None and each.uncounted:
-                blocks.append(f"MACs of the {name} leave out {listed(each.uncounted)}")
-        c = self.conditions
+        for name, counts in (("network", self.network), ("reference", self.reference)):
+            if counts is not None and counts.uncounted:
+                blocks.append(f"MACs of the {name} leave out {list_calls(counts.uncounted)}")
+        conditions = self.conditions
+        shape = " × ".join(map(str, conditions.image_shape))
         blocks.append(
-            f"median (quartiles) of {c.rounds} rounds in turn after {c.warm_up} of warm-up, ratios by round\n"
-            f"images {' × '.join(map(str, c.image_shape))} {c.dtype}; {c.device}, threads: {c.threads}; "
-            f"torch {c.torch}"
+            f"median (quartiles) of {conditions.rounds} rounds in turn after {conditions.warm_up} of warm-up"
+            f", ratios per round\nimages {shape} {conditions.dtype}; {conditions.device}, "
+            f"threads: {conditions.threads}; torch {conditions.torch}"
         )
         return "\n\n".join(blocks)
 
@@ -209,26 +211,41 @@ def cost(
     batch_sizes: Sequence[int] = (1, 32),
     rounds: int = 20,
 ) -> Cost:
-    """Count, weigh and time a network, beside a reference where one is given.
+    """Count parameters and multiply-accumulates of a network, and measure its time and memory.
 
-    Times are taken in rounds, in each of which every network runs once, so that drift of the machine meets
-    both alike; it should be idle otherwise. A training step runs on a copy, with as many images as the
-    largest batch and 2 at least, which batch norms need; see `netfission.profiling.timing.training_times`.
+    Networks run in rounds, in each of which every network runs once, so that drift of the machine affects
+    them equally. The machine should be idle otherwise. A training step runs on a copy of the network, on a
+    batch of the largest batch size and at least 2 images, which batch norms need; see
+    `netfission.profiling.timing.training_times`.
 
     Args:
         network: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
-        example_input: images on the networks' device, at least one; repeated to fill a batch.
+        example_input: images `(batch, channels, height, width)` on the networks' device, at least one;
+            repeated to fill a batch.
         reference: usually the model that was fissioned; not changed.
-        batch_sizes: images a batch in inference, from 1.
-        rounds: timed runs of each, after 3 that are not.
+        batch_sizes: numbers of images per batch in inference; all positive.
+        rounds: number of timed runs of each network, after 3 that are not timed.
+
+    Returns:
+        The counts and measurements, with ratios to the reference if there is one.
 
     Raises:
-        ValueError: no image, or not such as a network takes; no batch size, one below 1 or no round.
+        ValueError: there is no image, a network raises an error on one, `batch_sizes` is empty or holds a
+            number below 1, or `rounds` is below 1.
+
+    Example:
+        >>> import netfission as nf
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(), nn.Linear(8 * 6 * 6, 5))
+        >>> report = nf.cost(model, torch.randn(1, 3, 8, 8), batch_sizes=[1], rounds=1)
+        >>> report.network.size.macs_dense  # 8·3·3·3 weights at 6·6 positions, and 288·5 weights
+        9216
+        >>> report.network.inference[0].seconds.median > 0
+        True
     """
     _check(batch_sizes, rounds)
     networks = {"network": network} | ({} if reference is None else {"reference": reference})
     for module in networks.values():
-        _try(module, example_input[:1])
+        _check_input(module, example_input[:1])
     device = example_input.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         inference = [_inference(networks, _batch(example_input, size), rounds) for size in batch_sizes]
@@ -247,7 +264,12 @@ def cost(
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Parameters stored, and of them those that are not removed."""
+    """Count the parameters stored in a module, and those of them that are not removed.
+
+    Example:
+        >>> count_parameters(nn.Linear(3, 2))
+        (8, 8)
+    """
     stored = sum(parameter.numel() for parameter in module.parameters())
     removed = sum(int((~mask).sum()) for mask in kept_masks(module).values())
     return stored, stored - removed
@@ -255,9 +277,8 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 
 def _check(batch_sizes: Sequence[int], rounds: int) -> None:
     if min(batch_sizes, default=0) < 1:
-        raise ValueError(f"batch_sizes={list(batch_sizes)}: takes whole numbers from 1, at least one")
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}: takes a whole number from 1")
+        raise invalid("batch_sizes", "one or more positive integers", list(batch_sizes))
+    check_positive_integer("rounds", rounds)
 
 
 def _batch(images: Tensor, size: int) -> Tensor:
@@ -277,23 +298,27 @@ def _conditions(images: Tensor, batch_sizes: tuple[int, ...], rounds: int) -> Co
     )
 
 
-# --- counting, by part and by exit ------------------------------------------------------------------
+# --- counting, per part and exit ------------------------------------------------------------------
 
 
 def count(module: nn.Module, image: Tensor) -> NetworkCounts:
-    """Count a network in eval mode.
+    """Count parameters and multiply-accumulates of a network in eval mode, without measuring time.
 
     Args:
         module: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
         image: `(1, channels, height, width)`, on the module's device.
+
+    Example:
+        >>> count(nn.Linear(3, 2), torch.zeros(1, 3)).size.macs_dense
+        6
     """
-    steps, exits = (module.parts, range(module.exits)) if isinstance(module, HasExits) else ([], range(0))
-    counter = run_counted(module, image, [part for _, own in steps for part in own.values()])
+    modules, exits = (module.parts, range(module.exits)) if isinstance(module, HasExits) else ([], range(0))
+    counter = run_counted(module, image, [part for _, copies in modules for part in copies.values()])
     parts = []
-    for name, own in steps:
+    for name, copies in modules:
         sizes = {
             number: Size(*count_parameters(part), counter.dense[part], counter.effective[part])
-            for number, part in own.items()
+            for number, part in copies.items()
         }
         parts.append(Part(name, sum(sizes.values(), Size()), tuple(map(sizes.get, exits))))
     size = Size(*count_parameters(module), *counter.total)
@@ -305,10 +330,10 @@ def count(module: nn.Module, image: Tensor) -> NetworkCounts:
 def _exit(parts: Sequence[Part], number: int) -> Exit:
     alone = shared = Size()
     for part in parts:
-        own, trunk = part.paths[number], part.paths[0]
+        copy, trunk = part.paths[number], part.paths[0]
         assert trunk is not None
-        alone += own or trunk
-        if own is None or (own is trunk and None in part.paths):
+        alone += copy or trunk
+        if copy is None or (number == 0 and None in part.paths):
             shared += trunk
     return Exit(alone, shared)
 
@@ -327,14 +352,14 @@ def _training(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) ->
 
 
 @torch.no_grad()
-def _try(module: nn.Module, image: Tensor) -> None:
+def _check_input(module: nn.Module, image: Tensor) -> None:
     with in_mode(module, training=False), input_errors("example_input", image):
         module(image)
 
 
 @torch.enable_grad()
 def _learns(module: nn.Module, image: Tensor) -> bool:
-    """Whether it gives logits that carry gradients."""
+    """Return whether the output is logits that carry gradients."""
     with in_mode(module, training=False):
         output = module(image)
     return isinstance(output, Tensor) and output.ndim in (2, 3) and output.requires_grad
@@ -355,10 +380,10 @@ def _measurements(
 # --- as text ----------------------------------------------------------------------------------------
 
 
-def _beside(network: NetworkCost, reference: NetworkCost | None) -> list[list[str]]:
-    """Rows of the whole network's figures, the reference's and their ratio."""
+def _whole_network(network: NetworkCost, reference: NetworkCost | None) -> list[list[str]]:
+    """Return rows of the whole network's figures, the reference's and their ratio."""
     networks = [network] if reference is None else [network, reference]
-    sizes = [each.size for each in networks]
+    sizes = [item.size for item in networks]
     rows = [
         ["", "network", *["reference", "ratio"][: 2 * len(networks) - 2]],
         _row("parameters stored", [size.parameters_stored for size in sizes], ",d"),
@@ -366,22 +391,22 @@ def _beside(network: NetworkCost, reference: NetworkCost | None) -> list[list[st
         _row("MACs dense, M", [size.macs_dense / 1e6 for size in sizes], ",.2f"),
         _row("MACs effective, M", [size.macs_effective / 1e6 for size in sizes], ",.2f"),
     ]
-    for of_all in zip(*(each.inference for each in networks), strict=True):
+    for of_all in zip(*(item.inference for item in networks), strict=True):
         rows += _measured(f"inference of {of_all[0].batch_size}", of_all)
-    steps = [each.training for each in networks if each.training]
+    steps = [item.training for item in networks if item.training]
     if len(steps) == len(networks):
         rows += _measured(f"training step of {steps[0].batch_size}", steps)
     return rows
 
 
-def _measured(what: str, measurements: Sequence[Measurement]) -> list[list[str]]:
-    times = [f"{what}, ms", *(_spread(each.seconds, 1e3) for each in measurements)]
+def _measured(title: str, measurements: Sequence[Measurement]) -> list[list[str]]:
+    times = [f"{title}, ms", *(_spread(item.seconds, 1e3) for item in measurements)]
     if (ratio := measurements[0].ratio) is not None:
         times.append(_spread(ratio, unit="×"))
     return [
         times,
-        _row("  images a second", [each.images_per_second for each in measurements], ",.0f"),
-        _row("  peak memory, MiB", [each.peak_bytes / 2**20 for each in measurements], ",.2f"),
+        _row("  images per second", [item.images_per_second for item in measurements], ",.0f"),
+        _row("  peak memory, MiB", [item.peak_bytes / 2**20 for item in measurements], ",.2f"),
     ]
 
 
@@ -396,12 +421,12 @@ def _spread(values: Quartiles, scale: float = 1, unit: str = "") -> str:
 
 
 def _by_stage(network: NetworkCost, title: str, cell: Callable[[Size | None], str]) -> list[list[str]]:
-    """Rows of one kind of figure, with a column for all paths together and one for each."""
+    """Return rows of one kind of figure, with a column for all paths together and one per path."""
     return [
         [title, "all", *(f"exit {number}" for number in range(len(network.exits)))],
         *([part.name, cell(part.total), *map(cell, part.paths)] for part in network.parts),
-        ["each exit alone", "", *(cell(each.alone) for each in network.exits)],
-        ["  of it shared", "", *(cell(each.shared) for each in network.exits)],
+        ["each exit alone", "", *(cell(item.alone) for item in network.exits)],
+        ["  of it shared", "", *(cell(item.shared) for item in network.exits)],
     ]
 
 
@@ -417,5 +442,5 @@ def _parameters_cell(size: Size | None) -> str:
     return _two_kinds(f"{size.parameters_stored:,}", f"{size.parameters_nonzero:,}")
 
 
-def _two_kinds(all_of_it: str, of_kept_weights: str) -> str:
-    return all_of_it if all_of_it == of_kept_weights else f"{all_of_it} ({of_kept_weights})"
+def _two_kinds(stored: str, kept: str) -> str:
+    return stored if stored == kept else f"{stored} ({kept})"

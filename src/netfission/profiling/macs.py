@@ -1,15 +1,16 @@
-"""Multiply-accumulates of a network, counted as it runs.
+"""Count the multiply-accumulates of a network as it runs.
 
-A multiply-accumulate (MAC) is one product of two numbers added to a sum, which matrix products and
-convolutions are made of. They alone are counted: linear and convolution layers, attention, recurrent layers
-and whatever else is made of such products, at half of what `torch.utils.flop_counter` gives where that knows
-the operation. Left out by definition is what does no such work: element-wise operations (activations, biases,
-masks), norms, pooling, softmax, resizing, copies, lookups. Whatever else runs and has no formula here (FFT,
-`nn.Bilinear`, cuDNN's recurrent layers, quantised and custom operations, …) is listed as uncounted, never
-dropped. Attention is counted as if nothing were masked out of it.
+A multiply-accumulate (MAC) is one product of two numbers added to a sum; matrix products and convolutions are
+made of them. Linear and convolution layers, attention, recurrent layers and everything else made of such
+products are counted, at half of what `torch.utils.flop_counter` gives if that knows the operation.
 
-Dense MACs are those executed; effective MACs leave out those of removed weights, each of which is met once
-at every output position.
+Operations without such products count as 0: element-wise operations (activations, biases, masks), norms,
+pooling, softmax, resizing, copies, lookups. Any other operation without a formula here (FFT, `nn.Bilinear`,
+cuDNN's recurrent layers, quantised and custom operations, …) is listed as uncounted, never dropped. Attention
+is counted as if nothing were masked.
+
+Dense MACs are those executed. Effective MACs leave out those of removed weights, each of which is used once
+per output position.
 """
 
 import warnings
@@ -28,7 +29,7 @@ from netfission.surgery.masks import kept_masks, prunable_weights
 from netfission.surgery.narrowing import head_dim
 from netfission.utils.modes import in_mode
 
-# Matrix products: at which argument the left factor stands; the right one follows it.
+# Matrix products → index of the left factor among the arguments; the right one follows it.
 _PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0}
 _PRODUCTS |= {"addmm": 1, "addmv": 1, "addbmm": 1, "baddbmm": 1, "_addmm_activation": 1}
 _CONVOLUTIONS = {"convolution", "_convolution"}
@@ -37,8 +38,8 @@ _ATTENTION = {
     for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 }
 
-# Operations without MACs. PyTorch marks most: views, `pointwise`, `reduction`, and `core`, a closed set of
-# which the few that do other work are counted above or named here.
+# Operations without MACs. PyTorch tags most of them: views, `pointwise`, `reduction`, and `core`, a closed
+# set. Those of `core` that do other work are counted above or named here.
 _FREE_TAGS = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.core}
 _CORE_WITH_WORK = {"_cdist_forward", "_fft_c2r", "_fft_r2c", "_pdist_forward"}
 _FREE_BY_NAME = """
@@ -66,44 +67,56 @@ class Macs(NamedTuple):
 
 
 def count_macs(module: nn.Module, example_input: Tensor) -> Macs:
-    """Multiply-accumulates of one forward pass in eval mode, dense and effective.
+    """Count the multiply-accumulates of one forward pass in eval mode, dense and effective.
 
     Args:
         module: any module of one tensor; not changed.
         example_input: its input; with n images the MACs are those of all n.
 
     Warns:
-        UserWarning: operations ran that cannot be counted; names them.
+        UserWarning: operations ran that cannot be counted; the warning names them.
+
+    Example:
+        >>> count_macs(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8))  # 8·3·3·3 weights at 6·6 positions
+        Macs(dense=7776, effective=7776)
     """
     counter = run_counted(module, example_input)
     if counter.uncounted:
-        warnings.warn(f"MACs leave out {listed(counter.uncounted)}", stacklevel=2)
+        warnings.warn(f"MACs leave out {list_calls(counter.uncounted)}", stacklevel=2)
     return counter.total
 
 
-def listed(uncounted: Mapping[str, int]) -> str:
-    """Uncounted operations and their calls, as text."""
+def list_calls(uncounted: Mapping[str, int]) -> str:
+    """Return uncounted operations and the numbers of their calls as text.
+
+    Example:
+        >>> list_calls({"fft_r2c": 2, "bilinear": 1})
+        'bilinear ×1, fft_r2c ×2'
+    """
     return ", ".join(f"{name} ×{calls}" for name, calls in sorted(uncounted.items()))
 
 
 @torch.no_grad()
 def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = ()) -> "MacCounter":
-    """Run a module once in eval mode and count.
+    """Run a module once in eval mode, and count its multiply-accumulates.
 
     Args:
         module: any module of one tensor; not changed.
         images: its input.
-        parts: modules within it whose MACs are kept apart; of one inside another, the inner one's.
+        parts: modules within it that are counted separately; MACs within nested parts count for the inner.
+
+    Returns:
+        The counter; `dense` and `effective` hold an entry per part that ran, and one for `None`, the rest.
     """
     counter = MacCounter(module)
-    around: list[nn.Module | None] = []
+    enclosing: list[nn.Module | None] = []
 
     def enter(part: nn.Module, _inputs: Any) -> None:
-        around.append(counter.part)
+        enclosing.append(counter.part)
         counter.part = part
 
     def leave(*_: Any) -> None:
-        counter.part = around.pop()
+        counter.part = enclosing.pop()
 
     with ExitStack() as stack:
         for part in parts:
@@ -117,7 +130,7 @@ def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = 
 
 
 def macs_by_weight(module: nn.Module, features: Tensor) -> dict[str, int]:
-    """Count the multiply-accumulates of one example by prunable weight.
+    """Count the multiply-accumulates of one example per prunable weight.
 
     The products of an attention's queries, keys and values count with its output projection; all of an
     `nn.MultiheadAttention` counts with its input projection.
@@ -139,10 +152,10 @@ def macs_by_weight(module: nn.Module, features: Tensor) -> dict[str, int]:
 
 
 def count_training_macs(step: Callable[[], object]) -> int:
-    """Multiply-accumulates of a training step, forward and backward, dense.
+    """Count the dense multiply-accumulates of a training step, forward and backward.
 
     Args:
-        step: runs it.
+        step: runs the training step.
     """
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
@@ -151,21 +164,21 @@ def count_training_macs(step: Callable[[], object]) -> int:
 
 
 def _convolution_backward_flops(
-    of_output: Sequence[int],
+    output_gradient: Sequence[int],
     images: Sequence[int],
     weight: Sequence[int],
     *settings: Any,
     **_: Any,
 ) -> int:
-    """As many for each gradient as forward; PyTorch's own formula takes grouped weights for whole ones."""
+    """Count each gradient like the forward pass, as PyTorch's own formula is wrong for grouped weights."""
     transposed, _padding, _groups, wanted = settings[-4:]
-    forward: int = conv_flop_count(list(images), list(weight), list(of_output), transposed=transposed)
-    return forward * int(sum(wanted[:2]))  # of the images, of the weight; the bias has none
+    forward: int = conv_flop_count(list(images), list(weight), list(output_gradient), transposed=transposed)
+    return forward * int(sum(wanted[:2]))  # of images and weight; the bias needs no products
 
 
 @contextmanager
 def _without_fused_transformers() -> Iterator[None]:
-    """Let attention and encoder layers run as the products that they are, not as one opaque operation."""
+    """Run attention and encoder layers as separate products, not as one opaque operation."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -175,16 +188,16 @@ def _without_fused_transformers() -> Iterator[None]:
 
 
 class MacCounter(TorchDispatchMode):
-    """Counts the MACs of all that runs within.
+    """A context that counts the MACs of everything that runs within it.
 
-    Removed weights are known by the memory they lie in, and so are found wherever an operation takes them:
-    as they are, transposed, in chunks, or in a function that was handed the weight without its layer.
+    Removed weights are recognised by their memory. So they are found wherever an operation reads them: as a
+    whole, transposed, in chunks, or passed to a function without their layer.
 
     Attributes:
-        part: the module that is running, as far as it is known; may be set at any time.
+        part: the module that is running; None if it is unknown. May be set at any time.
         dense: part → MACs as executed.
-        effective: part → those that meet no removed weight.
-        uncounted: operation → calls, of those whose MACs cannot be counted.
+        effective: part → those without removed weights.
+        uncounted: operation whose MACs cannot be counted → calls.
     """
 
     supports_higher_order_operators = True
@@ -200,7 +213,7 @@ class MacCounter(TorchDispatchMode):
 
     @property
     def total(self) -> Macs:
-        """The MACs of all parts."""
+        """The MACs of all parts together."""
         return Macs(self.dense.total(), self.effective.total())
 
     def __torch_dispatch__(
@@ -219,7 +232,7 @@ class MacCounter(TorchDispatchMode):
         formula = _macs(operation, args, output)
         if formula is not None:
             macs, factors = formula
-            # Each number of a factor is used equally often.
+            # Every element of a factor is used equally often.
             unused = sum(macs // factor.numel() * self._removed_in(factor) for factor in factors)
             self.dense[self.part] += macs
             self.effective[self.part] += macs - unused
@@ -235,7 +248,7 @@ class MacCounter(TorchDispatchMode):
 
 
 def _removed_by_storage(module: nn.Module) -> dict[int, Tensor]:
-    """Address of a storage → which of its elements are removed weights."""
+    """Return address of a storage → mask of its elements that are removed weights."""
     removed: dict[int, Tensor] = {}
     for name, kept in kept_masks(module).items():
         if kept.all():
@@ -251,7 +264,7 @@ def _removed_by_storage(module: nn.Module) -> dict[int, Tensor]:
 
 
 def _macs(operation: OpOverload, args: tuple[Any, ...], output: Any) -> tuple[int, list[Tensor]] | None:
-    """An operation's MACs, and those of its factors that may be weights; None where there is no formula."""
+    """Return an operation's MACs and the factors that may be weights; None if there is no formula."""
     name = _base_name(operation)
     if name in _PRODUCTS:
         left, right = args[_PRODUCTS[name] :][:2]
@@ -265,8 +278,8 @@ def _macs(operation: OpOverload, args: tuple[Any, ...], output: Any) -> tuple[in
         scores = query.numel() // query.shape[-1] * key.shape[-2]
         return scores * (query.shape[-1] + value.shape[-1]), []
     if name == "mkldnn_rnn_layer":  # an LSTM's, with weights for the input and for its own state
-        tokens, of_input, of_state = args[:3]
-        return tokens.numel() // tokens.shape[-1] * (of_input.numel() + of_state.numel()), []
+        tokens, input_weight, state_weight = args[:3]
+        return tokens.numel() // tokens.shape[-1] * (input_weight.numel() + state_weight.numel()), []
     return None
 
 
@@ -280,12 +293,12 @@ def _is_free(operation: OpOverload) -> bool:
 
 
 def _overloads(name: str) -> Iterator[OpOverload]:
-    """All forms of one of PyTorch's own operations, in place too: not each of them is marked."""
-    for packet in (getattr(torch.ops.aten, twin, None) for twin in (name, f"{name}_")):
+    """Yield all overloads of one of PyTorch's own operations, also in place: not every one is tagged."""
+    for packet in (getattr(torch.ops.aten, variant, None) for variant in (name, f"{name}_")):
         if packet is not None:
             yield from (getattr(packet, overload) for overload in packet.overloads())
 
 
 def _base_name(operation: OpOverload) -> str:
-    """Its name, without the underscore that marks work in place; empty outside PyTorch's own."""
+    """Return its name without the underscore of in-place operations; empty if it is not PyTorch's own."""
     return operation._overloadpacket.__name__.removesuffix("_") if operation.namespace == "aten" else ""

@@ -49,7 +49,7 @@ class Quartiles:
 
 
 def device_name(device: torch.device) -> str:
-    """What measured figures are told to be of."""
+    """Return the name of a device, for a report of what was measured on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
@@ -62,18 +62,23 @@ def times_in_turn(
     rounds: int = 20,
     warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
-    """Time runs side by side: in each round every one goes once, so that drift meets all alike.
+    """Time several runs in turn: each runs once per round, so that drift affects all equally.
 
-    The machine should be idle otherwise: what else runs on it slows some rounds more than others.
+    The machine should be idle otherwise: other load slows some rounds more than others.
 
     Args:
         runs: name → what to time.
-        device: where it runs; a GPU is waited for.
-        rounds: how many times are kept of each.
-        warm_up: rounds before that.
+        device: where they run; a GPU is waited for.
+        rounds: number of timed rounds.
+        warm_up: number of rounds before that.
 
     Returns:
-        name → seconds of each round.
+        Name → seconds per round.
+
+    Example:
+        >>> times = times_in_turn({"sum": lambda: sum(range(1000))}, torch.device("cpu"), rounds=3)
+        >>> len(times["sum"])
+        3
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(warm_up + rounds):
@@ -90,19 +95,24 @@ def times_in_turn(
 def inference_times(
     networks: Mapping[str, nn.Module], images: Tensor, *, rounds: int = 20, warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
-    """Time inference of networks side by side, in eval mode without gradients; see `times_in_turn`.
+    """Time inference of networks in turn, in eval mode without gradients; see `times_in_turn`.
 
     Args:
-        networks: name → module, on the images' device; their modes are put back afterwards.
+        networks: name → module, on the images' device; their modes are restored afterwards.
         images: one batch.
-        rounds: how many times are kept of each.
-        warm_up: rounds before that.
+        rounds: number of timed rounds.
+        warm_up: number of rounds before that.
 
     Returns:
-        name → seconds of each round.
+        Name → seconds per round.
+
+    Example:
+        >>> times = inference_times({"linear": nn.Linear(3, 2)}, torch.zeros(8, 3), rounds=5)
+        >>> all(seconds > 0 for seconds in times["linear"])
+        True
     """
     runs = {name: _call(module, images) for name, module in networks.items()}
-    # Not inference_mode, which is no faster: what a network caches here must still serve in training.
+    # Not inference_mode, which is not faster: tensors that a network caches must still work in training.
     with torch.no_grad(), in_mode(*networks.values(), training=False):
         return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up)
 
@@ -110,54 +120,64 @@ def inference_times(
 def training_times(
     networks: Mapping[str, nn.Module], images: Tensor, *, rounds: int = 20, warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
-    """Time training steps of copies of networks side by side, in train mode; see `times_in_turn`.
+    """Time training steps of copies of networks in turn, in train mode; see `times_in_turn`.
 
     A step is forward, loss, backward and SGD with Nesterov momentum 0.9 and weight decay 5e-4. The loss is
     `ensemble_distillation_loss` of logits `(batch, exits, classes)`, cross-entropy of `(batch, classes)`.
-    The learning rate is 0: the same work, and no round meets other weights than the last.
+    The learning rate is 0, which takes the same work and keeps the weights equal in all rounds.
 
     Args:
         networks: name → classifier, on the images' device; not changed.
         images: one batch.
-        rounds: how many times are kept of each.
-        warm_up: rounds before that.
+        rounds: number of timed rounds.
+        warm_up: number of rounds before that.
 
     Returns:
-        name → seconds of each round.
+        Name → seconds per round.
     """
     runs = {name: training_step(copy.deepcopy(module), images) for name, module in networks.items()}
     return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up)
 
 
 def inference_peak(network: nn.Module, images: Tensor) -> int:
-    """Most bytes that inference of one batch needs beside network and images; see `peak_bytes`."""
+    """Measure the peak memory of inference of one batch, in addition to network and images, in bytes.
+
+    See `peak_bytes`.
+    """
     with torch.no_grad(), in_mode(network, training=False):
         network(images)
         return peak_bytes(_call(network, images), images.device)
 
 
 def training_peak(network: nn.Module, images: Tensor) -> int:
-    """Most bytes that a training step needs beside network and images; see `peak_bytes`.
+    """Measure the peak memory of a training step, in addition to network and images, in bytes.
 
-    Gradients and momentum are in it: it is measured on the first step of a copy. The step is that of
-    `training_times`.
+    It includes gradients and momentum, as it is measured on the first step of a copy. The step is that of
+    `training_times`; see `peak_bytes` for how memory is measured.
     """
     network = copy.deepcopy(network)
-    training_step(network, images)()  # what libraries set up once is not the step's
+    training_step(network, images)()  # so that what libraries allocate once is not counted
     network.zero_grad()
     return peak_bytes(training_step(network, images), images.device)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Most memory that PyTorch's allocator gave out during a run, above what it had given before.
+    """Measure the peak of PyTorch's allocated memory during a run, above what was allocated before.
 
-    On a CPU as on a GPU that holds what operations take for themselves (such as a convolution's reordered
-    weights). On a CPU, memory that oneDNN or BLAS take from the system directly is not seen, and what the
-    run gives back of memory from before is not set off.
+    On CPU and GPU, this includes workspaces of operations, such as a convolution's reordered weights. On a
+    CPU, memory that oneDNN or BLAS allocate directly is not counted, and earlier memory that the run frees is
+    not subtracted.
 
     Args:
-        run: what to measure; run it once before, so that what is made only once is not counted.
+        run: what to measure; call it once before, so that what is allocated only once is not counted.
         device: where it runs.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> peak_bytes(lambda: torch.zeros(1000), torch.device("cpu"))
+        4000
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -165,29 +185,29 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         return torch.cuda.max_memory_allocated(device) - before
     profiler = profile(profile_memory=True)
-    with _unheard():
+    with _silent_stderr():
         profiler.__enter__()
     try:
         run()
     finally:
-        with _unheard():
+        with _silent_stderr():
             profiler.__exit__(None, None, None)
     assert profiler.kineto_results is not None
     now = peak = 0
     for event in sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
-            now += event.nbytes()  # type: ignore[attr-defined]  # forgotten in PyTorch's stubs
+            now += event.nbytes()  # type: ignore[attr-defined]  # missing in PyTorch's stubs
             peak = max(peak, now)
     return peak
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Turn file descriptor 2 away, where the profiler's library writes that it starts and stops."""
+def _silent_stderr() -> Iterator[None]:
+    """Silence file descriptor 2, to which the profiler's library writes that it starts and stops."""
     sys.stderr.flush()
     before = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with Path(os.devnull).open("w") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
@@ -199,23 +219,23 @@ def _call(module: nn.Module, images: Tensor) -> Callable[[], object]:
     return lambda: module(images)
 
 
-def training_step(network: nn.Module, images: Tensor, loss_of: Loss | None = None) -> Callable[[], None]:
-    """A training step as `training_times` takes it, which can be run any number of times.
+def training_step(network: nn.Module, images: Tensor, compute_loss: Loss | None = None) -> Callable[[], None]:
+    """Return a training step as in `training_times`, which can be run any number of times.
 
     Args:
         network: put into train mode; its gradients and batch-norm statistics are written.
         images: one batch.
-        loss_of: network, images and labels `(batch,)` int64 → a scalar; default as in `training_times`.
+        compute_loss: network, images and labels `(batch,)` int64 → a scalar; default as in `training_times`.
     """
     network.train()
-    loss_of = loss_of or _usual_loss
+    compute_loss = compute_loss or _default_loss
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
 
     @torch.enable_grad()
     def step() -> None:
-        loss = loss_of(network, images, labels)
+        loss = compute_loss(network, images, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -223,7 +243,7 @@ def training_step(network: nn.Module, images: Tensor, loss_of: Loss | None = Non
     return step
 
 
-def _usual_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _default_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     logits = network(images)
     return F.cross_entropy(logits, labels) if logits.ndim == 2 else ensemble_distillation_loss(logits, labels)
 

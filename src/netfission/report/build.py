@@ -209,7 +209,10 @@ def _lacks(run: Run, path: str) -> Iterator[tuple[str, Lack]]:
     if run.out_of_distribution is None:
         yield (
             "outside",
-            Lack("Its uncertainty about out-of-distribution images has not been measured yet.", f"{evaluate} --ood DATA"),
+            Lack(
+                "Its uncertainty on out-of-distribution images has not been measured yet.",
+                f"{evaluate} --ood DATA",
+            ),
         )
     if run.corruptions is None and min(run.spec.shape[1:]) >= LEAST_SIDE:
         yield "corruptions", Lack("Corrupted images have not been tried yet.", f"{evaluate} --corruptions")

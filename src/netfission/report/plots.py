@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from netfission.network import FissionNetwork
-from netfission.profiling.macs import listed
+from netfission.profiling.macs import list_calls
 from netfission.report import figures
 from netfission.report.diagram import draw_network, short
 from netfission.report.run_data import Run
@@ -159,7 +159,7 @@ def _of_reliability(run: Run) -> Iterator[Wanted]:
 def _network(run: Run) -> str:
     shared = "; grey ones are shared by several exits" if run.exits > 1 else ""
     largest = max(size.parameters_stored for part in run.costs.parts for size in part.paths if size)
-    uncounted = f" MACs leave out {listed(run.costs.uncounted)}." if run.costs.uncounted else ""
+    uncounted = f" MACs leave out {list_calls(run.costs.uncounted)}." if run.costs.uncounted else ""
     return (
         "Each column is an exit’s path, from top to bottom. The area of a box is its parameters, of the "
         f"largest {short(largest)}{shared}. MACs: multiply-accumulates for one image.{uncounted}"
