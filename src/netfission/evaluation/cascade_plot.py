@@ -1,16 +1,20 @@
 """A cascade's accuracy drawn against its cost: the picture `cascade.png` and `cascade.svg` of a run."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from netfission.evaluation.cascade import CascadeEvaluation, Kind, Point
-from netfission.utils.files import write_whole
+from netfission.utils.plot_style import (
+    LEGEND_SIZE,
+    SERIES,
+    TITLE_SIZE,
+    mark_reference,
+    new_figure,
+    save_picture,
+)
 
-_COLOURS = ("#0b6e99", "#c1571a")
 _MARKERS: dict[Kind, tuple[str, int]] = {  # shape and size
     "single": ("D", 7),
     "ensemble": ("*", 13),
@@ -32,37 +36,32 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
 
     Args:
         evaluation: what `evaluate_cascade` measured.
-        path: of the picture; its suffix is replaced by png and by svg.
+        path: of the picture; its suffix is replaced by png and svg. Its folder must exist.
 
     Returns:
-        The files written, each whole or not at all.
+        The files written, all or none.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     points = evaluation.points
-    figure = Figure(figsize=(11.5, 5), layout="constrained")
-    counted, timed = figure.subplots(1, 2, sharey=True)
-    _draw_points(counted, points, None, _COLOURS[0])
+    figure, axes = new_figure((11.5, 5), columns=2, sharey=True)
+    counted, timed = axes[0]
+    _draw_points(counted, points, None, SERIES[0])
     counted.set(xlabel="MACs (dense, mean) ÷ single network's", ylabel="accuracy on test images, %")
-    for size, colour in zip(evaluation.rounds, _COLOURS, strict=True):
+    for size, colour in zip(evaluation.rounds, SERIES, strict=False):
         _draw_points(timed, [point for point in points if point.times], size, colour)
     timed.set(xlabel="measured time ÷ single network's, both deployed (median, quartiles)")
-    for axes in (counted, timed):
-        axes.axvline(1, color="#444444", linestyle="--", linewidth=1, label="single network's cost")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, loc="lower right")
+    for side in (counted, timed):
+        mark_reference(side, x=1, label="single network's cost")
+        side.legend(fontsize=LEGEND_SIZE, loc="lower right")
     figure.suptitle(
         f"Exits {', '.join(map(str, evaluation.order))} run one after another until the {evaluation.rule} is "
         f"above its threshold: {evaluation.test_images} test images, thresholds from "
         f"{evaluation.validation_images} validation images",
-        fontsize=10,
+        fontsize=TITLE_SIZE,
     )
-    return [_save(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    buffer = BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=130)
-    write_whole(path, buffer.getvalue())
-    return path
+    return save_picture(figure, path)
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], size: int | None, colour: str) -> None:

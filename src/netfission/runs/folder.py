@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
+from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
@@ -24,9 +25,6 @@ from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 from netfission.utils.typed import read_json
-
-if TYPE_CHECKING:
-    from netfission.evaluation.cascade import CascadeEvaluation
 
 _ENVIRONMENT = "# Made with:"  # the line of config.yaml above the comments that hold the environment
 
@@ -210,10 +208,8 @@ class RunFolder(ModelFolder):
         """Read `reliability`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.reliability, ReliabilityReport)
 
-    def load_cascade(self) -> "CascadeEvaluation | None":
+    def load_cascade(self) -> CascadeEvaluation | None:
         """Read `cascade`; None if there is no such file, ValueError if it is damaged."""
-        from netfission.evaluation.cascade import CascadeEvaluation  # which imports matplotlib
-
         return read_json(self.cascade, CascadeEvaluation, besides=("environment",))
 
     def load_out_of_distribution(self) -> list[OutOfDistribution] | None:
