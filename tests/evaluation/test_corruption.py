@@ -10,9 +10,9 @@ from netfission.cli import main
 from netfission.evaluation import evaluate_logits
 from netfission.evaluation.corruption import (
     STRENGTHS,
+    CorruptionMetrics,
     Corruptions,
-    UnderCorruption,
-    corrupted,
+    corrupt_images,
     corruption_names,
 )
 from netfission.runs.folder import RunFolder
@@ -43,10 +43,10 @@ def test_there_are_the_15_of_the_paper():
 def test_each_changes_images_by_the_seed_and_nothing_else(name):
     images = pictures()
     before = images.clone()
-    first = corrupted(images, name, 3, seed=1)
+    first = corrupt_images(images, name, 3, seed=1)
     np.random.rand()
-    assert torch.equal(corrupted(images, name, 3, seed=1), first)
-    assert torch.equal(corrupted(images[:1], name, 3, seed=1), first[:1])
+    assert torch.equal(corrupt_images(images, name, 3, seed=1), first)
+    assert torch.equal(corrupt_images(images[:1], name, 3, seed=1), first[:1])
     assert (first.shape, first.dtype) == (images.shape, torch.uint8)
     assert torch.equal(images, before)
     assert all(not torch.equal(own, old) for own, old in zip(first, images, strict=True))
@@ -55,36 +55,36 @@ def test_each_changes_images_by_the_seed_and_nothing_else(name):
 @pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "glass_blur", "snow", "frost"])
 def test_another_seed_or_place_draws_other_numbers(name):
     images = pictures(1).repeat(2, 1, 1, 1)
-    own = corrupted(images, name, 3, seed=1)
+    own = corrupt_images(images, name, 3, seed=1)
     assert not torch.equal(own[0], own[1])
-    assert not torch.equal(own, corrupted(images, name, 3, seed=2))
+    assert not torch.equal(own, corrupt_images(images, name, 3, seed=2))
 
 
 def test_numpys_global_generator_is_left_as_it_was():
     before = np.random.get_state()[1].copy()
-    corrupted(pictures(1), "gaussian_noise", 1, seed=0)
+    corrupt_images(pictures(1), "gaussian_noise", 1, seed=0)
     assert (np.random.get_state()[1] == before).all()
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "contrast", "brightness", "pixelate"])
 def test_a_higher_strength_changes_more(name):
     images = pictures(4)
-    changes = [(corrupted(images, name, s, 0).float() - images).abs().mean().item() for s in STRENGTHS]
+    changes = [(corrupt_images(images, name, s, 0).float() - images).abs().mean().item() for s in STRENGTHS]
     assert changes == sorted(changes)
     assert changes[0] < changes[-1]
 
 
 def test_grey_images_stay_grey():
     grey = pictures(channels=1)
-    own = corrupted(grey, "frost", 2, seed=0)
+    own = corrupt_images(grey, "frost", 2, seed=0)
     assert own.shape == grey.shape
-    coloured = corrupted(grey.expand(-1, 3, -1, -1), "frost", 2, seed=0)
+    coloured = corrupt_images(grey.expand(-1, 3, -1, -1), "frost", 2, seed=0)
     torch.testing.assert_close(own[:, 0].float(), coloured.float().mean(1), atol=0.51, rtol=0)
 
 
 def test_small_images_are_refused():
     with pytest.raises(ValueError, match=r"take images of 32×32 pixels or more; the run's are 31×31"):
-        corrupted(pictures(side=31), "fog", 1, 0)
+        corrupt_images(pictures(side=31), "fog", 1, 0)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
@@ -94,7 +94,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 
 
 def figures(top1, nll, exits):
-    return UnderCorruption({"top1": top1, "nll": nll, "ece": 0.1}, {"top1": top1, "nll": nll}, exits)
+    return CorruptionMetrics({"top1": top1, "nll": nll, "ece": 0.1}, {"top1": top1, "nll": nll}, exits)
 
 
 def test_means_and_the_table():
@@ -138,7 +138,7 @@ def test_a_run_under_all_of_them(large_run, capsys):
     classifier = Classifier.from_pretrained(large_run.path)
     test = load_run_data(config.data, config.fission.seed).test
     rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(3))[:6].sort().values
-    logits = classifier.logits(corrupted(test.images[rows], "contrast", 4, seed=3))
+    logits = classifier.logits(corrupt_images(test.images[rows], "contrast", 4, seed=3))
     by_hand = evaluate_logits(logits / classifier.temperature, test.labels[rows])
     own = kept["corruptions"]["contrast"][3]
     assert own["ensemble"]["nll"] == pytest.approx(by_hand.ensemble["nll"], rel=1e-4)
@@ -154,7 +154,7 @@ def test_more_images_than_there_are_is_all_of_them(large_run, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--corruptions", "take images of 32×32 pixels or more"),
+        ("--corruptions", "pixels must be at least 32×32 per image for corruptions, got 8×8"),
         (
             "--corruption_images 3",
             "--corruption-images must be left out unless --corruptions is given, got 3",

@@ -112,14 +112,42 @@ def test_half_precision_passes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("log_probabilities", "labels", "message"),
     [
-        (torch.zeros(3), torch.zeros(3).long(), r"log_probabilities has shape \(3,\)"),
-        (torch.zeros(3, 2).long(), torch.zeros(3).long(), "dtype torch.int64; it takes"),
-        (torch.zeros(0, 2), torch.zeros(0).long(), "0 examples"),
-        (torch.zeros(3, 1), torch.zeros(2).long(), r"labels has shape \(2,\)"),
-        (torch.zeros(3, 1), torch.zeros(3), "labels .* dtype torch.float32"),
-        (torch.zeros(3, 1), torch.tensor([0, 1, -1]), r"2 of 3 outside \[0, 1\), first 1"),
-        (torch.zeros(3, 2), torch.zeros(3).long(), "3 of 3 rows that do not sum to 1"),
-        (torch.tensor([[0.0], [math.nan]]), torch.zeros(2).long(), "1 of 2 rows"),
+        (
+            torch.zeros(3),
+            torch.zeros(3).long(),
+            r"^log_probabilities must be floating point of shape \(n, .*, got float32 of shape \(3,\)$",
+        ),
+        (
+            torch.zeros(3, 2).long(),
+            torch.zeros(3).long(),
+            "^log_probabilities must be floating point .*, got int64 of shape",
+        ),
+        (
+            torch.zeros(0, 2),
+            torch.zeros(0).long(),
+            "^log_probabilities must be of at least one example, got none$",
+        ),
+        (
+            torch.zeros(3, 1),
+            torch.zeros(2).long(),
+            r"^labels must be int64 of shape \(3,\), got int64 of shape \(2,\)$",
+        ),
+        (
+            torch.zeros(3, 1),
+            torch.zeros(3),
+            r"^labels must be int64 of shape \(3,\), got float32 of shape \(3,\)$",
+        ),
+        (
+            torch.zeros(3, 1),
+            torch.tensor([0, 1, -1]),
+            r"^labels must be class indices in \[0, 1\), got 2 of 3 outside, first 1$",
+        ),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3).long(),
+            "^log_probabilities must be the output of log_softmax, got 3 of 3 rows .* not sum to 1$",
+        ),
+        (torch.tensor([[0.0], [math.nan]]), torch.zeros(2).long(), "log_softmax, got 1 of 2 rows"),
     ],
 )
 def test_refuses_what_is_not_probabilities(log_probabilities: Tensor, labels: Tensor, message: str) -> None:

@@ -112,7 +112,7 @@ def test_a_validation_split_without_errors_is_said_to_be_a_guess():
 def test_json_round_trip_is_exact():
     report = ReliabilityReport.from_logits(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
     assert ReliabilityReport.from_json(report.to_json()) == report
-    with pytest.raises(ValueError, match=r"^temperature: is missing$"):
+    with pytest.raises(ValueError, match=r"^temperature must be given, got nothing$"):
         ReliabilityReport.from_json('{"n": 3}')
 
 

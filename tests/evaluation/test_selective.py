@@ -53,7 +53,13 @@ def test_a_long_curve_keeps_its_ends():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="of one example or more"):
+    with pytest.raises(
+        ValueError, match=r"^confidence must be of shape \(n,\), with n ≥ 1, got float32 of shape \(0,\)$"
+    ):
         RiskCoverage.from_confidence(torch.empty(0), torch.empty(0, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"risk=1.5: takes a share of wrong answers"):
+    with pytest.raises(
+        ValueError, match=r"^correct must be of shape \(2,\), as confidence, got bool of shape \(1,\)$"
+    ):
+        RiskCoverage.from_confidence(torch.zeros(2), torch.zeros(1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^risk must be a share of wrong answers from 0 to 1, got 1\.5$"):
         curve([(0.5, True)]).threshold(1.5)

@@ -25,7 +25,7 @@ LOOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 @cache
 def build(branch_after: tuple[int, ...], sparsity: float = 0.0) -> nf.FissionNetwork:
-    """A network in eval mode whose logits are well apart; not to be changed."""
+    """A network in eval mode whose logits are well apart; shared, so tests must not change it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = create_model("wrn-10-1", CLASSES)
@@ -237,8 +237,8 @@ def test_features_are_kept_only_while_a_later_exit_needs_them(order) -> None:
     for step, now in enumerate(alive):
         reached = max(leaves[number] for number in order[: step + 1])
         needed = {min(leaves[number], reached) for number in order[step + 1 :]}
-        own = {leaves[order[step]]}  # the exit that runs still holds what it reads
-        assert needed <= now <= needed | own
+        running = {leaves[order[step]]}  # the exit that runs still holds what it reads
+        assert needed <= now <= needed | running
 
 
 def test_it_is_a_classifier_that_shares_the_weights() -> None:
@@ -272,7 +272,7 @@ def test_a_faster_network_may_take_its_place() -> None:
 def test_train_mode_is_refused() -> None:
     net = copy.deepcopy(build((1,))).train()
     cascade = Cascade(net, [0.5], order=[0, 1])
-    with pytest.raises(ValueError, match=r"network\.training=True: takes a network in eval mode"):
+    with pytest.raises(ValueError, match=r"^network must be in eval mode, .*, got train mode; call"):
         cascade(IMAGES)
     assert cascade.eval()(IMAGES).shape == (len(IMAGES), CLASSES)
 
@@ -280,18 +280,24 @@ def test_train_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"thresholds": [0.5]}, r"thresholds=\[0\.5\]: takes 2 numbers in \[0, 1\], one for each exit but"),
-        ({"thresholds": [0.5, 0.5, 0.5]}, r"thresholds=.*takes 2 numbers"),
-        ({"thresholds": [0.5, 1.5]}, r"thresholds=\[0\.5, 1\.5\]: takes 2 numbers in \[0, 1\]"),
-        ({"thresholds": [-0.1, 0.5]}, r"thresholds=\[-0\.1, 0\.5\]: takes"),
-        ({"thresholds": [math.nan, 0.5]}, r"thresholds=\[nan, 0\.5\]: takes"),
-        ({"thresholds": 0.5}, r"thresholds=0\.5: takes 2 numbers"),
-        ({"thresholds": ["0", "1"]}, r"thresholds=\['0', '1'\]: takes 2 numbers"),
-        ({"order": [0, 1]}, r"order=\[0, 1\]: takes every exit from 0 to 2 once"),
-        ({"order": [0, 1, 1]}, r"order=\[0, 1, 1\]: takes"),
-        ({"order": [1, 2, 3]}, r"order=\[1, 2, 3\]: takes"),
-        ({"order": None}, "example_input=None: takes a batch of images"),
-        ({"rule": "confident"}, "rule='confident' is not known; did you mean confidence"),
+        (
+            {"thresholds": [0.5]},
+            r"^thresholds must be 2 numbers in \[0, 1\], one for each exit but the last, got \[0\.5\]$",
+        ),
+        ({"thresholds": [0.5, 0.5, 0.5]}, r"^thresholds must be 2 numbers .*, got \[0\.5, 0\.5, 0\.5\]$"),
+        ({"thresholds": [0.5, 1.5]}, r"^thresholds must be 2 numbers in \[0, 1\].*, got \[0\.5, 1\.5\]$"),
+        ({"thresholds": [-0.1, 0.5]}, r"^thresholds must be 2 .*, got \[-0\.1, 0\.5\]$"),
+        ({"thresholds": [math.nan, 0.5]}, r"^thresholds must be 2 .*, got \[nan, 0\.5\]$"),
+        ({"thresholds": 0.5}, r"^thresholds must be 2 numbers .*, got 0\.5$"),
+        ({"thresholds": ["0", "1"]}, r"^thresholds must be 2 numbers .*, got \['0', '1'\]$"),
+        ({"order": [0, 1]}, r"^order must be every exit from 0 to 2 once, got \[0, 1\]$"),
+        ({"order": [0, 1, 1]}, r"^order must be every .*, got \[0, 1, 1\]$"),
+        ({"order": [1, 2, 3]}, r"^order must be every .*, got \[1, 2, 3\]$"),
+        ({"order": None}, "^example_input must be images of shape .* unless order is given, got None$"),
+        (
+            {"rule": "confident"},
+            "^rule must be one of margin, confidence, agreement, got 'confident'; did you mean confidence",
+        ),
     ],
 )
 def test_arguments_that_are_not_what_it_takes(arguments, message) -> None:
@@ -310,11 +316,13 @@ def test_arguments_that_are_not_what_it_takes(arguments, message) -> None:
 def test_networks_whose_exits_do_not_run_one_by_one_are_refused() -> None:
     for network in (nf.deploy(build((1,)), IMAGES), nn.Conv2d(3, 4, 1)):
         with pytest.raises(
-            ValueError, match=r"network: takes a FissionNetwork, or what .*deploy_exits makes"
+            ValueError,
+            match=r"^network must be a FissionNetwork, or the result of .*deploy_exits, got ",
         ):
             Cascade(network, [0.5], order=[0, 1])
         with pytest.raises(
-            ValueError, match=r"network: takes a FissionNetwork, or what .*deploy_exits makes"
+            ValueError,
+            match=r"^network must be a FissionNetwork, or the result of .*deploy_exits, got ",
         ):
             exit_costs(network, IMAGES)
 

@@ -164,41 +164,68 @@ def test_one_exit_leaves_nothing_to_choose() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "max_accuracy_drop=None, max_cost=None: takes one of the two"),
+        ({}, "^max_accuracy_drop must be from 0 to 100 .*, unless max_cost is given, got None$"),
         (
             {"max_accuracy_drop": 0.2, "max_cost": 0.6},
-            r"max_accuracy_drop=0\.2, max_cost=0\.6: takes one of the two",
+            r"^max_cost must be None if max_accuracy_drop is given, got 0\.6$",
         ),
-        ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop=-0\.1: takes points of accuracy, from 0 to 100"),
-        ({"max_accuracy_drop": math.nan}, "max_accuracy_drop=nan: takes points"),
-        ({"max_cost": 0.4}, r"max_cost=0\.4: takes at least 0\.5, what the first exit costs"),
-        ({"max_cost": math.nan}, r"max_cost=nan: takes at least 0\.5"),
-        ({"max_accuracy_drop": 0.2, "costs": [0.5, 0.2]}, r"costs=\[0\.5, 0\.2\]: takes 3 positive numbers"),
-        ({"max_accuracy_drop": 0.2, "costs": [0.5, 0.2, 0.0]}, "costs=.*takes 3 positive numbers"),
-        ({"max_accuracy_drop": 0.2, "order": [0, 1]}, r"order=\[0, 1\]: takes every exit from 0 to 2 once"),
-        ({"max_accuracy_drop": 0.2, "rule": "agree"}, "rule='agree' is not known; did you mean agreement"),
+        (
+            {"max_accuracy_drop": -0.1},
+            r"^max_accuracy_drop must be from 0 to 100 percentage points, .*, got -0\.1$",
+        ),
+        (
+            {"max_accuracy_drop": math.nan},
+            r"^max_accuracy_drop must be from 0 to 100 percentage points, .*, got nan$",
+        ),
+        ({"max_cost": 0.4}, r"^max_cost must be at least 0\.5, the cost of the first exit, got 0\.4$"),
+        ({"max_cost": math.nan}, r"^max_cost must be at least 0\.5, .*, got nan$"),
+        (
+            {"max_accuracy_drop": 0.2, "costs": [0.5, 0.2]},
+            r"^costs must be 3 positive numbers, one per exit, got \[0\.5, 0\.2\]$",
+        ),
+        (
+            {"max_accuracy_drop": 0.2, "costs": [0.5, 0.2, 0.0]},
+            r"^costs must be 3 positive numbers, .*, got \[0\.5, 0\.2, 0\.0\]$",
+        ),
+        (
+            {"max_accuracy_drop": 0.2, "order": [0, 1]},
+            r"^order must be every exit from 0 to 2 once, got \[0, 1\]$",
+        ),
+        (
+            {"max_accuracy_drop": 0.2, "rule": "agree"},
+            "^rule must be one of margin, confidence, agreement, got 'agree'; did you mean agreement",
+        ),
         (
             {"max_accuracy_drop": 0.2, "labels": torch.zeros(4, dtype=torch.int64)},
-            r"labels of shape \(4,\): takes \(20,\)",
+            r"^labels must be integers of shape \(20,\), as logits, got int64 of shape \(4,\)$",
         ),
         (
             {"max_accuracy_drop": 0.2, "labels": torch.full((20,), 50)},
-            r"labels from 50 to 50 \(torch\.int64\): takes whole numbers from 0 to ",
+            r"^labels must be from 0 to \d+, as logits have \d+ classes, got 50 to 50$",
         ),
-        ({"max_accuracy_drop": 0.2, "labels": torch.full((20,), -1)}, "labels from -1 to -1"),
+        (
+            {"max_accuracy_drop": 0.2, "labels": torch.full((20,), -1)},
+            "^labels must be from 0 to .*, got -1 to -1$",
+        ),
         (
             {"max_accuracy_drop": 0.2, "labels": torch.zeros(20)},
-            r"labels from 0\.0 to 0\.0 \(torch\.float32\)",
+            r"^labels must be integers of shape \(20,\), as logits, got float32 of shape \(20,\)$",
         ),
-        ({"max_accuracy_drop": 0.2, "costs": 3.0}, r"costs=3\.0: takes 3 positive numbers"),
+        (
+            {"max_accuracy_drop": 0.2, "costs": 3.0},
+            r"^costs must be 3 positive numbers, one per exit, got 3\.0$",
+        ),
         (
             {"max_accuracy_drop": 0.2, "logits": torch.zeros(20, 3)},
             r"logits has shape \(20, 3\).*takes \(batch, exits",
         ),
-        ({"max_accuracy_drop": 0.2, "logits": torch.full((20, 3, 5), math.nan)}, "takes finite numbers"),
+        (
+            {"max_accuracy_drop": 0.2, "logits": torch.full((20, 3, 5), math.nan)},
+            "^logits must be finite, .*, got 20 of 20 with NaN",
+        ),
         (
             {"max_accuracy_drop": 0.2, "logits": torch.zeros(0, 3, 5), "labels": torch.zeros(0)},
-            "of 0 examples: takes finite",
+            "^logits must be finite, of at least one example, got none$",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Accuracy, likelihood, calibration and diversity of a network's exits and their ensemble."""
+"""Measure accuracy, likelihood, calibration and diversity of a network's exits and their ensemble."""
 
 from netfission.evaluation.evaluate import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.metrics import classification_metrics

@@ -1,7 +1,6 @@
-"""What a run's validation split says about how far its probabilities can be trusted."""
+"""Calibrate an ensemble's probabilities on a validation split."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -10,19 +9,23 @@ from torch import Tensor
 from netfission.ensemble import fit_temperature
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
+from netfission.utils.errors import check_positive
 from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature, and how often the ensemble is wrong at each level of confidence.
+    """The temperature of an ensemble, and its error at each level of confidence.
 
     Attributes:
         n: number of validation images.
-        temperature: that all exits' logits are divided by, see `fit_temperature`.
+        temperature: by which all exits' logits are divided, see `fit_temperature`.
         raw: `classification_metrics` of the ensemble on the validation split, at temperature 1.
         scaled: the same at the temperature.
-        risk_coverage: at the temperature.
+        risk_coverage: error against the share of images answered, at the temperature.
+
+    Raises:
+        ValueError: the temperature is not a positive number.
     """
 
     n: int
@@ -32,16 +35,23 @@ class Calibration:
     risk_coverage: RiskCoverage
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: takes a number above 0")
+        check_positive("temperature", self.temperature)
 
     @classmethod
     def fit(cls, logits: Tensor, labels: Tensor) -> Self:
-        """Fit it.
+        """Fit the temperature and measure the ensemble.
 
         Args:
             logits: `(n, exits, classes)`, floating point, of a validation split.
             labels: `(n,)`, int64.
+
+        Example:
+            >>> import torch
+            >>> generator = torch.Generator().manual_seed(0)
+            >>> logits = torch.randn(500, 1, 3, generator=generator)
+            >>> labels = logits[:, 0].softmax(dim=1).multinomial(1, generator=generator)[:, 0]
+            >>> round(Calibration.fit(5 * logits, labels).temperature)  # logits are too large by this factor
+            5
         """
         mean = logits.double().mean(dim=1)
         temperature = fit_temperature(mean, labels)
@@ -57,10 +67,14 @@ class Calibration:
         )
 
     def to_json(self) -> str:
-        """The figures as JSON text."""
+        """Return the figures as JSON text, every digit kept."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError where it is not that."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON, or a value is missing, unknown or of another type.
+        """
         return typed(cls, json.loads(text))

@@ -1,4 +1,4 @@
-"""The standard corruptions of photographs at five strengths, and what a network is worth under them."""
+"""The standard corruptions of photographs at five strengths, and a network's metrics on corrupted images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from netfission.evaluation.evaluate import evaluate_logits
+from netfission.utils.errors import first_line, invalid
 from netfission.utils.text import align_columns
 
 STRENGTHS = (1, 2, 3, 4, 5)
-LEAST_SIDE = 32  # pixels, of the library
+MIN_SIDE = 32  # pixels, required by the library
 _LIBRARY = "imagecorruptions-imaug"
-_SEEDED_APART = ("impulse_noise", "glass_blur")  # the others draw from NumPy's global generator
+_OWN_SEED = ("impulse_noise", "glass_blur")  # the others draw from NumPy's global generator
 
 
 @dataclass(frozen=True)
-class UnderCorruption:
-    """Figures at one strength of one corruption, or of none.
+class CorruptionMetrics:
+    """Metrics at one strength of one corruption, or without corruption.
 
     Attributes:
         ensemble: `classification_metrics` of the ensemble, at the temperature.
@@ -35,8 +36,14 @@ class UnderCorruption:
     exits_top1: float
 
     @classmethod
-    def from_logits(cls, logits: Tensor, labels: Tensor, temperature: float) -> "UnderCorruption":
-        """Measure logits `(n, exits, classes)` against labels `(n,)`."""
+    def from_logits(cls, logits: Tensor, labels: Tensor, temperature: float) -> "CorruptionMetrics":
+        """Measure logits `(n, exits, classes)` against labels `(n,)`.
+
+        Example:
+            >>> metrics = CorruptionMetrics.from_logits(torch.zeros(4, 2, 3), torch.zeros(4).long(), 1.0)
+            >>> metrics.exits_top1
+            1.0
+        """
         raw = evaluate_logits(logits.double(), labels)
         ensemble = evaluate_logits(logits.double() / temperature, labels).ensemble
         return cls(ensemble, raw.ensemble, fmean(metrics["top1"] for metrics in raw.exits))
@@ -44,38 +51,45 @@ class UnderCorruption:
 
 @dataclass(frozen=True)
 class Corruptions:
-    """A network under the standard corruptions: `corruptions.json`.
+    """Metrics of a network under the standard corruptions: `corruptions.json`.
 
     Attributes:
-        n: images of the test split, the same under each.
-        seed: of the choice of those images and of what is drawn at random in corrupting them.
+        n: number of test images, the same under each corruption.
+        seed: of the choice of those images and of random numbers in the corruptions.
         temperature: from a validation split; 1 without one.
-        library: that the corruptions come from, with its version.
-        clean: the same images as they are.
-        corruptions: name → figures at strengths 1 to 5.
+        library: name and version of the library that corrupts.
+        clean: metrics of the same images without corruption.
+        corruptions: name → metrics at strengths 1 to 5.
     """
 
     n: int
     seed: int
     temperature: float
     library: str
-    clean: UnderCorruption
-    corruptions: dict[str, list[UnderCorruption]]
+    clean: CorruptionMetrics
+    corruptions: dict[str, list[CorruptionMetrics]]
 
     def mean(self, name: str, strength: int | None = None) -> float:
-        """Of a figure of the ensemble, over all corruptions; at all strengths, or at one from 1 to 5."""
+        """Average a metric of the ensemble over all corruptions.
+
+        Args:
+            name: of the metric.
+            strength: from 1 to 5; default all strengths.
+        """
         chosen = slice(None) if strength is None else slice(strength - 1, strength)
-        return fmean(each.ensemble[name] for own in self.corruptions.values() for each in own[chosen])
+        return fmean(
+            metrics.ensemble[name] for strengths in self.corruptions.values() for metrics in strengths[chosen]
+        )
 
     def mean_exit(self) -> float:
-        """Mean accuracy of the exits over all corruptions and strengths."""
-        return fmean(each.exits_top1 for own in self.corruptions.values() for each in own)
+        """Average the accuracy of the exits over all corruptions and strengths."""
+        return fmean(metrics.exits_top1 for strengths in self.corruptions.values() for metrics in strengths)
 
     def table(self) -> str:
-        """The figures as aligned plain text."""
+        """Return the figures as aligned plain text."""
         rows = [["accuracy %", *(f"strength {strength}" for strength in STRENGTHS), "mean"]]
-        for name, own in self.corruptions.items():
-            accuracies = [each.ensemble["top1"] for each in own]
+        for name, strengths in self.corruptions.items():
+            accuracies = [metrics.ensemble["top1"] for metrics in strengths]
             rows.append([name.replace("_", " "), *map(_percent, [*accuracies, fmean(accuracies)])])
         for title, name, cell in (
             ("mean accuracy %", "top1", _percent),
@@ -86,7 +100,7 @@ class Corruptions:
             rows.append([title, *map(cell, [*means, self.mean(name)])])
         clean = self.clean.ensemble
         return (
-            f"{align_columns(rows)}\n{self.n} test images; as they are: "
+            f"{align_columns(rows)}\n{self.n} test images; without corruption: "
             f"accuracy {_percent(clean['top1'])} %, NLL {clean['nll']:.4f}, ECE {_percent(clean['ece'])} %; "
             f"mean accuracy of the exits under "
             f"corruption {_percent(self.mean_exit())} %"
@@ -94,7 +108,7 @@ class Corruptions:
 
 
 def corruption_names() -> list[str]:
-    """The 15 corruptions of Hendrycks & Dietterich (2019, arXiv 1903.12261).
+    """Name the 15 corruptions of Hendrycks & Dietterich (2019, arXiv 1903.12261).
 
     Raises:
         ValueError: the library is not installed.
@@ -103,47 +117,52 @@ def corruption_names() -> list[str]:
     return names
 
 
-def library() -> str:
-    """The name and version of the library that corrupts; ValueError where it is not installed."""
+def library_version() -> str:
+    """Return the name and version of the library that corrupts.
+
+    Raises:
+        ValueError: the library is not installed.
+    """
     _library()
     return f"{_LIBRARY} {version(_LIBRARY)}"
 
 
-def corrupted(pixels: Tensor, name: str, strength: int, seed: int) -> Tensor:
-    """Corrupt images, each with random numbers of its own, which depend on its place and nothing else.
+def corrupt_images(pixels: Tensor, name: str, strength: int, seed: int) -> Tensor:
+    """Corrupt images, each with random numbers that depend on the seed and its index alone.
 
-    The strengths are ImageNet-C's, made for 224×224 pixels: on smaller images most of them weigh more, and
-    figures are not those of CIFAR-C.
+    The strengths are those of ImageNet-C, made for 224×224 pixels. On smaller images most of them are
+    stronger, and results are not comparable with CIFAR-C.
 
     Args:
-        pixels: uint8 `(n, channels, height, width)` of 1 or 3 channels and 32 pixels or more a side. Grey
-            images are corrupted as equal red, green and blue, and their mean is taken.
+        pixels: uint8 `(n, channels, height, width)`, with 1 or 3 channels and at least 32×32 pixels. Grey
+            images are corrupted as equal red, green and blue; the result is the mean of the three.
         name: one of `corruption_names`.
         strength: from 1 to 5.
-        seed: the same gives the same.
+        seed: of the random numbers.
 
     Returns:
-        uint8, of the same shape.
+        The corrupted images, uint8, of the same shape.
 
     Raises:
         ValueError: the images are too small, or the library is not installed.
     """
     channels, *side = pixels.shape[1:]
-    if min(side) < LEAST_SIDE:
-        raise ValueError(
-            f"corruptions: take images of {LEAST_SIDE}×{LEAST_SIDE} pixels or more; the run's are "
-            f"{side[0]}×{side[1]}"
+    if min(side) < MIN_SIDE:
+        raise invalid(
+            "pixels",
+            f"at least {MIN_SIDE}×{MIN_SIDE} per image for corruptions",
+            found=f"{side[0]}×{side[1]}",
         )
     corrupt = _library().corrupt
     coloured = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
     result = np.empty_like(coloured)
-    place = corruption_names().index(name)
+    number = corruption_names().index(name)
     with _global_generator_kept():
         for index, image in enumerate(coloured):
-            own = int(np.random.SeedSequence((seed, place, strength, index)).generate_state(1)[0])
-            np.random.seed(own)
-            more = {"seed": own} if name in _SEEDED_APART else {}
-            result[index] = corrupt(image, severity=strength, corruption_name=name, **more)
+            image_seed = int(np.random.SeedSequence((seed, number, strength, index)).generate_state(1)[0])
+            np.random.seed(image_seed)
+            options = {"seed": image_seed} if name in _OWN_SEED else {}
+            result[index] = corrupt(image, severity=strength, corruption_name=name, **options)
     changed = torch.from_numpy(result).permute(0, 3, 1, 2)
     return changed if channels == 3 else changed.float().mean(dim=1, keepdim=True).round().byte()
 
@@ -161,8 +180,11 @@ def _library() -> Any:
     try:
         import imagecorruptions
     except ImportError as error:
-        raise ValueError(
-            f"corruptions: need {_LIBRARY} (pip install 'netfission[corruptions]'): {error}"
+        raise invalid(
+            _LIBRARY,
+            "installed for corruptions",
+            found=first_line(error),
+            hint="pip install 'netfission[corruptions]'",
         ) from error
     return imagecorruptions
 

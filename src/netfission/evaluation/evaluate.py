@@ -1,4 +1,4 @@
-"""What a network's exits, and their ensemble, are worth on labelled images."""
+"""Evaluate a network's exits and their ensemble on labelled images."""
 
 import json
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ from netfission.ensemble import (
     predictive_entropy,
 )
 from netfission.evaluation.metrics import classification_metrics
+from netfission.utils.errors import describe, invalid
 from netfission.utils.modes import in_mode
 from netfission.utils.typed import typed
 
@@ -25,16 +26,21 @@ _IN_PERCENT = {"top1", "top5", "ece"}  # in table() alone
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one network on one labelled set.
+    """Metrics of one network on one labelled set of images.
 
     Attributes:
-        n: Number of examples.
-        average: What the ensemble averages over exits.
+        n: number of examples.
+        average: what the ensemble averages over exits.
         exits: `classification_metrics` of every exit, exit 0 first.
         ensemble: `classification_metrics` of the ensemble.
-        disagreement: Share of pairs of exits that predict different classes, mean over examples.
-        predictive_entropy: Of the ensemble, in nats, mean over examples.
-        mutual_information: Of class and exit, in nats, mean over examples.
+        disagreement: share of pairs of exits that predict different classes, mean over examples.
+        predictive_entropy: of the ensemble, in nats, mean over examples.
+        mutual_information: of class and exit, in nats, mean over examples.
+
+    Example:
+        >>> evaluation = evaluate_logits(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.int64))
+        >>> Evaluation.from_json(evaluation.to_json()) == evaluation
+        True
     """
 
     n: int
@@ -46,16 +52,20 @@ class Evaluation:
     mutual_information: float
 
     def to_json(self) -> str:
-        """Give the figures as JSON text, every digit kept."""
+        """Return the figures as JSON text, every digit kept."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError where it is not that."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON, or a value is missing, unknown or of another type.
+        """
         return typed(cls, json.loads(text))
 
     def table(self) -> str:
-        """Give the figures as aligned plain text, a line per exit and one for the ensemble."""
+        """Return the figures as aligned plain text, one line per exit and one for the ensemble."""
         rows = {f"exit {i}": metrics for i, metrics in enumerate(self.exits)}
         rows["ensemble"] = self.ensemble
         names = list(self.ensemble)
@@ -77,33 +87,37 @@ def collect_logits(
     """Run a network in eval mode, without gradients, over labelled batches.
 
     Args:
-        network: On `device`; images to `(batch, exits, classes)` logits, or `(batch, classes)`,
-            which counts as one exit. Its modules' training modes are put back afterwards.
-        batches: Pairs of images and labels `(batch,)`; moved to `device` one by one.
-        device: Where the network is; default the CPU.
+        network: on `device`; images → logits `(batch, exits, classes)`, or `(batch, classes)`, which counts
+            as one exit. The modes of its modules are restored afterwards.
+        batches: pairs of images and labels `(batch,)`; moved to `device` one by one.
+        device: where the network is; default the CPU.
 
     Returns:
         Logits `(n, exits, classes)`, float32, and labels `(n,)`, both on the CPU.
 
     Raises:
-        ValueError: No batches, or an output of another layout.
+        ValueError: there are no batches, or the output has another shape.
+
+    Example:
+        >>> batches = [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))] * 5
+        >>> logits, labels = collect_logits(nn.Linear(3, 4), batches)
+        >>> logits.shape, labels.shape
+        (torch.Size([10, 1, 4]), torch.Size([10]))
     """
     all_logits, all_labels = [], []
-    # Not inference_mode: what a network or loader caches here must still serve in training.
+    # Not inference_mode: tensors that a network or loader caches must still work in training.
     with in_mode(network, training=False), torch.no_grad():
         for images, labels in batches:
             logits = network(images.to(device))
             if logits.ndim == 2:
                 logits = logits.unsqueeze(1)
             if logits.ndim != 3:
-                raise ValueError(
-                    f"network gives shape {tuple(logits.shape)}; "
-                    "it must give (batch, exits, classes) or (batch, classes)"
-                )
+                expected = "of shape (batch, exits, classes) or (batch, classes)"
+                raise invalid("the network's output", expected, found=describe(logits))
             all_logits.append(logits.float().cpu())
             all_labels.append(labels.cpu())
     if not all_logits:
-        raise ValueError("batches is empty; it takes at least one batch")
+        raise invalid("batches", "at least one batch", found="none")
     return torch.cat(all_logits), torch.cat(all_labels)
 
 
@@ -113,29 +127,31 @@ def evaluate_logits(logits: Tensor, labels: Tensor, average: Average = "logits")
     Args:
         logits: `(n, exits, classes)`, floating point.
         labels: `(n,)`, int64, in [0, classes).
-        average: What the ensemble averages; see `ensemble_log_probabilities`.
-
-    Returns:
-        The figures.
+        average: what the ensemble averages; see `ensemble_log_probabilities`.
 
     Raises:
-        ValueError: Logits or labels of another layout, labels out of range, an unknown average,
-            or logits that are not finite, with the number of such examples.
+        ValueError: logits or labels have another shape or dtype, labels are out of range, the average is
+            unknown, or logits are not finite.
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])  # two exits that disagree about one image
+        >>> evaluation = evaluate_logits(logits, torch.tensor([0]))
+        >>> [metrics["top1"] for metrics in evaluation.exits], evaluation.ensemble["top1"]
+        ([1.0, 0.0], 1.0)
     """
     logits = as_logits(logits)
     if logits.ndim != 3:
-        raise ValueError(f"logits has shape {tuple(logits.shape)}; it takes (n, exits, classes)")
+        raise invalid("logits", "of shape (n, exits, classes)", found=describe(logits))
     broken = ~logits.isfinite().all(dim=2).all(dim=1)
     if broken.any():
-        raise ValueError(
-            f"logits has NaN or infinity in {int(broken.sum())} of {len(broken)} examples; "
-            "it takes finite numbers"
-        )
+        found = f"NaN or infinity in {int(broken.sum())} of {len(broken)} examples"
+        raise invalid("logits", "finite", found=found)
     return Evaluation(
         n=len(logits),
         average=average,
         exits=[
-            classification_metrics(of_exit.log_softmax(dim=1), labels) for of_exit in logits.unbind(dim=1)
+            classification_metrics(exit_logits.log_softmax(dim=1), labels)
+            for exit_logits in logits.unbind(dim=1)
         ],
         ensemble=classification_metrics(ensemble_log_probabilities(logits, average), labels),
         disagreement=_mean(disagreement(logits)),

@@ -1,29 +1,39 @@
-"""How good, how likely and how well calibrated class probabilities are."""
+"""Measure accuracy, likelihood and calibration of class probabilities."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from netfission.utils.errors import describe, invalid
+
 CALIBRATION_BINS = 15
 
 
 def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Figures of merit of predicted class probabilities.
+    """Measure predicted class probabilities against labels.
+
+    - `top1` and `top5`: accuracy in [0, 1]; `top5` is left out for 5 classes or fewer, where it is always 1.
+    - `nll`: mean negative log-likelihood in nats.
+    - `ece`: expected calibration error in [0, 1], with 15 bins of equal width over the largest probability
+      (Guo et al. 2017).
+    - `brier`: mean squared error summed over classes, in [0, 2] (Brier 1950).
 
     Args:
         log_probabilities: `(n, classes)`, floating point, natural logarithms.
         labels: `(n,)`, int64, in [0, classes).
 
     Returns:
-        `top1` and `top5`, shares of examples in [0, 1] (`top5` is left out where there are 5
-        classes or fewer, as it could not but be 1); `nll`, mean negative log-likelihood in nats;
-        `ece`, expected calibration error in [0, 1], 15 bins of equal width over the largest
-        probability (Guo et al. 2017); `brier`, mean squared error summed over classes, in [0, 2]
-        (Brier 1950). Computed in float64, but for `ece`: float32.
+        Name → value, computed in float64, except `ece` in float32.
 
     Raises:
-        ValueError: Shapes or dtypes that differ from these, no examples, labels outside
-            [0, classes), or rows whose probabilities do not sum to 1 (NaN, raw logits).
+        ValueError: a shape or dtype differs, there are no examples, labels are outside [0, classes), or rows
+            of probabilities do not sum to 1 (NaN, raw logits).
+
+    Example:
+        >>> log_probabilities = torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log()
+        >>> metrics = classification_metrics(log_probabilities, torch.tensor([0, 1]))
+        >>> {name: round(value, 3) for name, value in metrics.items()}
+        {'top1': 0.5, 'nll': 0.57, 'ece': 0.4, 'brier': 0.4}
     """
     _check_layout(log_probabilities, labels)
     log_probabilities = log_probabilities.double()
@@ -42,7 +52,7 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
 
 
 def _top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:
-    from torchmetrics.functional.classification import multiclass_accuracy  # brings matplotlib with it
+    from torchmetrics.functional.classification import multiclass_accuracy  # which imports matplotlib
 
     correct: Tensor = multiclass_accuracy(
         probabilities,
@@ -58,8 +68,8 @@ def _top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:
 def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    # torchmetrics bins in float32, puts a confidence of exactly 1 into a 16th bin and takes
-    # anything beyond for logits. Just below 1 it falls into the 15th, where it belongs.
+    # torchmetrics bins in float32, puts a confidence of exactly 1 into a 16th bin and treats larger values as
+    # logits. Just below 1 the confidence is in the 15th bin, where it belongs.
     below_one = probabilities.clamp(max=1.0 - torch.finfo(torch.float32).eps)
     error: Tensor = multiclass_calibration_error(
         below_one,
@@ -74,30 +84,22 @@ def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 def _check_layout(log_probabilities: Tensor, labels: Tensor) -> None:
     if log_probabilities.ndim != 2 or not log_probabilities.is_floating_point():
-        raise ValueError(
-            f"log_probabilities has shape {tuple(log_probabilities.shape)} and dtype "
-            f"{log_probabilities.dtype}; it takes (n, classes) of floats"
-        )
+        expected = "floating point of shape (n, classes)"
+        raise invalid("log_probabilities", expected, found=describe(log_probabilities))
     n, classes = log_probabilities.shape
     if n == 0:
-        raise ValueError("log_probabilities has 0 examples; it takes at least one")
+        raise invalid("log_probabilities", "of at least one example", found="none")
     if labels.shape != (n,) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; it takes ({n},) of torch.int64"
-        )
-    outside = labels[(labels < 0) | (labels >= classes)]
-    if len(outside):
-        raise ValueError(
-            f"labels has {len(outside)} of {n} outside [0, {classes}), first {int(outside[0])}; "
-            "it takes class indices"
-        )
+        raise invalid("labels", f"int64 of shape ({n},)", found=describe(labels))
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        found = f"{len(wrong)} of {n} outside, first {int(wrong[0])}"
+        raise invalid("labels", f"class indices in [0, {classes})", found=found)
 
 
 def _check_sums(probabilities: Tensor) -> None:
-    # Written so that NaN fails too; 1e-3 lets log-probabilities of half precision pass.
+    # Negated so that NaN fails too; a tolerance of 1e-3 accepts log-probabilities in half precision.
     wrong = ~((probabilities.sum(dim=1) - 1).abs() <= 1e-3)
     if wrong.any():
-        raise ValueError(
-            f"log_probabilities has {int(wrong.sum())} of {len(wrong)} rows that do not sum to 1 "
-            "as probabilities; it takes what log_softmax gives"
-        )
+        found = f"{int(wrong.sum())} of {len(wrong)} rows whose probabilities do not sum to 1"
+        raise invalid("log_probabilities", "the output of log_softmax", found=found)

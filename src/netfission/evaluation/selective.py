@@ -1,21 +1,23 @@
-"""Answering only where sure: the error among the answers, against the share of images answered."""
+"""Selective classification: the error among confident answers, against the share of images answered."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from netfission.utils.errors import describe, invalid
+
 _POINTS = 200
 
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """Error among the surest examples, for ever more of them (El-Yaniv & Wiener 2010).
+    """The risk–coverage curve: the error if only confident examples are answered (El-Yaniv & Wiener 2010).
 
     Attributes:
-        thresholds: the least confidence that is answered at each point, falling.
-        coverage: share of the examples that are as sure as that, rising to 1.
-        risk: share of those that are wrong.
+        thresholds: the lowest confidence that is answered at each point, falling.
+        coverage: share of the examples with at least that confidence, rising to 1.
+        risk: share of wrong answers among those.
         area: mean risk over all coverages (AURC; Geifman et al. 2019), of all examples, not of these points.
     """
 
@@ -26,28 +28,35 @@ class RiskCoverage:
 
     @classmethod
     def from_confidence(cls, confidence: Tensor, correct: Tensor) -> "RiskCoverage":
-        """Trace the curve, at 200 points at most.
+        """Compute the curve, at no more than 200 points.
 
         Args:
-            confidence: `(n,)`, floating point, higher for surer.
+            confidence: `(n,)`, floating point.
             correct: `(n,)`, bool.
 
         Raises:
             ValueError: there are no examples, or the shapes differ.
+
+        Example:
+            >>> confidence, correct = torch.tensor([0.9, 0.7, 0.6]), torch.tensor([True, True, False])
+            >>> curve = RiskCoverage.from_confidence(confidence, correct)
+            >>> [round(risk, 2) for risk in curve.risk]
+            [0.0, 0.0, 0.33]
         """
-        if not len(confidence) or confidence.shape != correct.shape or confidence.ndim != 1:
-            raise ValueError(
-                f"confidence has shape {tuple(confidence.shape)} and correct {tuple(correct.shape)}; "
-                "they take (n,) each, of one example or more"
+        if not len(confidence) or confidence.ndim != 1:
+            raise invalid("confidence", "of shape (n,), with n ≥ 1", found=describe(confidence))
+        if correct.shape != confidence.shape:
+            raise invalid(
+                "correct", f"of shape {tuple(confidence.shape)}, as confidence", found=describe(correct)
             )
-        surest_first = confidence.double().argsort(descending=True, stable=True)
-        levels, sizes = confidence.double()[surest_first].unique_consecutive(return_counts=True)
+        descending = confidence.double().argsort(descending=True, stable=True)
+        levels, sizes = confidence.double()[descending].unique_consecutive(return_counts=True)
         block = torch.arange(len(sizes)).repeat_interleave(sizes)
         errors = torch.zeros(len(sizes), dtype=torch.float64)
-        errors = errors.index_add(0, block, (~correct)[surest_first].double())
+        errors = errors.index_add(0, block, (~correct)[descending].double())
         answered = sizes.cumsum(0)
         risk = errors.cumsum(0) / answered
-        # Equally sure examples come in no order: each counts as the mean of them.
+        # Examples of equal confidence have no order: each counts as the mean of them.
         one_by_one = (errors / sizes)[block].cumsum(0) / torch.arange(1, len(confidence) + 1)
         shown = torch.linspace(0, len(levels) - 1, min(_POINTS, len(levels))).round().long()
         return cls(
@@ -58,14 +67,21 @@ class RiskCoverage:
         )
 
     def threshold(self, risk: float) -> float:
-        """The least confidence to answer so that the error among as many answers as can be is at most `risk`.
+        """Find the lowest confidence to answer for a target share of wrong answers.
 
-        Above every probability, so that nothing is answered, where no point of the curve is that good.
+        Args:
+            risk: highest share of wrong answers, in [0, 1].
+
+        Returns:
+            The threshold of the largest coverage with at most that risk; 2, above every probability, if no
+            point of the curve has so little risk.
 
         Raises:
             ValueError: `risk` is outside [0, 1].
         """
         if not 0 <= risk <= 1:
-            raise ValueError(f"risk={risk}: takes a share of wrong answers, from 0 to 1")
-        good = [threshold for threshold, own in zip(self.thresholds, self.risk, strict=True) if own <= risk]
+            raise invalid("risk", "a share of wrong answers from 0 to 1", risk)
+        good = [
+            threshold for threshold, value in zip(self.thresholds, self.risk, strict=True) if value <= risk
+        ]
         return good[-1] if good else 2.0

@@ -111,12 +111,12 @@ class Step(nn.Module):
         self.step = step
         self.normalise = normalise
         self.temperature = temperature
-        kept = cascade._kept[step]
+        kept = cascade.kept_depths[step]
         self.inputs, self._start = [INPUT], 0
         made = set(kept)
         if step:
-            before = cascade._kept[step - 1]
-            self._start = min(cascade._leaves[cascade.order[step]], max(before))
+            before = cascade.kept_depths[step - 1]
+            self._start = min(cascade.branch_depths[cascade.order[step]], max(before))
             self.inputs = [f"features_{self._start}", f"logits_{step}"]
             made -= before
         self.made = sorted(made)
@@ -133,7 +133,7 @@ class Step(nn.Module):
         if before is None:
             start = self.cascade.network.stem(self.normalise(start))
         features = {self._start: start}
-        so_far.append(self.cascade._run_exit(self.step, features))
+        so_far.append(self.cascade.run_exit(self.step, features))
         logits = torch.stack(so_far, dim=1)
         mean = logits.mean(dim=1)
         probabilities = (mean / self.temperature).softmax(dim=1)

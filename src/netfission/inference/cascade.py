@@ -1,28 +1,26 @@
-"""Exits run one after another, cheapest first, until the ensemble of those so far is sure."""
+"""Early exit: run exits one after another, cheapest first, until their ensemble is confident."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from netfission.ensemble import as_logits
+from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode, input_errors
-
-if TYPE_CHECKING:  # the network imports this package
-    from netfission.network import ExitPath, FissionNetwork
 
 Rule = Literal["margin", "confidence", "agreement"]
 RULES: tuple[Rule, ...] = ("margin", "confidence", "agreement")
 
 
 class CascadeOutput(NamedTuple):
-    """What a cascade gives for a batch.
+    """The answers of a cascade to a batch.
 
     Attributes:
         logits: `(batch, classes)`, float32 or wider: mean logits of the exits that each image ran.
@@ -39,8 +37,8 @@ class ExitCosts:
 
     Attributes:
         order: the exits as they run.
-        dense: multiply-accumulates that each adds, in that order, removed weights included.
-        effective: those of them that meet a weight that is not removed.
+        dense: multiply-accumulates that each adds, in that order, including those of removed weights.
+        effective: those of weights that are not removed.
     """
 
     order: tuple[int, ...]
@@ -49,29 +47,44 @@ class ExitCosts:
 
 
 class Cascade(nn.Module):
-    """A fissioned network that stops early for the images it is sure of; it shares all weights.
+    """A fissioned network that stops early for the images it is confident about; it shares all weights.
 
     Exits run in `order`. After each but the last, an image stops if its `cascade_confidence` is above
-    that step's threshold, and the rest of the batch goes on. Shared stages run once: their features are kept,
-    of the images that go on, while a later exit needs them.
+    that step's threshold, and the rest of the batch continues. Shared stages run once: the features of the
+    images that continue are kept while a later exit needs them.
 
-    The module is a classifier, images → logits `(batch, classes)`, and as such a drop-in for
-    `network.ensemble()`; `run` tells the exits used as well. It records no gradients.
+    The module is a classifier, images → logits `(batch, classes)`, and so a drop-in replacement for
+    `network.ensemble()`; `run` also returns the number of exits used. It records no gradients.
 
-    It uses the network's `stem`, `paths` (of exit 0 the `stages` and `head`, of the others the whole) and
-    `branch_after`, and nothing else: any module that has these may take the network's place.
+    It uses nothing but the network's `stem`, `paths` (`stages` and `head` of exit 0, the whole of the others)
+    and `branch_after`: any module with these can replace the network.
 
     Args:
         network: a `FissionNetwork`, in eval mode whenever the cascade is called.
-        thresholds: one for each exit but the last, in the order they run, each in [0, 1]. At 0 every
+        thresholds: one per exit but the last, in the order they run, each in [0, 1]. At 0 every
             image stops there, at 1 none does.
         order: every exit once, in the order to run them; default cheapest first, see `exit_costs`.
-        example_input: images `(batch, channels, height, width)` to find that order with; unused where
-            `order` is given.
-        rule: what confidence is, see `cascade_confidence`.
+        example_input: images `(batch, channels, height, width)` to find that order with; unused if `order`
+            is given.
+        rule: how confidence is measured, see `cascade_confidence`.
+
+    Attributes:
+        branch_depths: per exit, the number of stages that it runs in exit 0's path.
+        kept_depths: per step, the depths of the features that later steps start from.
 
     Raises:
-        ValueError: an argument is not what it takes.
+        ValueError: an argument is invalid.
+
+    Example:
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> images = torch.randn(4, 3, 8, 8)
+        >>> net = nf.fission(create_model("wrn-10-1", 10), 3, example_input=images).eval()
+        >>> cascade = nf.Cascade(net, thresholds=[0.0, 0.5], example_input=images)
+        >>> cascade(images).shape
+        torch.Size([4, 10])
+        >>> cascade.run(images).exits_used  # a threshold of 0 stops every image at the first exit
+        tensor([1, 1, 1, 1])
     """
 
     def __init__(
@@ -87,9 +100,8 @@ class Cascade(nn.Module):
         _check_network(network)
         if order is None:
             if example_input is None:
-                raise ValueError(
-                    "example_input=None: takes a batch of images, float (batch, channels, height, width), "
-                    "to find the cheapest order of exits with; or pass order"
+                raise invalid(
+                    "example_input", "images of shape (batch, channels, height, width) unless order is given"
                 )
             order = exit_costs(network, example_input).order
         exits = len(network.paths)
@@ -101,8 +113,8 @@ class Cascade(nn.Module):
         self.order = tuple(order)
         self.rule: Rule = rule
         self.training = network.training
-        self._leaves = _leaves(network)
-        self._kept = [self._needed_after(step) for step in range(exits)]
+        self.branch_depths = _branch_depths(network)
+        self.kept_depths = [self._needed_after(step) for step in range(exits)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(batch, channels, height, width)` → logits `(batch, classes)`."""
@@ -116,80 +128,98 @@ class Cascade(nn.Module):
             ValueError: the network is in train mode.
         """
         if self.network.training:
-            raise ValueError(
-                "network.training=True: takes a network in eval mode, as batch norms would see only the "
-                "images that go on; call cascade.eval() first"
+            raise invalid(
+                "network",
+                "in eval mode, as batch norms would see only the images that continue",
+                found="train mode",
+                hint="call cascade.eval() first",
             )
-        features = {0: self.network.stem(images)}  # stages of exit 0 that were run → what they gave
-        so_far: list[Tensor] = []  # logits of the images that go on, an entry an exit
-        rows: Tensor | None = None  # their places in the batch, where some have stopped
+        features = {0: self.network.stem(images)}  # depth: stages of exit 0 that were run → their features
+        exit_logits: list[Tensor] = []  # of the images that continue, one entry per exit so far
+        rows: Tensor | None = None  # their indices in the batch; None until some have stopped
         mean: Tensor | None = None
         for step in range(len(self.order)):
-            so_far.append(self._run_exit(step, features))
-            mean = _mean(so_far[-1], mean, step)
-            going = self._going_on(step, so_far, mean)
-            if 0 < len(going) == len(mean):
+            exit_logits.append(self.run_exit(step, features))
+            mean = _running_mean(exit_logits[-1], mean, step)
+            continuing = self._continuing(step, exit_logits, mean)
+            if 0 < len(continuing) == len(mean):
                 continue
             if rows is None:
                 logits, used = mean, torch.full_like(mean[:, 0], step + 1, dtype=torch.int64)
             else:
                 logits = logits.index_copy(0, rows, mean)
                 used = used.index_fill(0, rows, step + 1)
-            if len(going) == 0:
+            if len(continuing) == 0:
                 break
-            rows = going if rows is None else rows[going]
-            mean, so_far = mean[going], [of_exit[going] for of_exit in so_far]
-            features = {depth: _select(kept, going) for depth, kept in features.items()}
+            rows = continuing if rows is None else rows[continuing]
+            mean, exit_logits = mean[continuing], [logits_[continuing] for logits_ in exit_logits]
+            features = {depth: _select(kept, continuing) for depth, kept in features.items()}
         return CascadeOutput(logits, used)
 
-    def _going_on(self, step: int, so_far: Sequence[Tensor], mean: Tensor) -> Tensor:
-        """Which images go on after a step, none after the last."""
-        if step == len(self.thresholds):
-            return torch.empty(0, dtype=torch.int64, device=mean.device)
-        unsure = cascade_confidence(so_far, mean, len(self.order), self.rule) <= self.thresholds[step]
-        return unsure.nonzero().flatten()  # the one wait for the device in a step
+    def run_exit(self, step: int, features: dict[int, Tensor]) -> Tensor:
+        """Run one exit, from the features that earlier steps kept.
 
-    def _run_exit(self, step: int, features: dict[int, Tensor]) -> Tensor:
-        """Logits of a step's exit; `features` is left with what later exits start from."""
-        number, kept = self.order[step], self._kept[step]
-        trunk, leave = _path(self.network, 0), self._leaves[number]
-        for depth in range(max(features), leave):
+        Args:
+            step: index of the exit in the order.
+            features: depth → features after as many stages of exit 0. Afterwards it holds those of
+                `kept_depths[step]`.
+
+        Returns:
+            The exit's logits `(batch, classes)`, float32 or wider.
+        """
+        number, kept = self.order[step], self.kept_depths[step]
+        trunk, branch = _path(self.network, 0), self.branch_depths[number]
+        for depth in range(max(features), branch):
             features[depth + 1] = trunk.stages[depth](features[depth])
             if depth not in kept:
                 del features[depth]
-        own = features[leave] if leave in kept else features.pop(leave)
-        return _widened(_rest(self.network, number)(own))
+        start = features[branch] if branch in kept else features.pop(branch)
+        return _widened(_after_branch(self.network, number)(start))
+
+    def _continuing(self, step: int, exit_logits: Sequence[Tensor], mean: Tensor) -> Tensor:
+        """Return the rows of the images that continue after a step; none after the last."""
+        if step == len(self.thresholds):
+            return torch.empty(0, dtype=torch.int64, device=mean.device)
+        confidence = cascade_confidence(exit_logits, mean, len(self.order), self.rule)
+        below = confidence <= self.thresholds[step]
+        return below.nonzero().flatten()  # the only synchronisation with the device in a step
 
     def _needed_after(self, step: int) -> set[int]:
-        """How deep into exit 0's stages the features are that later exits start from."""
-        reached = max(self._leaves[k] for k in self.order[: step + 1])
-        return {min(self._leaves[k], reached) for k in self.order[step + 1 :]}
+        """Return the depths of the features that later exits start from."""
+        reached = max(self.branch_depths[number] for number in self.order[: step + 1])
+        return {min(self.branch_depths[number], reached) for number in self.order[step + 1 :]}
 
 
-def cascade_confidence(so_far: Sequence[Tensor], mean: Tensor, exits: int, rule: Rule) -> Tensor:
-    """How sure the ensemble of the exits so far is of its class, per example.
+def cascade_confidence(exit_logits: Sequence[Tensor], mean: Tensor, exits: int, rule: Rule) -> Tensor:
+    """Measure how confident the ensemble of the exits so far is of its class, per example.
 
-    With `"margin"` the largest probability of the softmax of their mean logits less the second largest: the
-    exits to come change the class where the two are close, however likely they are. With `"confidence"` the
-    largest probability itself. With `"agreement"` the share of *all* the network's exits that have voted for
-    the ensemble's class by now: it is at most `1 / exits` after one exit, so that a threshold from there on
-    asks for two exits that agree; above a half, the exits to come cannot outvote them.
+    - `"margin"`: the largest probability of the softmax of the mean logits less the second largest. If the
+      two are close, the remaining exits can change the class.
+    - `"confidence"`: the largest probability itself.
+    - `"agreement"`: the share of *all* the network's exits that have voted for the ensemble's class so far.
+      After one exit it is at most `1 / exits`, so a threshold from there on requires two exits that agree.
+      Above a half, the remaining exits cannot outvote them.
 
     Args:
-        so_far: logits of each exit so far, `(batch, classes)` each.
+        exit_logits: logits of each exit so far, `(batch, classes)` each.
         mean: their mean, `(batch, classes)`.
         exits: number of exits of the network.
         rule: `"margin"`, `"confidence"` or `"agreement"`.
 
     Returns:
         `(batch,)` in (0, 1], of the dtype of `mean`.
+
+    Example:
+        >>> logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
+        >>> [round(cascade_confidence([logits], logits, 3, rule).item(), 2) for rule in RULES]
+        [0.5, 0.7, 0.33]
     """
     if rule == "margin":
         best, *others = mean.softmax(dim=1).topk(min(2, mean.shape[1]), dim=1).values.unbind(dim=1)
-        return (best - sum(others)).clamp(min=torch.finfo(mean.dtype).tiny)  # equals are above 0, too
+        return (best - sum(others)).clamp(min=torch.finfo(mean.dtype).tiny)  # ties are above 0, too
     if rule == "confidence":
         return mean.softmax(dim=1).amax(dim=1)
-    votes = torch.stack(list(so_far)).argmax(dim=2) == mean.argmax(dim=1)
+    votes = torch.stack(list(exit_logits)).argmax(dim=2) == mean.argmax(dim=1)
     return votes.sum(dim=0).to(mean.dtype) / exits
 
 
@@ -200,33 +230,39 @@ def cascade_logits(
     order: Sequence[int] | None = None,
     rule: Rule = "margin",
 ) -> CascadeOutput:
-    """What a `Cascade` gives, from the logits of all exits.
+    """Compute the output of a `Cascade` from the logits of all exits.
 
     Args:
         logits: `(batch, exits, classes)`, floating point, exit 0 first.
         thresholds: see `Cascade`.
-        order: see `Cascade`; default as numbered.
+        order: see `Cascade`; default exit 0 first, then by number.
         rule: see `cascade_confidence`.
 
     Returns:
         Mean logits of the exits that each example would run, and their number.
 
     Raises:
-        ValueError: an argument is not what it takes.
+        ValueError: an argument is invalid.
+
+    Example:
+        >>> logits = torch.tensor([[[9.0, 0.0], [7.0, 0.0]], [[1.0, 0.0], [0.0, 4.0]]])
+        >>> cascade_logits(logits, [0.9])  # the first image stops after exit 0, with a margin of 0.9998
+        CascadeOutput(logits=tensor([[9.0000, 0.0000],
+                [0.5000, 2.0000]]), exits_used=tensor([1, 2]))
     """
     check_thresholds(thresholds, logits.shape[1])
     means, scores = step_by_step(logits, order, rule)
-    goes_on = scores <= scores.new_tensor(thresholds)
-    last = goes_on.int().cumprod(dim=1).sum(dim=1)
+    continues = scores <= scores.new_tensor(thresholds)
+    last = continues.int().cumprod(dim=1).sum(dim=1)
     return CascadeOutput(means[torch.arange(len(means), device=means.device), last], last + 1)
 
 
 def step_by_step(logits: Tensor, order: Sequence[int] | None, rule: Rule) -> tuple[Tensor, Tensor]:
-    """The running ensemble's mean logits and confidence, as a cascade that never stops would see them.
+    """Compute mean logits and confidence after each step of a cascade that never stops.
 
     Args:
         logits: `(batch, exits, classes)`, floating point, exit 0 first.
-        order: every exit once; default as numbered.
+        order: every exit once; default exit 0 first, then by number.
         rule: see `cascade_confidence`.
 
     Returns:
@@ -234,20 +270,25 @@ def step_by_step(logits: Tensor, order: Sequence[int] | None, rule: Rule) -> tup
         `(batch, exits - 1)`; float32 or wider.
 
     Raises:
-        ValueError: an argument is not what it takes.
+        ValueError: an argument is invalid.
+
+    Example:
+        >>> means, scores = step_by_step(torch.zeros(2, 3, 5), None, "confidence")
+        >>> means.shape, scores.shape
+        (torch.Size([2, 3, 5]), torch.Size([2, 2]))
     """
     logits = as_logits(logits)
     exits = logits.shape[1]
     order = range(exits) if order is None else order
     check_order(order, exits)
     check_choice("rule", rule, RULES)
-    so_far: list[Tensor] = []
+    exit_logits: list[Tensor] = []
     means: list[Tensor] = []
     scores: list[Tensor] = []
     for step, number in enumerate(order):
-        so_far.append(logits[:, number])
-        means.append(_mean(so_far[-1], means[-1] if means else None, step))
-        scores.append(cascade_confidence(so_far, means[-1], exits, rule))
+        exit_logits.append(logits[:, number])
+        means.append(_running_mean(exit_logits[-1], means[-1] if means else None, step))
+        scores.append(cascade_confidence(exit_logits, means[-1], exits, rule))
     return torch.stack(means, dim=1), torch.stack(scores, dim=1)[:, :-1]
 
 
@@ -256,42 +297,53 @@ def exit_costs(
 ) -> ExitCosts:
     """Count what each exit adds to the cost of those before it, and find the cheapest order.
 
-    Stages that an earlier exit ran are not run again and cost nothing. The default order takes next the
-    exit that adds the fewest dense MACs, of equals the fewest effective ones, then the lower number.
+    Stages that an earlier exit ran are not run again and cost nothing. The default order continues with the
+    exit that adds the fewest dense MACs; of equal ones, the fewest effective MACs, then the lower number.
 
     Args:
-        network: as `Cascade` takes it, in any mode.
+        network: as for `Cascade`, in any mode.
         example_input: images `(batch, channels, height, width)`; one of them is used.
         order: every exit once; default cheapest first.
 
+    Returns:
+        The order, and the multiply-accumulates that each exit adds.
+
     Raises:
-        ValueError: an argument is not what it takes.
+        ValueError: an argument is invalid.
+
+    Example:
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> images = torch.randn(1, 3, 8, 8)
+        >>> net = nf.fission(create_model("wrn-10-1", 10), 3, example_input=images)
+        >>> nf.exit_costs(net, images).order  # exit 2 shares the most stages with exit 0
+        (2, 0, 1)
     """
     _check_network(network)
     trunk, rests = _count_parts(network, example_input[:1])
-    leaves = _leaves(network)
+    depths = _branch_depths(network)
     if order is not None:
-        check_order(order, len(leaves))
+        check_order(order, len(depths))
     done: list[int] = []
     added: list[Macs] = []
     reached = -1  # not even the stem
-    while len(done) < len(leaves):
+    while len(done) < len(depths):
         adds = {
-            number: _sum([*trunk[reached + 1 : leave + 1], rests[number]])
-            for number, leave in enumerate(leaves)
+            number: _sum([*trunk[reached + 1 : depth + 1], rests[number]])
+            for number, depth in enumerate(depths)
             if number not in done
         }
         number = min(adds, key=adds.__getitem__) if order is None else order[len(done)]
         done.append(number)
         added.append(adds[number])
-        reached = max(reached, leaves[number])
+        reached = max(reached, depths[number])
     dense, effective = zip(*added, strict=True)
     return ExitCosts(tuple(done), dense, effective)
 
 
 @torch.no_grad()
 def _count_parts(network: FissionNetwork, image: Tensor) -> tuple[list[Macs], list[Macs]]:
-    """MACs of the stem and of each stage of exit 0, and of what each exit runs behind those by itself."""
+    """Count the MACs of the stem and each stage of exit 0, and of what each exit runs after its branch."""
     trunk = []
     features = [image]
     with in_mode(network, training=False), input_errors("example_input", image):
@@ -299,8 +351,8 @@ def _count_parts(network: FissionNetwork, image: Tensor) -> tuple[list[Macs], li
             trunk.append(count_macs(part, features[-1]))
             features.append(part(features[-1]))
         rests = [
-            count_macs(_rest(network, number), features[1 + leave])
-            for number, leave in enumerate(_leaves(network))
+            count_macs(_after_branch(network, number), features[1 + depth])
+            for number, depth in enumerate(_branch_depths(network))
         ]
     return trunk, rests
 
@@ -310,22 +362,22 @@ def _sum(parts: Sequence[Macs]) -> Macs:
 
 
 def _path(network: FissionNetwork, number: int) -> ExitPath:
-    return network.paths[number]  # type: ignore[return-value]  # ModuleList forgets what it lists
+    return network.paths[number]  # type: ignore[return-value]  # ModuleList forgets the type of its items
 
 
-def _rest(network: FissionNetwork, number: int) -> nn.Module:
-    """What an exit runs by itself, behind the stages of exit 0."""
+def _after_branch(network: FissionNetwork, number: int) -> nn.Module:
+    """Return what an exit runs by itself, after the stages of exit 0."""
     path = _path(network, number)
     return path if number else path.head
 
 
-def _leaves(network: FissionNetwork) -> tuple[int, ...]:
-    """How many stages of exit 0 each exit runs."""
+def _branch_depths(network: FissionNetwork) -> tuple[int, ...]:
+    """Return the number of stages of exit 0 that each exit runs."""
     return len(_path(network, 0).stages), *network.branch_after
 
 
-def _mean(last: Tensor, before: Tensor | None, step: int) -> Tensor:
-    """Mean logits of the exits so far, from the last one's and the mean of those before it."""
+def _running_mean(last: Tensor, before: Tensor | None, step: int) -> Tensor:
+    """Update the mean logits with those of the last exit."""
     return last if before is None else before.lerp(last, 1 / (step + 1))
 
 
@@ -340,25 +392,26 @@ def _select(features: Tensor, rows: Tensor) -> Tensor:
 
 def _check_network(network: nn.Module) -> None:
     if not all(hasattr(network, name) for name in ("stem", "paths", "branch_after")):
-        raise ValueError(
-            "network: takes a FissionNetwork, or what netfission.inference.deploy.deploy_exits makes of one; "
-            f"a {type(network).__name__} has no exits that run one by one"
+        raise invalid(
+            "network",
+            "a FissionNetwork, or the result of netfission.inference.deploy_exits",
+            found=f"{type(network).__name__}, whose exits cannot run one by one",
         )
 
 
 def check_thresholds(thresholds: Sequence[float], exits: int) -> None:
-    """ValueError unless there is one in [0, 1] for each exit but the last."""
+    """Raise a `ValueError` unless there is one number in [0, 1] for each exit but the last."""
     try:
-        fits = len(thresholds) == exits - 1 and all(0 <= threshold <= 1 for threshold in thresholds)
+        valid = len(thresholds) == exits - 1 and all(0 <= threshold <= 1 for threshold in thresholds)
     except TypeError:  # one number, or no numbers
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"thresholds={thresholds!r}: takes {exits - 1} numbers in [0, 1], one for each exit but the last"
+        valid = False
+    if not valid:
+        raise invalid(
+            "thresholds", f"{exits - 1} numbers in [0, 1], one for each exit but the last", thresholds
         )
 
 
 def check_order(order: Sequence[int], exits: int) -> None:
-    """ValueError unless it holds every exit once."""
+    """Raise a `ValueError` unless `order` holds every exit once."""
     if sorted(order) != list(range(exits)):
-        raise ValueError(f"order={list(order)}: takes every exit from 0 to {exits - 1} once")
+        raise invalid("order", f"every exit from 0 to {exits - 1} once", list(order))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from netfission.classifier import Classifier
 from netfission.config import MethodConfig, RunConfig
-from netfission.evaluation.corruption import LEAST_SIDE
+from netfission.evaluation.corruption import MIN_SIDE
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
 from netfission.report.diagram import short
@@ -214,7 +214,7 @@ def _lacks(run: Run, path: str) -> Iterator[tuple[str, Lack]]:
                 f"{evaluate} --ood DATA",
             ),
         )
-    if run.corruptions is None and min(run.spec.shape[1:]) >= LEAST_SIDE:
+    if run.corruptions is None and min(run.spec.shape[1:]) >= MIN_SIDE:
         yield "corruptions", Lack("Corrupted images have not been tried yet.", f"{evaluate} --corruptions")
     if not isinstance(run.network, FissionNetwork):
         method = run.config.method.method

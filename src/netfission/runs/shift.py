@@ -18,11 +18,11 @@ from netfission.data import ImageData, Split, TensorSplit
 from netfission.data.unlabelled import load_unlabelled
 from netfission.evaluation.corruption import (
     STRENGTHS,
+    CorruptionMetrics,
     Corruptions,
-    UnderCorruption,
-    corrupted,
+    corrupt_images,
     corruption_names,
-    library,
+    library_version,
 )
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.runs.evaluate import EVALUATION_BATCH, load_for_evaluation
@@ -83,17 +83,17 @@ def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 
     Raises:
         ValueError: the library is not installed, images are smaller than 32×32, or see `evaluate`.
     """
-    names, version = corruption_names(), library()
+    names, version = corruption_names(), library_version()
     classifier, data = _classifier(folder, config)
     pixels, labels = _sample(data.test, images, config.fission.seed)
-    measure = partial(UnderCorruption.from_logits, labels=labels, temperature=classifier.temperature)
+    measure = partial(CorruptionMetrics.from_logits, labels=labels, temperature=classifier.temperature)
 
-    def under(name: str, strength: int) -> UnderCorruption:
-        changed = corrupted(pixels, name, strength, config.fission.seed)
+    def under(name: str, strength: int) -> CorruptionMetrics:
+        changed = corrupt_images(pixels, name, strength, config.fission.seed)
         return measure(_all_logits(classifier, changed.split(EVALUATION_BATCH)))
 
     clean = measure(_all_logits(classifier, pixels.split(EVALUATION_BATCH)))
-    figures: dict[str, list[UnderCorruption]] = {name: [] for name in names}
+    figures: dict[str, list[CorruptionMetrics]] = {name: [] for name in names}
     for name, strength in _bar([(name, strength) for name in names for strength in STRENGTHS], "corruptions"):
         figures[name].append(under(name, strength))
     result = Corruptions(len(labels), config.fission.seed, classifier.temperature, version, clean, figures)
