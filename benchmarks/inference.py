@@ -42,7 +42,7 @@ from cells import (
     run_cells,
 )
 from contenders import CONTENDERS, DeepEnsemble, Peer, UnavailableError, optional
-from netfission.inference.deploy import deploy
+from netfission.inference.deployment import deploy
 from netfission.network import ExitPath, FissionNetwork
 
 TOLERANCE = 1e-2  # of logits over the largest: what a GPU's TF32 makes of them is fine, another result is not

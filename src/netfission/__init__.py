@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         predictive_entropy,
     )
     from netfission.inference.cascade import Cascade, exit_costs
-    from netfission.inference.deploy import deploy
+    from netfission.inference.deployment import deploy
     from netfission.inference.thresholds import choose_thresholds
     from netfission.losses import EnsembleDistillationLoss, ensemble_distillation_loss
     from netfission.network import Ensemble, FissionNetwork
@@ -59,7 +59,7 @@ _MODULES = {
     "FissionNetwork": "network",
     "choose_thresholds": "inference.thresholds",
     "cost": "profiling.cost",
-    "deploy": "inference.deploy",
+    "deploy": "inference.deployment",
     "disagreement": "ensemble",
     "ensemble_distillation_loss": "losses",
     "ensemble_log_probabilities": "ensemble",

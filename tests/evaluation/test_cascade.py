@@ -17,7 +17,7 @@ from netfission.evaluation import cascade as module
 from netfission.evaluation.cascade import CascadeEvaluation, evaluate_cascade
 from netfission.evaluation.cascade_plot import draw_cascade
 from netfission.inference import choose_thresholds, exit_costs
-from netfission.inference.deploy import Deployed
+from netfission.inference.deployment import Deployed
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import inference_times

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, exit_costs
-from netfission.inference.deploy import deploy, deploy_exits
+from netfission.inference.deployment import deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs

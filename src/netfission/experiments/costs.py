@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netfission.algorithm import fission
 from netfission.config import RunConfig
-from netfission.inference.deploy import deploy
+from netfission.inference.deployment import deploy
 from netfission.methods.base import Method
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.registry import find_method

@@ -1,4 +1,4 @@
-"""Predictions and uncertainty from the logits of a network's exits, all of them or as few as will do."""
+"""Run a fissioned network: predictions and uncertainty, early exit, and deployment."""
 
 from netfission.ensemble import (
     Average,
@@ -17,6 +17,7 @@ from netfission.inference.cascade import (
     cascade_logits,
     exit_costs,
 )
+from netfission.inference.deployment import Deployed, deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 
 __all__ = [
@@ -24,11 +25,14 @@ __all__ = [
     "Cascade",
     "CascadeChoice",
     "CascadeOutput",
+    "Deployed",
     "ExitCosts",
     "Rule",
     "cascade_confidence",
     "cascade_logits",
     "choose_thresholds",
+    "deploy",
+    "deploy_exits",
     "disagreement",
     "ensemble_log_probabilities",
     "ensemble_probabilities",

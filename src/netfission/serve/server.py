@@ -12,7 +12,7 @@ import uvicorn
 from PIL import Image
 
 from netfission.classifier import Classifier
-from netfission.inference.deploy import deploy
+from netfission.inference.deployment import deploy
 from netfission.network import FissionNetwork
 from netfission.serve.app import Service
 from netfission.serve.limits import Limits

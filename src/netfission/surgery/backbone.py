@@ -140,7 +140,7 @@ def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | No
     return _split(root, names, example_input)
 
 
-class _Tracer(fx.Tracer):
+class ModuleTracer(fx.Tracer):
     """Traces down to the modules that matter, and remembers where each module starts and ends.
 
     With `ends`, only modules around one of these are traced into. Without, every module is, except
@@ -156,12 +156,14 @@ class _Tracer(fx.Tracer):
         self.repeated: set[str] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module stays whole."""
         if self._inside is not None:
             return module_qualified_name not in self._inside
         own = [*m._parameters.values(), *m._buffers.values()]
         return not any(True for _ in m.children()) or any(tensor is not None for tensor in own)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace a call of a module, and remember the nodes that it reads and returns."""
         name = self.path_of_module(m)
         before = next(iter(reversed(self.graph.nodes)))
         try:
@@ -181,9 +183,9 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def _trace(root: nn.Module, ends: Sequence[str] | None = None) -> tuple[_Tracer, fx.Graph]:
+def _trace(root: nn.Module, ends: Sequence[str] | None = None) -> tuple[ModuleTracer, fx.Graph]:
     """The graph of `root` as a function of its first argument; others keep their defaults."""
-    tracer = _Tracer(ends)
+    tracer = ModuleTracer(ends)
     parameters = list(inspect.signature(root.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
     try:
@@ -313,7 +315,7 @@ def _split(root: nn.Module, names: Sequence[str], example_input: Tensor) -> Back
     return Backbone(stem, stages, head, names)
 
 
-def _start_of_first_stage(tracer: _Tracer, root: nn.Module, name: str) -> fx.Node:
+def _start_of_first_stage(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
     """What the first stage reads: the input of its last module, or of the first of a row of its kind.
 
     `blocks.3` of twelve equal blocks ends a stage that starts with `blocks.0`.

@@ -1,4 +1,4 @@
-"""Convolutions that do the addition and the activation after them as well."""
+"""Fuse additions and activations into the convolutions before them."""
 
 import operator
 from typing import Any
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from netfission.inference.deploy.convolution import FusedConv2d
-from netfission.inference.deploy.folding import layer_of, shape_of
-from netfission.inference.deploy.joining import JoinedLinear
+from netfission.inference.deployment.convolution import FusedConv2d
+from netfission.inference.deployment.folding import layer_of, shape_of
+from netfission.inference.deployment.joining import JoinedLinear
 
-# Layers, functions and methods → what `FusedConv2d` calls them.
+# Layers, functions and methods → their names in `FusedConv2d`.
 _ACTIVATIONS: dict[Any, str] = (
     dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu", "relu_"), "relu")
     | dict.fromkeys((nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"), "sigmoid")
@@ -20,20 +20,15 @@ _ACTIVATIONS: dict[Any, str] = (
     | {F.gelu: "gelu", F.hardswish: "hardswish", F.relu6: "relu6", F.silu: "silu"}
 )
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_MAKERS = (
-    FusedConv2d,
-    nn.BatchNorm2d,
-    nn.MaxPool2d,
-    nn.Linear,
-    JoinedLinear,
-)  # their result is memory of its own
+# Layers whose result never shares memory with their input.
+_ALLOCATING = (FusedConv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear, JoinedLinear)
 
 
 def fuse(graph: fx.GraphModule, features: Tensor) -> None:
     """Fuse residual additions and activations into the convolutions before them, in place.
 
     Args:
-        graph: as `Builder.finish` gives it.
+        graph: the result of `Builder.finish`.
         features: an example of its input.
     """
     ShapeProp(graph).propagate(features)
@@ -42,7 +37,7 @@ def fuse(graph: fx.GraphModule, features: Tensor) -> None:
             _fuse_addition(graph, node)
         elif activation := _activation(graph, node):
             _fuse_activation(graph, node, activation)
-    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in graph.graph.nodes:
         layer = layer_of(graph, node)
         if isinstance(layer, FusedConv2d) and len(node.args) > 1:
@@ -57,7 +52,7 @@ def _activation(graph: fx.GraphModule, node: fx.Node) -> str | None:
 
 
 def _fusable(graph: fx.GraphModule, node: fx.Node) -> FusedConv2d | None:
-    """The layer of a node, if it is a convolution without activation that one other node reads."""
+    """Return the layer of a node, if it is a convolution without activation and one other node reads it."""
     layer = layer_of(graph, node)
     if isinstance(layer, FusedConv2d) and layer.activation is None and len(node.users) == 1:
         return layer
@@ -67,7 +62,7 @@ def _fusable(graph: fx.GraphModule, node: fx.Node) -> FusedConv2d | None:
 def _fuse_activation(graph: fx.GraphModule, node: fx.Node, activation: str) -> None:
     (source,) = node.all_input_nodes
     layer = _fusable(graph, source)
-    if layer is None or (len(source.args) > 1 and activation != "relu"):  # oneDNN takes no other after a sum
+    if layer is None or (len(source.args) > 1 and activation != "relu"):  # oneDNN has no other after a sum
         return
     layer.activation = activation
     node.replace_all_uses_with(source)
@@ -86,10 +81,10 @@ def _fuse_addition(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _is_last_use(graph: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether a convolution may write over its residual: nothing reads that memory later."""
+    """Return whether a convolution may overwrite its residual, as nothing reads that memory later."""
     residual = node.args[1]
     assert isinstance(residual, fx.Node)
-    return (residual.target is torch.cat or isinstance(layer_of(graph, residual), _MAKERS)) and all(
-        user is node or (order[user] < order[node] and isinstance(layer_of(graph, user), _MAKERS))
+    return (residual.target is torch.cat or isinstance(layer_of(graph, residual), _ALLOCATING)) and all(
+        user is node or (order[user] < order[node] and isinstance(layer_of(graph, user), _ALLOCATING))
         for user in residual.users
     )

@@ -1,4 +1,4 @@
-"""A part of a network as a graph of PyTorch's own layers, batch norms folded into those before them."""
+"""Trace a part of a network into a graph of PyTorch's own layers, and fold batch norms into other layers."""
 
 import copy
 import inspect
@@ -13,34 +13,44 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from netfission.inference.deploy.convolution import FusedConv2d
-from netfission.surgery.backbone import _Tracer
+from netfission.inference.deployment.convolution import FusedConv2d
+from netfission.surgery.backbone import ModuleTracer
 
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_CHECKS = {getattr, operator.eq, operator.getitem, operator.and_}  # what assertions are made of
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_CHECKS = {getattr, operator.eq, operator.getitem, operator.and_}  # of which assertions consist
 
 
 def folded(part: nn.Module, features: Tensor) -> fx.GraphModule:
-    """Trace a part in eval mode and fold what can be folded.
+    """Trace a part in eval mode, and fold its batch norms.
 
-    Assertions, dropout and identities go; a batch norm that alone reads a convolution or linear layer
-    becomes part of it; convolutions become `FusedConv2d`. What cannot be traced stays whole.
+    Assertions, dropout and identities are removed. A batch norm that is the only reader of a convolution or
+    linear layer becomes part of it. Convolutions become `FusedConv2d`. Modules that cannot be traced stay
+    whole.
 
     Args:
-        part: in eval mode; its layers are used again, not copied.
-        features: an example of its input; the nodes then know the shapes they had, see `shape_of`.
+        part: in eval mode; its layers are reused, not copied.
+        features: an example of its input, by which every node learns its shape, see `shape_of`.
+
+    Returns:
+        The graph as a module, features → features or logits.
+
+    Example:
+        >>> part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> graph = folded(part, torch.zeros(1, 3, 8, 8))
+        >>> [type(layer_of(graph, node)).__name__ for node in graph.graph.nodes if node.op == "call_module"]
+        ['FusedConv2d', 'ReLU']
     """
-    root = nn.Sequential(part).eval()  # so that hooks of the part itself are traced, too
+    root = nn.Sequential(part).eval()  # so that hooks of the part itself are traced
     graph = fx.GraphModule(root, _LayerTracer().trace(root))
     _erase_unused(graph.graph)
     ShapeProp(graph).propagate(features.clone())
     calls = Counter(node.target for node in graph.graph.nodes)
     for node in list(graph.graph.nodes):
         if node.target is F.batch_norm:
-            _name_norm(graph, node)
+            _convert_norm(graph, node)
         layer = layer_of(graph, node)
-        if isinstance(layer, _NOTHING):
+        if isinstance(layer, _IDENTITIES):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
         elif isinstance(layer, _BatchNorm):
@@ -53,7 +63,7 @@ def folded(part: nn.Module, features: Tensor) -> fx.GraphModule:
     return graph
 
 
-class _LayerTracer(_Tracer):
+class _LayerTracer(ModuleTracer):
     """Traces down to PyTorch's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -61,35 +71,35 @@ class _LayerTracer(_Tracer):
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape a node's tensor had; empty where it gives something else."""
+    """Return the shape of a node's tensor; empty if its value is not a tensor."""
     return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
 def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module a node calls, None where it calls none."""
+    """Return the module that a node calls; None if it calls none."""
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def named(graph: fx.GraphModule, node: fx.Node) -> Any:
-    """The module or tensor a node names."""
+def target_of(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """Return the module or tensor that a node refers to by name."""
     return operator.attrgetter(str(node.target))(graph)
 
 
 def _erase_unused(graph: fx.Graph) -> None:
-    """Erase assertions and what they alone needed, and tensors that nothing reads."""
+    """Erase assertions with the nodes that only they read, and tensors that nothing reads."""
     for node in reversed(list(graph.nodes)):
         unused = not node.users and (node.op == "get_attr" or node.target in _CHECKS)
         if node.target is torch._assert or unused:
             graph.erase_node(node)
 
 
-def _name_norm(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Make a call of the function `batch_norm` with running statistics a call of a layer."""
+def _convert_norm(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Replace a call of the function `batch_norm` with running statistics by a layer."""
     bound = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     source, *rest = bound.arguments.values()
     mean, variance, weight, bias, training, _, eps = (
-        named(graph, value) if isinstance(value, fx.Node) and value.op == "get_attr" else value
+        target_of(graph, value) if isinstance(value, fx.Node) and value.op == "get_attr" else value
         for value in rest
     )
     if training is not False or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):

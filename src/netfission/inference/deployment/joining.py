@@ -1,8 +1,8 @@
-"""One graph for several paths: each run on its own, or all joined on their channels.
+"""Build one graph for several paths, each run separately or all joined on their channels.
 
 A *joined* tensor holds the paths' tensors side by side on dimension 1. Convolutions that share their input
-become one convolution, those that do not one grouped convolution, and what works channel by channel runs once
-for all paths. That saves calls, which is what a small batch spends its time on.
+become one convolution, the others one grouped convolution. Layers that work channel by channel run once for
+all paths. This saves calls, which take most of the time of a small batch.
 """
 
 import copy
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from netfission.inference.deploy.convolution import FusedConv2d
-from netfission.inference.deploy.folding import layer_of, named, shape_of
+from netfission.inference.deployment.convolution import FusedConv2d
+from netfission.inference.deployment.folding import layer_of, shape_of, target_of
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid)
@@ -30,15 +30,15 @@ _FUNCTIONS = {
 }
 
 
-class _ApartError(Exception):
+class _NotJoinableError(Exception):
     """The paths cannot run joined."""
 
 
 class Features(NamedTuple):
-    """What the paths read or give: one tensor that is the same for all, one that joins them, or one each.
+    """The input or output of the paths: one tensor shared by all, one that joins theirs, or one per path.
 
     Attributes:
-        nodes: one node, or one a path.
+        nodes: one node, or one per path.
         joined: whether the one node holds the tensors of all paths side by side.
     """
 
@@ -47,12 +47,18 @@ class Features(NamedTuple):
 
     @property
     def shared(self) -> bool:
-        """Whether all paths have the same tensor."""
+        """Whether all paths read the same tensor."""
         return len(self.nodes) == 1 and not self.joined
 
 
 class JoinedLinear(nn.Module):
-    """A linear layer for each path: joined `(batch, paths · inputs)` → `(batch, paths · outputs)`."""
+    """One linear layer per path: joined `(batch, paths · inputs)` → `(batch, paths · outputs)`.
+
+    Example:
+        >>> layer = JoinedLinear([nn.Linear(3, 2), nn.Linear(3, 2)])
+        >>> layer(torch.zeros(5, 6)).shape
+        torch.Size([5, 4])
+    """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -63,16 +69,16 @@ class JoinedLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack(list(bias)).unsqueeze(1), requires_grad=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Each path's layer on its own part of the features."""
+        """Apply each path's layer to its part of the features."""
         parts = features.unflatten(1, (self.paths, -1)).transpose(0, 1)
         return torch.baddbmm(self.bias, parts, self.weight).transpose(0, 1).flatten(1)
 
 
 class Builder:
-    """Puts the graphs of parts, as `folded` gives them, together into one.
+    """Assembles the graphs of parts, the results of `folded`, into one.
 
     Args:
-        joined: run paths joined where they can be.
+        joined: whether to join paths if possible.
     """
 
     def __init__(self, *, joined: bool) -> None:
@@ -82,72 +88,75 @@ class Builder:
         self._joins: dict[tuple[fx.Node, ...], fx.Node] = {}
 
     def finish(self, result: fx.Node) -> fx.GraphModule:
-        """The graph as a module that gives `result`."""
+        """Return the graph as a module whose output is `result`."""
         self.graph.output(result)
         return fx.GraphModule(self._layers, self.graph)
 
     def run(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
-        """Run one part a path: joined, if all of it can be.
+        """Add one part per path: joined, if every node of it can be.
 
         Args:
             name: prefix of the names of its layers.
-            parts: one a path.
-            features: what they read.
+            parts: one per path.
+            features: their input.
+
+        Returns:
+            Their output.
         """
         paths = len(parts)
         if paths > 1 and self._may_join:
             before = len(self.graph.nodes)
             try:
-                return self._joined(name, parts, features)
-            except _ApartError:
+                return self._add_joined(name, parts, features)
+            except _NotJoinableError:
                 for node in reversed(list(self.graph.nodes)[before:]):
                     self.graph.erase_node(node)
         names = [name] if paths == 1 else [f"{name}.{path}" for path in range(paths)]
-        return Features(tuple(map(self._alone, names, parts, self.each(features, paths))))
+        return Features(tuple(map(self._add_alone, names, parts, self.separate(features, paths))))
 
-    def each(self, features: Features, paths: int) -> Sequence[fx.Node]:
-        """A node for each path."""
+    def separate(self, features: Features, paths: int) -> Sequence[fx.Node]:
+        """Return one node per path."""
         if features.joined:
             chunks = self.graph.call_method("chunk", (features.nodes[0], paths, 1))
             return [self.graph.call_function(operator.getitem, (chunks, path)) for path in range(paths)]
         return features.nodes * paths if features.shared else features.nodes
 
-    def _alone(self, name: str, part: fx.GraphModule, source: fx.Node) -> fx.Node:
+    def _add_alone(self, name: str, part: fx.GraphModule, source: fx.Node) -> fx.Node:
         copies = {}
         for node in part.graph.nodes:
             if node.op == "placeholder":
                 copies[node] = source
             elif node.op != "output":
-                target = named(part, node) if node.op in ("call_module", "get_attr") else None
+                target = target_of(part, node) if node.op in ("call_module", "get_attr") else None
                 copies[node] = self._copy(node, copies, name, target)
         return copies[_result(part)]
 
-    def _joined(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
+    def _add_joined(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
         self._joins.clear()
         copies: dict[fx.Node, Features] = {}
         if len({len(part.graph.nodes) for part in parts}) > 1:
-            raise _ApartError
+            raise _NotJoinableError
         for nodes in zip(*(part.graph.nodes for part in parts), strict=True):
             if nodes[0].op == "placeholder":
                 copies[nodes[0]] = features
             elif nodes[0].op != "output":
                 layers = [layer_of(part, node) for part, node in zip(parts, nodes, strict=True)]
-                if len(set(map(_form, nodes, layers))) > 1:
-                    raise _ApartError
+                if len(set(map(_signature, nodes, layers))) > 1:
+                    raise _NotJoinableError
                 copies[nodes[0]] = self._joined_node(name, nodes[0], layers, copies)
         return copies[_result(parts[0])]
 
     def _joined_node(
         self, name: str, node: fx.Node, layers: Sequence[Any], copies: Mapping[fx.Node, Features]
     ) -> Features:
-        """Add what all paths do at nodes of the same form."""
+        """Add one node that does the work of all paths, whose nodes have the same signature."""
         inputs = {source: copies[source] for source in node.all_input_nodes}
         shared = all(features.shared for features in inputs.values())
         if shared and not _owns_tensors(node, layers[0]):
             sources = {source: features.nodes[0] for source, features in inputs.items()}
             return Features((self._copy(node, sources, name, layers[0]),))
-        if not _keeps_apart(node, layers[0]):
-            raise _ApartError
+        if not _separates_channels(node, layers[0]):
+            raise _NotJoinableError
         layer = _merged(layers, shared)
         if isinstance(layer, FusedConv2d) and layer.groups == 1:
             sources = {source: features.nodes[0] for source, features in inputs.items()}
@@ -159,12 +168,12 @@ class Builder:
         copied = self.graph.node_copy(node, sources.__getitem__)
         if target is not None:
             copied.target = f"{name}.{str(node.target).removeprefix('0.')}"
-            # A copy, as the layer may get another activation fused in another graph.
+            # A copy, as another graph may fuse another activation into the layer.
             self._layers[copied.target] = copy.copy(target) if isinstance(target, FusedConv2d) else target
         return copied
 
     def _join(self, features: Features, paths: int) -> fx.Node:
-        nodes = features.nodes if features.joined else tuple(self.each(features, paths))
+        nodes = features.nodes if features.joined else tuple(self.separate(features, paths))
         if len(nodes) > 1 and nodes not in self._joins:
             self._joins[nodes] = self.graph.call_function(torch.cat, (list(nodes), 1))
         return self._joins.get(nodes, nodes[0])
@@ -175,8 +184,8 @@ def _result(part: fx.GraphModule) -> fx.Node:
     return result
 
 
-def _form(node: fx.Node, layer: nn.Module | None) -> tuple[Any, ...]:
-    """What must be equal for nodes of several paths to do the same."""
+def _signature(node: fx.Node, layer: nn.Module | None) -> tuple[Any, ...]:
+    """Return what must be equal for nodes of several paths to do the same work."""
     return node.op, node.target, node.name, repr(node.args), repr(node.kwargs), repr(layer)
 
 
@@ -186,8 +195,8 @@ def _owns_tensors(node: fx.Node, layer: nn.Module | None) -> bool:
     return any(True for _ in (*layer.parameters(), *layer.buffers()))
 
 
-def _keeps_apart(node: fx.Node, layer: nn.Module | None) -> bool:
-    """Whether the paths do not mix where a node works on joined tensors; for layers, `_merged` sees to it."""
+def _separates_channels(node: fx.Node, layer: nn.Module | None) -> bool:
+    """Return whether a node on joined tensors keeps the paths separate; `_merged` ensures it for layers."""
     shapes = [shape_of(source) for source in node.all_input_nodes]
     if len({(len(shape), shape[1:2]) for shape in shapes}) != 1 or len(shapes[0]) < 2:
         return False
@@ -208,7 +217,7 @@ def _keeps_apart(node: fx.Node, layer: nn.Module | None) -> bool:
 
 
 def _merged(layers: Sequence[Any], shared: bool) -> Any:
-    """One layer that does what each path's does, on joined features, or a convolution on shared ones."""
+    """Return one layer that does the work of all, on joined features, or a convolution on shared ones."""
     first = layers[0]
     if first is None or isinstance(first, _LAYERS):
         return first
@@ -220,7 +229,7 @@ def _merged(layers: Sequence[Any], shared: bool) -> Any:
         return _merged_norm(layers)
     if type(first) is nn.Linear and len(layers) > 1:
         return JoinedLinear(layers)
-    raise _ApartError
+    raise _NotJoinableError
 
 
 def _merged_norm(norms: Sequence[nn.BatchNorm2d]) -> nn.BatchNorm2d:
@@ -228,7 +237,7 @@ def _merged_norm(norms: Sequence[nn.BatchNorm2d]) -> nn.BatchNorm2d:
     merged = nn.BatchNorm2d(features, norms[0].eps, affine=norms[0].affine, device="meta")
     states = [norm.state_dict() for norm in norms]
     state = {
-        name: torch.cat([own[name] for own in states]) if tensor.ndim else tensor
+        name: torch.cat([norm_state[name] for norm_state in states]) if tensor.ndim else tensor
         for name, tensor in states[0].items()
     }
     merged.load_state_dict(state, assign=True)

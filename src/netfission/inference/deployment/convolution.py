@@ -1,4 +1,4 @@
-"""A convolution that does what follows it as well, with weights laid out once."""
+"""A convolution that includes the addition and activation after it, with weights reordered only once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Activation(NamedTuple):
-    """An activation function, and its name and numbers among oneDNN's."""
+    """An activation function, and its name and parameters in oneDNN."""
 
     function: Callable[[Tensor], Tensor]
     name: str
@@ -30,17 +30,17 @@ _NONE = Activation(lambda features: features, "none")
 
 
 @dataclass
-class _LaidOut:
-    """A weight as oneDNN wants it.
+class _Reordered:
+    """A weight in the memory layouts that oneDNN requires.
 
-    That differs with the shape of the features, mostly between one image and several; laid out otherwise, a
-    convolution may take many times as long.
+    The layout depends on the shape of the features, mostly on whether there is one image or several. In the
+    wrong layout, a convolution can take many times as long.
 
     Attributes:
-        weight: as PyTorch has it.
+        weight: in PyTorch's layout.
         version: of its values.
-        by_shape: shape of features → the weight laid out for them.
-        by_layout: the same by layout, each held once.
+        by_shape: shape of features → the weight reordered for them.
+        by_layout: layout → the weight in it, stored once.
     """
 
     weight: Tensor
@@ -48,24 +48,32 @@ class _LaidOut:
     by_shape: dict[torch.Size, Tensor] = field(default_factory=dict)
     by_layout: dict[bytes, Tensor] = field(default_factory=dict)
 
-    def add(self, laid_out: Tensor, shape: torch.Size) -> Tensor:
-        """Keep the weight as laid out for features of a shape; the one that is held."""
-        layout = _ONEDNN._get_mkldnn_serialized_md(laid_out).numpy().tobytes()
-        self.by_shape[shape] = self.by_layout.setdefault(layout, laid_out)
+    def add(self, reordered: Tensor, shape: torch.Size) -> Tensor:
+        """Store the weight reordered for features of a shape, and return the stored one."""
+        layout = _ONEDNN._get_mkldnn_serialized_md(reordered).numpy().tobytes()
+        self.by_shape[shape] = self.by_layout.setdefault(layout, reordered)
         return self.by_shape[shape]
 
 
 class FusedConv2d(nn.Conv2d):
     """`activation(convolution(features) + residual)` for inference.
 
-    On a CPU it runs as one operation of oneDNN, the one torch.compile's inductor makes of such a sequence.
-    The weight is laid out for it at the first call with features of a shape and kept so, outside the state
-    dict; PyTorch's own `conv2d` lays it out again at every call, which is a large part of the time of a small
-    batch. Elsewhere, and when compiled or exported, it is the plain sequence.
+    On a CPU it runs as one operation of oneDNN, which torch.compile's inductor also uses for this sequence.
+    The weight is reordered for it at the first call with features of a shape, and stored in that layout
+    outside the state dict. PyTorch's `conv2d` reorders it at every call, which takes a large part of the time
+    of a small batch. On other devices, and when compiled or exported, it runs as separate operations.
 
     Attributes:
         activation: a name in `ACTIVATIONS`, or None.
-        overwrites: write the result over the residual, which saves a pass through memory.
+        overwrites: whether the result overwrites the residual, which saves a pass through memory.
+
+    Example:
+        >>> layer = nn.Conv2d(3, 4, 3)
+        >>> fused = FusedConv2d.like(layer, layer.weight, layer.bias)
+        >>> fused.activation = "relu"
+        >>> images = torch.randn(2, 3, 8, 8)
+        >>> torch.allclose(fused(images), layer(images).relu(), atol=1e-5)
+        True
     """
 
     def __init__(
@@ -85,11 +93,11 @@ class FusedConv2d(nn.Conv2d):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.activation: str | None = None
         self.overwrites = False
-        self._laid_out: _LaidOut | None = None
+        self._reordered: _Reordered | None = None
 
     @classmethod
     def like(cls, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Self:
-        """A convolution with another's settings."""
+        """Return a convolution with the settings of `layer`, and copies of the given tensors."""
         assert not isinstance(layer.padding, str)
         return cls(
             weight.detach().clone(),
@@ -101,16 +109,16 @@ class FusedConv2d(nn.Conv2d):
         )
 
     def forward(self, features: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`(batch, in_channels, height, width)`, and what to add to the result → the result."""
+        """Features `(batch, in_channels, height, width)`, and a residual to add, → the result."""
         activation = _NONE if self.activation is None else ACTIVATIONS[self.activation]
-        if self._takes(features):
-            return self._in_one(features, residual, activation)
+        if self._supports_onednn(features):
+            return self._run_fused(features, residual, activation)
         result = self._conv_forward(features, self.weight, self.bias)
         if residual is not None:
             result = result.add_(residual)
         return activation.function(result)
 
-    def _takes(self, features: Tensor) -> bool:
+    def _supports_onednn(self, features: Tensor) -> bool:
         return (
             _HAS_ONEDNN
             and features.is_cpu
@@ -119,11 +127,11 @@ class FusedConv2d(nn.Conv2d):
             and type(features) is Tensor
             and not torch.compiler.is_compiling()
             and torch._C._get_tracing_state() is None
-            and not torch._C._len_torch_dispatch_stack()  # counters know only PyTorch's own operations
+            and not torch._C._len_torch_dispatch_stack()  # counters know PyTorch's operations only
             and not (features.requires_grad and torch.is_grad_enabled())
         )
 
-    def _in_one(self, features: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
+    def _run_fused(self, features: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
         layer = self._weight_for(features), self.bias, self.padding, self.stride, self.dilation, self.groups
         result: Tensor
         if residual is None:
@@ -137,29 +145,29 @@ class FusedConv2d(nn.Conv2d):
         return result
 
     def _weight_for(self, features: Tensor) -> Tensor:
-        """The weight as oneDNN wants it for such features."""
+        """Return the weight in the layout that oneDNN requires for such features."""
         weight: Tensor = self.weight
         version = None if weight.is_inference() else weight._version
-        kept = self._laid_out
-        if kept is None or kept.weight is not weight or kept.version != version:
-            kept = self._laid_out = _LaidOut(weight, version)
-        laid_out = kept.by_shape.get(features.shape)
-        if laid_out is None:
+        cache = self._reordered
+        if cache is None or cache.weight is not weight or cache.version != version:
+            cache = self._reordered = _Reordered(weight, version)
+        reordered = cache.by_shape.get(features.shape)
+        if reordered is None:
             settings = self.padding, self.stride, self.dilation, self.groups, features.shape
-            laid_out = kept.add(
+            reordered = cache.add(
                 _ONEDNN._reorder_convolution_weight(weight.detach(), *settings), features.shape
             )
-        return laid_out
+        return reordered
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._laid_out = None
+        self._reordered = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_laid_out": None}
+        return self.__dict__ | {"_reordered": None}
 
     def extra_repr(self) -> str:
-        """The layer's settings."""
+        """Return the layer's settings as text."""
         layer = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{layer}, activation={self.activation}"
 

@@ -1,0 +1,206 @@
+"""Convert a fissioned network into modules for fast inference."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from netfission.inference.deployment.folding import folded
+from netfission.inference.deployment.fusing import fuse
+from netfission.inference.deployment.joining import Builder, Features
+from netfission.network import FissionNetwork
+from netfission.profiling.timing import inference_times
+from netfission.surgery.masks import discard_masks
+from netfission.utils.errors import invalid
+from netfission.utils.modes import input_errors
+
+# Largest difference of logits, in units of the largest logit or of 1, whichever is larger.
+TOLERANCE = 1e-4
+
+
+class Deployed(nn.Module):
+    """A module for inference only: always in eval mode, its parameters without gradients."""
+
+    def __init__(self, layers: fx.GraphModule) -> None:
+        super().__init__()
+        self.layers = layers
+        self.eval().requires_grad_(False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute the output of the original module in eval mode."""
+        result: Tensor = self.layers(features)
+        return result
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode.
+
+        Raises:
+            ValueError: `mode` is True.
+        """
+        if mode:
+            raise invalid(
+                "mode",
+                "False, as a deployed network is for inference only",
+                mode,
+                hint="train the network that it was made from",
+            )
+        return super().train(False)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def deploy(network: FissionNetwork, example_input: Tensor, *, joined: bool | None = None) -> Deployed:
+    """Convert a fissioned network into a module for fast inference.
+
+    Batch norms are folded into the convolutions before them, and masks are applied to the weights. Features
+    are stored channels last. Convolutions include the addition and activation after them, see `FusedConv2d`.
+    The paths of a stage run as one if their layers have equal shapes and work channel by channel, as in
+    ResNets; see `netfission.inference.deployment.joining`.
+
+    Args:
+        network: in train or eval mode; not changed.
+        example_input: images `(batch, channels, height, width)` on the network's device, to find shapes and
+            check the result with. Other batch sizes work, too.
+        joined: True to run the paths of a stage as one if possible, False to run them one after another.
+            Joined is mostly faster at batch size 1. Default whichever is faster on `example_input`, measured.
+
+    Returns:
+        Images → logits `(batch, exits, classes)`, equal to the network's in eval mode up to rounding. It can
+        be copied, pickled, moved, compiled and exported, and has its own state dict. On a CPU it also stores
+        the weights of convolutions in each layout that oneDNN requires for the shapes of its input.
+
+    Raises:
+        ValueError: the network raises an error on `example_input`, or its logits on it cannot be reproduced
+            within 1e-4 of the largest.
+
+    Example:
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> images = torch.randn(2, 3, 8, 8)
+        >>> net = nf.fission(create_model("wrn-10-1", 10), 3, example_input=images)
+        >>> deployed = nf.deploy(net, images)
+        >>> torch.allclose(deployed(images), net.eval()(images), atol=1e-4)
+        True
+    """
+    network, expected = _copy(network, example_input)
+    steps = [copies for _, copies in network.parts]
+    parts = [
+        {number: folded(part, features[number]) for number, part in copies.items()}
+        for copies, features in zip(steps, _step_inputs(steps, example_input), strict=True)
+    ]
+    choices = {}
+    for choice in (True, False) if joined is None else (joined,):
+        choices[f"{choice}"] = _assemble(parts, example_input, choice)
+        _check(choices[f"{choice}"](example_input), expected)
+    times = inference_times(choices, example_input, rounds=5 if joined is None else 0, warm_up=1)
+    return choices[min(choices, key=lambda choice: min(times[choice], default=0))]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def deploy_exits(network: FissionNetwork, example_input: Tensor) -> FissionNetwork:
+    """Convert a fissioned network for fast inference exit by exit, as in a cascade.
+
+    Like `deploy`, but each stage of each path stays a separate module.
+
+    Args:
+        network: in train or eval mode; not changed.
+        example_input: as for `deploy`.
+
+    Returns:
+        A `FissionNetwork` of the same structure for inference only, in eval mode.
+
+    Raises:
+        ValueError: as for `deploy`.
+
+    Example:
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> images = torch.randn(2, 3, 8, 8)
+        >>> net = nf.fission(create_model("wrn-10-1", 10), 3, example_input=images)
+        >>> cascade = nf.Cascade(deploy_exits(net, images), [0.5, 0.5], example_input=images)
+        >>> cascade(images).shape
+        torch.Size([2, 10])
+    """
+    network, expected = _copy(network, example_input)
+    steps = [copies for _, copies in network.parts]
+    stem, *stages, heads = [
+        {number: _convert(part, features[number]) for number, part in copies.items()}
+        for copies, features in zip(steps, _step_inputs(steps, example_input), strict=True)
+    ]
+    network.stem = stem[0]
+    for number, path in enumerate(network.exit_paths):
+        path.stages = nn.ModuleList(copies[number] for copies in stages if number in copies)
+        path.head = heads[number]
+    _check(network.eval()(example_input), expected)
+    return network
+
+
+def _copy(network: FissionNetwork, example_input: Tensor) -> tuple[FissionNetwork, Tensor]:
+    """Return a copy in eval mode with masks applied to its weights, and its logits."""
+    network = copy.deepcopy(network).eval()
+    with input_errors("example_input", example_input):
+        logits: Tensor = network(example_input)
+    discard_masks(network)
+    return network, logits
+
+
+def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> list[dict[int, Tensor]]:
+    """Return the input of every part of every step, by exit."""
+    inputs = []
+    outputs = {0: images}
+    for copies in steps:
+        inputs.append({number: outputs.get(number, outputs[0]) for number in copies})
+        outputs = {number: part(inputs[-1][number]) for number, part in copies.items()}
+    return inputs
+
+
+def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joined: bool) -> Deployed:
+    builder = Builder(joined=joined)
+    features = Features((_channels_last(builder, images),))
+    running = [0]
+    for step, copies in enumerate(parts):
+        if 1 < len(running) < len(copies):  # paths that branch off here read the same as exit 0
+            nodes = dict(zip(running, builder.separate(features, len(running)), strict=True))
+            features = Features(tuple(nodes.get(number, nodes[0]) for number in copies))
+        name = "stem" if step == 0 else "head" if step == len(parts) - 1 else f"stages.{step - 1}"
+        features = builder.run(name, list(copies.values()), features)
+        running = list(copies)
+    if features.joined:
+        logits = builder.graph.call_method("unflatten", (features.nodes[0], 1, (len(running), -1)))
+    else:
+        logits = builder.graph.call_function(torch.stack, (list(features.nodes), 1))
+    return _finish(builder, logits, images)
+
+
+def _convert(part: nn.Module, features: Tensor) -> Deployed:
+    builder = Builder(joined=False)
+    source = Features((_channels_last(builder, features),))
+    (result,) = builder.run("part", [folded(part, features)], source).nodes
+    return _finish(builder, result, features)
+
+
+def _channels_last(builder: Builder, features: Tensor) -> fx.Node:
+    source = builder.graph.placeholder("features")
+    if features.ndim != 4:
+        return source
+    return builder.graph.call_method("contiguous", (source,), {"memory_format": torch.channels_last})
+
+
+def _finish(builder: Builder, result: fx.Node, features: Tensor) -> Deployed:
+    layers = builder.finish(result)
+    fuse(layers, features)
+    return Deployed(layers)
+
+
+def _check(logits: Tensor, expected: Tensor) -> None:
+    difference = (logits - expected).abs().max().item()
+    largest = max(1.0, expected.abs().max().item())
+    if not difference <= max(TOLERANCE, 8 * torch.finfo(expected.dtype).eps) * largest:
+        raise invalid(
+            "network",
+            "a network that gives equal, finite logits every time in eval mode",
+            found=f"logits up to {largest:.2g} that differ by {difference:.2g} when deployed",
+        )
