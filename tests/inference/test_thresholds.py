@@ -217,7 +217,7 @@ def test_one_exit_leaves_nothing_to_choose() -> None:
         ),
         (
             {"max_accuracy_drop": 0.2, "logits": torch.zeros(20, 3)},
-            r"logits has shape \(20, 3\).*takes \(batch, exits",
+            r"^logits must be floats of shape \(batch, exits, .*, got float32 of shape \(20, 3\)$",
         ),
         (
             {"max_accuracy_drop": 0.2, "logits": torch.full((20, 3, 5), math.nan)},
