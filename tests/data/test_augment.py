@@ -77,10 +77,10 @@ def test_no_mix() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop_padding": -1}, "crop_padding must be at least 0, got -1"),
+        ({"crop_padding": -1}, "^crop_padding must be an integer of at least 0, got -1$"),
         ({"mix": "cutup"}, "mix must be one of none, cutmix, mixup, got 'cutup'"),
-        ({"mix_alpha": 0.0}, "mix_alpha must be positive, got 0.0"),
-        ({"mix_alpha": float("nan")}, "mix_alpha must be positive, got nan"),
+        ({"mix_alpha": 0.0}, "^mix_alpha must be a positive number, got 0.0$"),
+        ({"mix_alpha": float("nan")}, "^mix_alpha must be a positive number, got nan$"),
     ],
 )
 def test_bad_settings(options: dict, message: str) -> None:

@@ -74,8 +74,8 @@ def test_fine_labels_before_coarse(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("removed", "message"),
     [
-        ("img", r"has no Image column, found: fine_label \(ClassLabel\)"),
-        ("fine_label", r"has no ClassLabel column, found: img \(Image\)"),
+        ("img", r"must be a data set with a column of type Image, got fine_label \(ClassLabel\)"),
+        ("fine_label", r"must be a data set with a column of type ClassLabel, got img \(Image\)"),
     ],
 )
 def test_parquet_without_the_columns(tmp_path: Path, removed: str, message: str) -> None:
@@ -85,13 +85,13 @@ def test_parquet_without_the_columns(tmp_path: Path, removed: str, message: str)
 
 
 def test_parquet_without_train_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no train split, found: test"):
+    with pytest.raises(ValueError, match="must be a data set with a train split, got the splits test"):
         load_data(_parquet(tmp_path, test=_dataset([0, 1])))
 
 
 def test_labels_out_of_range(tmp_path: Path) -> None:
     folder = _parquet(tmp_path, train=_dataset([0, 1] * 5), test=_dataset([0, 1, -1, 0, None]))
-    message = r"2 of 5 labels in the test split of .*: row 2 holds -1, fine_label takes 0 to 1"
+    message = r"with fine_label from 0 to 1, got -1 in row 2 of the test split; 2 of 5 labels are out of"
     with pytest.raises(ValueError, match=message):
         load_data(folder)
 
@@ -102,7 +102,9 @@ def test_labels_above_the_classes(tmp_path: Path) -> None:
     # As another writer might leave it: `datasets` itself refuses to write such a label.
     table = table.set_column(column, table.schema.field(column), pa.array([0, 1, 2]))
     pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match=r"1 of 3 labels .*: row 2 holds 2, .* takes 0 to 1"):
+    with pytest.raises(
+        ValueError, match=r" from 0 to 1, got 2 in row 2 of .*; 1 of 3 labels are out of range"
+    ):
         load_data(str(tmp_path))
 
 
@@ -111,13 +113,17 @@ def test_splits_of_unlike_classes(tmp_path: Path) -> None:
     splits = datasets.DatasetDict(train=_dataset([0, 1] * 5), test=other)
     from netfission.data.sources import _from_arrow
 
-    with pytest.raises(ValueError, match="the splits of here differ in their columns or class"):
+    with pytest.raises(
+        ValueError, match=r"^here must be a data set whose splits have the same columns and class names"
+    ):
         _from_arrow(splits, "here")
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(ValueError, match="cannot read the parquet files of") as caught:
+    with pytest.raises(
+        ValueError, match=r"must be a folder of readable parquet files, got damaged ones \("
+    ) as caught:
         load_data(str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -129,14 +135,18 @@ def test_corrupt_parquet_row(tmp_path: Path) -> None:
         with_indices=True,
     )
     folder = _parquet(tmp_path, train=broken.cast_column("img", datasets.Image()))
-    with pytest.raises(ValueError, match=r"corrupt image row 3 of the train split"):
+    with pytest.raises(
+        ValueError, match=r"^row 3 of the train split must be a readable image, got damaged data"
+    ):
         load_data(folder, validation=0)
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"unknown data set 'cifar-100': nearest.*: cifar100"):
+    with pytest.raises(
+        ValueError, match=r"^data must be one of digits, .*, got 'cifar-100'; did you mean cifar100"
+    ):
         load_data("cifar-100")
-    with pytest.raises(ValueError, match="unknown data set 'qqq': nearest known names: digits"):
+    with pytest.raises(ValueError, match=r"^data must be one of digits, .*, or a folder, got 'qqq'$"):
         load_data("qqq")
 
 
@@ -144,23 +154,27 @@ def test_missing_folder_and_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data folder .*/nowhere does not exist"):
         load_data(str(tmp_path / "nowhere"))
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="must be a name or a folder, got the file"):
+    with pytest.raises(ValueError, match=r"^data must be the name of a data set or a folder, got the file"):
         load_data(str(tmp_path / "file"))
 
 
 def test_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no class folders: takes parquet"):
+    with pytest.raises(
+        ValueError, match=r"must be a folder of parquet files, or of images .*, got no class folder"
+    ):
         load_data(str(tmp_path))
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"class folder .*cat holds no images"):
+    with pytest.raises(ValueError, match=r"cat must be a class folder with images, got no image file"):
         load_data(str(tmp_path))
 
 
 def test_unlike_class_folders(image_folder: Callable[..., Path]) -> None:
     image_folder("train")
     folder = image_folder("test", ("cat", "bird"))
-    with pytest.raises(ValueError, match="differ: only one of them has bird, dog"):
+    with pytest.raises(
+        ValueError, match=r"test must be .* same class folders as .*train, got bird, dog in only one"
+    ):
         load_data(str(folder))
 
 

@@ -173,7 +173,7 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
     ("name", "message"),
     [
         ("digits", "ood=digits: is what the run was trained on"),
-        ("invert", "unknown data set 'invert'"),
+        ("invert", "data must be one of digits, cifar10, cifar100, tiny-imagenet, or a folder, got 'invert'"),
         ("{tmp}/empty", "empty must be a folder with images, got no image file"),
         ("{tmp}/nowhere", "nowhere does not exist"),
     ],

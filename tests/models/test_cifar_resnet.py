@@ -54,5 +54,5 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_bad_depth_and_width() -> None:
     with pytest.raises(ValueError, match="depth must be one of 18, 34, 50, got 20"):
         CifarResNet(20, 10)
-    with pytest.raises(ValueError, match="base_width must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="base_width must be a positive integer, got 0"):
         CifarResNet(18, 10, base_width=0)

@@ -70,5 +70,5 @@ def test_bad_depth(depth: int) -> None:
 
 
 def test_bad_width() -> None:
-    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="width must be a positive integer, got 0"):
         WideResNet(16, 0, 10)

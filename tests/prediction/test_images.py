@@ -140,7 +140,7 @@ def test_damaged_files_are_named_and_the_others_answered(classifier, files, expe
     assert set(errors) == {*bad, "folder.png", "nowhere.png"}
     assert errors["nowhere.png"] == "no such file or directory"
     assert errors["folder.png"] == "is a folder without images"
-    assert errors["noise.jpg"] == errors["empty.gif"] == "is no image that can be read"
+    assert errors["noise.jpg"] == errors["empty.gif"] == "is not a readable image"
     assert all(error and "\n" not in error for error in errors.values())
 
 

@@ -108,7 +108,7 @@ def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_p
     out, error = capsys.readouterr()
     assert error == "netfission: 1 of 2 images could not be read; folders without images: 1\n"
     bad, empty, answered = records(out)
-    assert bad == {"image": str(tmp_path / "bad.png"), "error": "is no image that can be read"}
+    assert bad == {"image": str(tmp_path / "bad.png"), "error": "is not a readable image"}
     assert empty == {"image": str(tmp_path / "empty"), "error": "is a folder without images"}
     assert answered["class"].startswith("digit ")
 

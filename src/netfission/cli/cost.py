@@ -92,7 +92,7 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
         try:
             single = create_model(settings.network, settings.classes)
         except ValueError as error:
-            raise ValueError(f"{error}; nor is there a run in a folder of that name") from error
+            raise ValueError(f"{error}; no run is in a folder of that name") from error
         side = settings.image_size or _side(settings.network, single)
         images = torch.randn(16, 3, side, side)
         labels = torch.randint(settings.classes, (16,))

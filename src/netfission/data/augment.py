@@ -8,22 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from netfission.utils.errors import check_choice, check_positive, invalid
+
 MixKind = Literal["none", "cutmix", "mixup"]
 Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images; the default is nothing.
+    """Settings of the augmentation of training images; the default is none.
 
-    - `crop_padding`: pixels of zeros put around the raw image before a window of the old size is
-      cut out at random, per image (the paper: 4). Raw zeros: the border is black, not the mean.
-    - `flip`: mirror each image left to right with probability ½.
-    - `mix`: `cutmix` (Yun et al. 2019) or `mixup` (Zhang et al. 2018) within each batch, which
-      makes the labels soft; `none` by default.
-    - `mix_alpha`: both parameters of the Beta distribution of the mixing share; default 1.
+    Args:
+        crop_padding: pixels of zeros added around the raw image before a window of the old size is cropped at
+            random, per image (the paper: 4). Raw zeros: the border is black, not the mean.
+        flip: mirror each image left to right with probability ½.
+        mix: `cutmix` (Yun et al. 2019) or `mixup` (Zhang et al. 2018) within each batch, which makes the
+            labels soft; default `none`.
+        mix_alpha: both parameters of the Beta distribution of the mixing share; default 1.
 
-    Raises ValueError for a negative padding, an unknown mix or an alpha that is not positive.
+    Raises:
+        ValueError: the padding is negative, the mix unknown, or alpha not positive.
+
+    Example:
+        >>> Augmentation(crop_padding=4, flip=True).mix
+        'none'
+        >>> Augmentation(mix="cutout")
+        Traceback (most recent call last):
+        ValueError: mix must be one of none, cutmix, mixup, got 'cutout'; did you mean cutmix?
     """
 
     crop_padding: int = 0
@@ -32,20 +43,29 @@ class Augmentation:
     mix_alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range."""
+        """Check the settings."""
         if self.crop_padding < 0:
-            raise ValueError(f"crop_padding must be at least 0, got {self.crop_padding}")
-        if self.mix not in get_args(MixKind):
-            raise ValueError(f"mix must be one of {', '.join(get_args(MixKind))}, got {self.mix!r}")
-        if not self.mix_alpha > 0:
-            raise ValueError(f"mix_alpha must be positive, got {self.mix_alpha}")
+            raise invalid("crop_padding", "an integer of at least 0", self.crop_padding)
+        check_choice("mix", self.mix, get_args(MixKind))
+        check_positive("mix_alpha", self.mix_alpha)
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to `padding` pixels into zeros, and mirror it by chance if `flip`.
+    """Shift each image by up to `padding` pixels into zeros, and mirror it at random if `flip`.
 
-    `images` is `(B, C, H, W)` of any dtype, and so is what returns. `generator` lives on the CPU
-    whatever the device of the images, so that one seed means one augmentation everywhere.
+    Args:
+        images: `(batch, channels, height, width)` of any dtype, on any device.
+        padding: largest shift in each direction.
+        flip: mirror each image with probability ½.
+        generator: on the CPU, so that one seed means one augmentation on every device.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Example:
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> crop_and_flip(images, padding=1, flip=True, generator=torch.Generator()).shape
+        torch.Size([2, 3, 8, 8])
     """
     batch, channels, height, width = images.shape
     top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
@@ -54,7 +74,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     if flip:
         mirrored = torch.rand(batch, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    # One gather does the crop and the flip: for each output pixel its place in the padded image.
+    # One gather does the crop and the flip: for each output pixel its index in the padded image.
     source = rows[:, :, None] * (width + 2 * padding) + (left + columns)[:, None, :]
     source = source.to(images.device, non_blocking=True).view(batch, 1, -1)
     padded = F.pad(images, (padding,) * 4).flatten(2)
@@ -62,10 +82,16 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
 
 
 def make_mix(augmentation: Augmentation, classes: int) -> Mix | None:
-    """Return what mixes images `(B, C, H, W)` and labels `(B,)` int64 of a batch, or None.
+    """Make the function that mixes the images of a batch and their labels; None if nothing is mixed.
 
-    It returns the mixed images and soft labels `(B, classes)` float, and leaves PyTorch's global
-    random state as it was.
+    The function maps images `(batch, channels, height, width)` float, labels `(batch,)` int64 and a generator
+    to mixed images and soft labels `(batch, classes)` float. PyTorch's global random state does not change.
+
+    Example:
+        >>> mix = make_mix(Augmentation(mix="mixup"), classes=10)
+        >>> images, labels = mix(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), torch.Generator())
+        >>> labels.shape
+        torch.Size([4, 10])
     """
     if augmentation.mix == "none":
         return None

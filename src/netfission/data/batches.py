@@ -9,15 +9,24 @@ from torch.utils.data import DataLoader
 
 from netfission.data.augment import Augmentation, crop_and_flip, make_mix
 from netfission.data.splits import Split, StreamedSplit, TensorSplit
+from netfission.utils.errors import check_positive_integer, invalid
 
-# What a stream of random numbers is for: those of one epoch never overlap.
+# Streams of random numbers, one per purpose: those of one epoch never overlap.
 _ORDER, _AUGMENTATION, _WORKERS = range(3)
 
 
 class Normalisation:
-    """Turns pixels `(B, C, H, W)` uint8 into floats with zero mean and unit variance in each channel.
+    """Function from pixels uint8 to floats with zero mean and unit variance in each channel.
 
-    `mean` and `std` hold one number per channel, of pixels scaled to [0, 1].
+    Args:
+        mean: one number per channel, of pixels scaled to [0, 1].
+        std: one number per channel, of pixels scaled to [0, 1].
+        device: of the pixels.
+
+    Example:
+        >>> normalise = Normalisation(mean=[0.5], std=[0.25])
+        >>> normalise(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).unique()
+        tensor([2.])
     """
 
     def __init__(
@@ -27,30 +36,47 @@ class Normalisation:
         self._scale = 1 / (255 * torch.tensor(std, device=device).view(-1, 1, 1))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return `(B, C, H, W)` float32."""
+        """Normalise pixels `(batch, channels, height, width)` uint8 to float32."""
         return pixels.float().sub_(self._offset).mul_(self._scale)
 
 
 class Batches:
-    """Iterate over a split in batches of images `(B, C, H, W)` float32 and labels.
+    """Iterable over a split in batches: images `(batch, channels, height, width)` float32 and labels.
 
-    Labels are `(B,)` int64, or `(B, classes)` float where the augmentation mixes images. Images
-    are normalised to `(pixel / 255 - mean) / std`, after augmentation.
+    Labels are `(batch,)` int64, or `(batch, classes)` float if the augmentation mixes images. Images are
+    normalised to `(pixel / 255 - mean) / std`, after augmentation.
 
-    A split in memory is kept on `device` as uint8, and whole batches are gathered, augmented and
-    normalised there. A streamed split is decoded by `workers` processes (default 0: in this one).
+    A split in memory is kept on `device` as uint8, and whole batches are gathered, augmented and normalised
+    there. A streamed split is decoded by worker processes.
 
-    - `shuffle`: a new order each epoch (default False: the order of the split).
-    - `drop_last`: leave out a last batch that is not full (default False).
-    - `rank`, `world_size`: this process's share, every `world_size`-th row of one common order.
-      With `shuffle` the order is wrapped around until all shares are equal, as gradients are
-      averaged; without, no row is seen twice, as results are counted.
-    - `seed`: with the epoch, it fixes order and augmentation. Set the epoch by `set_epoch` (a new
-      object is at 0); iterating does not advance it. PyTorch's global random state is neither
-      used nor changed.
+    The seed and the epoch determine order and augmentation. Set the epoch by `set_epoch` (it starts at 0);
+    iteration does not advance it. PyTorch's global random state is neither used nor changed.
 
-    Raises ValueError for a batch size below 1, a rank outside the world, a mean and std of unequal
-    length, or `drop_last` leaving no batch.
+    Args:
+        split: the images and labels.
+        batch_size: images per batch.
+        mean: one number per channel, of pixels scaled to [0, 1].
+        std: one number per channel, of pixels scaled to [0, 1].
+        classes: number of classes.
+        device: of the batches.
+        shuffle: draw a new order in each epoch; default the order of the split.
+        drop_last: leave out the last batch if it is not full.
+        augment: default no augmentation.
+        seed: of order and augmentation.
+        rank: number of this process, whose share is every `world_size`-th row of one common order.
+        world_size: number of processes. With `shuffle`, some rows are repeated so that all shares are equal,
+            since gradients are averaged; without, no row is repeated, since results are counted.
+        workers: processes that decode a streamed split; default 0, in this process.
+
+    Raises:
+        ValueError: the batch size is not positive, the rank is not below `world_size`, mean and std differ in
+            length, or `drop_last` leaves no batch.
+
+    Example:
+        >>> split = TensorSplit(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
+        >>> batches = Batches(split, 4, mean=[0.5], std=[0.25], classes=10)
+        >>> [tuple(images.shape) for images, labels in batches]
+        [(4, 1, 8, 8), (4, 1, 8, 8), (2, 1, 8, 8)]
     """
 
     def __init__(
@@ -70,12 +96,11 @@ class Batches:
         world_size: int = 1,
         workers: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_positive_integer("batch_size", batch_size)
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, world_size={world_size}), got {rank}")
+            raise invalid("rank", f"at least 0 and below world_size={world_size}", rank)
         if len(mean) != len(std):
-            raise ValueError(f"mean and std must be of one length, got {len(mean)} and {len(std)}")
+            raise invalid("std", f"of the same length as mean ({len(mean)})", found=str(len(std)))
         self.split = split
         self.batch_size = batch_size
         self.device = torch.device(device)
@@ -88,10 +113,8 @@ class Batches:
         self.workers = workers
         self.epoch = 0
         if drop_last and len(self) == 0:
-            raise ValueError(
-                f"drop_last leaves no batch: batch_size is {batch_size}, "
-                f"this process's share of the split is {self._share()}"
-            )
+            expected = f"at most {self._share()} with drop_last, the images of this process"
+            raise invalid("batch_size", expected, batch_size)
         self._normalise = Normalisation(mean, std, self.device)
         self._mix = make_mix(self.augment, classes)
         self._held = (
@@ -101,7 +124,7 @@ class Batches:
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next iteration; epochs count from 0."""
+        """Set the epoch of the next iteration, counted from 0; it determines order and augmentation."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""From an image in any of Pillow's modes to pixels as a network takes them."""
+"""Conversion of images in any of Pillow's modes to the pixels that a network reads."""
 
 from typing import Literal
 
@@ -7,19 +7,31 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from netfission.utils.errors import invalid
+
 Mode = Literal["L", "RGB"]
 
 
 def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
-    """Turn an image into `(C, H, W)` uint8, `size` being (H, W).
+    """Convert an image to pixels `(channels, height, width)` uint8.
 
-    It is turned upright by its EXIF tag. What is transparent lies on white; 16 bits become 8 by their
-    upper byte. Floating point is taken to run from 0 to 1 where no value lies outside, and else to 255, where
-    it is clipped. An image of another size is scaled until it covers `size` (bilinear, with antialiasing),
-    and its centre is taken.
+    The image is rotated upright by its EXIF tag. Transparent parts become white; of 16 bits the upper 8 are
+    used. Floating point is read as 0 to 1 if all values are in that range, and otherwise as 0 to 255, with
+    other values clipped. An image of another size is scaled until it covers `size` (bilinear, with
+    antialiasing), and cropped at its centre.
 
-    Raises ValueError for floating point that is not finite, and whatever Pillow's decoders raise: OSError,
-    SyntaxError, struct.error and others.
+    Args:
+        image: in any of Pillow's modes.
+        mode: `L` for 1 channel, `RGB` for 3.
+        size: height and width.
+
+    Raises:
+        ValueError: floating-point pixels are not finite.
+        OSError, SyntaxError, struct.error, …: Pillow's decoders fail.
+
+    Example:
+        >>> to_pixels(Image.new("RGBA", (20, 10)), "RGB", (8, 8)).shape
+        torch.Size([3, 8, 8])
     """
     upright = ImageOps.exif_transpose(image)
     pixels = _on_white(_of_eight_bits(upright)).convert(mode)
@@ -31,13 +43,13 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which Pillow would clip at 255, and floating point to 1, which it would cut off."""
+    """Convert modes that Pillow would clip: grey of 16 bits at 255, and floating point at 1."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.mode == "F":
         values = np.array(image)
         if not np.isfinite(values).all():
-            raise ValueError("it has pixels that are no finite numbers")
+            raise invalid("pixels", "finite", found="NaN or infinity")
         if values.min() >= 0 and values.max() <= 1:
             return Image.fromarray((255 * values).round().astype(np.uint8))
     return image
@@ -51,9 +63,14 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What kept an image from being read, in one line that does not name it."""
+    """Say in one line why an image cannot be read, without naming it.
+
+    Example:
+        >>> why_unreadable(UnidentifiedImageError())
+        'is not a readable image'
+    """
     if isinstance(error, UnidentifiedImageError):
-        return "is no image that can be read"
+        return "is not a readable image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__

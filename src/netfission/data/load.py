@@ -1,4 +1,4 @@
-"""Data sets by name or path, as splits ready for `Batches`."""
+"""Loading of data sets by name or path, as splits ready for `Batches`."""
 
 import warnings
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from netfission.data.splits import (
     shuffled_by_class,
     stratified_cut,
 )
+from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
 _TEST_SHARE = 0.2
@@ -32,9 +33,21 @@ _STATISTICS_IMAGES = 1024
 class ImageData:
     """A data set of images with one label each.
 
-    `shape` is (channels, height, width); `mean` and `std` hold one number per channel, of pixels
-    scaled to [0, 1], from the training split (from 1,024 of its images where it is streamed).
-    `validation` is None where none was asked for.
+    Attributes:
+        name: name or folder that it was loaded by.
+        classes: names of the classes.
+        shape: channels, height and width.
+        mean: one number per channel, of pixels of the training split scaled to [0, 1]; computed from 1,024
+            images if the split is streamed.
+        std: standard deviation, as `mean`.
+        train: training split.
+        validation: validation split; None if there is none.
+        test: test split.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data.shape, len(data.classes), len(data.train), len(data.validation), len(data.test)
+        ((1, 8, 8), 10, 1293, 145, 359)
     """
 
     name: str
@@ -57,41 +70,50 @@ def load_data(
     limit_per_class: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> ImageData:
-    """Load a data set and cut a validation split from its training images.
+    """Load a data set, and split a validation set from its training images.
 
-    `name` is `digits` (scikit-learn's, 1×8×8, scaled to 0..255), `cifar10`, `cifar100` or
-    `tiny-imagenet` (from the Hugging Face hub), or a folder: parquet shards with an image and a
-    class label column, or images as `train/CLASS/*` and `test/CLASS/*` (or `val`, `valid`,
-    `validation`). Without a test split of its own, 20 % of every class become one by a rule that
-    no argument changes. Images from files are RGB, whatever they were.
+    If the data set has no test split, 20 % of each class become one, by a rule that no argument changes.
+    Images from files are converted to RGB.
 
-    - `image_size`: height and width in pixels; images are scaled to cover it and cut about their
-      centre. Default: as they are, which takes images of one size.
-    - `validation`: share of each class's training images to hold out, in [0, 1), default 0.1. A
-      class of one image stays in the training split.
-    - `seed`: decides which images are held out, and which a limit keeps.
-    - `corrupt`: `refuse` (default) raises at the first image that cannot be decoded; `skip` leaves
-      such images out and warns with their number. A streamed data set is refused only when the
-      image's turn comes; skipping decodes all of it once beforehand.
-    - `limit_per_class`: training images to keep of each class, after the validation split was cut
-      and without effect on it; a smaller limit keeps a subset of what a larger one keeps.
-    - `memory_limit`: bytes of decoded images up to which they are held in memory, default 2 GiB;
-      larger data sets are decoded on access.
+    Args:
+        name: `digits` (scikit-learn's, 1×8×8, scaled to 0..255); `cifar10`, `cifar100` or `tiny-imagenet`
+            (from the Hugging Face hub); or a folder. A folder holds parquet shards with a column of images
+            and one of class labels, or images as `train/CLASS/*` and `test/CLASS/*` (or `val`, `valid`,
+            `validation`).
+        image_size: height and width in pixels; images are scaled to cover it and cropped at their centre.
+            Default: unchanged, if all images have one size.
+        validation: share of each class's training images to hold out, in [0, 1). A class of one image stays
+            in the training split.
+        seed: determines which images are held out, and which a limit keeps.
+        corrupt: `refuse` raises an error at the first image that cannot be decoded; `skip` leaves such images
+            out and warns of their number. A streamed data set raises the error when the image is accessed;
+            skipping decodes all images once beforehand.
+        limit_per_class: training images to keep of each class, without effect on the validation split; a
+            smaller limit keeps a subset of what a larger one keeps. Default: all.
+        memory_limit: bytes of decoded images up to which they are held in memory, default 2 GiB; larger data
+            sets are decoded on access.
 
-    Raises ValueError (arguments out of range, unknown name, unfit folder, labels out of range,
-    corrupt image), FileNotFoundError (no such folder) or ConnectionError (hub out of reach).
+    Raises:
+        ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
+            out of range, or an image is corrupt.
+        FileNotFoundError: the folder does not exist.
+        ConnectionError: the hub is out of reach.
+
+    Example:
+        >>> data = load_data("digits", image_size=16, limit_per_class=20)
+        >>> data.shape, len(data.train)
+        ((1, 16, 16), 200)
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    if image_size is not None:
+        check_positive_integer("image_size", image_size)
     if not 0 <= validation < 1:
-        raise ValueError(f"validation must be in [0, 1), got {validation}")
-    if corrupt not in ("refuse", "skip"):
-        raise ValueError(f"corrupt must be refuse or skip, got {corrupt!r}")
-    if limit_per_class is not None and limit_per_class < 1:
-        raise ValueError(f"limit_per_class must be at least 1, got {limit_per_class}")
+        raise invalid("validation", "a share in [0, 1)", validation)
+    check_choice("corrupt", corrupt, ("refuse", "skip"))
+    if limit_per_class is not None:
+        check_positive_integer("limit_per_class", limit_per_class)
 
     source = find_source(name)
-    rows = _deal_out(source, validation, seed, limit_per_class)
+    rows = _assign_rows(source, validation, seed, limit_per_class)
     size = _common_size(source.train, name) if image_size is None else (image_size, image_size)
     channels = len(source.train.mode)
     pixels = sum(map(len, rows)) * channels * size[0] * size[1]
@@ -116,7 +138,7 @@ def load_data(
     )
 
 
-def _deal_out(
+def _assign_rows(
     source: Source, validation: float, seed: int, limit_per_class: int | None
 ) -> tuple[Rows, Rows, Rows]:
     """Return the rows of the training, validation and test split, each sorted."""
@@ -128,10 +150,8 @@ def _deal_out(
     rest, cut = stratified_cut(labels[train], validation, seed)
     train, held_out = train[rest], train[cut]
     if validation and not len(held_out):
-        raise ValueError(
-            f"validation={validation} leaves no image to validate on: "
-            f"every class has fewer than {0.5 / validation:.0f} training images"
-        )
+        hint = f"every class has fewer than {0.5 / validation:.0f} training images"
+        raise invalid("validation", "0, or enough for an image of some class", validation, hint=hint)
     if limit_per_class is not None:
         kept = [group[:limit_per_class] for group in shuffled_by_class(labels[train], seed)]
         train = train[np.sort(np.concatenate(kept))]
@@ -139,20 +159,22 @@ def _deal_out(
 
 
 def _common_size(records: Records, name: str) -> tuple[int, int]:
-    """Return the (height, width) that images have, judged by a few from all over the data set."""
+    """Return the height and width of the images, from a sample spread evenly over the data set."""
     count = len(records.labels)
     sizes = set()
     for row in np.linspace(0, count - 1, min(count, _PROBED_IMAGES), dtype=np.int64):
         try:
             with records.open(int(row)) as image:
                 sizes.add(image.size[::-1])
-        except Exception:  # a corrupt image: whether it is refused is decided later
+        except Exception:  # a corrupt image, which is handled later
             continue
     if len(sizes) > 1:
         some = " and ".join(f"{height}×{width}" for height, width in sorted(sizes)[:2])
-        raise ValueError(f"image_size must be given: images of {name} differ in size ({some})")
+        hint = f"those of {name} are {some}, for example"
+        raise invalid("image_size", "given if images differ in size", None, hint=hint)
     if not sizes:
-        raise CorruptImageError(f"corrupt image {records.describe(0)}: none of {name} can be read")
+        found = f"none, {records.describe(0)} being the first"
+        raise CorruptImageError(str(invalid(name, "a data set of readable images", found=found)))
     return sizes.pop()
 
 

@@ -1,6 +1,5 @@
 """Where data sets come from: scikit-learn, the hub, parquet shards, folders of images."""
 
-import difflib
 import hashlib
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
+from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
 
 HUB_NAMES = {
@@ -28,7 +28,13 @@ IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tif
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it was found; `test` is None where it has no split of its own for it."""
+    """A data set as it was found.
+
+    Attributes:
+        classes: names of the classes.
+        train: the training images.
+        test: the test images; None if the data set has no test split.
+    """
 
     classes: list[str]
     train: Records
@@ -38,8 +44,15 @@ class Source:
 def find_source(name: str) -> Source:
     """Find a data set by name or path.
 
-    Raises ValueError for an unknown name or a folder that does not hold what it should,
-    FileNotFoundError for a missing folder and ConnectionError for a hub out of reach.
+    Raises:
+        ValueError: the name is unknown, or the folder has another layout.
+        FileNotFoundError: the folder does not exist.
+        ConnectionError: the hub is out of reach.
+
+    Example:
+        >>> source = find_source("digits")
+        >>> len(source.classes), len(source.train.labels), source.test
+        (10, 1797, None)
     """
     if name == "digits":
         return _digits()
@@ -50,20 +63,25 @@ def find_source(name: str) -> Source:
         parquet = any(folder.rglob("*.parquet"))
         return _from_parquet(folder) if parquet else _from_image_folder(folder)
     if folder.exists():
-        raise ValueError(f"data must be a name or a folder, got the file {name}")
+        raise invalid("data", "the name of a data set or a folder", found=f"the file {name}")
     if os.sep in name or "/" in name:
         raise FileNotFoundError(f"data folder {name} does not exist")
-    nearest = difflib.get_close_matches(name, NAMES, cutoff=0.4) or NAMES
-    raise ValueError(
-        f"unknown data set {name!r}: nearest known names: {', '.join(nearest)}; "
-        f"known are {', '.join(NAMES)} and folders"
-    )
+    raise invalid("data", f"one of {', '.join(NAMES)}, or a folder", name, hint=did_you_mean(name, NAMES))
 
 
 def fingerprint(name: str) -> str | None:
-    """What tells a folder of data from another of the same name: of its files' names and sizes, no content.
+    """Return a hash of the names and sizes of the files in a folder of data; their content is not read.
 
-    None for a data set by name, and where there is no such folder.
+    Returns:
+        12 hexadecimal digits; None for a data set by name, or if the folder does not exist.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     before = fingerprint(folder)
+        ...     Path(folder, "image.png").touch()
+        ...     print(before == fingerprint(folder))
+        False
     """
     folder = Path(name)
     if name in NAMES or not folder.is_dir():
@@ -74,19 +92,29 @@ def fingerprint(name: str) -> str | None:
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """All below a folder that is no folder, but for what names that begin with a dot hide.
+    """Yield the paths below a folder that are not folders, without names that begin with a dot.
 
-    Folders that are linked to count as any other, each once however many links lead to it.
+    Linked folders count as any other, each once, even if several links lead to it.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "a.png").touch()
+        ...     Path(folder, ".hidden").touch()
+        ...     print([path.name for path in walk_files(Path(folder))])
+        ['a.png']
     """
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        own = os.path.realpath(place)
-        shown = [] if own in seen else [name for name in folders if not name.startswith(".")]
-        # In an order of their own, and by their own names before those of links to them.
-        links = {name for name in shown if Path(place, name).is_symlink()}
-        folders[:] = sorted(set(shown) - links) + sorted(links)
-        yield from (Path(place, name) for name in names if own not in seen and not name.startswith("."))
-        seen.add(own)
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real_path = os.path.realpath(parent)
+        visible = [] if real_path in seen else [name for name in folders if not name.startswith(".")]
+        # In a fixed order, and folders before links to them.
+        links = {name for name in visible if Path(parent, name).is_symlink()}
+        folders[:] = sorted(set(visible) - links) + sorted(links)
+        yield from (
+            Path(parent, name) for name in names if real_path not in seen and not name.startswith(".")
+        )
+        seen.add(real_path)
 
 
 def _digits() -> Source:
@@ -103,7 +131,11 @@ def _from_parquet(folder: Path) -> Source:
 
 
 def read_parquet(folder: Path) -> Any:
-    """The `DatasetDict` of a folder of parquet shards; ValueError where they cannot be read."""
+    """Read a folder of parquet shards as a `datasets.DatasetDict`.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
@@ -111,13 +143,13 @@ def read_parquet(folder: Path) -> Any:
         with _bars_on_terminals():
             return datasets.load_dataset(str(folder.resolve()))
     except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"cannot read the parquet files of {folder}: {reason}") from error
+        found = f"damaged ones ({first_line(error.__cause__ or error)})"
+        raise invalid(str(folder), "a folder of readable parquet files", found=found) from error
 
 
 @contextmanager
 def _bars_on_terminals() -> Iterator[None]:
-    """Without Hugging Face's progress bars where standard error is kept or read by a program."""
+    """Hide Hugging Face's progress bars unless standard error is a terminal."""
     import datasets
 
     hide = datasets.is_progress_bar_enabled() and not sys.stderr.isatty()
@@ -133,13 +165,14 @@ def _bars_on_terminals() -> Iterator[None]:
 def _from_arrow(splits: Any, where: str) -> Source:
     """Build a source from a `DatasetDict`."""
     if "train" not in splits:
-        raise ValueError(f"{where} has no train split, found: {', '.join(splits)}")
+        raise invalid(where, "a data set with a train split", found=f"the splits {', '.join(splits)}")
     train = splits["train"]
     image, label = _columns(train.features, where)
     classes = list(train.features[label].names)
     test = next((splits[name] for name in TEST_NAMES if name in splits), None)
     if test is not None and test.features != train.features:
-        raise ValueError(f"the splits of {where} differ in their columns or class names")
+        expected = "a data set whose splits have the same columns and class names"
+        raise invalid(where, expected, found="different ones")
 
     def records(split: Any) -> ArrowRecords:
         labels = _labels(split, label, len(classes), where)
@@ -157,20 +190,22 @@ def _columns(features: Any, where: str) -> tuple[str, str]:
         candidates = [name for name in preferred if name in found] or found
         if not candidates:
             listing = ", ".join(f"{name} ({type(f).__name__})" for name, f in features.items())
-            raise ValueError(f"{where} has no {kind.__name__} column, found: {listing}")
+            raise invalid(where, f"a data set with a column of type {kind.__name__}", found=listing)
         return candidates[0]
 
     return column(Image, ("image", "img")), column(ClassLabel, ("fine_label", "label"))
 
 
 def _labels(split: Any, column: str, classes: int, where: str) -> Rows:
-    values = split.data.column(column).fill_null(-1)  # the hub's own mark for "no label"
+    values = split.data.column(column).fill_null(-1)  # what the hub writes for "no label"
     labels = np.array(values, dtype=np.int64)
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(labels)} labels in the {split.split} split of {where} are out of "
-            f"range: row {bad[0]} holds {labels[bad[0]]}, {column} takes 0 to {classes - 1}"
+        raise invalid(
+            where,
+            f"a data set with {column} from 0 to {classes - 1}",
+            found=f"{labels[bad[0]]} in row {bad[0]} of the {split.split} split",
+            hint=f"{len(bad)} of {len(labels)} labels are out of range",
         )
     return labels
 
@@ -178,35 +213,32 @@ def _labels(split: Any, column: str, classes: int, where: str) -> Rows:
 def _from_image_folder(folder: Path) -> Source:
     """Read `train/CLASS/*` with `test|val/CLASS/*`, or `CLASS/*` alone."""
     if not (folder / "train").is_dir():
-        classes, train = _scan(folder)
+        classes, train = _read_class_folders(folder)
         return Source(classes, train, test=None)
-    classes, train = _scan(folder / "train")
+    classes, train = _read_class_folders(folder / "train")
     test_folder = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     if test_folder is None:
         return Source(classes, train, test=None)
-    test_classes, test = _scan(test_folder)
-    if odd := sorted(set(classes) ^ set(test_classes)):
-        raise ValueError(
-            f"the class folders of {folder / 'train'} and {test_folder} differ: "
-            f"only one of them has {', '.join(odd)}"
-        )
+    test_classes, test = _read_class_folders(test_folder)
+    if unmatched := sorted(set(classes) ^ set(test_classes)):
+        expected = f"a folder with the same class folders as {folder / 'train'}"
+        raise invalid(str(test_folder), expected, found=f"{', '.join(unmatched)} in only one of them")
     return Source(classes, train, test)
 
 
-def _scan(folder: Path) -> tuple[list[str], FileRecords]:
+def _read_class_folders(folder: Path) -> tuple[list[str], FileRecords]:
     """List the image files below each class folder."""
-    classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != ".")
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         files = (p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         found = sorted(files)
         if not found:
-            raise ValueError(f"class folder {folder / name} holds no images")
+            raise invalid(str(folder / name), "a class folder with images", found="no image file")
         paths += found
         labels += [label] * len(found)
     if not classes:
-        raise ValueError(
-            f"{folder} holds no class folders: takes parquet files, or images as CLASS/* or train/CLASS/*"
-        )
+        expected = "a folder of parquet files, or of images as CLASS/* or train/CLASS/*"
+        raise invalid(str(folder), expected, found="no class folder")
     return classes, FileRecords(paths, np.array(labels, dtype=np.int64))

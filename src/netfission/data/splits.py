@@ -1,4 +1,4 @@
-"""The two forms of a split, held in memory or streamed, and how rows are dealt out to splits."""
+"""The two kinds of splits, in memory or streamed, and how rows are assigned to splits."""
 
 import io
 from collections.abc import Sequence
@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from netfission.data.images import Mode, to_pixels
+from netfission.utils.errors import invalid
 
 Rows = npt.NDArray[np.int64]
 
 
 class Records(Protocol):
-    """Images not decoded yet, by row."""
+    """Images that are not decoded yet, by row."""
 
     @property
     def mode(self) -> Mode:
-        """Pillow's name for what the pixels are turned into."""
+        """Pillow's mode that images are converted to."""
 
     @property
     def labels(self) -> Rows:
@@ -38,7 +39,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class ArrayRecords:
-    """Grey images that are an array already, `(N, H, W)` uint8."""
+    """Grey images in an array `(images, height, width)` uint8."""
 
     images: npt.NDArray[np.uint8]
     labels: Rows
@@ -55,7 +56,7 @@ class ArrayRecords:
 
 @dataclass(frozen=True)
 class FileRecords:
-    """One image file a row."""
+    """One image file per row."""
 
     paths: Sequence[Path]
     labels: Rows
@@ -72,7 +73,7 @@ class FileRecords:
 
 @dataclass(frozen=True)
 class ArrowRecords:
-    """Rows of a Hugging Face data set whose `column` holds encoded images."""
+    """Rows of a Hugging Face data set, with encoded images in one column."""
 
     dataset: Any
     column: str
@@ -95,23 +96,43 @@ class CorruptImageError(ValueError):
 
 
 def decode(records: Records, row: int, size: tuple[int, int]) -> Tensor:
-    """Decode one image to `(C, H, W)` uint8, `size` being (H, W).
+    """Decode one image to pixels `(channels, height, width)` uint8, see `to_pixels`.
 
-    See `to_pixels`. Raises CorruptImageError, naming the image.
+    Args:
+        records: the images.
+        row: of the image.
+        size: height and width.
+
+    Raises:
+        CorruptImageError: it cannot be decoded.
+
+    Example:
+        >>> records = ArrayRecords(np.zeros((1, 8, 8), np.uint8), np.zeros(1, np.int64))
+        >>> decode(records, 0, (16, 16)).shape
+        torch.Size([1, 16, 16])
     """
     try:
         with records.open(row) as image:
             return to_pixels(image, records.mode, size)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        raise CorruptImageError(
-            f"corrupt image {records.describe(row)} ({type(error).__name__}): "
-            "remove it, or pass corrupt='skip' to leave such images out"
-        ) from error
+        found = f"damaged data ({type(error).__name__})"
+        hint = "remove it, or pass corrupt='skip' to leave such images out"
+        message = str(invalid(records.describe(row), "a readable image", found=found, hint=hint))
+        raise CorruptImageError(message) from error
 
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """A split in memory: `images` `(N, C, H, W)` uint8 and `labels` `(N,)` int64."""
+    """A split in memory.
+
+    Args:
+        images: `(images, channels, height, width)` uint8.
+        labels: `(images,)` int64.
+
+    Example:
+        >>> len(TensorSplit(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5)))
+        5
+    """
 
     images: Tensor
     labels: Tensor
@@ -122,10 +143,25 @@ class TensorSplit:
 
 
 class StreamedSplit(Dataset[tuple[Tensor, int]]):
-    """A split that decodes on access: item i is an image `(C, H, W)` uint8 and its label.
+    """A split that decodes images on access.
 
-    `rows` says which of the `records` belong to it, `size` is (H, W). `labels` is `(N,)` int64.
-    An image that cannot be decoded raises CorruptImageError when its turn comes.
+    An item is an image `(channels, height, width)` uint8 and its label. Accessing an image that cannot be
+    decoded raises CorruptImageError.
+
+    Args:
+        records: the images.
+        rows: numbers of the records in this split.
+        size: height and width.
+
+    Attributes:
+        labels: `(images,)` int64.
+
+    Example:
+        >>> records = ArrayRecords(np.zeros((3, 8, 8), np.uint8), np.array([5, 6, 7]))
+        >>> split = StreamedSplit(records, rows=np.array([0, 2]), size=(8, 8))
+        >>> image, label = split[1]
+        >>> image.shape, label
+        (torch.Size([1, 8, 8]), 7)
     """
 
     def __init__(self, records: Records, rows: Rows, size: tuple[int, int]) -> None:
@@ -148,7 +184,13 @@ Split = TensorSplit | StreamedSplit
 
 
 def readable(records: Records, rows: Rows, size: tuple[int, int]) -> Rows:
-    """Return those of `rows` that decode; decodes them all."""
+    """Return the rows whose image can be decoded; this decodes all of them.
+
+    Example:
+        >>> records = ArrayRecords(np.zeros((3, 8, 8), np.uint8), np.array([5, 6, 7]))
+        >>> readable(records, np.arange(3), (8, 8)).tolist()
+        [0, 1, 2]
+    """
 
     def decodes(row: int) -> bool:
         try:
@@ -161,7 +203,22 @@ def readable(records: Records, rows: Rows, size: tuple[int, int]) -> Rows:
 
 
 def decode_all(records: Records, rows: Rows, size: tuple[int, int], skip: bool) -> TensorSplit:
-    """Decode `rows` into memory, leaving out (`skip`) or refusing what is corrupt."""
+    """Decode images into memory.
+
+    Args:
+        records: the images.
+        rows: numbers of the images to decode.
+        size: height and width.
+        skip: leave out images that cannot be decoded.
+
+    Raises:
+        CorruptImageError: an image cannot be decoded, and `skip` is False.
+
+    Example:
+        >>> records = ArrayRecords(np.zeros((3, 8, 8), np.uint8), np.array([5, 6, 7]))
+        >>> decode_all(records, np.array([0, 2]), (8, 8), skip=False).labels
+        tensor([5, 7])
+    """
     images = torch.empty(len(rows), len(records.mode), *size, dtype=torch.uint8)
     kept: list[int] = []
     for row in rows:
@@ -176,7 +233,12 @@ def decode_all(records: Records, rows: Rows, size: tuple[int, int], skip: bool) 
 
 
 def shuffled_by_class(labels: Rows, seed: int) -> list[Rows]:
-    """Return, class by class, the positions of `labels` in a random order."""
+    """Return, for each class, the positions of its labels in a random order.
+
+    Example:
+        >>> [group.tolist() for group in shuffled_by_class(np.array([0, 1, 0, 1, 0]), seed=0)]
+        [[2, 0, 4], [1, 3]]
+    """
     # RandomState's stream is frozen for good, so that a split is the same under every NumPy.
     order = np.random.RandomState(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -184,9 +246,14 @@ def shuffled_by_class(labels: Rows, seed: int) -> list[Rows]:
 
 
 def stratified_cut(labels: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
-    """Cut the positions of `labels` into the rest and a `share` of every class, each sorted.
+    """Cut the positions of labels into the rest and a share of each class, each sorted.
 
-    A class gives round(share · size) positions but keeps at least one.
+    Of a class, round(share · size) positions are cut off, but at least one stays in the rest.
+
+    Example:
+        >>> rest, cut = stratified_cut(np.array([0, 0, 0, 0, 1, 1, 1, 1]), share=0.25, seed=0)
+        >>> len(rest), len(cut)
+        (6, 2)
     """
     rest, cut = [], []
     for positions in shuffled_by_class(labels, seed):

@@ -56,13 +56,3 @@ def unsuitable_model(method: str, expected: str, found: str, hint: str = "") -> 
         model with method=packed must be made of plain layers, got layer 'stem' (GroupNorm)
     """
     return invalid(f"model with method={method}", expected, found=found, hint=hint)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none.
-
-    Example:
-        >>> first_line(RuntimeError("sizes differ\\nat layer 3")), first_line(KeyError())
-        ('sizes differ', 'KeyError')
-    """
-    return (str(error) or type(error).__name__).splitlines()[0]

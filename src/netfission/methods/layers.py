@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from netfission.methods.base import BuildPlan
-from netfission.methods.checks import check_several_exits, check_unused, first_line, unsuitable_model
+from netfission.methods.checks import check_several_exits, check_unused, unsuitable_model
+from netfission.utils.errors import first_line
 from netfission.utils.modes import in_mode
 
 Layer = nn.Conv2d | nn.Linear  # the layers with weights that these baselines replace

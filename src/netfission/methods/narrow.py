@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from netfission.config import MethodConfig
 from netfission.methods.base import BuildPlan, Method
-from netfission.methods.checks import check_several_exits, check_unused, first_line, unsuitable_model
+from netfission.methods.checks import check_several_exits, check_unused, unsuitable_model
 from netfission.methods.layers import last_to_run
 from netfission.surgery.backbone import cut, resolve_branches
 from netfission.surgery.masks import check_plain_weights
-from netfission.utils.errors import invalid
+from netfission.utils.errors import first_line, invalid
 from netfission.utils.modes import in_mode
 
 _NARROWABLE = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netfission.models.initialisation import he_initialise
+from netfission.utils.errors import check_positive_integer, invalid
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -11,14 +12,20 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The identity where the shapes allow it, a 1×1 projection elsewhere (option B)."""
+    """Make the identity if the shapes allow it, and a 1×1 projection otherwise (option B)."""
     if inputs == outputs and stride == 1:
         return nn.Identity()
     return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut: `(B, inputs, H, W)` to `(B, width, H/s, W/s)`."""
+    """Two 3×3 convolutions beside a shortcut: `(B, inputs, H, W)` → `(B, width, H/s, W/s)`, s the stride.
+
+    Example:
+        >>> import torch
+        >>> BasicBlock(16, 32, stride=2)(torch.rand(1, 16, 8, 8)).shape
+        torch.Size([1, 32, 4, 4])
+    """
 
     expansion = 1
 
@@ -38,7 +45,13 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions: `(B, inputs, H, W)` to `(B, 4·width, H/s, W/s)`."""
+    """1×1, 3×3 and 1×1 convolutions beside a shortcut: `(B, inputs, H, W)` → `(B, 4·width, H/s, W/s)`.
+
+    Example:
+        >>> import torch
+        >>> Bottleneck(16, 8, stride=2)(torch.rand(1, 16, 8, 8)).shape
+        torch.Size([1, 32, 4, 4])
+    """
 
     expansion = 4
 
@@ -61,7 +74,7 @@ class Bottleneck(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-# depth: the block and how many of them each of the four stages holds (He et al. 2016, table 1)
+# depth → type of block, and number of blocks per stage (He et al. 2016, table 1)
 _LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -70,24 +83,36 @@ _LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, i
 
 
 class CifarResNet(nn.Module):
-    """A ResNet whose stem keeps the resolution, for images of 32×32 or so.
+    """A ResNet whose stem keeps the resolution, for images of about 32×32 pixels.
 
-    Maps images `(B, in_channels, H, W)` float to logits `(B, num_classes)`. The stages `layer1`
-    to `layer4` have 1, 2, 4 and 8 times `base_width` channels (4 times that for depth 50), each
-    but the first at half the resolution of the one before. With 100 classes and the default
-    width, depth 18 has 11,220,132 parameters.
-
-    Raises ValueError for a depth other than 18, 34 or 50.
+    It maps images `(batch, in_channels, height, width)` float to logits `(batch, num_classes)`. The stages
+    `layer1` to `layer4` have 1, 2, 4 and 8 times `base_width` channels (4 times that for depth 50). Each
+    stage after the first halves the resolution. With 100 classes and the default width, depth 18 has
+    11,220,132 parameters.
 
     Source: He et al. 2016 (arXiv 1512.03385), with the stem of its CIFAR networks (section 4.2).
+
+    Args:
+        depth: 18, 34 or 50.
+        num_classes: number of classes.
+        in_channels: channels of the images.
+        base_width: channels of the stem.
+
+    Raises:
+        ValueError: the depth is another, or the base width is not positive.
+
+    Example:
+        >>> import torch
+        >>> model = CifarResNet(18, num_classes=10, base_width=8)
+        >>> model(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, depth: int, num_classes: int, *, in_channels: int = 3, base_width: int = 64) -> None:
         super().__init__()
         if depth not in _LAYOUTS:
-            raise ValueError(f"depth must be one of {', '.join(map(str, _LAYOUTS))}, got {depth}")
-        if base_width < 1:
-            raise ValueError(f"base_width must be at least 1, got {base_width}")
+            raise invalid("depth", f"one of {', '.join(map(str, _LAYOUTS))}", depth)
+        check_positive_integer("base_width", base_width)
         block, repeats = _LAYOUTS[depth]
 
         def stage(index: int, inputs: int) -> nn.Sequential:
@@ -107,7 +132,7 @@ class CifarResNet(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images `(B, in_channels, H, W)` to logits `(B, num_classes)`."""
+        """Map images `(batch, in_channels, height, width)` to logits `(batch, num_classes)`."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))

@@ -4,13 +4,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netfission.models.initialisation import he_initialise
+from netfission.utils.errors import check_positive_integer, invalid
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, ReLU and 3×3 convolution, twice: `(B, inputs, H, W)` to `(B, outputs, H/s, W/s)`.
+    """Norm, ReLU and 3×3 convolution, twice: `(B, inputs, H, W)` → `(B, outputs, H/s, W/s)`, s the stride.
 
-    Where the width changes, the 1×1 shortcut reads the normalised, rectified input, as in the
-    published code; elsewhere it is the identity on the raw input.
+    If the shape changes, the 1×1 shortcut reads the normalised, rectified input, as in the published code;
+    otherwise it is the identity on the raw input.
+
+    Example:
+        >>> import torch
+        >>> PreActivationBlock(16, 32, stride=2)(torch.rand(1, 16, 8, 8)).shape
+        torch.Size([1, 32, 4, 4])
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -34,21 +40,33 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """A Wide ResNet, WRN-`depth`-`width`, without dropout.
 
-    Maps images `(B, in_channels, H, W)` float to logits `(B, num_classes)`. The stages `block1`
-    to `block3` have 16, 32 and 64 times `width` channels and `(depth - 4) / 6` blocks each; the
+    It maps images `(batch, in_channels, height, width)` float to logits `(batch, num_classes)`. The stages
+    `block1` to `block3` have 16, 32 and 64 times `width` channels and `(depth - 4) / 6` blocks each; the
     second and third halve the resolution. WRN-28-10 with 100 classes has 36,536,884 parameters.
 
-    Raises ValueError where `depth` is not 6n + 4 with n ≥ 1, or `width` is below 1.
-
     Source: Zagoruyko & Komodakis 2016 (arXiv 1605.07146), table 1.
+
+    Args:
+        depth: 6n + 4 with n ≥ 1.
+        width: factor on the channels.
+        num_classes: number of classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: the depth is another, or the width is not positive.
+
+    Example:
+        >>> import torch
+        >>> model = WideResNet(10, 1, num_classes=10)
+        >>> model(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, depth: int, width: int, num_classes: int, *, in_channels: int = 3) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+            raise invalid("depth", "6n + 4 (10, 16, 22, 28, …)", depth)
+        check_positive_integer("width", width)
         repeats = (depth - 4) // 6
 
         def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -66,7 +84,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images `(B, in_channels, H, W)` to logits `(B, num_classes)`."""
+        """Map images `(batch, in_channels, height, width)` to logits `(batch, num_classes)`."""
         out = self.block3(self.block2(self.block1(self.conv1(x))))
         out = F.adaptive_avg_pool2d(F.relu(self.bn(out)), 1)
         logits: Tensor = self.fc(out.flatten(1))

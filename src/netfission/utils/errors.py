@@ -88,10 +88,19 @@ def check_choice(argument: str, value: str, known: Iterable[str]) -> str:
     names = list(known)
     if value in names:
         return value
-    close = get_close_matches(value, names, n=3, cutoff=0.5)
     listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    hint = f"did you mean {' or '.join(close)}?" if close else ""
-    raise invalid(argument, f"one of {listed}", value, hint=hint)
+    raise invalid(argument, f"one of {listed}", value, hint=did_you_mean(value, names))
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """Return the hint that names up to three known names close to `value`; empty if there are none.
+
+    Example:
+        >>> did_you_mean("snap", ["erk", "snip"])
+        'did you mean snip?'
+    """
+    close = get_close_matches(value, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def check_positive_integer(argument: str, value: Any) -> int:
