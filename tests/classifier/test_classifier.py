@@ -83,9 +83,9 @@ def test_a_network_of_an_own_factory_comes_back(grouping, tmp_path):
     classifier.save_pretrained(tmp_path)
     again = nf.Classifier.from_pretrained(tmp_path, factory=OwnNet)
     assert torch.equal(again.logits(IMAGES), classifier.logits(IMAGES))
-    with pytest.raises(ValueError, match="factory=None: takes what made the single network"):
+    with pytest.raises(ValueError, match=r"factory must be the function that makes .* has no name, got None"):
         nf.Classifier.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="are not the weights of"):
+    with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
         nf.Classifier.from_pretrained(tmp_path, factory=_wider)
 
 
@@ -131,7 +131,7 @@ def test_it_abstains_where_the_risk_would_be_too_high(finished_run):
     least = predictions.confidence.min().item()
     assert not replace(predictions, threshold=least).abstains.any()  # as sure as it has to be
     assert replace(predictions, threshold=least + 1e-6).abstains.any()
-    with pytest.raises(ValueError, match=r"risk=0.1: takes a network that was calibrated"):
+    with pytest.raises(ValueError, match=r"risk must be None for a network without calibration, got 0\.1"):
         nf.Classifier(classifier.network, classifier.spec).predict(images, risk=0.1)
 
 
@@ -175,8 +175,8 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
         def upload_folder(self, repo_id, folder_path, **_):
             pushed[repo_id] = {path.name for path in folder_path.iterdir()}
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    monkeypatch.setattr("netfission.classifier.classifier.is_in_reach", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("netfission.classifier.hub.is_in_reach", lambda: True)
     nf.Classifier.from_pretrained(finished_run).push_to_hub("someone/digits")
     assert pushed["someone/digits"] > {"config.json", "model.safetensors", "README.md"}
 
@@ -184,12 +184,12 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("model.safetensors", b"\xff" * 40, "model.safetensors: are not the weights of"),
-        ("model.safetensors", None, "model.safetensors: is missing"),
-        ("config.json", b"{", "config.json: cannot be read"),
-        ("config.json", b"[]", "config.json: takes settings by name"),
-        ("config.json", b'{"format": 2, "netfission": "9.1", "new": 1}', "has format 2, of netfission 9.1"),
-        ("config.json", b'{"shape": []}', "config.json: is not a network's description"),
+        ("model.safetensors", b"\xff" * 40, "must be the weights of .*json, got others"),
+        ("model.safetensors", None, r"model\.safetensors must be the weights of a network, got no such"),
+        ("config.json", b"{", r"config\.json must be a valid JSON file, got damaged content"),
+        ("config.json", b"[]", r"config\.json must be settings by name, got list"),
+        ("config.json", b'{"format": 2, "netfission": "9.1", "new": 1}', "got format 2 of netfission 9.1"),
+        ("config.json", b'{"shape": []}', "config.json must be the description of a network, got damaged"),
         ("calibration.json", b'{"n": 3}', "calibration.json must be a valid JSON file, got damaged content"),
         ("evaluation.json", b"", "evaluation.json must be a valid JSON file, got damaged content"),
     ],
@@ -207,11 +207,14 @@ def test_damaged_files_are_named(file, content, message, finished_run, tmp_path)
 def test_without_a_network_it_says_so(monkeypatch, small):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(ConnectionError, match="someone/net: is no folder here, and the hub cannot"):
+    with pytest.raises(ConnectionError, match="someone/net is not a folder, the hub cannot be reached"):
         nf.Classifier.from_pretrained("someone/net")
-    with pytest.raises(ConnectionError, match="someone/net: cannot be pushed to, as the hub cannot"):
+    with pytest.raises(ConnectionError, match="someone/net cannot be pushed to, as the hub cannot"):
         nf.Classifier.from_network(small, **GOOD).push_to_hub("someone/net")
-    with pytest.raises(ValueError, match="no/such/folder: is no folder, nor the name of a repository"):
+    with pytest.raises(
+        ValueError,
+        match=r"name must be a folder, or .* on the hub, got 'no/such/folder'",
+    ):
         nf.Classifier.from_pretrained("no/such/folder")
 
 
@@ -226,42 +229,42 @@ def small():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ["a"]}, "classes: are 1 names; the network has 4"),
-        ({"classes": [1, 2, 3, 4]}, r"classes=\[1, 2, 3, 4\]: takes names"),
-        ({"classes": list("abca")}, "takes names, each another"),
-        ({"shape": (2, 8, 8)}, "takes 1 or 3 channels"),
-        ({"shape": (3, 8)}, "takes 1 or 3 channels"),
-        ({"shape": (3, 8.5, 8)}, r"shape=\(3, 8.5, 8\): takes a list of numbers"),
-        ({"shape": (1, 8, 8), "mean": [0.5], "std": [0.2]}, "shape=.*: is not what the network takes"),
-        ({"std": (0.2, 0.0, 0.2)}, r"std=\[0.2, 0.0, 0.2\]: takes numbers above 0"),
-        ({"std": (0.2, 0.2)}, "std=.*takes a number for each of 3 channels"),
-        ({"mean": (0.5, float("nan"), 0.5)}, "mean=.*takes a number for each of 3 channels"),
-        ({"mean": 0.5}, "mean=0.5: takes a list of numbers"),
-        ({"mean": "abc"}, "mean='abc': takes a list of numbers"),
-        ({"model": "wrn-10-2"}, r"model='wrn-10-2': makes another network than this \(Missing key"),
+        ({"classes": ["a"]}, "classes must be 4 names, one per logit, got 1"),
+        ({"classes": [1, 2, 3, 4]}, r"classes must be different names, got \[1, 2, 3, 4\]"),
+        ({"classes": list("abca")}, "classes must be different names, got "),
+        ({"shape": (2, 8, 8)}, "shape must be 1 or 3 channels, height and width, got "),
+        ({"shape": (3, 8)}, "shape must be 1 or 3 channels, height and width, got "),
+        ({"shape": (3, 8.5, 8)}, r"shape must be a list of numbers, got \(3, 8.5, 8\)"),
+        ({"shape": (1, 8, 8), "mean": [0.5], "std": [0.2]}, r"shape must be the .*, got \[1, 8, 8\]"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std must be positive numbers, got \[0.2, 0.0, 0.2\]"),
+        ({"std": (0.2, 0.2)}, "std must be a finite number for each of 3 channels, got "),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean must be a finite number for each of 3 channels, got "),
+        ({"mean": 0.5}, "mean must be a list of numbers, got 0.5"),
+        ({"mean": "abc"}, "mean must be a list of numbers, got 'abc'"),
+        ({"model": "wrn-10-2"}, r"model must be .*, got 'wrn-10-2', which makes another \(Missing key"),
         ({"model": "wrn-10-x"}, "wrn-10-x"),
     ],
 )  # fmt: skip
-def test_what_of_refuses(small, change, message):
+def test_from_network_refuses_what_is_not_valid(small, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         nf.Classifier.from_network(small, **GOOD | change)
     assert "\n" not in str(caught.value)
 
 
-def test_of_refuses_a_model_that_differs_without_weights():
+def test_from_network_refuses_a_model_that_differs_without_weights():
     single = create_model("wrn-10-1", 4)
     for module in single.modules():
         if isinstance(module, nn.Conv2d):
             module.padding_mode = "reflect"
     network = nf.fission(single, 2, example_input=torch.zeros(2, *SHAPE))
-    with pytest.raises(ValueError, match=r"makes another network than this \(its logits differ\)"):
+    with pytest.raises(ValueError, match=r"got 'wrn-10-1', which makes another \(its logits differ\)"):
         nf.Classifier.from_network(network, **GOOD)
 
 
-def test_of_refuses_a_grouping_that_no_name_tells():
+def test_from_network_refuses_a_grouping_that_no_name_tells():
     network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
     network.config = None
-    with pytest.raises(ValueError, match="made with a grouping of your own"):
+    with pytest.raises(ValueError, match="network must be made with a grouping given by its name"):
         nf.Classifier.from_network(network, **GOOD)
 
 
@@ -281,13 +284,13 @@ def test_a_network_is_described_as_training_left_it():
 def test_a_folder_holds_nothing_of_the_network_before(finished_run, small, tmp_path):
     nf.Classifier.from_pretrained(finished_run).save_pretrained(tmp_path)
     readme = (tmp_path / "README.md").read_bytes()
-    with pytest.warns(UserWarning, match=r"README.md: stays as it is"):
+    with pytest.warns(UserWarning, match=r"README.md stays as it is"):
         nf.Classifier.from_network(small, **GOOD).save_pretrained(tmp_path)
     again = nf.Classifier.from_pretrained(tmp_path)
     assert (again.temperature, again.calibration, again.evaluation) == (1.0, None, None)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     assert (tmp_path / "README.md").read_bytes() == readme
-    with pytest.raises(ValueError, match="is the folder of a run; takes another"):
+    with pytest.raises(ValueError, match="save_directory must be another folder than a run's, got "):
         again.save_pretrained(finished_run)
 
 
@@ -311,16 +314,16 @@ def test_where_saving_fails_the_network_before_is_kept(finished_run, small, tmp_
 
 
 @pytest.mark.parametrize(
-    ("pixels", "told"),
+    ("pixels", "found"),
     [
         (torch.rand(2, *SHAPE), r"torch.float32 of shape \(2, 3, 8, 8\)"),
         (torch.zeros(2, 3, 9, 8, dtype=torch.uint8), r"of shape \(2, 3, 9, 8\)"),
         (torch.zeros(SHAPE, dtype=torch.uint8), r"of shape \(3, 8, 8\)"),
-        (np.zeros((2, *SHAPE), dtype=np.uint8), "of type ndarray"),
+        (np.zeros((2, *SHAPE), dtype=np.uint8), "ndarray"),
     ],
 )
-def test_what_predict_refuses(small, pixels, told):
-    with pytest.raises(ValueError, match=rf"pixels: are .*{told}.*; takes uint8 of shape \(n, 3, 8, 8\)"):
+def test_what_predict_refuses(small, pixels, found):
+    with pytest.raises(ValueError, match=rf"pixels must be uint8 of shape \(n, 3, 8, 8\), .*got .*{found}"):
         nf.Classifier.from_network(small, **GOOD).predict(pixels)
 
 

@@ -58,8 +58,8 @@ def parse(*flags: str) -> RunConfig:
             "train --config nowhere.yaml",
             r"--config must be a file that can be read, got nowhere\.yaml \(No such",
         ),
-        ("train --resume", r"config\.yaml: is missing"),
-        ("evaluate nowhere", r"nowhere/config\.yaml: is missing"),
+        ("train --resume", r"must be the folder of a run, got one without config\.yaml"),
+        ("evaluate nowhere", r"nowhere must be the folder of a run, got one without config\.yaml"),
         ("demo --seeds 0", "seeds"),
         ("compare --methods []", r"--methods must be one method or more, got \[\]$"),
         ("compare --seeds 0", "--seeds must be a positive integer, got 0$"),
@@ -156,7 +156,8 @@ def test_training_that_had_begun_goes_on_with_resume(tmp_path, capsys, monkeypat
 
 def test_an_error_cannot_steer_the_terminal(capsys):
     assert main(["evaluate", "no\x1b[31m\nwhere"]) == 2
-    assert capsys.readouterr().err.startswith(r"netfission: no\x1b[31m where/config.yaml: is missing")
+    error = capsys.readouterr().err
+    assert error.startswith(r"netfission: no\x1b[31m where must be the folder of a run, got one without")
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -138,4 +138,4 @@ def test_a_run_that_has_not_ended_is_named(run, capsys):
     path, _ = run
     (path / "model.safetensors").unlink()
     assert main(["cost", str(path)]) == 2
-    assert "model.safetensors: is missing" in capsys.readouterr().err
+    assert "model.safetensors must be the weights of a network, got no such file" in capsys.readouterr().err

@@ -131,7 +131,10 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
             "--rule must be one of margin, confidence, agreement, got 'confident'",
         ),
         ("--cascade --single {run}", "3 exits on 10 classes; takes a run of wrn-10-1 with exits=1"),
-        ("--cascade --single elsewhere", "elsewhere/config.json: is missing"),
+        (
+            "--cascade --single elsewhere",
+            "elsewhere must be the folder of a run, got one without",
+        ),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, run, capsys) -> None:

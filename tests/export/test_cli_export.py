@@ -130,7 +130,9 @@ def test_no_folder(capsys) -> None:
 
 def test_a_run_without_weights(run_folder, capsys) -> None:
     (run_folder / "model.safetensors").unlink()
-    assert "model.safetensors: is missing" in refused(capsys, str(run_folder))
+    assert "model.safetensors must be the weights of a network, got no such" in refused(
+        capsys, str(run_folder)
+    )
 
 
 def test_a_data_set_of_other_classes(run_folder, capsys) -> None:

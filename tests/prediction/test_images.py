@@ -61,11 +61,11 @@ def test_each_field_is_what_the_classifier_says(classifier, files):
     assert len({each.abstain for each in predict_images(classifier, files, risk=None)}) == 1
 
 
-def test_a_risk_that_cannot_be_borne_is_refused_before_the_work(classifier, files):
+def test_an_invalid_risk_is_refused_before_any_image_is_read(classifier, files):
     bare = Classifier(classifier.network, classifier.spec)
-    with pytest.raises(ValueError, match=r"risk=0\.1: takes a network that was calibrated"):
+    with pytest.raises(ValueError, match=r"risk must be None for a network without calibration, got 0\.1"):
         next(predict_images(bare, files, risk=0.1))
-    with pytest.raises(ValueError, match="risk=2: takes a share of wrong answers"):
+    with pytest.raises(ValueError, match="risk must be a share of wrong answers from 0 to 1, got 2"):
         next(predict_images(classifier, [], risk=2))
 
 

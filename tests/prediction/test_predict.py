@@ -209,14 +209,14 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
     assert "abstain" not in said
     assert "abstain" not in predict(capsys, run, image)
     assert main(["predict", str(run), str(image), "--risk", "0.1"]) == 2
-    assert "risk=0.1: takes a network that was calibrated" in capsys.readouterr().err
+    assert "risk must be None for a network without calibration, got 0.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--batch_size 0", "--batch-size must be a positive integer, got 0"),
-        ("--risk 1.5", "risk=1.5: takes a share of wrong answers, from 0 to 1"),
+        ("--risk 1.5", "risk must be a share of wrong answers from 0 to 1, got 1.5"),
         ("--probabilities", "--format must be csv or jsonl with --probabilities, got 'table'"),
         ("--format xml", "--format must be one of table, csv, jsonl, got 'xml'"),
         ("--out .", "--out must be a file in a folder that can be written to, got ."),
@@ -252,7 +252,7 @@ def test_a_run_without_weights(digits_run, tmp_path, capsys):
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
     assert main(["predict", str(run), str(tmp_path / "image.png")]) == 2
     error = capsys.readouterr().err
-    assert "model.safetensors: is missing" in error
+    assert "model.safetensors must be the weights of a network, got no such file" in error
     assert error.count("\n") == 1
 
 

@@ -278,13 +278,14 @@ def test_figures_that_are_missing_from_a_file_are_named(run, capsys):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    assert "config.yaml: is missing; takes the folder of a run" in refused(capsys, str(tmp_path))
+    assert "must be the folder of a run, got one without config.yaml" in refused(capsys, str(tmp_path))
 
 
 def test_a_run_whose_training_has_not_ended_is_refused(run, capsys):
     for name in ("config.json", "model.safetensors", *WRITTEN):
         (run / name).unlink()
-    assert "its training has not ended; go on with resume" in refused(capsys, str(run))
+    refusal = refused(capsys, str(run))
+    assert "must be a finished run, got one whose training has not ended; resume it" in refusal
 
 
 def test_runs_on_other_data_are_refused(run, tmp_path, capsys):

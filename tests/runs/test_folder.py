@@ -52,7 +52,7 @@ def test_resuming_with_other_settings_is_refused(copied):
 
 
 def test_resuming_what_was_never_begun_is_refused(copied, tmp_path):
-    with pytest.raises(ValueError, match=r"config\.yaml: is missing; takes the folder of a run"):
+    with pytest.raises(ValueError, match=r"none must be the folder of a run, got one without config\.yaml"):
         RunFolder(tmp_path / "none").claim(copied.load_config(), resume=True)
 
 
@@ -66,19 +66,19 @@ def test_damaged_files_are_named(copied):
     original = copied.weights.read_bytes()
     for damaged in (original[: len(original) // 2], b"", b"no tensors here"):
         copied.weights.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model\.safetensors: are not the weights of"):
+        with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
             copied.load_network()
     copied.weights.unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors: is missing"):
+    with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of a network, got no such"):
         copied.load_network()
     copied.spec.write_text("{not json")
-    with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json must be a valid JSON file, got damaged content"):
         copied.load_network()
     copied.spec.write_text(json.dumps({"model": "wrn-10-1"}))
-    with pytest.raises(ValueError, match=r"config\.json: is not a network's description"):
+    with pytest.raises(ValueError, match=r"config\.json must be the description of a network, got damaged"):
         copied.load_network()
     copied.config.write_text("a: [")
-    with pytest.raises(ValueError, match=r"config\.yaml: cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.yaml must be a valid YAML file, got damaged content"):
         copied.load_config()
     copied.config.write_text("epochs: many")
     with pytest.raises(ValueError, match=r"config\.yaml: epochs must be an integer, got "):
@@ -89,7 +89,7 @@ def test_weights_of_another_network_are_refused(copied):
     spec = json.loads(copied.spec.read_text())
     spec["fission"]["exits"] = 3
     copied.spec.write_text(json.dumps(spec))
-    with pytest.raises(ValueError, match="are not the weights of"):
+    with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
         copied.load_network()
 
 
@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_one_another_are_refused(tmp_path, settings_of):
     state = load_file(folder.weights)
     name = "paths.0.stages.2.block3.0.conv1.weight"
     folder.weights.write_bytes(save(state | {name: state[name][:-2].contiguous()}))
-    with pytest.raises(ValueError, match=r"model\.safetensors: are not the weights of"):
+    with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
         folder.load_network()
 
 

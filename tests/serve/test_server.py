@@ -353,7 +353,7 @@ def test_a_port_in_use_and_a_run_without_weights_are_told(finished_run, tmp_path
     for name in ("config.yaml", "config.json"):
         (tmp_path / name).write_bytes((finished_run / name).read_bytes())
     assert main(["serve", str(tmp_path), "--port", "0"]) == 2
-    assert "model.safetensors: is missing" in capsys.readouterr().err
+    assert "model.safetensors must be the weights of a network, got no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])

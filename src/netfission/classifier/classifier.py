@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from PIL import Image
 from torch import Tensor, nn
 
 from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, WeightsError, network_state
+from netfission.classifier.hub import download, upload
 from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import Predictions
 from netfission.config import RunConfig
@@ -28,26 +22,42 @@ from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.network import FissionNetwork
+from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
-from netfission.utils.hub import is_in_reach, quick_when_offline
 
 T = TypeVar("T")
-_FILES = ("config.json", "model.safetensors", "calibration.json", "evaluation.json")
 
 
-class Classifier(nn.Module, PyTorchModelHubMixin):
-    """A trained network, what its classes are called, and how images are made ready for it.
+class Classifier(nn.Module):
+    """A trained network with the names of its classes and the preparation of its images.
 
-    `from_pretrained` reads the folder of a run, what `save_pretrained` wrote, or a repository of the Hugging
-    Face hub; `save_pretrained` and `push_to_hub` write one. Weights are safetensors and settings JSON: no
-    pickle is read, and no code but this project's and, where given, your own `factory`.
+    `from_pretrained` reads the folder of a run, a folder that `save_pretrained` wrote, or a repository of
+    the Hugging Face hub; `save_pretrained` and `push_to_hub` write one. Weights are safetensors and settings
+    JSON: no pickle is read, and no code is run but this project's and your own `factory`.
 
     Attributes:
-        network: images, normalised, to logits `(batch, exits, classes)`.
-        spec: its description.
-        calibration: of its probabilities, from a validation split; None where there was none.
-        evaluation: its figures on a test split, where known.
-        recipe: the settings it was trained with, where known.
+        network: normalised images → logits `(batch, exits, classes)`.
+        spec: the description of the network.
+        calibration: temperature and risk–coverage curve from a validation split; None if there was none.
+        evaluation: metrics on a test split; None if it was not evaluated.
+        recipe: the settings it was trained with; None if they are not known.
+
+    Example:
+        >>> import tempfile
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> net = nf.fission(create_model("wrn-10-1", 2), exits=2, example_input=torch.zeros(1, 3, 8, 8))
+        >>> classifier = nf.Classifier.from_network(
+        ...     net, model="wrn-10-1", classes=["cat", "dog"], shape=(3, 8, 8), mean=[0.5] * 3, std=[0.2] * 3
+        ... )
+        >>> pixels = torch.stack([classifier.pixels(Image.new("L", (20, 30)))])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = classifier.save_pretrained(folder)
+        ...     again = nf.Classifier.from_pretrained(folder)
+        >>> torch.equal(again.logits(pixels), classifier.logits(pixels))
+        True
+        >>> again.predict(pixels).exit_probabilities.shape
+        torch.Size([1, 2, 2])
     """
 
     def __init__(
@@ -78,23 +88,25 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> Self:
-        """Describe a network that was fissioned and trained by code of your own; it goes into eval mode.
+        """Describe a network that you fissioned and trained in your own code, and put it into eval mode.
 
         Args:
-            network: what `fission` gave, trained.
-            model: the name that `netfission.models.create_model` makes the model of; None where a factory of
-                your own made it, which `from_pretrained` is to be given then.
-            classes: their names, each another, in the order of the logits.
-            shape: channels (1 or 3), height and width of the images it was trained on.
-            mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
-            std: of each channel, on the same scale; images are divided by it.
+            network: what `fission` returned, trained.
+            model: the name from which `netfission.models.create_model` makes the single network; None if
+                a factory of your own made it, which `from_pretrained` then needs.
+            classes: names of the classes, all different, in the order of the logits.
+            shape: channels (1 or 3), height and width of the training images.
+            mean: per channel, on the scale [0, 1]; subtracted from images before the network.
+            std: per channel, on the same scale; images are divided by it.
 
         Raises:
-            ValueError: the network was made with a `Grouping` object, which no name tells; it is not
-                what `model` makes; or an argument is not what it takes.
+            ValueError: the network was made with a `Grouping` object, it differs from what `model` makes, or
+                an argument is not valid.
         """
         if network.config is None:
-            raise ValueError("network: was made with a grouping of your own; takes one given by its name")
+            raise invalid(
+                "network", "made with a grouping given by its name", found="one made with a Grouping object"
+            )
         spec = NetworkSpec(
             model,
             list(classes),
@@ -104,89 +116,92 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
             asdict(network.config),
             version("netfission"),
         )
-        own = cls(network, spec)
+        classifier = cls(network, spec)
         noise = torch.Generator().manual_seed(0)
         pixels = torch.randint(256, (2, *spec.shape), dtype=torch.uint8, generator=noise)
         try:
-            logits = own.logits(pixels)
+            logits = classifier.logits(pixels)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"shape={spec.shape}: is not what the network takes ({reason})") from error
+            found = f"{spec.shape} ({first_line(error)})"
+            raise invalid("shape", "the shape of the network's images", found=found) from error
         if logits.shape[2] != len(spec.classes):
-            raise ValueError(f"classes: are {len(spec.classes)} names; the network has {logits.shape[2]}")
+            raise invalid("classes", f"{logits.shape[2]} names, one per logit", found=str(len(spec.classes)))
         if model is not None:
-            try:
-                again = cls(spec.restore(network_state(network)), spec)
-                if not torch.allclose(again.logits(pixels), logits, rtol=1e-2, atol=1e-2):
-                    raise WeightsError("its logits differ")
-            except WeightsError as error:
-                raise ValueError(
-                    f"model={model!r}: makes another network than this ({error}); takes its own name, or "
-                    "None and `factory` when it is loaded"
-                ) from error
-        return own
+            _check_model(classifier, model, pixels, logits)
+        return classifier
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by; 1 where nothing was calibrated."""
+        """The number that logits are divided by; 1 without calibration."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, float `(batch, channels, height, width)` → logits `(batch, exits, classes)`."""
+        """Map normalised images, float `(n, channels, height, width)`, to logits `(n, exits, classes)`."""
         logits: Tensor = self.network(images)
         return logits
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Any image as the network takes it, `(channels, height, width)` uint8; see `to_pixels`.
+        """Convert any image to the network's size and channels: uint8 `(channels, height, width)`.
 
-        Raises what Pillow raises where the file behind it is corrupt: OSError, SyntaxError and others.
+        See `netfission.data.images.to_pixels`.
+
+        Raises:
+            Exception: what Pillow raises for a corrupt file: OSError, SyntaxError and others.
         """
         channels, *size = self.spec.shape
         return to_pixels(image, "L" if channels == 1 else "RGB", (size[0], size[1]))
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
-        """Pixels, uint8 `(n, channels, height, width)` → logits `(n, exits, classes)`, on the CPU."""
+        """Map pixels, uint8 `(n, channels, height, width)`, to logits `(n, exits, classes)` on the CPU.
+
+        The logits are float32 and not divided by the temperature.
+        """
         logits: Tensor = self(self._normalise(pixels).to(self.device))
         return logits.float().cpu()
 
     def predict(self, pixels: Tensor, *, risk: float | None = None) -> Predictions:
-        """Calibrated predictions.
+        """Predict the classes of images, with calibrated probabilities.
 
         Args:
             pixels: uint8 `(n, channels, height, width)`, see `pixels`.
-            risk: share of wrong answers that is borne; the ensemble abstains where it is less sure than that
-                took on the validation split. Default: it never abstains.
+            risk: accepted share of wrong answers, in [0, 1]. The ensemble abstains below the confidence that
+                keeps to it on the validation split. Default: it never abstains.
 
         Raises:
-            ValueError: `pixels` are not that; `risk` is given and nothing was calibrated, or it is outside
-                [0, 1].
+            ValueError: `pixels` or `risk` is not valid, or there is a `risk` but no calibration.
         """
-        takes = f"takes uint8 of shape (n, {', '.join(map(str, self.spec.shape))}), see `Classifier.pixels`"
+        expected = f"uint8 of shape (n, {', '.join(map(str, self.spec.shape))}), see Classifier.pixels"
         if not isinstance(pixels, Tensor):
-            raise ValueError(f"pixels: are of type {type(pixels).__name__}; {takes}")
+            raise invalid("pixels", expected, found=type(pixels).__name__)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
-            raise ValueError(f"pixels: are {pixels.dtype} of shape {tuple(pixels.shape)}; {takes}")
+            raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
         return Predictions(self.logits(pixels) / self.temperature, self.threshold(risk))
 
     def threshold(self, risk: float | None) -> float | None:
-        """The probability below which to abstain, for `predict`; None without a `risk`."""
+        """Return the confidence below which `predict` abstains; None if `risk` is None.
+
+        Raises:
+            ValueError: `risk` is outside [0, 1], or there is no calibration.
+        """
         if risk is None:
             return None
         if self.calibration is None:
-            raise ValueError(
-                f"risk={risk}: takes a network that was calibrated on a validation split; train with "
-                "validation above 0, or leave it out"
+            raise invalid(
+                "risk",
+                "None for a network without calibration",
+                risk,
+                hint="train with validation above 0 to calibrate it",
             )
         return self.calibration.risk_coverage.threshold(risk)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # downloads by snapshot, so that one name fits all
+    def from_pretrained(
         cls,
         name: str | Path,
         *,
@@ -194,120 +209,120 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         token: str | bool | None = None,
         factory: Factory | None = None,
     ) -> Self:
-        """Load a network; on the CPU, in eval mode, its logits those of the one saved, bit for bit.
+        """Load a network, on the CPU, in eval mode; its logits are those of the saved one, bit for bit.
 
         Args:
-            name: a run's folder, a folder that `save_pretrained` wrote, or a repository on the hub.
-            revision: of the repository: a branch, a tag or a commit; default its main branch.
-            token: of the hub; default the one kept by `hf auth login`.
-            factory: `factory(num_classes, in_channels=channels)` makes the single network, where it was one
-                of your own.
+            name: the folder of a run, a folder that `save_pretrained` wrote, or a repository of the hub.
+            revision: branch, tag or commit of the repository; default its main branch.
+            token: token of the hub; default the one kept by `hf auth login`.
+            factory: makes the single network, if it has no name; called with the keyword arguments
+                `num_classes` and `in_channels`.
 
         Raises:
             ValueError: a file is missing, damaged or of a newer version, or the factory's network differs.
-            ConnectionError: the hub is out of reach.
+            ConnectionError: the hub cannot be reached.
         """
         folder = ModelFolder(Path(name))
         if not folder.path.is_dir():
-            folder = ModelFolder(_downloaded(str(name), revision=revision, token=token))
+            files = [path.name for path in folder.shared]
+            folder = ModelFolder(download(str(name), files, revision=revision, token=token))
         network, spec = folder.load_network(factory)
         recipe = folder.load_config() if folder.config.is_file() else None
         return cls(network, spec, folder.load_calibration(), folder.load_evaluation(), recipe)
 
-    # The mixin's own removes a file before it writes.
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        **settings: Any,
-    ) -> str | None:
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the network's files into a folder, in place of those of a network that it held before.
 
-        All are on disk before the first takes its name, so that nothing changes where there is no room. A
-        README that is there already stays; where it is not this network's, a warning says so.
+        All files are on disk before the first takes its name, so that nothing changes if the disk is full.
+        A README that exists stays; a warning says so if it describes another network.
 
         Args:
-            save_directory: the folder; made where it is not there.
-            repo_id: see `push_to_hub`; default the folder's name.
-            push_to_hub: whether to push it, too.
-            settings: of `huggingface_hub.ModelHubMixin.push_to_hub`.
-
-        Returns:
-            The address of the commit on the hub, where it was pushed.
+            save_directory: the folder; made if it does not exist.
 
         Raises:
-            ValueError: the folder is that of a run; or see `push_to_hub`.
+            ValueError: the folder is that of a run.
             OSError: it cannot be written.
-            ConnectionError: see `push_to_hub`.
         """
         folder = ModelFolder(Path(save_directory))
         if folder.config.is_file():
-            raise ValueError(f"save_directory={save_directory}: is the folder of a run; takes another")
+            raise invalid("save_directory", "another folder than a run's", found=str(save_directory))
         folder.path.mkdir(parents=True, exist_ok=True)
         files = folder.network_files(self.network, self.spec)
         if self.calibration is not None:
             files[folder.calibration] = self.calibration.to_json()
         if self.evaluation is not None:
             files[folder.evaluation] = self.evaluation.to_json()
-        files |= self._readme(folder.path / "README.md")
+        files |= self._readme(folder.readme)
         replaces = folder.weights.is_file()
         write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
-        if push_to_hub:
-            return self.push_to_hub(repo_id or folder.path.name, **settings)
-        return None
 
-    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
-        """Write the network's files into a repository of the hub, which is made where it is not there.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Push a network of netfission",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Write the network's files into a repository of the hub, which is made if it does not exist.
 
         Args:
-            repo_id: its name, `OWNER/NAME`.
-            settings: of `huggingface_hub.ModelHubMixin.push_to_hub`.
+            repo_id: name of the repository, `OWNER/NAME`.
+            commit_message: message of the commit.
+            private: whether a new repository is private; default the owner's setting.
+            token: token of the hub; default the one kept by `hf auth login`.
+            branch: branch to commit to; default the main branch.
+            create_pr: whether to open a pull request in place of committing to the branch.
 
         Returns:
             The address of the commit.
 
         Raises:
-            ValueError: the hub refuses it: the name is none, or you may not write there.
-            ConnectionError: the hub is out of reach.
+            ValueError: the hub refuses it: the name is not valid, or you may not write there.
+            ConnectionError: the hub cannot be reached.
         """
-        if not is_in_reach():
-            raise ConnectionError(f"{repo_id}: cannot be pushed to, as the hub cannot be reached")
-        try:
-            return super().push_to_hub(repo_id, **settings)
-        except (HFValidationError, HfHubHTTPError) as error:
-            raise ValueError(f"{repo_id}: cannot be pushed to ({str(error).splitlines()[0]})") from error
+        return upload(
+            self.save_pretrained,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            branch=branch,
+            create_pr=create_pr,
+        )
 
     def _readme(self, path: Path) -> dict[Path, str]:
-        """What to write there; nothing where there is one, of which a warning tells if it is another's."""
+        """Return the README by its path, or {} if there is one; warn if that describes another network."""
         text = model_card(self.spec, self.calibration, self.evaluation, self.recipe)
         if not path.exists():
             return {path: text}
         if path.read_bytes() != text.encode():
-            warnings.warn(f"{path}: stays as it is; without it, one is written of this network", stacklevel=3)
+            warnings.warn(
+                f"{path} stays as it is; remove it to have one of this network written", stacklevel=3
+            )
         return {}
 
 
-def _numbers(name: str, values: Sequence[Any], kind: Callable[[Any], T]) -> list[T]:
+def _numbers(name: str, values: Sequence[Any], convert: Callable[[Any], T]) -> list[T]:
     try:
-        return [kind(value) for value in values]
+        return [convert(value) for value in values]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={values!r}: takes a list of numbers ({error})") from error
+        raise invalid(name, "a list of numbers", values) from error
 
 
-def _downloaded(name: str, **settings: Any) -> Path:
-    """A copy of a hub's repository in the cache."""
+def _check_model(classifier: Classifier, model: str, pixels: Tensor, logits: Tensor) -> None:
+    """Refuse a name that makes another network than the one that gave these logits."""
+    state = network_state(classifier.network)
     try:
-        with quick_when_offline():
-            return Path(snapshot_download(name, allow_patterns=list(_FILES), **settings))
-    except HFValidationError as error:
-        raise ValueError(f"{name}: is no folder, nor the name of a repository on the hub") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{name}: is no folder here, nor found on the hub ({reason})") from error
-    except (ConnectionError, FileNotFoundError) as error:
-        raise ConnectionError(
-            f"{name}: is no folder here, and the hub cannot be reached nor is it cached; takes the folder "
-            "of a run, or connect to a network once"
+        restored = Classifier(classifier.spec.restore(state), classifier.spec)
+        if not torch.allclose(restored.logits(pixels), logits, rtol=1e-2, atol=1e-2):
+            raise WeightsError("its logits differ")
+    except WeightsError as error:
+        raise invalid(
+            "model",
+            "the name that makes this network",
+            found=f"{model!r}, which makes another ({error})",
+            hint="pass its name, or None and a factory when you load it",
         ) from error

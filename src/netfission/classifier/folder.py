@@ -1,9 +1,10 @@
-"""The files of a trained network, and what is needed beside its weights to build it again."""
+"""The files of a trained network, and the description from which it is built again."""
 
+import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,41 +17,55 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from netfission.algorithm import fission
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
+from netfission.grouping.base import Grouping, Stage, StageSplit
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import METHODS, find_method, reads_setting
 from netfission.models import create_model
+from netfission.network import FissionNetwork
 from netfission.surgery.narrowing import fit
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import write_together
 from netfission.utils.typed import read_json, typed
 
-Factory = Callable[..., nn.Module]  # of num_classes and in_channels, by name
-FORMAT = 1  # of config.json
+Factory = Callable[..., nn.Module]  # called with num_classes and in_channels, by name
+FORMAT = 1  # version of the format of config.json
 
 
 class WeightsError(ValueError):
-    """Weights are not those of the network."""
+    """The weights belong to another network."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build the trained network again and feed it: `config.json`.
-
-    Raises ValueError where an attribute is not what it takes.
+    """A description of a trained network, from which it is built again: the content of `config.json`.
 
     Attributes:
-        model: its name, see `netfission.models.create_model`; None where a factory of the user's own made it.
-        classes: names of the classes, each another, in the order of the logits.
+        model: name of the single network, see `netfission.models.create_model`; None if a factory of the
+            user makes it.
+        classes: names of the classes, all different, in the order of the logits.
         shape: channels (1 or 3), height and width of an image.
-        mean: of each channel, on the scale [0, 1]; subtracted from images before the network.
-        std: of each channel, on the same scale; images are divided by it.
-        fission: the settings it was fissioned with; of a baseline the number of its members.
-        netfission: version that wrote this.
-        method: the method's settings; as `MethodConfig` where they are missing.
-        format: rises when what an older version would misread is written.
+        mean: per channel, on the scale [0, 1]; subtracted from images before the network.
+        std: per channel, on the same scale; images are divided by it.
+        fission: the fields of `FissionConfig`; of a baseline, `exits` is the number of its members.
+        netfission: version that wrote the description.
+        method: the fields of `MethodConfig`; default those of fission.
+        format: version of the format, raised when older versions would misread a new one.
+
+    Raises:
+        ValueError: an attribute is not valid.
+
+    Example:
+        >>> spec = NetworkSpec("wrn-10-1", ["cat", "dog"], [3, 8, 8], [0.5] * 3, [0.2] * 3,
+        ...                    fission={"exits": 2}, netfission="0.1.0")
+        >>> spec.build()(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 2, 2])
+        >>> NetworkSpec("wrn-10-1", ["cat", "cat"], [3, 8, 8], [0.5] * 3, [0.2] * 3, {}, "0.1.0")
+        Traceback (most recent call last):
+        ValueError: classes must be different names, got ['cat', 'cat']
     """
 
     model: str | None
@@ -66,17 +81,17 @@ class NetworkSpec:
     def __post_init__(self) -> None:
         names = self.classes
         if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise ValueError(f"classes={self.classes}: takes names, each another")
+            raise invalid("classes", "different names", names)
         if len(self.shape) != 3 or self.shape[0] not in (1, 3) or min(self.shape) < 1:
-            raise ValueError(f"shape={self.shape}: takes 1 or 3 channels, height and width")
+            raise invalid("shape", "1 or 3 channels, height and width", self.shape)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0] or not all(map(math.isfinite, values)):
-                raise ValueError(f"{name}={values}: takes a number for each of {self.shape[0]} channels")
+                raise invalid(name, f"a finite number for each of {self.shape[0]} channels", values)
         if min(self.std) <= 0:
-            raise ValueError(f"std={self.std}: takes numbers above 0")
+            raise invalid("std", "positive numbers", self.std)
 
     def single(self, factory: Factory | None = None) -> nn.Module:
-        """The single network with fresh weights, on the CPU.
+        """Make the single network with fresh weights, on the CPU.
 
         Args:
             factory: makes it in place of `create_model`.
@@ -86,12 +101,17 @@ class NetworkSpec:
         """
         if factory is None:
             if self.model is None:
-                raise ValueError("factory=None: takes what made the single network, which has no name")
+                raise invalid(
+                    "factory", "the function that makes the single network, as the network has no name", None
+                )
             factory = partial(create_model, self.model)
         return factory(num_classes=len(self.classes), in_channels=self.shape[0])
 
     def build(self, factory: Factory | None = None) -> nn.Module:
-        """The network with fresh weights, on the CPU, in eval mode.
+        """Make the network with fresh weights, on the CPU, in eval mode.
+
+        Nothing is pruned or divided by importance, as the trained weights say what was removed. With
+        channel groups the paths have their full width, which `restore` fits to the weights.
 
         Args:
             factory: see `single`.
@@ -99,64 +119,107 @@ class NetworkSpec:
         Raises:
             ValueError: the network cannot be built.
         """
-        # Which weights are removed is read with the weights: scoring them again would be for nothing.
-        config = replace(
-            typed(FissionConfig, self.fission), criterion="random", pruning_steps=None, assignment="random"
-        )
-        if config.grouping == "channels":
-            config = replace(config, sparsity=0.0)  # widths are read with the weights, too
-        plan = BuildPlan(
-            partial(call_with_seed, partial(self.single, factory)), config, torch.zeros(2, *self.shape)
-        )
+        config = typed(FissionConfig, self.fission)
+        method = self._method()
+        create = partial(call_with_seed, partial(self.single, factory))
+        example = torch.zeros(2, *self.shape)
+        structure = replace(config, criterion="random", pruning_steps=None, assignment="random")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers left empty: the weights' own have been reported
-            return find_method(self._method()).build(plan).eval()
+            warnings.simplefilter("ignore")  # about empty layers: the weights decide which are empty
+            if self._has_channel_groups:
+                structure = replace(structure, grouping="copies", exact_partition=False, sparsity=0.0)
+                settings = asdict(structure) | {"grouping": _FullWidth()}
+                network: nn.Module = fission(create(config.seed), **settings, example_input=example)
+            else:
+                network = find_method(method).build(BuildPlan(create, structure, example))
+        if isinstance(network, FissionNetwork):
+            network.config = config
+        return network.eval()
 
     def restore(self, state: Mapping[str, Tensor], factory: Factory | None = None) -> nn.Module:
-        """The network with those weights, on the CPU, in eval mode.
+        """Make the network with trained weights, on the CPU, in eval mode.
 
         Args:
-            state: its weights and masks.
+            state: weights and masks by name, see `network_state`.
             factory: see `single`.
 
         Raises:
-            ValueError: the network cannot be built, or the weights are another's.
+            ValueError: the network cannot be built.
+            WeightsError: the weights belong to another network.
+
+        Example:
+            >>> spec = NetworkSpec("wrn-10-1", ["cat", "dog"], [3, 8, 8], [0.5] * 3, [0.2] * 3,
+            ...                    fission={"exits": 2, "grouping": "copies"}, netfission="0.1.0")
+            >>> state = network_state(spec.build())
+            >>> again = spec.restore(state)
+            >>> all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+            True
         """
         network = self.build(factory)
         try:
-            has_own_widths = self.fission.get("grouping") == "channels"
-            if has_own_widths:
+            if self._has_channel_groups:
                 fit(network, {name: tensor.shape for name, tensor in state.items()})
             network.load_state_dict(state)
-            if has_own_widths:
+            if self._has_channel_groups:
                 with torch.no_grad():
-                    network(torch.zeros(1, *self.shape))  # layers that do not fit one another are found here
+                    network(torch.zeros(1, *self.shape))  # raises if layers do not fit one another
         except RuntimeError as error:
-            lines = str(error).splitlines()
-            raise WeightsError(lines[min(1, len(lines) - 1)].strip()) from error  # the first is no reason
+            lines = str(error).splitlines()  # the first line of several is a title
+            raise WeightsError(lines[min(1, len(lines) - 1)].strip()) from error
         return network
 
+    @property
+    def _has_channel_groups(self) -> bool:
+        """Whether the widths of the paths are known from the weights alone."""
+        return self._method().method == "fission" and self.fission.get("grouping") == "channels"
+
     def _method(self) -> MethodConfig:
-        """The method's own settings; those of others may have had another default when this was written."""
+        """Return the settings that the method reads; others may have had another default when written."""
         method = check_choice("method", typed(MethodConfig, self.method).method, METHODS)
         return typed(
             MethodConfig, {name: value for name, value in self.method.items() if reads_setting(method, name)}
         )
 
 
+class _FullWidth(Grouping):
+    """Gives every path the whole stage, so that finding channel groups again costs no time."""
+
+    def split(
+        self,
+        stage: Stage,
+        kept: Mapping[str, Tensor],
+        shares: Sequence[float],
+        generator: torch.Generator,
+        scores: Mapping[str, Tensor],
+    ) -> StageSplit:
+        """See `Grouping.split`."""
+        return StageSplit([copy.deepcopy(stage.module) for _ in shares])
+
+
 @dataclass(frozen=True)
 class ModelFolder:
-    """The files of a trained network.
+    """The folder of a trained network: the names of its files, and one reader for each.
 
     Attributes:
         path: the folder.
+
+    Example:
+        >>> import tempfile
+        >>> spec = NetworkSpec("wrn-10-1", ["cat", "dog"], [3, 8, 8], [0.5] * 3, [0.2] * 3,
+        ...                    fission={"exits": 2}, netfission="0.1.0")
+        >>> with tempfile.TemporaryDirectory() as path:
+        ...     folder = ModelFolder(Path(path))
+        ...     folder.save_network(spec.build(), spec)
+        ...     network, loaded = folder.load_network()
+        >>> loaded == spec, network.exits
+        (True, 2)
     """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """All settings, with versions, seed and device."""
+        """All settings, with versions, seed and device; only in the folder of a run."""
         return self.path / "config.yaml"
 
     @property
@@ -166,24 +229,34 @@ class ModelFolder:
 
     @property
     def spec(self) -> Path:
-        """What is needed beside the weights to use the network."""
+        """The description of the network."""
         return self.path / "config.json"
 
     @property
     def evaluation(self) -> Path:
-        """The figures on the test split."""
+        """Metrics on the test split."""
         return self.path / "evaluation.json"
 
     @property
     def calibration(self) -> Path:
-        """What the validation split says about the probabilities."""
+        """Temperature and risk–coverage curve from the validation split."""
         return self.path / "calibration.json"
 
+    @property
+    def readme(self) -> Path:
+        """The model card of a shared network."""
+        return self.path / "README.md"
+
+    @property
+    def shared(self) -> tuple[Path, ...]:
+        """The files from which a shared network is loaded."""
+        return self.spec, self.weights, self.calibration, self.evaluation
+
     def load_config(self) -> RunConfig:
-        """The run's settings.
+        """Read the settings of the run.
 
         Raises:
-            ValueError: the folder is no run, or its settings cannot be read.
+            ValueError: the folder holds no run, or its settings cannot be read.
         """
         settings = _read(self.config, lambda text: yaml.safe_load(text))
         try:
@@ -192,75 +265,83 @@ class ModelFolder:
             raise ValueError(f"{self.config}: {error}") from error
 
     def load_spec(self) -> NetworkSpec:
-        """The description of the trained network.
+        """Read the description of the network.
 
         Raises:
-            ValueError: it is missing, damaged, or of a newer version.
+            ValueError: it is missing, damaged, or written by a newer version.
         """
         if self.config.is_file() and not self.spec.is_file():
-            raise ValueError(f"{self.path}: its training has not ended; go on with resume")
+            raise invalid(
+                str(self.path), "a finished run", found="one whose training has not ended", hint="resume it"
+            )
         settings = _read(self.spec, json.loads)
         written = settings.get("format", FORMAT)
         if not isinstance(written, int) or written > FORMAT:
-            raise ValueError(
-                f"{self.spec}: has format {written}, of netfission {settings.get('netfission')}; this is "
-                f"{version('netfission')}, which reads up to {FORMAT}: update it"
+            raise invalid(
+                str(self.spec),
+                f"of format {FORMAT} at most, which netfission {version('netfission')} reads",
+                found=f"format {written} of netfission {settings.get('netfission')}",
+                hint="update netfission",
             )
         try:
             return typed(NetworkSpec, settings)
         except ValueError as error:
-            raise ValueError(f"{self.spec}: is not a network's description ({error})") from error
+            found = f"damaged content ({first_line(error)})"
+            raise invalid(str(self.spec), "the description of a network", found=found) from error
 
     def load_network(self, factory: Factory | None = None) -> tuple[nn.Module, NetworkSpec]:
-        """The trained network on the CPU, in eval mode, and its spec. No pickle is read.
+        """Load the trained network, on the CPU, in eval mode, and its description. No pickle is read.
 
-        It maps images to logits `(batch, exits, classes)`.
+        The network maps normalised images to logits `(batch, exits, classes)`.
 
         Args:
-            factory: makes the single network, where it was one of the user's own.
+            factory: makes the single network, if it has no name.
 
         Raises:
             ValueError: a file is missing or damaged, or the two do not belong together.
         """
         spec = self.load_spec()
         if not self.weights.is_file():
-            raise ValueError(f"{self.weights}: is missing; the run may not have ended, train with resume")
+            hint = "resume the training"
+            raise invalid(str(self.weights), "the weights of a network", found="no such file", hint=hint)
         try:
             return spec.restore(load_file(self.weights), factory), spec
         except (SafetensorError, WeightsError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.weights}: are not the weights of {self.spec} ({reason})") from error
+            found = f"others ({first_line(error)})"
+            raise invalid(str(self.weights), f"the weights of {self.spec}", found=found) from error
 
     def load_calibration(self) -> Calibration | None:
-        """What the validation split said; None where there was none. ValueError where it is damaged."""
+        """Read `calibration`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.calibration, Calibration)
 
     def load_evaluation(self) -> Evaluation | None:
-        """The figures on the test split; None where there are none yet. ValueError where they are damaged."""
+        """Read `evaluation`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.evaluation, Evaluation)
 
     def save_network(self, network: nn.Module, spec: NetworkSpec) -> None:
-        """Write weights, masks and card; neither changes where the disk is full."""
+        """Write weights, masks and description; if one cannot be written, neither file changes."""
         write_together(self.network_files(network, spec))
 
     def network_files(self, network: nn.Module, spec: NetworkSpec) -> dict[Path, str | bytes]:
-        """What the files of weights and masks, and of the card, are to hold."""
-        about = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
-        return {self.weights: save(network_state(network)), self.spec: about}
+        """Return the content of `weights` and of `spec`, by path."""
+        description = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
+        return {self.weights: save(network_state(network)), self.spec: description}
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's weights and masks, on the CPU."""
+    """Return the weights and masks of a network by name, contiguous and on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
-def _read(path: Path, parse: Any) -> dict[str, Any]:
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path}: is missing; takes the folder of a run, as `netfission train` writes it")
+        hint = "`netfission train` writes such a folder"
+        raise invalid(str(path.parent), "the folder of a run", found=f"one without {path.name}", hint=hint)
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        found = f"damaged content ({first_line(error)})"
+        raise invalid(str(path), f"a valid {path.suffix[1:].upper()} file", found=found) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: takes settings by name, not {type(content).__name__}")
+        raise invalid(str(path), "settings by name", found=type(content).__name__)
     return dict(content)

@@ -1,4 +1,4 @@
-"""What an ensemble answers for images: its class, how sure it is, and what its exits say."""
+"""Predictions of an ensemble for images: classes, confidence, uncertainty, and each exit's share in them."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,20 @@ from netfission.ensemble import (
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for a batch of images; all else follows from these logits.
+    """Predictions for a batch of images, all derived from the exits' logits.
 
     Attributes:
-        logits: `(n, exits, classes)`, float32 or wider, divided by the temperature already.
-        threshold: the probability below which the ensemble abstains, in [0, 1]; None where none was chosen.
+        logits: `(n, exits, classes)`, float32 or wider, already divided by the temperature.
+        threshold: the confidence below which the ensemble abstains, in [0, 1]; None if it never abstains.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 2.0]]])
+        >>> predictions = Predictions(logits, threshold=0.85)
+        >>> predictions.classes, predictions.votes.tolist()
+        (tensor([0, 1]), [[0, 1], [1, 1]])
+        >>> predictions.disagreement, predictions.abstains
+        (tensor([1., 0.]), tensor([ True, False]))
     """
 
     logits: Tensor
@@ -33,17 +42,17 @@ class Predictions:
 
     @property
     def probabilities(self) -> Tensor:
-        """Of the ensemble, `(n, classes)`."""
+        """The ensemble's probabilities, `(n, classes)`."""
         return ensemble_probabilities(self.logits)
 
     @property
     def exit_probabilities(self) -> Tensor:
-        """Probabilities of each exit, `(n, exits, classes)`."""
+        """Each exit's probabilities, `(n, exits, classes)`."""
         return self.logits.softmax(dim=2)
 
     @property
     def classes(self) -> Tensor:
-        """The most probable class, `(n,)`, int64."""
+        """The ensemble's most probable class, `(n,)`, int64."""
         return self.probabilities.argmax(dim=1)
 
     @property
@@ -53,7 +62,7 @@ class Predictions:
 
     @property
     def votes(self) -> Tensor:
-        """The class that each exit takes for the most probable, `(n, exits)`, int64."""
+        """Each exit's most probable class, `(n, exits)`, int64."""
         return self.logits.argmax(dim=2)
 
     @property
@@ -63,15 +72,15 @@ class Predictions:
 
     @property
     def entropy(self) -> Tensor:
-        """Of the ensemble's probabilities, `(n,)`, in nats: its total doubt."""
+        """Entropy of the ensemble's probabilities, `(n,)`, in nats: the total uncertainty."""
         return predictive_entropy(self.logits)
 
     @property
     def mutual_information(self) -> Tensor:
-        """Of class and exit, `(n,)`, in nats: the doubt that comes of the exits' differences."""
+        """Mutual information of class and exit, `(n,)`, in nats: uncertainty due to the exits."""
         return mutual_information(self.logits)
 
     @property
     def abstains(self) -> Tensor | None:
-        """Where the ensemble is less sure than the threshold asks, `(n,)`, bool; None without one."""
+        """Whether the confidence is below the threshold, `(n,)`, bool; None without a threshold."""
         return None if self.threshold is None else self.confidence < self.threshold
