@@ -49,15 +49,15 @@ def test_each_changes_images_by_the_seed_and_nothing_else(name):
     assert torch.equal(corrupt_images(images[:1], name, 3, seed=1), first[:1])
     assert (first.shape, first.dtype) == (images.shape, torch.uint8)
     assert torch.equal(images, before)
-    assert all(not torch.equal(own, old) for own, old in zip(first, images, strict=True))
+    assert all(not torch.equal(new, old) for new, old in zip(first, images, strict=True))
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "glass_blur", "snow", "frost"])
-def test_another_seed_or_place_draws_other_numbers(name):
+def test_another_seed_or_index_draws_other_numbers(name):
     images = pictures(1).repeat(2, 1, 1, 1)
-    own = corrupt_images(images, name, 3, seed=1)
-    assert not torch.equal(own[0], own[1])
-    assert not torch.equal(own, corrupt_images(images, name, 3, seed=2))
+    result = corrupt_images(images, name, 3, seed=1)
+    assert not torch.equal(result[0], result[1])
+    assert not torch.equal(result, corrupt_images(images, name, 3, seed=2))
 
 
 def test_numpys_global_generator_is_left_as_it_was():
@@ -76,20 +76,25 @@ def test_a_higher_strength_changes_more(name):
 
 def test_grey_images_stay_grey():
     grey = pictures(channels=1)
-    own = corrupt_images(grey, "frost", 2, seed=0)
-    assert own.shape == grey.shape
+    result = corrupt_images(grey, "frost", 2, seed=0)
+    assert result.shape == grey.shape
     coloured = corrupt_images(grey.expand(-1, 3, -1, -1), "frost", 2, seed=0)
-    torch.testing.assert_close(own[:, 0].float(), coloured.float().mean(1), atol=0.51, rtol=0)
+    torch.testing.assert_close(result[:, 0].float(), coloured.float().mean(1), atol=0.51, rtol=0)
 
 
 def test_small_images_are_refused():
-    with pytest.raises(ValueError, match=r"take images of 32×32 pixels or more; the run's are 31×31"):
+    with pytest.raises(
+        ValueError, match=r"^pixels must be at least 32×32 per image for corruptions, got 31×31$"
+    ):
         corrupt_images(pictures(side=31), "fog", 1, 0)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    with pytest.raises(ValueError, match=r"pip install 'netfission\[corruptions\]'"):
+    with pytest.raises(
+        ValueError,
+        match=r"^imagecorruptions-imaug must be installed .*; pip install 'netfission\[corruptions\]'$",
+    ):
         corruption_names()
 
 
@@ -98,7 +103,7 @@ def figures(top1, nll, exits):
 
 
 def test_means_and_the_table():
-    own = Corruptions(
+    corruptions = Corruptions(
         n=8,
         seed=0,
         temperature=1.0,
@@ -109,10 +114,10 @@ def test_means_and_the_table():
             "pixelate": [figures(0.5, 1, 0.5) for _ in STRENGTHS],
         },
     )
-    assert own.mean("top1") == pytest.approx(0.4)
-    assert own.mean("nll", 5) == pytest.approx(3)
-    assert own.mean_exit() == pytest.approx((0.15 + 0.5) / 2)
-    lines = own.table().splitlines()
+    assert corruptions.mean("top1") == pytest.approx(0.4)
+    assert corruptions.mean("nll", 5) == pytest.approx(3)
+    assert corruptions.mean_exit() == pytest.approx((0.15 + 0.5) / 2)
+    lines = corruptions.table().splitlines()
     assert lines[1].split() == ["fog", "10.00", "20.00", "30.00", "40.00", "50.00", "30.00"]
     assert lines[3].split() == ["mean", "accuracy", "%", "30.00", "35.00", "40.00", "45.00", "50.00", "40.00"]
     assert lines[4].split()[-1] == "2.0000"
@@ -140,10 +145,10 @@ def test_a_run_under_all_of_them(large_run, capsys):
     rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(3))[:6].sort().values
     logits = classifier.logits(corrupt_images(test.images[rows], "contrast", 4, seed=3))
     by_hand = evaluate_logits(logits / classifier.temperature, test.labels[rows])
-    own = kept["corruptions"]["contrast"][3]
-    assert own["ensemble"]["nll"] == pytest.approx(by_hand.ensemble["nll"], rel=1e-4)
-    assert own["exits_top1"] == pytest.approx(sum(each["top1"] for each in by_hand.exits) / 2)
-    assert own["raw"]["nll"] != own["ensemble"]["nll"]
+    metrics = kept["corruptions"]["contrast"][3]
+    assert metrics["ensemble"]["nll"] == pytest.approx(by_hand.ensemble["nll"], rel=1e-4)
+    assert metrics["exits_top1"] == pytest.approx(sum(each["top1"] for each in by_hand.exits) / 2)
+    assert metrics["raw"]["nll"] != metrics["ensemble"]["nll"]
 
 
 def test_more_images_than_there_are_is_all_of_them(large_run, monkeypatch):

@@ -15,16 +15,16 @@ def curve(pairs):
 
 @given(examples)
 def test_each_point_is_what_answering_above_its_threshold_gives(pairs):
-    own = curve(pairs)
-    for threshold, coverage, risk in zip(own.thresholds, own.coverage, own.risk, strict=True):
+    traced = curve(pairs)
+    for threshold, coverage, risk in zip(traced.thresholds, traced.coverage, traced.risk, strict=True):
         answered = [right for confidence, right in pairs if confidence >= threshold]
         assert coverage == pytest.approx(len(answered) / len(pairs))
         assert risk == pytest.approx(answered.count(False) / len(answered))
-    assert own.coverage[-1] == 1
+    assert traced.coverage[-1] == 1
 
 
 @given(examples, st.floats(0, 1))
-def test_a_threshold_bears_the_risk_and_answers_as_much_as_can_be(pairs, risk):
+def test_a_threshold_keeps_to_the_risk_and_answers_as_much_as_possible(pairs, risk):
     threshold = curve(pairs).threshold(risk)
     answered = [right for confidence, right in pairs if confidence >= threshold]
     assert answered.count(False) <= risk * len(answered) + 1e-12
@@ -34,22 +34,22 @@ def test_a_threshold_bears_the_risk_and_answers_as_much_as_can_be(pairs, risk):
 
 
 def test_the_area_is_the_mean_risk_over_coverages():
-    own = curve([(0.9, True), (0.8, False), (0.7, True), (0.6, False)])
-    assert own.area == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
+    traced = curve([(0.9, True), (0.8, False), (0.7, True), (0.6, False)])
+    assert traced.area == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
 
 
-def test_equally_sure_examples_have_no_order():
+def test_examples_of_equal_confidence_have_no_order():
     pairs = [(0.5, True), (0.5, False)]
     assert curve(pairs).area == curve(pairs[::-1]).area == pytest.approx(0.5)
 
 
 def test_a_long_curve_keeps_its_ends():
     confidence = torch.linspace(0, 1, 1001)
-    own = RiskCoverage.from_confidence(confidence, confidence > 0.3)
-    assert len(own.coverage) == 200
-    assert own.coverage[0] == pytest.approx(1 / 1001)
-    assert own.coverage[-1] == 1
-    assert own.threshold(0.0) > 0.3
+    traced = RiskCoverage.from_confidence(confidence, confidence > 0.3)
+    assert len(traced.coverage) == 200
+    assert traced.coverage[0] == pytest.approx(1 / 1001)
+    assert traced.coverage[-1] == 1
+    assert traced.threshold(0.0) > 0.3
 
 
 def test_bad_arguments_are_named():

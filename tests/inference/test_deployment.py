@@ -165,7 +165,7 @@ class Awkward(nn.Module):
         x = F.hardswish(torch.sigmoid(self.both(x))) + x  # two activations
         x = F.gelu(self.tanh(9 * x), approximate="tanh") + self.norm_of_sum(x + 1)
         x = self.wide(x) + x.mean(dim=(2, 3), keepdim=True)  # a sum of two shapes
-        x = F.relu6(self.sum(x) + x)  # an activation that oneDNN takes after no sum
+        x = F.relu6(self.sum(x) + x)  # an activation that oneDNN cannot fuse after a sum
         x = torch.add(self.reflect(x), self.norm_of_same(self.same(x)), alpha=2)
         return F.dropout(self.drop(x), 0.5, self.training) / 2
 
@@ -236,8 +236,8 @@ def network_of(*stages: nn.Module, to_maps: nn.Module | None = None) -> FissionN
 def test_what_cannot_be_folded_or_fused_is_kept(stage: type[nn.Module]) -> None:
     torch.manual_seed(0)
     net = network_of(stage(), stage())
-    made = [deploy(net, images(2, 4), joined=joined) for joined in (True, False)]
-    for deployed in (*made, deploy_exits(net, images(2, 4))):
+    whole = [deploy(net, images(2, 4), joined=joined) for joined in (True, False)]
+    for deployed in (*whole, deploy_exits(net, images(2, 4))):
         assert_equal(deployed, net, 4, tolerance=3e-6)
 
 

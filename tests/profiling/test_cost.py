@@ -164,9 +164,9 @@ def test_medians_quartiles_and_ratios_are_those_of_the_rounds(monkeypatch):
     cost = nf.cost(nn.Linear(3, 4), torch.randn(2, 3), nn.Linear(3, 4), batch_sizes=[5], rounds=6)
     ratios = [a / b for a, b in zip(times["network"], times["reference"], strict=True)]
     for m in (cost.network.inference[0], cost.network.training):
-        for ours, values in ((m.seconds, times["network"]), (m.ratio, ratios)):
+        for measured, values in ((m.seconds, times["network"]), (m.ratio, ratios)):
             expected = quantiles(values, n=4, method="inclusive")
-            assert [ours.lower, ours.median, ours.upper] == pytest.approx(expected)
+            assert [measured.lower, measured.median, measured.upper] == pytest.approx(expected)
         assert m.images_per_second == pytest.approx(5 / m.seconds.median)
     assert cost.reference.training.ratio == Quartiles(1, 1, 1)
 
@@ -197,7 +197,7 @@ def test_batches_are_filled_with_the_images_given():
     nf.cost(Note(2, 4), images, batch_sizes=[1], rounds=1)
     assert {len(batch) for training, batch in batches if training} == {
         2
-    }  # a batch norm takes no single image
+    }  # a batch norm cannot train on one image
 
 
 def frozen():

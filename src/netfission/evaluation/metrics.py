@@ -12,7 +12,7 @@ CALIBRATION_BINS = 15
 def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """Measure predicted class probabilities against labels.
 
-    - `top1` and `top5`: accuracy in [0, 1]; `top5` is left out for 5 classes or fewer, where it is always 1.
+    - `top1` and `top5`: accuracy in [0, 1]; `top5` is left out for 5 classes or fewer, as it is always 1.
     - `nll`: mean negative log-likelihood in nats.
     - `ece`: expected calibration error in [0, 1], with 15 bins of equal width over the largest probability
       (Guo et al. 2017).

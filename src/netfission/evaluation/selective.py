@@ -28,7 +28,7 @@ class RiskCoverage:
 
     @classmethod
     def from_confidence(cls, confidence: Tensor, correct: Tensor) -> "RiskCoverage":
-        """Compute the curve, at no more than 200 points.
+        """Compute the curve, at 200 points or fewer.
 
         Args:
             confidence: `(n,)`, floating point.

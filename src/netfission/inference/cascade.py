@@ -24,7 +24,12 @@ class CascadeOutput(NamedTuple):
 
     Attributes:
         logits: `(batch, classes)`, float32 or wider: mean logits of the exits that each image ran.
-        exits_used: `(batch,)`, int64: how many those were, from 1.
+        exits_used: `(batch,)`, int64: their number, from 1.
+
+    Example:
+        >>> output = cascade_logits(torch.zeros(2, 3, 5), [0.0, 0.0])
+        >>> output.logits.shape, output.exits_used
+        (torch.Size([2, 5]), tensor([1, 1]))
     """
 
     logits: Tensor
@@ -39,6 +44,11 @@ class ExitCosts:
         order: the exits as they run.
         dense: multiply-accumulates that each adds, in that order, including those of removed weights.
         effective: those of weights that are not removed.
+
+    Example:
+        >>> costs = ExitCosts(order=(1, 0), dense=(600, 400), effective=(300, 200))
+        >>> sum(costs.dense)  # of all exits
+        1000
     """
 
     order: tuple[int, ...]

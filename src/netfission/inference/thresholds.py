@@ -25,6 +25,11 @@ class CascadeChoice:
         accuracy: share of the examples that the cascade classifies correctly, in [0, 1].
         expected_accuracy: the share expected by the probabilities of the ensemble of all exits.
         cost: mean over the examples, in the unit of the costs given.
+
+    Example:
+        >>> logits = torch.tensor([[[4.0, 0.0], [4.0, 0.0]], [[1.0, 0.0], [0.0, 4.0]]])
+        >>> choose_thresholds(logits, torch.tensor([0, 1]), [1.0, 1.0], max_cost=1.0).thresholds
+        (0.0,)
     """
 
     thresholds: tuple[float, ...]
@@ -47,8 +52,8 @@ def choose_thresholds(
 
     A search that only counted correct answers would overfit to the few examples whose class changes, and
     lose more accuracy than allowed on others. So it also uses the *expected* accuracy: an answer is correct
-    with the probability that the ensemble of all exits gives it, after temperature scaling on these examples
-    (Guo et al. 2017, arXiv 1706.04599).
+    with the probability that the ensemble of all exits gives it. The probabilities are calibrated by
+    temperature scaling on these examples (Guo et al. 2017, arXiv 1706.04599).
 
     The search first tries all combinations of a grid over the steps, at quantiles of the confidence there.
     Then it moves one threshold after another to the best of all values that separate the examples

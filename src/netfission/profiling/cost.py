@@ -170,6 +170,11 @@ class Cost:
         network: the network's cost.
         reference: the reference's cost, from the same rounds, with ratios of 1; None without one.
         conditions: of the measurements.
+
+    Example:
+        >>> report = cost(nn.Linear(3, 2), torch.zeros(1, 3), nn.Linear(3, 4), batch_sizes=[1], rounds=1)
+        >>> report.table().splitlines()[1].split()
+        ['parameters', 'stored', '8', '16', '0.50×']
     """
 
     network: NetworkCost

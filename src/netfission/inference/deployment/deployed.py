@@ -21,7 +21,13 @@ TOLERANCE = 1e-4
 
 
 class Deployed(nn.Module):
-    """A module for inference only: always in eval mode, its parameters without gradients."""
+    """A module for inference only: always in eval mode, its parameters without gradients; see `deploy`.
+
+    Example:
+        >>> layer = Deployed(fx.symbolic_trace(nn.Linear(3, 2)))
+        >>> layer.training, layer(torch.zeros(1, 3)).requires_grad
+        (False, False)
+    """
 
     def __init__(self, layers: fx.GraphModule) -> None:
         super().__init__()
