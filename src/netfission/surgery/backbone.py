@@ -1,8 +1,8 @@
-"""Any traceable classifier cut into stem → stages → head.
+"""Cut any traceable classifier into stem → stages → head.
 
-A *cut* is a point of the forward pass after which one tensor alone is live. The model is traced twice
-with torch.fx: finely, to find its cuts, and then again only as deep as the chosen cuts need, so that
-everything between them runs as the model's own modules, in whatever mode they are set to.
+A *cut* is a point of the forward pass after which only one tensor is live. The model is traced twice with
+torch.fx. The first trace goes into every module, to find the cuts. The second goes only as deep as the
+chosen cuts need, so that everything between them runs as the model's own modules, in train or eval mode.
 """
 
 import copy
@@ -17,21 +17,32 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from netfission.surgery.masks import prunable_weights
-from netfission.utils.errors import invalid
-from netfission.utils.modes import in_mode
+from netfission.utils.errors import first_line, invalid
+from netfission.utils.modes import in_mode, input_errors
+
+_OWN_PARTS = "a netfission.Backbone of your own parts"
 
 
 class Backbone(nn.Module):
-    """A classifier seen as `stem → stages → head`; calling it runs the three in turn.
+    """A classifier as a sequence `stem → stages → head`; calling it runs them in turn.
 
-    Each part keeps the parameter names of the model it was cut from: `layer1.0.conv1.weight` of the
-    model is `layer1.0.conv1.weight` of the part that holds it.
+    `cut` makes one from a model. A model that cannot be traced can be passed to `fission` as a Backbone of
+    its parts. Parts that `cut` makes keep parameter names: `layer1.0.conv1.weight` of the model is
+    `layer1.0.conv1.weight` of the part that holds it.
 
     Attributes:
         stem: images → features; what comes before the first stage.
-        stages: each a stretch whose only live input is the output of the one before.
+        stages: modules, each of which reads only the output of the one before.
         head: features of the last stage → logits `(batch, classes)`.
-        stage_names: the module that ends each stage, by its name in the model.
+        stage_names: a name for each stage; `cut` takes the name of the module that ends the stage.
+
+    Example:
+        >>> stem = nn.Conv2d(3, 8, 3, padding=1)
+        >>> stages = [nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(2)]
+        >>> head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        >>> backbone = Backbone(stem, stages, head, ["first", "second"])
+        >>> backbone(torch.zeros(4, 3, 16, 16)).shape
+        torch.Size([4, 10])
     """
 
     def __init__(
@@ -48,7 +59,7 @@ class Backbone(nn.Module):
         self.stage_names = tuple(stage_names)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `(batch, channels, height, width)` → logits `(batch, classes)`."""
+        """Map images `(batch, channels, height, width)` to logits `(batch, classes)`."""
         features = self.stem(images)
         for stage in self.stages:
             features = stage(features)
@@ -96,35 +107,42 @@ def resolve_branches(
 def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = None) -> Backbone:
     """Cut a copy of `model` into stem, stages and head.
 
-    Left to itself it groups the cuts by the spatial size of their tensor and ends a stage at the
-    outermost, latest module of each size: `layer1` … `layer4` of a ResNet. A stretch without
-    convolution or linear layer joins what follows; a first one with a single such layer is the stem.
+    By default, cuts are grouped by the spatial size of their tensor, and a stage ends at the outermost,
+    latest module of each size: `layer1` … `layer4` of a ResNet. A part without convolution or linear
+    layer joins the next stage. If the first part has only one such layer, it is the stem.
 
     Args:
         model: images → logits `(batch, classes)`; not changed.
         example_input: images `(batch, channels, height, width)` on the model's device.
-        stages: names of the modules that end the stages, in the order they run; default found.
+        stages: names of the modules that end the stages, in the order they run; default found as above.
 
     Returns:
-        A backbone whose output equals the model's bit for bit, checked in train and in eval mode, and
-        none of whose stages overwrites its input.
+        A backbone whose output equals the model's bit for bit, checked in train and in eval mode. None of
+        its stages overwrites its input.
 
     Raises:
-        ValueError: the model cannot be traced, a name is unknown or does not end a stage, or the cut
-            model does not repeat the model's output. The message says what to pass instead.
+        ValueError: the model cannot be traced, a name is unknown or does not end a stage, or the output of
+            the cut model differs from the model's. The message says what to pass instead.
+
+    Example:
+        >>> from netfission.models import create_model
+        >>> backbone = cut(create_model("wrn-10-1", 10), torch.zeros(1, 3, 32, 32))
+        >>> backbone.stage_names
+        ('block1', 'block2', 'bn')
     """
-    if example_input.shape[0] == 1:  # batch norm on 1 × 1 features takes two values to train
+    if example_input.shape[0] == 1:  # batch norm on 1 × 1 features needs two values to train
         example_input = torch.cat([example_input, example_input.flip(-1)])
-    _check_example(model, example_input)
+    with input_errors("example_input", example_input):
+        _run(model, example_input, training=False)
     if isinstance(model, Backbone):
         if stages is not None:
-            raise ValueError(f"stages={list(stages)!r}: takes None beside a Backbone, which has its own")
+            raise invalid("stages", "None for a Backbone, which has its own", list(stages))
         backbone = copy.deepcopy(model)
     else:
         backbone = _cut_copy(copy.deepcopy(model), example_input, stages)
-    _refuse_shared(backbone)
+    _check_not_shared(backbone)
     _keep_inputs(backbone, example_input)
-    _check(model, backbone, example_input)
+    _check_same_output(model, backbone, example_input)
     return backbone
 
 
@@ -133,19 +151,18 @@ def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | No
     modules = dict(root.named_modules())
     unknown = [name for name in names if name not in modules or not name]
     if unknown or not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"stages={names!r}: takes distinct names of modules of {type(root).__name__}"
-            + (f"; {unknown[0]!r} is none, try {_hint(root, example_input)}" if unknown else "")
-        )
+        hint = f"there is no {unknown[0]!r}, try {_suggestion(root, example_input)}" if unknown else ""
+        raise invalid("stages", f"distinct names of modules of {type(root).__name__}", names, hint=hint)
     return _split(root, names, example_input)
 
 
 class ModuleTracer(fx.Tracer):
-    """Traces down to the modules that matter, and remembers where each module starts and ends.
+    """A tracer that stops at some modules, and stores where each module starts and ends.
 
-    With `ends`, only modules around one of these are traced into. Without, every module is, except
-    those that own parameters or buffers beside children (their mode would be frozen as traced, e.g.
-    timm's `BatchNormAct2d`) and those whose forward pass depends on the data.
+    With `ends`, it traces into modules that contain one of these, and into no others. Without, it traces
+    into every module with two exceptions. Modules that own parameters or buffers beside children are not
+    traced, since the trace would freeze their mode (timm's `BatchNormAct2d`). Modules that cannot be
+    traced, such as those whose forward pass depends on the data, stay whole.
     """
 
     def __init__(self, ends: Sequence[str] | None = None) -> None:
@@ -153,14 +170,14 @@ class ModuleTracer(fx.Tracer):
         self._inside = ends and {name[:dot] for name in ends for dot in range(len(name)) if name[dot] == "."}
         self.first: dict[str, fx.Node] = {}  # module name → the node it reads
         self.last: dict[str, fx.Node] = {}  # module name → the node it returns
-        self.repeated: set[str] = set()
+        self.called_again: set[str] = set()  # modules that run more than once
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module stays whole."""
         if self._inside is not None:
             return module_qualified_name not in self._inside
-        own = [*m._parameters.values(), *m._buffers.values()]
-        return not any(True for _ in m.children()) or any(tensor is not None for tensor in own)
+        tensors = [*m._parameters.values(), *m._buffers.values()]
+        return not any(True for _ in m.children()) or any(tensor is not None for tensor in tensors)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Trace a call of a module, and remember the nodes that it reads and returns."""
@@ -168,33 +185,34 @@ class ModuleTracer(fx.Tracer):
         before = next(iter(reversed(self.graph.nodes)))
         try:
             result = super().call_module(m, forward, args, kwargs)
-        except Exception:
+        except Exception:  # a user's module may raise anything while it is traced
             if self._inside is not None:
                 raise
-            for node in reversed(self.graph.nodes):  # forget what was traced of it: keep it whole
+            for node in reversed(self.graph.nodes):  # erase what was traced of it, and keep it whole
                 if node is before:
                     break
                 self.graph.erase_node(node)
             result = self.create_proxy("call_module", name, args, kwargs)
         if name in self.last:
-            self.repeated.add(name)
+            self.called_again.add(name)
         if args and isinstance(args[0], fx.Proxy) and isinstance(result, fx.Proxy):
             self.first[name], self.last[name] = args[0].node, result.node
         return result
 
 
 def _trace(root: nn.Module, ends: Sequence[str] | None = None) -> tuple[ModuleTracer, fx.Graph]:
-    """The graph of `root` as a function of its first argument; others keep their defaults."""
+    """Trace `root` as a function of its first argument; other arguments keep their defaults."""
     tracer = ModuleTracer(ends)
     parameters = list(inspect.signature(root.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
     try:
         graph = tracer.trace(root, concrete_args=defaults or None)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"model={type(root).__name__}: cannot be traced ({reason}); pass stages=[names of its "
-            "modules] so that less of it is traced, or a netfission.Backbone of your own parts"
+    except Exception as error:  # a user's model may raise anything while it is traced
+        raise invalid(
+            "model",
+            "traceable by torch.fx",
+            found=f"{type(root).__name__} ({first_line(error)})",
+            hint=f"pass stages=[names of its modules], so that less of it is traced, or {_OWN_PARTS}",
         ) from error
     _images, *rest = [node for node in graph.nodes if node.op == "placeholder"]
     for node in rest:  # arguments left at their defaults, and fx's assertions that they are
@@ -209,7 +227,10 @@ def _erase(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _cuts(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes after which they alone are live. Parameters are fetched where they are used."""
+    """Return the nodes after which only their own output is live.
+
+    Parameters are not counted as live; they are fetched again wherever they are used.
+    """
     nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
     order = {node: index for index, node in enumerate(graph.nodes)}
     cuts, live = [], set[fx.Node]()
@@ -223,7 +244,13 @@ def _cuts(graph: fx.Graph) -> list[fx.Node]:
 
 @dataclass(frozen=True)
 class _End:
-    """A module that ends at a cut: spatial size there, and how many prunable weights have run."""
+    """A module that ends at a cut.
+
+    Attributes:
+        name: its name in the model.
+        size: spatial size of its output.
+        weights: number of prunable weights that have run at its end.
+    """
 
     name: str
     size: tuple[int, ...]
@@ -231,11 +258,12 @@ class _End:
 
     @property
     def depth(self) -> int:
+        """Number of modules that contain it, the model not counted."""
         return self.name.count(".")
 
 
 def _find_stages(root: nn.Module, example_input: Tensor) -> list[str]:
-    """Names of the modules that end the stages: of each spatial size, the outermost, then the latest."""
+    """Return the modules that end the stages: of each spatial size, the outermost, then the latest."""
     stages: list[_End] = []
     ran = 0
     ends = [end for end in _module_ends(root, example_input) if end.weights > 1]  # one is the stem
@@ -248,23 +276,25 @@ def _find_stages(root: nn.Module, example_input: Tensor) -> list[str]:
             stages.append(best)
         ran = members[-1].weights
     if not stages:
-        raise ValueError(
-            f"model={type(root).__name__}: no stages found; takes a network with convolutions or linear "
-            "layers between cuts, or a netfission.Backbone of your own parts"
+        raise invalid(
+            "model",
+            "a network with convolutions or linear layers between cuts",
+            found=f"{type(root).__name__} without stages",
+            hint=f"pass {_OWN_PARTS}",
         )
     return [stage.name for stage in stages]
 
 
 def _module_ends(root: nn.Module, example_input: Tensor) -> list[_End]:
-    """Every module that ends at a cut before the features are flattened, in the order they end."""
+    """Return each module that ends at a cut before the features are flattened, in the order they end."""
     tracer, graph = _trace(root)
     with torch.no_grad(), in_mode(root, training=False):
         ShapeProp(fx.GraphModule(root, graph)).propagate(example_input)
     modules = dict(root.named_modules())
     cuts = set(_cuts(graph))
-    ended = {node: name for name, node in tracer.last.items() if name not in tracer.repeated}
+    ended = {node: name for name, node in tracer.last.items() if name not in tracer.called_again}
     for name, node in tracer.last.items():  # of modules that end together, the outermost
-        if name not in tracer.repeated and name.count(".") < ended[node].count("."):
+        if name not in tracer.called_again and name.count(".") < ended[node].count("."):
             ended[node] = name
     ends, weights = [], set[int]()
     for node in graph.nodes:
@@ -278,8 +308,8 @@ def _module_ends(root: nn.Module, example_input: Tensor) -> list[_End]:
     return ends
 
 
-def _hint(root: nn.Module, example_input: Tensor) -> str:
-    """A few names that would do as stages."""
+def _suggestion(root: nn.Module, example_input: Tensor) -> str:
+    """Return a few names that can be passed as stages."""
     ends = [end for end in _module_ends(root, example_input) if end.weights > 1]
     depth = min((end.depth for end in ends[:-2]), default=0)
     names = [end.name for end in ends if end.depth == depth]
@@ -290,24 +320,23 @@ def _split(root: nn.Module, names: Sequence[str], example_input: Tensor) -> Back
     tracer, graph = _trace(root, names)
     cuts = set(_cuts(graph))
     for name in names:
-        if name not in tracer.last or name in tracer.repeated or tracer.last[name] not in cuts:
-            raise ValueError(
-                f"stages={list(names)!r}: more than the output of {name!r} is live after it, so it cannot "
-                f"end a stage; try {_hint(root, example_input)}"
+        if name not in tracer.last or name in tracer.called_again or tracer.last[name] not in cuts:
+            raise invalid(
+                "stages",
+                "modules after which only their output is live",
+                found=f"{name!r}, which cannot end a stage",
+                hint=f"try {_suggestion(root, example_input)}",
             )
     order = {node: index for index, node in enumerate(graph.nodes)}
     ends = [tracer.last[name] for name in names]
     if ends != sorted(ends, key=order.__getitem__):
-        raise ValueError(f"stages={list(names)!r}: takes the names in the order the modules run")
+        raise invalid("stages", "in the order the modules run", list(names))
     start = _start_of_first_stage(tracer, root, names[0])
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not isinstance(output.args[0], fx.Node):
-        raise ValueError(
-            f"model={type(root).__name__}: takes a classifier whose output is one tensor (batch, classes); "
-            f"it gives {type(output.args[0]).__name__}"
-        )
+        raise _not_a_classifier(root, type(output.args[0]).__name__)
     bounds = [start if start in cuts else ends[0], *ends]
-    if bounds[0] is bounds[1]:  # nothing can be set apart: the stem is the identity
+    if bounds[0] is bounds[1]:  # no part precedes the first stage: the stem is the identity
         bounds[0] = next(iter(graph.nodes))
     (images,) = (node for node in graph.nodes if node.op == "placeholder")
     spans = zip([images, *bounds], [*bounds, output.args[0]], strict=True)
@@ -316,21 +345,22 @@ def _split(root: nn.Module, names: Sequence[str], example_input: Tensor) -> Back
 
 
 def _start_of_first_stage(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
-    """What the first stage reads: the input of its last module, or of the first of a row of its kind.
+    """Return the node that the first stage reads: the input of the module that ends the stage.
 
-    `blocks.3` of twelve equal blocks ends a stage that starts with `blocks.0`.
+    If that module is one of several siblings of its type, it is the input of the first sibling: `blocks.3`
+    of twelve equal blocks ends a stage that starts with `blocks.0`.
     """
     parent, _, _ = name.rpartition(".")
-    row = [
+    siblings = [
         f"{parent}.{child}"
         for child, module in root.get_submodule(parent).named_children()
         if parent and type(module) is type(root.get_submodule(name))
     ]
-    return tracer.first[next((sibling for sibling in row if sibling in tracer.first), name)]
+    return tracer.first[next((sibling for sibling in siblings if sibling in tracer.first), name)]
 
 
 def _part(root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """The nodes after `begin` up to `end` as a module of one tensor, names as in `root`."""
+    """Return the nodes after `begin` up to `end` as a module of one tensor, with the names in `root`."""
     part = fx.Graph()
     copies = {begin: part.placeholder("features")}
     nodes = list(graph.nodes)
@@ -344,21 +374,23 @@ def _part(root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node) -> fx.
     return fx.GraphModule(root, part)
 
 
-def _refuse_shared(backbone: Backbone) -> None:
+def _check_not_shared(backbone: Backbone) -> None:
+    """Check that no parameter or buffer is used in two parts."""
     owner: dict[int, str] = {}
     parts = [backbone.stem, *backbone.stages, backbone.head]
     for label, part in zip(["stem", *backbone.stage_names, "head"], parts, strict=True):
         for name, tensor in (*part.named_parameters(), *part.named_buffers()):
             if owner.setdefault(id(tensor), label) != label:
-                raise ValueError(
-                    f"stages={list(backbone.stage_names)!r}: {name!r} is used in {owner[id(tensor)]!r} and "
-                    f"in {label!r}; pass stages that keep both uses in one"
+                raise invalid(
+                    "stages",
+                    "such that each parameter is used in one stage",
+                    found=f"{name!r}, used in {owner[id(tensor)]!r} and in {label!r}",
                 )
 
 
 @torch.no_grad()
 def _keep_inputs(backbone: Backbone, example_input: Tensor) -> None:
-    """Let a stage that overwrites its input (an in-place activation comes first) copy it instead.
+    """Make each stage that overwrites its input (with an in-place activation) copy it first.
 
     Several paths may read that input.
     """
@@ -388,31 +420,29 @@ def _clone(_stage: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return inputs[0].clone()
 
 
-def _check_example(model: nn.Module, example_input: Tensor) -> None:
-    try:
-        _run(model, example_input, training=False)
-    except Exception as error:  # whatever a model's own checks raise
-        raise ValueError(
-            f"example_input={tuple(example_input.shape)} {example_input.dtype}: takes images that "
-            f"{type(model).__name__} takes ({(str(error) or type(error).__name__).splitlines()[0]})"
-        ) from error
-
-
-def _check(model: nn.Module, backbone: Backbone, example_input: Tensor) -> None:
+def _check_same_output(model: nn.Module, backbone: Backbone, example_input: Tensor) -> None:
+    """Check that the backbone repeats the model's logits in both modes."""
     for training in (False, True):
         mode = "train" if training else "eval"
         expected = _run(model, example_input, training)
         if not isinstance(expected, Tensor) or expected.ndim != 2:
-            raise ValueError(
-                f"model={type(model).__name__}: takes a classifier whose output is one tensor (batch, "
-                f"classes); in {mode} mode it gives {_describe(expected)}"
+            output = (
+                f"shape {tuple(expected.shape)}" if isinstance(expected, Tensor) else type(expected).__name__
             )
-        if not torch.equal(expected, _run(backbone, example_input, training)):
-            raise ValueError(
-                f"model={type(model).__name__}: its forward pass as traced differs in {mode} mode (it "
-                "depends on the mode or the data outside its modules); turn functional dropout off, or "
-                "pass a netfission.Backbone of your own parts"
+            raise _not_a_classifier(model, f"{output} in {mode} mode")
+        logits = _run(backbone, example_input, training)
+        if not isinstance(logits, Tensor) or not torch.equal(expected, logits):
+            raise invalid(
+                "model",
+                "independent of mode and data outside its modules",
+                found=f"{type(model).__name__}, whose traced forward pass differs in {mode} mode",
+                hint=f"turn functional dropout off, or pass {_OWN_PARTS}",
             )
+
+
+def _not_a_classifier(model: nn.Module, output: str) -> ValueError:
+    found = f"{type(model).__name__} with output {output}"
+    return invalid("model", "a classifier whose output is one tensor (batch, classes)", found=found)
 
 
 @torch.no_grad()
@@ -420,7 +450,3 @@ def _run(model: nn.Module, images: Tensor, training: bool) -> Any:
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         torch.manual_seed(0)
         return copy.deepcopy(model).train(training)(images.clone())
-
-
-def _describe(output: Any) -> str:
-    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
