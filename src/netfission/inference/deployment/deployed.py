@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from netfission.inference.deployment.folding import folded
 from netfission.inference.deployment.fusing import fuse
-from netfission.inference.deployment.joining import Builder, Features
+from netfission.inference.deployment.joining import Features, GraphBuilder
 from netfission.network import FissionNetwork
 from netfission.profiling.timing import inference_times
 from netfission.surgery.masks import discard_masks
@@ -164,7 +164,7 @@ def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> li
 
 
 def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joined: bool) -> Deployed:
-    builder = Builder(joined=joined)
+    builder = GraphBuilder(joined=joined)
     features = Features((_channels_last(builder, images),))
     running = [0]
     for step, copies in enumerate(parts):
@@ -172,7 +172,7 @@ def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joi
             nodes = dict(zip(running, builder.separate(features, len(running)), strict=True))
             features = Features(tuple(nodes.get(number, nodes[0]) for number in copies))
         name = "stem" if step == 0 else "head" if step == len(parts) - 1 else f"stages.{step - 1}"
-        features = builder.run(name, list(copies.values()), features)
+        features = builder.add(name, list(copies.values()), features)
         running = list(copies)
     if features.joined:
         logits = builder.graph.call_method("unflatten", (features.nodes[0], 1, (len(running), -1)))
@@ -182,20 +182,20 @@ def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joi
 
 
 def _convert(part: nn.Module, features: Tensor) -> Deployed:
-    builder = Builder(joined=False)
+    builder = GraphBuilder(joined=False)
     source = Features((_channels_last(builder, features),))
-    (result,) = builder.run("part", [folded(part, features)], source).nodes
+    (result,) = builder.add("part", [folded(part, features)], source).nodes
     return _finish(builder, result, features)
 
 
-def _channels_last(builder: Builder, features: Tensor) -> fx.Node:
+def _channels_last(builder: GraphBuilder, features: Tensor) -> fx.Node:
     source = builder.graph.placeholder("features")
     if features.ndim != 4:
         return source
     return builder.graph.call_method("contiguous", (source,), {"memory_format": torch.channels_last})
 
 
-def _finish(builder: Builder, result: fx.Node, features: Tensor) -> Deployed:
+def _finish(builder: GraphBuilder, result: fx.Node, features: Tensor) -> Deployed:
     layers = builder.finish(result)
     fuse(layers, features)
     return Deployed(layers)

@@ -28,7 +28,7 @@ def fuse(graph: fx.GraphModule, features: Tensor) -> None:
     """Fuse residual additions and activations into the convolutions before them, in place.
 
     Args:
-        graph: the result of `Builder.finish`.
+        graph: the result of `GraphBuilder.finish`.
         features: an example of its input.
     """
     ShapeProp(graph).propagate(features)

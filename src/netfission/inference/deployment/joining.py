@@ -74,7 +74,7 @@ class JoinedLinear(nn.Module):
         return torch.baddbmm(self.bias, parts, self.weight).transpose(0, 1).flatten(1)
 
 
-class Builder:
+class GraphBuilder:
     """Assembles the graphs of parts, the results of `folded`, into one.
 
     Args:
@@ -92,7 +92,7 @@ class Builder:
         self.graph.output(result)
         return fx.GraphModule(self._layers, self.graph)
 
-    def run(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
+    def add(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
         """Add one part per path: joined, if every node of it can be.
 
         Args:
@@ -143,10 +143,10 @@ class Builder:
                 layers = [layer_of(part, node) for part, node in zip(parts, nodes, strict=True)]
                 if len(set(map(_signature, nodes, layers))) > 1:
                     raise _NotJoinableError
-                copies[nodes[0]] = self._joined_node(name, nodes[0], layers, copies)
+                copies[nodes[0]] = self._add_joined_node(name, nodes[0], layers, copies)
         return copies[_result(parts[0])]
 
-    def _joined_node(
+    def _add_joined_node(
         self, name: str, node: fx.Node, layers: Sequence[Any], copies: Mapping[fx.Node, Features]
     ) -> Features:
         """Add one node that does the work of all paths, whose nodes have the same signature."""
