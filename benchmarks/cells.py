@@ -1,7 +1,7 @@
-"""The cells of a benchmark: contenders timed in turn under the same conditions, in a file whole after each.
+"""The cells of a benchmark: contenders timed in turn under the same conditions, written to a file one by one.
 
 A cell is one network under one runtime with one batch size. In every round each contender runs once, and its
-time is divided by the single network's of the same round, so that drift of the machine meets both alike.
+time is divided by the single network's of the same round, so that drift of the machine affects both equally.
 """
 
 import argparse
@@ -21,23 +21,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contenders import PEERS, SINGLE, Contender, Network, UnavailableError, find_network, optional
+from contenders import PEERS, SINGLE, Contender, Network, UnavailableError, find_network, import_optional
 from netfission.profiling.cost import count_parameters
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import Quartiles, device_name, peak_bytes, times_in_turn
 from netfission.runs.folder import environment
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, check_positive_integer, first_line, invalid
 from netfission.utils.files import write_whole
 from netfission.utils.text import align_columns
 
 RESULTS = Path(__file__).parents[1] / "results"
-SECONDS = 45.0  # that a cell's rounds may take where their number is left open
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
-IMAGES_A_ROUND = 8  # at least, so that a round of single images is long enough to be timed
+SECONDS = 45.0  # for the rounds of a cell, unless their number is given
+MIN_ROUNDS, MAX_ROUNDS = 3, 40
+IMAGES_PER_ROUND = 8  # at least, so that a round of single images is long enough to time
 
 Run = Callable[[], object]
 Settings = dict[str, Any]
-Figures = dict[str, Any]
+Results = dict[str, Any]
 
 
 # --- the command line -------------------------------------------------------------------------------
@@ -45,41 +45,47 @@ Figures = dict[str, Any]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise invalid("arguments", "as in --help", found=message)
 
 
 def parser(
     benchmark: str, doc: str | None, runtimes: Iterable[str], contenders: Iterable[str]
 ) -> argparse.ArgumentParser:
-    """The flags that benchmarks share."""
+    """Return a parser with the flags that benchmarks share."""
     flags = _Parser(
         prog=f"{benchmark}.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument(
-        "--networks", default="resnet18,wrn-28-10,resnet50", help="these, or any model of netfission"
+        "--networks",
+        default="resnet18,wrn-28-10,resnet50",
+        help="these, or any model of netfission (default: %(default)s)",
     )
     flags.add_argument("--runtimes", default=",".join(runtimes), help="default: %(default)s")
     flags.add_argument("--contenders", default=",".join(contenders), help="default: %(default)s")
     flags.add_argument(
         "--rounds",
         type=int,
-        help=f"timed runs of each contender, in turn (default: {FEWEST_ROUNDS} to {MOST_ROUNDS}, "
-        f"{SECONDS:.0f} seconds' worth)",
+        help=f"timed runs of each contender, in turn (default: {MIN_ROUNDS} to {MAX_ROUNDS}, "
+        f"as many as fit {SECONDS:.0f} seconds)",
     )
-    flags.add_argument("--threads", type=int, help="of the CPU (default: what PyTorch takes)")
+    flags.add_argument("--threads", type=int, help="threads of the CPU (default: PyTorch's)")
     flags.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    flags.add_argument("--channels-last", action="store_true", help="lay images and weights out so, for all")
+    flags.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="keep images and weights of all contenders in channels-last order",
+    )
     flags.add_argument(
         "--out",
         type=Path,
         default=RESULTS / f"benchmark_{benchmark}.json",
-        help="where cells are kept; those that it holds already are not run again",
+        help="file of the cells; cells that it already holds are not run again",
     )
     return flags
 
 
 def command(work: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None) -> int:
-    """Run a benchmark; returns the exit status: 0, or 2 for a bad request, told in one line."""
+    """Run a benchmark; return the exit status: 0, or 2 for a bad request, with one line on standard error."""
     try:
         work(arguments)
     except (ValueError, OSError) as error:
@@ -88,24 +94,14 @@ def command(work: Callable[[Sequence[str] | None], None], arguments: Sequence[st
     return 0
 
 
-def listed(argument: str, value: str, known: Iterable[str]) -> list[str]:
-    """Names separated by commas, each known and each once.
+def split_names(argument: str, value: str, known: Iterable[str]) -> list[str]:
+    """Return the names in a text with commas, each once.
 
     Raises:
-        ValueError: one is not known.
+        ValueError: a name is unknown.
     """
     names = list(known)
     return [check_choice(argument, name, names) for name in dict.fromkeys(value.split(","))]
-
-
-def check_positive(argument: str, value: int | None) -> None:
-    """Refuse numbers below 1.
-
-    Raises:
-        ValueError: it is one.
-    """
-    if value is not None and value < 1:
-        raise ValueError(f"{argument}={value}: takes a whole number from 1")
 
 
 # --- conditions -------------------------------------------------------------------------------------
@@ -113,15 +109,15 @@ def check_positive(argument: str, value: int | None) -> None:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all cells of a run have in common.
+    """The conditions that all cells of a run share.
 
     Attributes:
         networks: in the order they run.
         runtimes: in the order they run.
         contenders: by name; the single network is the first.
-        rounds: None where it is left open.
-        device: where all runs.
-        channels_last: whether images and weights are laid out so.
+        rounds: number of rounds; None for as many as fit the time.
+        device: of all contenders.
+        channels_last: whether images and weights are in channels-last order.
         environment: versions, device and threads.
     """
 
@@ -134,28 +130,29 @@ class Conditions:
     environment: dict[str, Any]
 
     @classmethod
-    def of(
+    def from_flags(
         cls, flags: argparse.Namespace, runtimes: Iterable[str], contenders: Mapping[str, Contender]
     ) -> "Conditions":
         """Check the flags and set the threads.
 
         Raises:
-            ValueError: one takes something else.
+            ValueError: a flag is not valid.
         """
         for argument in ("rounds", "threads"):
-            check_positive(argument, getattr(flags, argument))
+            if getattr(flags, argument) is not None:
+                check_positive_integer(argument, getattr(flags, argument))
         if flags.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda: no GPU can be used here; takes cpu")
+            raise invalid("device", "cpu", "cuda", hint="no GPU is available")
         if not flags.out.parent.is_dir():
-            raise ValueError(f"out={flags.out}: takes a file in a folder that exists")
-        names = listed("contenders", f"{SINGLE},{flags.contenders}", contenders)
+            raise invalid("out", "a file in a folder that exists", str(flags.out))
+        names = split_names("contenders", f"{SINGLE},{flags.contenders}", contenders)
         networks = [find_network(name) for name in dict.fromkeys(flags.networks.split(","))]
         if flags.threads:
             torch.set_num_threads(flags.threads)
         device = torch.device(flags.device)
         return cls(
             networks,
-            listed("runtimes", flags.runtimes, runtimes),
+            split_names("runtimes", flags.runtimes, runtimes),
             {name: contenders[name] for name in names},
             flags.rounds,
             device,
@@ -164,7 +161,7 @@ class Conditions:
         )
 
     def settings(self, network: Network, runtime: str, batch_size: int) -> Settings:
-        """All that a cell's figures depend on."""
+        """Return everything that a cell's results depend on."""
         return {
             "network": network.name,
             "model": network.model,
@@ -180,15 +177,15 @@ class Conditions:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    found = environment()
-    found["versions"] |= {name: _version(name) for name in ("onnx", "onnxruntime", "onnxscript", PEERS)}
-    return found | {"device": device_name(device)}
+    conditions = environment()
+    conditions["versions"] |= {name: _version(name) for name in ("onnx", "onnxruntime", "onnxscript", PEERS)}
+    return conditions | {"device": device_name(device)}
 
 
 def _version(package: str) -> str:
     try:
         if package == PEERS:
-            optional(package, "peers")  # it may lack what it needs itself
+            import_optional(package, "peers")  # what it depends on may be missing
         return version(package)
     except (PackageNotFoundError, UnavailableError):
         return "missing"
@@ -198,63 +195,57 @@ def _version(package: str) -> str:
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """A contender built of a network.
+class BuiltContender:
+    """A contender built from a network.
 
     Attributes:
         network: on the device.
-        size: what it holds and computes.
+        size: parameters and multiply-accumulates.
     """
 
     network: nn.Module
-    size: Figures
+    size: Results
 
 
-Entrants = dict[str, Entrant | str]
+BuiltContenders = dict[str, BuiltContender | str]
 
 
-def enter(network: Network, conditions: Conditions) -> Entrants:
-    """Build every contender, or say why it cannot be built."""
-    return {name: _entrant(network, each, conditions) for name, each in conditions.contenders.items()}
+def build_contenders(network: Network, conditions: Conditions) -> BuiltContenders:
+    """Build every contender; name → the contender, or why it cannot be built."""
+    return {name: _build(network, contender, conditions) for name, contender in conditions.contenders.items()}
 
 
-def _entrant(network: Network, contender: Contender, conditions: Conditions) -> Entrant | str:
+def _build(network: Network, contender: Contender, conditions: Conditions) -> BuiltContender | str:
     try:
-        built = contender.build(network)
+        module = contender.build(network)
     except (UnavailableError, ValueError) as error:
-        return reason(error)
-    macs = count_macs(built, network.images(1))
-    stored, nonzero = count_parameters(built)
-    built.to(conditions.device)
+        return first_line(error)
+    macs = count_macs(module, network.images(1))
+    stored, nonzero = count_parameters(module)
+    module.to(conditions.device)
     if conditions.channels_last:
-        built.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)
     size = {
         "parameters": stored,
         "parameters_nonzero": nonzero,
         "macs_dense": macs.dense,
         "macs_effective": macs.effective,
     }
-    return Entrant(built, size)
-
-
-def reason(error: BaseException) -> str:
-    """An error's message, or else its kind, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return BuiltContender(module, size)
 
 
 # --- cells ------------------------------------------------------------------------------------------
 
 
 class CellFile:
-    """A benchmark's cells, in a file that is written whole whenever one is added.
+    """The file of a benchmark's cells, written whole whenever a cell is added.
 
     Args:
-        path: what it holds is kept.
-        benchmark: its name.
+        path: of the file; the cells that it holds are kept.
+        benchmark: name of the benchmark.
 
     Raises:
-        ValueError: the file is not that benchmark's.
+        ValueError: the file is damaged, or belongs to another benchmark.
     """
 
     def __init__(self, path: Path, benchmark: str) -> None:
@@ -264,71 +255,70 @@ class CellFile:
             try:
                 self.content = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ValueError(f"out={path}: cannot be read ({reason(error)})") from error
+                found = f"damaged JSON ({first_line(error)})"
+                raise invalid(str(path), "a file of this benchmark", found=found) from error
             if not isinstance(self.content, dict) or self.content.get("benchmark") != benchmark:
-                raise ValueError(
-                    f"out={path}: holds something else; takes a file of this benchmark, or a new one"
-                )
+                raise invalid(str(path), "a file of this benchmark, or not exist", found="other content")
 
-    def find(self, settings: Settings) -> Figures | None:
-        """The figures of the cell with these very settings, if it is there."""
-        cells: list[Figures] = self.content["cells"]
+    def find(self, settings: Settings) -> Results | None:
+        """Return the results of the cell with exactly these settings; None if it is not there."""
+        cells: list[Results] = self.content["cells"]
         return next((cell for cell in cells if cell["settings"] == settings), None)
 
-    def add(self, settings: Settings, figures: Figures) -> None:
-        """Keep a cell."""
-        self.content["cells"].append({"settings": settings} | figures)
+    def add(self, settings: Settings, results: Results) -> None:
+        """Add a cell."""
+        self.content["cells"].append({"settings": settings} | results)
         write_whole(self.path, json.dumps(self.content, indent=2) + "\n")
 
 
 def measure(
-    entrants: Entrants,
+    built: BuiltContenders,
     prepare: Callable[[str, nn.Module], Run],
     conditions: Conditions,
     batch_size: int,
     *,
     sees_memory: bool = True,
-) -> Figures:
+) -> Results:
     """Time every contender that can be prepared, in turn.
 
     Args:
-        entrants: by name, see `enter`.
+        built: by name, see `build_contenders`.
         prepare: name and network → what to time; may raise anything.
         conditions: of the run.
-        batch_size: images of a run.
-        sees_memory: whether the runs take their memory of PyTorch, whose allocator is asked for the peak.
+        batch_size: images per run.
+        sees_memory: whether the runs take their memory from PyTorch's allocator, which knows the peak.
 
     Returns:
-        What a cell holds beside its settings. A contender without times has a reason instead.
+        The cell without its settings. A contender without times has a reason instead.
     """
     load = os.getloadavg()[0]
     runs: dict[str, Run] = {}
-    figures: Figures = {}
-    for name, entrant in entrants.items():
-        figures[name] = {"title": conditions.contenders[name].title}
-        if isinstance(entrant, str):
-            figures[name]["unavailable"] = entrant
+    rows: Results = {}
+    for name, contender in built.items():
+        rows[name] = {"title": conditions.contenders[name].title}
+        if isinstance(contender, str):
+            rows[name]["unavailable"] = contender
             continue
-        figures[name] |= entrant.size
+        rows[name] |= contender.size
         start = time.perf_counter()
         try:
-            runs[name] = prepare(name, entrant.network)
+            runs[name] = prepare(name, contender.network)
             runs[name]()
-        except Exception as error:  # whatever exporters and compilers raise; the others go on
+        except Exception as error:  # whatever an exporter or compiler raises; the other contenders go on
             runs.pop(name, None)
-            figures[name]["unavailable"] = reason(error)
-        figures[name]["seconds_to_prepare"] = time.perf_counter() - start
+            rows[name]["unavailable"] = first_line(error)
+        rows[name]["seconds_to_prepare"] = time.perf_counter() - start
     if SINGLE not in runs:
         runs.clear()
-        for row in figures.values():
-            row.setdefault("unavailable", "there is no single network to compare with")
-    calls = max(1, IMAGES_A_ROUND // batch_size)
+        for row in rows.values():
+            row.setdefault("unavailable", "no single network to compare with")
+    calls = max(1, IMAGES_PER_ROUND // batch_size)
     seconds = _seconds(runs, conditions, calls)
     for name, times in seconds.items():
         ratio = Quartiles.from_values(
-            [own / single for own, single in zip(times, seconds[SINGLE], strict=True)]
+            [time / single for time, single in zip(times, seconds[SINGLE], strict=True)]
         )
-        figures[name] |= {
+        rows[name] |= {
             "seconds": times,
             "seconds_median": median(times),
             "ratio_median": ratio.median,
@@ -339,9 +329,9 @@ def measure(
     gc.collect()
     return {
         "rounds": len(seconds.get(SINGLE, ())),
-        "runs_a_round": calls,
+        "runs_per_round": calls,
         "load_average_before": load,
-        "contenders": figures,
+        "contenders": rows,
     }
 
 
@@ -352,15 +342,15 @@ def _seconds(runs: Mapping[str, Run], conditions: Conditions, calls: int) -> dic
     first = times_in_turn(repeated, device, rounds=1, warm_up=0)
     if rounds is None:
         rounds = int(SECONDS / max(1e-9, sum(seconds[0] for seconds in first.values())))
-        rounds = min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS)
+        rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
     times = times_in_turn(repeated, device, rounds=rounds, warm_up=0)
-    return {name: [seconds / calls for seconds in own] for name, own in times.items()}
+    return {name: [seconds / calls for seconds in of_rounds] for name, of_rounds in times.items()}
 
 
 def compiled_whole(network: nn.Module, options: Mapping[str, Any] | None = None) -> Any:
-    """A network compiled by inductor for the shapes that it meets, with inductor's options.
+    """Compile a network with inductor for the shapes that it meets, with inductor's options.
 
-    Contenders of one class share their code, each being a recompilation of it: none may be left out.
+    Contenders of one class share their code, and each recompiles it: the limit must leave out none.
     """
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -371,7 +361,7 @@ def _repeated(run: Run, calls: int, device: torch.device) -> Run:
     def runs() -> None:
         for _ in range(calls):
             run()
-            if device.type == "cuda":  # one image is answered before the next arrives
+            if device.type == "cuda":  # a run ends before the next one starts
                 torch.cuda.synchronize(device)
 
     return runs
@@ -381,47 +371,47 @@ def run_cells(
     file: CellFile,
     order: Sequence[Settings],
     conditions: Conditions,
-    cell: Callable[[Settings, Entrants, Tensor, Conditions], Figures],
-    after: Callable[[Figures], str] | None = None,
+    cell: Callable[[Settings, BuiltContenders, Tensor, Conditions], Results],
+    after: Callable[[Results], str] | None = None,
 ) -> None:
-    """Run the cells that the file does not hold yet, then print all of them, a block a network and runtime.
+    """Run the cells that the file does not hold yet, then print all, one table per network and runtime.
 
     Args:
-        file: where they are kept.
-        order: their settings, a network's one after another.
+        file: of the cells.
+        order: settings of the cells, network by network.
         conditions: of the run.
-        cell: measures one, of the contenders as built and a batch of images.
-        after: lines below a block, of its first cell.
+        cell: measures a cell: settings, contenders, a batch of images and conditions → its results.
+        after: lines below a table: first cell of the table → text.
     """
     with tqdm(total=len(order), unit="cell", file=sys.stderr) as bar:
         for network in conditions.networks:
-            own = [settings for settings in order if settings["network"] == network.name]
-            left = [settings for settings in own if file.find(settings) is None]
-            bar.update(len(own) - len(left))
-            entrants = enter(network, conditions) if left else {}
-            for settings in left:
+            of_network = [settings for settings in order if settings["network"] == network.name]
+            missing = [settings for settings in of_network if file.find(settings) is None]
+            bar.update(len(of_network) - len(missing))
+            built = build_contenders(network, conditions) if missing else {}
+            for settings in missing:
                 bar.set_description(f"{network.name}, batch {settings['batch_size']}, {settings['runtime']}")
                 images = network.images(settings["batch_size"]).to(conditions.device)
                 if conditions.channels_last:
                     images = images.contiguous(memory_format=torch.channels_last)
-                file.add(settings, cell(settings, entrants, images, conditions))
+                file.add(settings, cell(settings, built, images, conditions))
                 torch.compiler.reset()
                 bar.update()
-            entrants.clear()
-    blocks: dict[tuple[str, str], list[Figures]] = {}
+            built.clear()
+    tables: dict[tuple[str, str], list[Results]] = {}
     for settings in order:
-        found = file.find(settings)
-        assert found is not None
-        blocks.setdefault((settings["network"], settings["runtime"]), []).append(found)
-    for cells in blocks.values():
-        print(f"\n{block(cells)}" + (after(cells[0]) if after else ""))
+        results = file.find(settings)
+        assert results is not None
+        tables.setdefault((settings["network"], settings["runtime"]), []).append(results)
+    for cells in tables.values():
+        print(f"\n{table(cells)}" + (after(cells[0]) if after else ""))
 
 
 # --- as text ----------------------------------------------------------------------------------------
 
 
-def block(cells: Sequence[Figures]) -> str:
-    """Cells that differ in their batch size alone, as an aligned table."""
+def table(cells: Sequence[Results]) -> str:
+    """Return cells that differ in their batch size alone as an aligned table."""
     settings = cells[0]["settings"]
     classes, shape = settings["classes"], " × ".join(map(str, settings["image_shape"]))
     head = ["", "parameters, M", "MACs, M"]
@@ -430,52 +420,54 @@ def block(cells: Sequence[Figures]) -> str:
     rows = [head]
     missing: dict[str, list[str]] = {}
     for name, row in cells[0]["contenders"].items():
-        each = [cell["contenders"][name] for cell in cells]
-        for why in {figures["unavailable"]: None for figures in each if "unavailable" in figures}:
-            missing.setdefault(why, []).append(row["title"])
-        if any("seconds" in figures for figures in each):
-            size = [_two(row, "parameters", "parameters_nonzero"), _two(row, "macs_dense", "macs_effective")]
-            rows.append([row["title"], *size, *(text for figures in each for text in _measured(figures))])
+        by_cell = [cell["contenders"][name] for cell in cells]
+        for reason in {results["unavailable"]: None for results in by_cell if "unavailable" in results}:
+            missing.setdefault(reason, []).append(row["title"])
+        if any("seconds" in results for results in by_cell):
+            parameters = _millions(row, "parameters", "parameters_nonzero")
+            macs = _millions(row, "macs_dense", "macs_effective")
+            times = [text for results in by_cell for text in _time_texts(results)]
+            rows.append([row["title"], parameters, macs, *times])
     return "\n".join(
         [
             f"{settings['network']} ({settings['model']}, {classes} classes, {shape}), {settings['runtime']}",
             *([align_columns(rows)] if len(rows) > 1 else []),
-            *(f"not available: {', '.join(titles)}: {why}" for why, titles in missing.items()),
+            *(f"not available: {', '.join(titles)}: {reason}" for reason, titles in missing.items()),
             "rounds: "
             + ", ".join(f"{cell['rounds']} at batch {cell['settings']['batch_size']}" for cell in cells),
         ]
     )
 
 
-def _two(row: Figures, all_of_it: str, of_kept_weights: str) -> str:
-    texts = [f"{row[name] / 1e6:,.2f}" for name in (all_of_it, of_kept_weights)]
+def _millions(row: Results, total: str, nonzero: str) -> str:
+    texts = [f"{row[name] / 1e6:,.2f}" for name in (total, nonzero)]
     return texts[0] if texts[0] == texts[1] else f"{texts[0]} ({texts[1]} non-zero)"
 
 
-def _measured(figures: Figures) -> list[str]:
-    if "seconds" not in figures:
+def _time_texts(results: Results) -> list[str]:
+    if "seconds" not in results:
         return ["–"] * 3
-    lower, upper = figures["ratio_quartiles"]
-    peak = figures["peak_bytes"]
+    lower, upper = results["ratio_quartiles"]
+    peak = results["peak_bytes"]
     return [
-        f"{1e3 * figures['seconds_median']:,.1f}",
-        f"{figures['ratio_median']:.2f} ({lower:.2f}–{upper:.2f})",
+        f"{1e3 * results['seconds_median']:,.1f}",
+        f"{results['ratio_median']:.2f} ({lower:.2f}–{upper:.2f})",
         "–" if peak is None else f"{peak / 2**20:,.1f}",
     ]
 
 
-def closing(conditions: Conditions, what: str) -> str:
-    """What the tables' numbers are, and of what machine."""
-    found = conditions.environment
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+def footnotes(conditions: Conditions, what: str) -> str:
+    """Return lines that say what the numbers of the tables mean, and on what machine they were measured."""
+    machine = conditions.environment
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return "\n".join(
         [
             "",
             what,
             "ms: median of the rounds, after one of warm-up. ratio: median (quartiles) of the time over the",
-            "single network's in the same round and runtime. MACs: of one image in inference. peak: most",
-            "memory that PyTorch gives out during a run, above what it had given out before.",
+            "single network's in the same round and runtime. MACs: of one image in inference. peak: the most",
+            "memory that PyTorch allocates during a run, above what it had allocated before.",
             versions,
-            f"threads: {found['threads']}; device: {found['device']}",
+            f"threads: {machine['threads']}; device: {machine['device']}",
         ]
     )

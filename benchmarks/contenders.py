@@ -1,4 +1,4 @@
-"""Who takes part in the benchmarks: the single network, its fissions, and what a user would pick instead."""
+"""The contenders of the benchmarks: the single network, its fissions, and the usual alternatives."""
 
 import copy
 import importlib
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import netfission as nf
 from netfission.models import create_model
 from netfission.surgery.backbone import cut
+from netfission.utils.errors import first_line, invalid
 
 SINGLE = "single"
 PEERS = "torch_uncertainty"
@@ -24,17 +25,17 @@ _IMAGENET_RESNET = re.compile(r"(?:timm/|torchvision/)?resnet(18|34|50|101|152)"
 
 
 class UnavailableError(Exception):
-    """A contender cannot take part; says why."""
+    """A contender cannot take part; the message says why."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The network that all contenders are made of.
+    """The network that all contenders are built from.
 
     Attributes:
-        name: as asked for.
-        model: as `netfission.models.create_model` takes it.
-        classes: of its logits.
+        name: name on the command line.
+        model: name for `netfission.models.create_model`.
+        classes: number of classes.
         side: height and width of its images.
     """
 
@@ -44,12 +45,12 @@ class Network:
     side: int
 
     def create(self, seed: int = 0) -> nn.Module:
-        """The network itself; the same seed gives the same weights."""
+        """Return the single network; the same seed gives the same weights."""
         torch.manual_seed(seed)
         return create_model(self.model, self.classes)
 
     def images(self, batch_size: int) -> Tensor:
-        """A batch of noise, float `(batch, 3, side, side)`."""
+        """Return a batch of noise, float32 `(batch, 3, side, side)`."""
         return torch.randn(
             batch_size, 3, self.side, self.side, generator=torch.Generator().manual_seed(batch_size)
         )
@@ -66,10 +67,10 @@ NETWORKS = {
 
 
 def find_network(name: str) -> Network:
-    """One of `NETWORKS`, or any model that netfission knows by name.
+    """Return one of `NETWORKS`, or the network of any model name of netfission.
 
     Raises:
-        ValueError: it is neither; names the nearest known ones.
+        ValueError: the name is neither; the message suggests the closest names.
     """
     if name in NETWORKS:
         return NETWORKS[name]
@@ -77,9 +78,8 @@ def find_network(name: str) -> Network:
         with torch.device("meta"):
             create_model(name, 1)
     except ValueError as error:
-        raise ValueError(
-            f"networks={name}: takes {', '.join(NETWORKS)} or a model's name; {error}"
-        ) from error
+        expected = f"one of {', '.join(NETWORKS)}, or a model's name"
+        raise invalid("networks", expected, name, hint=first_line(error)) from error
     small = name.startswith(("cifar-", "wrn-"))
     return Network(name, name, classes=100 if small else 1000, side=32 if small else 224)
 
@@ -88,14 +88,14 @@ def find_network(name: str) -> Network:
 
 
 class DeepEnsemble(nn.Module):
-    """Separate networks, run in turn: images → logits `(batch, members, classes)`."""
+    """Separate networks that run one after another: images → logits `(batch, members, classes)`."""
 
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images → logits `(batch, members, classes)`; members may give `(batch, 1, classes)`."""
+        """Images → logits `(batch, members, classes)`; members may return `(batch, 1, classes)`."""
         return torch.stack([member(images) for member in self.members], dim=1).flatten(1, -2)
 
 
@@ -103,8 +103,8 @@ class Peer(nn.Module):
     """A network of torch_uncertainty: images → logits `(batch, members, classes)`.
 
     Args:
-        network: gives `(members · batch, classes)` in eval mode.
-        members: how many.
+        network: returns `(members · batch, classes)` in eval mode.
+        members: number of members.
     """
 
     def __init__(self, network: nn.Module, members: int) -> None:
@@ -122,13 +122,13 @@ class Peer(nn.Module):
         return F.cross_entropy(self.network(images), labels)
 
     def split(self) -> tuple[nn.Module, nn.Module]:
-        """Layers that can be traced, for inference, and the rest: features → what `forward` gives.
+        """Return the layers that can be traced, for inference, and the rest: features → output of `forward`.
 
         Raises:
-            UnavailableError: the method does not leave any.
+            UnavailableError: the method has no such layers.
         """
         raise UnavailableError(
-            "its layers cut the batch up among the members, so that batch norms cannot be folded"
+            "its layers divide the batch among the members, so that batch norms cannot be folded"
         )
 
 
@@ -140,39 +140,41 @@ class Packed(Peer):
         return F.cross_entropy(self.network(images), labels.repeat(self.members))
 
     def split(self) -> tuple[nn.Module, nn.Module]:
-        """All layers but the last, and that."""
+        """Return all layers but the last, and the last."""
         body = copy.copy(self.network)
         body._modules = self.network._modules | {"linear": nn.Identity()}
         return body, Peer(self.network.get_submodule("linear"), self.members)
 
 
 class Mimo(Peer):
-    """MIMO, trained on batches in which every image stands several times (Havasi et al. 2021).
+    """MIMO, trained on batches that contain every image several times (Havasi et al. 2021).
 
     Args:
-        network: takes `(members · batch, …)` images in train mode.
-        members: how many.
-        repetitions: how often each image stands in a batch.
-        rho: share of a batch's places that have the same image for all members.
+        network: accepts `(members · batch, …)` images in train mode.
+        members: number of members.
+        repetitions: number of times that each image is in a batch.
+        rho: share of a batch in which all members see the same image.
     """
 
     def __init__(self, network: nn.Module, members: int, repetitions: int, rho: float) -> None:
         super().__init__(network, members)
-        self.format = optional(f"{PEERS}.transforms", "peers").MIMOBatchFormat(members, rho, repetitions)
+        self.format = import_optional(f"{PEERS}.transforms", "peers").MIMOBatchFormat(
+            members, rho, repetitions
+        )
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each member on its own order of the images."""
+        """Cross-entropy of each member on the images in an order of its own."""
         images, labels = self.format((images, labels))
         return F.cross_entropy(self.network(images), labels)
 
     def split(self) -> tuple[nn.Module, nn.Module]:
-        """All layers but the last, and that."""
+        """Return all layers but the last, and the last."""
         head = nn.Sequential(self.network.get_submodule("linear"), nn.Unflatten(1, (self.members, -1)))
         return _MimoFeatures(self.network, self.members), head
 
 
 class _MimoFeatures(nn.Module):
-    """What a MIMO network computes of images in eval mode, before its last layer."""
+    """The layers of a MIMO network before its last one, in eval mode."""
 
     def __init__(self, network: Any, members: int) -> None:
         super().__init__()
@@ -190,7 +192,7 @@ Loss = Callable[[Any, Tensor, Tensor], Tensor]  # network, images, labels → a 
 
 
 def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Of one network."""
+    """Cross-entropy of one network."""
     return F.cross_entropy(network(images), labels)
 
 
@@ -205,7 +207,7 @@ def exits_cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> T
 
 
 def own_loss(network: Peer, images: Tensor, labels: Tensor) -> Tensor:
-    """What the peer says."""
+    """The loss of the peer itself."""
     return network.loss(images, labels)
 
 
@@ -214,12 +216,12 @@ def own_loss(network: Peer, images: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Contender:
-    """One who takes part.
+    """A network or ensemble that takes part.
 
     Attributes:
         title: for tables.
-        build: makes it of a network, in float32 on the CPU; may raise `UnavailableError`.
-        loss: what it trains on.
+        build: builds it from the network, in float32 on the CPU; may raise `UnavailableError`.
+        loss: loss of a training step.
         trains_on: the same in words.
     """
 
@@ -229,11 +231,11 @@ class Contender:
     trains_on: str = "cross-entropy"
 
 
-def optional(module: str, extra: str) -> ModuleType:
-    """A module that may be missing.
+def import_optional(module: str, extra: str) -> ModuleType:
+    """Import a module that may be missing.
 
     Raises:
-        UnavailableError: it, or something it needs, is; names the extra that installs it.
+        UnavailableError: it or a module that it needs is missing; the message names the extra to install.
     """
     try:
         with warnings.catch_warnings():
@@ -251,7 +253,7 @@ def _fission(grouping: str, exits: int, **settings: Any) -> Callable[[Network], 
         example = network.images(2)
         backbone = cut(network.create(), example)
         last = len(backbone.stages) - 1
-        # Where there are more exits than stages, the last exits leave after the same one.
+        # If there are more exits than stages, the last exits branch off after the same stage.
         branches = [min(number, last) for number in range(1, exits)]
         return nf.fission(
             backbone, exits, branch_after=branches, grouping=grouping, example_input=example, **settings
@@ -265,7 +267,7 @@ def _deep_ensemble(network: Network) -> nn.Module:
 
 
 def _peer_network(network: Network, method: str, **settings: Any) -> nn.Module:
-    """The library's network of the same architecture, without dropout and biases before norms, as ours."""
+    """The library's network of the same architecture, without dropout and biases before norms."""
     prefix = f"{method}_" if method else ""
     settings |= {"in_channels": 3, "num_classes": network.classes, "conv_bias": False, "dropout_rate": 0.0}
     if match := _CIFAR_RESNET.fullmatch(network.model):
@@ -279,7 +281,7 @@ def _peer_network(network: Network, method: str, **settings: Any) -> nn.Module:
         name = f"{prefix}wideresnet28x10"
     else:
         raise UnavailableError(f"{PEERS} has no {network.model}")
-    library = optional(f"{PEERS}.models.classification", "peers")
+    library = import_optional(f"{PEERS}.models.classification", "peers")
     torch.manual_seed(0)
     built: nn.Module = getattr(library, name)(**settings)
     return built.float()  # Masksembles' masks are float64, which doubles its time
@@ -310,7 +312,7 @@ CONTENDERS = {
     "channels-2": _by_channels(2),
     "channels-3": _by_channels(3),
     "channels-4": _by_channels(4),
-    # Of a bottleneck a path keeps fewer multiply-accumulates than its share: both sides of its 3×3 shrink.
+    # A path keeps fewer of a bottleneck's MACs than its share, since both sides of the 3×3 shrink.
     "channels-3-exact": Contender(
         "fission by channels, 3 exits, exact partition",
         _fission("channels", 3, exact_partition=True),
@@ -339,20 +341,20 @@ CONTENDERS = {
         "MIMO of 3",
         _mimo,
         own_loss,
-        "cross-entropy, each image several times in a batch as in the paper: 4 at 32×32, 2 else",
+        "cross-entropy, each image several times in a batch as in the paper: 4 at 32×32, else 2",
     ),
     "batchensemble-4": Contender("BatchEnsemble of 4", _peer("batched", Peer, 4), own_loss, _SHARED_BATCH),
     "masksembles-4": Contender(
         "Masksembles of 4, scale 2", _peer("masked", Peer, 4, scale=2.0), own_loss, _SHARED_BATCH
     ),
-    # Its Wide ResNet strides in a block's second convolution, not the first: 1.13 times the MACs of ours.
+    # Its Wide ResNet strides in a block's second convolution, not the first: 1.13 times as many MACs.
     "peers-single": Contender(
         "single network of torch_uncertainty", lambda network: _peer_network(network, "")
     ),
 }
 
-# What distillation and masks add to a training step shows beside the same without.
-WITHOUT = {
+# Contenders without distillation or without masks, which show what these add to a training step.
+ABLATIONS = {
     "channels-3-cross-entropy": Contender(
         "fission by channels, 3 exits, no distillation",
         _fission("channels", 3),

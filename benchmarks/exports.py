@@ -1,8 +1,9 @@
-"""Every kind of network, fissioned by every grouping: saved, loaded and exported, and how far off each is.
+"""Every kind of network, fissioned by every grouping: saved, loaded and exported, with the differences.
 
-Two exits with random weights, 8 images of noise. `loaded` says whether what `save_pretrained` wrote gives the
-same logits bit for bit; `difference` is the largest of a probability between PyTorch and the file in its own
-runtime; above 1e-4 no file is kept. Writes results/benchmark_exports.json, whole after each.
+The networks have two exits with random weights, and run on 8 images of noise. `loaded` says whether a network
+saved by `save_pretrained` gives the same logits bit for bit. `difference` is the largest difference of a
+probability between PyTorch and the file in its own runtime; above 1e-4 no file is kept. The results are
+written to results/benchmark_exports.json after each network.
 
     .venv/bin/python benchmarks/exports.py --formats onnx,pt2
 """
@@ -32,7 +33,7 @@ GROUPINGS = ("weights", "channels", "copies")
 CLASSES = 10
 VIT = ["blocks.3", "blocks.7", "blocks.11"]
 SWIN = ["layers.0", "layers.1", "layers.2", "layers.3"]
-MODELS: Mapping[str, tuple[int, list[str] | None]] = {  # side of the images; stages where none are found
+MODELS: Mapping[str, tuple[int, list[str] | None]] = {  # side of the images; stages, if none are found
     "cifar-resnet18-w16": (32, None),
     "wrn-10-1": (32, None),
     "torchvision/resnet18": (64, None),
@@ -55,21 +56,21 @@ MODELS: Mapping[str, tuple[int, list[str] | None]] = {  # side of the images; st
 }
 
 
-def single(model: str, num_classes: int, in_channels: int) -> nn.Module:
-    """The network, with a head of a layer where its own holds nine tenths of its weights."""
+def create_single(model: str, num_classes: int, in_channels: int) -> nn.Module:
+    """Return the single network; VGG, whose head holds nine tenths of its weights, gets one of one layer."""
     network = create_model(model, num_classes, in_channels=in_channels)
     if "vgg" in model:
         network.classifier = nn.Linear(25088, num_classes)
     return network
 
 
-def fissioned(model: str, grouping: str) -> nf.Classifier:
-    """Two exits, which leave after the second stage where the first cannot be dealt out."""
+def build_classifier(model: str, grouping: str) -> nf.Classifier:
+    """Return a classifier whose exit branches off after stage 2, since not every stage 1 can be divided."""
     side, stages = MODELS[model]
     torch.manual_seed(0)
     example = torch.zeros(2, 3, side, side)
     network = nf.fission(
-        single(model, CLASSES, 3),
+        create_single(model, CLASSES, 3),
         2,
         branch_after=[2],
         stages=stages,
@@ -86,32 +87,32 @@ def fissioned(model: str, grouping: str) -> nf.Classifier:
     )
 
 
-def measured(classifier: nf.Classifier, model: str, formats: list[Format]) -> dict[str, Any]:
-    """What saving, loading and exporting it give."""
+def measure(classifier: nf.Classifier, model: str, formats: list[Format]) -> dict[str, Any]:
+    """Save, load and export a classifier; return the differences."""
     images = torch.randint(256, (8, *classifier.spec.shape), dtype=torch.uint8)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         classifier.save_pretrained(folder)
-        again = nf.Classifier.from_pretrained(folder, factory=partial(single, model))
-        found["loaded"] = torch.equal(again.logits(images), classifier.logits(images))
+        loaded = nf.Classifier.from_pretrained(folder, factory=partial(create_single, model))
+        results["loaded"] = torch.equal(loaded.logits(images), classifier.logits(images))
         for format in formats:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             try:
                 exported = export(classifier, folder / f"model.{format}", images, format=format)
             except (ValueError, RuntimeError) as error:
-                found[format] = {"error": str(error)}
+                results[format] = {"error": str(error)}
                 continue
-            found[format] = {
+            results[format] = {
                 "difference": exported.difference,
                 "mib": exported.path.stat().st_size / 2**20,
-                "seconds": time.perf_counter() - begun,
+                "seconds": time.perf_counter() - start,
             }
-    return found
+    return results
 
 
 def main() -> None:
-    """Go through all, print and record."""
+    """Measure all networks, print and record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -125,10 +126,10 @@ def main() -> None:
     for model in flags.models.split(","):
         for grouping in flags.groupings.split(","):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of stages whose paths cost more than the stage
+                warnings.simplefilter("ignore")  # about stages whose paths cost more than the stage
                 row = {"model": model, "grouping": grouping}
                 try:
-                    row |= measured(fissioned(model, grouping), model, formats)
+                    row |= measure(build_classifier(model, grouping), model, formats)
                 except ValueError as error:
                     row |= {"error": str(error)}
             rows.append(row)

@@ -1,6 +1,6 @@
-"""How long `import netfission` takes beside `import torch`, each in a fresh interpreter, in turn.
+"""Time of `import netfission` over that of `import torch`, each in a fresh interpreter, in turn.
 
-Prints the median of each and of their ratio pair by pair with its range, and writes
+Prints the median of both, and the median and range of the ratios pair by pair. Writes
 results/benchmark_import_time.json.
 
     .venv/bin/python benchmarks/import_time.py --rounds 15
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "benchmark_import_time.json"
 
 
 def seconds_to_import(module: str) -> float:
-    """Seconds of the import alone, without the interpreter's own start."""
+    """Return the seconds of the import alone, without the start of the interpreter."""
     code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
 
@@ -30,24 +30,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rounds", type=int, default=15, help="imports counted of each, after one of warm-up"
+        "--rounds", type=int, default=15, help="imports of each that count, after one of warm-up"
     )
     rounds = parser.parse_args().rounds
     pairs = [(seconds_to_import("netfission"), seconds_to_import("torch")) for _ in range(rounds + 1)][1:]
-    ratios = [ours / theirs for ours, theirs in pairs]
+    ratios = [netfission / torch for netfission, torch in pairs]
     record = {
         "benchmark": "import_time",
         "n": rounds,
-        "netfission_seconds": [ours for ours, _ in pairs],
-        "torch_seconds": [theirs for _, theirs in pairs],
+        "netfission_seconds": [netfission for netfission, _ in pairs],
+        "torch_seconds": [torch for _, torch in pairs],
         "ratio_median": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "environment": environment(),
     }
     RESULTS.write_text(json.dumps(record, indent=2) + "\n")
     print(
-        f"import netfission {median(ours for ours, _ in pairs):.2f} s, import torch "
-        f"{median(theirs for _, theirs in pairs):.2f} s, ratio {median(ratios):.3f} "
+        f"import netfission {median(netfission for netfission, _ in pairs):.2f} s, import torch "
+        f"{median(torch for _, torch in pairs):.2f} s, ratio {median(ratios):.3f} "
         f"(range {min(ratios):.3f}–{max(ratios):.3f}, n = {rounds})"
     )
 

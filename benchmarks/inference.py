@@ -1,14 +1,14 @@
-"""How long inference takes, over the single network made fast in the same way.
+"""Time of inference over the single network's, in the same runtime.
 
-Runtimes, each for all contenders alike:
+Each runtime serves all contenders:
 
-- eager: PyTorch, in eval mode without gradients;
-- deployed: `netfission.inference.deploy`: batch norms folded, paths joined; peers too, where it can be done;
-- onnxruntime: deployed where it can be, exported by torch.onnx and run by ONNX Runtime, with as many threads;
-- compiled: torch.compile (inductor) with weights frozen. This takes long: up to minutes a contender.
+- eager: PyTorch, in eval mode without gradients.
+- deployed: `netfission.inference.deploy`, with batch norms folded and paths joined; peers too, if possible.
+- onnxruntime: deployed if possible, exported by torch.onnx and run by ONNX Runtime with as many threads.
+- compiled: torch.compile (inductor) with frozen weights. Compiling takes up to minutes per contender.
 
 The contenders of a network run in turn, round by round, in one cell (batch size, runtime) after another. Each
-cell is written as soon as it is done, into results/benchmark_inference.json, and is not run again.
+cell is written to results/benchmark_inference.json as soon as it is done, and is not run again.
 
     .venv/bin/python benchmarks/inference.py --networks resnet18 --batches 1,32 --runtimes eager,deployed
 """
@@ -27,25 +27,25 @@ from torch import Tensor, nn
 
 import netfission as nf
 from cells import (
+    BuiltContenders,
     CellFile,
     Conditions,
-    Entrants,
-    Figures,
+    Results,
     Run,
     Settings,
-    check_positive,
-    closing,
     command,
     compiled_whole,
+    footnotes,
     measure,
     parser,
     run_cells,
 )
-from contenders import CONTENDERS, DeepEnsemble, Peer, UnavailableError, optional
+from contenders import CONTENDERS, DeepEnsemble, Peer, UnavailableError, import_optional
 from netfission.inference.deployment import deploy
 from netfission.network import ExitPath, FissionNetwork
+from netfission.utils.errors import invalid
 
-TOLERANCE = 1e-2  # of logits over the largest: what a GPU's TF32 makes of them is fine, another result is not
+TOLERANCE = 1e-2  # difference of logits over the largest; above that of a GPU's TF32
 
 Runtime = Callable[[nn.Module, Tensor], Run]
 
@@ -56,7 +56,7 @@ def eager(network: nn.Module, images: Tensor) -> Run:
 
 
 def deployed(network: nn.Module, images: Tensor) -> Run:
-    """The network made fast to run."""
+    """The network deployed."""
     return partial(_deploy(network, images), images)
 
 
@@ -78,10 +78,10 @@ def compiled(network: nn.Module, images: Tensor) -> Run:
 
 
 def onnxruntime(network: nn.Module, images: Tensor) -> Run:
-    """The network made fast to run if it can be, exported for this batch size."""
-    runtime = optional("onnxruntime", "onnx")
+    """The network deployed if possible, exported for this batch size."""
+    runtime = import_optional("onnxruntime", "onnx")
     for module in ("onnx", "onnxscript"):
-        optional(module, "onnx")
+        import_optional(module, "onnx")
     provider = "CUDAExecutionProvider" if images.is_cuda else "CPUExecutionProvider"
     if provider not in runtime.get_available_providers():
         raise UnavailableError(f"ONNX Runtime has no {provider} here")
@@ -89,7 +89,7 @@ def onnxruntime(network: nn.Module, images: Tensor) -> Run:
         network = _deploy(network, images)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Else its threads go on spinning for a while, while the next contender runs.
+    # Otherwise its threads spin on for a while, while the next contender runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,7 +108,7 @@ RUNTIMES: dict[str, Runtime] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and record; returns the exit status."""
+    """Measure, print and record; return the exit status."""
     return command(_work, arguments)
 
 
@@ -116,7 +116,7 @@ def _work(arguments: Sequence[str] | None) -> None:
     flags = parser("inference", __doc__, RUNTIMES, CONTENDERS)
     flags.add_argument("--batches", default="1,32,128", help="batch sizes (default: %(default)s)")
     given = flags.parse_args(arguments)
-    conditions = Conditions.of(given, RUNTIMES, CONTENDERS)
+    conditions = Conditions.from_flags(given, RUNTIMES, CONTENDERS)
     batches = _batches(given.batches)
     run_cells(
         CellFile(given.out, "inference"),
@@ -129,22 +129,19 @@ def _work(arguments: Sequence[str] | None) -> None:
         conditions,
         _cell,
     )
-    print(closing(conditions, "Inference of one batch, in eval mode without gradients."))
+    print(footnotes(conditions, "Inference of one batch, in eval mode without gradients."))
     print(f"wrote {given.out}")
 
 
 def _batches(text: str) -> list[int]:
-    try:
-        sizes = [int(size) for size in dict.fromkeys(text.split(","))]
-    except ValueError as error:
-        raise ValueError(f"batches={text}: takes whole numbers from 1, as in 1,32") from error
-    for size in sizes:
-        check_positive("batches", size)
-    return sizes
+    sizes = dict.fromkeys(text.split(","))
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise invalid("batches", "positive integers with commas, as in 1,32", text)
+    return [int(size) for size in sizes]
 
 
 @torch.no_grad()
-def _cell(settings: Settings, entrants: Entrants, images: Tensor, conditions: Conditions) -> Figures:
+def _cell(settings: Settings, built: BuiltContenders, images: Tensor, conditions: Conditions) -> Results:
     runtime = RUNTIMES[settings["runtime"]]
 
     def prepare(_: str, network: nn.Module) -> Run:
@@ -152,16 +149,16 @@ def _cell(settings: Settings, entrants: Entrants, images: Tensor, conditions: Co
         _check(run(), network(images))
         return run
 
-    return measure(entrants, prepare, conditions, len(images), sees_memory=runtime is not onnxruntime)
+    return measure(built, prepare, conditions, len(images), sees_memory=runtime is not onnxruntime)
 
 
 def _check(result: Any, logits: Tensor) -> None:
-    """Refuse to time what gives other logits; ONNX Runtime gives a list of arrays."""
-    found = torch.as_tensor(result[0] if isinstance(result, list) else result).to(logits).flatten()
-    difference = (found - logits.flatten()).abs().max().item()
+    """Refuse to time a run with other logits; ONNX Runtime returns a list of arrays."""
+    output = torch.as_tensor(result[0] if isinstance(result, list) else result).to(logits).flatten()
+    difference = (output - logits.flatten()).abs().max().item()
     largest = logits.abs().max().item()
     if not difference <= TOLERANCE * largest:
-        raise UnavailableError(f"its logits differ by {difference:.2g} of at most {largest:.2g}")
+        raise UnavailableError(f"its logits differ by {difference:.2g}, and the largest is {largest:.2g}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Seconds and peak memory of each pruning criterion, from scores to masks.
 
-    python benchmarks/pruning.py                      # WRN-28-10 at 90 %, all criteria
-    python benchmarks/pruning.py --model wrn-16-2 --criteria snip grasp --runs 5
+Every run has a process of its own, so that no peak hides behind an earlier one; the criteria take turns. The
+results hold the load average before each run: on a machine shared with other work, read the minimum. On a
+CPU, memory is the process's peak resident set (getrusage), before and after pruning. On a GPU it is the most
+that PyTorch allocated.
 
-Every run has a process of its own, so that no peak hides behind an earlier one; the criteria take
-turns. The load average before each run is kept: on a machine shared with other work, read the
-minimum. On a CPU memory is the process's peak resident set (getrusage), once with the model and the
-images in place and once after pruning; on a GPU it is what PyTorch allocated there at most.
+    .venv/bin/python benchmarks/pruning.py                      # WRN-28-10 at 90 percent, all criteria
+    .venv/bin/python benchmarks/pruning.py --model wrn-16-2 --criteria snip grasp --runs 5
 """
 
 import argparse
@@ -27,7 +27,8 @@ RESULT = Path(__file__).parents[1] / "results" / "benchmark_pruning.json"
 
 
 def main() -> None:
-    options = parse()
+    """Measure, print and record."""
+    options = parse_arguments()
     if options.one:
         print(json.dumps(measure(options, options.one)))
         return
@@ -38,8 +39,8 @@ def main() -> None:
             answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows[criterion].append(json.loads(answer.splitlines()[-1]))
             seconds, memory = (rows[criterion][-1][key] for key in ("seconds", "peak_memory_mib"))
-            done = f"run {run + 1}/{options.runs}: {criterion} {seconds:.2f} s, {memory:.0f} MiB"
-            print(done, file=sys.stderr)
+            progress = f"run {run + 1}/{options.runs}: {criterion} {seconds:.2f} s, {memory:.0f} MiB"
+            print(progress, file=sys.stderr)
     conditions = next(iter(rows.values()))[0]["conditions"] | {"runs": options.runs}
     results = {criterion: summary(runs) for criterion, runs in rows.items()}
     print(table(results, conditions))
@@ -48,8 +49,11 @@ def main() -> None:
     print(f"wrote {options.output}")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="wrn-28-10")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--sparsity", type=float, default=0.9)
@@ -65,7 +69,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, criterion: str) -> dict[str, Any]:
-    """Prune once. Imports are here: a parent's peak would count as its children's."""
+    """Prune once. Imports stand in the functions, since a parent's peak would count as its children's."""
     import torch
 
     import netfission
@@ -86,7 +90,7 @@ def measure(options: argparse.Namespace, criterion: str) -> dict[str, Any]:
     load, before = os.getloadavg()[0], peak_memory(device)
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # emptied layers are in the table
+        warnings.simplefilter("ignore", UserWarning)  # the table shows emptied layers
         masks = prune(model, names, options.sparsity, criterion=criterion, batches=batches, seed=0)
     synchronize(device)
     seconds = time.perf_counter() - start
@@ -119,7 +123,7 @@ def measure(options: argparse.Namespace, criterion: str) -> dict[str, Any]:
 
 
 def last_linear(model: Any) -> str:
-    """Name of the classifier's own weight, which is never pruned."""
+    """Return the name of the classifier's weight, which is never pruned."""
     import torch
 
     layers = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
@@ -127,17 +131,18 @@ def last_linear(model: Any) -> str:
 
 
 def peak_memory(device: Any) -> float:
-    """Highest so far, in MiB."""
+    """Return the highest memory so far, in MiB."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # Linux counts in KiB, macOS in bytes.
+    # Linux counts KiB, macOS bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def synchronize(device: Any) -> None:
+    """Wait for the device."""
     import torch
 
     if device.type == "cuda":
@@ -145,6 +150,7 @@ def synchronize(device: Any) -> None:
 
 
 def device_name(device: Any) -> str:
+    """Return the name of the device."""
     import torch
 
     if device.type == "cuda":
@@ -156,7 +162,7 @@ def device_name(device: Any) -> str:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median and range of seconds; the highest peak; what pruning left is the same in all runs."""
+    """Return the median and range of the seconds, the highest peak, and the counts, which all runs share."""
     seconds = [run["seconds"] for run in runs]
     return {
         "seconds_median": statistics.median(seconds),
@@ -169,6 +175,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]], conditions: dict[str, Any]) -> str:
+    """Return the results as aligned text."""
     lines = [
         "{model}, {sparsity:.0%} of the weights removed, {batches} × {batch_shape} images, {device}, "
         "{threads} threads, torch {torch}, {runs} runs; memory: {memory}".format(**conditions),

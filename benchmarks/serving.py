@@ -1,13 +1,13 @@
-"""How many images per second `netfission serve` answers, over the bare network in a loop.
+"""Images per second of `netfission serve`, over those of the bare network in a loop.
 
-Both run the same network, deployed, on the same processor cores: the bare one in batches of the largest size
-that the server makes, as many side by side, on pixels in memory; the server asked over HTTP by clients in a
-process of their own, on the same cores as well, each of which sends one PNG file after another. They take
-turns, round by round, so that drift of the machine meets both alike. Weights are random: they change no time.
+Both run the same network, deployed, on the same processor cores. The bare one runs on pixels in memory, in
+batches of the server's largest size and as many at once. The server answers clients over HTTP; they run in a
+process of their own on the same cores, and each sends one PNG file after another. Server and bare network
+take turns, round by round, so that drift of the machine affects both equally. The weights are random, which
+changes no time.
 
-Prints images per second of both, their ratio round by round (median, range), processor time per image, the
-clients' waiting time, how many answers failed, and the server's memory over the requests; and writes
-results/benchmark_serving.json.
+Prints images per second of both, their ratios (median, range), processor time per image, the clients' waiting
+time, the number of failed answers, and the server's memory. Writes results/benchmark_serving.json.
 
     .venv/bin/python benchmarks/serving.py --models cifar-resnet18,wrn-16-4 --clients 64 --requests 5000
 """
@@ -40,27 +40,28 @@ from netfission.serve.server import deploy_classifier
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_serving.json"
 CLASSES = 100
 BATCH = 32
-AT_ONCE = 2
+BATCHES_AT_ONCE = 2
 
 
 @dataclass
 class Load:
-    """What clients saw.
+    """The requests of all clients, and what came of them.
 
     Attributes:
-        left: requests still to be sent.
-        failed: answers whose status was not 200, and connections lost.
-        waits: seconds for each answer.
+        request: bytes of a request.
+        remaining: requests still to be sent.
+        failed: answers whose status was not 200, and lost connections.
+        waits: seconds until each answer.
     """
 
     request: bytes
-    left: int
+    remaining: int
     failed: int = 0
     waits: list[float] = field(default_factory=list)
 
 
 class Client(asyncio.Protocol):
-    """Sends a request as soon as the last one is answered; no HTTP library, so that it takes little time."""
+    """Sends a request as soon as the last one is answered; it needs no HTTP library, and so little time."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -73,10 +74,10 @@ class Client(asyncio.Protocol):
         self.send()
 
     def send(self) -> None:
-        if self.load.left == 0:
+        if self.load.remaining == 0:
             self.transport.close()
             return
-        self.load.left -= 1
+        self.load.remaining -= 1
         self.sent = time.perf_counter()
         self.transport.write(self.load.request)
 
@@ -97,16 +98,16 @@ class Client(asyncio.Protocol):
 
 
 async def ask(port: int, clients: int, load: Load) -> float:
-    """Seconds until all is answered."""
+    """Send all requests; return the seconds until the last answer."""
     loop = asyncio.get_running_loop()
     start = time.perf_counter()
-    made = [await loop.create_connection(lambda: Client(load), "127.0.0.1", port) for _ in range(clients)]
-    await asyncio.gather(*(client.ended for _, client in made))
+    pairs = [await loop.create_connection(lambda: Client(load), "127.0.0.1", port) for _ in range(clients)]
+    await asyncio.gather(*(client.ended for _, client in pairs))
     return time.perf_counter() - start
 
 
 class Process:
-    """A process of this benchmark's or the command's, that tells on its output when it is ready."""
+    """A process of this benchmark or of the command, which prints a line when it is ready."""
 
     def __init__(self, *command: str) -> None:
         self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -147,7 +148,7 @@ def main() -> None:
         "cores": arguments.cores,
         "clients": arguments.clients,
         "max_batch": BATCH,
-        "batches_at_once": AT_ONCE,
+        "batches_at_once": BATCHES_AT_ONCE,
         "networks": cells,
         "command": "python benchmarks/serving.py " + " ".join(sys.argv[1:]),
         "load_average": os.getloadavg(),
@@ -161,8 +162,8 @@ def _cell(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         _make(model, arguments.side, folder)
         bare = Process(sys.executable, __file__, "--bare", folder)
-        command = ("serve", folder, "--port", "0", "--threads", str(AT_ONCE), "--max_batch", str(BATCH))
-        served = Process(sys.executable, "-m", "netfission", *command)
+        limits = ("--threads", str(BATCHES_AT_ONCE), "--max-batch", str(BATCH))
+        served = Process(sys.executable, "-m", "netfission", "serve", folder, "--port", "0", *limits)
         try:
             cell = {"model": model, **_measure(bare, served, arguments)}
         finally:
@@ -179,7 +180,7 @@ def _cell(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         f"{1000 * cell['bare_cpu_seconds']:.2f} ms\n"
         f"ratio  {cell['ratio_median']:8.3f} (range {low:.3f}–{high:.3f})   "
         f"of processor time {cell['cpu_ratio']:.3f}\n"
-        f"waiting: median {1000 * waits['median']:.0f} ms, 99 % within {1000 * waits['99 %']:.0f} ms; "
+        f"waiting: median {1000 * waits['median']:.0f} ms, 99 % within {1000 * waits['p99']:.0f} ms; "
         f"{cell['failed']} of {cell['requests']} answers failed\n"
         f"memory over {cell['requests']} requests: "
         + ", ".join(f"{mib:.0f}" for mib in cell["resident_mib"])
@@ -195,7 +196,7 @@ def _measure(bare: Process, served: Process, arguments: argparse.Namespace) -> d
     load = Load(request, 0)
 
     def ask_for(images: int) -> float:
-        load.left = images
+        load.remaining = images
         return asyncio.run(ask(port, arguments.clients, load))
 
     def bare_for(images: int) -> tuple[float, float]:
@@ -218,18 +219,18 @@ def _measure(bare: Process, served: Process, arguments: argparse.Namespace) -> d
     total = images * arguments.rounds
     served_cpu = (served.cpu_seconds() - before) / total
     waits = sorted(load.waits)
-    ratios = [ours / theirs for theirs, ours in pairs]
+    ratios = [served_rate / bare_rate for bare_rate, served_rate in pairs]
     return {
         "requests": total,
         "failed": load.failed,
-        "bare_images_per_second": [theirs for theirs, _ in pairs],
-        "served_images_per_second": [ours for _, ours in pairs],
+        "bare_images_per_second": [bare_rate for bare_rate, _ in pairs],
+        "served_images_per_second": [served_rate for _, served_rate in pairs],
         "ratio_median": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "bare_cpu_seconds": bare_cpu / total,
         "served_cpu_seconds": served_cpu,
         "cpu_ratio": bare_cpu / total / served_cpu,
-        "wait_seconds": {"median": median(waits), "99 %": waits[int(0.99 * len(waits))], "most": waits[-1]},
+        "wait_seconds": {"median": median(waits), "p99": waits[int(0.99 * len(waits))], "max": waits[-1]},
         "resident_mib": memory,
     }
 
@@ -256,7 +257,7 @@ def _request(side: int) -> bytes:
 
 
 def _bare(folder: str) -> None:
-    """Runs as many images as each line of the input says; prints seconds, and those of processor time."""
+    """Run as many images as each line of the input says; print seconds, and seconds of processor time."""
     torch.set_num_threads(1)
     network = deploy_classifier(Classifier.from_pretrained(folder))
     pixels = torch.zeros(BATCH, *network.spec.shape, dtype=torch.uint8)
@@ -269,12 +270,12 @@ def _bare(folder: str) -> None:
                 network.logits(pixels)
 
         start, cpu = time.perf_counter(), time.process_time()
-        threads = [threading.Thread(target=work) for _ in range(AT_ONCE)]
+        threads = [threading.Thread(target=work) for _ in range(BATCHES_AT_ONCE)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        # Whole batches were run; what is asked for is its share.
+        # Whole batches ran; the images asked for are a share of them.
         share = int(line) / (-(-int(line) // BATCH) * BATCH)
         print(share * (time.perf_counter() - start), share * (time.process_time() - cpu), flush=True)
 
@@ -283,13 +284,17 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="cifar-resnet18,wrn-16-4,wrn-10-1", help="names, with commas")
-    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
-    parser.add_argument("--clients", type=int, default=64, help="that ask at once")
-    parser.add_argument("--requests", type=int, default=5000, help="in all, of each network")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--cores", type=int, default=2, help="that server, clients and bare network share")
-    parser.add_argument("--out", default=str(RESULTS))
+    parser.add_argument(
+        "--models",
+        default="cifar-resnet18,wrn-16-4,wrn-10-1",
+        help="default: %(default)s",
+    )
+    parser.add_argument("--side", type=int, default=32, help="height and width of the images in pixels")
+    parser.add_argument("--clients", type=int, default=64, help="number of clients at once")
+    parser.add_argument("--requests", type=int, default=5000, help="number of requests to each network")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each, in turn")
+    parser.add_argument("--cores", type=int, default=2, help="processor cores, which all of them share")
+    parser.add_argument("--out", default=str(RESULTS), help="file to write (default: %(default)s)")
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     return parser.parse_args()
 

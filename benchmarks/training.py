@@ -1,14 +1,14 @@
-"""How long a training step takes, over the single network's.
+"""Time of a training step over the single network's.
 
-A step is forward, loss, backward and SGD with Nesterov momentum 0.9 and weight decay 5e-4, in train mode, on
-the loss that each contender trains on, which is listed below the tables. The learning rate is 0: the same
-work, and no round meets other weights than the last. Two contenders are there for what they lack: beside
-them, what distillation and masks add to a step is printed.
+A step is forward, loss, backward and SGD with Nesterov momentum 0.9 and weight decay 5e-4, in train mode. The
+losses of the contenders are listed below the tables. The learning rate is 0: the work is the same, and all
+rounds have the same weights. Two contenders lack distillation or masks; the benchmark also prints what these
+add to a step.
 
 Runtimes: eager, and compiled (network and loss by torch.compile, inductor; the optimiser's step stays eager).
 
-The contenders of a network step in turn, round by round. Each cell (network, runtime) is written as soon as
-it is done, into results/benchmark_training.json, and is not run again.
+The contenders of a network step in turn, round by round. Each cell (network, runtime) is written to
+results/benchmark_training.json as soon as it is done, and is not run again.
 
     .venv/bin/python benchmarks/training.py --networks resnet18 --runtimes eager
 """
@@ -20,30 +20,30 @@ import torch
 from torch import Tensor, nn
 
 from cells import (
+    BuiltContenders,
     CellFile,
     Conditions,
-    Entrants,
-    Figures,
+    Results,
     Run,
     Settings,
-    check_positive,
-    closing,
     command,
     compiled_whole,
+    footnotes,
     measure,
     parser,
     run_cells,
 )
-from contenders import CONTENDERS, WITHOUT, DeepEnsemble, Loss
+from contenders import ABLATIONS, CONTENDERS, DeepEnsemble, Loss
 from netfission.profiling.timing import Quartiles
+from netfission.utils.errors import check_positive_integer
 
-ALL = CONTENDERS | WITHOUT
-# What it adds → of a step with it, and of the same without.
-SHARES = {"distillation": ("channels-3", "channels-3-cross-entropy"), "masks": ("weights-3", "copies-3")}
+ALL = CONTENDERS | ABLATIONS
+# What is added → contenders with it and without it.
+ADDITIONS = {"distillation": ("channels-3", "channels-3-cross-entropy"), "masks": ("weights-3", "copies-3")}
 
 
 class Learner(nn.Module):
-    """A network and what it trains on: images, labels → loss."""
+    """A network with its loss: images, labels → loss."""
 
     def __init__(self, network: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Learner(nn.Module):
         self.loss = loss
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images and labels → loss, a scalar."""
+        """Return the loss of a batch, a scalar."""
         return self.loss(self.network, images, labels)
 
 
@@ -61,8 +61,8 @@ RUNTIMES: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-def step_of(learners: Iterable[nn.Module], images: Tensor, labels: Tensor) -> Run:
-    """One training step of each learner in turn."""
+def training_step(learners: Iterable[nn.Module], images: Tensor, labels: Tensor) -> Run:
+    """Return one training step of all learners, one after another."""
     learners = list(learners)
     parameters = [
         parameter for learner in learners for parameter in learner.parameters() if parameter.requires_grad
@@ -79,16 +79,17 @@ def step_of(learners: Iterable[nn.Module], images: Tensor, labels: Tensor) -> Ru
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and record; returns the exit status."""
+    """Measure, print and record; return the exit status."""
     return command(_work, arguments)
 
 
 def _work(arguments: Sequence[str] | None) -> None:
     flags = parser("training", __doc__, RUNTIMES, ALL)
-    flags.add_argument("--batch", type=int, help="images of a step (default: 128 of 32 × 32, else 32)")
+    flags.add_argument("--batch", type=int, help="images per step (default: 128 of 32 × 32, else 32)")
     given = flags.parse_args(arguments)
-    check_positive("batch", given.batch)
-    conditions = Conditions.of(given, RUNTIMES, ALL)
+    if given.batch is not None:
+        check_positive_integer("batch", given.batch)
+    conditions = Conditions.from_flags(given, RUNTIMES, ALL)
     run_cells(
         CellFile(given.out, "training"),
         [
@@ -98,52 +99,52 @@ def _work(arguments: Sequence[str] | None) -> None:
         ],
         conditions,
         _cell,
-        _shares,
+        _additions_text,
     )
     print("\ntrained on:")
     for contender in conditions.contenders.values():
         print(f"  {contender.title}: {contender.trains_on}")
     print(
-        closing(conditions, "A training step: forward, loss, backward, SGD with momentum and weight decay.")
+        footnotes(conditions, "A training step: forward, loss, backward, SGD with momentum and weight decay.")
     )
     print(f"wrote {given.out}")
 
 
-def _cell(settings: Settings, entrants: Entrants, images: Tensor, conditions: Conditions) -> Figures:
+def _cell(settings: Settings, built: BuiltContenders, images: Tensor, conditions: Conditions) -> Results:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(settings["classes"], images.shape[:1], generator=generator).to(images.device)
     runtime = RUNTIMES[settings["runtime"]]
 
     def prepare(name: str, network: nn.Module) -> Run:
         loss = conditions.contenders[name].loss
-        networks = network.train().members if isinstance(network, DeepEnsemble) else [network.train()]
-        return step_of([runtime(Learner(each, loss)) for each in networks], images, labels)
+        members = network.train().members if isinstance(network, DeepEnsemble) else [network.train()]
+        return training_step([runtime(Learner(member, loss)) for member in members], images, labels)
 
-    figures = measure(entrants, prepare, conditions, len(images))
+    results = measure(built, prepare, conditions, len(images))
     for name, contender in conditions.contenders.items():
-        figures["contenders"][name]["trains_on"] = contender.trains_on
-    return figures | {"added_to_a_step": _added(figures["contenders"])}
+        results["contenders"][name]["trains_on"] = contender.trains_on
+    return results | {"added_to_step": _added(results["contenders"])}
 
 
-def _added(figures: Figures) -> Figures:
-    """What distillation and masks add to a step: its time over the same step's without, less 1."""
+def _added(rows: Results) -> Results:
+    """What distillation and masks add to a step: its time over that of a step without them, less 1."""
     added = {}
-    for what, names in SHARES.items():
-        seconds = [figures.get(name, {}).get("seconds") for name in names]
+    for what, names in ADDITIONS.items():
+        seconds = [rows.get(name, {}).get("seconds") for name in names]
         if None not in seconds:
             share = Quartiles.from_values([full / part - 1 for full, part in zip(*seconds, strict=True)])
             added[what] = {"median": share.median, "quartiles": [share.lower, share.upper]}
     return added
 
 
-def _shares(cell: Figures) -> str:
+def _additions_text(cell: Results) -> str:
     lines = []
-    for what, share in cell["added_to_a_step"].items():
-        lower, upper = share["quartiles"]
+    for what, addition in cell["added_to_step"].items():
+        lower, upper = addition["quartiles"]
         verb = "add" if what == "masks" else "adds"
         lines.append(
-            f"{what} {verb} {share['median']:.1%} (quartiles {lower:.1%} to {upper:.1%}) "
-            f"to a step of {ALL[SHARES[what][0]].title}"
+            f"{what} {verb} {addition['median']:.1%} (quartiles {lower:.1%} to {upper:.1%}) "
+            f"to a step of {ALL[ADDITIONS[what][0]].title}"
         )
     return "".join(f"\n{line}" for line in lines)
 

@@ -1,14 +1,14 @@
 """What `netfission train` adds to a bare PyTorch loop over the same model and the same images.
 
-Both train the same fissioned network, an epoch each in turn in one process, so that drift of the machine
-meets both alike:
+Both train the same fissioned network, one epoch each in turn in one process, so that drift of the machine
+affects both equally:
 
-- train: what the command runs, from one epoch's start to the next: its loader with crop and flip,
-  Lightning's loop, progress (a bar in a terminal), accuracies, table of epochs, TensorBoard and checkpoint;
-- bare: normalised float images indexed in a shuffled order, forward, loss, backward, step, and no more.
+- train: all that the command does from the start of an epoch to the next. It loads images with crop and flip,
+  runs Lightning's loop, and writes progress, accuracies, the table of epochs, TensorBoard and a checkpoint.
+- bare: normalised float images indexed in a shuffled order, forward, loss, backward and step.
 
-Prints images per second of both, their ratio epoch by epoch (median, range), and the peak memory of each in
-a process of its own, and writes results/benchmark_training_overhead.json.
+Prints images per second of both, their ratios epoch by epoch (median, range), and the peak memory of each in
+a process of its own. Writes results/benchmark_training_overhead.json.
 
     .venv/bin/python benchmarks/training_overhead.py --data cifar100 --epochs 5
 """
@@ -56,7 +56,7 @@ class BareLoop:
         )
 
     def epoch(self) -> float:
-        """Train one epoch; returns its seconds."""
+        """Train one epoch; return its seconds."""
         start = time.perf_counter()
         order = torch.randperm(len(self.images))
         for chosen in order[: len(order) // self.batch_size * self.batch_size].split(self.batch_size):
@@ -68,7 +68,7 @@ class BareLoop:
 
 
 class InTurn(Callback):
-    """Runs a bare epoch after each of the trainer's, and times both."""
+    """Runs a bare epoch after each epoch of the trainer, and times both."""
 
     def __init__(self, bare: BareLoop) -> None:
         self.loop = bare
@@ -93,7 +93,7 @@ def main() -> None:
         DataConfig(arguments.data, validation=0.0, limit_per_class=arguments.images_per_class),
         ModelConfig(arguments.model),
         nf.FissionConfig(exits=3),
-        # One epoch more than is counted: the first also warms both up.
+        # Two more than count: the first warms both up, and the last is not timed.
         TrainingConfig(epochs=arguments.epochs + 2, accelerator="cpu"),
     )
     data = load_run_data(config.data, seed=0)
@@ -105,7 +105,7 @@ def main() -> None:
         train(config, Path(folder) / "run", callbacks=[timer])
     train_times, bare_times = timer.train[1:], timer.bare[1:-1]
     images = len(data.train) // config.training.batch_size * config.training.batch_size
-    ratios = [bare / ours for bare, ours in zip(bare_times, train_times, strict=True)]
+    ratios = [bare / trained for bare, trained in zip(bare_times, train_times, strict=True)]
     memory = {name: _memory_of(name) for name in ("train", "bare")}
     record = {
         "benchmark": "training_overhead",
@@ -124,7 +124,7 @@ def main() -> None:
     }
     RESULTS.write_text(json.dumps(record, indent=2) + "\n")
     print(
-        f"\n{arguments.model}, 3 exits, {images} images an epoch, n = {len(ratios)} epochs in turn\n"
+        f"\n{arguments.model}, 3 exits, {images} images per epoch, n = {len(ratios)} epochs in turn\n"
         f"train  {images / median(train_times):8.1f} images/s   peak {memory['train']} MiB\n"
         f"bare   {images / median(bare_times):8.1f} images/s   peak {memory['bare']} MiB\n"
         f"ratio  {median(ratios):8.3f} (range {min(ratios):.3f}–{max(ratios):.3f})\nwrote {RESULTS.name}"
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def _memory_of(which: str) -> int:
-    """Peak resident memory, in MiB, of two epochs in a process of its own."""
+    """Return the peak resident memory, in MiB, of two epochs in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--epochs", "0", "--only", which]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(answer.split()[-1])
@@ -153,10 +153,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="digits", help="data set, as `netfission train` takes it")
-    parser.add_argument("--model", default="cifar-resnet18-w16")
-    parser.add_argument("--images-per-class", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=5, help="epochs counted, after one of warm-up")
+    parser.add_argument(
+        "--data", default="digits", help="data set of `netfission train` (default: %(default)s)"
+    )
+    parser.add_argument("--model", default="cifar-resnet18-w16", help="default: %(default)s")
+    parser.add_argument("--images-per-class", type=int, default=50, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs that count, after one of warm-up")
     parser.add_argument("--only", choices=["train", "bare"], help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,11 +1,11 @@
-"""Variants of the method, tried beside it under one recipe: can the ensemble gain more at equal cost?
+"""Variants of the method, compared with it under one recipe: can the ensemble gain more at equal cost?
 
-    python benchmarks/variants.py --data cifar100 --out variants
+The grids `ablation-distillation`, `branching` and `figure5` compare the variants that are settings of
+`netfission train`; this benchmark compares the others. Each differs in one point from channel groups with
+their default settings. Several processes may share one folder; each does missing runs, as `netfission
+reproduce` does. The benchmark prints a table, and writes it beside a record of each run.
 
-Those that are settings of `netfission train` are compared by the grids `ablation-distillation`, `branching`
-and `figure5`; here are those that are not. Each differs from channel groups as they come in one thing alone.
-Several processes may run it on one folder; what is missing is run, as by `netfission reproduce`. It prints a
-table and leaves it beside a record of each run.
+    .venv/bin/python benchmarks/variants.py --data cifar100 --out variants
 """
 
 import argparse
@@ -28,7 +28,7 @@ from netfission.network import FissionNetwork
 
 
 class WarmUp(FissionMethod):
-    """The distillation's factor grows from 0 to what it is, over the first third of the training."""
+    """The factor on the distillation grows from 0 to its final value over the first third of the training."""
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
@@ -53,7 +53,7 @@ class _Ramp(TrainingHook):
 
 
 class OwnWeights(FissionMethod):
-    """What paths hold in common (heads, projections) starts from values of its own in each."""
+    """Layers that every path has (heads, projections) start from different values in each path."""
 
     def build(self, plan: BuildPlan) -> nn.Module:
         network = super().build(plan)
@@ -64,8 +64,8 @@ class OwnWeights(FissionMethod):
         return network
 
 
-class _Terms(FissionMethod):
-    """A loss of its own, from logits `(batch, exits, classes)` and labels."""
+class _OtherLoss(FissionMethod):
+    """Fission with another loss, from logits `(batch, exits, classes)` and labels."""
 
     terms: Callable[[Tensor, Tensor, Loss], Tensor]
 
@@ -74,7 +74,7 @@ class _Terms(FissionMethod):
         return StepResult(type(self).terms(logits, labels, loss_fn), logits, labels)
 
 
-class MeanOfExits(_Terms):
+class MeanOfExits(_OtherLoss):
     """The mean of the exits' losses, not their sum: shared stages get as much gradient as one exit gives."""
 
     @staticmethod
@@ -82,29 +82,29 @@ class MeanOfExits(_Terms):
         return loss_fn(logits, labels) / logits.shape[1]
 
 
-class OneFree(_Terms):
+class OneFree(_OtherLoss):
     """Exit 0 learns from the labels alone."""
 
     @staticmethod
     def terms(logits: Tensor, labels: Tensor, loss_fn: Loss) -> Tensor:
-        taught = torch.cat([logits[:, :1].detach(), logits[:, 1:]], dim=1)
-        return loss_fn(taught, labels) + F.cross_entropy(logits[:, 0], labels)
+        distilled = torch.cat([logits[:, :1].detach(), logits[:, 1:]], dim=1)
+        return loss_fn(distilled, labels) + F.cross_entropy(logits[:, 0], labels)
 
 
-class Decorrelated(_Terms):
-    """Exits are pushed apart where they err alike: the mean correlation of their errors is added."""
+class Decorrelated(_OtherLoss):
+    """The mean correlation of the exits' errors is added, so that they make different errors."""
 
     @staticmethod
     def terms(logits: Tensor, labels: Tensor, loss_fn: Loss) -> Tensor:
         errors = logits.softmax(dim=2) - F.one_hot(labels, logits.shape[2]).unsqueeze(1)
         unit = F.normalize(errors, dim=2)
-        alike = unit @ unit.transpose(1, 2)
+        correlation = unit @ unit.transpose(1, 2)
         exits = logits.shape[1]
-        pairs = (alike.sum(dim=(1, 2)) - exits) / (exits * (exits - 1))
+        pairs = (correlation.sum(dim=(1, 2)) - exits) / (exits * (exits - 1))
         return loss_fn(logits, labels) + pairs.mean()
 
 
-class OfTheEnsemble(_Terms):
+class OfTheEnsemble(_OtherLoss):
     """The cross-entropy of the ensemble itself is added to that of its exits."""
 
     @staticmethod
@@ -131,18 +131,21 @@ contenders:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", default="cifar100")
-    parser.add_argument("--scale", default="laptop")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("variants"))
-    chosen = parser.parse_args()
+    """Do the missing runs, compare and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="cifar100", help="data set (default: %(default)s)")
+    parser.add_argument("--scale", default="laptop", help="paper or laptop (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each variant")
+    parser.add_argument("--rounds", type=int, default=5, help="number of times that each is timed")
+    parser.add_argument("--out", type=Path, default=Path("variants"), help="folder (default: %(default)s)")
+    flags = parser.parse_args()
     for name, variant in VARIANTS.items():
         METHODS.register(name, variant)
     text = GRID + "".join(f"  {name}: {{method: {name}}}\n" for name in VARIANTS)
-    grid = read_grid("variants", text).at(chosen.scale, seeds=chosen.seeds, data=chosen.data)
-    print(compare(grid, chosen.out, rounds=chosen.rounds).table())
+    grid = read_grid("variants", text).at(flags.scale, seeds=flags.seeds, data=flags.data)
+    print(compare(grid, flags.out, rounds=flags.rounds).table())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks run, keep their cells, and tell who could not take part."""
+"""The benchmarks run, keep their cells, and say which contenders are not available."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ def contenders_in(out, number=0):
     return json.loads(out.read_text())["cells"][number]["contenders"]
 
 
-def test_inference_measures_what_it_can_and_tells_what_it_cannot(tmp_path, capsys, no_peers):
+def test_inference_measures_what_it_can_and_says_what_it_cannot(tmp_path, capsys, no_peers):
     out = tmp_path / "inference.json"
     asked = ["--runtimes", "eager,deployed", "--contenders", "channels-2,deep-ensemble-3,packed-4-gamma1"]
     assert run("inference", out, *asked) == 0
@@ -50,7 +50,7 @@ def test_inference_measures_what_it_can_and_tells_what_it_cannot(tmp_path, capsy
     for cell in content["cells"]:
         assert cell["settings"]["image_shape"] == [3, 32, 32]
         assert cell["settings"]["environment"]["versions"][contenders.PEERS] == "missing"
-        assert (cell["rounds"], cell["runs_a_round"]) == (1, cells.IMAGES_A_ROUND)
+        assert (cell["rounds"], cell["runs_per_round"]) == (1, cells.IMAGES_PER_ROUND)
         single, two, deep, packed = cell["contenders"].values()
         for row in (single, two, deep):
             assert row.keys() >= SIZE | TIMES
@@ -73,8 +73,8 @@ def test_training_says_what_masks_add(tmp_path, capsys):
     for row in cell["contenders"].values():
         assert row.keys() >= SIZE | TIMES | {"trains_on"}
     (weights, copies) = (cell["contenders"][name]["seconds"][0] for name in ("weights-3", "copies-3"))
-    assert cell["added_to_a_step"].keys() == {"masks"}
-    assert cell["added_to_a_step"]["masks"]["median"] == pytest.approx(weights / copies - 1)
+    assert cell["added_to_step"].keys() == {"masks"}
+    assert cell["added_to_step"]["masks"]["median"] == pytest.approx(weights / copies - 1)
     printed = capsys.readouterr().out
     assert f"masks add {weights / copies - 1:.1%} (quartiles" in printed
     assert "fission by copies, 3 exits: no masks: cross-entropy of every exit and ensemble" in printed
@@ -107,40 +107,46 @@ def test_a_cell_that_is_there_is_not_run_again(benchmark, tmp_path, capsys, monk
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
-        (["--networks", "resnet18,resnet19"], "networks=resnet19: takes resnet18, wrn-28-10, resnet50 or"),
-        (["--contenders", "chanels-3"], "contenders='chanels-3' is not known; did you mean channels-3"),
-        (["--runtimes", "fast"], "runtimes='fast'"),
-        (["--rounds", "0"], "rounds=0: takes a whole number from 1"),
+        (
+            ["--networks", "resnet18,resnet19"],
+            "or a model's name, got 'resnet19'",
+        ),
+        (["--contenders", "chanels-3"], "got 'chanels-3'; did you mean channels-3"),
+        (["--runtimes", "fast"], "runtimes must be one of"),
+        (["--rounds", "0"], "rounds must be a positive integer, got 0"),
         (["--rounds", "some"], "some"),
-        (["--threads", "-1"], "threads=-1"),
+        (["--threads", "-1"], "threads must be a positive integer, got -1"),
         (["--device", "tpu"], "tpu"),
         (["--fast"], "--fast"),
-        (["--out", "nowhere/at/all.json"], "out=nowhere/at/all.json: takes a file in a folder that exists"),
-        (["--out", __file__], "cannot be read"),
+        (
+            ["--out", "nowhere/at/all.json"],
+            "out must be a file in a folder that exists, got",
+        ),
+        (["--out", __file__], "must be a file of this benchmark, got damaged JSON"),
     ],
 )
-def test_a_bad_request_is_told_in_one_line(benchmark, flags, told, tmp_path, capsys):
+def test_a_bad_request_ends_in_one_line(benchmark, flags, message, tmp_path, capsys):
     assert run(benchmark, tmp_path / "cells.json", *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("benchmark", "flags"), [("inference", ["--batches", "1,x"]), ("training", ["--batch", "0"])]
 )
-def test_a_batch_size_is_a_whole_number(benchmark, flags, tmp_path, capsys):
+def test_a_batch_size_is_a_positive_integer(benchmark, flags, tmp_path, capsys):
     assert run(benchmark, tmp_path / "cells.json", *flags) == 2
-    assert f"{flags[0][2:]}={flags[1]}: takes" in capsys.readouterr().err
+    assert f"{flags[0][2:]} must be" in capsys.readouterr().err
 
 
 def test_another_benchmarks_file_is_left_alone(tmp_path, capsys):
     out = tmp_path / "training.json"
     out.write_text('{"benchmark": "training", "cells": []}')
     assert run("inference", out) == 2
-    assert "takes a file of this benchmark" in capsys.readouterr().err
+    assert "training.json must be a file of this benchmark, or not exist" in capsys.readouterr().err
     assert out.read_text() == '{"benchmark": "training", "cells": []}'
 
 
@@ -184,7 +190,7 @@ def test_a_training_step_reaches_every_member_and_moves_nothing():
     for parameter in ensemble.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.abs().sum().item()))
     learners = [training.Learner(member, contenders.cross_entropy) for member in ensemble.members]
-    training.step_of(learners, torch.randn(5, 3), torch.arange(5) % 4)()
+    training.training_step(learners, torch.randn(5, 3), torch.arange(5) % 4)()
     assert len(seen) == 4 and min(seen) > 0
     assert all(parameter.grad is None for parameter in ensemble.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in ensemble.state_dict().items())
@@ -205,7 +211,7 @@ class Members(nn.Module):
         return self.linear(self.body(images)).unflatten(1, (3, 5)).transpose(0, 1).flatten(0, 1)
 
 
-def test_a_peers_logits_are_told_apart_by_member():
+def test_a_peers_logits_are_divided_by_member():
     network, images = Members(), torch.randn(2, 3, 2, 2)
     logits = contenders.Peer(network, 3)(images)
     assert torch.equal(logits, network.linear(images.flatten(1)).unflatten(1, (3, 5)))
