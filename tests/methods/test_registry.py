@@ -1,0 +1,87 @@
+"""All methods are found by name, read known settings, and can be joined by another."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import nn
+
+from netfission.config import FissionConfig, MethodConfig, TrainingConfig
+from netfission.methods.base import BuildPlan, Method, TrainingHook
+from netfission.methods.deep_ensemble import DeepEnsemble
+from netfission.methods.registry import METHODS, find_method, reads_setting
+from netfission.runs.train import train
+
+SETTINGS = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_each_method_is_a_subclass_that_reads_known_settings(name):
+    assert issubclass(METHODS[name], Method)
+    assert METHODS[name].__name__.endswith("Method")
+    assert METHODS[name].settings <= SETTINGS
+    assert all(reads_setting(name, setting) for setting in ("method", "exits", "seed"))
+
+
+def test_each_setting_of_methods_is_read_by_one_of_them():
+    for setting in fields(MethodConfig):
+        assert any(reads_setting(name, setting.name) for name in METHODS), setting.name
+
+
+def test_a_setting_that_the_method_does_not_read_is_refused():
+    with pytest.raises(ValueError, match=r"^rho must be 0\.0 unless method=mimo, got 0\.5$"):
+        find_method(MethodConfig("packed", rho=0.5))
+    with pytest.raises(ValueError, match=r"^criterion must be 'snip' unless method=.*, got 'erk'$"):
+        find_method(MethodConfig("packed"), FissionConfig(criterion="erk"))
+    assert find_method(MethodConfig("packed", alpha=3.0), FissionConfig(exits=4, seed=2)).config.alpha == 3.0
+
+
+class CountingHook(TrainingHook):
+    def __init__(self):
+        self.points = []
+
+    def on_train_start(self, total_steps, epochs):
+        self.points.append(("train", total_steps, epochs))
+
+    def on_epoch_start(self, network, epoch):
+        self.points.append(("epoch", epoch))
+
+    def on_batch_start(self, network, step):
+        self.points.append(("batch", step))
+
+    def on_before_step(self, network, optimizer, step, seed):
+        self.points.append(("step", step, seed))
+
+    def on_batch_end(self, network, steps_done):
+        self.points.append(("done", steps_done))
+
+
+class CommitteeMethod(Method):
+    hook = CountingHook()
+
+    def build(self, plan: BuildPlan) -> nn.Module:
+        return DeepEnsemble([plan.create(seed) for seed in range(plan.fission.exits)])
+
+    def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
+        return [self.hook]
+
+
+def test_a_registered_method_is_trained_and_its_hooks_are_called(monkeypatch, settings_of, tmp_path):
+    for table in ("_locations", "_loaded"):
+        monkeypatch.setattr(METHODS, table, dict(getattr(METHODS, table)))
+    METHODS.register("committee", CommitteeMethod)
+    config = settings_of(
+        method="committee", sparsity=0.0, epochs=2, limit_per_class=5, batch_size=25, exits=2, seed=3
+    )
+    evaluation = train(config, tmp_path / "run", progress=False)
+    assert len(evaluation.exits) == 2
+    steps = [[("batch", step), ("step", step, 3), ("done", step + 1)] for step in range(4)]
+    assert CommitteeMethod.hook.points == [
+        ("train", 4, 2),
+        ("epoch", 0), *steps[0], *steps[1],
+        ("epoch", 1), *steps[2], *steps[3],
+    ]  # fmt: skip
+    network = METHODS["committee"](config.method).build(
+        BuildPlan(lambda seed: nn.Linear(2, 2), FissionConfig(exits=2), torch.zeros(1, 2))
+    )
+    assert network(torch.zeros(1, 2)).shape == (1, 2, 2)
