@@ -71,13 +71,13 @@ def test_ranks_share_the_rows(
             dropping = _batches(split, batch_size, rank=rank, drop_last=True, **options)
             assert len(dropping) == full
             assert _rows(dropping) == rows[: full * batch_size]
-    dealt = sorted(chain.from_iterable(everything))
-    assert set(dealt) == set(range(count))
+    assigned = sorted(chain.from_iterable(everything))
+    assert set(assigned) == set(range(count))
     if shuffle:
         assert len({len(rows) for rows in everything}) == 1
-        assert len(dealt) - count < world_size
+        assert len(assigned) - count < world_size
     else:
-        assert dealt == list(range(count))
+        assert assigned == list(range(count))
 
 
 @pytest.mark.parametrize("kind", ["held", "streamed"])

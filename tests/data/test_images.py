@@ -59,7 +59,7 @@ def test_floating_point_runs_to_1_or_to_255(values, pixels):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_no_finite_number_is_refused(value):
+def test_pixels_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match=r"^pixels must be finite, got NaN or infinity$"):
         to_pixels(Image.fromarray(np.array([[0.5, value]], dtype=np.float32)), "L", (1, 2))
 

@@ -111,12 +111,12 @@ def test_labels_above_the_classes(tmp_path: Path) -> None:
 def test_splits_of_unlike_classes(tmp_path: Path) -> None:
     other = _dataset([0]).cast_column("fine_label", datasets.ClassLabel(names=["a", "c"]))
     splits = datasets.DatasetDict(train=_dataset([0, 1] * 5), test=other)
-    from netfission.data.sources import _from_arrow
+    from netfission.data.sources import source_from_arrow
 
     with pytest.raises(
         ValueError, match=r"^here must be a data set whose splits have the same columns and class names"
     ):
-        _from_arrow(splits, "here")
+        source_from_arrow(splits, "here")
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:

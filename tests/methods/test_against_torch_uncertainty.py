@@ -53,8 +53,8 @@ def compare(network: nn.Module, peer: nn.Module, exits: int, *names: tuple[str, 
     """Load the peer with the network's weights, called as it calls them, and run both on images."""
     state = {}
     for name, tensor in network.network.state_dict().items():
-        for ours, theirs in names:
-            name = re.sub(ours, theirs, name)
+        for layer, theirs in names:
+            name = re.sub(layer, theirs, name)
         state[name] = tensor
     peer.load_state_dict(state)
     images = torch.randn(4, 3, 8, 8)
@@ -99,9 +99,9 @@ def test_layers_of_batch_ensemble(groups):
     layers = library("layers")
     generator = torch.Generator().manual_seed(0)
     peer = layers.BatchConv2d(4, 6, 3, 3, stride=2, padding=1, groups=groups)
-    ours = RankOne(nn.Conv2d(4, 6, 3, 2, 1, groups=groups), 3, generator)
-    linear, ours_linear = layers.BatchLinear(4, 6, 3), RankOne(nn.Linear(4, 6), 3, generator)
-    for one, other, inner in ((peer, ours, "conv"), (linear, ours_linear, "linear")):
+    layer = RankOne(nn.Conv2d(4, 6, 3, 2, 1, groups=groups), 3, generator)
+    linear, linear_layer = layers.BatchLinear(4, 6, 3), RankOne(nn.Linear(4, 6), 3, generator)
+    for one, other, inner in ((peer, layer, "conv"), (linear, linear_layer, "linear")):
         nn.init.normal_(other.bias)
         one.load_state_dict(
             {
@@ -112,20 +112,20 @@ def test_layers_of_batch_ensemble(groups):
             }
         )
     images, features = torch.randn(6, 4, 5, 5), torch.randn(6, 4)
-    torch.testing.assert_close(ours(images), peer(images))
-    torch.testing.assert_close(ours_linear(features), linear(features))
+    torch.testing.assert_close(layer(images), peer(images))
+    torch.testing.assert_close(linear_layer(features), linear(features))
 
 
 def test_masks():
     peer = library("layers").MaskedConv2d(12, 6, 3, num_estimators=3, scale=2.0)
-    ours = Masked(nn.Conv2d(12, 6, 3), peer.mask.masks.float())
-    peer.conv.load_state_dict(ours.layer.state_dict())
+    layer = Masked(nn.Conv2d(12, 6, 3), peer.mask.masks.float())
+    peer.conv.load_state_dict(layer.layer.state_dict())
     images = torch.randn(6, 12, 5, 5)
-    torch.testing.assert_close(ours(images), peer(images))
+    torch.testing.assert_close(layer(images), peer(images))
 
 
 def test_packed_linear():
     peer = library("layers").PackedLinear(6, 9, alpha=2, num_estimators=3)
-    ours = PackedLinear(peer.weight.detach(), peer.bias.detach())
+    layer = PackedLinear(peer.weight.detach(), peer.bias.detach())
     for features in (torch.randn(2, 12), torch.randn(2, 5, 12)):
-        torch.testing.assert_close(ours(features), peer(features))
+        torch.testing.assert_close(layer(features), peer(features))

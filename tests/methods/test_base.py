@@ -57,7 +57,7 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
         ("train --method deep-ensembl", "got 'deep-ensembl'; did you mean deep-ensemble or dst-ensemble"),
     ],
 )
-def test_what_a_baseline_cannot_do_is_told_in_one_line(ensemble_run, command, message, capsys, tmp_path):
+def test_what_a_baseline_cannot_do_ends_in_one_line(ensemble_run, command, message, capsys, tmp_path):
     request = command.format(run=ensemble_run.path).split()
     if request[0] == "train":
         request += [*FLAGS, "--out", str(tmp_path / "run")]

@@ -43,8 +43,10 @@ def test_each_members_convolution_has_the_weight_times_the_outer_product(
         # in a grouped convolution each group of outputs reads its own part of the inputs
         of_inputs = ranked.r[member].view(groups, 1, 4 // groups).expand(groups, 6 // groups, 4 // groups)
         outer = ranked.s[member][:, None] * of_inputs.flatten(0, 1)
-        own = ranked.bias[member] if bias else None
-        expected = F.conv2d(images[member], layer.weight * outer[..., None, None], own, stride, 1, 1, groups)
+        member_bias = ranked.bias[member] if bias else None
+        expected = F.conv2d(
+            images[member], layer.weight * outer[..., None, None], member_bias, stride, 1, 1, groups
+        )
         torch.testing.assert_close(outputs[member], expected)
 
 
@@ -52,14 +54,14 @@ def test_each_members_convolution_has_the_weight_times_the_outer_product(
 @settings(max_examples=20, deadline=None)
 def test_each_members_linear_layer_has_the_weight_times_the_outer_product(members, batch, more):
     layer = nn.Linear(4, 6)
-    own = layer.bias
+    bias = layer.bias
     ranked = RankOne(layer, members, generator())
-    assert torch.equal(ranked.bias, own.expand(members, 6))
+    assert torch.equal(ranked.bias, bias.expand(members, 6))
     features = torch.randn(members, batch, *more, 4)
     outputs = ranked(features.flatten(0, 1)).unflatten(0, (members, batch))
     for member in range(members):
         weight = layer.weight * torch.outer(ranked.s[member], ranked.r[member])
-        torch.testing.assert_close(outputs[member], F.linear(features[member], weight, own))
+        torch.testing.assert_close(outputs[member], F.linear(features[member], weight, bias))
 
 
 @pytest.mark.parametrize("training", [True, False])

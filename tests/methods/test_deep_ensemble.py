@@ -109,7 +109,7 @@ def test_one_by_one_each_member_has_all_epochs_and_the_whole_schedule(settings_o
     assert len(rows) == 1 + 4
 
 
-def test_one_by_one_takes_one_device():
+def test_one_by_one_needs_one_device():
     method = find_method(MethodConfig("deep-ensemble", one_by_one=True))
     with pytest.raises(ValueError, match=r"^one_by_one must be False on more than one device, got True"):
         method.hooks(2, TrainingConfig(devices=2))

@@ -106,7 +106,7 @@ def test_random_numbers_come_from_the_seed(method):
         ),
     ],
 )
-def test_what_none_of_them_takes(method, changes, message):
+def test_what_each_of_them_refuses(method, changes, message):
     with pytest.raises(ValueError, match=message.format(method=method)) as caught:
         build(method, **changes)
     assert "\n" not in str(caught.value)

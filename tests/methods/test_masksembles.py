@@ -36,7 +36,7 @@ def test_masks_are_equal_in_size_and_leave_no_channel_out(channels, members, sca
     assert set(masks.unique().tolist()) <= {0.0, 1.0}
     assert masks.any(dim=0).all()
     (size,) = set(masks.sum(dim=1).tolist())
-    # that many ones in each leave so many channels on average
+    # with this many ones in each, this many channels are left on average
     asked = channels / (scale * (1 - (1 - 1 / scale) ** members))
     assert size in {int(asked), int(asked) + 1}
     assert torch.equal(masks, draw_masks(channels, members, scale, generator(seed)))

@@ -34,8 +34,8 @@ def test_every_member_is_shown_every_image_as_often(batch, exits, repetitions, r
     assert orders.shape == (exits, batch * repetitions)
     expected = torch.arange(batch).repeat_interleave(repetitions)
     assert torch.equal(orders.sort(dim=1).values, expected.expand(exits, -1))
-    own = int(batch * repetitions * (1 - rho))
-    assert (orders[:, own:] == orders[:1, own:]).all()
+    separate = int(batch * repetitions * (1 - rho))
+    assert (orders[:, separate:] == orders[:1, separate:]).all()
 
 
 def test_members_orders_differ_where_they_may():
@@ -110,9 +110,9 @@ def test_members_ends_are_those_of_networks_of_their_own_seeds():
     assert torch.equal(network.fc.weight, torch.cat([each.fc.weight for each in alone]))
     assert torch.equal(network.fc.bias, torch.cat([each.fc.bias for each in alone]))
     assert (network.conv1.in_channels, network.fc.out_features) == (9, 30)
-    own = alone[0].state_dict()
-    inner = [name for name in own if name.startswith("block")]
-    assert all(torch.equal(network.state_dict()[name], own[name]) for name in inner)
+    state = alone[0].state_dict()
+    inner = [name for name in state if name.startswith("block")]
+    assert all(torch.equal(network.state_dict()[name], state[name]) for name in inner)
 
 
 def test_a_convolution_may_give_the_logits():

@@ -49,7 +49,7 @@ def test_branches_have_the_widths_and_groups_of_the_paper():
             assert (first.in_channels, first.out_channels) == (inputs, width)
             assert (second.in_channels, second.out_channels) == (width, width)
             assert second.groups == groups
-            # 32 shared channels are not to be divided by 3.
+            # 32 shared channels cannot be divided by 3.
             assert first.groups == (groups if inputs % groups == 0 else 1)
             assert (shortcut.groups, shortcut.out_channels) == (1, width)
         (head,) = layers_of(branch, nn.Linear).values()

@@ -21,12 +21,12 @@ def plan(create=WRN, **changes) -> BuildPlan:
 
 
 def member_of(network: nn.Module, member: int, alone: nn.Module) -> nn.Module:
-    """A member as a network of its own, which has the shapes of `alone`."""
+    """Return a member as a separate network, with the shapes of `alone`."""
     state = {}
     for name, tensor in network.network.state_dict().items():
-        own = alone.state_dict()[name]
+        expected = alone.state_dict()[name]
         if tensor.ndim:
-            tensor = tensor.flatten()[: own.numel() * 2].unflatten(0, (2, *own.shape))[member]
+            tensor = tensor.flatten()[: expected.numel() * 2].unflatten(0, (2, *expected.shape))[member]
         state[name] = tensor
     alone.load_state_dict(state)
     return alone
@@ -78,13 +78,13 @@ def test_gamma_divides_convolutions_into_groups_of_no_fewer_than_64_channels(wid
 
 
 def test_outputs_vary_as_the_networks_own_do():
-    own = channels_model(96)()
+    model = channels_model(96)()
     network = find_method(CONFIG).build(plan(channels_model(96), exits=4)).network
     fan_in = {0: 27, 2: 9 * 48, 3: 9, 6: 48}
     for number, inputs in fan_in.items():
-        variance = own[number].weight.var() * own[number].weight[0].numel()
+        variance = model[number].weight.var() * model[number].weight[0].numel()
         torch.testing.assert_close(network[number].weight.var() * inputs, variance, rtol=0.2, atol=0)
-    assert 0.05 < network[6].bias.std() / own[6].bias.std() < 2
+    assert 0.05 < network[6].bias.std() / model[6].bias.std() < 2
 
 
 def test_values_of_norms_are_kept():
@@ -150,7 +150,7 @@ def test_members_that_would_mix_are_refused(create, message):
         find_method(CONFIG).build(plan(create))
 
 
-def test_groups_and_widths_that_do_not_go_together_are_told():
+def test_groups_and_widths_that_do_not_fit_are_refused():
     def grouped():
         return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 8, groups=4), nn.Flatten(), nn.Linear(8, 10))
 

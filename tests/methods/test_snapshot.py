@@ -237,7 +237,7 @@ def test_trainings_too_short_for_different_snapshots_are_refused(config, too_few
         hook.on_train_start(too_few, epochs=1)
 
 
-def test_a_share_of_cycles_that_is_none_is_refused():
+def test_cycling_outside_its_range_is_refused():
     for cycling in (0.0, 1.5):
         with pytest.raises(
             ValueError, match=rf"^cycling must be a share of the epochs, in \(0, 1\], got {cycling}$"

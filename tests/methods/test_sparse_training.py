@@ -170,7 +170,7 @@ def test_any_model_that_can_be_cut_will_do(method):
         ("dst-ensemble", {"criterion": "erc"}, "^criterion must be one of .*, got 'erc'; did you mean erk"),
     ],
 )
-def test_what_a_plan_cannot_have(method, changes, message):
+def test_invalid_plans_are_refused(method, changes, message):
     with pytest.raises(ValueError, match=message):
         build(method, **changes)
 
@@ -184,7 +184,7 @@ def test_what_a_plan_cannot_have(method, changes, message):
         ({"regrow_share": 1.5}, r"^regrow_share must be a share of the connections, in \(0, 1\], got 1\.5$"),
     ],
 )
-def test_what_the_settings_cannot_be(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         find_method(replace(MethodConfig("neurotrails"), **changes)).build(plan())
 
@@ -393,7 +393,7 @@ def test_all_batches_of_a_step_have_a_say_in_what_comes_back():
         ),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(flags, message, tmp_path, capsys):
+def test_invalid_settings_end_in_one_line(flags, message, tmp_path, capsys):
     request = (
         "train --data digits --limit_per_class 20 --model wrn-10-1 --epochs 1 --batch_size 25 --exits 2 "
         f"--sparsity 0.8 --criterion erk --method dst-ensemble --regrow_every 3 {flags}"

@@ -57,7 +57,7 @@ def find_source(name: str) -> Source:
     if name == "digits":
         return _digits()
     if name in HUB_NAMES:
-        return _from_arrow(load_from_hub(HUB_NAMES[name]), name)
+        return source_from_arrow(load_from_hub(HUB_NAMES[name]), name)
     folder = Path(name)
     if folder.is_dir():
         parquet = any(folder.rglob("*.parquet"))
@@ -127,7 +127,7 @@ def _digits() -> Source:
 
 
 def _from_parquet(folder: Path) -> Source:
-    return _from_arrow(read_parquet(folder), str(folder))
+    return source_from_arrow(read_parquet(folder), str(folder))
 
 
 def read_parquet(folder: Path) -> Any:
@@ -162,8 +162,16 @@ def _bars_on_terminals() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _from_arrow(splits: Any, where: str) -> Source:
-    """Build a source from a `DatasetDict`."""
+def source_from_arrow(splits: Any, where: str) -> Source:
+    """Build a source from a `datasets.DatasetDict`.
+
+    Args:
+        splits: with columns of images and class labels.
+        where: name of the data set, for messages.
+
+    Raises:
+        ValueError: a split or column is missing, the splits differ, or a label is out of range.
+    """
     if "train" not in splits:
         raise invalid(where, "a data set with a train split", found=f"the splits {', '.join(splits)}")
     train = splits["train"]
