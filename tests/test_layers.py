@@ -16,8 +16,10 @@ def test_the_contracts_of_pyproject_hold(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lint_imports(cache_dir=None, no_cache=True) == EXIT_STATUS_SUCCESS
 
 
-@pytest.mark.parametrize("module", ["netfission.classifier", "netfission.inference"])
-def test_inference_loads_neither_a_trainer_nor_plots(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", ["netfission.classifier", "netfission.inference", "netfission.evaluation.cascade"]
+)
+def test_inference_and_evaluation_load_neither_a_trainer_nor_plots(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({TRAINERS!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
