@@ -130,7 +130,7 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
             "--cascade --rule confident",
             "--rule must be one of margin, confidence, agreement, got 'confident'",
         ),
-        ("--cascade --single {run}", "3 exits on 10 classes; takes a run of wrn-10-1 with exits=1"),
+        ("--cascade --single {run}", "single must be a run of wrn-10-1 with exits=1 on the same data, got "),
         (
             "--cascade --single elsewhere",
             "elsewhere must be the folder of a run, got one without",
@@ -146,7 +146,7 @@ def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, run, capsys
 
 def test_a_run_without_validation_split_is_refused(single, capsys) -> None:
     assert main(["evaluate", str(single), "--cascade"]) == 2
-    assert "validation=0: thresholds are chosen on validation images" in capsys.readouterr().err
+    assert "validation must be above 0 to choose the thresholds" in capsys.readouterr().err
     assert not list(single.glob("cascade.*"))
 
 
@@ -158,7 +158,7 @@ def test_a_run_of_one_exit_is_refused(tmp_path, capsys) -> None:
     )
     train(config, tmp_path / "run", progress=False)
     assert main(["evaluate", str(tmp_path / "run"), "--cascade"]) == 2
-    assert "exits=1: a cascade takes a run of two exits or more" in capsys.readouterr().err
+    assert "exits must be 2 or more for a cascade, got 1" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_old_files(run, capsys, monkeypatch) -> None:

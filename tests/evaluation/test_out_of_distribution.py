@@ -16,7 +16,7 @@ from netfission.cli import main
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution, uncertainty_scores
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
-from netfission.runs.shift import TURNS, evaluate_ood
+from netfission.runs.shift import TRANSFORMS, evaluate_ood
 
 # Few values, so that many are equal.
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
@@ -141,8 +141,8 @@ def test_its_own_images_inverted_and_rotated(run, capsys):
 
 def test_turned_pixels():
     pixels = torch.tensor([[[[0, 1], [2, 3]]]], dtype=torch.uint8)
-    assert TURNS["inverted"](pixels).tolist() == [[[[255, 254], [253, 252]]]]
-    assert TURNS["rotated"](pixels).tolist() == [[[[1, 3], [0, 2]]]]
+    assert TRANSFORMS["inverted"](pixels).tolist() == [[[[255, 254], [253, 252]]]]
+    assert TRANSFORMS["rotated"](pixels).tolist() == [[[[1, 3], [0, 2]]]]
 
 
 def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_path):
@@ -172,7 +172,7 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digits", "ood=digits: is what the run was trained on"),
+        ("digits", "ood must be images that the run was not trained on, got 'digits'"),
         ("invert", "data must be one of digits, cifar10, cifar100, tiny-imagenet, or a folder, got 'invert'"),
         ("{tmp}/empty", "empty must be a folder with images, got no image file"),
         ("{tmp}/nowhere", "nowhere does not exist"),
@@ -194,5 +194,5 @@ def test_images_that_are_not_square_are_not_rotated(run, monkeypatch):
         shape = (1, 8, 6)
 
     monkeypatch.setattr(shift, "_classifier", lambda folder, config: (None, Flat))
-    with pytest.raises(ValueError, match="ood=rotated: takes a run on square images; its own are 8×6"):
+    with pytest.raises(ValueError, match="ood must be other than 'rotated' on images of 8×6, got 'rotated'"):
         evaluate_ood(run, run.load_config(), ["rotated"])

@@ -44,7 +44,10 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
     ("command", "message"),
     [
         ("cost {run}", "must be a run with method=fission, got method=deep-ensemble"),
-        ("evaluate {run} --cascade", "a cascade takes a run with method=fission, not deep-ensemble"),
+        (
+            "evaluate {run} --cascade",
+            "must be a run with method=fission for a cascade, got method=deep",
+        ),
         (
             "train --method deep-ensemble --exits 1",
             "exits must be at least 2 with method=deep-ensemble, got 1",

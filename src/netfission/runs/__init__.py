@@ -1,1 +1,1 @@
-"""Training: settings, the Lightning module, and a run from settings to a folder."""
+"""Runs: from settings to the folder of a trained, evaluated network."""

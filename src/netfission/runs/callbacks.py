@@ -1,4 +1,4 @@
-"""What runs beside the training loop: the table of epochs and the progress bar."""
+"""Callbacks of the training loop: the table of epochs, progress, a method's hooks, checkpoints."""
 
 import csv
 import io
@@ -17,10 +17,10 @@ from netfission.utils.files import write_whole
 
 
 class EpochTable(Callback):
-    """Logs each epoch's figures, and keeps them as a CSV file with one row an epoch.
+    """Logs each epoch's metrics, and writes them to a CSV file with one row per epoch.
 
-    The rows travel in the checkpoint, so that a resumed run goes on with the table as it then was. A loss
-    that is no longer finite stops the training here, before the epoch's checkpoint is written.
+    The checkpoint holds the rows, so that a resumed run continues the table as it was at the checkpoint. A
+    loss that is not finite stops the training here, before the epoch's checkpoint is written.
 
     Args:
         path: the CSV file, written whole after each epoch.
@@ -33,17 +33,17 @@ class EpochTable(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss from time to time: looking waits for the device."""
+        """Check the loss every 50 steps, as reading it waits for the device."""
         if (batch_idx + 1) % 50 == 0:
             pl_module.stop_at_bad_loss()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Add the epoch that has just ended."""
+        """Add a row for the epoch."""
         assert isinstance(pl_module, TrainingModule)
         pl_module.stop_if_diverged()
-        figures = pl_module.epoch_figures()
-        pl_module.log_dict(figures, rank_zero_only=True)
-        self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures})
+        metrics = pl_module.epoch_metrics()
+        pl_module.log_dict(metrics, rank_zero_only=True)
+        self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
         if trainer.is_global_zero:
             text = io.StringIO()
             writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), lineterminator="\n")
@@ -52,23 +52,23 @@ class EpochTable(Callback):
             write_whole(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
+        """Return what the checkpoint keeps."""
         return {"rows": list(self.rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows up again."""
+        """Restore the rows."""
         self.rows = list(state_dict["rows"])
 
 
 class EpochLines(Callback):
-    """A line an epoch on standard output, for logs."""
+    """Prints one line per epoch on standard output, for logs."""
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the epoch's accuracies, in %."""
         assert isinstance(pl_module, TrainingModule)
         if trainer.is_global_zero:
-            figures = "  ".join(f"{name} {value}" for name, value in shown_figures(pl_module).items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}", flush=True)
+            metrics = "  ".join(f"{name} {value}" for name, value in shown_metrics(pl_module).items())
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
 
 class MethodHooks(Callback):
@@ -91,7 +91,7 @@ class MethodHooks(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Pass on the step that the batch is part of."""
+        """Pass on the number of the step."""
         for hook in self.hooks:
             hook.on_batch_start(pl_module.network, trainer.global_step)
 
@@ -105,21 +105,21 @@ class MethodHooks(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Pass on how many steps are done."""
+        """Pass on the number of finished steps."""
         for hook in self.hooks:
             hook.on_batch_end(pl_module.network, trainer.global_step)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Pass on that the training stops."""
+        """Pass on that the training stops by an error."""
         for hook in self.hooks:
             hook.on_exception()
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint whole or not at all, in the folder where it is to be."""
+    """Writes each checkpoint whole or not at all, so that a crash leaves the one before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replace what stands at `path`."""
+        """Replace the checkpoint at `path`."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -127,21 +127,21 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class AccuracyBar(TQDMProgressBar):
-    """A progress bar over the steps with the accuracy, in %, of every exit and of the ensemble so far."""
+    """A progress bar with the epoch's accuracy so far, in %, of every exit and of the ensemble."""
 
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Read when the bar is redrawn, not at every step."""
+        """Return the metrics; called when the bar is redrawn, not at every step."""
         assert isinstance(pl_module, TrainingModule)
-        return {**shown_figures(pl_module)}
+        return {**shown_metrics(pl_module)}
 
 
-def shown_figures(module: TrainingModule) -> dict[str, str]:
-    """The epoch's accuracies so far, in %, and the loss."""
+def shown_metrics(module: TrainingModule) -> dict[str, str]:
+    """Return the epoch's accuracies so far, in %, and the loss, as text."""
     shown = {}
-    for prefix, tally in module.tallies.items():
-        for name, value in tally.figures(prefix).items():
+    for prefix, running in module.running.items():
+        for name, value in running.metrics(prefix).items():
             short = name.removeprefix("train/")
             if not short.endswith("nll"):
                 shown[short] = f"{value:.3f}" if short == "loss" else f"{100 * value:.1f}"

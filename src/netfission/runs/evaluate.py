@@ -1,15 +1,14 @@
-"""A finished run's network on its test split: as it is, and as a cascade."""
+"""Evaluation of a finished run on its test split: of all exits together, and as an early-exit cascade."""
 
 import json
 from dataclasses import asdict, replace
-from functools import partial
 
 import torch
 from torch import nn
 
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
-from netfission.data import ImageData
+from netfission.data import Batches, ImageData, Split
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
@@ -19,36 +18,34 @@ from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.setup import load_run_data, make_batches
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 
 EVALUATION_BATCH = 256
 
 
 def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> Evaluation:
-    """Run the network that lies in a run's folder over the test split, and keep the figures there.
+    """Evaluate the network of a run on the test split, and write the metrics into the run's folder.
 
-    Where there is a validation split, the network's probabilities are calibrated on it, and that kept too;
-    `reliability.json` says what the calibration is worth on the test split, see `ReliabilityReport`.
+    If there is a validation split, the network's probabilities are calibrated on it. The files are
+    `evaluation.json`, `calibration.json` and `reliability.json`, see `RunFolder`.
 
     Args:
-        folder: of a finished run.
-        config: its settings.
-        data: its data set, if loaded already.
+        folder: folder of a finished run.
+        config: the run's settings.
+        data: the run's data set; loaded by default.
 
     Raises:
-        ValueError: the folder holds no finished run, or the data set's classes are not the network's.
+        ValueError: the folder holds no finished run, or the data set has other classes than the network.
     """
     network, _, data, device = load_for_evaluation(folder, config, data)
-    batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
-    logits, labels = collect_logits(network, batches, device)
+    logits, labels = collect_logits(network, _batches(data.test, data, config, device), device)
     evaluation = evaluate_logits(logits, labels)
     write_whole(folder.evaluation, evaluation.to_json())
     calibration = None
     if data.validation is not None:
-        shown = make_batches(
-            data.validation, data, EVALUATION_BATCH, device=device, workers=config.data.workers
-        )
-        calibration = Calibration.fit(*collect_logits(network, shown, device))
+        validation = _batches(data.validation, data, config, device)
+        calibration = Calibration.fit(*collect_logits(network, validation, device))
         write_whole(folder.calibration, calibration.to_json())
     report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration)
     write_whole(folder.reliability, report.to_json())
@@ -64,47 +61,41 @@ def evaluate_cascade(
     max_cost: float | None = None,
     single: RunFolder | None = None,
 ) -> CascadeEvaluation:
-    """Choose a cascade's thresholds on a run's validation split and measure it on its test split.
+    """Choose a cascade's thresholds on the validation split of a run and evaluate it on its test split.
 
-    The figures and a picture of them are kept in the run's folder.
+    The results and plots of them are written into the run's folder, see `RunFolder`.
 
     Args:
-        folder: of a finished run.
-        config: its settings.
-        rule: when an image is sure enough to stop, see `netfission.inference.cascade_confidence`.
-        max_accuracy_drop: points of accuracy that may be lost, see `netfission.inference.choose_thresholds`.
-        max_cost: instead, mean MACs that may be spent, over the single network's.
-        single: a finished run of the same model with one exit, whose accuracy is to stand beside.
+        folder: folder of a finished run.
+        config: the run's settings.
+        rule: confidence by which an image stops, see `netfission.inference.cascade_confidence`.
+        max_accuracy_drop: accepted loss of accuracy, in percentage points, see
+            `netfission.inference.choose_thresholds`.
+        max_cost: in its place, accepted mean MACs relative to the single network's.
+        single: a finished run of the same model with one exit, whose accuracy is shown for comparison.
 
     Raises:
-        ValueError: the run has no validation split, `single` is another model's, the target is out of
-            reach, or see `evaluate`.
+        ValueError: the run has no validation split, `single` is of another model, the target cannot be met,
+            or see `evaluate`.
     """
     from netfission.evaluation.cascade_plot import draw_cascade  # here, as it needs matplotlib
 
     if config.data.validation == 0:
-        raise ValueError(
-            "validation=0: thresholds are chosen on validation images; takes a run trained with a share of "
-            "them above 0"
-        )
+        raise invalid("validation", "above 0 to choose the thresholds of a cascade", config.data.validation)
     network, spec, data, device = load_for_evaluation(folder, config)
     if not isinstance(network, FissionNetwork):
-        raise ValueError(
-            f"run={folder.path}: a cascade takes a run with method=fission, not {config.method.method}"
-        )
+        method = config.method.method
+        raise invalid(str(folder.path), "a run with method=fission for a cascade", found=f"method={method}")
     if network.exits == 1:
-        raise ValueError("exits=1: a cascade takes a run of two exits or more")
+        raise invalid("exits", "2 or more for a cascade", network.exits)
     accuracy = None if single is None else _single_accuracy(single, config, spec, data, device)
     with torch.random.fork_rng([]):
         model = spec.single()
-    batches = partial(
-        make_batches, data=data, batch_size=EVALUATION_BATCH, device=device, workers=config.data.workers
-    )
     assert data.validation is not None
-    validation = collect_logits(network, batches(data.validation), device)
-    test = collect_logits(network, batches(data.test), device)
-    mixed = zip(batches(data.test, shuffle=True), range(2), strict=False)
-    images = torch.cat([images for (images, _), _ in mixed])
+    validation = collect_logits(network, _batches(data.validation, data, config, device), device)
+    test = collect_logits(network, _batches(data.test, data, config, device), device)
+    shuffled = zip(_batches(data.test, data, config, device, shuffle=True), range(2), strict=False)
+    images = torch.cat([images for (images, _), _ in shuffled])
     evaluation = measure_cascade(
         network,
         model.eval().to(device),
@@ -125,28 +116,48 @@ def evaluate_cascade(
 def load_for_evaluation(
     folder: RunFolder, config: RunConfig, data: ImageData | None = None
 ) -> tuple[nn.Module, NetworkSpec, ImageData, str]:
-    """A finished run's network with its card, its data set, and the device that the network was put on."""
+    """Load a finished run.
+
+    Args:
+        folder: folder of the run.
+        config: the run's settings.
+        data: the run's data set; loaded by default.
+
+    Returns:
+        The network, its description, the data set, and the device that the network is on.
+
+    Raises:
+        ValueError: see `evaluate`.
+    """
     network, spec = folder.load_network()
     data = data or load_run_data(config.data, config.fission.seed)
     if data.classes != spec.classes:
-        raise ValueError(
-            f"data={config.data.data!r}: its {len(data.classes)} classes are not the {len(spec.classes)} "
-            f"that {folder.spec} names"
-        )
+        expected = f"a data set with the {len(spec.classes)} classes in {folder.spec}"
+        raise invalid("data", expected, found=f"{config.data.data!r} with {len(data.classes)} classes")
     device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
     return network.to(device), spec, data, device
+
+
+def _batches(
+    split: Split, data: ImageData, config: RunConfig, device: str, *, shuffle: bool = False
+) -> Batches:
+    return make_batches(
+        split, data, EVALUATION_BATCH, device=device, shuffle=shuffle, workers=config.data.workers
+    )
 
 
 def _single_accuracy(
     single: RunFolder, config: RunConfig, spec: NetworkSpec, data: ImageData, device: str
 ) -> float:
-    """Accuracy on the test split of the network with one exit that lies in another run's folder."""
-    network, own = single.load_fission()
-    if network.exits > 1 or (own.model, own.classes, own.shape) != (spec.model, spec.classes, spec.shape):
-        raise ValueError(
-            f"single={single.path}: is {own.model} with {network.exits} exits on {len(own.classes)} classes; "
-            f"takes a run of {spec.model} with exits=1 on the same data"
+    """Return the accuracy on the test split of the network with one exit of another run."""
+    network, other = single.load_fission()
+    alike = (other.model, other.classes, other.shape) == (spec.model, spec.classes, spec.shape)
+    if network.exits > 1 or not alike:
+        raise invalid(
+            "single",
+            f"a run of {spec.model} with exits=1 on the same data",
+            found=f"{single.path}: {other.model} with {network.exits} exits on {len(other.classes)} classes",
         )
-    data = replace(data, mean=tuple(own.mean), std=tuple(own.std))  # as it was trained
-    batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
+    data = replace(data, mean=tuple(other.mean), std=tuple(other.std))  # as it was trained
+    batches = _batches(data.test, data, config, device)
     return evaluate_logits(*collect_logits(network.to(device), batches, device)).ensemble["top1"]

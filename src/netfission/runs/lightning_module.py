@@ -1,4 +1,4 @@
-"""The Lightning module: loss, optimiser, schedule, and the figures shown while training."""
+"""The Lightning module: loss, optimiser, schedule, and the metrics shown while training."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ from netfission.runs.setup import augmentation, make_batches
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss or a weight is no longer a finite number."""
 
 
-class Tally:
-    """Running sums over one epoch, kept on the device so that no step waits for them."""
+class RunningMetrics:
+    """Sums over one epoch, kept on the device so that no step waits for them."""
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> None:
-        """Count a batch: logits `(batch, exits, classes)`; labels `(batch,)`, or soft `(batch, classes)`."""
+        """Add a batch: logits `(batch, exits, classes)`; labels `(batch,)`, or soft `(batch, classes)`."""
         logits = logits.detach().float()
         if labels.ndim > 1:
             labels = labels.argmax(dim=1)
@@ -34,32 +34,32 @@ class Tally:
         votes = torch.cat([logits.argmax(dim=2), ensemble.argmax(dim=1, keepdim=True)], dim=1)
         correct = (votes == labels[:, None]).sum(dim=0)
         nll = -ensemble.gather(1, labels[:, None]).sum()
-        number = len(labels)
+        count = len(labels)
         sums = torch.stack(
-            [nll.new_tensor(number), nll, nll.new_zeros(()) if loss is None else loss.detach() * number]
+            [nll.new_tensor(count), nll, nll.new_zeros(()) if loss is None else loss.detach() * count]
         )
         sums = torch.cat([sums, correct.to(sums.dtype)]).double()
         self.sums = sums if self.sums is None else self.sums + sums
 
-    def figures(self, prefix: str) -> dict[str, float]:
-        """Accuracy of each exit and of the ensemble, its NLL, and the loss if any; {} at first."""
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return the accuracy of each exit and of the ensemble, its NLL, and the loss; {} before a batch."""
         if self.sums is None:
             return {}
-        number, nll, loss, *correct = self.sums.tolist()
-        figures = {f"{prefix}/exit{i}": c / number for i, c in enumerate(correct[:-1])}
-        figures |= {f"{prefix}/ensemble": correct[-1] / number, f"{prefix}/nll": nll / number}
-        return figures | ({f"{prefix}/loss": loss / number} if loss else {})
+        count, nll, loss, *correct = self.sums.tolist()
+        metrics = {f"{prefix}/exit{exit_}": right / count for exit_, right in enumerate(correct[:-1])}
+        metrics |= {f"{prefix}/ensemble": correct[-1] / count, f"{prefix}/nll": nll / count}
+        return metrics | ({f"{prefix}/loss": loss / count} if loss else {})
 
 
 class TrainingModule(lightning.LightningModule):
-    """Trains a network of logits `(batch, exits, classes)` by a method.
+    """Trains a network with logits `(batch, exits, classes)` by a method.
 
     Args:
         network: what the method built, or any module with such logits.
         config: how to train.
-        seed: seed of dropout and the like, for each epoch afresh, so that a resumed epoch repeats.
-        exits: number of predictions asked for.
-        method: how the training departs from the common one; default that of fission.
+        seed: seed of dropout and mixing, set anew per epoch so that a resumed epoch repeats.
+        exits: number of predictions in the settings.
+        method: loss, steps and schedule of the training; default those of fission.
     """
 
     def __init__(
@@ -77,54 +77,54 @@ class TrainingModule(lightning.LightningModule):
         self.exits = exits
         self.method = method or FissionMethod(MethodConfig())
         self.loss = self.method.loss(config)
-        self.tallies = {"train": Tally(), "val": Tally()}
+        self.running = {"train": RunningMetrics(), "val": RunningMetrics()}
         self.first_bad_step: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images → logits `(batch, exits, classes)`."""
+        """Map images to logits `(batch, exits, classes)`."""
         if self.config.channels_last:
             images = images.to(memory_format=torch.channels_last)
         logits: Tensor = self.network(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One batch's loss."""
+        """Return the loss of one batch."""
         outcome = self.method.step(self, *batch, self.loss)
-        self.tallies["train"].add(outcome.logits, outcome.labels, outcome.loss)
+        self.running["train"].add(outcome.logits, outcome.labels, outcome.loss)
         self._watch(outcome.loss)
         return outcome.loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count one batch."""
+        """Add one batch to the metrics."""
         images, labels = batch
-        self.tallies["val"].add(self(images), labels)
+        self.running["val"].add(self(images), labels)
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's figures, order of images and random numbers."""
-        self.tallies["train"] = Tally()
+        """Start the epoch's metrics, order of images and random numbers."""
+        self.running["train"] = RunningMetrics()
         assert isinstance(self.trainer.train_dataloader, Batches)
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
         epoch_seed = (self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank
         torch.manual_seed(epoch_seed % 2**63)
 
     def on_validation_epoch_start(self) -> None:
-        """Start the epoch's figures."""
-        self.tallies["val"] = Tally()
+        """Start the epoch's metrics."""
+        self.running["val"] = RunningMetrics()
 
     def stop_at_bad_loss(self) -> None:
-        """Raise DivergedError with the first step whose loss was NaN or infinite, if there was one."""
+        """Raise DivergedError if a loss was NaN or infinite; the message names the first such step."""
         if self.first_bad_step is not None and self.first_bad_step.item() >= 0:
             raise self._diverged("the loss", f"at step {int(self.first_bad_step.item())}")
 
     def stop_if_diverged(self) -> None:
-        """Raise DivergedError where a loss was not finite, or a weight no longer is; reads all weights."""
+        """Raise DivergedError if a loss was not finite, or a weight is not; reads all weights."""
         self.stop_at_bad_loss()
         if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
             raise self._diverged("a weight", f"by step {self.global_step}")
 
     def _diverged(self, what: str, when: str) -> DivergedError:
         return DivergedError(
-            f"{what} stopped being a finite number {when} (epoch {self.current_epoch + 1}); try a lower "
+            f"{what} is no longer finite {when} (epoch {self.current_epoch + 1}); try a lower "
             "learning_rate or clip=1"
         )
 
@@ -135,17 +135,17 @@ class TrainingModule(lightning.LightningModule):
         earlier = bad if self.first_bad_step is None else self.first_bad_step
         self.first_bad_step = torch.where(earlier >= 0, earlier, bad)
 
-    def epoch_figures(self) -> dict[str, float]:
-        """The epoch's figures over all devices: `train/…`, `val/…` where there was validation, the rate."""
-        figures: dict[str, float] = {}
-        for name, tally in self.tallies.items():
-            if tally.sums is not None:
-                tally.sums = self.trainer.strategy.reduce(tally.sums, reduce_op="sum")
-                figures |= tally.figures(name)
-        return figures | {"learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the epoch's metrics over all devices: `train/…`, `val/…` if validated, `learning_rate`."""
+        metrics: dict[str, float] = {}
+        for name, running in self.running.items():
+            if running.sums is not None:
+                running.sums = self.trainer.strategy.reduce(running.sums, reduce_op="sum")
+                metrics |= running.metrics(name)
+        return metrics | {"learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, with its rate set anew at every step."""
+        """Return the optimiser, and the schedule that sets its learning rate at every step."""
         config = self.config
         optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
@@ -172,7 +172,7 @@ class TrainingModule(lightning.LightningModule):
 
 
 class RunDataModule(lightning.LightningDataModule):
-    """Gives each process of a training its batches, on its device."""
+    """Gives each process of a training its share of the batches, on its device."""
 
     def __init__(self, config: RunConfig, data: ImageData) -> None:
         super().__init__()
@@ -180,11 +180,11 @@ class RunDataModule(lightning.LightningDataModule):
         self.data = data
 
     def train_dataloader(self) -> Batches:
-        """Shuffled, augmented, this process's share."""
+        """Return the shuffled, augmented training batches."""
         return self._batches(self.data.train, shuffle=True, augment=augmentation(self.config.data, self.data))
 
     def val_dataloader(self) -> Batches | list[Batches]:
-        """As they are; none where nothing is held out."""
+        """Return the validation batches; none if there is no validation split."""
         return [] if self.data.validation is None else self._batches(self.data.validation)
 
     def _batches(

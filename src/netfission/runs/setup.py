@@ -1,4 +1,4 @@
-"""From settings to a data set, a network and batches of images."""
+"""From settings to a data set, a network, its description and batches of images."""
 
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +16,20 @@ from netfission.models import create_model
 
 
 def load_run_data(config: DataConfig, seed: int) -> ImageData:
-    """The data set that the settings name."""
+    """Load the data set that the settings name.
+
+    Args:
+        config: the settings.
+        seed: seed that chooses the validation split.
+
+    Raises:
+        ValueError: see `netfission.data.load_data`.
+
+    Example:
+        >>> data = load_run_data(DataConfig("digits", limit_per_class=20), seed=0)
+        >>> len(data.train), data.shape
+        (200, (1, 8, 8))
+    """
     return load_data(
         config.data,
         image_size=config.image_size,
@@ -28,7 +41,18 @@ def load_run_data(config: DataConfig, seed: int) -> ImageData:
 
 
 def build_network(config: RunConfig, data: ImageData) -> nn.Module:
-    """The network that the settings name, on the CPU, with its weights drawn from the seed."""
+    """Build the network that the settings name, on the CPU, with its weights drawn from the seed.
+
+    Raises:
+        ValueError: the model or the method is unknown, or the method cannot build it.
+
+    Example:
+        >>> from netfission.config import FissionConfig, ModelConfig
+        >>> config = RunConfig(DataConfig("digits"), ModelConfig("wrn-10-1"), FissionConfig(exits=2))
+        >>> network = build_network(config, load_run_data(config.data, seed=0))
+        >>> network(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 2, 10])
+    """
 
     def create() -> nn.Module:
         model = create_model(
@@ -50,7 +74,7 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
 
 
 def network_spec(config: RunConfig, data: ImageData) -> NetworkSpec:
-    """What is needed to use the trained network."""
+    """Describe the trained network."""
     return NetworkSpec(
         model=config.model.model,
         classes=list(data.classes),
@@ -76,7 +100,10 @@ def make_batches(
     world_size: int = 1,
     workers: int = 0,
 ) -> Batches:
-    """Normalised batches of a split, on a device."""
+    """Make normalised batches of a split, on a device; see `netfission.data.Batches`.
+
+    Shuffled batches all have `batch_size` images, if the split has enough for one per process.
+    """
     return Batches(
         split,
         batch_size,
@@ -95,7 +122,7 @@ def make_batches(
 
 
 def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
-    """The settings' augmentation; what they leave open suits photographs, and digits are left as they are."""
+    """Return the settings' augmentation; by default it suits photographs, and digits get none."""
     photographs = data.name != "digits"
     padding = data.shape[1] // 8 if photographs else 0
     return Augmentation(

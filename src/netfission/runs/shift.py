@@ -1,4 +1,4 @@
-"""How a finished run's network answers images unlike those it was trained on."""
+"""Evaluation of a finished run under distribution shift: out-of-distribution and corrupted images."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,41 +27,43 @@ from netfission.evaluation.corruption import (
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.runs.evaluate import EVALUATION_BATCH, load_for_evaluation
 from netfission.runs.folder import RunFolder
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 
 T = TypeVar("T")
-Turn = Callable[[Tensor], Tensor]
-TURNS: dict[str, Turn] = {
+Transform = Callable[[Tensor], Tensor]
+# Data sets that are made of the run's own test images.
+TRANSFORMS: dict[str, Transform] = {
     "inverted": lambda pixels: 255 - pixels,
     "rotated": lambda pixels: pixels.rot90(dims=(2, 3)),
 }
 
 
-def _as_they_are(pixels: Tensor) -> Tensor:
+def _unchanged(pixels: Tensor) -> Tensor:
     return pixels
 
 
 def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> list[OutOfDistribution]:
     """Measure how well a network's uncertainty distinguishes out-of-distribution images from its test split.
 
-    The figures are kept in the run's `ood.json`, beside those of other sets.
+    The results are written to the run's `ood.json`, beside those of other data sets.
 
     Args:
-        folder: of a finished run.
-        config: its settings.
-        names: of data sets or folders, see `load_unlabelled`; their images are made to the run's size and
-            channels. `inverted` (255 − pixel) and `rotated` (a quarter turn) are made of the run's own test
-            images.
+        folder: folder of a finished run.
+        config: the run's settings.
+        names: names of data sets or folders, see `load_unlabelled`; their images are converted to the run's
+            size and channels. `inverted` (255 − pixel) and `rotated` (a quarter turn) are made of the run's
+            own test images.
 
     Raises:
-        ValueError: there are no such images, they are what the run was trained on, or see `evaluate`.
+        ValueError: there are no such images, the run was trained on them, or see `evaluate`.
     """
     classifier, data = _classifier(folder, config)
-    others = [_other_images(name, config, data) for name in names]  # what is missing is found before the work
+    others = [_other_images(name, config, data) for name in names]  # fails before the work
     test = _logits(classifier, data.test, config, "test split")
     results = []
-    for name, (split, turn) in zip(names, others, strict=True):
-        other = _logits(classifier, split, config, name, turn)
+    for name, (split, transform) in zip(names, others, strict=True):
+        other = _logits(classifier, split, config, name, transform)
         results.append(OutOfDistribution.from_logits(name, test, other, classifier.temperature))
     earlier = folder.load_out_of_distribution() or []
     by_name = {result.data: asdict(result) for result in [*earlier, *results]}
@@ -73,12 +75,12 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
 def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 1000) -> Corruptions:
     """Measure a run's network on its test split under the standard corruptions.
 
-    The figures are kept in the run's `corruptions.json`.
+    The results are written to the run's `corruptions.json`.
 
     Args:
-        folder: of a finished run.
-        config: its settings; their seed decides which images are taken and how they are corrupted.
-        images: how many of the test split to take at most.
+        folder: folder of a finished run.
+        config: the run's settings; their seed chooses the images and the corruptions' randomness.
+        images: at most this many images of the test split.
 
     Raises:
         ValueError: the library is not installed, images are smaller than 32×32, or see `evaluate`.
@@ -106,23 +108,23 @@ def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, Image
     return Classifier(network, spec, folder.load_calibration()), data
 
 
-def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Turn]:
+def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Transform]:
     trained_on = config.data.data
     if name == trained_on or str(Path(name).resolve()) == trained_on:
-        raise ValueError(f"ood={name}: is what the run was trained on; takes other images")
-    if name not in TURNS:
-        return load_unlabelled(name, data.shape), _as_they_are
+        raise invalid("ood", "images that the run was not trained on", name)
+    if name not in TRANSFORMS:
+        return load_unlabelled(name, data.shape), _unchanged
     _, height, width = data.shape
     if name == "rotated" and height != width:
-        raise ValueError(f"ood=rotated: takes a run on square images; its own are {height}×{width}")
-    return data.test, TURNS[name]
+        raise invalid("ood", f"other than 'rotated' on images of {height}×{width}", name)
+    return data.test, TRANSFORMS[name]
 
 
 def _logits(
-    classifier: Classifier, split: Split, config: RunConfig, title: str, turn: Turn = _as_they_are
+    classifier: Classifier, split: Split, config: RunConfig, title: str, transform: Transform = _unchanged
 ) -> Tensor:
     batches = _pixels(split, config.data.workers)
-    return _all_logits(classifier, _bar(map(turn, batches), title, -(-len(split) // EVALUATION_BATCH)))
+    return _all_logits(classifier, _bar(map(transform, batches), title, -(-len(split) // EVALUATION_BATCH)))
 
 
 def _pixels(split: Split, workers: int) -> Iterator[Tensor]:
@@ -138,7 +140,7 @@ def _all_logits(classifier: Classifier, batches: Iterable[Tensor]) -> Tensor:
 
 
 def _sample(split: Split, images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pixels and labels of as many images of a split, in its order."""
+    """Return pixels and labels of a random choice of at most `images` images, in the split's order."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     rows = order[:images].sort().values
     if isinstance(split, TensorSplit):
@@ -147,5 +149,5 @@ def _sample(split: Split, images: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _bar(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
-    """Shown where standard error is a terminal."""
+    """Show a progress bar if standard error is a terminal."""
     return tqdm(items, desc=title, total=total, disable=None, leave=False)
