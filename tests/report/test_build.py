@@ -108,7 +108,7 @@ def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):
         (own / name).unlink()
     shutil.rmtree(own / "report")
     text = text_of(page_of(own))
-    assert f"No figures on the test split yet. netfission evaluate '{own}'" in text
+    assert f"The run has not been evaluated on the test split. netfission evaluate '{own}'" in text
     assert "metrics.csv, which training writes, is missing" in text
     assert [file.stem for file in (own / "report").iterdir()] == ["network"]
 
@@ -127,8 +127,8 @@ def test_a_run_without_validation_says_so(run):
     (run / "metrics.csv").write_text("".join(",".join(row[place] for place in kept) + "\n" for row in rows))
     page = page_of(run)
     text = text_of(page)
-    assert "there is no temperature to scale by" in text
-    assert "thresholds from validation images; the run has none" in text
+    assert "There is no temperature scaling: the run was trained without validation images." in text
+    assert "Early exit needs thresholds from validation images, and the run has none." in text
     assert "Accuracy on training images after every epoch" in text
     assert "ensemble, scaled" not in text
 
@@ -136,7 +136,9 @@ def test_a_run_without_validation_says_so(run):
 def test_a_temperature_that_is_a_guess_is_said_to_be_one(run):
     assert "it is a guess" not in text_of(page_of(run))
     change(run / "reliability.json", flawless=True)
-    assert "validation images best. As none of those was wrong, it is a guess." in text_of(page_of(run))
+    assert "validation images best. All of them are classified correctly, so it is a guess." in text_of(
+        page_of(run)
+    )
 
 
 def test_accuracies_near_100_percent_fit_an_axis_that_ends_there():
@@ -168,9 +170,9 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
     change(run / "cascade.json", environment={"device": "x"})
     page = page_of(run)
     text = text_of(page)
-    assert "takes 0.612× the single network’s MACs and loses 1.23 ± 0.40 points" in text
+    assert "needs 0.612× the single network’s MACs and loses 1.23 ± 0.40 percentage points" in text
     assert "0.66× (0.60–0.70) at batch 256" in text
-    assert "Ring: the cascade as chosen; E: all exits" in text
+    assert "Ring: the chosen cascade; E: all exits" in text
     assert "letters 50 entropy 87.65 50.00 25.00" in text
     assert "/some/where" not in text
     assert (run / "report" / "cascade.svg").is_file()
@@ -191,7 +193,7 @@ def test_where_the_data_set_is_gone_the_page_says_so(run, tmp_path):
 def test_other_classes_are_not_passed_off_as_its_own(run):
     spec = json.loads((run / "config.json").read_text())
     change(run / "config.json", classes=[f"class {name}" for name in spec["classes"]])
-    assert "its classes are not those" in text_of(page_of(run))
+    assert "data must be of the run's classes, got digits with other classes" in text_of(page_of(run))
 
 
 def test_runs_stand_side_by_side(run, settings_of, tmp_path):
@@ -207,7 +209,7 @@ def test_runs_stand_side_by_side(run, settings_of, tmp_path):
     assert re.search(rf"accuracy, % {first} {second} NLL", text)
     assert "exits 2 1" in text and "epochs 2 1" in text and "sparsity 0.5 0.0" in text
     assert "batch_size 50 50" not in text
-    assert "With one exit there is nothing to disagree." in text
+    assert "With one exit there is no disagreement." in text
     anchors = re.findall(r'\bid="([^"]+)"', page)
     assert len(anchors) == len(set(anchors))
     assert {each.name for each in (tmp_path / "both").iterdir()} == {
@@ -274,7 +276,10 @@ def test_a_damaged_table_of_epochs_is_named(text, run, capsys):
 def test_figures_that_are_missing_from_a_file_are_named(run, capsys):
     ensemble = json.loads((run / "evaluation.json").read_text())["ensemble"]
     change(run / "evaluation.json", ensemble={"top1": ensemble["top1"]})
-    assert "evaluation.json: cannot be read (brier, ece, nll missing)" in refused(capsys, str(run))
+    assert (
+        "evaluation.json must be a file with brier, ece, nll, top1 of each network, got a file without "
+        "brier, ece, nll" in refused(capsys, str(run))
+    )
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
@@ -293,22 +298,30 @@ def test_runs_on_other_data_are_refused(run, tmp_path, capsys):
     shutil.copytree(run, other)
     change(other / "evaluation.json", n=12)
     error = refused(capsys, str(run), str(other), "--out", str(tmp_path / "page.html"))
-    assert f"run={other}: is on other data (digits, 10 classes, 12 test images)" in error
+    assert (
+        f"run must be folders of runs on the same data, got {other} (digits, 10 classes, 12 test images) "
+        f"beside {run} (" in error
+    )
     change(other / "evaluation.json", n=json.loads((run / "evaluation.json").read_text())["n"])
     change(other / "config.json", classes=list("abcdefghij"))
-    assert "is on other data" in refused(capsys, str(run), str(other), "--out", str(tmp_path / "page.html"))
+    assert "run must be folders of runs on the same data, got" in refused(
+        capsys, str(run), str(other), "--out", str(tmp_path / "page.html")
+    )
 
 
 def test_a_run_named_twice_is_refused(run, capsys):
-    assert "is named twice" in refused(capsys, str(run), f"{run}/../run")
+    assert f"run must be different folders, got {run}/../run twice" in refused(
+        capsys, str(run), f"{run}/../run"
+    )
 
 
 @pytest.mark.parametrize("out", ["page", "folder.html", "nowhere/page.html", "file.txt/page.html"])
 def test_a_page_that_cannot_be_written_is_refused(out, run, tmp_path, capsys):
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "file.txt").touch()
-    assert f"out={tmp_path / out}: takes a file ending in .html" in refused(
-        capsys, str(run), "--out", str(tmp_path / out)
+    assert (
+        f"out must be a file ending in .html, in a folder that exists and can be written to, got "
+        f"{tmp_path / out}" in refused(capsys, str(run), "--out", str(tmp_path / out))
     )
 
 

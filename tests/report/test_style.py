@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from netfission.report.style import apart, colour, drawn, exit_colour, inline
+from netfission.report.style import colour, exit_colour, inline_svg, render_svg, spread_labels
 from netfission.utils.plot_style import DARK, LIGHT
 
 
@@ -40,8 +40,8 @@ def plot() -> Figure:
 
 
 def test_a_figure_is_themed_and_the_same_each_time():
-    svg = drawn(plot)
-    assert svg == drawn(plot)
+    svg = render_svg(plot)
+    assert svg == render_svg(plot)
     ET.fromstring(svg)
     assert "#fe00" not in svg
     assert "DejaVu" not in svg
@@ -52,7 +52,7 @@ def test_a_figure_is_themed_and_the_same_each_time():
 
 
 def test_a_figure_in_a_page_has_identifiers_of_its_own_and_no_style_for_the_page():
-    one, other = (inline(drawn(plot), key, 'says "so" & <more>') for key in ("one", "other"))
+    one, other = (inline_svg(render_svg(plot), key, 'says "so" & <more>') for key in ("one", "other"))
     assert "<style" not in one
     roots = [ET.fromstring(each.replace("xlink:href", "href")) for each in (one, other)]
     first, second = ({each.get("id") for each in root.iter()} - {None} for root in roots)
@@ -65,10 +65,10 @@ def test_a_figure_in_a_page_has_identifiers_of_its_own_and_no_style_for_the_page
 
 @given(values=st.lists(st.floats(-100, 100), max_size=8), gap=st.floats(0.01, 10))
 def test_labels_are_set_apart_and_no_farther(values, gap):
-    places = apart(values, gap)
-    ordered = sorted(places)
+    positions = spread_labels(values, gap)
+    ordered = sorted(positions)
     assert all(after - before >= gap - 1e-6 for before, after in pairwise(ordered))
-    order = sorted(range(len(values)), key=lambda index: places[index])
+    order = sorted(range(len(values)), key=lambda index: positions[index])
     assert [values[index] for index in order] == sorted(values)
     if all(b - a >= gap for a, b in pairwise(sorted(values))):
-        assert places == pytest.approx(values, abs=1e-6)
+        assert positions == pytest.approx(values, abs=1e-6)

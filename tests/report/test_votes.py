@@ -35,13 +35,13 @@ def test_votes_are_those_of_the_network(classifier, digits):
     answers, labels = logits.argmax(dim=2), digits.test.labels
     agree = (answers == answers[:, :1]).all(dim=1)
     right = logits.mean(dim=1).argmax(dim=1) == labels
-    assert 0 < found.agreed < found.n == found.of == len(labels)
+    assert 0 < found.agreed < found.n == found.total == len(labels)
     assert found.agreed == int(agree.sum())
     assert found.right_agreed == int((agree & right).sum())
-    assert found.right_differed == int((~agree & right).sum())
+    assert found.right_disagreed == int((~agree & right).sum())
 
 
-def test_an_example_is_an_image_of_the_split_with_what_is_said_of_it(classifier, digits):
+def test_an_example_is_an_image_of_the_split_with_its_votes(classifier, digits):
     found = collect_votes(classifier, digits)
     assert found.right and found.wrong
     for each in [*found.right, *found.wrong]:
@@ -60,8 +60,8 @@ def test_an_example_is_an_image_of_the_split_with_what_is_said_of_it(classifier,
     assert not any(each.ensemble.right for each in found.wrong)
 
 
-def test_many_images_are_looked_at_evenly(classifier, digits, monkeypatch):
-    monkeypatch.setattr(votes, "LOOKED_AT", 7)
+def test_many_images_are_sampled_evenly(classifier, digits, monkeypatch):
+    monkeypatch.setattr(votes, "MAX_IMAGES", 7)
     sorted_ = digits.test.labels.argsort()
     data = replace(digits, test=TensorSplit(digits.test.images[sorted_], digits.test.labels[sorted_]))
     seen = []
@@ -69,9 +69,9 @@ def test_many_images_are_looked_at_evenly(classifier, digits, monkeypatch):
         classifier, "logits", lambda pixels: (seen.append(pixels), torch.eye(10)[:7, None])[1]
     )
     found = collect_votes(classifier, data)
-    assert (found.n, found.of) == (7, len(sorted_))
+    assert (found.n, found.total) == (7, len(sorted_))
     rows = [int((data.test.images == image).flatten(1).all(dim=1).nonzero()[0]) for image in seen[0]]
-    assert rows == [place * found.of // 7 for place in range(7)]
+    assert rows == [index * found.total // 7 for index in range(7)]
 
 
 def test_large_images_are_made_small_and_keep_their_shape():

@@ -1,4 +1,4 @@
-"""`report.html`: what is known of one run, or of several side by side, as one page."""
+"""Write `report.html`, a page about one run or several side by side."""
 
 from netfission.report.build import write_report
 

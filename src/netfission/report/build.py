@@ -1,4 +1,4 @@
-"""The page put together: figures drawn and kept as files, tables, and what a run lacks."""
+"""Build the report: draw figures, collect what the page shows, and write page and figures together."""
 
 import os
 import shlex
@@ -21,12 +21,19 @@ from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
 from netfission.report.diagram import short
 from netfission.report.figures import standard_error
-from netfission.report.plots import Wanted, plots_beside, plots_of
+from netfission.report.plots import PlotSpec, comparison_plots, run_plots
 from netfission.report.run_data import Run, load_runs
-from netfission.report.style import RENDERING, exit_name, inline, jinja, variables
+from netfission.report.style import (
+    RENDERING,
+    css_variables,
+    exit_colour_name,
+    inline_svg,
+    template_environment,
+)
 from netfission.report.votes import Votes, collect_votes
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
 
 
@@ -35,10 +42,10 @@ class Plot:
     """A figure of the page.
 
     Attributes:
-        title: what it shows.
-        meaning: how to read it, in a sentence or two.
-        svg: the figure, as a part of the page.
-        file: where it lies as a file of its own, seen from the page.
+        title: of the figure.
+        meaning: how to read it, in one or two sentences.
+        svg: the figure as a part of the page.
+        file: address of the figure's own file, relative to the page.
     """
 
     title: str
@@ -48,12 +55,12 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Lack:
-    """Why something is left out.
+class MissingPart:
+    """A part of the page that is left out.
 
     Attributes:
-        reason: a sentence.
-        command: makes it; empty where none does.
+        reason: why, in one sentence.
+        command: the command that adds it; empty if there is none.
     """
 
     reason: str
@@ -62,66 +69,74 @@ class Lack:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page tells of one run.
+    """The section of one run.
 
     Attributes:
         run: the run.
-        plots: name → figure, of those that there is something to draw of.
-        lacks: what is left out.
-        votes: of its exits; None where the images cannot be read.
-        chosen: settings that are not the default, and versions.
-        left: settings that are, of those that its method reads.
+        plots: figures by name.
+        missing: parts that are left out, by name.
+        votes: of the exits; None if the images cannot be read.
+        changed_settings: settings that differ from their defaults, and the most important ones.
+        default_settings: all other settings that the run's method uses.
     """
 
     run: Run
     plots: dict[str, Plot]
-    lacks: dict[str, Lack]
+    missing: dict[str, MissingPart]
     votes: Votes | None
-    chosen: dict[str, Any]
-    left: dict[str, Any]
+    changed_settings: dict[str, Any]
+    default_settings: dict[str, Any]
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
-    """Write the report of one run, or of several side by side.
+    """Write a report about one run, or about several runs side by side.
 
-    The page is one file that needs nothing beside it. Its figures are kept as SVG files, too, in a folder
-    beside it that is called as the page is.
+    The page is one file that needs no other file. Its figures are also written as SVG files, to a folder next
+    to the page with the name of the page.
 
     Args:
         paths: folders of finished runs on the same data.
-        out: the page, ending in `.html`; default `report.html` in the run's folder, or of several runs in
-            the working directory.
-        data: where the runs' data set is now; default where it was.
+        out: the page, ending in `.html`; default `report.html` in the run's folder, or in the working
+            directory for several runs.
+        data: where the data set is now; None if it has not moved.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: no run, or see `load_runs`; `out` is not such a file; or `data` is not the runs' own.
-        OSError: a file cannot be written, or there is nothing where `data` says.
+        ValueError: there is no run, a run cannot be read or is on other data, or `out` or `data` is
+            not valid.
+        OSError: a file cannot be written, or there is no data set at `data`.
+
+    Example:
+        >>> write_report([])
+        Traceback (most recent call last):
+        ValueError: run must be the folder of a run, or several folders, got none
     """
     if not paths:
-        raise ValueError("run: takes the folder of a run, or of several")
+        raise invalid("run", "the folder of a run, or several folders", found="none")
     page = out or RunFolder(paths[0] if len(paths) == 1 else Path()).report
     if out is not None:
         _check_out(out)
     runs = load_runs(paths)
-    kept = _Figures(page)
-    compared = [kept.keep(wanted) for wanted in plots_beside(runs)] if len(runs) > 1 else []
-    sections = [_section(run, kept, data) for run in tqdm(runs, unit="run", disable=None, leave=False)]
+    figures = _FigureFiles(page)
+    compared = [figures.add(spec) for spec in comparison_plots(runs)] if len(runs) > 1 else []
+    sections = [
+        _make_section(run, figures, data) for run in tqdm(runs, unit="run", disable=None, leave=False)
+    ]
     template = _environment().get_template("page.html.j2")
     text = template.render(
         title=runs[0].title if len(runs) == 1 else f"{len(runs)} runs on {runs[0].data}",
         runs=runs,
         compared=compared,
-        differing=_differing(runs),
+        differing=_differing_settings(runs),
         sections=sections,
-        figures=quote(kept.folder.name),
+        figures=quote(figures.folder.name),
         version=version("netfission"),
     )
-    for file in kept.files:
+    for file in figures.files:
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_together(kept.files | {page: text})
+    write_together(figures.files | {page: text})
     return page
 
 
@@ -129,119 +144,116 @@ def _check_out(out: Path) -> None:
     folder = out.parent
     writable = folder.is_dir() and os.access(folder, os.W_OK)
     if out.suffix != ".html" or out.is_dir() or not writable:
-        raise ValueError(f"out={out}: takes a file ending in .html, in a folder that can be written to")
+        expected = "a file ending in .html, in a folder that exists and can be written to"
+        raise invalid("out", expected, found=str(out))
 
 
-class _Figures:
-    """Figures beside the page.
+class _FigureFiles:
+    """The figures' own files next to the page.
 
     Attributes:
-        folder: where they are to be.
-        files: their contents by path.
+        folder: of the files.
+        files: contents by path.
     """
 
     def __init__(self, page: Path) -> None:
         self.folder = page.with_suffix("")
         self.files: dict[Path, str | bytes] = {}
 
-    def keep(self, wanted: Wanted, run: Run | None = None) -> Plot:
-        """Draw one; of a run among several in a folder of its own. Gives it for the page."""
-        name = f"{wanted.name}.svg"
-        place = Path(run.key, name) if run is not None and run.letter else Path(name)
-        svg = wanted.draw()
-        self.files[self.folder / place] = svg
-        key = f"{run.key if run else 'runs'}-{wanted.name}"
-        part = Markup(inline(svg, key, f"{wanted.title}. {wanted.meaning}"))
-        return Plot(wanted.title, wanted.meaning, part, quote(f"{self.folder.name}/{place.as_posix()}"))
+    def add(self, spec: PlotSpec, run: Run | None = None) -> Plot:
+        """Draw a figure and return it for the page; each of several runs has its own subfolder."""
+        name = f"{spec.name}.svg"
+        path = Path(run.key, name) if run is not None and run.letter else Path(name)
+        svg = spec.draw()
+        self.files[self.folder / path] = svg
+        key = f"{run.key if run else 'runs'}-{spec.name}"
+        part = Markup(inline_svg(svg, key, f"{spec.title}. {spec.meaning}"))
+        return Plot(spec.title, spec.meaning, part, quote(f"{self.folder.name}/{path.as_posix()}"))
 
 
-def _section(run: Run, kept: _Figures, data: str | None) -> Section:
+def _make_section(run: Run, figures: _FigureFiles, data: str | None) -> Section:
     path = shlex.quote(str(run.folder.path))
-    votes = _votes(run, data)
-    lacks = dict(_lacks(run, path))
-    if isinstance(votes, Lack):
-        lacks["votes"] = votes
-    plots = {wanted.name: kept.keep(wanted, run) for wanted in plots_of(run)}
-    return Section(run, plots, lacks, None if isinstance(votes, Lack) else votes, *_settings(run))
+    votes = _load_votes(run, data)
+    missing = dict(_missing_parts(run, path))
+    if isinstance(votes, MissingPart):
+        missing["votes"] = votes
+    plots = {spec.name: figures.add(spec, run) for spec in run_plots(run)}
+    shown_votes = None if isinstance(votes, MissingPart) else votes
+    return Section(run, plots, missing, shown_votes, *_split_settings(run))
 
 
-def _votes(run: Run, data: str | None) -> Votes | Lack:
-    """How the exits of a run vote; or why that cannot be told."""
+def _load_votes(run: Run, data: str | None) -> Votes | MissingPart:
+    """Return how the exits of a run vote, or why this is unknown."""
     if run.exits == 1:
-        return Lack("With one exit there is nothing to disagree.")
+        return MissingPart("With one exit there is no disagreement.")
     config = run.config
     if data is not None:
         config = RunConfig.from_dict(config.to_dict() | {"data": data})
     try:
         images = load_run_data(config.data, config.fission.seed)
         if images.classes != run.spec.classes:
-            raise ValueError(f"data={data or run.data}: its classes are not those of {run.folder.path}")
+            raise invalid("data", "of the run's classes", found=f"{data or run.data} with other classes")
     except (ValueError, OSError) as error:
         if data is not None:
             raise
-        return Lack(
+        return MissingPart(
             f"The data set {run.data} cannot be read here, so its images are left out ({_one_line(error)}). "
-            "Name the place where it is now:",
-            f"netfission report {shlex.quote(str(run.folder.path))} --data PLACE",
+            "Pass the folder where it is now:",
+            f"netfission report {shlex.quote(str(run.folder.path))} --data FOLDER",
         )
     return collect_votes(Classifier(run.network, run.spec, run.calibration), images)
 
 
-def _lacks(run: Run, path: str) -> Iterator[tuple[str, Lack]]:
-    """What a run's folder lacks, by name."""
+def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
+    """Yield the parts that are left out because a run's folder lacks them, with their names."""
     evaluate = f"netfission evaluate {path}"
     if run.evaluation is None:
-        yield "evaluation", Lack("No figures on the test split yet.", evaluate)
+        yield "evaluation", MissingPart("The run has not been evaluated on the test split.", evaluate)
     if run.reliability is None:
-        yield "trust", Lack("No calibration on the test split yet.", evaluate)
+        yield "reliability", MissingPart("Reliability has not been measured on the test split.", evaluate)
     elif run.reliability.scaled is None:
-        yield "scaled", Lack("Trained without validation images, so there is no temperature to scale by.")
+        reason = "There is no temperature scaling: the run was trained without validation images."
+        yield "scaled", MissingPart(reason)
     if not run.epochs:
-        yield "epochs", Lack("No learning curves: metrics.csv, which training writes, is missing.")
+        reason = "There are no learning curves: metrics.csv, which training writes, is missing."
+        yield "epochs", MissingPart(reason)
     if run.cascade is None and isinstance(run.network, FissionNetwork) and run.exits > 1:
         if run.config.data.validation:
-            yield (
-                "cascade",
-                Lack("How much stopping early saves has not been measured yet.", f"{evaluate} --cascade"),
-            )
+            yield "cascade", MissingPart("Early exit has not been measured.", f"{evaluate} --cascade")
         else:
-            yield "cascade", Lack("Stopping early takes thresholds from validation images; the run has none.")
+            reason = "Early exit needs thresholds from validation images, and the run has none."
+            yield "cascade", MissingPart(reason)
     if run.out_of_distribution is None:
-        yield (
-            "outside",
-            Lack(
-                "Its uncertainty on out-of-distribution images has not been measured yet.",
-                f"{evaluate} --ood DATA",
-            ),
-        )
+        reason = "Uncertainty on out-of-distribution images has not been measured."
+        yield "out-of-distribution", MissingPart(reason, f"{evaluate} --ood DATA")
     if run.corruptions is None and min(run.spec.shape[1:]) >= MIN_SIDE:
-        yield "corruptions", Lack("Corrupted images have not been tried yet.", f"{evaluate} --corruptions")
+        reason = "Accuracy on corrupted images has not been measured."
+        yield "corruptions", MissingPart(reason, f"{evaluate} --corruptions")
     if not isinstance(run.network, FissionNetwork):
         method = run.config.method.method
-        yield (
-            "network",
-            Lack(f"Only networks of method=fission are drawn as their paths; this one is {method}."),
-        )
+        yield "network", MissingPart(f"Only networks of method=fission are drawn; this one is {method}.")
 
 
-def _settings(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was chosen, and what was left at its default."""
-    default = RunConfig().to_dict()
-    read = METHODS[run.config.method.method].settings
-    others = {field.name for field in fields(MethodConfig)} - {"method", *read}
-    own = {name: value for name, value in run.config.to_dict().items() if name not in others}
+def _split_settings(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that were chosen, and those left at their defaults."""
+    defaults = RunConfig().to_dict()
+    used = METHODS[run.config.method.method].settings
+    unused = {field.name for field in fields(MethodConfig)} - {"method", *used}
+    settings = {name: value for name, value in run.config.to_dict().items() if name not in unused}
     always = {"data": run.data, "model": run.spec.model, "exits": run.exits, "seed": run.config.fission.seed}
-    chosen = always | {
-        name: value for name, value in own.items() if value != default[name] and name not in always
+    changed = always | {
+        name: value for name, value in settings.items() if value != defaults[name] and name not in always
     }
-    return chosen, {name: value for name, value in own.items() if name not in chosen}
+    return changed, {name: value for name, value in settings.items() if name not in changed}
 
 
-def _differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs."""
-    all_of_them = [run.config.to_dict() | {"data": run.data} for run in runs]
-    values = {name: [each[name] for each in all_of_them] for name in all_of_them[0]}
-    return {name: own for name, own in values.items() if any(value != own[0] for value in own)}
+def _differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return the settings that are not the same in all runs, with the value of each run."""
+    all_settings = [run.config.to_dict() | {"data": run.data} for run in runs]
+    values = {name: [settings[name] for settings in all_settings] for name in all_settings[0]}
+    return {
+        name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)
+    }
 
 
 def _one_line(error: Exception) -> str:
@@ -249,18 +261,18 @@ def _one_line(error: Exception) -> str:
 
 
 def _environment() -> Environment:
-    environment = jinja()
+    environment = template_environment()
     environment.filters |= {
         "percent": lambda share, digits=2: f"{100 * share:.{digits}f}",
         "short": short,
         "number": "{:,}".format,
         "error": standard_error,
-        "exit": exit_name,
+        "exit": exit_colour_name,
         "basename": lambda path: Path(path).name,
         "setting": _setting,
     }
     css = files("netfission.report").joinpath("templates/page.css").read_text(encoding="utf-8")
-    environment.globals["style"] = Markup("\n".join((variables(), RENDERING, css)))
+    environment.globals["style"] = Markup("\n".join((css_variables(), RENDERING, css)))
     return environment
 
 

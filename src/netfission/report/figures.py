@@ -1,4 +1,4 @@
-"""The plots of a report, each from what lies in a run's folder."""
+"""Draw the plots of a report from the files in a run's folder."""
 
 from collections.abc import Iterable, Sequence
 from math import hypot, sqrt
@@ -11,113 +11,113 @@ from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import STRENGTHS, Corruptions
 from netfission.evaluation.reliability import CalibrationCurve, ReliabilityReport, WorstClass
 from netfission.report.run_data import Run
-from netfission.report.style import apart, colour, exit_colour
+from netfission.report.style import colour, exit_colour, spread_labels
+from netfission.utils.errors import shortened
 
-_SIZE = (4.4, 3.1)  # inches: two beside one another on a desk, one on a phone, with the same size of letters
-FEW = 10  # examples of a bin, below which its accuracy says little
+_SIZE = (4.4, 3.1)  # inches: two side by side on a screen, one on a phone, with text of the same size
+FEW = 10  # images in a bin, below which its accuracy is unreliable
 _DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)))
-_LABEL = 0.062  # of the height of a plot: a line of text
-_SPAN = (270, 170)  # points across and up a plot, about
-_BADGE = 14  # points across a badge
+_LINE_HEIGHT = 0.062  # of a line of text, as a share of a plot's height
+_SPAN = (270, 170)  # approximate width and height of a plot in points
+_BADGE = 14  # diameter of a badge in points
 
 
 def accuracy_against_cost(runs: Sequence[Run]) -> Figure:
-    """Exits alone and ensembles by their dense multiply-accumulates, and effective ones where they differ."""
+    """Plot the accuracy of exits and ensembles against dense MACs, and effective MACs if they differ."""
     figure, axes = _plot()
-    sizes = [each.costs.size.macs_dense for each in runs]
+    sizes = [run.costs.size.macs_dense for run in runs]
     scale, unit = _unit(max(sizes))
     badges = []
     for run in runs:
         evaluation = run.evaluation
         assert evaluation is not None
-        ways = [
-            (own.alone, figures["top1"], exit_colour(number), str(number))
-            for number, (own, figures) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
+        networks = [
+            (costs.alone, metrics["top1"], exit_colour(number), str(number))
+            for number, (costs, metrics) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
         ]
-        ways.append((run.costs.size, evaluation.ensemble["top1"], colour("ink"), run.letter or "E"))
-        places = [(size.macs_dense / scale, 100 * accuracy) for size, accuracy, *_ in ways]
+        networks.append((run.costs.size, evaluation.ensemble["top1"], colour("ink"), run.letter or "E"))
+        points = [(size.macs_dense / scale, 100 * accuracy) for size, accuracy, *_ in networks]
         if len(runs) > 1:
-            for own_exit in places[:-1]:
+            for exit_point in points[:-1]:
                 axes.plot(
-                    *zip(own_exit, places[-1], strict=True), color=colour("muted"), linewidth=0.7, zorder=1
+                    *zip(exit_point, points[-1], strict=True), color=colour("muted"), linewidth=0.7, zorder=1
                 )
-        for (size, accuracy, own, name), (place, height) in zip(ways, places, strict=True):
+        for (size, accuracy, line_colour, name), (x, y) in zip(networks, points, strict=True):
             error = 100 * standard_error(accuracy, evaluation.n)
-            axes.errorbar(place, height, yerr=error, color=own, elinewidth=1, zorder=2)
+            axes.errorbar(x, y, yerr=error, color=line_colour, elinewidth=1, zorder=2)
             if size.macs_effective != size.macs_dense:
                 effective = size.macs_effective / scale
-                axes.plot([effective, place], [height] * 2, color=own, linewidth=0.8, zorder=2)
-                axes.plot(effective, height, "o", markersize=6, color=own, fillstyle="none", zorder=3)
-            badges.append((place, height, name, own))
+                axes.plot([effective, x], [y] * 2, color=line_colour, linewidth=0.8, zorder=2)
+                axes.plot(effective, y, "o", markersize=6, color=line_colour, fillstyle="none", zorder=3)
+            badges.append((x, y, name, line_colour))
     singles: dict[int, list[str]] = {}
     for run in runs:
         singles.setdefault(run.single.size.macs_dense, []).append(run.letter)
     for macs, letters in singles.items():
-        own = f" of {', '.join(letters)}" if len(singles) > 1 else "’s MACs"
-        _single(axes, macs / scale, f"single network{own}")
+        suffix = f" of {', '.join(letters)}" if len(singles) > 1 else "’s MACs"
+        _mark_single(axes, macs / scale, f"single network{suffix}")
     axes.margins(x=0.12, y=0.15)
     axes.set_xlim(left=0)
-    _badges(axes, badges)
-    axes.set(xlabel=f"MACs an image, {unit}", ylabel="test accuracy, %")
+    _draw_badges(axes, badges)
+    axes.set(xlabel=f"MACs per image, {unit}", ylabel="test accuracy, %")
     return figure
 
 
 def learning_curves(run: Run) -> Figure:
-    """Accuracy of each exit and of the ensemble, epoch by epoch."""
+    """Plot the accuracy of each exit and of the ensemble after every epoch."""
     figure, axes = _plot()
     held_out = "val/ensemble" in run.epochs[0]
     split = "val" if held_out else "train"
     kind = "exit" if run.costs.exits else "member"
     exits = [(f"exit{number}", f"{kind} {number}", exit_colour(number)) for number in range(run.exits)]
     lines = [*exits, ("ensemble", "ensemble", colour("ink"))]
-    lines = [line for line in lines if line[0] in _told(run, split)]
-    in_training = _told(run, "train")
+    lines = [line for line in lines if line[0] in _logged_names(run, split)]
+    in_training = _logged_names(run, "train")
     epochs = _column(run, "epoch")
     ends = []
-    for name, title, own in lines:
-        strong = 2.0 if name == "ensemble" else 1.3
+    for name, title, line_colour in lines:
+        width = 2.0 if name == "ensemble" else 1.3
         if held_out and name in in_training:
-            faint = _column(run, f"train/{name}", 100)
-            axes.plot(epochs, faint, color=own, linewidth=0.9, linestyle=(0, (2, 2)), alpha=0.6)
+            training = _column(run, f"train/{name}", 100)
+            axes.plot(epochs, training, color=line_colour, linewidth=0.9, linestyle=(0, (2, 2)), alpha=0.6)
         values = _column(run, f"{split}/{name}", 100)
-        axes.plot(epochs, values, color=own, linewidth=strong, marker=_marker(run), markersize=3)
-        ends.append((values[-1], title, own))
+        axes.plot(epochs, values, color=line_colour, linewidth=width, marker=_marker(run), markersize=3)
+        ends.append((values[-1], title, line_colour))
     _label_ends(axes, epochs[-1], ends)
     _epoch_axis(axes, "accuracy, %")
     return figure
 
 
 def likelihood_curves(run: Run) -> Figure:
-    """Negative log-likelihood of the ensemble, epoch by epoch."""
+    """Plot the negative log-likelihood of the ensemble after every epoch."""
     figure, axes = _plot()
     epochs = _column(run, "epoch")
     ends = []
-    for name, title, own, line in (
+    for name, title, line_colour, dashes in (
         ("train/nll", "training", colour("muted"), (0, (2, 2))),
         ("val/nll", "validation", colour("ink"), "-"),
     ):
         if name in run.epochs[0]:
             values = _column(run, name)
-            axes.plot(epochs, values, color=own, linestyle=line, marker=_marker(run), markersize=3)
-            ends.append((values[-1], title, own))
+            axes.plot(epochs, values, color=line_colour, linestyle=dashes, marker=_marker(run), markersize=3)
+            ends.append((values[-1], title, line_colour))
     _label_ends(axes, epochs[-1], ends)
     _epoch_axis(axes, "NLL of the ensemble, nats")
     return figure
 
 
 def learning_curves_beside(runs: Sequence[Run]) -> Figure:
-    """Accuracy of the ensembles of several runs."""
+    """Plot the accuracy of the ensembles of several runs after every epoch."""
     figure, axes = _plot()
     ends = []
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         split = "val" if "val/ensemble" in run.epochs[0] else "train"
         epochs, values = _column(run, "epoch"), _column(run, f"{split}/ensemble", 100)
-        line = _DASHES[place % len(_DASHES)]
         axes.plot(
             epochs,
             values,
             color=colour("ink"),
-            linestyle=line,
+            linestyle=_DASHES[index % len(_DASHES)],
             marker=_marker(run),
             markersize=3,
             linewidth=1.4,
@@ -128,67 +128,67 @@ def learning_curves_beside(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def reliability(measured: CalibrationCurve) -> Figure:
-    """Accuracy by confidence, and how many images are how confident."""
+def reliability(curve: CalibrationCurve) -> Figure:
+    """Plot accuracy by confidence, and the distribution of confidence."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    bins = measured.bins
+    bins = curve.bins
     width = 100 / len(bins)
-    lefts = [width * place for place in range(len(bins))]
-    for left, each in zip(lefts, bins, strict=True):
-        if each.count:
-            faint = 0.25 if each.count < FEW else 0.75
+    lefts = [width * index for index in range(len(bins))]
+    for left, bin_ in zip(lefts, bins, strict=True):
+        if bin_.count:
+            alpha = 0.25 if bin_.count < FEW else 0.75
             upper.bar(
-                left, 100 * each.accuracy, width * 0.9, align="edge", color=colour("accent"), alpha=faint
+                left, 100 * bin_.accuracy, width * 0.9, align="edge", color=colour("accent"), alpha=alpha
             )
     upper.plot([0, 100], [0, 100], color=colour("muted"), linewidth=1, linestyle=(0, (3, 3)))
-    shown = [each for each in bins if each.count]
-    means = [100 * each.confidence for each in shown], [100 * each.accuracy for each in shown]
+    filled = [bin_ for bin_ in bins if bin_.count]
+    means = [100 * bin_.confidence for bin_ in filled], [100 * bin_.accuracy for bin_ in filled]
     upper.plot(*means, "o", markersize=3.5, color=colour("ink"), clip_on=False)
     upper.set(ylabel="accuracy, %", ylim=(0, 103), xlim=(0, 100), yticks=range(0, 101, 25))
     upper.text(
         0.03,
         0.95,
-        f"ECE {100 * measured.metrics['ece']:.2f} %",
+        f"ECE {100 * curve.metrics['ece']:.2f} %",
         transform=upper.transAxes,
         va="top",
         fontsize=10,
     )
-    total = sum(each.count for each in bins)
-    shares = [100 * each.count / total for each in bins]
+    total = sum(bin_.count for bin_ in bins)
+    shares = [100 * bin_.count / total for bin_ in bins]
     lower.bar(lefts, shares, width * 0.9, align="edge", color=colour("muted"))
-    lower.set(ylabel="images, %", xlabel="confidence: the largest probability, %")
+    lower.set(ylabel="images, %", xlabel="confidence: largest probability, %")
     lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     figure.align_ylabels()
     return figure
 
 
 def risk_coverage(report: ReliabilityReport) -> Figure:
-    """Error among the surest images, for ever more of them, with the thresholds from validation."""
+    """Plot the error of the most confident answers against their share, with the validation thresholds."""
     figure, axes = _plot()
     curve = report.risk_coverage
-    coverage = [100 * each for each in curve.coverage]
-    risk = [100 * each for each in curve.risk]
+    coverage = [100 * share for share in curve.coverage]
+    risk = [100 * share for share in curve.risk]
     axes.plot(coverage, risk, color=colour("accent"))
-    kept = [each for each in report.abstentions if each.coverage > 0]
     labelled = set[float]()
-    for each in kept:
-        place = (100 * each.coverage, 100 * each.error)
-        axes.plot(*place, "o", markersize=5, color=colour("ink"), clip_on=False)
-        if all(abs(each.coverage - other) > 0.05 for other in labelled):
-            beside = (-5, 5) if each.coverage > 0.1 else (0, 7)  # not over the axis
-            side = "right" if each.coverage > 0.1 else "center"
-            axes.annotate(
-                f"{100 * each.risk:g} %", place, beside, textcoords="offset points", ha=side, fontsize=8
-            )
-            labelled.add(each.coverage)
-    axes.set(xlabel="coverage: images answered, %", ylabel="error among the answers, %", xlim=(0, 102))
+    for abstention in report.abstentions:
+        if abstention.coverage == 0:
+            continue
+        point = (100 * abstention.coverage, 100 * abstention.error)
+        axes.plot(*point, "o", markersize=5, color=colour("ink"), clip_on=False)
+        if all(abs(abstention.coverage - other) > 0.05 for other in labelled):
+            offset = (-5, 5) if abstention.coverage > 0.1 else (0, 7)  # not over the axis
+            side = "right" if abstention.coverage > 0.1 else "center"
+            text = f"{100 * abstention.risk:g} %"
+            axes.annotate(text, point, offset, textcoords="offset points", ha=side, fontsize=8)
+            labelled.add(abstention.coverage)
+    axes.set(xlabel="coverage: images answered, %", ylabel="wrong answers, %", xlim=(0, 102))
     axes.set_ylim(bottom=0)
     return figure
 
 
 def cascade(evaluation: CascadeEvaluation) -> Figure:
-    """Accuracy of a cascade against its mean multiply-accumulates."""
+    """Plot the accuracy of a cascade against its mean MACs."""
     figure, axes = _plot()
     points = [point for point in evaluation.points if point.accuracy is not None]
     curve = sorted((point for point in points if point.kind == "curve"), key=lambda point: point.macs)
@@ -201,18 +201,18 @@ def cascade(evaluation: CascadeEvaluation) -> Figure:
     )
     badges = []
     for point in points:
-        place, height = point.macs, _percent(point)
+        x, y = point.macs, _percent(point)
         if point.kind == "exit":
             number = int(point.name.removeprefix("exit "))
-            badges.append((place, height, str(number), exit_colour(number)))
+            badges.append((x, y, str(number), exit_colour(number)))
         elif point.kind == "ensemble":
-            badges.append((place, height, "E", colour("ink")))
+            badges.append((x, y, "E", colour("ink")))
         elif point.kind == "single":
-            badges.append((place, height, "S", colour("muted")))
+            badges.append((x, y, "S", colour("muted")))
         elif point.kind == "chosen":
             axes.plot(
-                place,
-                height,
+                x,
+                y,
                 "o",
                 markersize=_BADGE + 3,
                 markeredgewidth=1.6,
@@ -221,22 +221,24 @@ def cascade(evaluation: CascadeEvaluation) -> Figure:
                 clip_on=False,
                 zorder=6,
             )
-    _single(axes, 1, "single network’s MACs")
+    _mark_single(axes, 1, "single network’s MACs")
     axes.margins(x=0.08, y=0.15)
-    _badges(axes, badges)
+    _draw_badges(axes, badges)
     axes.set(xlabel="mean MACs ÷ single network’s", ylabel="test accuracy, %")
     return figure
 
 
 def worst_classes(worst: Sequence[WorstClass]) -> Figure:
-    """What the images of the most often missed classes are taken for."""
+    """Plot the accuracy of the classes with the most errors, with the most frequent wrong predictions."""
     figure = Figure(figsize=(_SIZE[0], 0.6 + 0.27 * len(worst)), layout="constrained")
     axes = figure.subplots()
-    for row, each in enumerate(worst):
-        share = 100 * each.accuracy
+    for row, one_class in enumerate(worst):
+        share = 100 * one_class.accuracy
         axes.barh(row, 100, 0.62, color=colour("rule"), alpha=0.45)
         axes.barh(row, share, 0.62, color=colour("accent"))
-        others = ", ".join(f"{clipped(name, 14)} ×{times}" for name, times in each.confused_with.items())
+        others = ", ".join(
+            f"{shortened(name, 14)} ×{times}" for name, times in one_class.confused_with.items()
+        )
         inside = share < 55
         axes.text(
             share + 1.5 if inside else 1.5,
@@ -246,39 +248,39 @@ def worst_classes(worst: Sequence[WorstClass]) -> Figure:
             fontsize=7.5,
             color=colour("ink" if inside else "paper"),
         )
-    axes.set_yticks(range(len(worst)), [clipped(each.name, 18) for each in worst])
+    axes.set_yticks(range(len(worst)), [shortened(one_class.name, 18) for one_class in worst])
     axes.tick_params(axis="y", labelcolor=colour("ink"))
     axes.set_ylim(len(worst) - 0.5, -0.5)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set(xlim=(0, 100), xlabel="recognised, % of the class’s images")
+    axes.set(xlim=(0, 100), xlabel="correct, % of the class’s images")
     return figure
 
 
 def corruption(measured: Corruptions) -> Figure:
-    """Accuracy under each corruption and their mean, by strength."""
+    """Plot the accuracy under each corruption, and their mean, by strength."""
     figure, axes = _plot()
-    places = [0, *STRENGTHS]
+    strengths = [0, *STRENGTHS]
     clean = 100 * measured.clean.ensemble["top1"]
-    for own in measured.corruptions.values():
-        values = [100 * each.ensemble["top1"] for each in own]
-        axes.plot(places, [clean, *values], color=colour("muted"), linewidth=0.8, alpha=0.5)
+    for evaluations in measured.corruptions.values():
+        values = [100 * evaluation.ensemble["top1"] for evaluation in evaluations]
+        axes.plot(strengths, [clean, *values], color=colour("muted"), linewidth=0.8, alpha=0.5)
     means = [100 * measured.mean("top1", strength) for strength in STRENGTHS]
-    axes.plot(places, [clean, *means], color=colour("accent"), linewidth=2.2, marker="o", markersize=4)
+    axes.plot(strengths, [clean, *means], color=colour("accent"), linewidth=2.2, marker="o", markersize=4)
     _label_ends(axes, STRENGTHS[-1], [(means[-1], "mean", colour("accent"))])
-    axes.set(xlabel="strength of the corruption", ylabel="accuracy, %", xticks=places)
+    axes.set(xlabel="strength of the corruption", ylabel="accuracy, %", xticks=strengths)
     axes.set_ylim(bottom=0)
     return figure
 
 
 def standard_error(share: float, n: int) -> float:
-    """Of a share of n examples."""
+    """Return the standard error of a share of `n` examples.
+
+    Example:
+        >>> standard_error(0.5, 100)
+        0.05
+    """
     return sqrt(share * (1 - share) / n)
-
-
-def clipped(text: str, length: int) -> str:
-    """A name that may be long."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _plot() -> tuple[Figure, Axes]:
@@ -286,31 +288,35 @@ def _plot() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _badges(axes: Axes, badges: Iterable[tuple[float, float, str, str]]) -> None:
-    """Points with their names in them: (x, %, name, colour) each; what would hide another stands aside.
+def _draw_badges(axes: Axes, badges: Iterable[tuple[float, float, str, str]]) -> None:
+    """Draw points with their names inside, and move those that would overlap to the right.
 
-    The axis ends just above 100 %.
+    The y axis ends just above 100 %.
+
+    Args:
+        axes: of the plot.
+        badges: x, percentage, name and colour of each point.
     """
     badges = list(badges)
-    for x, y, _, own in badges:
-        axes.plot(x, y, "o", markersize=3, color=own)
+    for x, y, _, badge_colour in badges:
+        axes.plot(x, y, "o", markersize=3, color=badge_colour)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     high = min(high, 100 + 0.03 * (100 - low))
     axes.set(xlim=(left, right), ylim=(low, high))
     taken: list[tuple[float, float]] = []
-    for x, y, name, own in badges:
+    for x, y, name, badge_colour in badges:
         across, up = _SPAN[0] * (x - left) / (right - left), _SPAN[1] * (y - low) / (high - low)
-        aside = 0.0
-        while any(hypot(across + aside - other, up - above) < _BADGE - 0.1 for other, above in taken):
-            aside += _BADGE
-        taken.append((across + aside, up))
-        if aside:
-            line = {"arrowstyle": "-", "color": own, "linewidth": 0.8}
-            axes.annotate("", (x, y), (aside, 0), textcoords="offset points", arrowprops=line, zorder=4)
+        shift = 0.0
+        while any(hypot(across + shift - other, up - above) < _BADGE - 0.1 for other, above in taken):
+            shift += _BADGE
+        taken.append((across + shift, up))
+        if shift:
+            line = {"arrowstyle": "-", "color": badge_colour, "linewidth": 0.8}
+            axes.annotate("", (x, y), (shift, 0), textcoords="offset points", arrowprops=line, zorder=4)
         axes.annotate(
             name,
             (x, y),
-            (aside, 0),
+            (shift, 0),
             textcoords="offset points",
             ha="center",
             va="center_baseline",
@@ -319,12 +325,12 @@ def _badges(axes: Axes, badges: Iterable[tuple[float, float, str, str]]) -> None
             weight="bold",
             zorder=5,
             annotation_clip=False,
-            bbox={"boxstyle": "circle,pad=0.28", "facecolor": own, "edgecolor": colour("paper")},
+            bbox={"boxstyle": "circle,pad=0.28", "facecolor": badge_colour, "edgecolor": colour("paper")},
         )
 
 
-def _single(axes: Axes, x: float, text: str) -> None:
-    """A line where the single network's cost lies, and its name above the plot."""
+def _mark_single(axes: Axes, x: float, text: str) -> None:
+    """Draw a line at the single network's cost, with a text above the plot."""
     axes.axvline(x, color=colour("muted"), linestyle=(0, (3, 3)), linewidth=1, zorder=0)
     axes.annotate(
         text,
@@ -339,18 +345,24 @@ def _single(axes: Axes, x: float, text: str) -> None:
 
 
 def _label_ends(axes: Axes, x: float, ends: Iterable[tuple[float, str, str]]) -> None:
-    """Names of lines at their right ends: (value, name, colour) each."""
+    """Write the names of lines at their right ends.
+
+    Args:
+        axes: of the plot.
+        x: where the lines end.
+        ends: last value, name and colour of each line.
+    """
     ends = list(ends)
     low, high = axes.get_ylim()
-    places = apart([value for value, _, _ in ends], _LABEL * (high - low))
-    for place, (_, name, own) in zip(places, ends, strict=True):
+    positions = spread_labels([value for value, _, _ in ends], _LINE_HEIGHT * (high - low))
+    for position, (_, name, line_colour) in zip(positions, ends, strict=True):
         axes.annotate(
             name,
-            (x, place),
+            (x, position),
             (7, 0),
             textcoords="offset points",
             va="center",
-            color=own,
+            color=line_colour,
             annotation_clip=False,
         )
 
@@ -361,18 +373,19 @@ def _epoch_axis(axes: Axes, title: str) -> None:
 
 
 def _marker(run: Run) -> str:
-    """Points of their own where there are few, as one alone makes no line."""
+    """Return the marker of a curve: points if there are few, because a single one makes no line."""
     return "o" if len(run.epochs) <= 12 else ""
 
 
-def _told(run: Run, split: str) -> set[str]:
-    """Whose accuracy a run's table tells on a split: `exit0`, …, `ensemble`.
+def _logged_names(run: Run, split: str) -> set[str]:
+    """Return whose accuracy a run's metrics contain on a split: `exit0`, …, `ensemble`.
 
-    Where a method trains as one what predicts as several, exit 0's column is that of them all, and left out.
+    If a method trains one network that predicts as several members, exit 0's column is the accuracy of all
+    of them, and is left out.
     """
     names = {"ensemble", *(f"exit{number}" for number in range(run.exits))}
-    told = {name for name in names if f"{split}/{name}" in run.epochs[0]}
-    return told if told == names else told & {"ensemble"}
+    logged = {name for name in names if f"{split}/{name}" in run.epochs[0]}
+    return logged if logged == names else logged & {"ensemble"}
 
 
 def _column(run: Run, name: str, factor: float = 1) -> list[float]:

@@ -1,26 +1,28 @@
-"""Which figures there is something to draw of, with their titles and what they mean."""
+"""The figures that can be drawn of a run or of several, with titles and explanations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+from matplotlib.figure import Figure
 
 from netfission.network import FissionNetwork
 from netfission.profiling.macs import list_calls
 from netfission.report import figures
 from netfission.report.diagram import draw_network, short
 from netfission.report.run_data import Run
-from netfission.report.style import drawn
+from netfission.report.style import render_svg
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlotSpec:
     """A figure that can be drawn.
 
     Attributes:
         name: of its file.
-        title: what it shows.
-        meaning: how to read it, in a sentence or two.
-        draw: gives the text of an SVG that can be opened alone.
+        title: of the figure.
+        meaning: how to read it, in one or two sentences.
+        draw: returns the text of a standalone SVG.
     """
 
     name: str
@@ -29,152 +31,157 @@ class Wanted:
     draw: Callable[[], str]
 
 
-def plots_of(run: Run) -> Iterator[Wanted]:
-    """The figures of one run."""
-    yield from _of_cost(run)
-    yield from _of_training(run)
-    yield from _of_reliability(run)
+def run_plots(run: Run) -> Iterator[PlotSpec]:
+    """Yield the figures of one run."""
+    yield from _cost_plots(run)
+    yield from _training_plots(run)
+    yield from _reliability_plots(run)
     if run.corruptions is not None:
-        measured = run.corruptions
-        yield Wanted(
+        yield _spec(
             "corruptions",
-            "Under corruption",
-            f"Accuracy on {measured.n:,} test images as they are (0) and at five strengths: a line for each "
-            f"of {len(measured.corruptions)} corruptions, and their mean.",
-            partial(drawn, partial(figures.corruption, measured)),
+            "Corrupted images",
+            f"Accuracy on {run.corruptions.n:,} test images without corruption (0) and at five strengths: "
+            f"one line per corruption ({len(run.corruptions.corruptions)}), and their mean.",
+            partial(figures.corruption, run.corruptions),
         )
     if isinstance(run.network, FissionNetwork):
-        yield Wanted("network", "The network as its paths", _network(run), partial(draw_network, run))
+        yield PlotSpec("network", "Paths of the network", _network_meaning(run), partial(draw_network, run))
 
 
-def plots_beside(runs: Sequence[Run]) -> Iterator[Wanted]:
-    """The figures of several runs at once."""
+def comparison_plots(runs: Sequence[Run]) -> Iterator[PlotSpec]:
+    """Yield the figures that show several runs at once."""
     evaluated = [run for run in runs if run.evaluation is not None]
     if evaluated:
-        yield Wanted(
+        yield _spec(
             "accuracy-cost",
             "Accuracy against cost",
-            "Letters are the runs’ ensembles, numbers their exits alone, each with the multiply-accumulates "
-            f"(MACs) it needs to run; bars are ± one standard error.{_ASIDE}{_hollow(evaluated)}",
-            partial(drawn, partial(figures.accuracy_against_cost, evaluated)),
+            "Letters: ensembles of the runs; numbers: single exits; each at the multiply-accumulates (MACs) "
+            f"that it needs. Bars: ± one standard error.{_MOVED}{_hollow(evaluated)}",
+            partial(figures.accuracy_against_cost, evaluated),
         )
     trained = [run for run in runs if run.epochs]
     others = [run.letter for run in runs if not run.epochs]
     left_out = f" Without metrics.csv: {', '.join(others)}." if others else ""
     if trained:
-        yield Wanted(
+        yield _spec(
             "learning",
             "Learning curves",
-            f"Accuracy of each run’s ensemble on {_watched(trained)} images after every epoch.{left_out}",
-            partial(drawn, partial(figures.learning_curves_beside, trained)),
+            f"Accuracy of each run’s ensemble on {_watched_split(trained)} images after every epoch."
+            f"{left_out}",
+            partial(figures.learning_curves_beside, trained),
         )
 
 
-def _of_cost(run: Run) -> Iterator[Wanted]:
+def _spec(name: str, title: str, meaning: str, draw: Callable[[], Figure]) -> PlotSpec:
+    return PlotSpec(name, title, meaning, partial(render_svg, draw))
+
+
+def _cost_plots(run: Run) -> Iterator[PlotSpec]:
     if run.evaluation is not None:
-        exits = ", numbers its exits alone" if run.costs.exits else ""
-        yield Wanted(
+        exits = " numbers: single exits;" if run.costs.exits else ""
+        yield _spec(
             "accuracy-cost",
             "Accuracy against cost",
-            f"{run.letter or 'E'} is the ensemble{exits}, each with the multiply-accumulates (MACs) it needs "
-            f"to run; bars are ± one standard error on {run.evaluation.n:,} test images."
-            f"{_ASIDE}{_hollow([run])}",
-            partial(drawn, partial(figures.accuracy_against_cost, [run])),
+            f"{run.letter or 'E'}: the ensemble;{exits} each at the multiply-accumulates (MACs) that it "
+            f"needs. Bars: ± one standard error on {run.evaluation.n:,} test images.{_MOVED}{_hollow([run])}",
+            partial(figures.accuracy_against_cost, [run]),
         )
     if run.cascade is not None:
         order = ", ".join(map(str, run.cascade.order))
-        yield Wanted(
+        yield _spec(
             "cascade",
-            "Stopping early",
-            f"Exits run in the order {order}, and an image stops once the {run.cascade.rule} suffices. "
-            f"Thresholds from {run.cascade.validation_images:,} validation images, accuracy on "
-            f"{run.cascade.test_images:,} test images. Ring: the cascade as chosen; E: all exits; numbers: "
-            f"exits alone.{_ASIDE}",
-            partial(drawn, partial(figures.cascade, run.cascade)),
+            "Early exit",
+            f"Exits run in the order {order}; an image stops once its {run.cascade.rule} is above a "
+            f"threshold. Thresholds were chosen on {run.cascade.validation_images:,} validation images; "
+            f"accuracy is measured on {run.cascade.test_images:,} test images. Ring: the chosen "
+            f"cascade; E: all exits; numbers: single exits.{_MOVED}",
+            partial(figures.cascade, run.cascade),
         )
 
 
-def _of_training(run: Run) -> Iterator[Wanted]:
+def _training_plots(run: Run) -> Iterator[PlotSpec]:
     if not run.epochs:
         return
-    split = _watched([run])
-    faint = " Dashed: training images, as augmented, during the epoch." if split == "validation" else ""
+    split = _watched_split([run])
+    dashed = " Dashed: augmented training images, during the epoch." if split == "validation" else ""
     n = "" if run.calibration is None else f" (n = {run.calibration.n:,})"
-    yield Wanted(
+    yield _spec(
         "learning",
         "Learning curves",
-        f"Accuracy on {split} images after every epoch{n}.{faint}",
-        partial(drawn, partial(figures.learning_curves, run)),
+        f"Accuracy on {split} images after every epoch{n}.{dashed}",
+        partial(figures.learning_curves, run),
     )
-    yield Wanted(
+    yield _spec(
         "likelihood",
-        "Likelihood",
-        "Lower is better. Where validation turns up while training goes on down, the network overfits.",
-        partial(drawn, partial(figures.likelihood_curves, run)),
+        "Negative log-likelihood",
+        "Lower is better. If validation rises while training falls, the network overfits.",
+        partial(figures.likelihood_curves, run),
     )
 
 
-def _of_reliability(run: Run) -> Iterator[Wanted]:
+def _reliability_plots(run: Run) -> Iterator[PlotSpec]:
     report = run.reliability
     if report is None:
         return
-    yield Wanted(
+    yield _spec(
         "reliability",
         "Reliability before scaling",
-        "Bars that end on the dashed line are honest: of the images it is 80 % sure of, it gets 80 % right. "
-        f"Pale bars stand on fewer than {figures.FEW} of the {report.n:,} test images.",
-        partial(drawn, partial(figures.reliability, report.raw)),
+        "Bars that end on the dashed line are calibrated: of the predictions with a confidence of 80 %, 80 % "
+        f"are correct. Pale bars contain fewer than {figures.FEW} of the {report.n:,} test images.",
+        partial(figures.reliability, report.raw),
     )
     if report.scaled is not None:
-        guess = " As none of those was wrong, it is a guess." if report.flawless else ""
-        yield Wanted(
+        guess = " All of them are classified correctly, so it is a guess." if report.flawless else ""
+        yield _spec(
             "reliability-scaled",
             "Reliability after scaling",
             f"The same with logits divided by {report.temperature:.3f}, the temperature that fits the "
             f"{report.validation_images:,} validation images best.{guess}",
-            partial(drawn, partial(figures.reliability, report.scaled)),
+            partial(figures.reliability, report.scaled),
         )
-    dots = any(each.coverage > 0 for each in report.abstentions)
-    named = " Dots: thresholds chosen on validation images for the risk that they name." if dots else ""
-    yield Wanted(
+    has_dots = any(abstention.coverage > 0 for abstention in report.abstentions)
+    dots = " Dots: thresholds chosen on validation images, with their target risk." if has_dots else ""
+    yield _spec(
         "risk-coverage",
         "Risk–coverage",
-        f"The error among the answers where only the surest of the {report.n:,} test images are answered; "
-        f"area under the curve {report.risk_coverage.area:.4f}.{named}",
-        partial(drawn, partial(figures.risk_coverage, report)),
+        f"Share of wrong answers if only the most confident of the {report.n:,} test images are answered; "
+        f"area under the curve {report.risk_coverage.area:.4f}.{dots}",
+        partial(figures.risk_coverage, report),
     )
-    missed = [each for each in report.worst if each.accuracy < 1]
+    missed = [one_class for one_class in report.worst if one_class.accuracy < 1]
     if missed:
-        low, high = min(each.n for each in missed), max(each.n for each in missed)
+        low, high = min(one_class.n for one_class in missed), max(one_class.n for one_class in missed)
         n = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        yield Wanted(
+        yield _spec(
             "worst-classes",
             "Worst classes",
-            "Bars: the share of each class’s test images that is recognised. Names and numbers: what the "
-            f"others are most often taken for, and how many of them. {n} test images a class.",
-            partial(drawn, partial(figures.worst_classes, missed)),
+            "Bars: share of each class’s test images that is classified correctly. Names and numbers: the "
+            f"most frequent wrong predictions, and their number. {n} test images per class.",
+            partial(figures.worst_classes, missed),
         )
 
 
-def _network(run: Run) -> str:
-    shared = "; grey ones are shared by several exits" if run.exits > 1 else ""
+def _network_meaning(run: Run) -> str:
+    shared = "; grey boxes are shared by several exits" if run.exits > 1 else ""
     largest = max(size.parameters_stored for part in run.costs.parts for size in part.paths if size)
-    uncounted = f" MACs leave out {list_calls(run.costs.uncounted)}." if run.costs.uncounted else ""
+    uncounted = f" Not counted: {list_calls(run.costs.uncounted)}." if run.costs.uncounted else ""
     return (
-        "Each column is an exit’s path, from top to bottom. The area of a box is its parameters, of the "
-        f"largest {short(largest)}{shared}. MACs: multiply-accumulates for one image.{uncounted}"
+        "Each column is the path of an exit, from top to bottom. The area of a box is its number of "
+        f"parameters; the largest has {short(largest)}{shared}. MACs: multiply-accumulates per image."
+        f"{uncounted}"
     )
 
 
-_ASIDE = " Badges that would cover one another are moved to the right, tied to their places."
+_MOVED = " Badges that would overlap are moved to the right, with a line to their position."
 
 
 def _hollow(runs: Sequence[Run]) -> str:
     sizes = [run.costs.size for run in runs]
     sparse = any(size.macs_effective != size.macs_dense for size in sizes)
-    return " Hollow: MACs that meet a weight that is not removed." if sparse else ""
+    return " Hollow: effective MACs, without removed weights." if sparse else ""
 
 
-def _watched(runs: Sequence[Run]) -> str:
+def _watched_split(runs: Sequence[Run]) -> str:
+    """Return the split on which the learning curves of runs are measured."""
     held_out = ["val/ensemble" in run.epochs[0] for run in runs]
     return "validation" if all(held_out) else "validation or training" if any(held_out) else "training"

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read for its report."""
+"""Read a run's folder for its report."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.profiling.cost import NetworkCounts, count
 from netfission.runs.folder import RunFolder
+from netfission.utils.errors import invalid
 
-_FIGURES = {"top1", "nll", "ece", "brier"}
+_METRICS = {"top1", "nll", "ece", "brier"}
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,21 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where it lies.
-        key: `run-1`, `run-2`, …: its name in identifiers and folders.
-        letter: A, B, … among several runs; empty for one.
-        name: what it is called on the page.
-        config: its settings.
-        spec: the description of its network.
-        network: trained, on the CPU, in eval mode.
+        folder: the run's folder.
+        key: `run-1`, `run-2`, …: name in identifiers and folders of the page.
+        letter: A, B, … if there are several runs, else empty.
+        name: title on the page.
+        config: settings of the run.
+        spec: description of the network.
+        network: the trained network, on the CPU, in eval mode.
         costs: of the network.
-        single: of the network before its fission, or of what a baseline is made of.
-        epochs: rows of `metrics.csv`; empty where there is none.
-        evaluation: on the test split; None where it has not been evaluated, like all that follow.
-        calibration: from the validation split.
+        single: costs of the single network, before fission or before a baseline copies it.
+        epochs: rows of `metrics.csv`; empty if there is none.
+        evaluation: on the test split; this and all that follow are None if they have not been measured.
+        calibration: on the validation split.
         reliability: calibration and confusion on the test split.
-        cascade: early stopping.
-        out_of_distribution: how well its uncertainty detects out-of-distribution images.
+        cascade: accuracy and cost of early exit.
+        out_of_distribution: how well uncertainty detects out-of-distribution images, per data set.
         corruptions: accuracy on corrupted images.
     """
 
@@ -65,10 +66,10 @@ class Run:
 
     @classmethod
     def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> "Run":
-        """Read a folder.
+        """Read a run's folder.
 
         Raises:
-            ValueError: it holds no finished run, or a file is damaged.
+            ValueError: it does not contain a finished run, or a file is damaged.
         """
         config = folder.load_config()
         network, spec = folder.load_network()
@@ -77,12 +78,12 @@ class Run:
             single = spec.single().eval()
         evaluation = folder.load_evaluation()
         if evaluation is not None:
-            _check_figures(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
+            _check_metrics(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
         calibration = folder.load_calibration()
         reliability = folder.load_reliability()
         if reliability is not None:
             curves = [curve for curve in (reliability.raw, reliability.scaled) if curve is not None]
-            _check_figures(folder.reliability, [curve.metrics for curve in curves])
+            _check_metrics(folder.reliability, [curve.metrics for curve in curves])
         return cls(
             folder=folder,
             key=key,
@@ -104,63 +105,65 @@ class Run:
 
     @property
     def exits(self) -> int:
-        """Its number of exits, or of a baseline's members."""
+        """The number of exits, or of a baseline's members."""
         return int(self.spec.fission["exits"])
 
     @property
     def data(self) -> str:
-        """The name of its data set, without the folder that it lay in."""
+        """The name of the data set, without its folder."""
         return Path(self.config.data.data).name
 
     @property
     def title(self) -> str:
-        """What it is, in a few words."""
+        """The model, and how it was divided or which baseline it is."""
         method = self.config.method.method
         grouping = self.spec.fission["grouping"]
         exits = "one exit" if self.exits == 1 else f"{self.exits} exits by {grouping}"
-        way = exits if method == "fission" else f"{method} of {self.exits}"
-        return f"{self.spec.model}, {way}"
+        kind = exits if method == "fission" else f"{method} of {self.exits}"
+        return f"{self.spec.model}, {kind}"
 
     @cached_property
     def versions(self) -> dict[str, Any]:
-        """What it was made with, from the comments of its settings."""
+        """Versions and devices that the run was made with."""
         environment = self.folder.load_environment()
         return {**environment.pop("versions", {}), **environment}
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read the folders of runs that are to stand side by side.
+    """Read the folders of runs that are compared side by side.
 
     Raises:
-        ValueError: one holds no finished run, a file is damaged, a folder is named twice, or they are on
-            different data, where no figure of one would be about that of another.
+        ValueError: a folder does not contain a finished run, a file is damaged, a folder is given twice, or
+            the runs have different classes or test images.
     """
-    for place, path in enumerate(paths):
-        if path.resolve() in {other.resolve() for other in paths[:place]}:
-            raise ValueError(f"run={path}: is named twice")
+    for index, path in enumerate(paths):
+        if path.resolve() in {other.resolve() for other in paths[:index]}:
+            raise invalid("run", "different folders", found=f"{path} twice")
     names = [path.resolve().name for path in paths]
     runs = []
-    for place, path in enumerate(paths):
-        name = names[place] if names.count(names[place]) == 1 else str(path)
-        letter = _letter(place) if len(paths) > 1 else ""
-        runs.append(Run.load(RunFolder(path), key=f"run-{place + 1}", letter=letter, name=name))
+    for index, path in enumerate(paths):
+        name = names[index] if names.count(names[index]) == 1 else str(path)
+        letter = _letter(index) if len(paths) > 1 else ""
+        runs.append(Run.load(RunFolder(path), key=f"run-{index + 1}", letter=letter, name=name))
     first = runs[0]
     for run in runs[1:]:
-        if run.spec.classes != first.spec.classes or _tested(run) != _tested(first):
-            raise ValueError(
-                f"run={run.folder.path}: is on other data ({_data(run)}) than {first.folder.path} "
-                f"({_data(first)}); takes runs on the same data, or make a report of each"
+        if run.spec.classes != first.spec.classes or _count_tested(run) != _count_tested(first):
+            raise invalid(
+                "run",
+                "folders of runs on the same data",
+                found=f"{run.folder.path} ({_data(run)}) beside {first.folder.path} ({_data(first)})",
+                hint="write a report of each",
             )
     return runs
 
 
-def _letter(place: int) -> str:
-    """A … Z, then A2 … ."""
-    letter = chr(ord("A") + place % 26)
-    return letter if place < 26 else f"{letter}{place // 26 + 1}"
+def _letter(index: int) -> str:
+    """Return A … Z, then A2 … ."""
+    letter = chr(ord("A") + index % 26)
+    return letter if index < 26 else f"{letter}{index // 26 + 1}"
 
 
-def _tested(run: Run) -> int | None:
+def _count_tested(run: Run) -> int | None:
     return None if run.evaluation is None else run.evaluation.n
 
 
@@ -169,7 +172,9 @@ def _data(run: Run) -> str:
     return f"{run.data}, {len(run.spec.classes)} classes, {tested}"
 
 
-def _check_figures(path: Path, figures: Iterable[dict[str, float]]) -> None:
-    for each in figures:
-        if missing := _FIGURES - each.keys():
-            raise ValueError(f"{path}: cannot be read ({', '.join(sorted(missing))} missing)")
+def _check_metrics(path: Path, parts: Iterable[dict[str, float]]) -> None:
+    """Raise ValueError if a part of a file lacks a metric that the page shows."""
+    for metrics in parts:
+        if missing := _METRICS - metrics.keys():
+            expected = f"a file with {', '.join(sorted(_METRICS))} of each network"
+            raise invalid(str(path), expected, found=f"a file without {', '.join(sorted(missing))}")

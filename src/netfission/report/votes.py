@@ -1,4 +1,4 @@
-"""The images on which a network's exits differ most, with each exit's vote."""
+"""Collect the images on which a network's exits disagree most, with each exit's vote."""
 
 import base64
 import io
@@ -14,20 +14,20 @@ from netfission.classifier import Classifier
 from netfission.classifier.predictions import Predictions
 from netfission.data import ImageData, Split, TensorSplit
 
-LOOKED_AT = 1000  # test images at most
-SHOWN = 6  # of either kind
+MAX_IMAGES = 1000  # test images that the exits vote on
+MAX_EXAMPLES = 6  # of correct predictions, and of wrong ones
 _BATCH = 100
-_SIDE = 112  # pixels, of an image on the page at most
+_MAX_SIDE = 112  # of an image on the page, in pixels
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What one exit says.
+    """The prediction of one exit for one image.
 
     Attributes:
-        name: of the class.
-        probability: that it gives that class.
-        right: whether it is the label.
+        name: of the predicted class.
+        probability: of that class.
+        right: whether the class is the label.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Vote:
 
 @dataclass(frozen=True)
 class Example:
-    """An image and what is said about it.
+    """An image with the votes for it.
 
     Attributes:
-        image: as a PNG in a `data:` address.
-        side: its greater side in pixels.
-        label: name of its class.
-        ensemble: the ensemble's vote.
-        exits: each exit's, exit 0 first.
+        image: PNG in a `data:` address.
+        side: longer side of the original in pixels.
+        label: name of the class.
+        ensemble: prediction of the ensemble.
+        exits: vote of each exit, exit 0 first.
     """
 
     image: str
@@ -56,64 +56,67 @@ class Example:
 
 @dataclass(frozen=True)
 class Votes:
-    """How far exits agree on test images.
+    """Agreement of the exits on test images.
 
     Attributes:
-        n: images looked at.
-        of: images of the test split.
-        agreed: how many all exits agree on.
-        right_agreed: how many of those the ensemble is right about.
-        right_differed: how many of the others.
-        right: examples that exits differ on and the ensemble is right about, those of most doubt first.
-        wrong: the same where it is wrong.
+        n: number of images that the exits voted on.
+        total: number of images of the test split.
+        agreed: number of images on which all exits agree.
+        right_agreed: number of those that the ensemble classifies correctly.
+        right_disagreed: number of the other images that the ensemble classifies correctly.
+        right: images on which the exits disagree and the ensemble is correct, most uncertain first.
+        wrong: the same for a wrong ensemble.
     """
 
     n: int
-    of: int
+    total: int
     agreed: int
     right_agreed: int
-    right_differed: int
+    right_disagreed: int
     right: list[Example]
     wrong: list[Example]
 
 
 def collect_votes(classifier: Classifier, data: ImageData) -> Votes:
-    """Ask a network about test images, evenly spaced over the split; see `Votes`.
+    """Classify test images, evenly spaced over the split, and compare the exits.
 
-    Images are ordered by the share of pairs of exits that differ, and where that is equal by the mutual
-    information of class and exit.
+    Images are ordered by the share of pairs of exits that disagree, then by the mutual information of class
+    and exit.
 
     Args:
         classifier: with several exits.
-        data: with the classes that it knows.
+        data: data set with the classifier's classes.
 
     Raises:
         ValueError: an image cannot be read.
     """
-    count = min(len(data.test), LOOKED_AT)
+    count = min(len(data.test), MAX_IMAGES)
     rows = torch.arange(count) * len(data.test) // count
     batches = tqdm(rows.split(_BATCH), desc="votes", disable=None, leave=False)
     logits = torch.cat([classifier.logits(_pixels(data.test, batch)) for batch in batches])
-    said = Predictions(logits / classifier.temperature)
+    predictions = Predictions(logits / classifier.temperature)
     labels = data.test.labels[rows]
-    differed, right = said.disagreement > 0, said.classes == labels
-    order = (said.disagreement.double() * 1e3 + said.mutual_information).argsort(descending=True, stable=True)
+    disagreed, right = predictions.disagreement > 0, predictions.classes == labels
+    uncertainty = predictions.disagreement.double() * 1e3 + predictions.mutual_information
+    order = uncertainty.argsort(descending=True, stable=True)
 
     def examples(chosen: Tensor) -> list[Example]:
-        own = order[chosen[order]][:SHOWN]
+        first = order[chosen[order]][:MAX_EXAMPLES]
         return [
-            _example(_pixels(data.test, rows[[index]])[0], said, index, int(labels[index]), data.classes)
-            for index in own.tolist()
+            _example(
+                _pixels(data.test, rows[[index]])[0], predictions, index, int(labels[index]), data.classes
+            )
+            for index in first.tolist()
         ]
 
     return Votes(
         n=count,
-        of=len(data.test),
-        agreed=int((~differed).sum()),
-        right_agreed=int((~differed & right).sum()),
-        right_differed=int((differed & right).sum()),
-        right=examples(differed & right),
-        wrong=examples(differed & ~right),
+        total=len(data.test),
+        agreed=int((~disagreed).sum()),
+        right_agreed=int((~disagreed & right).sum()),
+        right_disagreed=int((disagreed & right).sum()),
+        right=examples(disagreed & right),
+        wrong=examples(disagreed & ~right),
     )
 
 
@@ -123,24 +126,26 @@ def _pixels(split: Split, rows: Tensor) -> Tensor:
     return torch.stack([split[int(row)][0] for row in rows])
 
 
-def _example(image: Tensor, said: Predictions, index: int, label: int, classes: Sequence[str]) -> Example:
+def _example(
+    image: Tensor, predictions: Predictions, index: int, label: int, classes: Sequence[str]
+) -> Example:
     def vote(probabilities: Tensor) -> Vote:
-        probability, answer = probabilities.max(dim=0)
-        return Vote(classes[int(answer)], probability.item(), int(answer) == label)
+        probability, predicted = probabilities.max(dim=0)
+        return Vote(classes[int(predicted)], probability.item(), int(predicted) == label)
 
     return Example(
         image=_png(image),
         side=max(image.shape[1:]),
         label=classes[label],
-        ensemble=vote(said.probabilities[index]),
-        exits=[vote(own) for own in said.exit_probabilities[index]],
+        ensemble=vote(predictions.probabilities[index]),
+        exits=[vote(probabilities) for probabilities in predictions.exit_probabilities[index]],
     )
 
 
 def _png(image: Tensor) -> str:
-    """Pixels, uint8 `(channels, height, width)`, as a `data:` address of a small PNG."""
+    """Return pixels, uint8 `(channels, height, width)`, as the `data:` address of a small PNG."""
     picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)  # never enlarges
+    picture.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)  # never enlarges
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
