@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from netfission.surgery.masks import kept_masks, prunable_weights
 from netfission.surgery.narrowing import head_dim
@@ -157,6 +156,8 @@ def count_training_macs(step: Callable[[], object]) -> int:
     Args:
         step: runs the training step.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # here, since it imports Triton
+
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         step()
@@ -171,6 +172,8 @@ def _convolution_backward_flops(
     **_: Any,
 ) -> int:
     """Count each gradient like the forward pass, as PyTorch's own formula is wrong for grouped weights."""
+    from torch.utils.flop_counter import conv_flop_count
+
     transposed, _padding, _groups, wanted = settings[-4:]
     forward: int = conv_flop_count(list(images), list(weight), list(output_gradient), transposed=transposed)
     return forward * int(sum(wanted[:2]))  # of images and weight; the bias needs no products
