@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import netfission as nf
 from netfission.models import create_model
-from netfission.profiling.macs import count_macs, count_training_macs, listed, run_counted
+from netfission.profiling.macs import count_macs, count_training_macs, list_calls, run_counted
 from netfission.surgery.masks import apply_masks, prunable_weights
 
 
@@ -259,7 +259,7 @@ def test_operations_without_a_formula_are_listed_and_warned_of(function, names):
 
 def test_calls_of_an_uncounted_operation_add_up():
     counter = run_counted(Function(lambda x: twice(twice(x)) + torch.fft.fft(x).real), X)
-    assert listed(counter.uncounted) == "aten._fft_r2c ×1, netfission_test.twice ×2"
+    assert list_calls(counter.uncounted) == "aten._fft_r2c ×1, netfission_test.twice ×2"
 
 
 @pytest.mark.parametrize(
