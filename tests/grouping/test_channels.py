@@ -289,7 +289,10 @@ def test_whole_channels_are_pruned_by_the_criterion_first() -> None:
             {"grouping": "copies", "assignment": "importance"},
             "assignment must be 'random' unless grouping='channels', got 'importance'",
         ),
-        ({"assignment": "importance", "criterion": "snip"}, "criterion 'snip' looks at data"),
+        (
+            {"assignment": "importance", "criterion": "snip"},
+            "^batches must be .* for criterion 'snip', got ",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings_: dict[str, object], message: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netfission.pruning.regrow import exchanged, forget, regrow
+from netfission.pruning.regrow import exchanged, regrow, reset_state
 from netfission.surgery.masks import apply_masks, dense_gradients, kept_masks, masked_weights
 
 FEW = settings(deadline=None, max_examples=40)
@@ -188,7 +188,7 @@ def test_training_keeps_counts_and_zeros_at_every_step(
         else:
             with dense_gradients(net):
                 loss_of(net).backward()
-                forget(chosen, net, regrow(net, share, growth, seeded(step)))
+                reset_state(chosen, net, regrow(net, share, growth, seeded(step)))
         assert_zeros(net)
         assert counts(net) == before
         for name, weight, removed in masked_weights(net):
@@ -207,7 +207,7 @@ def test_what_comes_back_is_new_to_the_optimizer_and_nothing_else_is() -> None:
     for memory in remembered.values():
         memory.fill_(1.0)
     changed = regrow(net, 0.5, "random", seeded())
-    forget(optimizer, net, changed)
+    reset_state(optimizer, net, changed)
     for name, memory in remembered.items():
         assert changed[name].any()
         assert torch.equal(memory, (~changed[name]).float())

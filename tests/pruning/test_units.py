@@ -99,12 +99,12 @@ def test_scores_are_the_criterions_and_see_the_pruned_network(net: Net) -> None:
     assert torch.equal(scores["1.weight"], net[1].weight.abs())
     kept = {name: torch.zeros_like(net.get_parameter(name), dtype=torch.bool) for name in names}
     assert not any(of_layer.any() for of_layer in score(net, names, "magnitude", kept=kept).values())
-    with pytest.raises(ValueError, match="criterion 'snip' looks at data"):
+    with pytest.raises(ValueError, match=r"^batches must be pairs .* for criterion 'snip', got \(\)$"):
         score(net, names, "snip")
 
 
 def test_scores_that_are_nan_are_refused(net: Net) -> None:
     with torch.no_grad():
         net[1].weight[0] = torch.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match=r"^pruning scores must be numbers, got NaN; check the images"):
         nf.prune(net, sparsity=0.5, criterion="magnitude", groups=groups_of(net))

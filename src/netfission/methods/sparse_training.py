@@ -23,7 +23,7 @@ from netfission.methods.schedules import Schedule, cosine
 from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
-from netfission.pruning.regrow import GROWTHS, forget, regrow
+from netfission.pruning.regrow import GROWTHS, regrow, reset_state
 from netfission.surgery.masks import apply_masks, dense_gradients, prunable_weights
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
@@ -166,7 +166,7 @@ class Regrowth(TrainingHook):
             network.take()
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         trained = _in_training(network)
-        forget(optimizer, trained, regrow(trained, share, self.config.regrow, generator))
+        reset_state(optimizer, trained, regrow(trained, share, self.config.regrow, generator))
         optimizer.zero_grad(set_to_none=True)
         self.opened.close()
 

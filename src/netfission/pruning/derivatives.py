@@ -1,4 +1,4 @@
-"""What the gradient criteria share: derivatives of a model's loss that leave no trace on it."""
+"""Derivatives of a model's loss, for the criteria that need them; the model is left unchanged."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from netfission.utils.errors import invalid
 from netfission.utils.modes import in_mode
 
 
@@ -21,9 +22,9 @@ def sum_over_batches(
 ) -> list[Tensor]:
     """Sum `derive(loss, leaves)` over the batches, in the order of `weights`.
 
-    `loss` is the cross-entropy of the logits / temperature, summed over the batch, so that an
-    image counts alike in a large and in a small batch. The model runs in train mode on `leaves`
-    (the weights, asking for gradients) and on copies of its buffers; dropout follows `seed`.
+    `loss` is the cross-entropy of the logits / temperature, summed over the batch, so that each image
+    has the same weight in a large and in a small batch. The model runs in train mode with `leaves` (the
+    weights, which require gradients) and with copies of its buffers; `seed` determines dropout.
     """
     assert batches, "prune() has checked"
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -43,7 +44,7 @@ def sum_over_batches(
 
 
 def gradient(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:
-    """The gradient of `loss` by each leaf, zeros where it does not depend on it."""
+    """Return the gradient of `loss` by each leaf; zeros if the loss does not depend on it."""
     return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
 
@@ -54,8 +55,8 @@ def draw_seed(generator: torch.Generator) -> int:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of the CPU and of `device`; put them back at the end."""
-    # Not torch.manual_seed: it also seeds the devices that are not put back.
+    """Seed the global generators of the CPU and of `device`, and restore them at the end."""
+    # Not torch.manual_seed: it also seeds devices that are not restored.
     accelerators = [] if device.type == "cpu" else [device]
     kind = device.type if accelerators else "cuda"
     with torch.random.fork_rng(accelerators, device_type=kind):
@@ -67,10 +68,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
-    """Refuse class indices that the logits lack; on a GPU they would end the process instead."""
+    """Check that the logits have every class of the labels; on a GPU a wrong one would end the process."""
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
-        raise ValueError(
-            f"batches: labels must lie in 0..{classes - 1}, the model's classes; "
-            f"got {int(outside[0])} ({len(outside)} of {labels.numel()} labels out of range)"
-        )
+        found = f"{int(outside[0])} ({len(outside)} of {labels.numel()} labels out of range)"
+        raise invalid("labels of batches", f"class indices from 0 to {classes - 1}", found=found)

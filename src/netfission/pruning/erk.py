@@ -15,23 +15,30 @@ def erk(
     """Score weights so that one global top-k yields the densities of RigL's ERK.
 
     A layer l of N_l weights has the raw density `r_l = (sum of its dimensions) / (product of its
-    dimensions)`, and is to keep `round(ε r_l N_l)` weights, all of them once ε r_l reaches 1, where
-    one ε for all layers meets the budget (Evci et al. 2020, arXiv 1911.11134, section 3).
-    Every weight draws a rank in its layer, `u = (rank + 0.5) / N_l`, and scores `r_l / u`: a top-k
-    keeps it when u < ε r_l, with 1/ε the lowest score kept. Ranks are a permutation, not
-    independent draws, which makes the counts exact (±1 where the budget ends between two layers).
+    dimensions)`. It keeps `round(ε r_l N_l)` weights, or all of them if ε r_l >= 1. One ε for all layers
+    meets the budget (Evci et al. 2020, arXiv 1911.11134, section 3).
+
+    Every weight draws a rank in its layer, `u = (rank + 0.5) / N_l`, and scores `r_l / u`. A top-k keeps it
+    if u < ε r_l, where 1/ε is the lowest score kept. Ranks are a permutation, not independent draws, which
+    makes the counts exact (±1 if the budget ends between two layers).
 
     Weights that are zero already rank last, so that pruning in several rounds ends at the same
     densities as pruning at once.
 
     Args:
-        model: Not looked at.
-        weights: Prunable parameters by name; only their shapes, zeros and devices count.
-        batches: Not looked at; may be empty.
-        generator: Source of all randomness, drawn from on its own device.
+        model: not used.
+        weights: prunable parameters by name; only their shapes, zeros and devices count.
+        batches: not used; may be empty.
+        generator: source of all randomness, drawn from on its own device.
 
     Returns:
         Float64 scores by name, shaped like the weights, higher = keep.
+
+    Example:
+        >>> weights = {"small": torch.ones(2, 2), "large": torch.ones(20, 20)}
+        >>> scores = erk(nn.Identity(), weights, [], torch.Generator().manual_seed(0))
+        >>> {name: int((score > 4).sum()) for name, score in scores.items()}  # one threshold for both
+        {'small': 1, 'large': 10}
     """
     return {name: _score(weight, generator) for name, weight in weights.items()}
 

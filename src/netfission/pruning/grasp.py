@@ -21,16 +21,16 @@ def grasp(
 
     Removing a weight changes the gradient's squared norm by about `-2 θ ⊙ Hg`, so what scores
     high carries the gradient flow (Wang et al. 2020, arXiv 2002.07376, equation 8, whose sign is
-    the opposite and whose largest go). g and H are the gradient and the Hessian by the prunable
-    weights of the cross-entropy of the logits / 200, summed over the images of all batches, in
-    train mode. Both passes see the same dropout, so that H belongs to the loss that g came from.
+    the opposite, and who remove the largest). g is the gradient and H the Hessian, by the prunable
+    weights, of the cross-entropy of the logits / 200. It is summed over the images of all batches, in
+    train mode. Both passes see the same dropout, so that H belongs to the same loss as g.
 
     Args:
-        model: Maps images to logits `(batch, classes)`. Left unchanged, buffers and modes included.
-        weights: Prunable parameters by name, with which the model is run.
-        batches: At least one pair of images `(batch, channels, height, width)`, float, and labels
+        model: maps images to logits `(batch, classes)`. It is left unchanged, buffers and modes included.
+        weights: prunable parameters by name, with which the model is run.
+        batches: at least one pair of images `(batch, channels, height, width)`, float, and labels
             `(batch,)`, int64. Moved to the weights' device.
-        generator: Seeds dropout; the global generators end as they were.
+        generator: seeds dropout; the global generators end as they were.
 
     Returns:
         Signed scores by name, shaped and typed like the weights, higher = keep; 0 for a weight

@@ -15,12 +15,16 @@ def magnitude(
     """Score every weight with its absolute value (Han et al. 2015, arXiv 1506.02626).
 
     Args:
-        model: Not looked at.
-        weights: Prunable parameters by name.
-        batches: Not looked at; may be empty.
-        generator: Not drawn from.
+        model: not used.
+        weights: prunable parameters by name.
+        batches: not used; may be empty.
+        generator: not used.
 
     Returns:
         `|w|` by name, shaped and typed like the weights, higher = keep.
+
+    Example:
+        >>> magnitude(nn.Identity(), {"w": torch.tensor([-2.0, 1.0])}, [], torch.Generator())
+        {'w': tensor([2., 1.])}
     """
     return {name: weight.abs() for name, weight in weights.items()}

@@ -1,4 +1,7 @@
-"""Pruning at initialisation: score the weights, keep the best, once or in steps."""
+"""Prune at initialisation: score the weights and keep those with the highest scores, once or in steps.
+
+A new criterion is a function in a file of its own, of the type `Score`, and an entry in `CRITERIA`.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +19,7 @@ from netfission.pruning.snip import snip
 from netfission.pruning.synflow import synflow
 from netfission.surgery.coupling import ChannelGroup
 from netfission.surgery.masks import prunable_weights
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Score = Callable[[nn.Module, Mapping[str, Tensor], Batches, torch.Generator], dict[str, Tensor]]
@@ -24,12 +27,18 @@ Score = Callable[[nn.Module, Mapping[str, Tensor], Batches, torch.Generator], di
 
 @dataclass(frozen=True)
 class Criterion:
-    """What scores weights for pruning.
+    """A score of weights for pruning, and what it needs.
 
     Attributes:
-        score: `(model, weights, batches, generator)` → name → score, higher is kept.
-        needs: what it reads of `batches`: nothing, the shape of the images, or images and labels.
-        steps: how many times it prunes by default.
+        score: `(model, weights, batches, generator)` → name → score of the weight's shape, higher is kept.
+            It runs the model with `weights`, some of which are 0 already, and does not change it.
+        needs: what it reads of `batches`: `"nothing"`, the `"shape"` of the images, or their `"data"`.
+        steps: number of steps in which to prune by default.
+
+    Example:
+        >>> from netfission.pruning.magnitude import magnitude
+        >>> Criterion(magnitude).steps
+        1
     """
 
     score: Score
@@ -60,37 +69,40 @@ def prune(
 ) -> dict[str, Tensor]:
     """Choose which weights of `model` to keep; the model itself is not changed.
 
-    In n steps the density falls geometrically, ρ^(k/n) after step k (Tanaka et al. 2020, SynFlow), each
-    step scoring the network that the last one left. A weight once removed stays removed.
+    In n steps the density falls geometrically to ρ = 1 - sparsity: ρ^(k/n) after step k (Tanaka et al. 2020,
+    SynFlow). Each step scores the network that the previous step left. A removed weight stays removed.
 
     Args:
         model: images → logits `(batch, classes)`.
-        names: the parameters to choose among; default all of `prunable_weights(model)`.
-        sparsity: share of those weights to remove, in [0, 1). Exactly `round(sparsity · n)` go.
+        names: the parameters to prune; default all of `prunable_weights(model)`.
+        sparsity: share of the n weights to remove, in [0, 1). Exactly `round(sparsity · n)` are removed.
         criterion: one of `CRITERIA`.
         batches: pairs (images, labels), on the model's device. `snip` and `grasp` read them, `synflow`
             reads the shape of the first images.
-        steps: times to prune; default 1, for `synflow` 100.
-        seed: for the criteria that draw, and for dropout while scoring.
-        groups: channel groups of `model`; with these, whole units go, those with the lowest sum of scores
-            per weight first, until at least as many weights are removed as asked for, or all units are.
+        steps: number of steps; default 1, for `synflow` 100.
+        seed: for the criteria that draw random numbers, and for dropout while scoring.
+        groups: channel groups of `model`. If given, whole units are removed, those with the lowest mean score
+            per weight first, until the sparsity is reached or no unit is left.
 
     Returns:
         name → bool tensor on the weight's device, True where kept.
 
     Raises:
-        ValueError: `sparsity` outside [0, 1), unknown `criterion`, `steps` below 1, missing `batches`, or
-            scores that are NaN.
+        ValueError: an argument is not valid, `batches` is missing, or scores are NaN.
 
     Warns:
         UserWarning: a layer lost all its weights, or many of those kept have the same score.
+
+    Example:
+        >>> layer = nn.Linear(4, 1, bias=False)
+        >>> layer.weight = nn.Parameter(torch.tensor([[0.1, -0.4, 0.2, 0.3]]))
+        >>> prune(layer, sparsity=0.5, criterion="magnitude")
+        {'weight': tensor([[False,  True, False,  True]])}
     """
     if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity={sparsity}: takes the share of weights to remove, in [0, 1)")
+        raise invalid("sparsity", "the share of weights to remove, in [0, 1)", sparsity)
     chosen = _criterion(criterion, batches if sparsity > 0 else None)
-    steps = chosen.steps if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps={steps}: takes a whole number from 1")
+    steps = check_positive_integer("steps", chosen.steps if steps is None else steps)
     parameters = prunable_weights(model)
     weights = {name: parameters[name].detach() for name in (parameters if names is None else names)}
     kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
@@ -129,8 +141,8 @@ def score(
         names: the parameters to score.
         criterion: one of `CRITERIA`.
         batches: see `prune`.
-        seed: for the criteria that draw, and for dropout while scoring.
-        kept: weights to score the network with; default all.
+        seed: for the criteria that draw random numbers, and for dropout while scoring.
+        kept: name → bool tensor; the network is scored with the other weights at 0; default all kept.
 
     Returns:
         name → score, shaped like the weight, higher is more important.
@@ -146,28 +158,26 @@ def score(
 
 
 def _criterion(name: str, batches: Batches | None) -> Criterion:
-    """The criterion of this name, once it is sure that it gets the data it needs; None asks for none."""
+    """Return the criterion of this name, and check that it gets the batches it needs unless they are None."""
     chosen = CRITERIA[check_choice("criterion", name, CRITERIA)]
     if chosen.needs != "nothing" and batches is not None and not batches:
-        raise ValueError(
-            f"batches={batches!r}: criterion {name!r} looks at data; takes a list of pairs (images, labels)"
-        )
+        raise invalid("batches", f"pairs (images, labels) for criterion {name!r}", batches)
     return chosen
 
 
 def select_units(
     scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: int
 ) -> dict[str, Tensor]:
-    """Remove whole units until no more than `keep` weights are left, or no unit is.
+    """Remove whole units until at most `keep` weights are left, or no unit is left.
 
     Args:
         scores: name → score of each weight, higher is kept.
-        kept: name → bool tensor, what earlier selections left.
-        groups: the units; weights in none of them stay.
-        keep: number of weights to leave, over all tensors.
+        kept: name → bool tensor, True where earlier selections kept a weight.
+        groups: the units; weights outside all groups stay.
+        keep: number of weights to keep, over all tensors.
 
     Returns:
-        name → bool tensor, True where kept: the most that do not exceed `keep`.
+        name → bool tensor, True where kept; the largest number that does not exceed `keep`.
 
     Raises:
         ValueError: a score is NaN.
@@ -178,7 +188,7 @@ def select_units(
         counts.append(group.sums(kept))
     flat, sizes = torch.cat(sums), torch.cat(counts)
     if flat.isnan().any():
-        raise ValueError("pruning scores are NaN; check the images and weights")
+        raise invalid("pruning scores", "numbers", found="NaN", hint="check the images and weights")
     per_weight = torch.where(sizes > 0, flat / sizes.clamp(min=1), -torch.inf)
     order = per_weight.argsort(stable=True)
 
@@ -205,7 +215,7 @@ def select_units(
 
 
 def _report_ties(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], criterion: str) -> None:
-    """Say so where chance, not the criterion, chose a good part of what was kept."""
+    """Warn if chance, not the criterion, chose more than 5 % of the kept weights."""
     scores_kept = torch.cat([score[kept[name]] for name, score in scores.items()])
     if not len(scores_kept):
         return
@@ -223,6 +233,7 @@ def _report_ties(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], crite
 
 
 def _report_emptied(kept: Mapping[str, Tensor], criterion: str, sparsity: float) -> None:
+    """Warn of the layers that lost all weights."""
     emptied = [name for name, mask in kept.items() if not mask.any()]
     if emptied:
         warnings.warn(

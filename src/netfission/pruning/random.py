@@ -15,14 +15,18 @@ def random(
     """Score every weight with its own draw from the uniform distribution on [0, 1).
 
     Args:
-        model: Not looked at.
-        weights: Prunable parameters by name; only their shapes and devices count.
-        batches: Not looked at; may be empty.
-        generator: Source of all randomness. Draws are made on its own device, so a seed gives
+        model: not used.
+        weights: prunable parameters by name; only their shapes and devices count.
+        batches: not used; may be empty.
+        generator: source of all randomness. Draws are made on its own device, so a seed gives
             the same scores wherever the weights lie.
 
     Returns:
         Float32 scores by name, shaped like the weights, higher = keep.
+
+    Example:
+        >>> random(nn.Identity(), {"w": torch.zeros(3, 2)}, [], torch.Generator())["w"].shape
+        torch.Size([3, 2])
     """
     return {
         name: torch.rand(weight.shape, generator=generator, device=generator.device).to(weight.device)

@@ -1,8 +1,8 @@
-"""Prune and regrow: which weights are removed changes while the network trains, how many are never does.
+"""Prune and regrow: during training the set of removed weights changes, their number does not.
 
-An update takes the share of the kept weights of smallest magnitude out of each layer and brings as many
-removed ones back: those of largest gradient (RigL, Evci et al. 2020, arXiv 1911.11134) or any (SET, Mocanu
-et al. 2018, arXiv 1707.04780).
+An update removes a share of each layer's kept weights, those of smallest magnitude, and brings as many
+removed weights back: those of largest gradient (RigL, Evci et al. 2020, arXiv 1911.11134) or random ones
+(SET, Mocanu et al. 2018, arXiv 1707.04780).
 """
 
 from collections.abc import Mapping
@@ -13,32 +13,40 @@ from torch import Tensor, nn
 from netfission.pruning.selection import select
 from netfission.surgery.masks import masked_weights
 
-GROWTHS = ("gradient", "random")  # by what removed weights are chosen to be brought back
+GROWTHS = ("gradient", "random")  # how removed weights are chosen to come back
 
 
 def exchanged(
-    kept: Tensor, magnitude: Tensor, promise: Tensor, share: float, generator: torch.Generator
+    kept: Tensor, magnitude: Tensor, growth_scores: Tensor, share: float, generator: torch.Generator
 ) -> Tensor:
-    """Another mask with exactly as many weights kept.
+    """Return another mask that keeps exactly as many weights.
 
     Args:
         kept: bool, True where a weight is kept.
-        magnitude: of the weights, shaped like `kept`; read where they are kept. The smallest go.
-        promise: scores of the removed weights, shaped like `kept`; the largest come back. What goes does
-            not come back at once (in RigL it may, where its gradient is large enough).
-        share: of the kept weights that go, in [0, 1], rounded down; fewer where fewer are removed.
-        generator: on the CPU; chooses among equals.
+        magnitude: magnitudes of the weights, shaped like `kept`. Of the kept weights, the smallest are
+            removed.
+        growth_scores: shaped like `kept`. Of the removed weights, those with the largest scores come back. A
+            weight removed now does not come back at once (in RigL it may, if its gradient is large enough).
+        share: share of the kept weights to remove, in [0, 1], rounded down; at most as many weights as were
+            removed before.
+        generator: a CPU generator; it chooses among equal scores.
 
     Returns:
         A new bool tensor.
 
     Raises:
         ValueError: a score is NaN.
+
+    Example:
+        >>> kept = torch.tensor([True, True, False, False])
+        >>> magnitude, growth_scores = torch.tensor([0.1, 0.9, 0, 0]), torch.tensor([0, 0, 0.2, 0.3])
+        >>> exchanged(kept, magnitude, growth_scores, share=0.5, generator=torch.Generator())
+        tensor([False,  True, False,  True])
     """
     before = int(kept.sum())
     number = min(int(share * before), kept.numel() - before)
     stay = select({"": magnitude.masked_fill(~kept, -torch.inf)}, before - number, generator)[""]
-    back = select({"": promise.masked_fill(kept, -torch.inf)}, number, generator)[""]
+    back = select({"": growth_scores.masked_fill(kept, -torch.inf)}, number, generator)[""]
     return stay | back
 
 
@@ -46,30 +54,28 @@ def exchanged(
 def regrow(module: nn.Module, share: float, growth: str, generator: torch.Generator) -> dict[str, Tensor]:
     """Exchange a share of the kept weights of each masked layer of `module`, in place.
 
-    Those that go are 0 at once; those that come back start at 0 (RigL, section 3, step 4). Layers in which
-    no weight is removed, or none kept, stay as they are.
+    Removed weights become 0, and weights that come back start at 0 (RigL, section 3, step 4). Layers in
+    which all weights are kept, or none, do not change.
 
     Args:
-        module: with masks, see `netfission.surgery.masks.apply_masks`.
-        share: of each layer's kept weights, in [0, 1], see `exchanged`.
-        growth: one of `GROWTHS`. With `"gradient"` the removed weights' gradients are read from `.grad`, see
-            `netfission.surgery.masks.dense_gradients`; where it is None, or in part no number, chance
-            chooses.
-        generator: on the CPU; the source of all randomness, so that a seed gives the same masks on any
-            device.
+        module: a module with masks, see `netfission.surgery.masks.apply_masks`.
+        share: share of each layer's kept weights, in [0, 1], see `exchanged`.
+        growth: one of `GROWTHS`. With `"gradient"`, the removed weights' gradients are read from `.grad`, see
+            `netfission.surgery.masks.dense_gradients`. If it is None or NaN, chance chooses.
+        generator: a CPU generator, so that a seed gives the same masks on any device.
 
     Returns:
-        Name of each masked weight → bool tensor, True where it went or came back.
+        Name of each masked weight → bool tensor, True where an element was removed or came back.
     """
     assert growth in GROWTHS
     changed = {}
     for name, weight, removed in masked_weights(module):
         if growth == "gradient" and weight.grad is not None:
-            promise = weight.grad.abs().nan_to_num(0.0)  # infinite under AMP, whose scale is tried out
+            growth_scores = weight.grad.abs().nan_to_num(0.0)  # infinite if AMP tries too large a scale
         else:
-            promise = torch.rand(weight.shape, generator=generator).to(weight.device)
-        magnitude = weight.abs().nan_to_num(torch.inf)  # a NaN is for the training to report
-        kept = exchanged(~removed, magnitude, promise, share, generator)
+            growth_scores = torch.rand(weight.shape, generator=generator).to(weight.device)
+        magnitude = weight.abs().nan_to_num(torch.inf)  # the training reports a NaN
+        kept = exchanged(~removed, magnitude, growth_scores, share, generator)
         changed[name] = kept == removed
         removed.copy_(~kept)
         weight.masked_fill_(changed[name], 0)
@@ -77,18 +83,18 @@ def regrow(module: nn.Module, share: float, growth: str, generator: torch.Genera
 
 
 @torch.no_grad()
-def forget(optimizer: torch.optim.Optimizer, module: nn.Module, places: Mapping[str, Tensor]) -> None:
-    """Set to 0 what an optimiser remembers of some weights, such as their momentum.
+def reset_state(optimizer: torch.optim.Optimizer, module: nn.Module, changed: Mapping[str, Tensor]) -> None:
+    """Set an optimiser's state of some weights, such as their momentum, to 0.
 
-    RigL's code does so for the weights that come back. Here those that go are forgotten as well, so that
-    the memory is 0 wherever weights are removed.
+    RigL's code resets the state of the weights that come back. This function resets removed weights too, so
+    that the state of every removed weight is 0.
 
     Args:
-        optimizer: any that remembers element by element; memories of another shape are left alone.
-        module: whose weights they are.
-        places: parameter name → bool tensor of its shape, True where to forget.
+        optimizer: an optimiser with state per element; state of another shape is not changed.
+        module: the module that holds the weights.
+        changed: parameter name → bool tensor of its shape, True where to reset the state.
     """
-    for name, where in places.items():
-        for memory in optimizer.state.get(module.get_parameter(name), {}).values():
-            if isinstance(memory, Tensor) and memory.shape == where.shape:
-                memory.masked_fill_(where, 0)
+    for name, mask in changed.items():
+        for state in optimizer.state.get(module.get_parameter(name), {}).values():
+            if isinstance(state, Tensor) and state.shape == mask.shape:
+                state.masked_fill_(mask, 0)

@@ -1,37 +1,43 @@
-"""The highest-scoring weights, an exact number of them."""
+"""Select an exact number of the highest-scoring weights."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from netfission.utils.errors import invalid
+
 
 def select(
     scores: Mapping[str, Tensor], keep: int, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """The `keep` highest-scoring weights over all tensors together.
+    """Select the `keep` highest-scoring weights over all tensors together.
 
     Args:
         scores: name → score tensor, any floating dtype; higher is kept. `-inf` marks weights that are
-            gone already: they come last.
+            removed already; they come last.
         keep: exact number of weights to keep, 0 to the number of scores.
-        generator: a CPU generator that chooses among weights that tie for the last places; default the
-            first ones.
+        generator: a CPU generator that chooses among equal scores at the threshold; default the first ones.
 
     Returns:
         name → bool tensor of the same shape, True where kept, with exactly `keep` True in all.
 
     Raises:
         ValueError: a score is NaN.
+
+    Example:
+        >>> select({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([2.0])}, keep=2)
+        {'a': tensor([False,  True]), 'b': tensor([True])}
     """
     flat = torch.cat([score.flatten() for score in scores.values()])
     assert 0 <= keep <= flat.numel()
     if flat.isnan().any():
         names = [name for name, score in scores.items() if score.isnan().any()]
-        raise ValueError(f"pruning scores are NaN in {', '.join(names[:3])}; check the images and weights")
+        found = f"NaN in {', '.join(names[:3])}"
+        raise invalid("pruning scores", "numbers", found=found, hint="check the images and weights")
     kept = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
     if keep:
-        # The threshold by selection is several times faster than sorting out the top by topk.
+        # Finding the threshold by kthvalue is several times faster than topk.
         threshold = flat.kthvalue(flat.numel() - keep + 1).values
         torch.gt(flat, threshold, out=kept)
         ties = (flat == threshold).nonzero().squeeze(1)

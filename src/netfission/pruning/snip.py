@@ -21,11 +21,11 @@ def snip(
     cross-entropy, summed over the images of all batches, in train mode.
 
     Args:
-        model: Maps images to logits `(batch, classes)`. Left unchanged, buffers and modes included.
-        weights: Prunable parameters by name, with which the model is run.
-        batches: At least one pair of images `(batch, channels, height, width)`, float, and labels
+        model: maps images to logits `(batch, classes)`. It is left unchanged, buffers and modes included.
+        weights: prunable parameters by name, with which the model is run.
+        batches: at least one pair of images `(batch, channels, height, width)`, float, and labels
             `(batch,)`, int64. Moved to the weights' device.
-        generator: Seeds dropout; the global generators end as they were.
+        generator: seeds dropout; the global generators end as they were.
 
     Returns:
         Scores by name, shaped and typed like the weights, higher = keep; 0 for a weight that the

@@ -23,10 +23,10 @@ def synflow(
     Computed in float64: the flow of a WRN-28-10 is beyond float32.
 
     Args:
-        model: Maps images to logits `(batch, classes)`. Left unchanged, modes included.
-        weights: Prunable parameters by name, with which the model is run.
-        batches: At least one pair (images, labels); only the shape of the first image is used.
-        generator: Not drawn from.
+        model: maps images to logits `(batch, classes)`. It is left unchanged, modes included.
+        weights: prunable parameters by name, with which the model is run.
+        batches: at least one pair (images, labels); only the shape of the first image is used.
+        generator: not used.
 
     Returns:
         Float64 scores by name, shaped like the weights, higher = keep; 0 for a weight that no
