@@ -50,8 +50,8 @@ def test_scales_differ_in_settings_alone():
     assert paper.cells()[0].config.training.epochs == 200
     assert paper.cells()[0].config.model.model == "wrn-28-10"
     assert laptop.cells()[0].config.data.limit_per_class == 20
-    own = paper.contenders["fission, criterion snip, sparsity 0.5"]
-    assert own == {"criterion": "snip", "sparsity": 0.5}
+    settings = paper.contenders["fission, criterion snip, sparsity 0.5"]
+    assert settings == {"criterion": "snip", "sparsity": 0.5}
 
 
 def test_a_files_own_settings_go_before_those_that_scales_have_in_common():

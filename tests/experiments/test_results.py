@@ -24,18 +24,18 @@ values = st.lists(st.floats(0, 1), min_size=3, max_size=6)
 
 
 @given(values)
-def test_intervals_are_those_of_a_paired_t_test(ours):
+def test_intervals_are_those_of_a_paired_t_test(first):
     # Uneven distances keep the differences apart: SciPy warns of the precision of equal ones.
-    theirs = [value + seed**2 for seed, value in enumerate(reversed(ours))]
-    difference = SeedValues(dict(enumerate(ours))).minus(SeedValues(dict(enumerate(theirs))))
-    interval = ttest_rel(ours, theirs).confidence_interval(0.95)
+    second = [value + seed**2 for seed, value in enumerate(reversed(first))]
+    difference = SeedValues(dict(enumerate(first))).minus(SeedValues(dict(enumerate(second))))
+    interval = ttest_rel(first, second).confidence_interval(0.95)
     assert difference.mean - difference.margin == pytest.approx(interval.low, abs=1e-9)
     assert difference.mean + difference.margin == pytest.approx(interval.high, abs=1e-9)
 
 
 def test_differences_pair_the_seeds_that_both_have():
-    ours, theirs = SeedValues({0: 0.5, 1: 0.75, 3: 0.9}), SeedValues({1: 0.5, 0: 0.5, 2: 0.1})
-    assert ours.minus(theirs).values == {0: 0.0, 1: 0.25}
+    first, second = SeedValues({0: 0.5, 1: 0.75, 3: 0.9}), SeedValues({1: 0.5, 0: 0.5, 2: 0.1})
+    assert first.minus(second).values == {0: 0.0, 1: 0.25}
     assert COLUMNS["top1"].difference(SeedValues({0: 0.0125})) == "+1.25"
     assert COLUMNS["top1"].cell(SeedValues({0: 0.5})) == "50.00"
 
@@ -52,13 +52,13 @@ def test_figures_are_those_of_the_runs(compared):
     out, comparison = compared
     runs = [json.loads(file.read_text()) for file in (out / "records").glob("*.json")]
     for name in ("single", "deep-ensemble", "fission-channels"):
-        own = {
+        accuracies = {
             str(run["seed"]): run["evaluation"]["ensemble"]["top1"]
             for run in runs
             if run["contender"] == name
         }
-        assert comparison["metrics"][name]["top1"]["values"] == own
-        assert len(own) == 2
+        assert comparison["metrics"][name]["top1"]["values"] == accuracies
+        assert len(accuracies) == 2
     table = (out / "comparison.txt").read_text()
     accuracy = mean(comparison["metrics"]["single"]["top1"]["values"].values())
     assert re.search(rf"single +2 +{100 * accuracy:.2f} ± ", table)
@@ -104,16 +104,16 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
         compare(grid, tmp_path)
 
 
-def test_a_run_that_fails_is_told_and_the_others_compared(tmp_path, capsys):
+def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys):
     methods = ["--methods", "[single,deep-ensemble]", "--seeds", "1"]
     assert main([*FLAGS.split(), *methods, "--exits", "1", "--out", str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert said.err.endswith(
+    printed = capsys.readouterr()
+    assert printed.err.endswith(
         "netfission: 1 run failed (exits must be at least 2 with method=deep-ensemble, got 1); see the "
         "table, and run the command again\n"
     )
-    assert "deep-ensemble, seed 0: failed (exits=1" in said.out
-    assert re.search(r"single +1 +\d", said.out)
+    assert "deep-ensemble, seed 0: failed (exits must be at least 2" in printed.out
+    assert re.search(r"single +1 +\d", printed.out)
 
 
 def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):

@@ -149,7 +149,7 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path):
 
 
 def _parent(stat: Path) -> int | None:
-    """The parent of a process; None where it has ended since."""
+    """The parent of a process; None if the process has ended since."""
     try:
         return int(stat.read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
