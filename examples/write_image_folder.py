@@ -1,4 +1,4 @@
-"""Write images of a data set out as a folder of images, `train/CLASS/*.png` and `test/CLASS/*.png`.
+"""Write images of a data set to a folder, as `train/CLASS/*.png` and `test/CLASS/*.png`.
 
 python examples/write_image_folder.py cifar100 photographs --classes 10 --images 50
 """
@@ -13,7 +13,7 @@ from netfission.data import Split, load_data
 
 
 def write(split: Split, folder: Path, names: list[str], images: int) -> None:
-    """The first images of each named class, at most so many."""
+    """Write the first images of each class in `names`, at most `images` per class."""
     written: Counter[int] = Counter()
     for number in range(len(split)):
         label = int(split.labels[number])
@@ -33,13 +33,13 @@ def main() -> None:
     parser.add_argument("data", help="digits, cifar10, cifar100, or a folder of parquet shards")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--images", type=int, default=50, help="of each class and split")
-    chosen = parser.parse_args()
-    data = load_data(chosen.data, validation=0.0)
-    names = data.classes[: chosen.classes]
+    parser.add_argument("--images", type=int, default=50, help="number per class and split")
+    arguments = parser.parse_args()
+    data = load_data(arguments.data, validation=0.0)
+    names = data.classes[: arguments.classes]
     for name, split in {"train": data.train, "test": data.test}.items():
-        write(split, chosen.folder / name, names, chosen.images)
-    print(f"wrote {chosen.folder}")
+        write(split, arguments.folder / name, names, arguments.images)
+    print(f"wrote {arguments.folder}")
 
 
 if __name__ == "__main__":

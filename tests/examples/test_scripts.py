@@ -28,5 +28,5 @@ def test_a_loop_of_your_own(run, tmp_path):
 
 
 def test_an_image_folder(run, tmp_path):
-    assert "exits say" in run("image_folder.py", "--epochs", "2")
+    assert "exits vote" in run("image_folder.py", "--epochs", "2")
     assert (tmp_path / "runs" / "image-folder" / "evaluation.json").is_file()

@@ -41,6 +41,11 @@ class Plan:
         order: numbers of the exits in the order in which they run.
         thresholds: one per exit but the last; an image stops if its confidence is above it.
         rule: definition of confidence, see `netfission.inference.cascade_confidence`.
+
+    Example:
+        >>> plan = Plan(order=(0, 2, 1), thresholds=(0.8, 0.6), rule="margin")
+        >>> len(plan.thresholds) == len(plan.order) - 1
+        True
     """
 
     order: Sequence[int]
@@ -113,15 +118,15 @@ class Step(nn.Module):
         self.temperature = temperature
         kept = cascade.kept_depths[step]
         self.inputs, self._start = [INPUT], 0
-        made = set(kept)
+        new = set(kept)
         if step:
             before = cascade.kept_depths[step - 1]
             self._start = min(cascade.branch_depths[cascade.order[step]], max(before))
             self.inputs = [f"features_{self._start}", f"logits_{step}"]
-            made -= before
-        self.made = sorted(made)
+            new -= before
+        self._new_depths = sorted(new)
         self.outputs = ["probabilities", "classes", "confidence", f"logits_{step + 1}"]
-        self.outputs += [f"features_{depth}" for depth in self.made]
+        self.outputs += [f"features_{depth}" for depth in self._new_depths]
         self.keeps = [f"logits_{step + 1}", *(f"features_{depth}" for depth in sorted(kept))]
         if step + 1 == len(cascade.order):
             self.keeps = []
@@ -129,17 +134,17 @@ class Step(nn.Module):
 
     def forward(self, start: Tensor, before: Tensor | None = None) -> dict[str, Tensor]:
         """Return outputs by name from inputs in their order."""
-        so_far = [] if before is None else list(before.unbind(dim=1))
+        exit_logits = [] if before is None else list(before.unbind(dim=1))
         if before is None:
             start = self.cascade.network.stem(self.normalise(start))
         features = {self._start: start}
-        so_far.append(self.cascade.run_exit(self.step, features))
-        logits = torch.stack(so_far, dim=1)
+        exit_logits.append(self.cascade.run_exit(self.step, features))
+        logits = torch.stack(exit_logits, dim=1)
         mean = logits.mean(dim=1)
         probabilities = (mean / self.temperature).softmax(dim=1)
-        confidence = cascade_confidence(so_far, mean, len(self.cascade.order), self.cascade.rule)
-        kept = (features[depth] for depth in self.made)
-        outputs = [probabilities, mean.argmax(dim=1), confidence, logits, *kept]
+        confidence = cascade_confidence(exit_logits, mean, len(self.cascade.order), self.cascade.rule)
+        new_features = (features[depth] for depth in self._new_depths)
+        outputs = [probabilities, mean.argmax(dim=1), confidence, logits, *new_features]
         return dict(zip(self.outputs, outputs, strict=True))
 
 
