@@ -59,21 +59,21 @@ def test_every_figure_agrees(path):
         str(answers),
     ]
     assert main(asked) == 0
-    said = [json.loads(line) for line in answers.read_text().splitlines()]
-    truth = [Path(each["image"]).parent.name for each in said]
-    right = [each["class"] == name for each, name in zip(said, truth, strict=True)]
+    predictions = [json.loads(line) for line in answers.read_text().splitlines()]
+    truth = [Path(each["image"]).parent.name for each in predictions]
+    right = [each["class"] == name for each, name in zip(predictions, truth, strict=True)]
     assert sum(right) / len(right) == pytest.approx(evaluation["ensemble"]["top1"], abs=1e-6)
-    nll = [-math.log(each["probabilities"][name]) for each, name in zip(said, truth, strict=True)]
+    nll = [-math.log(each["probabilities"][name]) for each, name in zip(predictions, truth, strict=True)]
     assert sum(nll) / len(nll) == pytest.approx(reliability["scaled"]["metrics"]["nll"], rel=1e-3)
-    assert sum(each["disagreement"] for each in said) / len(said) == pytest.approx(
+    assert sum(each["disagreement"] for each in predictions) / len(predictions) == pytest.approx(
         evaluation["disagreement"], abs=1e-4
     )
 
     assert main(["export", str(path / "run"), "--out", str(path / "model.onnx")]) == 0
-    images = [each["image"] for each in said[::37]]
+    images = [each["image"] for each in predictions[::37]]
     script = [sys.executable, str(ROOT / "examples" / "run_onnx.py"), str(path / "model.onnx"), *images]
     printed = subprocess.run(script, check=True, capture_output=True, text=True).stdout
-    for each in said[::37]:
+    for each in predictions[::37]:
         line = next(line for line in printed.splitlines() if line.startswith(each["image"]))
         assert each["class"] in line
         shown = [float(number) for number in re.findall(r"\d+\.\d+", line.removeprefix(each["image"]))]

@@ -159,7 +159,7 @@ def test_the_card_says_where_the_temperature_is_a_guess(finished_run):
     calibration = classifier.calibration
     for top1, guessed in ((0.9, False), (1.0, True)):
         own = replace(calibration, raw=calibration.raw | {"top1": top1})
-        assert ("that is a guess" in model_card(classifier.spec, own)) is guessed
+        assert ("the temperature is a guess" in model_card(classifier.spec, own)) is guessed
 
 
 def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):

@@ -35,9 +35,9 @@ def assert_close(own: ImagePrediction, other: ImagePrediction) -> None:
 @settings(max_examples=25, deadline=None)
 def test_order_batch_size_and_failures_do_not_matter(classifier, files, expected, order, size, broken):
     images = [Failure(files[index], "broken") if index in broken else files[index] for index in order]
-    said = list(predict_images(classifier, images, batch_size=size))
-    assert [each.image for each in said] == [files[index] for index in order]
-    for index, each in zip(order, said, strict=True):
+    predictions = list(predict_images(classifier, images, batch_size=size))
+    assert [each.image for each in predictions] == [files[index] for index in order]
+    for index, each in zip(order, predictions, strict=True):
         if index in broken:
             assert each == Failure(files[index], "broken")
         else:
@@ -45,10 +45,10 @@ def test_order_batch_size_and_failures_do_not_matter(classifier, files, expected
 
 
 def test_each_field_is_what_the_classifier_says(classifier, files):
-    said = list(predict_images(classifier, files, risk=0.2))
+    predictions = list(predict_images(classifier, files, risk=0.2))
     pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
     own, names = classifier.predict(pixels, risk=0.2), classifier.spec.classes
-    for row, each in enumerate(said):
+    for row, each in enumerate(predictions):
         assert each.name == names[own.classes[row]]
         assert each.probability == pytest.approx(own.confidence[row].item())
         assert each.votes == [names[vote] for vote in own.votes[row]]
@@ -133,13 +133,15 @@ def test_damaged_files_are_named_and_the_others_answered(classifier, files, expe
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.png").mkdir()
     names = [str(tmp_path / name) for name in (*bad, "folder.png", "nowhere.png")]
-    said = list(predict_images(classifier, find_images([str(files[0]), *names, str(files[1])]), batch_size=3))
-    assert_close(said[0], expected[files[0]])
-    assert_close(said[-1], expected[files[1]])
-    errors = {each.image.name: each.error for each in said[1:-1]}
+    predictions = list(
+        predict_images(classifier, find_images([str(files[0]), *names, str(files[1])]), batch_size=3)
+    )
+    assert_close(predictions[0], expected[files[0]])
+    assert_close(predictions[-1], expected[files[1]])
+    errors = {each.image.name: each.error for each in predictions[1:-1]}
     assert set(errors) == {*bad, "folder.png", "nowhere.png"}
     assert errors["nowhere.png"] == "no such file or directory"
-    assert errors["folder.png"] == "is a folder without images"
+    assert errors["folder.png"] == "the folder holds no images"
     assert errors["noise.jpg"] == errors["empty.gif"] == "is not a readable image"
     assert all(error and "\n" not in error for error in errors.values())
 
@@ -151,10 +153,10 @@ def test_a_decompression_bomb_is_an_error_of_that_image(
     Image.new("RGB", (12, 12)).save(tmp_path / "bomb.png")
     Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    said = list(predict_images(classifier, [tmp_path / "bomb.png", tmp_path / "small.png"]))
-    assert isinstance(said[0], Failure)
-    assert "decompression bomb" in said[0].error
-    assert isinstance(said[1], ImagePrediction)
+    predictions = list(predict_images(classifier, [tmp_path / "bomb.png", tmp_path / "small.png"]))
+    assert isinstance(predictions[0], Failure)
+    assert "decompression bomb" in predictions[0].error
+    assert isinstance(predictions[1], ImagePrediction)
 
 
 def test_the_first_of_several_frames_is_taken(classifier, files, tmp_path):
@@ -178,8 +180,12 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path):
         (tmp_path / name).touch()
     with pytest.warns(UserWarning, match="left out") as left_out:
         found = find_images([str(tmp_path / "b"), str(tmp_path / "b/notes.txt"), str(tmp_path)])
-    said = "files left out by how their names end: 1, such as notes.txt; one that is named itself is tried"
-    assert [str(each.message) for each in left_out] == [f"{tmp_path}{of}: {said}" for of in ("/b", "")]
+    text = (
+        "files left out, as their names do not end as an image's: 1, such as notes.txt; name one itself to "
+        "have it tried"
+    )
+    messages = [str(warning.message) for warning in left_out]
+    assert messages == [f"{tmp_path}{folder}: {text}" for folder in ("/b", "")]
     names = [str(path.relative_to(tmp_path)) for path in found]
     below = ["b/10.JPG", "b/2.png", "b/a/x.webp"]
     assert names == [*below, "b/notes.txt", "a.png", *below]
@@ -189,7 +195,7 @@ def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expe
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to(files[0])
     pipe, link = predict_images(classifier, [tmp_path / "pipe.png", tmp_path / "link.png"])
-    assert pipe == Failure(tmp_path / "pipe.png", "is no regular file")
+    assert pipe == Failure(tmp_path / "pipe.png", "not a regular file")
     assert_close(link, expected[files[0]])
     assert find_images([str(tmp_path)]) == [tmp_path / "link.png", tmp_path / "pipe.png"]
     assert list_images(tmp_path) == [tmp_path / "link.png"]

@@ -30,23 +30,23 @@ def records(text):
 
 def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
     test = digit_files / "test"
-    said = records(predict(capsys, digits_run.path, test, "--format", "jsonl", "--probabilities"))
-    assert [each["image"] for each in said] == [str(path) for path in list_images(test)]
+    predictions = records(predict(capsys, digits_run.path, test, "--format", "jsonl", "--probabilities"))
+    assert [each["image"] for each in predictions] == [str(path) for path in list_images(test)]
     truth = [path.parent.name for path in list_images(test)]
     evaluation = digits_run.load_evaluation()
     reliability = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
-    assert evaluation.n == reliability.n == len(said) == 100
-    accuracy = sum(each["class"] == name for each, name in zip(said, truth, strict=True)) / 100
+    assert evaluation.n == reliability.n == len(predictions) == 100
+    accuracy = sum(each["class"] == name for each, name in zip(predictions, truth, strict=True)) / 100
     assert accuracy == pytest.approx(evaluation.ensemble["top1"])
-    nll = [-math.log(each["probabilities"][name]) for each, name in zip(said, truth, strict=True)]
+    nll = [-math.log(each["probabilities"][name]) for each, name in zip(predictions, truth, strict=True)]
     assert sum(nll) / 100 == pytest.approx(reliability.scaled.metrics["nll"], rel=1e-4)
     assert reliability.scaled.metrics["nll"] != pytest.approx(reliability.raw.metrics["nll"], rel=1e-4)
-    assert sum(each["entropy"] for each in said) / 100 != pytest.approx(evaluation.predictive_entropy)
-    assert sum(each["disagreement"] for each in said) / 100 == pytest.approx(
+    assert sum(each["entropy"] for each in predictions) / 100 != pytest.approx(evaluation.predictive_entropy)
+    assert sum(each["disagreement"] for each in predictions) / 100 == pytest.approx(
         evaluation.disagreement, rel=1e-4
     )
     own = next(each for each in reliability.abstentions if each.risk == 0.05)
-    assert sum(not each["abstain"] for each in said) / 100 == pytest.approx(own.coverage)
+    assert sum(not each["abstain"] for each in predictions) / 100 == pytest.approx(own.coverage)
 
 
 def test_csv_says_the_same_as_json_lines(digits_run, digit_files, tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_p
     assert error == "netfission: 1 of 2 images could not be read; folders without images: 1\n"
     bad, empty, answered = records(out)
     assert bad == {"image": str(tmp_path / "bad.png"), "error": "is not a readable image"}
-    assert empty == {"image": str(tmp_path / "empty"), "error": "is a folder without images"}
+    assert empty == {"image": str(tmp_path / "empty"), "error": "the folder holds no images"}
     assert answered["class"].startswith("digit ")
 
 
@@ -123,13 +123,13 @@ def test_a_folder_tells_of_all_that_is_named_as_an_image(digits_run, digit_files
     os.mkfifo(folder / "pipe.png")
     (folder / "link").symlink_to(linked)
     (linked / "back").symlink_to(folder)  # which would lead round for ever
-    said = records(predict(capsys, digits_run.path, folder, "--format", "jsonl", status=1))
-    told = {each["image"].removeprefix(f"{folder}/"): each.get("error") for each in said}
+    predictions = records(predict(capsys, digits_run.path, folder, "--format", "jsonl", status=1))
+    told = {each["image"].removeprefix(f"{folder}/"): each.get("error") for each in predictions}
     assert told == {
         "a.png": None,
         "gone.png": "no such file or directory",
         "link/b.png": None,
-        "pipe.png": "is no regular file",
+        "pipe.png": "not a regular file",
     }
 
 
@@ -178,8 +178,8 @@ def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
 def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys):
     first, second, third = list_images(digit_files / "test")[:3]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{second}\n\n{third}\n"))
-    said = records(predict(capsys, digits_run.path, first, "-", "--format", "jsonl"))
-    assert [each["image"] for each in said] == [str(first), str(second), str(third)]
+    predictions = records(predict(capsys, digits_run.path, first, "-", "--format", "jsonl"))
+    assert [each["image"] for each in predictions] == [str(first), str(second), str(third)]
 
 
 def test_a_name_that_is_no_text_comes_back_as_it_was(digits_run, digit_files, tmp_path, monkeypatch, capsys):
@@ -192,7 +192,11 @@ def test_a_name_that_is_no_text_comes_back_as_it_was(digits_run, digit_files, tm
 
 def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, tmp_path, capsys):
     image = list_images(digit_files / "test")[0]
-    for name, start in {"said.csv": "image,class", "said.jsonl": '{"image"', "said.txt": "image "}.items():
+    for name, start in {
+        "said.csv": "image,class",
+        "said.jsonl": '{"image"',
+        "said.txt": "image ",
+    }.items():
         assert (
             predict(capsys, digits_run.path, image, "--out", tmp_path / name) == f"wrote {tmp_path / name}\n"
         )
@@ -205,8 +209,8 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
     run = shutil.copytree(digits_run.path, tmp_path / "run")
     (run / "calibration.json").unlink()
     image = list_images(digit_files / "test")[0]
-    (said,) = records(predict(capsys, run, image, "--format", "jsonl"))
-    assert "abstain" not in said
+    (predictions,) = records(predict(capsys, run, image, "--format", "jsonl"))
+    assert "abstain" not in predictions
     assert "abstain" not in predict(capsys, run, image)
     assert main(["predict", str(run), str(image), "--risk", "0.1"]) == 2
     assert "risk must be None for a network without calibration, got 0.1" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_a_missing_gpu_is_said_in_one_line(tmp_path, settings_of):
 
 
 def test_a_failure_before_training_leaves_no_folder_behind(tmp_path, settings_of):
-    with pytest.raises(ValueError, match="exits=9"):
+    with pytest.raises(ValueError, match="exits must be at most 3, one per stage"):
         train(settings_of(exits=9), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 

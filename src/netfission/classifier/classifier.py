@@ -233,7 +233,7 @@ class Classifier(nn.Module):
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the network's files into a folder, in place of those of a network that it held before.
 
-        All files are on disk before the first takes its name, so that nothing changes if the disk is full.
+        All files are on disk before the first gets its name, so that nothing changes if the disk is full.
         A README that exists stays; a warning says so if it describes another network.
 
         Args:

@@ -262,7 +262,8 @@ class ModelFolder:
         try:
             return RunConfig.from_dict(settings)
         except ValueError as error:
-            raise ValueError(f"{self.config}: {error}") from error
+            found = f"invalid settings ({first_line(error)})"
+            raise invalid(str(self.config), "the settings of a run", found=found) from error
 
     def load_spec(self) -> NetworkSpec:
         """Read the description of the network.

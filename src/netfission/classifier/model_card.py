@@ -1,4 +1,4 @@
-"""The README of a network that is shared: what it is, how to use it, what it was measured to be worth."""
+"""The README of a shared network: what it is, how to use it, how accurate and how well calibrated it is."""
 
 from pathlib import Path
 
@@ -19,13 +19,19 @@ def model_card(
     evaluation: Evaluation | None = None,
     recipe: RunConfig | None = None,
 ) -> str:
-    """Markdown with the hub's YAML header, all of it from what is passed.
+    """Write the README of a network: Markdown with the hub's YAML header.
 
     Args:
-        spec: of the network.
-        calibration: of its probabilities.
-        evaluation: its figures on a test split.
-        recipe: the settings it was trained with.
+        spec: description of the network.
+        calibration: calibration of its probabilities, if any.
+        evaluation: metrics on a test split, if known.
+        recipe: the settings it was trained with, if known.
+
+    Example:
+        >>> spec = NetworkSpec("wrn-10-1", ["cat", "dog"], [3, 8, 8], [0.5] * 3, [0.2] * 3,
+        ...                    fission={"exits": 2, "grouping": "copies"}, netfission="0.1.0")
+        >>> "# wrn-10-1, 2 exits by copies" in model_card(spec).splitlines()
+        True
     """
     header = {
         "library_name": "netfission",
@@ -50,16 +56,16 @@ def model_card(
 def _title(spec: NetworkSpec) -> str:
     method = spec.method.get("method", "fission")
     exits = spec.fission["exits"]
-    way = f"{exits} exits by {spec.fission['grouping']}" if method == "fission" else f"{method} of {exits}"
-    return f"{spec.model or 'A network of its own'}, {way}"
+    parts = f"{exits} exits by {spec.fission['grouping']}" if method == "fission" else f"{method} of {exits}"
+    return f"{spec.model or 'Unnamed network'}, {parts}"
 
 
 def _what_it_is(spec: NetworkSpec) -> str:
     channels, height, width = spec.shape
     names = ", ".join(spec.classes[:_CLASSES]) + (", …" if len(spec.classes) > _CLASSES else "")
     return (
-        f"An image classifier of several predictions whose mean is its answer, and whose disagreement is a "
-        f"measure of doubt. It takes images of {channels}×{height}×{width} and knows {len(spec.classes)} "
+        "An image classifier that averages several predictions; their disagreement measures its "
+        f"uncertainty. Images are {channels}×{height}×{width}. There are {len(spec.classes)} "
         f"classes: {names}. Made with netfission {spec.netfission}."
     )
 
@@ -84,18 +90,16 @@ def _figures(evaluation: Evaluation, recipe: RunConfig | None) -> str:
     rows = {f"exit {number}": figures for number, figures in enumerate(evaluation.exits)}
     rows["**ensemble**"] = evaluation.ensemble
     lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
-    for name, own in rows.items():
-        accuracy, ece = f"{100 * own['top1']:.2f} %", f"{100 * own['ece']:.2f} %"
-        lines.append(f"| {name} | {accuracy} | {own['nll']:.4f} | {ece} | {own['brier']:.4f} |")
+    for name, metrics in rows.items():
+        accuracy, ece = f"{100 * metrics['top1']:.2f} %", f"{100 * metrics['ece']:.2f} %"
+        lines.append(f"| {name} | {accuracy} | {metrics['nll']:.4f} | {ece} | {metrics['brier']:.4f} |")
     table = "\n".join(lines)
-    return f"## Figures\n\n{evaluation.n} images, test split{data}, before calibration.\n\n{table}"
+    return f"## Metrics\n\n{evaluation.n} images, test split{data}, before calibration.\n\n{table}"
 
 
 def _calibrated(calibration: Calibration) -> str:
     raw, scaled = calibration.raw, calibration.scaled
-    guess = (
-        " It was right on all of them, too few to be wrong on: that is a guess." if raw["top1"] == 1 else ""
-    )
+    guess = " All of them are predicted correctly, so the temperature is a guess." if raw["top1"] == 1 else ""
     return (
         f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
         f"{calibration.n} validation images, where it took NLL from {raw['nll']:.4f} to "
@@ -104,7 +108,7 @@ def _calibrated(calibration: Calibration) -> str:
 
 
 def _recipe(recipe: RunConfig) -> str:
-    settings = recipe.to_dict() | {"data": Path(recipe.data.data).name}  # not where it lay
+    settings = recipe.to_dict() | {"data": Path(recipe.data.data).name}  # without its folder
     default = RunConfig().to_dict()
-    own = {name: value for name, value in settings.items() if value != default[name]}
-    return f"## Training\n\n```yaml\n{yaml.safe_dump(own, sort_keys=False, allow_unicode=True)}```"
+    changed = {name: value for name, value in settings.items() if value != default[name]}
+    return f"## Training\n\n```yaml\n{yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)}```"

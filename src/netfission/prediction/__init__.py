@@ -1,4 +1,4 @@
-"""Answers for image files: found, read, predicted in batches, and written down as they come."""
+"""Predictions for image files: found, read, predicted in batches, and written as text."""
 
 from netfission.prediction.images import Failure, ImagePrediction, find_images, predict_images
 from netfission.prediction.writers import FORMATS, Layout, Writer

@@ -1,4 +1,4 @@
-"""From image files to what a classifier says of each."""
+"""Predictions of a classifier for image files."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,18 +19,18 @@ _READERS = 4  # threads; Pillow's decoders let others run
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What is said of one image.
+    """The prediction for one image; see `netfission.Predictions`.
 
     Attributes:
         image: the file.
-        name: of the ensemble's most probable class.
-        probability: the ensemble's, of that class, calibrated where the classifier is.
+        name: name of the ensemble's most probable class.
+        probability: the ensemble's probability of that class, calibrated if the classifier is.
         votes: name of each exit's most probable class, exit 0 first.
-        disagreement: share of the pairs of exits with different votes.
-        entropy: of the ensemble's probabilities, in nats.
-        mutual_information: of class and exit, in nats.
-        abstain: whether the ensemble is less sure than the bearable risk asks; None where none was given.
-        probabilities: the ensemble's, of every class.
+        disagreement: share of the pairs of exits with different votes, in [0, 1].
+        entropy: entropy of the ensemble's probabilities, in nats.
+        mutual_information: mutual information of class and exit, in nats.
+        abstain: whether the probability is below the threshold of the accepted risk; None without a risk.
+        probabilities: the ensemble's probability of every class, by name.
     """
 
     image: Path
@@ -46,7 +46,7 @@ class ImagePrediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an image has no answer.
+    """The reason why an image has no prediction.
 
     Attributes:
         image: the file.
@@ -58,9 +58,20 @@ class Failure:
 
 
 def find_images(names: Iterable[str]) -> list[Path | Failure]:
-    """Files by name, and the images below folders by name, in that order; see `list_images_and_others`.
+    """List files as they are named, and of each folder the images below it, in the order of the names.
 
-    Warns of what is left out in folders.
+    Args:
+        names: names of files and folders.
+
+    Returns:
+        The files; a folder without images becomes a failure. Files need not exist.
+
+    Warns:
+        UserWarning: a folder holds files that are not images by the end of their names.
+
+    Example:
+        >>> find_images(["a.png", "b.jpg"]) == [Path("a.png"), Path("b.jpg")]
+        True
     """
     paths: list[Path | Failure] = []
     for path in map(Path, names):
@@ -75,11 +86,11 @@ def _images_below(folder: Path) -> Sequence[Path | Failure]:
     images, others = list_images_and_others(folder)
     if others:
         warnings.warn(
-            f"{folder}: files left out by how their names end: {len(others):,}, such as {others[0].name}; "
-            "one that is named itself is tried",
+            f"{folder}: files left out, as their names do not end as an image's: {len(others):,}, such as "
+            f"{others[0].name}; name one itself to have it tried",
             stacklevel=3,
         )
-    return images or [Failure(folder, "is a folder without images")]
+    return images or [Failure(folder, "the folder holds no images")]
 
 
 def predict_images(
@@ -89,34 +100,49 @@ def predict_images(
     batch_size: int = 64,
     risk: float | None = None,
 ) -> Iterator[ImagePrediction | Failure]:
-    """Answer for images, in their order, a batch at a time; the next batch is read meanwhile.
+    """Predict images in their order, batch by batch, while the next batch is read.
 
-    An answer is the same, within rounding, whatever else is in its batch. An image that cannot be read, or
-    has more pixels than Pillow's `Image.MAX_IMAGE_PIXELS`, is a failure, and the others go on. Of several
-    frames the first is taken.
+    A prediction does not depend, beyond rounding, on the other images of its batch. An image that cannot be
+    read, or has more pixels than Pillow's `Image.MAX_IMAGE_PIXELS`, yields a failure. Of an image with
+    several frames the first is predicted.
 
     Args:
-        classifier: a network; on its device.
-        images: files, and failures, which come back as they are.
-        batch_size: images that the network is given at once.
-        risk: see `Classifier.predict`.
+        classifier: runs on the device that it is on.
+        images: files, and failures, which are yielded as they are.
+        batch_size: number of images per batch.
+        risk: accepted share of wrong answers, see `Classifier.predict`.
 
     Raises:
         ValueError: see `Classifier.predict`.
+
+    Example:
+        >>> import tempfile
+        >>> import netfission as nf
+        >>> from netfission.models import create_model
+        >>> net = nf.fission(create_model("wrn-10-1", 2), exits=2, example_input=torch.zeros(1, 3, 8, 8))
+        >>> classifier = nf.Classifier.from_network(
+        ...     net, model="wrn-10-1", classes=["cat", "dog"], shape=(3, 8, 8), mean=[0.5] * 3, std=[0.2] * 3
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (20, 30)).save(Path(folder, "black.png"))
+        ...     images = [Path(folder, "black.png"), Path(folder, "missing.png")]
+        ...     prediction, failure = predict_images(classifier, images)
+        >>> prediction.name in ("cat", "dog"), len(prediction.votes), failure.error
+        (True, 2, 'no such file or directory')
     """
-    classifier.threshold(risk)  # a risk that cannot be borne is refused before the work
+    classifier.threshold(risk)  # refuses an invalid risk before the work
     chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities that do not name the file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-        def reading(chunk: Sequence[Path | Failure]) -> list[Future[tuple[Path, Tensor] | Failure]]:
+        def start_reading(chunk: Sequence[Path | Failure]) -> list[Future[tuple[Path, Tensor] | Failure]]:
             return [pool.submit(_read, classifier, image) for image in chunk]
 
-        coming = reading(chunks[0]) if chunks else []
+        upcoming = start_reading(chunks[0]) if chunks else []
         for chunk in [*chunks[1:], []]:
-            now, coming = coming, reading(chunk)
-            yield from _answered(classifier, [each.result() for each in now], risk)
+            current, upcoming = upcoming, start_reading(chunk)
+            yield from _predict(classifier, [future.result() for future in current], risk)
 
 
 def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] | Failure:
@@ -124,37 +150,34 @@ def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] 
         return image
     try:
         if image.exists() and not image.is_file():
-            return Failure(image, "is no regular file")  # a pipe would be waited for
+            return Failure(image, "not a regular file")  # opening a pipe would wait
         with Image.open(image) as opened:
             return image, classifier.pixels(opened)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         return Failure(image, why_unreadable(error))
 
 
-def _answered(
+def _predict(
     classifier: Classifier, read: Sequence[tuple[Path, Tensor] | Failure], risk: float | None
 ) -> Iterator[ImagePrediction | Failure]:
-    readable = [each for each in read if not isinstance(each, Failure)]
-    said = iter(_said(classifier, readable, risk))
-    for each in read:
-        yield each if isinstance(each, Failure) else next(said)
+    readable = [entry for entry in read if not isinstance(entry, Failure)]
+    predictions = iter(_predict_pixels(classifier, readable, risk))
+    for entry in read:
+        yield entry if isinstance(entry, Failure) else next(predictions)
 
 
-def _said(
+def _predict_pixels(
     classifier: Classifier, read: Sequence[tuple[Path, Tensor]], risk: float | None
 ) -> Iterator[ImagePrediction]:
     if not read:
         return
     names = classifier.spec.classes
-    of = classifier.predict(torch.stack([pixels for _, pixels in read]), risk=risk)
-    # Each of these is derived from the logits: once a batch, not once an image.
-    classes, confidence, votes, probabilities = of.classes, of.confidence, of.votes, of.probabilities
-    disagreement, entropy, information, abstains = (
-        of.disagreement,
-        of.entropy,
-        of.mutual_information,
-        of.abstains,
-    )
+    predictions = classifier.predict(torch.stack([pixels for _, pixels in read]), risk=risk)
+    # Each property is computed from the logits: once per batch, not once per image.
+    classes, confidence = predictions.classes, predictions.confidence
+    votes, probabilities = predictions.votes, predictions.probabilities
+    disagreement, entropy = predictions.disagreement, predictions.entropy
+    information, abstains = predictions.mutual_information, predictions.abstains
     for row, (image, _) in enumerate(read):
         yield ImagePrediction(
             image=image,

@@ -1,4 +1,4 @@
-"""Answers as a table, as CSV and as JSON lines, a line at a time."""
+"""Predictions as a table, as CSV or as JSON lines, one line per image."""
 
 import csv
 import io
@@ -14,20 +14,20 @@ from netfission.classifier import Classifier
 from netfission.prediction.images import Failure, ImagePrediction
 from netfission.utils.text import printable
 
-_FIGURES = ("disagreement", "entropy", "mutual_information")
+_UNCERTAINTIES = ("disagreement", "entropy", "mutual_information")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is written of each answer.
+    """What is written of each prediction.
 
     Attributes:
         classes: names of the classes.
         exits: number of exits.
-        risk: the share of wrong answers that is borne; None where answers do not say whether they abstain.
-        threshold: the least probability to answer; likewise.
-        probabilities: whether those of all classes are written.
-        images: characters of the longest file name, as `printable`.
+        risk: accepted share of wrong answers; None if nothing is said of abstaining.
+        threshold: probability below which the ensemble abstains; None without a risk.
+        probabilities: whether the probabilities of all classes are written.
+        images: number of characters of the longest file name, as `printable`.
     """
 
     classes: Sequence[str]
@@ -46,12 +46,12 @@ class Layout:
         risk: float | None,
         probabilities: bool,
     ) -> Self:
-        """The layout for the answers of a classifier; see `answers`."""
-        nothing = torch.zeros(1, *classifier.spec.shape, dtype=torch.uint8)
-        names = (each.image if isinstance(each, Failure) else each for each in images)
+        """Return the layout for the predictions of a classifier; see `predict_images`."""
+        example = torch.zeros(1, *classifier.spec.shape, dtype=torch.uint8)
+        names = (image.image if isinstance(image, Failure) else image for image in images)
         return cls(
             classes=classifier.spec.classes,
-            exits=classifier.logits(nothing).shape[1],
+            exits=classifier.logits(example).shape[1],
             risk=risk,
             threshold=classifier.threshold(risk),
             probabilities=probabilities,
@@ -60,88 +60,104 @@ class Layout:
 
 
 class Writer:
-    """Turns answers into lines without their ends."""
+    """Writes predictions as lines, without line ends.
+
+    Example:
+        >>> layout = Layout(["cat", "dog"], 2, risk=None, threshold=None, probabilities=False, images=5)
+        >>> writer = FORMATS["csv"](layout)
+        >>> for line in writer.header():
+        ...     print(line)
+        image,class,probability,exit_0,exit_1,disagreement,entropy,mutual_information,error
+        >>> print(writer.line(Failure(Path("a.png"), "no such file or directory")))
+        a.png,,,,,,,,no such file or directory
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
     def header(self) -> Iterator[str]:
-        """The lines before the first answer."""
+        """Return the lines before the first prediction."""
         return iter(())
 
-    def line(self, answer: ImagePrediction | Failure) -> str:
-        """The line of an answer."""
+    def line(self, prediction: ImagePrediction | Failure) -> str:
+        """Return the line of an image."""
         raise NotImplementedError
 
     def footer(self) -> Iterator[str]:
-        """The lines after the last answer."""
+        """Return the lines after the last prediction."""
         return iter(())
 
 
 class JsonLines(Writer):
-    """An object a line; an image without an answer has `image` and `error` alone."""
+    """One JSON object per line; an image without a prediction has only `image` and `error`."""
 
-    def line(self, answer: ImagePrediction | Failure) -> str:
-        """The line of an answer."""
-        record: dict[str, Any] = {"image": str(answer.image)}
-        if isinstance(answer, Failure):
-            return json.dumps(record | {"error": answer.error})
-        record |= {"class": answer.name, "probability": _short(answer.probability), "votes": answer.votes}
-        record |= {name: _short(getattr(answer, name)) for name in _FIGURES}
+    def line(self, prediction: ImagePrediction | Failure) -> str:
+        """Return the line of an image."""
+        record: dict[str, Any] = {"image": str(prediction.image)}
+        if isinstance(prediction, Failure):
+            return json.dumps(record | {"error": prediction.error})
+        record |= {
+            "class": prediction.name,
+            "probability": _short(prediction.probability),
+            "votes": prediction.votes,
+        }
+        record |= {name: _short(getattr(prediction, name)) for name in _UNCERTAINTIES}
         if self.layout.risk is not None:
-            record["abstain"] = answer.abstain
+            record["abstain"] = prediction.abstain
         if self.layout.probabilities:
-            record["probabilities"] = {name: _short(own) for name, own in answer.probabilities.items()}
+            record["probabilities"] = {
+                name: _short(share) for name, share in prediction.probabilities.items()
+            }
         return json.dumps(record)
 
 
 class Csv(Writer):
-    """Comma-separated values; an image without an answer has `image` and, in the last column, `error`."""
+    """Comma-separated values; an image without a prediction has only `image` and `error`, the last column."""
 
     def header(self) -> Iterator[str]:
-        """The names of the columns."""
+        """Return the names of the columns."""
         yield _comma_separated(self._columns())
 
-    def line(self, answer: ImagePrediction | Failure) -> str:
-        """The line of an answer."""
-        if isinstance(answer, Failure):
+    def line(self, prediction: ImagePrediction | Failure) -> str:
+        """Return the line of an image."""
+        if isinstance(prediction, Failure):
             empty = len(self._columns()) - 2
-            return _comma_separated([str(answer.image), *[""] * empty, answer.error])
-        cells = [str(answer.image), answer.name, _short(answer.probability), *answer.votes]
-        cells += [_short(getattr(answer, name)) for name in _FIGURES]
+            return _comma_separated([str(prediction.image), *[""] * empty, prediction.error])
+        cells = [str(prediction.image), prediction.name, _short(prediction.probability), *prediction.votes]
+        cells += [_short(getattr(prediction, name)) for name in _UNCERTAINTIES]
         if self.layout.risk is not None:
-            cells.append(int(bool(answer.abstain)))
+            cells.append(int(bool(prediction.abstain)))
         if self.layout.probabilities:
-            cells += map(_short, answer.probabilities.values())
+            cells += map(_short, prediction.probabilities.values())
         return _comma_separated([*cells, ""])
 
     def _columns(self) -> list[str]:
         votes = [f"exit_{index}" for index in range(self.layout.exits)]
         abstain = ["abstain"] if self.layout.risk is not None else []
-        each = [f"p_{name}" for name in self.layout.classes] if self.layout.probabilities else []
-        return ["image", "class", "probability", *votes, *_FIGURES, *abstain, *each, "error"]
+        shares = [f"p_{name}" for name in self.layout.classes] if self.layout.probabilities else []
+        return ["image", "class", "probability", *votes, *_UNCERTAINTIES, *abstain, *shares, "error"]
 
 
 class Table(Writer):
-    """Aligned text to be read, as `printable`; widths are those of the longest file and class name."""
+    """Aligned columns of `printable` text, as wide as the longest file name and class name."""
 
     def header(self) -> Iterator[str]:
-        """The titles of the columns."""
+        """Return the titles of the columns."""
         exits = [f"exit {index}" for index in range(self.layout.exits)]
         yield self._aligned("image", "class", "p", exits, ["disagree", "entropy", "mutual inf."], "abstain")
 
-    def line(self, answer: ImagePrediction | Failure) -> str:
-        """The line of an answer."""
-        image = printable(str(answer.image))
-        if isinstance(answer, Failure):
-            return f"{image:{self.layout.images}}  error: {printable(answer.error)}"
-        figures = [f"{getattr(answer, name):.3f}" for name in _FIGURES]
-        abstain = "yes" if answer.abstain else ""
-        name, *votes = map(printable, (answer.name, *answer.votes))
-        return self._aligned(image, name, f"{answer.probability:.3f}", votes, figures, abstain)
+    def line(self, prediction: ImagePrediction | Failure) -> str:
+        """Return the line of an image."""
+        image = printable(str(prediction.image))
+        if isinstance(prediction, Failure):
+            return f"{image:{self.layout.images}}  error: {printable(prediction.error)}"
+        uncertainties = [f"{getattr(prediction, name):.3f}" for name in _UNCERTAINTIES]
+        abstain = "yes" if prediction.abstain else ""
+        name, *votes = map(printable, (prediction.name, *prediction.votes))
+        return self._aligned(image, name, f"{prediction.probability:.3f}", votes, uncertainties, abstain)
 
     def footer(self) -> Iterator[str]:
-        """Where the ensemble abstains, and why there."""
+        """Return the threshold below which the ensemble abstains, and the risk that it keeps to."""
         risk, threshold = self.layout.risk, self.layout.threshold
         if risk is None or threshold is None:
             return
@@ -150,25 +166,25 @@ class Table(Writer):
         yield f"abstain: {where} {share}"
 
     def _aligned(
-        self, image: str, name: str, p: str, votes: Sequence[str], figures: Sequence[str], abstain: str
+        self, image: str, name: str, p: str, votes: Sequence[str], uncertainties: Sequence[str], abstain: str
     ) -> str:
         wide = max(map(len, [*map(printable, self.layout.classes), "exit 0"]))
         cells = [image.ljust(self.layout.images), name.ljust(wide), p.rjust(5)]
         cells += [vote.ljust(wide) for vote in votes]
-        cells += [figure.rjust(11) for figure in figures]
+        cells += [uncertainty.rjust(11) for uncertainty in uncertainties]
         return "  ".join([*cells, *([abstain] if self.layout.risk is not None else [])]).rstrip()
 
 
 FORMATS: dict[str, type[Writer]] = {"table": Table, "csv": Csv, "jsonl": JsonLines}
 
 
-def _short(figure: float) -> float:
-    """Six significant digits, which float32 holds."""
-    return float(f"{figure:.6g}")
+def _short(number: float) -> float:
+    """Round to six significant digits, which float32 holds."""
+    return float(f"{number:.6g}")
 
 
 def _comma_separated(cells: Sequence[Any]) -> str:
     line = io.StringIO()
-    # Python 3.11 quotes a cell for the line ends it writes itself, so it is to write both kinds.
+    # Python 3.11 quotes a cell for the line ends that it writes itself, so it must write both kinds.
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n")
