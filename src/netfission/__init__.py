@@ -1,7 +1,6 @@
 """Turn one PyTorch image classifier into a multi-exit self-ensemble at the cost of the one network."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # not from typing, so that the command's start imports next to nothing
 
 if TYPE_CHECKING:
     from netfission.algorithm import fission
@@ -72,11 +71,13 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used (PEP 562)."""
+    from importlib import import_module
+
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"netfission.{_MODULES[name]}"), name)
+    value: object = getattr(import_module(f"netfission.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

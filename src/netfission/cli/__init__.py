@@ -5,11 +5,13 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # not from typing, which takes a moment to import
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
     from netfission.cli.parser import Parser
 
 # The commands, and the extra of dependencies that each needs.
@@ -27,7 +29,7 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line.
 
     Args:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command_module(name: str) -> ModuleType:
+def command_module(name: str) -> "ModuleType":
     """Import the file of a command, with its `parser` and `run`; it imports neither torch nor a trainer."""
     from importlib import import_module
 
@@ -68,7 +70,7 @@ def command_parser(name: str) -> "Parser":
     return parser
 
 
-def _run(name: str, arguments: Sequence[str]) -> None:
+def _run(name: str, arguments: "Sequence[str]") -> None:
     from netfission.utils.extras import extra
 
     settings = command_parser(name).parse_args(arguments)
@@ -76,7 +78,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
         command_module(name).run(settings)
 
 
-def _overview(arguments: Sequence[str]) -> None:
+def _overview(arguments: "Sequence[str]") -> None:
     """Print the help or the version; raise ValueError if neither is asked for."""
     from netfission.cli.parser import Parser
     from netfission.utils.errors import check_choice, invalid
@@ -132,7 +134,7 @@ def _report(error: BaseException, status: int) -> int:
     return status
 
 
-def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
     print("netfission: warning: " + _one_line(message), file=sys.stderr)
 
 
