@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+import textwrap
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -223,6 +224,10 @@ class Parser(ArgumentParser):
 class _HelpFormatter(RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Break the help between words, so that names with hyphens stay whole."""
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def flag_name(name: str) -> str:
