@@ -2,6 +2,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -11,10 +12,13 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from netfission.cli import main
-from netfission.experiments.compare import compare
+from netfission.experiments.compare import CostsFile, compare
+from netfission.experiments.contenders import CONTENDERS
 from netfission.experiments.grid import Grid
+from netfission.experiments.plots import plot_against_cost
 from netfission.experiments.runner import run_folder
 from netfission.experiments.statistics import COLUMNS, SeedValues
+from netfission.utils.typed import typed
 
 FLAGS = (
     "compare --data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --epochs 1 "
@@ -149,6 +153,18 @@ def test_pictures_are_drawn(compared):
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     drawn = (out / "comparison.svg").read_text()
     assert drawn.count("<!-- fission-channels -->") == 4
+
+
+def test_equal_costs_lie_close_together(compared):
+    out, _ = compared
+    costs = typed(CostsFile, json.loads((out / "costs.json").read_text())).costs
+    contenders = {name: costs.contenders[name] for name in ("single", "fission-channels")}
+    metrics = {name: {"top1": SeedValues({0: 0.5})} for name in contenders}
+    settings = {name: CONTENDERS[name] for name in contenders}
+    columns = {"top1": COLUMNS["top1"]}
+    picture = plot_against_cost("", columns, metrics, replace(costs, contenders=contenders), settings)
+    left, right = picture.axes[0].get_xlim()
+    assert left <= 0.5 and right >= 1.5
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,8 @@ def _draw_points(axes: Axes, column: Column, points: Points, fissioned: Set[str]
         )
     mark_reference(axes, x=1)
     axes.margins(x=0.2)
+    left, right = axes.get_xlim()
+    axes.set_xlim(min(left, 0.5), max(right, 1.5))  # else a cost of 0.99 would look far from 1
 
 
 def _name_points(axes: Axes, column: Column, points: Points, fissioned: Set[str]) -> None:
