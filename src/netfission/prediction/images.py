@@ -31,6 +31,13 @@ class ImagePrediction:
         mutual_information: mutual information of class and exit, in nats.
         abstain: whether the probability is below the threshold of the accepted risk; None without a risk.
         probabilities: the ensemble's probability of every class, by name.
+
+    Example:
+        >>> prediction = ImagePrediction(
+        ...     Path("a.png"), "cat", 0.75, ["cat", "dog"], 1.0, 0.56, 0.13, None, {"cat": 0.75, "dog": 0.25}
+        ... )
+        >>> prediction.name, prediction.probabilities["dog"]
+        ('cat', 0.25)
     """
 
     image: Path
@@ -51,6 +58,10 @@ class Failure:
     Attributes:
         image: the file.
         error: the reason, in one line.
+
+    Example:
+        >>> Failure(Path("a.png"), "no such file or directory").error
+        'no such file or directory'
     """
 
     image: Path

@@ -28,6 +28,11 @@ class Layout:
         threshold: probability below which the ensemble abstains; None without a risk.
         probabilities: whether the probabilities of all classes are written.
         images: number of characters of the longest file name, as `printable`.
+
+    Example:
+        >>> layout = Layout(["cat", "dog"], 2, risk=0.05, threshold=0.9, probabilities=False, images=5)
+        >>> print(*Table(layout).footer())
+        abstain: where p is below 0.900; above it at most 5 % of the answers for validation images were wrong
     """
 
     classes: Sequence[str]
