@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-TYPE_CHECKING = False  # not from typing, which takes a moment to import
+TYPE_CHECKING = False  # not from typing, which is slow to import
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -166,7 +166,7 @@ def _plan(classifier: Classifier, settings: Namespace) -> Plan:
 
 
 def _images(classifier: Classifier, settings: Namespace) -> tuple[Tensor, str]:
-    """Return real images to check with, and where they are from."""
+    """Return real images to check with, and their source."""
     from netfission.export.samples import CHECK_IMAGES, load_training_data, sample_folder, sample_split
 
     if settings.images:

@@ -37,8 +37,8 @@ def run(settings: Namespace) -> None:
         from netfission.runs.folder import RunFolder
 
         begun = RunFolder(out).config.is_file()
-        way = "with --resume goes on" if begun else "starts over"
-        raise KeyboardInterrupt(f"stopped; the same command {way}") from error
+        effect = "with --resume goes on" if begun else "starts over"
+        raise KeyboardInterrupt(f"stopped; the same command {effect}") from error
     if evaluation is not None:
         from netfission.runs.folder import RunFolder
 
@@ -53,5 +53,5 @@ def default_name(config: RunConfig) -> str:
     data, fission, method = Path(config.data.data).name, config.fission, config.method.method
     model = config.model.model.replace("/", "-")
     pruned = f"-{fission.criterion}{fission.sparsity:g}" if fission.sparsity else ""
-    way = f"{fission.exits}exits-{fission.grouping}" if method == "fission" else f"{method}{fission.exits}"
-    return f"{data}-{model}-{way}{pruned}-seed{fission.seed}"
+    scheme = f"{fission.exits}exits-{fission.grouping}" if method == "fission" else f"{method}{fission.exits}"
+    return f"{data}-{model}-{scheme}{pruned}-seed{fission.seed}"
