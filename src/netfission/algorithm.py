@@ -168,7 +168,7 @@ def _assemble(
     for index, split in enumerate(splits):
         for exit_, part in zip(_exits_in(index, branches), split.paths, strict=True):
             parts[exit_].append(part)
-    paths = [ExitPath(own, copy.deepcopy(backbone.head)) for own in parts]
+    paths = [ExitPath(path_stages, copy.deepcopy(backbone.head)) for path_stages in parts]
     names = backbone.stage_names
     repeated = {name: split.repeated for name, split in zip(names, splits, strict=True) if split.repeated}
     return FissionNetwork(backbone.stem, paths, branches, names, repeated, config)

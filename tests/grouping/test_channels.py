@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import netfission as nf
 from netfission import grouping
 from netfission.grouping import ChannelGrouping, StageSplit
-from netfission.grouping.channels import _deal
+from netfission.grouping.channels import assign_units
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
 from netfission.profiling.macs import count_macs
@@ -59,7 +59,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage whose weights hold their own place in their tensor, dealt out to two paths."""
+    """A stage whose weights hold their own index in their tensor, divided among two paths."""
 
     name: str
     module: nn.Module
@@ -220,7 +220,7 @@ def test_shares_follow_the_ratio_and_the_seed_decides() -> None:
     assert not torch.equal(last_widths(ratio=[2, 1, 1], exact_partition=True, seed=1)[1], weight)
 
 
-def test_important_channels_are_dealt_like_cards() -> None:
+def test_important_channels_are_assigned_in_turn() -> None:
     model = create_model("wrn-10-1", CLASSES)
     with torch.no_grad():
         for channel in range(64):  # ever smaller
@@ -351,10 +351,10 @@ def test_dealing_is_disjoint_until_it_has_to_borrow(units: int, widths: list[int
     widths = [min(width, units) for width in widths]
     if units < len(widths):
         return
-    parts = _deal(torch.arange(units).flip(0), widths)
+    parts = assign_units(torch.arange(units).flip(0), widths)
     assert [len(part) for part in parts] == widths
     assert all(len(part.unique()) == len(part) for part in parts)
     together = torch.cat(parts)
     assert len(together.unique()) == min(units, sum(widths))
-    if sum(widths) <= units:  # the first in the order are the ones dealt
+    if sum(widths) <= units:  # the first in the order are assigned
         assert together.min() == units - sum(widths)

@@ -36,7 +36,7 @@ def test_the_inner_channels_of_residual_blocks_and_nothing_else() -> None:
     before = copy.deepcopy(stage.state_dict())
     coupling = find_coupling(stage, FEATURES)
     assert layers(coupling) == {"0.conv1": 16, "1.conv1": 16}
-    assert coupling.whole == {"0.shortcut.0.weight": ON_INTERFACE}
+    assert coupling.undivided == {"0.shortcut.0.weight": ON_INTERFACE}
     held = {(part.tensor, part.dim) for part in coupling.groups[0].slices}
     assert held == {
         ("0.conv1.weight", 0),
@@ -143,8 +143,8 @@ class Mixing(nn.Module):
 def test_channels_that_depend_on_one_another_stay_whole() -> None:
     coupling = find_coupling(Mixing(), FEATURES)
     assert layers(coupling) == {"free": 8}
-    assert coupling.whole["inner.weight"] == "its channels do not act one by one"
-    assert "outer.weight" in coupling.whole
+    assert coupling.undivided["inner.weight"] == "its channels do not act one by one"
+    assert "outer.weight" in coupling.undivided
 
 
 def test_attention_is_divided_by_heads_and_relative_positions_follow() -> None:
@@ -175,7 +175,7 @@ def test_torch_attention_stays_whole_with_its_reason_and_its_whole_cost() -> Non
     macs = macs_by_weight(stage, torch.randn(2, 5, 8))
     assert macs["self_attn.in_proj_weight"] == projections + products
     assert sum(macs.values()) == projections + products + mlp
-    assert "MultiheadAttention" in coupling.whole["self_attn.in_proj_weight"]
+    assert "MultiheadAttention" in coupling.undivided["self_attn.in_proj_weight"]
     assert "linear1" in layers(coupling)
 
 
@@ -195,16 +195,24 @@ class _CutUp(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("mix", "divided"),
-    [(lambda u, v: [v, u], {"plain.0": 12}), (lambda u, v: [u * v.sigmoid(), v], {})],
+    ("mix", "divided", "suffix"),
+    [
+        (lambda u, v: [v, u], {"plain.0": 12}, ""),
+        (
+            lambda u, v: [u * v.sigmoid(), v],
+            {},
+            " (TypeError: unsupported operand type(s) for +",
+        ),
+    ],
     ids=["swapped", "gated"],
 )
 def test_channels_that_cannot_be_followed_stay_whole(
-    mix: Callable[[Tensor, Tensor], list[Tensor]], divided: dict[str, int]
+    mix: Callable[[Tensor, Tensor], list[Tensor]], divided: dict[str, int], suffix: str
 ) -> None:
     coupling = find_coupling(_CutUp(mix), FEATURES)
     assert layers(coupling) == divided
-    assert coupling.whole["first.weight"] == UNFOLLOWED
+    reason = coupling.undivided["first.weight"]
+    assert reason == UNFOLLOWED if not suffix else reason.startswith(UNFOLLOWED + suffix)
 
 
 def test_sums_over_units() -> None:

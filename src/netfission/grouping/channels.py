@@ -25,20 +25,23 @@ class ChannelGrouping(Grouping):
     """A partition of whole internal channels.
 
     An internal channel touches neither the stage's input nor its output, so each path's stage is a dense
-    stage of the same interface with fewer channels inside. Attention is dealt out by heads, an MLP by
-    hidden units; depthwise convolutions, norms, biases and squeeze-excitation follow their channels.
-    What lies on the interface, such as the projection of a shortcut, is repeated in every path.
+    stage of the same interface with fewer channels inside. Attention is divided by heads, an MLP by
+    hidden units. Depthwise convolutions, norms, biases and squeeze-excitation follow their channels.
+    Every path repeats the layers on the interface, such as the projection of a shortcut.
 
-    By default the paths' widths are multiples of 16 where there are enough channels, equal for equal
-    shares, and chosen so that the multiply-accumulates of all paths add up to those of the stage within
-    5 %, if possible to 97 %: the paths also read and write their features each for itself. Where that
-    takes fewer channels than there are, some are left out; where it takes more (both sides of a
-    bottleneck's 3×3 shrink), paths borrow channels of each other's shares.
+    By default, widths are multiples of 16 if there are enough channels, and equal for equal shares. All
+    paths together need as many multiply-accumulates as the stage, within 5 %, and 97 % if possible; see
+    `netfission.grouping.widths`. If these widths need fewer channels than there are, some are left out. If
+    they need more (both sides of a bottleneck's 3×3 shrink), paths share channels.
 
     Attributes:
-        exact: give out every channel exactly once instead, whatever it costs.
-        by_importance: deal the channels like cards, most important first, so that no path starts poor,
-            and leave out the least important; default at random.
+        exact: give each channel to exactly one path instead, whatever the cost.
+        by_importance: assign channels in turn, most important first, so that every path gets important
+            ones, and leave out the least important; default at random.
+
+    Example:
+        >>> ChannelGrouping(by_importance=True).needs_scores
+        True
     """
 
     exact: bool = False
@@ -70,7 +73,7 @@ class ChannelGrouping(Grouping):
         """See `Grouping.split`.
 
         Raises:
-            ValueError: no channels of the stage can be dealt out, or a path would get none of a layer's.
+            ValueError: no channels of the stage can be divided, or a path would get none of a layer's.
         """
         coupling = stage.coupling
         left = [_left(group, kept) for group in coupling.groups]
@@ -83,7 +86,7 @@ class ChannelGrouping(Grouping):
             return StageSplit([narrowed(stage.module, kept_indices(coupling.groups, left))])
         divided = [group.units >= len(shares) for group in coupling.groups]
         if not any(divided):
-            reasons = "; ".join(sorted({*coupling.whole.values(), *_too_few(coupling, shares)}))
+            reasons = "; ".join(sorted({*coupling.undivided.values(), *_too_few(coupling, shares)}))
             raise invalid(
                 "stages",
                 "divisible by channels",
@@ -96,16 +99,16 @@ class ChannelGrouping(Grouping):
             for group, count, is_divided in zip(coupling.groups, counts, divided, strict=True)
         ]
         widths = exact_widths(counts, blocks, shares)
-        _refuse_none(coupling, widths)
+        _check_not_empty(coupling, widths)
         cost = 1.0
         if not self.exact:
             macs = StageMacs(stage)
             widths = even_widths(macs, counts, blocks, shares)
             cost = sum(map(macs, zip(*widths, strict=True))) / macs(counts)
         chosen: list[list[Tensor]] = [[] for _ in shares]
-        for group, units, own, is_divided in zip(coupling.groups, left, widths, divided, strict=True):
+        for group, units, of_paths, is_divided in zip(coupling.groups, left, widths, divided, strict=True):
             order = self._order(group, units, scores, generator)
-            parts = _deal(order, own) if is_divided else [order] * len(shares)
+            parts = assign_units(order, of_paths) if is_divided else [order] * len(shares)
             for path, part in zip(chosen, parts, strict=True):
                 path.append(torch.zeros(group.units, dtype=torch.bool).index_fill(0, part, True))
         paths = [narrowed(stage.module, kept_indices(coupling.groups, units)) for units in chosen]
@@ -114,7 +117,7 @@ class ChannelGrouping(Grouping):
     def _order(
         self, group: ChannelGroup, left: Tensor, scores: Mapping[str, Tensor], generator: torch.Generator
     ) -> Tensor:
-        """The units that are left, in the order they are dealt."""
+        """Return the units that pruning left, in the order they are assigned."""
         units = left.nonzero().squeeze(1)
         units = units[torch.randperm(len(units), generator=generator)]
         if self.by_importance:
@@ -123,13 +126,14 @@ class ChannelGrouping(Grouping):
 
 
 def _left(group: ChannelGroup, kept: Mapping[str, Tensor]) -> Tensor:
-    """The units that pruning left, bool `(units,)`."""
+    """Return which units pruning left, bool `(units,)`."""
     if not kept:
         return torch.ones(group.units, dtype=torch.bool)
     return group.sums(kept) > 0
 
 
-def _refuse_none(coupling: Coupling, widths: Widths) -> None:
+def _check_not_empty(coupling: Coupling, widths: Widths) -> None:
+    """Check that each path gets at least one unit of each group."""
     for group, of_paths in zip(coupling.groups, widths, strict=True):
         if min(of_paths) == 0:
             raise invalid(
@@ -141,7 +145,7 @@ def _refuse_none(coupling: Coupling, widths: Widths) -> None:
 
 
 def _block(group: ChannelGroup, count: int, shares: Sequence[float]) -> int:
-    """The step in which a group's widths are chosen: at most a third of the narrowest path's."""
+    """Return the block that a group's widths are multiples of: at most a third of the narrowest width."""
     first = group.slices[0]
     if int((first.units == 0).sum()) > 1:  # a unit is several channels already
         return 1
@@ -151,18 +155,28 @@ def _block(group: ChannelGroup, count: int, shares: Sequence[float]) -> int:
     return block
 
 
-def _deal(order: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """Deal units out in order, always to the path that lacks most of its width; then let paths borrow.
+def assign_units(order: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Assign units to paths in order, each to the path that is furthest from its width.
 
     Args:
         order: int64 units.
-        widths: how many each path takes; together they may take more units than there are, or fewer.
+        widths: number of units of each path. If they add up to fewer units than there are, the last units
+            are left out. If they add up to more, each path is filled up with the first units of the others.
+
+    Returns:
+        The units of each path, int64.
+
+    Example:
+        >>> assign_units(torch.arange(6), [3, 2])
+        [tensor([0, 2, 4]), tensor([1, 3])]
+        >>> assign_units(torch.arange(3), [2, 2])
+        [tensor([0, 2]), tensor([1, 0])]
     """
-    own = widths if sum(widths) <= len(order) else apportion(len(order), widths)
+    exclusive = widths if sum(widths) <= len(order) else apportion(len(order), widths)
     parts: list[list[int]] = [[] for _ in widths]
-    for unit in order[: sum(own)].tolist():
-        lacks = [(width - len(part)) / max(width, 1) for width, part in zip(own, parts, strict=True)]
-        parts[lacks.index(max(lacks))].append(unit)
+    for unit in order[: sum(exclusive)].tolist():
+        missing = [(width - len(part)) / max(width, 1) for width, part in zip(exclusive, parts, strict=True)]
+        parts[missing.index(max(missing))].append(unit)
     for path, width in enumerate(widths):
         held = set(parts[path])
         others = [unit for unit in order.tolist() if unit not in held]
@@ -179,18 +193,18 @@ def _too_few(coupling: Coupling, shares: Sequence[float]) -> Iterable[str]:
 
 
 def _repeated(stage: Stage, divided: Sequence[bool], shares: Sequence[float]) -> tuple[RepeatedLayer, ...]:
-    """The layers that every path holds whole."""
+    """Return the layers that every path repeats."""
     coupling = stage.coupling
-    reasons = dict(coupling.whole)
-    dealt: set[str] = set()
+    reasons = dict(coupling.undivided)
+    in_groups: set[str] = set()
     for group, is_divided in zip(coupling.groups, divided, strict=True):
         tensors = {part.tensor for part in group.slices}
         if is_divided:
-            dealt |= tensors
+            in_groups |= tensors
         else:
             reasons |= dict.fromkeys(tensors, f"{group.units} units are too few for {len(shares)} paths")
     return tuple(
         RepeatedLayer(name, reasons[name], macs)
         for name, macs in stage.macs.items()
-        if name in reasons and name not in dealt
+        if name in reasons and name not in in_groups
     )

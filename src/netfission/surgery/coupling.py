@@ -1,8 +1,8 @@
 """Coupled channels: which slices of a stage's tensors belong to the same channel.
 
-Found with Torch-Pruning's dependency graph (Fang et al. 2023, DepGraph, arXiv 2301.12900) on a copy of
-the stage. A set of coupled channels is *internal* where it touches neither the stage's input nor its
-output: a part of it can be left out and the stage keeps its interface.
+They are found with Torch-Pruning's dependency graph (Fang et al. 2023, DepGraph, arXiv 2301.12900) on a
+copy of the stage. A set of coupled channels is *internal* if it touches neither the stage's input nor its
+output. A part of an internal set can be left out, and the stage keeps its interface.
 """
 
 import copy
@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import head_dim, narrowed
+from netfission.utils.errors import first_line
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"
-UNFOLLOWED = "its channels are cut up and put together in a way that Torch-Pruning does not follow"
+UNFOLLOWED = "its channels are split and concatenated in a way that Torch-Pruning does not follow"
+# What Torch-Pruning's index arithmetic raises on such channels: IndexError and ZeroDivisionError on a
+# ShuffleNet, TypeError on a gated half. ValueError: a layer it does not know.
+_UNFOLLOWED_ERRORS = (IndexError, TypeError, ZeroDivisionError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Slices:
         tensor: name of a parameter or buffer of the stage.
         dim: the dimension they lie along.
         units: int64 `(size of that dimension,)`: the unit of the group that each index belongs to,
-            -1 for those that are not of the group.
+            -1 for indices outside the group.
     """
 
     tensor: str
@@ -37,7 +41,7 @@ class Slices:
     units: Tensor
 
     def keep(self, units: Tensor) -> Tensor:
-        """The indices along the dimension that stay with these units; what is not of the group stays.
+        """Return which indices along the dimension stay with these units; those outside the group stay.
 
         Args:
             units: bool `(units of the group,)`.
@@ -57,7 +61,7 @@ class ChannelGroup:
     Attributes:
         layer: the layer that makes the channels, by its name in the stage.
         units: how many there are.
-        slices: all tensors that hold a part of them.
+        slices: where the channels lie, one entry per tensor and dimension.
     """
 
     layer: str
@@ -65,15 +69,15 @@ class ChannelGroup:
     slices: tuple[Slices, ...]
 
     def within(self, prefix: str) -> "ChannelGroup":
-        """The same group where its stage's names begin with `prefix`."""
+        """Return the same group with `prefix` before all names."""
         slices = tuple(Slices(prefix + part.tensor, part.dim, part.units) for part in self.slices)
         return ChannelGroup(prefix + self.layer, self.units, slices)
 
     def sums(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Sum tensors over what belongs to each unit.
+        """Sum tensors over the elements that belong to each unit.
 
         Args:
-            tensors: by the names in `slices`, shaped like what these name; others are passed over.
+            tensors: name in `slices` → tensor of the parameter's shape; other names are ignored.
 
         Returns:
             float64 `(units,)` on the CPU.
@@ -90,77 +94,86 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Coupling:
-    """What can and what cannot be divided in a stage.
+    """The channels of a stage that can be divided, and why the others cannot.
 
     Attributes:
         groups: the internal channel groups.
-        whole: prunable weight → why none of its channels can be divided.
+        undivided: prunable weight → why none of its channels can be divided.
     """
 
     groups: tuple[ChannelGroup, ...]
-    whole: dict[str, str]
+    undivided: dict[str, str]
 
 
 def find_coupling(stage: nn.Module, features: Tensor) -> Coupling:
     """Find the internal channel groups of a stage.
 
-    What is found is tried: without half of its units, a group must leave the stage doing what it does
-    where the layers that read those units ignore them. A group that does not is left whole.
+    Each group is tested: without half of the group's units, the stage must compute what it computes if the
+    layers that read those units ignore them. A group that fails the test is not divided.
 
     Args:
         stage: features → features; not changed.
         features: an example of its input, batch first.
 
     Returns:
-        The groups, attention heads first, then in the order their layers run, and why the rest of the
-        stage stays whole.
+        The groups, attention heads first, then in the order of their layers, and why the other layers of
+        the stage are not divided.
+
+    Example:
+        >>> stage = nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3))
+        >>> coupling = find_coupling(stage, torch.zeros(1, 8, 16, 16))
+        >>> [(group.layer, group.units) for group in coupling.groups]
+        [('0', 12)]
     """
-    heads, whole = _attention_heads(stage)
+    heads, undivided = _attention_heads(stage)
     channels, refused = _coupled_channels(stage, features)
-    whole |= refused
+    undivided |= refused
     groups = [*heads, *channels]
     if groups and not _separable(stage, features, groups):
         sound = [group for group in groups if _separable(stage, features, [group])]
-        whole |= {g.layer + ".weight": "its channels do not act one by one" for g in groups if g not in sound}
+        reason = "its channels do not act one by one"
+        undivided |= {f"{group.layer}.weight": reason for group in groups if group not in sound}
         groups = sound
     divided = {part.tensor for group in groups for part in group.slices}
-    reasons = {name: whole.get(name, ON_INTERFACE) for name in prunable_weights(stage) if name not in divided}
+    reasons = {
+        name: undivided.get(name, ON_INTERFACE) for name in prunable_weights(stage) if name not in divided
+    }
     return Coupling(tuple(groups), reasons)
 
 
 def _attention_heads(stage: nn.Module) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """The heads of each attention, and why those of others cannot be told apart."""
+    """Return the heads of each attention, and why those of other attentions cannot be distinguished."""
     groups: list[ChannelGroup] = []
-    whole: dict[str, str] = {}
+    undivided: dict[str, str] = {}
     for path, module in stage.named_modules():
         width = head_dim(module)
         if width is None:
             if isinstance(module, nn.MultiheadAttention):
-                reason = "nn.MultiheadAttention takes no fewer heads than its width holds"
-                whole |= {f"{path}.in_proj_weight": reason, f"{path}.out_proj.weight": reason}
+                reason = "nn.MultiheadAttention does not allow fewer heads at the same width"
+                undivided |= {f"{path}.in_proj_weight": reason, f"{path}.out_proj.weight": reason}
             continue
         heads = int(module.num_heads)
-        of_channel = torch.arange(heads).repeat_interleave(width)
-        slices = [Slices(f"{path}.qkv.weight", 0, of_channel.repeat(3))]
+        head_of_channel = torch.arange(heads).repeat_interleave(width)
+        slices = [Slices(f"{path}.qkv.weight", 0, head_of_channel.repeat(3))]
         if module.qkv.bias is not None:
-            slices.append(Slices(f"{path}.qkv.bias", 0, of_channel.repeat(3)))
+            slices.append(Slices(f"{path}.qkv.bias", 0, head_of_channel.repeat(3)))
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and tensor.ndim == 2 and tensor.shape[1] == heads:
                 slices.append(Slices(f"{path}.{name}", 1, torch.arange(heads)))  # relative positions
-        slices.append(Slices(f"{path}.proj.weight", 1, of_channel))
+        slices.append(Slices(f"{path}.proj.weight", 1, head_of_channel))
         groups.append(ChannelGroup(f"{path}.qkv", heads, tuple(slices)))
-    return groups, whole
+    return groups, undivided
 
 
 class _Port(nn.Module):
-    """Marks the stage's input and output in the dependency graph."""
+    """A mark of the stage's input and output in the dependency graph."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features * 1.0
 
 
 class _StandIn(nn.Linear):
-    """What an attention is to the channels around it: a map of each token."""
+    """A stand-in for an attention, which to the channels around it is a map of each token."""
 
     def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
         return super().forward(input)
@@ -180,7 +193,7 @@ class _Side:
 
 
 def _coupled_channels(stage: nn.Module, features: Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """The internal groups of channels outside attention, and why others are none."""
+    """Return the internal groups of channels outside attention, and why other layers have none."""
     trial = copy.deepcopy(stage).requires_grad_(True)
     for path, module in stage.named_modules():
         if head_dim(module) is not None:
@@ -189,34 +202,33 @@ def _coupled_channels(stage: nn.Module, features: Tensor) -> tuple[list[ChannelG
             setattr(trial.get_submodule(parent), name, stand_in.to(features.device))
     names: dict[int, str] = {id(p): name for name, p in trial.named_parameters()}
     names |= {id(m): name for name, m in trial.named_modules()}
-    order = {name: place for place, (name, _) in enumerate(trial.named_modules())}
+    order = {name: index for index, (name, _) in enumerate(trial.named_modules())}
     groups: list[ChannelGroup] = []
-    whole: dict[str, str] = {}
-    found, lost = _search(trial, features)
-    whole |= {f"{names[id(layer)]}.weight": UNFOLLOWED for layer in lost}
+    found, unfollowed = _search(trial, features)
+    undivided = {f"{names[id(layer)]}.weight": reason for layer, reason in unfollowed.items()}
     for sides in _merged_at_grouped_convolutions(found):
         makers = (s.module for s in sides if not s.is_input and isinstance(s.module, Conv | nn.Linear))
         layers = sorted((names[id(module)] for module in makers), key=order.__getitem__)
         group = _internal_group(layers, sides, names)
         if isinstance(group, str):
-            whole |= {f"{layer}.weight": group for layer in layers}
+            undivided |= {f"{layer}.weight": group for layer in layers}
         else:
             groups.append(group)
-    return sorted(groups, key=lambda group: order[group.layer]), whole
+    return sorted(groups, key=lambda group: order[group.layer]), undivided
 
 
-def _search(trial: nn.Module, features: Tensor) -> tuple[list[list[_Side]], list[nn.Module]]:
-    """All sets of coupled channels, each once; those that reach a port among them.
+def _search(trial: nn.Module, features: Tensor) -> tuple[list[list[_Side]], dict[nn.Module, str]]:
+    """Return all sets of coupled channels, each once, and the layers whose channels cannot be followed.
 
-    The library's arithmetic of indices fails on some ways of cutting channels up and putting them together
-    again; the layers at which it did are the second result.
+    The sets include those that reach a port. Torch-Pruning fails on some ways of splitting and concatenating
+    channels; the second result is layer → reason, which ends in the library's message.
     """
     import torch_pruning as tp  # here, since it is slow to import
 
     class PortPruner(tp.ops.DummyPruner):  # type: ignore[misc]  # an untyped library
         """Lets the search pass through a port."""
 
-        def get_out_channels(self, port: nn.Module) -> int:  # asked for where features are concatenated
+        def get_out_channels(self, port: nn.Module) -> int:  # called if features are concatenated
             return features.shape[1]
 
     layers = [module for module in trial.modules() if isinstance(module, Conv | nn.Linear)]
@@ -227,10 +239,10 @@ def _search(trial: nn.Module, features: Tensor) -> tuple[list[list[_Side]], list
             graph = tp.DependencyGraph().build_dependency(
                 ports, (images,), customized_pruners={_Port: PortPruner()}, verbose=False
             )
-    except Exception:  # whatever it meets
-        return [], list(layers)
+    except _UNFOLLOWED_ERRORS as error:
+        return [], dict.fromkeys(layers, _unfollowed(error))
     found: list[list[_Side]] = []
-    lost: list[nn.Module] = []
+    unfollowed: dict[nn.Module, str] = {}
     visited: set[int] = set()
     for module in layers:
         if module not in graph.module2node or id(module) in visited:
@@ -242,22 +254,26 @@ def _search(trial: nn.Module, features: Tensor) -> tuple[list[list[_Side]], list
                 (item.dep, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
                 for item in graph.get_pruning_group(module, pruner.prune_out_channels, channels)
             ]
-        except Exception:  # whatever it meets
-            lost.append(module)
+        except _UNFOLLOWED_ERRORS as error:
+            unfollowed[module] = _unfollowed(error)
             continue
         sides = []
-        for dependency, own, roots in coupled:
+        for dependency, indices, roots in coupled:
             target, handler = dependency.target.module, dependency.handler
             is_input = isinstance(target, Conv | nn.Linear) and not graph.is_out_channel_pruning_fn(handler)
             if isinstance(target, Conv | nn.Linear) and not is_input:
                 visited.add(id(target))
-            sides.append(_Side(target, is_input, own, roots))
+            sides.append(_Side(target, is_input, indices, roots))
         found.append(sides)
-    return found, lost
+    return found, unfollowed
+
+
+def _unfollowed(error: Exception) -> str:
+    return f"{UNFOLLOWED} ({type(error).__name__}: {first_line(error)})"
 
 
 def _grouped(module: object) -> bool:
-    """Whether its input and output channels are coupled by the groups of a convolution."""
+    """Return whether the module is a convolution whose groups couple input and output channels."""
     return isinstance(module, Conv) and 1 < module.groups < module.out_channels
 
 
@@ -267,16 +283,16 @@ def _merged_at_grouped_convolutions(found: list[list[_Side]]) -> list[list[_Side
     for sides in found:
         convolutions = {id(side.module) for side in sides if _grouped(side.module)}
         joined = [_by_convolution_groups(sides)]
-        apart: list[list[_Side]] = []
-        for others in merged:
-            meets = convolutions & {id(side.module) for side in others if _grouped(side.module)}
-            (joined if meets else apart).append(others)
-        merged = [*apart, [side for sides in joined for side in sides]]
+        others: list[list[_Side]] = []
+        for earlier in merged:
+            shared = convolutions & {id(side.module) for side in earlier if _grouped(side.module)}
+            (joined if shared else others).append(earlier)
+        merged = [*others, [side for sides in joined for side in sides]]
     return merged
 
 
 def _by_convolution_groups(sides: list[_Side]) -> list[_Side]:
-    """The sides of a set with their roots numbered by the groups of a layer that divides channels so."""
+    """Return the sides of a set with roots numbered by the groups of a grouped convolution or norm."""
     for side in sides:
         if _grouped(side.module):
             assert isinstance(side.module, Conv)
@@ -292,7 +308,7 @@ def _by_convolution_groups(sides: list[_Side]) -> list[_Side]:
 
 
 def _internal_group(layers: list[str], sides: list[_Side], names: Mapping[int, str]) -> ChannelGroup | str:
-    """The group that these sides make, or why they make none."""
+    """Return the group of these sides, or why there is none."""
     if any(isinstance(side.module, _Port) for side in sides):
         return ON_INTERFACE
     slices: dict[tuple[str, int], Tensor] = {}
@@ -315,7 +331,7 @@ def _internal_group(layers: list[str], sides: list[_Side], names: Mapping[int, s
 
 
 def _tensors_of(side: _Side, name: str) -> list[tuple[str, int, int]] | str:
-    """Name, dimension and size there of each tensor that holds channels of a side."""
+    """Return name, dimension and size of each tensor that holds channels of a side, or why it cannot."""
     module = side.module
     match module:
         case nn.Parameter():
@@ -324,8 +340,7 @@ def _tensors_of(side: _Side, name: str) -> list[tuple[str, int, int]] | str:
         case _StandIn():
             if side.is_input:
                 return [(f"{name}.qkv.weight", 1, module.in_features)]
-            sizes = [("weight", module.out_features), ("bias", module.out_features)]
-            return [(f"{name}.proj.{tensor}", 0, size) for tensor, size in sizes]
+            return [(f"{name}.proj.{tensor}", 0, module.out_features) for tensor in ("weight", "bias")]
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.Linear() if side.is_input:
             dense = isinstance(module, nn.Linear) or module.groups == 1
             return [(f"{name}.weight", 1, module.weight.shape[1])] if dense else []
@@ -333,28 +348,31 @@ def _tensors_of(side: _Side, name: str) -> list[tuple[str, int, int]] | str:
             nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.Linear() | nn.PReLU()
             | nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() | nn.GroupNorm() | nn.LayerNorm()
         ):  # fmt: skip
-            own = (*module._parameters.items(), *module._buffers.items())
+            tensors = (*module._parameters.items(), *module._buffers.items())
             return [
                 (f"{name}.{key}", 0, tensor.shape[0])
-                for key, tensor in own
+                for key, tensor in tensors
                 if tensor is not None and tensor.ndim
             ]
     return f"{type(module).__name__} cannot be divided"
 
 
 def kept_indices(groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> dict[str, dict[int, Tensor]]:
-    """What `narrowed` takes to keep some units of each group.
+    """Return the indices that `narrowed` needs to keep some units of each group.
 
     Args:
-        groups: of one stage.
-        kept: for each, a bool tensor `(units,)`.
+        groups: groups of one stage.
+        kept: for each group a bool tensor `(units,)`, True where kept.
+
+    Returns:
+        Tensor name → dimension → int64 indices to keep along it.
     """
     masks: dict[str, dict[int, Tensor]] = {}
     for group, units in zip(groups, kept, strict=True):
         for part in group.slices:
-            here = part.keep(units)
+            stays = part.keep(units)
             dims = masks.setdefault(part.tensor, {})
-            dims[part.dim] = dims[part.dim] & here if part.dim in dims else here
+            dims[part.dim] = dims[part.dim] & stays if part.dim in dims else stays
     return {
         name: {dim: mask.nonzero().squeeze(1) for dim, mask in dims.items()}
         for name, dims in masks.items()
@@ -364,9 +382,9 @@ def kept_indices(groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> dict
 
 @torch.no_grad()
 def _separable(stage: nn.Module, features: Tensor, groups: Sequence[ChannelGroup]) -> bool:
-    """Whether the stage without half of each group's units is the stage that ignores them.
+    """Return whether the stage without half of each group's units equals the stage that ignores them.
 
-    Weights are drawn anew, since a branch may start at 0; norms over several channels are taken out.
+    Weights are random, since a branch may start at 0, and norms over several channels are replaced.
     """
     trial = copy.deepcopy(stage).eval()
     generator = torch.Generator().manual_seed(0)
@@ -380,7 +398,7 @@ def _separable(stage: nn.Module, features: Tensor, groups: Sequence[ChannelGroup
     example = torch.randn(features[:1].shape, generator=generator).to(features)
     try:
         narrow = narrowed(trial, indices)(example.clone())
-    except Exception:  # whatever an operation says of shapes that do not meet
+    except Exception:  # a user's stage may raise anything if a shape is not what it expects
         return False
     for name, dims in indices.items():
         if 1 in dims:
