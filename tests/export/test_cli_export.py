@@ -36,11 +36,11 @@ def refused(capsys, *flags: str, status: int = 2) -> str:
 
 def test_it_is_checked_on_the_validation_split_and_written_into_the_run(run_folder, capsys) -> None:
     assert main(["export", str(run_folder)]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert re.search(
-        r"checked on \d+ images of the validation split: probabilities differ by \S+ at most", said
+        r"checked on \d+ images of the validation split: probabilities differ by \S+ at most", printed
     )
-    assert f"wrote {run_folder / 'model.onnx'}" in said and (run_folder / "model.onnx").is_file()
+    assert f"wrote {run_folder / 'model.onnx'}" in printed and (run_folder / "model.onnx").is_file()
 
 
 def test_it_is_checked_on_the_test_split_where_there_is_no_validation_split(run_folder, capsys) -> None:

@@ -1,4 +1,4 @@
-"""The scripts that run exported files: all that netfission would say, without it."""
+"""The scripts that run exported files predict what netfission predicts, without it."""
 
 import errno
 import importlib.util
@@ -31,7 +31,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# Everything of ours, and of PyTorch's world, is as if it were not installed.
+# Everything of netfission and of PyTorch is as if it were not installed.
 ALONE = """
 import runpy, sys
 for name in ("torch", "torchvision", "timm", "netfission", "onnx", "onnxscript", "scipy", "sklearn"):
@@ -43,7 +43,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_alone(script: str, *arguments: str | Path, bad: int = 0) -> str:
-    """What a script prints; of the images so many are `bad`."""
+    """Return what a script prints; `bad` of the images cannot be read."""
     command = [sys.executable, "-c", ALONE, EXAMPLES / script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr.count("\n")) == (bad > 0, bad), done.stderr
@@ -78,12 +78,12 @@ def test_run_onnx_says_what_the_classifier_predicts(finished_run, digits, files,
     classifier = nf.Classifier.from_pretrained(finished_run)
     export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
     risk = sorted(set(classifier.calibration.risk_coverage.risk))[1]
-    said = run_alone("run_onnx.py", tmp_path / "model.onnx", *files, "--risk", str(risk)).splitlines()
+    printed = run_alone("run_onnx.py", tmp_path / "model.onnx", *files, "--risk", str(risk)).splitlines()
     pixels = torch.stack([classifier.pixels(Image.open(file)) for file in files])
     expected = classifier.predict(pixels, risk=risk)
     assert expected.abstains.any()  # else the answers would not show it
-    assert len(said) == len(files)
-    for row, (file, line) in enumerate(zip(files, said, strict=True)):
+    assert len(printed) == len(files)
+    for row, (file, line) in enumerate(zip(files, printed, strict=True)):
         name, answer, probability, votes, disagreement, entropy = re.fullmatch(
             r"(.*): (\w+), probability (\S+); exits vote (.*); disagreement (\S+), entropy (\S+) nats", line
         ).groups()
@@ -110,8 +110,8 @@ def test_run_onnx_answers_what_can_be_read(finished_run, digits, files, bad, tmp
     classifier = nf.Classifier.from_pretrained(finished_run)
     export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
     given = [bad[0], files[0], *bad[1:], files[1]]
-    said = run_alone("run_onnx.py", tmp_path / "model.onnx", *given, bad=len(bad))
-    assert [line.split(": ")[0] for line in said.splitlines()] == [str(file) for file in files[:2]]
+    printed = run_alone("run_onnx.py", tmp_path / "model.onnx", *given, bad=len(bad))
+    assert [line.split(": ")[0] for line in printed.splitlines()] == [str(file) for file in files[:2]]
     assert run_alone("run_onnx.py", tmp_path / "model.onnx", *bad, bad=len(bad)) == ""
 
 
@@ -203,11 +203,11 @@ def test_an_exported_cascade_stops_where_the_cascade_does(
     assert np.array_equal(used, expected.exits_used.numpy())
     wanted = (expected.logits / classifier.temperature).softmax(dim=1).numpy()
     np.testing.assert_allclose(probabilities, wanted, rtol=0, atol=1e-4)
-    said = run_alone("run_onnx_cascade.py", tmp_path / "cascade", *bad, *files, bad=len(bad)).splitlines()
+    printed = run_alone("run_onnx_cascade.py", tmp_path / "cascade", *bad, *files, bad=len(bad)).splitlines()
     assert run_alone("run_onnx_cascade.py", tmp_path / "cascade", *bad, bad=len(bad)) == ""
     shown = torch.stack([classifier.pixels(Image.open(file)) for file in files])
     alone = cascade.run(classifier._normalise(shown))
-    for file, line, own, exits in zip(files, said, alone.logits, alone.exits_used, strict=True):
+    for file, line, own, exits in zip(files, printed, alone.logits, alone.exits_used, strict=True):
         assert line.startswith(f"{file}: {own.argmax().item()}, probability ")
         assert line.endswith(f", {exits} of 3 exits")
 

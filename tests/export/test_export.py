@@ -1,4 +1,4 @@
-"""An exported file gives what the classifier gives, or there is none."""
+"""An exported file gives what the classifier gives, or it is not written."""
 
 import json
 from dataclasses import replace

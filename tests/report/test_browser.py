@@ -1,4 +1,4 @@
-"""The page as a browser shows it; skipped where there is no Chromium."""
+"""The page as a browser shows it; skipped if there is no Chromium."""
 
 import io
 import shutil

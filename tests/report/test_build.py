@@ -99,18 +99,18 @@ def test_names_are_text_and_no_markup(run):
 
 
 def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):
-    own = run.rename(run.parent / "my run")
-    text = text_of(page_of(own))
-    assert f"netfission evaluate '{own}' --cascade" in text
-    assert f"netfission evaluate '{own}' --ood DATA" in text
+    folder = run.rename(run.parent / "my run")
+    text = text_of(page_of(folder))
+    assert f"netfission evaluate '{folder}' --cascade" in text
+    assert f"netfission evaluate '{folder}' --ood DATA" in text
     assert "--corruptions" not in text  # its images are too small for them
     for name in (*WRITTEN, "metrics.csv"):
-        (own / name).unlink()
-    shutil.rmtree(own / "report")
-    text = text_of(page_of(own))
-    assert f"The run has not been evaluated on the test split. netfission evaluate '{own}'" in text
+        (folder / name).unlink()
+    shutil.rmtree(folder / "report")
+    text = text_of(page_of(folder))
+    assert f"The run has not been evaluated on the test split. netfission evaluate '{folder}'" in text
     assert "metrics.csv, which training writes, is missing" in text
-    assert [file.stem for file in (own / "report").iterdir()] == ["network"]
+    assert [file.stem for file in (folder / "report").iterdir()] == ["network"]
 
 
 def test_a_run_without_validation_says_so(run):
@@ -142,8 +142,8 @@ def test_a_temperature_that_is_a_guess_is_said_to_be_one(run):
 
 
 def test_accuracies_near_100_percent_fit_an_axis_that_ends_there():
-    ways = [("ensemble", 1.0, 1.0), ("curve", 0.6, 0.96), ("exit 0", 0.5, 0.95), ("exit 1", 0.4, 0.9)]
-    points = [Point(name, name.split()[0], macs, macs, accuracy) for name, macs, accuracy in ways]
+    networks = [("ensemble", 1.0, 1.0), ("curve", 0.6, 0.96), ("exit 0", 0.5, 0.95), ("exit 1", 0.4, 0.9)]
+    points = [Point(name, name.split()[0], macs, macs, accuracy) for name, macs, accuracy in networks]
     choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
     axes = figures.cascade(
         CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, {256: 10}, points)
@@ -155,9 +155,9 @@ def test_accuracies_near_100_percent_fit_an_axis_that_ends_there():
 
 def test_cascade_and_out_of_distribution_images_are_shown(run):
     ratio = Quartiles(0.6, 0.66, 0.7)
-    ways = [("single network", "single", 1.0, None), ("full ensemble", "ensemble", 0.97, 0.7)]
-    ways += [("exit 0", "exit", 0.5, 0.6), ("exit 1", "exit", 0.5, 0.6), ("a", "curve", 0.5, 0.6)]
-    points = [Point(name, kind, macs, macs, accuracy) for name, kind, macs, accuracy in ways]
+    networks = [("single network", "single", 1.0, None), ("full ensemble", "ensemble", 0.97, 0.7)]
+    networks += [("exit 0", "exit", 0.5, 0.6), ("exit 1", "exit", 0.5, 0.6), ("a", "curve", 0.5, 0.6)]
+    points = [Point(name, kind, macs, macs, accuracy) for name, kind, macs, accuracy in networks]
     points.append(Point("chosen", "chosen", 0.6123, 0.6, 0.69, 0.0123, 0.004, 1.3, (0.4,), {256: ratio}))
     points.append(Point("b", "curve", 0.97, 0.97, 0.7))
     choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)

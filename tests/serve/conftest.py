@@ -37,12 +37,12 @@ class Server(SimpleNamespace):
 
     def ask(self, method, path, body=None, headers=None, connection=None):
         """Status, headers and content of an answer."""
-        own = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        own.request(method, path, body, headers or {})
-        answer = own.getresponse()
+        client = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        client.request(method, path, body, headers or {})
+        answer = client.getresponse()
         content = answer.read()
         if connection is None:
-            own.close()
+            client.close()
         is_json = answer.headers["Content-Type"] == "application/json"
         return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
 
@@ -54,16 +54,16 @@ class Server(SimpleNamespace):
 def running(run, **settings):
     """A server in a thread of this process."""
     listening = listen("127.0.0.1", 0)
-    own = make_server(str(run), Settings(**settings))
-    thread = threading.Thread(target=own.run, args=([listening],))
+    server = make_server(str(run), Settings(**settings))
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        while not own.started:
+        while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Server(port=listening.getsockname()[1], uvicorn=own)
+        yield Server(port=listening.getsockname()[1], uvicorn=server)
     finally:
-        own.should_exit = True
+        server.should_exit = True
         thread.join()
 
 

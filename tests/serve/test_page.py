@@ -1,4 +1,4 @@
-"""The page in headless Chromium; skipped where there is none."""
+"""The page in headless Chromium; skipped if there is none."""
 
 import shutil
 import time

@@ -336,7 +336,7 @@ def test_memory_given_to_bodies_is_bounded_and_given_back(finished_run, serving,
         ("--max_pixels 1000000000", r"max_pixels must be an integer from 1 to \d+, got 1000000000$"),
         ("--timeout_s 0", r"timeout_s must be a positive number of seconds, got 0\.0$"),
         ("--max_wait_ms -1", r"max_wait_ms must be a number of milliseconds of at least 0, got -1\.0$"),
-        ("--risk 2", r"risk must be a share of wrong answers from 0 to 1, got 2\.0"),
+        ("--risk 2", r"risk must be a share of wrong answers from 0 to 1, got 2\.0$"),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(finished_run, flags, told, capsys):
