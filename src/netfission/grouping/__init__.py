@@ -1,4 +1,7 @@
-"""How a stage is divided among the paths that run through it: one grouping per file."""
+"""How a stage is divided among the paths that run through it: one grouping per file.
+
+A new grouping is a subclass of `Grouping` in a file of its own, and an entry in `GROUPINGS`.
+"""
 
 from netfission.config import FissionConfig
 from netfission.grouping.base import Grouping, RepeatedLayer, Stage, StageSplit

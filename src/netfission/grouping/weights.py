@@ -24,7 +24,7 @@ class WeightGrouping(Grouping):
 
     Attributes:
         keep_shortcuts: give every path the whole of each shortcut's projection (modules named
-            `shortcut` or `downsample`), as the paper's code does, instead of dealing it out as well.
+            `shortcut` or `downsample`), as the paper's code does, instead of dividing it as well.
     """
 
     keep_shortcuts: bool = False
@@ -58,7 +58,7 @@ class WeightGrouping(Grouping):
 
 
 def partition(mask: Tensor, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:
-    """Deal the True entries of `mask` out at random.
+    """Divide the True entries of `mask` at random.
 
     Args:
         mask: bool tensor of any shape.
@@ -66,7 +66,7 @@ def partition(mask: Tensor, shares: Sequence[float], generator: torch.Generator)
         generator: a CPU generator.
 
     Returns:
-        One bool tensor a share, disjoint, whose union is `mask`. Part i has `shares[i] / sum(shares)` of
+        One bool tensor per share, disjoint, whose union is `mask`. Part i has `shares[i] / sum(shares)` of
         its entries, rounded by largest remainder.
     """
     entries = mask.flatten().nonzero().squeeze(1)
@@ -80,7 +80,12 @@ def partition(mask: Tensor, shares: Sequence[float], generator: torch.Generator)
 
 
 def apportion(count: int, shares: Sequence[float]) -> list[int]:
-    """Split `count` into whole numbers proportional to `shares`, by largest remainder."""
+    """Split `count` into integers proportional to `shares`, by largest remainder.
+
+    Example:
+        >>> apportion(10, [2, 1, 1])
+        [5, 3, 2]
+    """
     exact = [count * share / sum(shares) for share in shares]
     sizes = [int(quota) for quota in exact]
     by_remainder = sorted(range(len(shares)), key=lambda i: sizes[i] - exact[i])

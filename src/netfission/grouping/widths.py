@@ -1,4 +1,33 @@
-"""How many units of each channel group a path gets, so that all paths together cost what the stage does."""
+"""How many units of each channel group a path gets, so that all paths together cost what the stage does.
+
+Let a stage have groups g of n_g units, and let path p have the share s_p. Its multiply-accumulates with u_g
+units of each group are a product over the dimensions d of each layer l,
+
+    C(u) = Σ_l m_l · Π_d (r_ld + Σ_g a_ldg · u_g),
+
+where m_l is the layer's cost in the stage, r_ld the share of dimension d outside all groups, and a_ldg the
+share of one unit of group g. The problem is to find widths w_gp, multiples of a block b_g, with
+
+    w_gp ≈ t · n_g · s_p / Σ_q s_q,  w_gp ≤ n_g,  for the largest scale t with  Σ_p C(w_p) ≤ 0.97 · C(n).
+
+`StageMacs` is C. `even_widths` finds t by bisection, then rounds the widths to blocks. If C is linear, t is
+0.97 and paths leave channels out. If two groups meet in a layer, that layer shrinks twice and t is above 1.
+
+Example:
+    Two groups of 12 units meet in the middle layer: C(u, v) = 8u + uv + 8v.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> layers = nn.Sequential(nn.Conv2d(8, 12, 1), nn.Conv2d(12, 12, 1), nn.Conv2d(12, 8, 1))
+    >>> macs = StageMacs(Stage(layers, torch.zeros(1, 8, 1, 1)))
+    >>> round(macs([12, 12])), round(macs([7, 7]))
+    (336, 161)
+    >>> widths = even_widths(macs, counts=[12, 12], blocks=[1, 1], shares=[1, 1])
+    >>> widths  # units of both paths, per group
+    [[7, 7], [7, 7]]
+    >>> exact_widths(counts=[12, 12], blocks=[1, 1], shares=[2, 1])
+    [[8, 4], [8, 4]]
+"""
 
 from collections.abc import Sequence
 from math import ceil, floor, prod
@@ -7,18 +36,18 @@ from netfission.grouping.base import Stage
 from netfission.grouping.weights import apportion
 from netfission.surgery.masks import prunable_weights
 
-# How far the paths' multiply-accumulates may be from the stage's, and how much of them is used if possible:
-# a little less than all, since every path also reads and writes features of its own.
+# How far the cost of all paths may be from the stage's, and the share of it that is used if possible. It is
+# less than all, since every path also reads and writes its own features.
 TOLERANCE = 0.05
 USED = 0.97
-# Below so many units a path, widths may differ between paths by one unit to meet the cost.
+# Below this number of units per path, widths may differ between paths by one unit to meet the cost.
 FEW = 8
 
 Widths = list[list[int]]  # of each group, the units of each path
 
 
 class StageMacs:
-    """Multiply-accumulates of a stage by how many units of each group it keeps; fractions will do."""
+    """Multiply-accumulates of a stage as a function C of the units it keeps; these may be fractions."""
 
     def __init__(self, stage: Stage) -> None:
         # Of each weight: its cost, and for each dimension the share of it that is in no group, and what one
@@ -39,7 +68,7 @@ class StageMacs:
             self._layers.append((macs, factors))
 
     def __call__(self, units: Sequence[float]) -> float:
-        """The cost of one image where the stage keeps so many units of each group."""
+        """Return the cost of one image if the stage keeps `units[g]` units of each group g."""
         return sum(
             macs
             * prod(
@@ -50,11 +79,11 @@ class StageMacs:
 
 
 def exact_widths(counts: Sequence[int], blocks: Sequence[int | None], shares: Sequence[float]) -> Widths:
-    """Every unit to one path, in whole blocks as far as they go.
+    """Return widths that give every unit to one path, in whole blocks as far as possible.
 
     Args:
         counts: units of each group.
-        blocks: the step in which each group's widths are chosen; None where it stays whole in every path.
+        blocks: the step in which each group's widths are chosen; None if every path gets the whole group.
         shares: relative share of each path.
     """
     widths = []
@@ -62,7 +91,7 @@ def exact_widths(counts: Sequence[int], blocks: Sequence[int | None], shares: Se
         if block is None:
             widths.append([count] * len(shares))
         else:
-            of_paths = [block * own for own in apportion(count // block, shares)]
+            of_paths = [block * blocks_of_path for blocks_of_path in apportion(count // block, shares)]
             of_paths[0] += count % block
             widths.append(of_paths)
     return widths
@@ -71,21 +100,24 @@ def exact_widths(counts: Sequence[int], blocks: Sequence[int | None], shares: Se
 def even_widths(
     macs: StageMacs, counts: Sequence[int], blocks: Sequence[int | None], shares: Sequence[float]
 ) -> Widths:
-    """Widths at which the paths together cost what the stage does, within `TOLERANCE` where they can.
+    """Return widths with which the paths together cost what the stage does, within `TOLERANCE` if possible.
 
-    Blocks are halved until that is met. Arguments as for `exact_widths`.
+    Blocks are halved until the tolerance is met. Arguments as for `exact_widths`.
     """
     while True:
-        widths, ratio = _filled(macs, counts, blocks, shares)
+        widths, ratio = _widths_in_blocks(macs, counts, blocks, shares)
         if abs(ratio - 1) <= TOLERANCE or all(block in (None, 1) for block in blocks):
             return widths
         blocks = [block and max(1, block // 2) for block in blocks]
 
 
-def _filled(
+def _widths_in_blocks(
     macs: StageMacs, counts: Sequence[int], blocks: Sequence[int | None], shares: Sequence[float]
 ) -> tuple[Widths, float]:
-    """Widths in whole blocks and their cost over the stage's: rounded down, then up as far as it goes."""
+    """Return widths in whole blocks, and their cost relative to the stage's.
+
+    The exact widths are rounded down; then groups are rounded up while the cost allows.
+    """
     budget = macs(counts)
 
     def ratio(widths: Sequence[Sequence[float]]) -> float:
@@ -104,11 +136,16 @@ def _filled(
         middle = (low + high) / 2
         low, high = (middle, high) if ratio(scaled(middle)) <= USED else (low, middle)
     exact = scaled(low)
-    around = [_around(own, block or 1, shares) for own, block in zip(exact, blocks, strict=True)]
+    around = [
+        _around(group_widths, block or 1, shares) for group_widths, block in zip(exact, blocks, strict=True)
+    ]
     widths = [down for down, _ in around]
-    by_lack = sorted(range(len(counts)), key=lambda g: sum(widths[g]) - sum(exact[g]))
-    for enough, limit in ((USED, USED), (1 - TOLERANCE, 1 + TOLERANCE)):  # more only where less is too little
-        for group in by_lack:
+    by_shortfall = sorted(range(len(counts)), key=lambda g: sum(widths[g]) - sum(exact[g]))
+    for enough, limit in (
+        (USED, USED),
+        (1 - TOLERANCE, 1 + TOLERANCE),
+    ):  # the higher limit only if less is too little
+        for group in by_shortfall:
             tried = [*widths[:group], around[group][1], *widths[group + 1 :]]
             if ratio(widths) < enough and ratio(tried) <= limit:
                 widths = tried
@@ -116,11 +153,11 @@ def _filled(
 
 
 def _around(exact: Sequence[float], block: int, shares: Sequence[float]) -> tuple[list[int], list[int]]:
-    """The widths in whole blocks just below and just above; at least one unit."""
+    """Return the widths in whole blocks just below and just above; at least one unit."""
     if block == 1 and min(exact) < FEW:
         total = round(sum(exact), 6)
         fewer, more = (apportion(end(total), shares) for end in (floor, ceil))
-        return [max(1, own) for own in fewer], [max(1, own) for own in more]
+        return [max(1, width) for width in fewer], [max(1, width) for width in more]
     down = [max(1, block * floor(round(width / block, 6))) for width in exact]
     up = [max(1, block * ceil(round(width / block, 6))) for width in exact]
     return down, up
