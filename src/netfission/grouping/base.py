@@ -21,6 +21,10 @@ class Stage:
     Attributes:
         module: features → features.
         features: an example of its input, batch first.
+
+    Example:
+        >>> Stage(nn.Conv2d(8, 8, 1, bias=False), torch.zeros(1, 8, 4, 4)).macs
+        {'weight': 1024}
     """
 
     module: nn.Module
@@ -45,6 +49,10 @@ class RepeatedLayer:
         layer: name of its weight in the stage.
         reason: why it is not divided.
         macs: multiply-accumulates of one copy for one image.
+
+    Example:
+        >>> RepeatedLayer("0.shortcut.weight", "its channels are the stage's input or output", 1024).macs
+        1024
     """
 
     layer: str
@@ -60,6 +68,10 @@ class StageSplit:
         paths: one module per path, each from the stage's input to the stage's output.
         repeated: layers that every path holds whole although they were to be divided.
         cost: multiply-accumulates of all paths relative to the stage; 1 if the grouping does not choose it.
+
+    Example:
+        >>> StageSplit([nn.Identity(), nn.Identity()]).cost
+        1.0
     """
 
     paths: list[nn.Module]
@@ -72,6 +84,14 @@ class Grouping(ABC):
 
     A grouping of your own overrides `split`, and the other members if their defaults do not suit it. It is
     passed to `netfission.fission` as an object, or by its name once it is entered in `GROUPINGS`.
+
+    Example:
+        >>> class Unmasked(Grouping):
+        ...     def split(self, stage, kept, shares, generator, scores):
+        ...         return StageSplit([stage.module for _ in shares])
+        >>> stage = Stage(nn.Linear(2, 2), torch.zeros(1, 2))
+        >>> len(Unmasked().split(stage, {}, [1.0, 1.0], torch.Generator(), {}).paths)
+        2
     """
 
     masks_weights: ClassVar[bool] = True

@@ -18,6 +18,13 @@ class CopyGrouping(Grouping):
     Exit 0 keeps the weights given. Equal branches would get equal gradients and stay equal for good, so
     each other path starts from weights of its own: the same values in random order, tensor by tensor,
     which is a fresh draw from the model's own initialisation. It also undoes any pretraining there.
+
+    Example:
+        >>> from torch import nn
+        >>> stage = Stage(nn.Linear(2, 2), torch.zeros(1, 2))
+        >>> split = CopyGrouping().split(stage, {}, [1.0, 1.0], torch.Generator(), {})
+        >>> [path.weight.shape for path in split.paths]
+        [torch.Size([2, 2]), torch.Size([2, 2])]
     """
 
     def split(

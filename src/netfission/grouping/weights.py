@@ -25,6 +25,13 @@ class WeightGrouping(Grouping):
     Attributes:
         keep_shortcuts: give every path the whole of each shortcut's projection (modules named
             `shortcut` or `downsample`), as the paper's code does, instead of dividing it as well.
+
+    Example:
+        >>> from torch import nn
+        >>> stage = Stage(nn.Linear(4, 4), torch.zeros(1, 4))
+        >>> split = WeightGrouping().split(stage, {}, [1.0, 1.0], torch.Generator(), {})
+        >>> [int(path.weight.count_nonzero()) for path in split.paths]
+        [8, 8]
     """
 
     keep_shortcuts: bool = False
