@@ -162,7 +162,7 @@ def test_the_card_says_where_the_temperature_is_a_guess(finished_run):
         assert ("the temperature is a guess" in model_card(classifier.spec, own)) is guessed
 
 
-def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
+def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch, tmp_path):
     pushed = {}
 
     class Api:
@@ -179,6 +179,10 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch):
     monkeypatch.setattr("netfission.classifier.hub.is_in_reach", lambda: True)
     nf.Classifier.from_pretrained(finished_run).push_to_hub("someone/digits")
     assert pushed["someone/digits"] > {"config.json", "model.safetensors", "README.md"}
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    classifier.save_pretrained(tmp_path / "digits", push_to_hub=True, repo_id="someone/again")
+    classifier.save_pretrained(tmp_path / "digits", push_to_hub=True)
+    assert pushed["someone/again"] == pushed["digits"] == pushed["someone/digits"]
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def test_threads_are_used_and_given_back(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("nothing-known", "model must be .*, got 'nothing-known'; .*no run is in a folder of that name"),
-        ("no/such/run", "model must be .*, got 'no/such/run'; .*no run is in a folder of that name"),
-        (".", "no run is in a folder of that name"),
+        ("nothing-known", "model must be .*, a timm name or torchvision/NAME, got 'nothing-known'"),
+        ("no/such/run", "model must be .*, a timm name or torchvision/NAME, got 'no/such/run'"),
+        (".", "network must be a run's folder or a model's name, got \\. without a run$"),
         ("", "NETWORK must be given, got nothing"),
         ("wrn-10-1 --batch-sizes [1,0]", r"batch_sizes must be one or more positive integers, got \[1, 0\]"),
         ("wrn-10-1 --batch-sizes [x]", "--batch-sizes must be a list, each item an integer, got"),

@@ -33,7 +33,7 @@ def pruned():
     return network, single, nf.cost(network, IMAGES, single, batch_sizes=[1, 3], rounds=3)
 
 
-def count_noun(module, images=IMAGES[:1]):
+def size_of(module, images=IMAGES[:1]):
     return Size(*count_parameters(module), *count_macs(module, images))
 
 
@@ -51,8 +51,8 @@ def test_parameters_of_a_small_network_by_hand():
 
 def test_the_whole_networks_size(pruned):
     network, single, cost = pruned
-    assert cost.network.size == count_noun(network)
-    assert cost.reference.size == count_noun(single)
+    assert cost.network.size == size_of(network)
+    assert cost.reference.size == size_of(single)
     assert cost.network.size.macs_effective < cost.network.size.macs_dense
     assert (cost.reference.parts, cost.reference.exits) == ((), ())
 
@@ -75,11 +75,11 @@ def test_parts_add_up_and_each_exit_costs_what_it_does_alone(model, side, settin
     trunk = network.paths[0].stages
     for number, (path, after) in enumerate(zip(network.paths, (0, *network.branch_after), strict=True)):
         shared = nn.Sequential(network.stem, *trunk[:after])
-        assert cost.exits[number].alone == count_noun(nn.Sequential(shared, path), images[:1])
+        assert cost.exits[number].alone == size_of(nn.Sequential(shared, path), images[:1])
         if number:
-            assert cost.exits[number].shared == count_noun(shared, images[:1])
+            assert cost.exits[number].shared == size_of(shared, images[:1])
     last = max(network.branch_after)
-    assert cost.exits[0].shared == count_noun(nn.Sequential(network.stem, *trunk[:last]), images[:1])
+    assert cost.exits[0].shared == size_of(nn.Sequential(network.stem, *trunk[:last]), images[:1])
 
 
 def test_sizes_by_stage_and_exit_by_hand():

@@ -170,10 +170,10 @@ def test_effective_macs_are_the_products_with_kept_weights(make, density, seed):
     layer, shape = make()
     kept = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed)) < density
     apply_masks(layer, {"weight": kept})
-    count_noun = count_macs(layer, torch.randn(shape))
+    counted = count_macs(layer, torch.randn(shape))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    for expected, weight in zip(count_noun, (torch.ones_like(layer.weight), kept), strict=True):
+    for expected, weight in zip(counted, (torch.ones_like(layer.weight), kept), strict=True):
         with torch.no_grad():  # each product of a one with a one adds 1
             layer.weight.copy_(weight)
             assert layer(torch.ones(shape)).sum() == expected

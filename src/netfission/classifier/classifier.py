@@ -230,7 +230,14 @@ class Classifier(nn.Module):
         recipe = folder.load_config() if folder.config.is_file() else None
         return cls(network, spec, folder.load_calibration(), folder.load_evaluation(), recipe)
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **settings: Any,
+    ) -> str | None:
         """Write the network's files into a folder, in place of those of a network that it held before.
 
         All files are on disk before the first gets its name, so that nothing changes if the disk is full.
@@ -238,10 +245,17 @@ class Classifier(nn.Module):
 
         Args:
             save_directory: the folder; made if it does not exist.
+            push_to_hub: whether to push the network to the hub as well.
+            repo_id: see `push_to_hub`; default the folder's name.
+            **settings: of `push_to_hub`.
+
+        Returns:
+            The address of the commit on the hub, if the network was pushed.
 
         Raises:
-            ValueError: the folder is that of a run.
+            ValueError: the folder is that of a run; or see `push_to_hub`.
             OSError: it cannot be written.
+            ConnectionError: see `push_to_hub`.
         """
         folder = ModelFolder(Path(save_directory))
         if folder.config.is_file():
@@ -255,6 +269,7 @@ class Classifier(nn.Module):
         files |= self._readme(folder.readme)
         replaces = folder.weights.is_file()
         write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
+        return self.push_to_hub(repo_id or folder.path.name, **settings) if push_to_hub else None
 
     def push_to_hub(
         self,

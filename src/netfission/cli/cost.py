@@ -92,7 +92,10 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
         try:
             single = create_model(settings.network, settings.classes)
         except ValueError as error:
-            raise ValueError(f"{error}; no run is in a folder of that name") from error
+            if not Path(settings.network).exists():
+                raise
+            found = f"{settings.network} without a run"
+            raise invalid("network", "a run's folder or a model's name", found=found) from error
         side = settings.image_size or _side(settings.network, single)
         images = torch.randn(16, 3, side, side)
         labels = torch.randint(settings.classes, (16,))

@@ -20,9 +20,17 @@ from netfission.utils.errors import first_line
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"
 UNFOLLOWED = "its channels are split and concatenated in a way that Torch-Pruning does not follow"
-# What Torch-Pruning's index arithmetic raises on such channels: IndexError and ZeroDivisionError on a
-# ShuffleNet, TypeError on a gated half. ValueError: a layer it does not know.
-_UNFOLLOWED_ERRORS = (IndexError, TypeError, ZeroDivisionError, ValueError)
+# What Torch-Pruning's graph and index arithmetic raise on such channels, seen with ShuffleNets (IndexError,
+# ZeroDivisionError), gated halves (TypeError) and layers that it does not know (ValueError).
+_UNFOLLOWED_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
