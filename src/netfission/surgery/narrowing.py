@@ -9,15 +9,27 @@ from torch import Tensor, nn
 
 
 def narrowed(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.Module:
-    """A copy of `module` that holds only some slices of its tensors.
+    """Return a copy of `module` that holds only some slices of its tensors.
 
-    Layers learn their new widths from the new shapes: channels of convolutions and linear layers, groups
-    of grouped convolutions and norms (as many channels a group as before), heads of attention.
+    The widths of its layers follow the new shapes: channels of convolutions and linear layers, and heads of
+    attention. Grouped convolutions and norms keep their number of channels per group.
 
     Args:
-        module: not changed.
-        kept: parameter or buffer name → dimension → int64 indices to keep along it. What one layer feeds
-            the next must have been narrowed alike.
+        module: the module; not changed.
+        kept: parameter or buffer name → dimension → int64 indices to keep along it. The output of a layer and
+            the input of the next must keep the same indices.
+
+    Returns:
+        The smaller module.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        >>> half = torch.tensor([0, 2])
+        >>> narrowed(layers, {"0.weight": {0: half}, "0.bias": {0: half}, "1.weight": {1: half}})
+        Sequential(
+          (0): Linear(in_features=3, out_features=2, bias=True)
+          (1): Linear(in_features=2, out_features=2, bias=True)
+        )
     """
     result = copy.deepcopy(module)
     widths = _head_dims(result)
@@ -31,26 +43,32 @@ def narrowed(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.
 
 
 def fit(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-    """Give `module`'s layers the widths of these tensors, in place; the values are to be loaded.
+    """Give the layers of `module` the widths of these tensors, in place; the new tensors hold zeros.
 
     Args:
-        module: the same structure with other widths.
-        shapes: parameter or buffer name → shape; those that the module lacks are passed over, and those
-            that differ in more than their widths, as kernels of another size.
+        module: a module of the same structure with other widths.
+        shapes: parameter or buffer name → shape. Names that the module lacks are ignored, and so are shapes
+            that differ in more than their widths, such as kernels of another size.
+
+    Example:
+        >>> layer = nn.Linear(3, 4)
+        >>> fit(layer, {"weight": torch.Size([2, 3]), "bias": torch.Size([2])})
+        >>> layer
+        Linear(in_features=3, out_features=2, bias=True)
     """
     widths = _head_dims(module)
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, shape in shapes.items():
-        if name in own and own[name].ndim == len(shape) and own[name].shape[2:] == shape[2:]:
-            _set(module, name, own[name].new_zeros(shape))
+        if name in tensors and tensors[name].ndim == len(shape) and tensors[name].shape[2:] == shape[2:]:
+            _set(module, name, tensors[name].new_zeros(shape))
     _refresh(module, widths)
 
 
 def head_dim(module: nn.Module) -> int | None:
-    """Channels of one head where `module` is an attention whose heads can be divided, else None.
+    """Return the number of channels per head of an attention whose heads can be divided, else None.
 
-    That is one in the layout of timm: `qkv` gives queries, keys and values of all heads, `proj` takes
-    the heads' outputs side by side, and there are `num_heads` of them.
+    Such an attention has the layout of timm: `qkv` returns queries, keys and values of all heads, `proj` maps
+    the concatenated outputs of the heads, and `num_heads` is their number.
     """
     qkv, proj, heads = (getattr(module, name, None) for name in ("qkv", "proj", "num_heads"))
     if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and isinstance(heads, int)):
@@ -82,7 +100,7 @@ def _head_dims(module: nn.Module) -> dict[nn.Module, int]:
 
 
 def _refresh(module: nn.Module, head_dims: Mapping[nn.Module, int]) -> None:
-    """Bring what the layers say of their widths in line with their tensors."""
+    """Set the widths that the layers store to those of their tensors."""
     for layer in module.modules():
         match layer:
             case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
