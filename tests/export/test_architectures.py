@@ -25,21 +25,21 @@ SMALL = [
 ]
 
 
-def measured(model, grouping, formats):
+def measure(model, grouping, formats):
     with warnings.catch_warnings():
-        # That paths of some stages cost more than the stage; and oddities of PyTorch's own exporter.
+        # The paths of some stages cost more than the stage; and PyTorch's own exporter warns.
         warnings.simplefilter("ignore")
-        return exports.measured(exports.fissioned(model, grouping), model, formats)
+        return exports.measure(exports.build_classifier(model, grouping), model, formats)
 
 
 @pytest.mark.parametrize("grouping", exports.GROUPINGS)
 @pytest.mark.parametrize("model", SMALL)
 def test_a_saved_network_of_any_kind_comes_back_bit_for_bit(model, grouping):
-    assert measured(model, grouping, []) == {"loaded": True}
+    assert measure(model, grouping, []) == {"loaded": True}
 
 
 @pytest.mark.parametrize("model", ["timm/convnext_atto", "timm/regnety_002", "timm/vit_tiny_patch16_224"])
 def test_other_than_plain_convolutions_are_exported(model):
-    found = measured(model, "channels", ["onnx", "pt2"])
+    found = measure(model, "channels", ["onnx", "pt2"])
     for format in ("onnx", "pt2"):
         assert found[format]["difference"] < 1e-5
