@@ -84,3 +84,8 @@ def test_settings_need_neither_torch_nor_yaml():
     code = "import sys, netfission.config; print({'torch', 'yaml'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_setting_whose_name_is_no_text_is_refused():
+    with pytest.raises(ValueError, match=r"setting must be one of .*, got 1$"):
+        RunConfig.from_dict({1: 2})

@@ -71,15 +71,17 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first used (PEP 562)."""
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker reads the imports above, and finds names that do not exist
 
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"netfission.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name):
+        """Import a public name when it is first used (PEP 562)."""
+        from importlib import import_module
+
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"netfission.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
+from netfission.runs.train import train
 
 SHAPE = (3, 8, 8)
 IMAGES = torch.randint(256, (6, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -192,6 +193,7 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch, tmp_p
         ("model.safetensors", None, r"model\.safetensors must be the weights of a network, got no such"),
         ("config.json", b"{", r"config\.json must be a valid JSON file, got damaged content"),
         ("config.json", b"[]", r"config\.json must be settings by name, got list"),
+        ("config.json", b"[" * 100_000, r"config\.json must be a valid JSON file, got damaged content"),
         ("config.json", b'{"format": 2, "netfission": "9.1", "new": 1}', "got format 2 of netfission 9.1"),
         ("config.json", b'{"shape": []}', "config.json must be the description of a network, got damaged"),
         ("calibration.json", b'{"n": 3}', "calibration.json must be a valid JSON file, got damaged content"),
@@ -333,3 +335,12 @@ def test_what_predict_refuses(small, pixels, found):
 
 def test_the_description_is_json(finished_run):
     assert json.loads((finished_run / "config.json").read_text())["format"] == 1
+
+
+def test_fewer_class_names_than_the_weights_have_are_refused(settings_of, tmp_path):
+    train(settings_of(grouping="channels", sparsity=0.0, epochs=1), tmp_path / "run", progress=False)
+    spec = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(spec | {"classes": ["a", "b"]}))
+    message = r"must be the weights of .*config\.json, got others \(10 classes, not 2\)"
+    with pytest.raises(ValueError, match=message):
+        nf.Classifier.from_pretrained(tmp_path / "run")

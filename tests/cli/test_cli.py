@@ -49,6 +49,8 @@ def parse(*flags: str) -> RunConfig:
         ("train --data digitz", "digits"),
         ("train --data ./nowhere", "nowhere"),
         ("train --optimizer sdg", "--optimizer must be one of sgd, adamw, got 'sdg'; did you mean sgd"),
+        ("train --clip -1e-3", r"clip must be .*, got -0\.001$"),
+        ("train --temperature 1" + 400 * "0", "--temperature must be a number, got '1000"),
         ("train --epochs 0", "epochs must be a positive integer, got 0$"),
         ("train --bogus 1", "flag must be one that netfission train accepts, got '--bogus'; see "),
         ("train --exit 1", r"flag must be .*, got '--exit'; did you mean --exits\?$"),
@@ -92,6 +94,7 @@ def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, 
         ("ratio: [1, a]", r'ratio\[1\] must be a number, got "a"$'),
         ("exit: 2", "setting must be one that netfission train accepts, got 'exit'; did you mean exits"),
         ("batch-size: 2", r"setting must be .*, got 'batch-size'; did you mean batch_size\?$"),
+        ("1: 2", "setting must be one that netfission train accepts, got '1'"),
         ("config: other.yaml", "setting must be one that netfission train accepts, got 'config'"),
     ],
 )
@@ -110,6 +113,7 @@ def test_a_recipes_setting_that_is_not_valid_is_named_with_its_file(text, messag
     [
         (b"a: [", "must be YAML, got damaged text"),
         (b"\xff\xfe\x00", "must be YAML, got damaged text"),
+        (b"false", "must be a mapping from settings to values, got False$"),
         (b"- a", r"must be a mapping from settings to values, got \['a'\]$"),
     ],
 )

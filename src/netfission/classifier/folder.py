@@ -162,7 +162,9 @@ class NetworkSpec:
             network.load_state_dict(state)
             if self._has_channel_groups:
                 with torch.no_grad():
-                    network(torch.zeros(1, *self.shape))  # raises if layers do not fit one another
+                    logits = network(torch.zeros(1, *self.shape))  # raises if layers do not fit one another
+                if logits.shape[2] != len(self.classes):
+                    raise RuntimeError(f"{logits.shape[2]} classes, not {len(self.classes)}")
         except RuntimeError as error:
             lines = str(error).splitlines()  # the first line of several is a title
             raise WeightsError(lines[min(1, len(lines) - 1)].strip()) from error
@@ -340,7 +342,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         raise invalid(str(path.parent), "the folder of a run", found=f"one without {path.name}", hint=hint)
     try:
         content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         found = f"damaged content ({first_line(error)})"
         raise invalid(str(path), f"a valid {path.suffix[1:].upper()} file", found=found) from error
     if not isinstance(content, Mapping):

@@ -34,7 +34,7 @@ def add_run_options(parser: Parser, *, out: str, default: str | None = None) -> 
         help="number of times that each contender is timed (default: as before, or 15)",
         group=group,
     )
-    parser.add("--out", str | None, default, out, group=group, metavar="FOLDER")
+    parser.add("--out", str | None if default is None else str, default, out, group=group, metavar="FOLDER")
 
 
 def run_options(settings: Namespace) -> dict[str, Any]:

@@ -28,6 +28,7 @@ PARTS = {
     "training": TrainingConfig,
 }
 
+_NEGATIVE = re.compile(r"-\.?(\d|inf)")
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "{true,false}"}
 
 
@@ -167,17 +168,22 @@ class Parser(ArgumentParser):
         return super().format_help()
 
     def _hyphenated(self, arguments: Sequence[str]) -> Iterator[str]:
-        """The arguments, flags with hyphens; ValueError where a flag is unknown."""
-        flags = True
-        for argument in arguments:
-            flags = flags and argument != "--"
-            if not (flags and argument.startswith("--")):
+        """Return the arguments, flags with hyphens; ValueError if a flag is unknown."""
+        rest = list(arguments)
+        while rest:
+            argument = rest.pop(0)
+            if argument == "--":
+                yield from [argument, *rest]
+                return
+            if not argument.startswith("--"):
                 yield argument
                 continue
             name, equals, value = argument.partition("=")
             flag = name.replace("_", "-")
             if flag not in self._option_string_actions:
                 raise self._unknown("flag", name, self._option_string_actions)
+            if not equals and rest and _NEGATIVE.match(rest[0]):  # argparse takes -1e-3 for a flag
+                equals, value = "=", rest.pop(0)
             yield f"{flag}{equals}{value}"
 
     def _in_plain_words(self, error: ArgumentError) -> Exception:
@@ -204,13 +210,15 @@ class Parser(ArgumentParser):
         import yaml
 
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise invalid(
                 "--config", "a file that can be read", found=f"{path} ({error.strerror})"
             ) from error
         except (ValueError, yaml.YAMLError) as error:
             raise invalid(path, "YAML", found=f"damaged text ({error})") from error
+        if content is None:  # an empty file
+            return {}
         if not isinstance(content, Mapping):
             raise invalid(path, "a mapping from settings to values", content)
         for name in content:

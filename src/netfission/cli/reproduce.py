@@ -14,7 +14,12 @@ def parser() -> Parser:
     parser = Parser(run.__doc__)
     parser.add("grid", str, help=f"{', '.join(named_grids())}, or a YAML file of your own")
     group = parser.add_argument_group("comparison")
-    parser.add("--scale", str, "laptop", "paper: in full; laptop: hours on a CPU", group=group)
+    parser.add(
+        "--scale",
+        str | None,
+        help="paper: in full; laptop: hours on a CPU (default: laptop, or the grid's only scale)",
+        group=group,
+    )
     parser.add(
         "--seeds", int | None, help="number of runs of each contender (default: the grid's)", group=group
     )
@@ -36,8 +41,9 @@ def run(settings: Namespace) -> None:
 
     file = find_grid(settings.grid)
     changes = {} if settings.data is None else {"data": absolute_data(settings.data)}
-    grid = file.at(settings.scale, seeds=settings.seeds, **changes)
+    scale = settings.scale or (next(iter(file.scales)) if len(file.scales) == 1 else "laptop")
+    grid = file.at(scale, seeds=settings.seeds, **changes)
     options = run_options(settings)
-    out = Path(settings.out or Path("reproduce") / f"{file.name}-{settings.scale}")
+    out = Path(settings.out or Path("reproduce") / f"{file.name}-{scale}")
     print(f"{file.title}: {count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
     print_comparison(compare_grid(grid, out, **options), out)

@@ -33,7 +33,7 @@ from netfission.report.style import (
 from netfission.report.votes import Votes, collect_votes
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
-from netfission.utils.errors import invalid
+from netfission.utils.errors import check_choice, invalid
 from netfission.utils.files import write_together
 
 
@@ -237,7 +237,7 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
 def _split_settings(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings that were chosen, and those left at their defaults."""
     defaults = RunConfig().to_dict()
-    used = METHODS[run.config.method.method].settings
+    used = METHODS[check_choice("method", run.config.method.method, METHODS)].settings
     unused = {field.name for field in fields(MethodConfig)} - {"method", *used}
     settings = {name: value for name, value in run.config.to_dict().items() if name not in unused}
     always = {"data": run.data, "model": run.spec.model, "exits": run.exits, "seed": run.config.fission.seed}

@@ -99,7 +99,7 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
         >>> did_you_mean("snap", ["erk", "snip"])
         'did you mean snip?'
     """
-    close = get_close_matches(value, known, n=3, cutoff=0.5)
+    close = get_close_matches(str(value), known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -108,7 +108,12 @@ def _number(content: Any) -> Any:
     """Return integers as floats, and so numbers that YAML 1.1 reads as text: 1e-3 and 1E6, without a dot."""
     written = isinstance(content, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", content)
     integer = isinstance(content, int) and not isinstance(content, bool)
-    return float(content) if written or integer else content
+    if not (written or integer):
+        return content
+    try:
+        return float(content)
+    except OverflowError:  # an integer beyond the range of floats
+        return content
 
 
 def _is(content: Any, kind: type) -> bool:
