@@ -178,9 +178,9 @@ class FastGeometricMethod(SingleTrainingMethod):
 
     The training follows the schedule in the settings except for its last part, the share `cycling`. There the
     rate falls linearly from a half to a tenth of the peak and rises again, in cycles; a snapshot is taken at
-    each low. Share and rates are those of the authors' CIFAR-100 results for WRN-28-10 and PreResNet-164
-    (github.com/timgaripov/dnn-mode-connectivity, README: the last 40 of 200 epochs; rates 0.05 and 0.01,
-    where training starts with 0.1).
+    each low. Share and rates are those of the authors' CIFAR-100 results for WRN-28-10 and PreResNet-164: the
+    last 40 of 200 epochs, and rates of 0.05 and 0.01 if training starts with 0.1. See the README of
+    github.com/timgaripov/dnn-mode-connectivity.
 
     In the authors' code a cycle is 2 epochs long, which gives the number of snapshots. Here there are `exits`
     snapshots and the training ends at the last low, so that a cycle is `cycling / (exits - 1/2)` of it.
