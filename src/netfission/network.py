@@ -134,7 +134,11 @@ class FissionNetwork(MaskedModule):
         return [("stem", {0: self.stem}), *stages, ("head", heads)]
 
     def summary(self) -> str:
-        """Return the parameters of each path per stage, and the layers that all paths repeat, as text."""
+        """Return the parameters of each path per stage, and the layers that all paths repeat, as text.
+
+        A network by channels that was loaded from files lists no repeated layers: its widths come from its
+        weights, without finding the channel groups again.
+        """
         width = max(len(name) for name, _ in self.parts)
         lines = [f"{'':{width}}  parameters of each path"]
         for name, modules in self.parts:
