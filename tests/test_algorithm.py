@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import netfission as nf
 from netfission.config import FissionSettings
-from netfission.grouping import CopyGrouping, WeightGrouping
+from netfission.grouping import CopyGrouping, Grouping, StageSplit, WeightGrouping
 from netfission.models import create_model
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -248,6 +248,10 @@ def test_the_settings_are_those_of_the_config() -> None:
             r"example_input must be at least one image, got shape \(0, ",
         ),
         (
+            {"exits": 2, "example_input": IMAGES[0]},
+            r"example_input must be images, float \(batch, .*, got float32 of shape \(3, 8, 8\)$",
+        ),
+        (
             {"exits": 2, "example_input": IMAGES / 0},
             "example_input must be finite, got NaN or infinite values",
         ),
@@ -287,3 +291,27 @@ def test_more_exits_than_stages_go_with_branch_points(model: nn.Module) -> None:
     net = nf.fission(model, 5, branch_after=[1, 1, 2, 2], example_input=IMAGES)
     logits: Tensor = net(IMAGES)
     assert logits.shape == (4, 5, 10)
+
+
+def test_a_keyword_that_is_unknown_is_a_type_error(model: nn.Module) -> None:
+    message = r"^keyword must be one of exits, grouping, .*, seed, got 'exit'; did you mean exits\?$"
+    with pytest.raises(TypeError, match=message):
+        nf.fission(model, exit=3, example_input=IMAGES)  # type: ignore[call-arg]
+
+
+class UnmaskedGrouping(Grouping):
+    """One that forgets what pruning removed."""
+
+    def split(self, stage: Any, kept: Any, shares: Any, generator: Any, scores: Any) -> StageSplit:
+        return StageSplit([copy.deepcopy(stage.module) for _ in shares])
+
+
+def test_a_grouping_that_ignores_pruning_is_refused(model: nn.Module) -> None:
+    grouping = UnmaskedGrouping()
+    assert nf.fission(model, 2, grouping=grouping, example_input=IMAGES)(IMAGES).shape == (4, 2, 10)
+    message = (
+        r"^grouping must be one whose paths hold only the weights that pruning kept, "
+        r"got removed weights of \S+conv1\.weight; apply kept in its split$"
+    )
+    with pytest.raises(ValueError, match=message):
+        nf.fission(model, 2, grouping=grouping, sparsity=0.5, criterion="magnitude", example_input=IMAGES)

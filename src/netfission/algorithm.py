@@ -16,7 +16,7 @@ from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import Backbone, cut, resolve_branches
 from netfission.surgery.example import example_images
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
-from netfission.utils.errors import check_choice
+from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
 
 
@@ -52,6 +52,7 @@ def fission(
 
     Raises:
         ValueError: a setting is not valid, or the model cannot be cut.
+        TypeError: a keyword is unknown.
 
     Warns:
         UserWarning: a layer of a path got no weights, or the paths of a stage together need over 5 % more
@@ -68,6 +69,7 @@ def fission(
         >>> net.stage_names, net.branch_after
         (('block1', 'block2', 'bn'), (1, 2))
     """
+    _check_keywords(settings)
     name = grouping if isinstance(grouping, str) else repr(grouping)
     config = FissionConfig(exits=exits, grouping=name, **cast(dict[str, Any], settings))
     divider = find_grouping(grouping, config)
@@ -84,6 +86,16 @@ def fission(
     for module in (network, network.paths, *network.paths, *(path.stages for path in network.exit_paths)):
         module.training = model.training
     return network
+
+
+def _check_keywords(settings: Mapping[str, object]) -> None:
+    """Raise a TypeError for a keyword that `fission` does not accept."""
+    known = ("exits", "grouping", "batches", "example_input", *FissionSettings.__annotations__)
+    for name in settings:
+        try:
+            check_choice("keyword", name, known)
+        except ValueError as error:
+            raise TypeError(str(error)) from None
 
 
 def _analyse(backbone: Backbone, example: Tensor) -> list[Stage]:
@@ -151,8 +163,23 @@ def _split(
     for index, stage in enumerate(stages):
         prefix = f"stages.{index}."
         shares = [config.shares[exit_] for exit_ in _exits_in(index, branches)]
-        splits.append(grouping.split(stage, _below(kept, prefix), shares, generator, _below(scores, prefix)))
+        kept_here = _below(kept, prefix)
+        split = grouping.split(stage, kept_here, shares, generator, _below(scores, prefix))
+        if grouping.masks_weights:
+            _check_pruned(split, kept_here)
+        splits.append(split)
     return splits
+
+
+def _check_pruned(split: StageSplit, kept: Mapping[str, Tensor]) -> None:
+    """Refuse a grouping whose paths hold weights that pruning removed."""
+    for path in split.paths if kept else ():
+        for name, mask in kept_masks(path).items():
+            if name in kept and mask.shape == kept[name].shape and (mask & ~kept[name]).any():
+                expected = "one whose paths hold only the weights that pruning kept"
+                raise invalid(
+                    "grouping", expected, found=f"removed weights of {name}", hint="apply kept in its split"
+                )
 
 
 def _exits_in(index: int, branches: Sequence[int]) -> list[int]:

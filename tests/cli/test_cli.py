@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,23 +38,23 @@ def parse(*flags: str) -> RunConfig:
         ("evaluate", "RUN must be given, got nothing; see netfission evaluate --help$"),
         ("serve RUN --device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'; did you mean cpu"),
         ("export RUN --format zip", "--format must be one of onnx, pt2, got 'zip'$"),
-        ("train --exits 0", "exits must be a positive integer, got 0$"),
-        ("train --exits 9", r"exits must be at most 3, one per stage \(block1, block2, bn\), got 9; "),
-        ("train --sparsity 1", r"sparsity must be the share of weights to remove, in \[0, 1\), got 1\.0$"),
-        ("train --sparsity -0.1", r"sparsity must be the share of weights .*, got -0\.1$"),
-        ("train --ratio [1,2]", r"ratio must be 3 positive numbers, one per exit, got \[1\.0, 2\.0\]$"),
+        ("train --exits 0", "^--exits must be a positive integer, got 0$"),
+        ("train --exits 9", r"^--exits must be at most 3, one per stage \(block1, block2, bn\), got 9; "),
+        ("train --sparsity 1", r"^--sparsity must be the share of weights to remove, in \[0, 1\), got 1\.0$"),
+        ("train --sparsity -0.1", r"^--sparsity must be the share of weights .*, got -0\.1$"),
+        ("train --ratio [1,2]", r"^--ratio must be 3 positive numbers, one per exit, got \[1\.0, 2\.0\]$"),
         (
             "train --criterion snop --sparsity 0.5",
-            "criterion must be one of .*, got 'snop'; did you mean snip",
+            "^--criterion must be one of .*, got 'snop'; did you mean snip",
         ),
-        ("train --grouping weight", "grouping must be one of .*, got 'weight'; did you mean weights"),
+        ("train --grouping weight", "^--grouping must be one of .*, got 'weight'; did you mean weights"),
         ("train --model wrn-16-22x", "wrn-16-2"),
-        ("train --data digitz", "digits"),
+        ("train --data digitz", "^--data must be one of digits, .*, got 'digitz'; did you mean digits"),
         ("train --data ./nowhere", "nowhere"),
         ("train --optimizer sdg", "--optimizer must be one of sgd, adamw, got 'sdg'; did you mean sgd"),
-        ("train --clip -1e-3", r"clip must be .*, got -0\.001$"),
+        ("train --clip -1e-3", r"^--clip must be .*, got -0\.001$"),
         ("train --temperature 1" + 400 * "0", "--temperature must be a number, got '1000"),
-        ("train --epochs 0", "epochs must be a positive integer, got 0$"),
+        ("train --epochs 0", "^--epochs must be a positive integer, got 0$"),
         ("train --bogus 1", "flag must be one that netfission train accepts, got '--bogus'; see "),
         ("train --exit 1", r"flag must be .*, got '--exit'; did you mean --exits\?$"),
         ("train --bach_size=1", r"flag must be .*, got '--bach_size'; did you mean --batch-size\?$"),
@@ -79,9 +82,10 @@ def parse(*flags: str) -> RunConfig:
 def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(request_.split()) == 2
-    error = capsys.readouterr().err
+    printed, error = capsys.readouterr()
     assert error.count("\n") == 1
     assert error.startswith("netfission: ")
+    assert printed == ""
     assert re.search(message, error.removeprefix("netfission: ").rstrip("\n"))
     assert not list(tmp_path.rglob("config.yaml"))
 
@@ -148,7 +152,7 @@ def test_a_command_that_is_stopped_says_what_goes_on(request_, rest, capsys, mon
 
 
 def test_training_that_had_begun_goes_on_with_resume(tmp_path, capsys, monkeypatch):
-    def stopped(config, out, resume):
+    def stopped(config, out, resume, callbacks):
         RunFolder(out).claim(config, resume)
         raise KeyboardInterrupt
 
@@ -156,6 +160,44 @@ def test_training_that_had_begun_goes_on_with_resume(tmp_path, capsys, monkeypat
     assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 130
     told = "netfission: stopped; the same command with --resume goes on\n"
     assert capsys.readouterr().err == told
+
+
+def test_only_settings_of_the_command_are_written_as_flags():
+    parser = command_parser("evaluate")
+    assert parser.in_flags("max_cost must be above max_accuracy_drop") == (
+        "--max-cost must be above --max-accuracy-drop"
+    )
+    for message in (
+        "epochs must be 1",  # train's
+        "data folder runs/data does not exist",
+        "--data must be left out",
+        "run must be a folder, got one without data",
+        "",
+    ):
+        assert parser.in_flags(message) == message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pipes as POSIX has them")
+@pytest.mark.parametrize("flags", [["--help"], ["wrn-10-1", "--rounds", "1", "--batch-sizes", "[1]"]])
+def test_a_closed_pipe_ends_a_command_in_silence(flags):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "netfission", "cost", *flags]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command, env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_to_something_else_is_an_error(capsys, monkeypatch):
+    def broken(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(command_module("evaluate"), "run", broken)
+    assert main(["evaluate", "RUN"]) == 2
+    assert capsys.readouterr().err == "netfission: [Errno 32] Broken pipe\n"
 
 
 def test_an_error_cannot_steer_the_terminal(capsys):
@@ -229,7 +271,7 @@ def test_where_the_data_set_has_moved_evaluate_says_what_to_pass(finished_run, t
     config = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"data": str(tmp_path / "gone")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["evaluate", str(tmp_path)]) == 2
-    told = f"data must be a folder that exists, got {tmp_path}/gone; pass --data, where it is now"
+    told = f"--data must be a folder that exists, got {tmp_path}/gone; pass where it is now"
     assert capsys.readouterr().err == f"netfission: {told}\n"
 
 
@@ -244,5 +286,8 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert "ensemble" in table
     assert table in trained
     assert f"wrote {run}" in trained
+    assert trained.startswith(f"writing to {run}\n")
     assert main(["train", *flags.split(), "--out", run]) == 2
-    assert "out must be a new or empty folder" in capsys.readouterr().err
+    printed, error = capsys.readouterr()
+    assert "netfission: --out must be a new or empty folder" in error
+    assert printed == ""

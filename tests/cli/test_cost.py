@@ -103,14 +103,17 @@ def test_threads_are_used_and_given_back(tmp_path):
         ("no/such/run", "model must be .*, a timm name or torchvision/NAME, got 'no/such/run'"),
         (".", "network must be a run's folder or a model's name, got \\. without a run$"),
         ("", "NETWORK must be given, got nothing"),
-        ("wrn-10-1 --batch-sizes [1,0]", r"batch_sizes must be one or more positive integers, got \[1, 0\]"),
+        (
+            "wrn-10-1 --batch-sizes [1,0]",
+            r"--batch-sizes must be one or more positive .*, got \[1, 0\]",
+        ),
         ("wrn-10-1 --batch-sizes [x]", "--batch-sizes must be a list, each item an integer, got"),
         ("wrn-10-1 --rounds 0", "--rounds must be a positive integer, got 0"),
         ("wrn-10-1 --threads 0", "--threads must be a positive integer, got 0"),
         ("wrn-10-1 --classes 0", "--classes must be a positive integer, got 0"),
         ("wrn-10-1 --image-size 0", "--image-size must be a positive integer, got 0"),
-        ("wrn-10-1 --exits 9", "exits must be at most 3, one per stage"),
-        ("wrn-10-1 --sparsity 1", r"sparsity must be the share .*, got 1\.0"),
+        ("wrn-10-1 --exits 9", "--exits must be at most 3, one per stage"),
+        ("wrn-10-1 --sparsity 1", r"--sparsity must be the share .*, got 1\.0"),
         ("wrn-10-1 --device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'"),
         ("wrn-10-1 --device cuda", "--device must be auto or cpu, got 'cuda'; no GPU can be used here"),
         ("wrn-10-1 --out no/cost.json", "--out must be a file in a folder that exists, got no/cost.json"),
@@ -125,6 +128,13 @@ def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, capsys, tmp
     assert error.count("\n") == 1
     assert error.startswith("netfission: ")
     assert re.search(message, error)
+
+
+def test_on_a_terminal_it_says_what_it_does(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["cost", str(run[0]), *QUICK.split(), "--device", "cpu"]) == 0
+    told = "measuring wrn-10-1, exits: 2, grouping: weights, sparsity: 0.5 on cpu …\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("flag", ["--exits 4", "--sparsity 0.9", "--classes 7", "--image-size 64"])

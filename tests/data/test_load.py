@@ -125,7 +125,8 @@ def test_corrupt_file_is_refused_by_name(image_folder: Callable[..., Path]) -> N
     folder = image_folder()
     broken = folder / "cat" / "RGB004.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"cat/RGB004\.png must be a readable image, got .*corrupt='skip'"):
+    message = r"cat/RGB004\.png must be a readable image, got .*; remove it, or set corrupt to skip"
+    with pytest.raises(ValueError, match=message):
         load_data(str(folder))
 
 

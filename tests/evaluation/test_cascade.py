@@ -119,18 +119,21 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
         ("--single elsewhere", "--single must be left out unless --cascade is given, got 'elsewhere'"),
         (
             "--cascade --max-accuracy-drop 1 --max-cost 1",
-            "max_cost must be None if max_accuracy_drop is given, got 1.0",
+            "--max-cost must be left out if --max-accuracy-drop is given, got 1.0",
         ),
         (
             "--cascade --max-accuracy-drop -1",
-            "max_accuracy_drop must be from 0 to 100 percentage points, unless max_cost is given, got -1.0",
+            "--max-accuracy-drop must be from 0 to 100 percentage points, unless --max-cost is given, got -1",
         ),
-        ("--cascade --max-cost 0.3", "max_cost must be at least 1, the cost of the first exit, got 0.3"),
+        ("--cascade --max-cost 0.3", "--max-cost must be at least 1, the cost of the first exit, got 0.3"),
         (
             "--cascade --rule confident",
             "--rule must be one of margin, confidence, agreement, got 'confident'",
         ),
-        ("--cascade --single {run}", "single must be a run of wrn-10-1 with exits=1 on the same data, got "),
+        (
+            "--cascade --single {run}",
+            "--single must be a run of wrn-10-1 with exits=1 on the same data, got ",
+        ),
         (
             "--cascade --single elsewhere",
             "elsewhere must be the folder of a run, got one without",

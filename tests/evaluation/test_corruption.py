@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -87,15 +86,6 @@ def test_small_images_are_refused():
         ValueError, match=r"^pixels must be at least 32×32 per image for corruptions, got 31×31$"
     ):
         corrupt_images(pictures(side=31), "fog", 1, 0)
-
-
-def test_without_the_library_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    with pytest.raises(
-        ValueError,
-        match=r"^imagecorruptions-imaug must be installed .*; pip install 'netfission\[corruptions\]'$",
-    ):
-        corruption_names()
 
 
 def figures(top1, nll, exits):

@@ -172,8 +172,12 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digits", "ood must be images that the run was not trained on, got 'digits'"),
-        ("invert", "data must be one of digits, cifar10, cifar100, tiny-imagenet, or a folder, got 'invert'"),
+        ("digits", "--ood must be images that the run was not trained on, got 'digits'"),
+        (
+            "invert",
+            "--ood must be one of digits, cifar10, cifar100, tiny-imagenet, inverted, rotated, or a folder, "
+            "got 'invert'; did you mean inverted?",
+        ),
         ("{tmp}/empty", "empty must be a folder with images, got no image file"),
         ("{tmp}/nowhere", "nowhere does not exist"),
     ],

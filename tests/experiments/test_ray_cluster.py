@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from netfission.cli import main
@@ -22,6 +24,15 @@ def test_an_address_that_does_not_answer_is_refused_in_one_line(address, tmp_pat
     request = "compare --data digits --model wrn-10-1 --methods [single] --epochs 1"
     assert main([*request.split(), "--ray", address, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "ray must be the address of a Ray cluster (auto, local, HOST:PORT or ray://HOST:PORT)" in error
+    assert "--ray must be the address of a Ray cluster (auto, local, HOST:PORT or ray://HOST:PORT)" in error
     assert f"got no answer at {address}" in error
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    request = "compare --data digits --model wrn-10-1 --methods [single] --epochs 1 --ray local"
+    assert main([*request.split(), "--out", str(tmp_path / "out")]) == 2
+    hint = "install it by pip install 'netfission[ray]'"
+    assert capsys.readouterr().err.splitlines()[-1] == f"netfission: a Ray cluster needs ray; {hint}"
     assert not (tmp_path / "out" / "runs").exists()

@@ -110,7 +110,7 @@ def test_published_weights_of_timm_without_network_are_soon_given_up(monkeypatch
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     start = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"weights of 'resnet10t', .* pass pretrained=False"):
+    with pytest.raises(ConnectionError, match=r"weights of 'resnet10t', .* set pretrained to false"):
         create_model("resnet10t", 10, pretrained=True)
     assert time.monotonic() - start < 20
 
@@ -122,7 +122,7 @@ def test_pretrained_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     monkeypatch.setattr("timm.create_model", fail)
     for name in ("torchvision/squeezenet1_1", "timm/resnet10t"):
-        with pytest.raises(ConnectionError, match=f"weights of '{name}', .* pass pretrained=False"):
+        with pytest.raises(ConnectionError, match=f"weights of '{name}', .* set pretrained to false"):
             create_model(name, 10, pretrained=True)
 
 

@@ -267,5 +267,5 @@ def test_standard_output_closed_early_ends_it_quietly(digits_run, digit_files):
     with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert json.loads(process.stdout.readline())["image"]
         process.stdout.close()
-        assert process.wait(timeout=300) == 1
+        assert process.wait(timeout=300) == 141
         assert process.stderr.read() == b""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from netfission.cli.parser import Parser
 
+STDOUT = 1  # its file descriptor
+
 # The commands, and the extra of dependencies that each needs.
 COMMANDS = {
     "compare": "train",
@@ -36,23 +38,25 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         arguments: the command's name and its arguments; default `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, 1 if the work failed, 2 for a bad request, 130 if it was interrupted.
+        The exit status: 0, 1 if the work failed, 2 for a bad request, 130 if it was interrupted, 141 if the
+        reader of standard output has closed it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else ""
     try:
         warnings.showwarning = _one_line_warning
-        if name in COMMANDS:
-            _run(name, given[1:])
-        else:
-            _overview(given)
+        _dispatch(name, given)
     except KeyboardInterrupt as error:
         return _report(KeyboardInterrupt(str(error) or _stopped(name)), 130)
     except Exception as error:
         status = _status(error)
         if status is None:
             raise
-        return _report(error, status)
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            # Python would complain when it flushes standard output at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+            return 141  # 128 + SIGPIPE, as of a tool that the signal ends
+        return _report(error, status, name)
     return 0
 
 
@@ -68,6 +72,35 @@ def command_parser(name: str) -> "Parser":
     parser: Parser = command_module(name).parser()
     parser.prog = f"netfission {name}"
     return parser
+
+
+def _dispatch(name: str, given: "Sequence[str]") -> None:
+    """Run the command, or print the help; write all that was printed."""
+    try:
+        if name in COMMANDS:
+            _run(name, given[1:])
+        else:
+            _overview(given)
+    except SystemExit:  # after a help or the version
+        _flush()
+        raise
+    _flush()
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    import select
+
+    if not hasattr(select, "poll"):  # Windows, where such a pipe raises another error
+        return False
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    return bool(poll.poll(0))
 
 
 def _run(name: str, arguments: "Sequence[str]") -> None:
@@ -127,10 +160,13 @@ def _stopped(command: str) -> str:
     return "stopped; the same command starts over"
 
 
-def _report(error: BaseException, status: int) -> int:
+def _report(error: BaseException, status: int, command: str = "") -> int:
     if os.environ.get("NETFISSION_TRACEBACK"):
         raise error
-    print("netfission: " + _one_line(error), file=sys.stderr)
+    message = _one_line(error)
+    if isinstance(error, ValueError) and command in COMMANDS:
+        message = command_parser(command).in_flags(message)
+    print(f"netfission: {message}", file=sys.stderr)
     return status
 
 

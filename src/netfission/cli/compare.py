@@ -7,6 +7,7 @@ from netfission.cli.grid_options import add_run_options, print_comparison, run_o
 from netfission.cli.parser import PARTS, Parser, run_settings
 from netfission.experiments.contenders import CONTENDERS
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.text import count_noun
 
 
 def parser() -> Parser:
@@ -47,6 +48,6 @@ def run(settings: Namespace) -> None:
     reference = check_choice("--reference", settings.reference or next(iter(contenders)), contenders)
     common = run_settings(settings, {"methods", "seeds", "reference", *options})
     out = Path(settings.out)
-    print(f"writing to {out}", flush=True)
     grid = Grid(contenders, range(settings.seeds), common, reference)
+    print(f"{count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
     print_comparison(compare_grid(grid, out, **options), out)

@@ -1,5 +1,6 @@
 """`netfission cost`."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ def run(settings: Namespace) -> None:
     device = _device(settings.device)
     with _threads(settings.threads):
         title, network, single, images = _network_and_single(settings)
+        if sys.stderr.isatty():
+            print(f"measuring {title} on {device} …", file=sys.stderr, flush=True)
         measured = cost_of(
             network.to(device).eval(),
             images.to(device),

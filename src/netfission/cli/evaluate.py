@@ -81,9 +81,11 @@ def run(settings: Namespace) -> None:
     if settings.data:
         config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
     elif Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
-        hint = "pass --data, where it is now"
-        raise invalid("data", "a folder that exists", found=config.data.data, hint=hint)
+        hint = "pass where it is now"
+        raise invalid("--data", "a folder that exists", found=config.data.data, hint=hint)
     _refuse(settings, ("max_accuracy_drop", "max_cost", "rule", "single"), unless="cascade")
+    if settings.max_cost is not None and settings.max_accuracy_drop is not None:
+        raise invalid("--max-cost", "left out if --max-accuracy-drop is given", settings.max_cost)
     _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.corruption_images is not None:
         check_positive_integer("--corruption-images", settings.corruption_images)

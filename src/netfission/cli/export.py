@@ -137,6 +137,7 @@ def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
 def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Path) -> str:
     """Export a graph per exit; return what to print."""
     from netfission.export.cascade import Plan, check_cascade, export_cascade
+    from netfission.inference.cascade import describe_stops
     from netfission.runs.folder import RunFolder
 
     check_cascade(classifier)
@@ -145,9 +146,8 @@ def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Pat
     images, source = _images(classifier, settings)
     difference = export_cascade(classifier, plan, out, images, opset=settings.opset)
     order = ", ".join(map(str, plan.order))
-    thresholds = ", ".join(f"{threshold:.4g}" for threshold in plan.thresholds)
     return (
-        f"exits run in the order {order}; an image stops at {plan.rule} above {thresholds}\n"
+        f"exits run in the order {order}; {describe_stops(plan.rule, plan.thresholds)}\n"
         f"{_checked(difference, len(images), source)}"
     )
 

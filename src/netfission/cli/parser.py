@@ -153,6 +153,21 @@ class Parser(ArgumentParser):
             values[name] = text if text is True else _from_command_line(self._kinds[name], text, shown)
         return Namespace(**values)
 
+    def in_flags(self, message: str) -> str:
+        """Write the settings in an error's message as flags: its first word, and words with underscores.
+
+        Example:
+            >>> parser = Parser()
+            >>> parser.add("--epochs", int)
+            >>> parser.add("--max-cost", float)
+            >>> parser.in_flags("epochs must be 1 unless max_cost is given")
+            '--epochs must be 1 unless --max-cost is given'
+        """
+        words = message.split(" ")
+        if words[1:2] == ["must"] and words[0] in self._values:
+            words[0] = flag_name(words[0])
+        return " ".join(flag_name(word) if "_" in word and word in self._values else word for word in words)
+
     def error(self, message: str) -> NoReturn:
         """Raise the ValueError for what argparse would print and exit with."""
         missing = message.removeprefix("the following arguments are required: ")

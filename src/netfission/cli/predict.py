@@ -107,13 +107,8 @@ def _write(writer: "Writer", predictions: "Iterable[ImagePrediction | Failure]",
 
 def _print_all(lines: Iterable[str]) -> None:
     _accept_any_file_name(sys.stdout)
-    try:
-        for line in lines:
-            print(line, flush=True)
-    except BrokenPipeError:
-        # The reader has seen enough. Python would complain when it flushes standard output at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    for line in lines:
+        print(line, flush=True)
 
 
 def _names(images: list[str]) -> Iterator[str]:

@@ -28,11 +28,14 @@ def run(settings: Namespace) -> None:
     """Train, evaluate and save one network."""
     config = run_config(settings)
     out = Path(settings.out or Path("runs") / default_name(config))
-    print(f"writing to {out}", flush=True)
     try:
+        from lightning.pytorch.callbacks import LambdaCallback
+
         from netfission.runs.train import train as train_run
 
-        evaluation = train_run(config, out, resume=settings.resume)
+        # Once the settings are known to be valid.
+        announce = LambdaCallback(on_fit_start=lambda *_: print(f"writing to {out}", flush=True))
+        evaluation = train_run(config, out, resume=settings.resume, callbacks=[announce])
     except KeyboardInterrupt as error:
         from netfission.runs.folder import RunFolder
 

@@ -54,19 +54,42 @@ def find_source(name: str) -> Source:
         >>> len(source.classes), len(source.train.labels), source.test
         (10, 1797, None)
     """
+    check_data_name(name)
     if name == "digits":
         return _digits()
     if name in HUB_NAMES:
         return source_from_arrow(load_from_hub(HUB_NAMES[name]), name)
     folder = Path(name)
-    if folder.is_dir():
-        parquet = any(folder.rglob("*.parquet"))
-        return _from_parquet(folder) if parquet else _from_image_folder(folder)
-    if folder.exists():
-        raise invalid("data", "the name of a data set or a folder", found=f"the file {name}")
+    parquet = any(folder.rglob("*.parquet"))
+    return _from_parquet(folder) if parquet else _from_image_folder(folder)
+
+
+def check_data_name(name: str, argument: str = "data", others: Sequence[str] = ()) -> None:
+    """Check that a name is that of a data set, a folder that exists, or one of `others`.
+
+    Args:
+        name: what was given.
+        argument: name of the argument, for the message.
+        others: further valid names.
+
+    Raises:
+        ValueError: it is a file or an unknown name.
+        FileNotFoundError: the folder does not exist.
+
+    Example:
+        >>> check_data_name("invert", "ood", ["inverted"])
+        Traceback (most recent call last):
+        ValueError: ood must be one of digits, cifar10, cifar100, tiny-imagenet, inverted, or a folder, \
+got 'invert'; did you mean inverted?
+    """
+    names = [*NAMES, *others]
+    if name in names or Path(name).is_dir():
+        return
+    if Path(name).exists():
+        raise invalid(argument, "the name of a data set or a folder", found=f"the file {name}")
     if os.sep in name or "/" in name:
         raise FileNotFoundError(f"data folder {name} does not exist")
-    raise invalid("data", f"one of {', '.join(NAMES)}, or a folder", name, hint=did_you_mean(name, NAMES))
+    raise invalid(argument, f"one of {', '.join(names)}, or a folder", name, hint=did_you_mean(name, names))
 
 
 def fingerprint(name: str) -> str | None:

@@ -116,7 +116,7 @@ def decode(records: Records, row: int, size: tuple[int, int]) -> Tensor:
             return to_pixels(image, records.mode, size)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         found = f"damaged data ({type(error).__name__})"
-        hint = "remove it, or pass corrupt='skip' to leave such images out"
+        hint = "remove it, or set corrupt to skip to leave such images out"
         message = str(invalid(records.describe(row), "a readable image", found=found, hint=hint))
         raise CorruptImageError(message) from error
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, exit_costs
+from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, describe_stops, exit_costs
 from netfission.inference.deployment import deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 from netfission.network import ExitPath, FissionNetwork
@@ -95,7 +95,7 @@ class CascadeEvaluation:
         rows = [head, *(_cells(point) for point in self.points if point.times)]
         rounds = " and ".join(map(str, self.rounds.values()))
         order = ", ".join(map(str, self.order))
-        thresholds = ", ".join(f"{threshold:.4g}" for threshold in self.choice.thresholds)
+        stops = describe_stops(self.rule, self.choice.thresholds)
         chosen, full = 100 * self.choice.accuracy, 100 * self.validation_accuracy
         return "\n".join(
             [
@@ -104,7 +104,7 @@ class CascadeEvaluation:
                 f"{self.test_images} test images; drop: relative to the full ensemble, ± standard error.",
                 "Costs are means relative to the single network; time: all deployed, median (quartiles) of "
                 f"{rounds} rounds side by side.",
-                f"Exits run in the order {order}; an image stops at {self.rule} above {thresholds}.",
+                f"Exits run in the order {order}; {stops}.",
                 f"Chosen for {_target(self.max_accuracy_drop, self.max_cost)} on "
                 f"{self.validation_images} validation images, "
                 f"with {chosen:.2f} % accuracy there (full ensemble {full:.2f} %)",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from netfission.evaluation.evaluate import evaluate_logits
-from netfission.utils.errors import first_line, invalid
+from netfission.utils.errors import invalid
+from netfission.utils.extras import extra
 from netfission.utils.text import align_columns
 
 STRENGTHS = (1, 2, 3, 4, 5)
@@ -111,7 +112,7 @@ def corruption_names() -> list[str]:
     """Name the 15 corruptions of Hendrycks & Dietterich (2019, arXiv 1903.12261).
 
     Raises:
-        ValueError: the library is not installed.
+        MissingExtraError: the library is not installed.
     """
     names: list[str] = _library().get_corruption_names()
     return names
@@ -121,7 +122,7 @@ def library_version() -> str:
     """Return the name and version of the library that corrupts.
 
     Raises:
-        ValueError: the library is not installed.
+        MissingExtraError: the library is not installed.
     """
     _library()
     return f"{_LIBRARY} {version(_LIBRARY)}"
@@ -144,7 +145,8 @@ def corrupt_images(pixels: Tensor, name: str, strength: int, seed: int) -> Tenso
         The corrupted images, uint8, of the same shape.
 
     Raises:
-        ValueError: the images are too small, or the library is not installed.
+        ValueError: the images are too small.
+        MissingExtraError: the library is not installed.
     """
     channels, *side = pixels.shape[1:]
     if min(side) < MIN_SIDE:
@@ -177,15 +179,8 @@ def _global_generator_kept() -> Iterator[None]:
 
 
 def _library() -> Any:
-    try:
+    with extra("corruptions", "evaluation under corruptions"):
         import imagecorruptions
-    except ImportError as error:
-        raise invalid(
-            _LIBRARY,
-            "installed for corruptions",
-            found=first_line(error),
-            hint="pip install 'netfission[corruptions]'",
-        ) from error
     return imagecorruptions
 
 

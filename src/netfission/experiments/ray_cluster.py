@@ -7,6 +7,7 @@ from types import ModuleType
 
 from netfission.experiments.grid import Cell
 from netfission.utils.errors import invalid
+from netfission.utils.extras import extra
 
 TIMEOUT_S = 5.0  # for a cluster's address to answer
 
@@ -25,7 +26,8 @@ def run_on_cluster(
         run: must be picklable, like everything that it reads.
 
     Raises:
-        ValueError: Ray is not installed, or nothing answers at the address.
+        ValueError: nothing answers at the address.
+        MissingExtraError: Ray is not installed.
     """
     ray = _import_ray()
     with _connected(ray, address):
@@ -42,11 +44,8 @@ def _call(run: Callable[[Cell], bool], cell: Cell) -> bool:
 
 
 def _import_ray() -> ModuleType:
-    try:
+    with extra("ray", "a Ray cluster"):
         import ray
-    except ImportError as error:
-        hint = "pip install 'netfission[ray]'"
-        raise invalid("ray", "left out", found="an address, but Ray is not installed", hint=hint) from error
     module: ModuleType = ray
     return module
 

@@ -86,12 +86,19 @@ class Grouping(ABC):
     passed to `netfission.fission` as an object, or by its name once it is entered in `GROUPINGS`.
 
     Example:
-        >>> class Unmasked(Grouping):
+        >>> import copy
+        >>> from netfission.surgery.masks import apply_masks
+        >>> class EqualCopies(Grouping):
         ...     def split(self, stage, kept, shares, generator, scores):
-        ...         return StageSplit([stage.module for _ in shares])
-        >>> stage = Stage(nn.Linear(2, 2), torch.zeros(1, 2))
-        >>> len(Unmasked().split(stage, {}, [1.0, 1.0], torch.Generator(), {}).paths)
-        2
+        ...         paths = [copy.deepcopy(stage.module) for _ in shares]
+        ...         for path in paths:
+        ...             apply_masks(path, kept)
+        ...         return StageSplit(paths)
+        >>> stage = Stage(nn.Linear(2, 1), torch.zeros(1, 2))
+        >>> kept = {"weight": torch.tensor([[True, False]])}
+        >>> split = EqualCopies().split(stage, kept, [1.0, 1.0], torch.Generator(), {})
+        >>> [int(path.weight.count_nonzero()) for path in split.paths]
+        [1, 1]
     """
 
     masks_weights: ClassVar[bool] = True
@@ -120,7 +127,10 @@ class Grouping(ABC):
         generator: torch.Generator,
         scores: Mapping[str, Tensor],
     ) -> StageSplit:
-        """Make the stage of each path.
+        """Make the stage of each path, without the weights that pruning removed.
+
+        `kept` is not applied elsewhere. If `masks_weights`, apply it to every path with
+        `netfission.surgery.masks.apply_masks`, as it is or divided; else leave the removed weights out.
 
         Args:
             stage: the stage; its module is not changed.

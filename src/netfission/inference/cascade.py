@@ -19,6 +19,20 @@ Rule = Literal["margin", "confidence", "agreement"]
 RULES: tuple[Rule, ...] = ("margin", "confidence", "agreement")
 
 
+def describe_stops(rule: Rule, thresholds: Sequence[float]) -> str:
+    """Say in words when an image stops, given a cascade's rule and thresholds.
+
+    Example:
+        >>> describe_stops("margin", [0.5, 0.25])
+        'an image stops at margin above 0.5, 0.25'
+        >>> describe_stops("margin", [0.0, 0.0])
+        'every image stops at the first exit'
+    """
+    if thresholds[0] == 0:
+        return "every image stops at the first exit"
+    return f"an image stops at {rule} above {', '.join(f'{threshold:.4g}' for threshold in thresholds)}"
+
+
 class CascadeOutput(NamedTuple):
     """The answers of a cascade to a batch.
 

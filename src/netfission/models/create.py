@@ -119,7 +119,7 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
 def _unreachable(name: str) -> ConnectionError:
     return ConnectionError(
         f"cannot download the pretrained weights of {name!r}, and they are not in the cache: connect to a "
-        "network once, or pass pretrained=False"
+        "network once, or set pretrained to false"
     )
 
 

@@ -114,7 +114,7 @@ class RunFolder(ModelFolder):
                 "out",
                 "a new or empty folder",
                 found=f"{self.path}, which is in use",
-                hint="pass resume to continue its run",
+                hint="resume its run, or choose another folder",
             )
         comments = [_ENVIRONMENT, *(f"# {line}" for line in yaml.safe_dump(environment()).splitlines())]
         try:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split, TensorSplit
+from netfission.data.sources import check_data_name
 from netfission.data.unlabelled import load_unlabelled
 from netfission.evaluation.corruption import (
     STRENGTHS,
@@ -83,7 +84,8 @@ def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 
         images: at most this many images of the test split.
 
     Raises:
-        ValueError: the library is not installed, images are smaller than 32×32, or see `evaluate`.
+        ValueError: images are smaller than 32×32, or see `evaluate`.
+        MissingExtraError: the library that corrupts is not installed.
     """
     names, version = corruption_names(), library_version()
     classifier, data = _classifier(folder, config)
@@ -112,6 +114,7 @@ def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split,
     trained_on = config.data.data
     if name == trained_on or str(Path(name).resolve()) == trained_on:
         raise invalid("ood", "images that the run was not trained on", name)
+    check_data_name(name, "ood", [*TRANSFORMS])
     if name not in TRANSFORMS:
         return load_unlabelled(name, data.shape), _unchanged
     _, height, width = data.shape

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from netfission.utils.errors import invalid
+from netfission.utils.errors import describe, invalid
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
@@ -26,7 +26,7 @@ def example_images(
         batches: pairs (images, labels).
 
     Raises:
-        ValueError: there are no images to take, or they are not finite.
+        ValueError: there are no images to take, they have another shape, or they are not finite.
     """
     if example_input is None and batches:
         example_input = batches[0][0]
@@ -35,6 +35,10 @@ def example_images(
         if size is None:
             raise invalid("example_input", "images, float (batch, channels, height, width)", None)
         example_input = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    if example_input.ndim != 4 and any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+        raise invalid(
+            "example_input", "images, float (batch, channels, height, width)", found=describe(example_input)
+        )
     if not len(example_input):
         raise invalid("example_input", "at least one image", found=f"shape {tuple(example_input.shape)}")
     if not example_input.isfinite().all():
