@@ -379,7 +379,7 @@ def test_all_batches_of_a_step_have_a_say_in_what_comes_back():
     [
         (
             "--regrow_every 1000",
-            "regrow_every must be at most 5 in a training of 8 steps, got 1000; no connection would move",
+            "--regrow-every must be at most 5 in a training of 8 steps, got 1000; no connection would move",
         ),
         (
             "--method edst-ensemble --exits 40",
@@ -389,7 +389,7 @@ def test_all_batches_of_a_step_have_a_say_in_what_comes_back():
         ("--sparsity 0", "sparsity must be a share between 0 and 1 with method=dst-ensemble, got 0.0"),
         (
             "--method fission --regrow_every 7",
-            "regrow_every must be None unless method=dst-ensemble or edst-ensemble or neurotrails, got 7",
+            "--regrow-every must be None unless method=dst-ensemble or edst-ensemble or neurotrails, got 7",
         ),
     ],
 )
