@@ -16,7 +16,7 @@ Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Settings of the augmentation of training images; the default is none.
+    """Settings of the augmentation of training images; by default they stay as they are.
 
     Args:
         crop_padding: pixels of zeros added around the raw image before a window of the old size is cropped at

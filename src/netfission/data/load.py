@@ -41,7 +41,7 @@ class ImageData:
             images if the split is streamed.
         std: standard deviation, as `mean`.
         train: training split.
-        validation: validation split; None if there is none.
+        validation: validation split; None if no images were held out.
         test: test split.
 
     Example:

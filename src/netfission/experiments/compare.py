@@ -101,7 +101,7 @@ def _are_of_runs(networks: Mapping[str, str], succeeded: Mapping[str, Sequence[C
 
 
 def _with_weights(cells: Sequence[Cell], out: Path) -> Cell:
-    """The first run whose network is still there; ValueError if there is none."""
+    """Return the first run whose network still exists; ValueError if no network does."""
     for cell in cells:
         if run_folder(cell, out).weights.is_file():
             return cell

@@ -60,7 +60,7 @@ class MissingPart:
 
     Attributes:
         reason: why, in one sentence.
-        command: the command that adds it; empty if there is none.
+        command: the command that adds it; empty if no command does.
     """
 
     reason: str

@@ -38,7 +38,7 @@ class Run:
         network: the trained network, on the CPU, in eval mode.
         costs: of the network.
         single: costs of the single network, before fission or before a baseline copies it.
-        epochs: rows of `metrics.csv`; empty if there is none.
+        epochs: rows of `metrics.csv`; empty if the file does not exist.
         evaluation: on the test split; this and all that follow are None if they have not been measured.
         calibration: on the validation split.
         reliability: calibration and confusion on the test split.

@@ -316,7 +316,7 @@ def _by_convolution_groups(sides: list[_Side]) -> list[_Side]:
 
 
 def _internal_group(layers: list[str], sides: list[_Side], names: Mapping[int, str]) -> ChannelGroup | str:
-    """Return the group of these sides, or why there is none."""
+    """Return the group of these sides, or why they form no group."""
     if any(isinstance(side.module, _Port) for side in sides):
         return ON_INTERFACE
     slices: dict[tuple[str, int], Tensor] = {}
