@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from netfission.data.files import find_images, walk_files, why_not_entered
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
 from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
@@ -23,7 +24,6 @@ HUB_NAMES = {
 NAMES = ("digits", *HUB_NAMES)
 # In this order: the first that a data set has is its test split.
 TEST_NAMES = ("test", "val", "valid", "validation")
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -112,32 +112,6 @@ def fingerprint(name: str) -> str | None:
     files = sorted(path for path in walk_files(folder) if path.is_file())
     listing = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:12]
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield the paths below a folder that are not folders, without names that begin with a dot.
-
-    Linked folders count as any other, each once, even if several links lead to it.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     Path(folder, "a.png").touch()
-        ...     Path(folder, ".hidden").touch()
-        ...     print([path.name for path in walk_files(Path(folder))])
-        ['a.png']
-    """
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real_path = os.path.realpath(parent)
-        visible = [] if real_path in seen else [name for name in folders if not name.startswith(".")]
-        # In a fixed order, and folders before links to them.
-        links = {name for name in visible if Path(parent, name).is_symlink()}
-        folders[:] = sorted(set(visible) - links) + sorted(links)
-        yield from (
-            Path(parent, name) for name in names if real_path not in seen and not name.startswith(".")
-        )
-        seen.add(real_path)
 
 
 def _digits() -> Source:
@@ -259,12 +233,13 @@ def _from_image_folder(folder: Path) -> Source:
 
 def _read_class_folders(folder: Path) -> tuple[list[str], FileRecords]:
     """List the image files below each class folder."""
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    classes = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and why_not_entered(path) is None
+    )
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = (p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        found = sorted(files)
+        found = find_images(folder / name).images
         if not found:
             raise invalid(str(folder / name), "a class folder with images", found="no image file")
         paths += found

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from netfission.data.files import walk_files
 from netfission.data.images import Mode
-from netfission.data.sources import NAMES, TEST_NAMES, find_source, read_parquet, walk_files
+from netfission.data.sources import NAMES, TEST_NAMES, find_source, read_parquet
 from netfission.data.splits import ArrowRecords, FileRecords, StreamedSplit
 from netfission.utils.errors import invalid
 

@@ -24,9 +24,8 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
+from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.typed import read_json
-
-_ENVIRONMENT = "# Made with:"  # the line of config.yaml above the comments that hold the environment
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class RunFolder(ModelFolder):
                 found=f"{self.path}, which is in use",
                 hint="resume its run, or choose another folder",
             )
-        comments = [_ENVIRONMENT, *(f"# {line}" for line in yaml.safe_dump(environment()).splitlines())]
+        comments = [ENVIRONMENT_MARK, *(f"# {line}" for line in yaml.safe_dump(environment()).splitlines())]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.config, config.to_yaml() + "\n".join(comments) + "\n")
@@ -198,9 +197,9 @@ class RunFolder(ModelFolder):
     def load_environment(self) -> dict[str, Any]:
         """Read what `environment` gave at the start of the run; {} if the settings file does not say."""
         lines = self.config.read_text(encoding="utf-8").splitlines()
-        if _ENVIRONMENT not in lines:
+        if ENVIRONMENT_MARK not in lines:
             return {}
-        comments = lines[lines.index(_ENVIRONMENT) + 1 :]
+        comments = lines[lines.index(ENVIRONMENT_MARK) + 1 :]
         content = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
         return content if isinstance(content, dict) else {}
 
