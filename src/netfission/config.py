@@ -8,6 +8,8 @@ from typing import Any, Literal, Self, TypedDict, get_type_hints
 from netfission.utils.errors import check_choice, check_positive, check_positive_integer, invalid
 from netfission.utils.typed import typed
 
+DEFAULT_RISK = 0.05  # accepted share of wrong answers, where a network abstains by default
+
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.data.unlabelled import list_images
 from netfission.evaluation.reliability import ReliabilityReport
-from netfission.prediction import FORMATS, Failure, Layout, predict_images
+from netfission.prediction import FORMATS, Failure, ImagePrediction, Layout, predict_images
 
 
 def predict(capsys, *arguments, status=0):
@@ -90,7 +91,7 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
     assert {row[head.index("exit 1") :][:5] for row in rows} == {"digit"}
     assert missing.split(maxsplit=1) == ["nowhere.png", "error: no such file or directory"]
     threshold = digits_run.load_calibration().risk_coverage.threshold(0.05)
-    where = f"where p is below {threshold:.3f}" if threshold <= 1 else "always"
+    where = f"where p is below the threshold ({threshold:.3f})" if threshold <= 1 else "always"
     assert foot.startswith(f"abstain: {where}; above")
     end = head.index("  exit 0")
     for row in rows:
@@ -269,3 +270,16 @@ def test_standard_output_closed_early_ends_it_quietly(digits_run, digit_files):
         process.stdout.close()
         assert process.wait(timeout=300) == 141
         assert process.stderr.read() == b""
+
+
+def test_the_table_never_rounds_to_certainty():
+    layout = Layout(["a", "b"], 1, risk=0.05, threshold=0.9999, probabilities=False, images=5)
+    writer = FORMATS["table"](layout)
+    for p, shown in ((0.9996, "> 0.999"), (1.0, "> 0.999"), (0.9994, "  0.999")):  # 1: from float32
+        prediction = ImagePrediction(
+            Path("a.png"), "a", p, ["a"], 0.0, 4e-4, 0.0, False, {"a": p, "b": 1 - p}
+        )
+        line = writer.line(prediction)
+        assert line.startswith(f"a.png  a       {shown}  a ")
+        assert line.split()[-4:] == ["0.000", "<", "0.001", "0.000"]
+    assert next(writer.footer()).startswith("abstain: where p is below the threshold (> 0.999); above it")

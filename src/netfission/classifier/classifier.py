@@ -16,7 +16,7 @@ from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, Weig
 from netfission.classifier.hub import download, upload
 from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import Predictions
-from netfission.config import RunConfig
+from netfission.config import DEFAULT_RISK, RunConfig
 from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
@@ -139,6 +139,11 @@ class Classifier(nn.Module):
     def device(self) -> torch.device:
         """The device of the network."""
         return next(self.network.parameters()).device
+
+    @property
+    def default_risk(self) -> float | None:
+        """The risk at which `netfission predict` and `serve` abstain: 0.05; None without calibration."""
+        return None if self.calibration is None else DEFAULT_RISK
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, float `(n, channels, height, width)`, to logits `(n, exits, classes)`."""

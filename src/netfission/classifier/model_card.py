@@ -8,6 +8,7 @@ from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
+from netfission.utils.text import percent
 
 _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 _CLASSES = 20  # named in full
@@ -91,7 +92,7 @@ def _figures(evaluation: Evaluation, recipe: RunConfig | None) -> str:
     rows["**ensemble**"] = evaluation.ensemble
     lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
     for name, metrics in rows.items():
-        accuracy, ece = f"{100 * metrics['top1']:.2f} %", f"{100 * metrics['ece']:.2f} %"
+        accuracy, ece = f"{percent(metrics['top1'])} %", f"{percent(metrics['ece'])} %"
         lines.append(f"| {name} | {accuracy} | {metrics['nll']:.4f} | {ece} | {metrics['brier']:.4f} |")
     table = "\n".join(lines)
     return f"## Metrics\n\n{evaluation.n} images, test split{data}, before calibration.\n\n{table}"
@@ -103,7 +104,7 @@ def _calibrated(calibration: Calibration) -> str:
     return (
         f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
         f"{calibration.n} validation images, where it took NLL from {raw['nll']:.4f} to "
-        f"{scaled['nll']:.4f} and ECE from {100 * raw['ece']:.2f} % to {100 * scaled['ece']:.2f} %." + guess
+        f"{scaled['nll']:.4f} and ECE from {percent(raw['ece'])} % to {percent(scaled['ece'])} %." + guess
     )
 
 

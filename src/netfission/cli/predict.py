@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from netfission.cli.parser import Parser
+from netfission.config import DEFAULT_RISK
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import write_whole
 
 if TYPE_CHECKING:
     from netfission.prediction import Failure, ImagePrediction, Writer
-
-RISK = 0.05
 
 
 def parser() -> Parser:
@@ -29,7 +28,7 @@ def parser() -> Parser:
         "--risk",
         float | None,
         help="accepted share of wrong answers, on the validation split: above it the network abstains "
-        f"(default: {RISK} if the run had a validation split)",
+        f"(default: {DEFAULT_RISK} if the run had a validation split)",
     )
     parser.add("--probabilities", True, help="write the probability of every class; csv and jsonl only")
     parser.add("--batch-size", int, 64, "number of images per batch")
@@ -57,9 +56,7 @@ def run(settings: Namespace) -> None:
     check_positive_integer("--batch-size", settings.batch_size)
     classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
-    risk = settings.risk
-    if risk is None and classifier.calibration is not None:
-        risk = RISK
+    risk = classifier.default_risk if settings.risk is None else settings.risk
     images = find_images(_names(settings.images))
     if not images:
         raise invalid("images", "one file or more", found="no names on standard input")

@@ -16,7 +16,7 @@ from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
 from netfission.profiling.timing import Quartiles, inference_times
-from netfission.utils.text import align_columns
+from netfission.utils.text import align_columns, percent
 
 CURVE_COSTS = 13  # maximum costs for which the curve's thresholds are chosen
 CURVE_TIMED = 5  # largest number of the curve's points that are timed
@@ -96,7 +96,7 @@ class CascadeEvaluation:
         rounds = " and ".join(map(str, self.rounds.values()))
         order = ", ".join(map(str, self.order))
         stops = describe_stops(self.rule, self.choice.thresholds)
-        chosen, full = 100 * self.choice.accuracy, 100 * self.validation_accuracy
+        chosen, full = percent(self.choice.accuracy), percent(self.validation_accuracy)
         return "\n".join(
             [
                 align_columns(rows),
@@ -107,7 +107,7 @@ class CascadeEvaluation:
                 f"Exits run in the order {order}; {stops}.",
                 f"Chosen for {_target(self.max_accuracy_drop, self.max_cost)} on "
                 f"{self.validation_images} validation images, "
-                f"with {chosen:.2f} % accuracy there (full ensemble {full:.2f} %)",
+                f"with {chosen} % accuracy there (full ensemble {full} %)",
                 f"at {self.choice.cost:.3f}× the MACs.",
             ]
         )
@@ -310,7 +310,7 @@ def _cells(point: Point) -> list[str]:
     """Return the cells of the table's row."""
     accuracy = drop = exits_used = ""
     if point.accuracy is not None:
-        accuracy = f"{100 * point.accuracy:.2f}"
+        accuracy = percent(point.accuracy)
     if point.accuracy_drop is not None and point.accuracy_drop_error is not None:
         drop = f"{100 * point.accuracy_drop:.2f} ± {100 * point.accuracy_drop_error:.2f}"
     if point.exits_used is not None:

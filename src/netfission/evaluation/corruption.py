@@ -14,7 +14,7 @@ from torch import Tensor
 from netfission.evaluation.evaluate import evaluate_logits
 from netfission.utils.errors import invalid
 from netfission.utils.extras import extra
-from netfission.utils.text import align_columns
+from netfission.utils.text import align_columns, percent
 
 STRENGTHS = (1, 2, 3, 4, 5)
 MIN_SIDE = 32  # pixels, required by the library
@@ -91,20 +91,20 @@ class Corruptions:
         rows = [["accuracy %", *(f"strength {strength}" for strength in STRENGTHS), "mean"]]
         for name, strengths in self.corruptions.items():
             accuracies = [metrics.ensemble["top1"] for metrics in strengths]
-            rows.append([name.replace("_", " "), *map(_percent, [*accuracies, fmean(accuracies)])])
+            rows.append([name.replace("_", " "), *map(percent, [*accuracies, fmean(accuracies)])])
         for title, name, cell in (
-            ("mean accuracy %", "top1", _percent),
+            ("mean accuracy %", "top1", percent),
             ("mean NLL", "nll", "{:.4f}".format),
-            ("mean ECE %", "ece", _percent),
+            ("mean ECE %", "ece", percent),
         ):
             means = [self.mean(name, strength) for strength in STRENGTHS]
             rows.append([title, *map(cell, [*means, self.mean(name)])])
         clean = self.clean.ensemble
         return (
             f"{align_columns(rows)}\n{self.n} test images; without corruption: "
-            f"accuracy {_percent(clean['top1'])} %, NLL {clean['nll']:.4f}, ECE {_percent(clean['ece'])} %; "
+            f"accuracy {percent(clean['top1'])} %, NLL {clean['nll']:.4f}, ECE {percent(clean['ece'])} %; "
             f"mean accuracy of the exits under "
-            f"corruption {_percent(self.mean_exit())} %"
+            f"corruption {percent(self.mean_exit())} %"
         )
 
 
@@ -182,7 +182,3 @@ def _library() -> Any:
     with extra("corruptions", "evaluation under corruptions"):
         import imagecorruptions
     return imagecorruptions
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"

@@ -19,6 +19,7 @@ from netfission.ensemble import (
 from netfission.evaluation.metrics import classification_metrics
 from netfission.utils.errors import describe, invalid
 from netfission.utils.modes import in_mode
+from netfission.utils.text import percent
 from netfission.utils.typed import typed
 
 _IN_PERCENT = {"top1", "top5", "ece"}  # in table() alone
@@ -74,7 +75,7 @@ class Evaluation:
             lines.append(f"{row:8}" + "".join(f"{_cell(name, metrics):>10}" for name in names))
         lines.append(
             f"{self.n} examples, ensemble by mean of {self.average}: "
-            f"disagreement {100 * self.disagreement:.2f} %, "
+            f"disagreement {percent(self.disagreement)} %, "
             f"predictive entropy {self.predictive_entropy:.4f} nats, "
             f"mutual information {self.mutual_information:.4f} nats"
         )
@@ -169,4 +170,4 @@ def _heading(name: str) -> str:
 
 
 def _cell(name: str, metrics: dict[str, float]) -> str:
-    return f"{100 * metrics[name]:.2f}" if name in _IN_PERCENT else f"{metrics[name]:.4f}"
+    return percent(metrics[name]) if name in _IN_PERCENT else f"{metrics[name]:.4f}"

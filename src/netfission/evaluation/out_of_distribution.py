@@ -8,7 +8,7 @@ from torch import Tensor
 
 from netfission.ensemble import ensemble_log_probabilities, mutual_information, predictive_entropy
 from netfission.utils.errors import invalid
-from netfission.utils.text import align_columns
+from netfission.utils.text import align_columns, percent
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class OutOfDistribution:
         rows = [[self.data, "AUROC %", "AUPR %", "FPR95 %"]]
         for name, detection in self.scores.items():
             values = (detection.auroc, detection.aupr, detection.fpr95)
-            rows.append([name, *(f"{100 * value:.2f}" for value in values)])
+            rows.append([name, *(percent(value) for value in values)])
         base = 100 * self.out_of_distribution / (self.in_distribution + self.out_of_distribution)
         return (
             f"{align_columns(rows)}\n{self.out_of_distribution} out-of-distribution images, the positives "

@@ -8,9 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from netfission.config import DEFAULT_RISK
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
 from netfission.evaluation.selective import RiskCoverage
+from netfission.utils.text import percent
 from netfission.utils.typed import typed
 
 RISKS = (0.01, 0.02, 0.05, 0.1, 0.2)  # target shares of wrong answers
@@ -186,14 +188,14 @@ class ReliabilityReport:
         if self.temperature is None or self.scaled is None:
             return f"no temperature, as no images were held out for validation\n{area}"
         raw, scaled = self.raw.metrics, self.scaled.metrics
-        abstention = next(entry for entry in self.abstentions if entry.risk == 0.05)
+        abstention = next(entry for entry in self.abstentions if entry.risk == DEFAULT_RISK)
         guess = ", all classified correctly, so it is a guess" if self.flawless else ""
         return (
             f"temperature {self.temperature:.3f}, from {self.validation_images} validation images{guess}: "
-            f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {100 * raw['ece']:.2f} → "
-            f"{100 * scaled['ece']:.2f} %\n{area}; with at most 5 % wrong answers on the validation images: "
-            f"{100 * abstention.coverage:.1f} % of the images are answered, "
-            f"{100 * abstention.error:.1f} % of the answers wrong"
+            f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {percent(raw['ece'])} → "
+            f"{percent(scaled['ece'])} %\n{area}; with at most 5 % wrong answers on the validation images: "
+            f"{percent(abstention.coverage, 1)} % of the images are answered, "
+            f"{percent(abstention.error, 1)} % of the answers wrong"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from netfission.classifier import Classifier
 from netfission.prediction.images import Failure, ImagePrediction
-from netfission.utils.text import printable
+from netfission.utils.text import printable, rounded, unsaturated
 
 _UNCERTAINTIES = ("disagreement", "entropy", "mutual_information")
 
@@ -31,8 +31,8 @@ class Layout:
 
     Example:
         >>> layout = Layout(["cat", "dog"], 2, risk=0.05, threshold=0.9, probabilities=False, images=5)
-        >>> print(*Table(layout).footer())
-        abstain: where p is below 0.900; above it at most 5 % of the answers for validation images were wrong
+        >>> print(next(Table(layout).footer()).partition(";")[0])
+        abstain: where p is below the threshold (0.900)
     """
 
     classes: Sequence[str]
@@ -156,10 +156,11 @@ class Table(Writer):
         image = printable(str(prediction.image))
         if isinstance(prediction, Failure):
             return f"{image:{self.layout.images}}  error: {printable(prediction.error)}"
-        uncertainties = [f"{getattr(prediction, name):.3f}" for name in _UNCERTAINTIES]
+        uncertainties = [rounded(getattr(prediction, name), 3) for name in _UNCERTAINTIES]
+        probability = rounded(unsaturated(prediction.probability), 3, most=1)
         abstain = "yes" if prediction.abstain else ""
         name, *votes = map(printable, (prediction.name, *prediction.votes))
-        return self._aligned(image, name, f"{prediction.probability:.3f}", votes, uncertainties, abstain)
+        return self._aligned(image, name, probability, votes, uncertainties, abstain)
 
     def footer(self) -> Iterator[str]:
         """Return the threshold below which the ensemble abstains, and the risk that it keeps to."""
@@ -167,14 +168,17 @@ class Table(Writer):
         if risk is None or threshold is None:
             return
         share = f"at most {100 * risk:g} % of the answers for validation images were wrong"
-        where = f"where p is below {threshold:.3f}; above it" if threshold <= 1 else "always; above no p"
+        shown = rounded(threshold, 3, most=1)
+        where = (
+            f"where p is below the threshold ({shown}); above it" if threshold <= 1 else "always; above no p"
+        )
         yield f"abstain: {where} {share}"
 
     def _aligned(
         self, image: str, name: str, p: str, votes: Sequence[str], uncertainties: Sequence[str], abstain: str
     ) -> str:
         wide = max(map(len, [*map(printable, self.layout.classes), "exit 0"]))
-        cells = [image.ljust(self.layout.images), name.ljust(wide), p.rjust(5)]
+        cells = [image.ljust(self.layout.images), name.ljust(wide), p.rjust(7)]
         cells += [vote.ljust(wide) for vote in votes]
         cells += [uncertainty.rjust(11) for uncertainty in uncertainties]
         return "  ".join([*cells, *([abstain] if self.layout.risk is not None else [])]).rstrip()

@@ -35,6 +35,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.files import write_together
+from netfission.utils.text import percent, unsaturated
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ def _one_line(error: Exception) -> str:
 def _environment() -> Environment:
     environment = template_environment()
     environment.filters |= {
-        "percent": lambda share, digits=2: f"{100 * share:.{digits}f}",
+        "percent": percent,
+        "unsaturated": unsaturated,
         "short": short,
         "number": "{:,}".format,
         "error": standard_error,

@@ -10,6 +10,7 @@ from netfission.report.run_data import Run
 from netfission.report.style import exit_colour_name, standalone_svg, template_environment
 from netfission.utils.errors import shortened
 from netfission.utils.plot_style import FONT, LIGHT
+from netfission.utils.text import percent
 
 _COLUMN = 144  # width of a path in pixels
 _SPARSE_COLUMN = 164  # the same if non-zero parameters are shown, too
@@ -153,8 +154,8 @@ def _ends(run: Run, axes: Sequence[float], top: float) -> list[Badge]:
     ensemble: list[str] = []
     if evaluation is not None:
         title = f"ensemble: mean of {evaluation.average}"
-        exits = [[f"{100 * metrics['top1']:.2f} %"] for metrics in evaluation.exits]
-        ensemble = [f"{100 * evaluation.ensemble['top1']:.2f} %"]
+        exits = [[f"{percent(metrics['top1'])} %"] for metrics in evaluation.exits]
+        ensemble = [f"{percent(evaluation.ensemble['top1'])} %"]
     badges = [
         Badge(x, top + _BADGE, str(number), exit_colour_name(number), [f"exit {number}", *accuracy])
         for number, (x, accuracy) in enumerate(zip(axes, exits, strict=True))

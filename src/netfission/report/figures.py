@@ -13,6 +13,7 @@ from netfission.evaluation.reliability import CalibrationCurve, ReliabilityRepor
 from netfission.report.run_data import Run
 from netfission.report.style import colour, exit_colour, spread_labels
 from netfission.utils.errors import shortened
+from netfission.utils.text import percent
 
 _SIZE = (4.4, 3.1)  # inches: two side by side on a screen, one on a phone, with text of the same size
 FEW = 10  # images in a bin, below which its accuracy is unreliable
@@ -149,7 +150,7 @@ def reliability(curve: CalibrationCurve) -> Figure:
     upper.text(
         0.03,
         0.95,
-        f"ECE {100 * curve.metrics['ece']:.2f} %",
+        f"ECE {percent(curve.metrics['ece'])} %",
         transform=upper.transAxes,
         va="top",
         fontsize=10,

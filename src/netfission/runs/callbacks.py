@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from netfission.methods.base import TrainingHook
 from netfission.runs.lightning_module import TrainingModule
 from netfission.utils.files import write_whole
+from netfission.utils.text import percent
 
 
 class EpochTable(Callback):
@@ -144,5 +145,5 @@ def shown_metrics(module: TrainingModule) -> dict[str, str]:
         for name, value in running.metrics(prefix).items():
             short = name.removeprefix("train/")
             if not short.endswith("nll"):
-                shown[short] = f"{value:.3f}" if short == "loss" else f"{100 * value:.1f}"
+                shown[short] = f"{value:.3f}" if short == "loss" else percent(value, 1)
     return shown
