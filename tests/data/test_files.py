@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from netfission.config import RunConfig
 from netfission.data.files import find_images, walk_files
 from netfission.runs.folder import RunFolder
@@ -19,8 +21,8 @@ def test_every_file_is_an_image_or_left_out_for_a_reason(tmp_path: Path) -> None
     found = find_images(tmp_path)
     assert found.images == images
     assert found.left_out == {
-        "hidden": [tmp_path / "._a.jpg", tmp_path / ".cache"],
-        "of another type": [tmp_path / "Thumbs.db", tmp_path / "notes.txt"],
+        "hidden": [tmp_path / "._a.jpg", tmp_path / ".cache", tmp_path / "Thumbs.db"],
+        "of another type": [tmp_path / "notes.txt"],
         "missing": [tmp_path / "broken.png"],
     }
 
@@ -36,3 +38,48 @@ def test_what_netfission_wrote_is_no_data(tmp_path: Path) -> None:
     assert found.images == [tmp_path / "a.png", tmp_path / "out" / "report" / "figure.png"]
     assert found.left_out["written by netfission"] == [tmp_path / "compare", tmp_path / "run"]
     assert tmp_path / "run" / "config.yaml" not in list(walk_files(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "Desktop.ini",
+        "._a.jpg",
+        "__MACOSX/cat/a.jpg",
+        ".ipynb_checkpoints/a.jpg",
+        "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+    ],
+)
+def test_what_systems_leave_behind_is_hidden(name: str, tmp_path: Path) -> None:
+    touch(tmp_path / "cat" / "a.jpg", tmp_path / "cat" / name)
+    found = find_images(tmp_path)
+    assert found.images == [tmp_path / "cat" / "a.jpg"]
+    assert found.counts() == {"hidden": 1}
+    assert list(walk_files(tmp_path)) == found.images
+
+
+def test_what_pillow_reads_is_an_image_and_heic_names_its_package(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("a.jfif", "b.GIF", "c.mpo", "d.webp", "e.HEIC", "f.heif", "g.eps")))
+    found = find_images(tmp_path)
+    assert [path.name for path in found.images] == ["a.jfif", "b.GIF", "c.mpo", "d.webp"]
+    assert found.left_out == {
+        "needing pillow-heif": [tmp_path / "e.HEIC", tmp_path / "f.heif"],
+        "of another type": [tmp_path / "g.eps"],
+    }
+
+
+def test_linked_files_and_folders_count_once_and_links_upwards_not(tmp_path: Path) -> None:
+    touch(tmp_path / "all" / "cat" / "a.png", tmp_path / "all" / "dog" / "b.png", tmp_path / "else" / "c.png")
+    cat = tmp_path / "all" / "cat"
+    (cat / "linked").symlink_to(tmp_path / "else")
+    (cat / "once more").symlink_to(tmp_path / "else")
+    (cat / "d.png").symlink_to(tmp_path / "else" / "c.png")
+    (cat / "up").symlink_to(tmp_path / "all")  # to the other classes, too
+    (cat / "round").symlink_to(cat)
+    (tmp_path / "else" / "back").symlink_to(cat)
+    found = find_images(cat)
+    assert found.images == [cat / "a.png", cat / "d.png", cat / "linked" / "c.png"]
+    assert found.left_out == {}

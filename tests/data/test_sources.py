@@ -135,8 +135,9 @@ def test_corrupt_parquet_row(tmp_path: Path) -> None:
         with_indices=True,
     )
     folder = _parquet(tmp_path, train=broken.cast_column("img", datasets.Image()))
+    found = r"data that cannot be read \(not an image of a known format\)"
     with pytest.raises(
-        ValueError, match=r"^row 3 of the train split must be a readable image, got damaged data"
+        ValueError, match=rf"^row 3 of the train split must be a readable image, got {found}; remove it"
     ):
         load_data(folder, validation=0)
 

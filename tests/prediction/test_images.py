@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from netfission.classifier import Classifier
-from netfission.data.unlabelled import list_images
+from netfission.data.files import find_images as find_in_folder
 from netfission.prediction import Failure, ImagePrediction, find_images, predict_images
 
 
 @pytest.fixture(scope="session")
 def files(digit_files) -> list[Path]:
-    return list_images(digit_files / "test")[:12]
+    return find_in_folder(digit_files / "test").images[:12]
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def test_every_format_is_answered(classifier, suffix, tmp_path):
     image.save(tmp_path / "reference.png")
     path = tmp_path / f"image.{suffix}"
     image.save(path, **({"lossless": True} if suffix == "webp" else {}))
-    assert list_images(tmp_path) == [path, tmp_path / "reference.png"]
+    assert find_in_folder(tmp_path).images == [path, tmp_path / "reference.png"]
     own, reference = predict_images(classifier, [path, tmp_path / "reference.png"])
     assert isinstance(own, ImagePrediction)
     if suffix in LOSSLESS:
@@ -142,7 +142,7 @@ def test_damaged_files_are_named_and_the_others_answered(classifier, files, expe
     assert set(errors) == {*bad, "folder.png", "nowhere.png"}
     assert errors["nowhere.png"] == "no such file or directory"
     assert errors["folder.png"] == "the folder holds no images"
-    assert errors["noise.jpg"] == errors["empty.gif"] == "is not a readable image"
+    assert errors["noise.jpg"] == errors["empty.gif"] == "not an image of a known format"
     assert all(error and "\n" not in error for error in errors.values())
 
 
@@ -180,10 +180,7 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path):
         (tmp_path / name).touch()
     with pytest.warns(UserWarning, match="left out") as left_out:
         found = find_images([str(tmp_path / "b"), str(tmp_path / "b/notes.txt"), str(tmp_path)])
-    text = (
-        "files left out, as their names do not end as an image's: 1, such as notes.txt; name one itself to "
-        "have it tried"
-    )
+    text = "left out: 1 of another type, such as notes.txt; name a file itself to have it tried"
     messages = [str(warning.message) for warning in left_out]
     assert messages == [f"{tmp_path}{folder}: {text}" for folder in ("/b", "")]
     names = [str(path.relative_to(tmp_path)) for path in found]
@@ -198,4 +195,4 @@ def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expe
     assert pipe == Failure(tmp_path / "pipe.png", "not a regular file")
     assert_close(link, expected[files[0]])
     assert find_images([str(tmp_path)]) == [tmp_path / "link.png", tmp_path / "pipe.png"]
-    assert list_images(tmp_path) == [tmp_path / "link.png"]
+    assert find_in_folder(tmp_path).images == [tmp_path / "link.png"]

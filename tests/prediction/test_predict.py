@@ -14,7 +14,7 @@ from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.cli import main
-from netfission.data.unlabelled import list_images
+from netfission.data.files import find_images as find_in_folder
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.prediction import FORMATS, Failure, ImagePrediction, Layout, predict_images
 
@@ -32,8 +32,8 @@ def records(text):
 def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
     test = digit_files / "test"
     predictions = records(predict(capsys, digits_run.path, test, "--format", "jsonl", "--probabilities"))
-    assert [each["image"] for each in predictions] == [str(path) for path in list_images(test)]
-    truth = [path.parent.name for path in list_images(test)]
+    assert [each["image"] for each in predictions] == [str(path) for path in find_in_folder(test).images]
+    truth = [path.parent.name for path in find_in_folder(test).images]
     evaluation = digits_run.load_evaluation()
     reliability = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
     assert evaluation.n == reliability.n == len(predictions) == 100
@@ -52,7 +52,7 @@ def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
 
 def test_csv_says_the_same_as_json_lines(digits_run, digit_files, tmp_path, capsys):
     odd = tmp_path / 'a, "b".png'
-    shutil.copy(list_images(digit_files / "test")[0], odd)
+    shutil.copy(find_in_folder(digit_files / "test").images[0], odd)
     request = [digits_run.path, odd, "nowhere.png", digit_files / "test" / "digit 3", "--risk", "0.3"]
     lines = records(predict(capsys, *request, "--format", "jsonl", status=1))
     rows = list(csv.DictReader(io.StringIO(predict(capsys, *request, "--format", "csv", status=1))))
@@ -86,7 +86,7 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
     lines = predict(capsys, digits_run.path, folder, "nowhere.png", status=1).splitlines()
     head, *rows, missing, foot = lines
     assert head.split()[:3] == ["image", "class", "p"]
-    assert len(rows) == len(list_images(folder))
+    assert len(rows) == len(find_in_folder(folder).images)
     assert {row[head.index("class") :][:5] for row in rows} == {"digit"}
     assert {row[head.index("exit 1") :][:5] for row in rows} == {"digit"}
     assert missing.split(maxsplit=1) == ["nowhere.png", "error: no such file or directory"]
@@ -103,13 +103,13 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
 def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
-    good = list_images(digit_files / "test")[0]
+    good = find_in_folder(digit_files / "test").images[0]
     request = ["predict", str(digits_run.path), str(tmp_path / "bad.png"), str(tmp_path / "empty"), str(good)]
     assert main([*request, "--format", "jsonl"]) == 1
     out, error = capsys.readouterr()
     assert error == "netfission: 1 of 2 images could not be read; folders without images: 1\n"
     bad, empty, answered = records(out)
-    assert bad == {"image": str(tmp_path / "bad.png"), "error": "is not a readable image"}
+    assert bad == {"image": str(tmp_path / "bad.png"), "error": "not an image of a known format"}
     assert empty == {"image": str(tmp_path / "empty"), "error": "the folder holds no images"}
     assert answered["class"].startswith("digit ")
 
@@ -119,7 +119,7 @@ def test_a_folder_tells_of_all_that_is_named_as_an_image(digits_run, digit_files
     folder.mkdir()
     linked.mkdir()
     for place in (folder / "a.png", folder / ".hidden.png", linked / "b.png"):
-        shutil.copy(list_images(digit_files / "test")[0], place)
+        shutil.copy(find_in_folder(digit_files / "test").images[0], place)
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(folder / "pipe.png")
     (folder / "link").symlink_to(linked)
@@ -151,7 +151,7 @@ ODD = 'a\nb\x1b[31m\r,"c".png'
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\rb.png", ODD])
 def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, tmp_path, capsys):
-    shutil.copy(list_images(digit_files / "test")[0], tmp_path / name)
+    shutil.copy(find_in_folder(digit_files / "test").images[0], tmp_path / name)
     request = [digits_run.path, tmp_path / name, tmp_path / f"no {name}"]
     text = predict(capsys, *request, "--format", "csv", status=1)
     _, answered, missing = csv.reader(io.StringIO(text, newline=""))
@@ -164,7 +164,7 @@ def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, 
 
 def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
     image = tmp_path / ODD
-    shutil.copy(list_images(digit_files / "test")[0], image)
+    shutil.copy(find_in_folder(digit_files / "test").images[0], image)
     spec = replace(classifier.spec, classes=[f"\x1b]0;{name}" for name in classifier.spec.classes])
     odd = Classifier(classifier.network, spec, classifier.calibration)
     images = [image, Failure(image, "no \x07 image")]
@@ -177,7 +177,7 @@ def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
 
 
 def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys):
-    first, second, third = list_images(digit_files / "test")[:3]
+    first, second, third = find_in_folder(digit_files / "test").images[:3]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{second}\n\n{third}\n"))
     predictions = records(predict(capsys, digits_run.path, first, "-", "--format", "jsonl"))
     assert [each["image"] for each in predictions] == [str(first), str(second), str(third)]
@@ -185,14 +185,14 @@ def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys)
 
 def test_a_name_that_is_no_text_comes_back_as_it_was(digits_run, digit_files, tmp_path, monkeypatch, capsys):
     odd = os.fsencode(tmp_path) + b"/\xff\xfe.png"
-    shutil.copy(list_images(digit_files / "test")[0], odd)
+    shutil.copy(find_in_folder(digit_files / "test").images[0], odd)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8"))
     predict(capsys, digits_run.path, "-", "--out", tmp_path / "said.csv")
     assert odd in (tmp_path / "said.csv").read_bytes()
 
 
 def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, tmp_path, capsys):
-    image = list_images(digit_files / "test")[0]
+    image = find_in_folder(digit_files / "test").images[0]
     for name, start in {
         "said.csv": "image,class",
         "said.jsonl": '{"image"',
@@ -209,7 +209,7 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
 def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):
     run = shutil.copytree(digits_run.path, tmp_path / "run")
     (run / "calibration.json").unlink()
-    image = list_images(digit_files / "test")[0]
+    image = find_in_folder(digit_files / "test").images[0]
     (predictions,) = records(predict(capsys, run, image, "--format", "jsonl"))
     assert "abstain" not in predictions
     assert "abstain" not in predict(capsys, run, image)

@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 from starlette.exceptions import HTTPException
 
 from netfission.data.images import to_pixels
-from netfission.serve.limits import Limits, check_total_pixels, decode_image, is_small
+from netfission.serve.limits import FORMATS, Limits, check_total_pixels, decode_image, is_small
 
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, max_images=4, timeout_s=1.0)
 
@@ -29,8 +29,10 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("format_", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+@pytest.mark.parametrize("format_", ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
 def test_common_formats_are_read(format_, make_image):
+    if format_ not in FORMATS:
+        pytest.skip("this Pillow does not read it")
     content = make_image(size=(12, 9), format_=format_, mode="RGB")
     assert decode_image(content, LIMITS, pixels).shape == (3, 8, 8)
 
@@ -42,7 +44,7 @@ def test_common_formats_are_read(format_, make_image):
 def test_what_is_no_image_is_415(content):
     with pytest.raises(
         HTTPException,
-        match=r"415: image must be a BMP, GIF, JPEG, .* or WEBP file, got another kind of file$",
+        match=r"415: image must be a (AVIF, )?BMP, GIF, JPEG, .* or WEBP file, got another kind of file$",
     ):
         decode_image(content, LIMITS, pixels)
 

@@ -4,13 +4,25 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from netfission.data.formats import image_suffixes, package_for
 from netfission.utils.outputs import is_output
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# Why a file or folder is no image; the words stand after its number: "3 hidden".
-Reason = Literal["hidden", "written by netfission", "of another type", "missing"]
+# Why a file or folder is no image: "hidden", "written by netfission", "of another type", "needing PACKAGE" or
+# "missing". The words stand after its number: "3 hidden".
+Reason = str
+
+# Hidden by other operating systems and by network drives, beside all names that begin with a dot.
+_HIDDEN = {
+    "$recycle.bin",
+    "@eadir",
+    "__macosx",
+    "desktop.ini",
+    "ehthumbs.db",
+    "icon\r",
+    "system volume information",
+    "thumbs.db",
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,9 @@ class FoundImages:
 def find_images(folder: Path) -> FoundImages:
     """Find the image files below a folder, by the ends of their names; none is opened.
 
-    Linked folders count as any other, each once. A hidden folder, or one that netfission has written, counts
-    as one path left out.
+    An image is what the installed Pillow reads, see `image_suffixes`. Linked folders count as any other, each
+    once, except those that lead back to a folder above. A hidden folder, or one that netfission has written,
+    counts as one path left out.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -60,13 +73,14 @@ def find_images(folder: Path) -> FoundImages:
 
 
 def _why_no_image(path: Path) -> Reason | None:
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return "of another type"
+    if path.suffix.lower() not in image_suffixes():
+        package = package_for(path.suffix)
+        return f"needing {package}" if package else "of another type"
     return None if path.is_file() else "missing"  # as the target of a broken link
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield the paths below a folder that are not folders, without names that begin with a dot.
+    """Yield the paths below a folder that are not folders, without hidden ones.
 
     Linked folders count as any other, each once, even if several links lead to it. Folders that netfission
     has written are left out.
@@ -84,7 +98,7 @@ def walk_files(folder: Path) -> Iterator[Path]:
 
 def _walk(folder: Path) -> Iterator[tuple[Path, Reason | None]]:
     """Yield the files below a folder, and the folders that are not entered with the reason."""
-    seen = set()
+    seen = set(map(str, Path(os.path.realpath(folder)).parents))
     for parent, folders, names in os.walk(folder, followlinks=True):
         real_path = os.path.realpath(parent)
         if real_path in seen:
@@ -101,7 +115,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Reason | None]]:
         # In a fixed order, and folders before links to them.
         folders[:] = [path.name for path in sorted(entered, key=lambda path: (path.is_symlink(), path))]
         for name in names:
-            yield Path(parent, name), "hidden" if name.startswith(".") else None
+            yield Path(parent, name), "hidden" if _is_hidden(name) else None
 
 
 def why_not_entered(folder: Path) -> Reason | None:
@@ -111,6 +125,10 @@ def why_not_entered(folder: Path) -> Reason | None:
         >>> why_not_entered(Path("images/.cache"))
         'hidden'
     """
-    if folder.name.startswith("."):
+    if _is_hidden(folder.name):
         return "hidden"
     return "written by netfission" if is_output(folder) else None
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _HIDDEN

@@ -4,21 +4,33 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from netfission.data.formats import MissingPackageError, load
 from netfission.utils.errors import invalid
 
 Mode = Literal["L", "RGB"]
+
+# What turns an image upright, by the orientation in its EXIF data.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
     """Convert an image to pixels `(channels, height, width)` uint8.
 
-    The image is rotated upright by its EXIF tag. Transparent parts become white; of 16 bits the upper 8 are
-    used. Floating point is read as 0 to 1 if all values are in that range, and otherwise as 0 to 255, with
-    other values clipped. An image of another size is scaled until it covers `size` (bilinear, with
-    antialiasing), and cropped at its centre.
+    The image is rotated upright by its EXIF tag; damaged metadata are ignored. Transparent parts become
+    white; of 16 bits the upper 8 are used. Floating point is read as 0 to 1 if all values are in that range,
+    and otherwise as 0 to 255, with other values clipped. An image of another size is scaled until it covers
+    `size` (bilinear, with antialiasing), and cropped at its centre.
 
     Args:
         image: in any of Pillow's modes.
@@ -33,13 +45,21 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
         >>> to_pixels(Image.new("RGBA", (20, 10)), "RGB", (8, 8)).shape
         torch.Size([3, 8, 8])
     """
-    upright = ImageOps.exif_transpose(image)
-    pixels = _on_white(_of_eight_bits(upright)).convert(mode)
+    pixels = _on_white(_of_eight_bits(_upright(load(image)))).convert(mode)
     if pixels.size != size[::-1]:
         pixels = ImageOps.fit(pixels, size[::-1], Image.Resampling.BILINEAR)
     # A copy, as tensors are writable and Pillow's pixels are not.
     channels_last = np.array(pixels).reshape(*size, -1)
     return torch.from_numpy(channels_last).permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Rotate an image as its EXIF tag says; `ImageOps.exif_transpose` fails if any tag is damaged."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data raise errors of every kind
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
@@ -67,10 +87,12 @@ def why_unreadable(error: Exception) -> str:
 
     Example:
         >>> why_unreadable(UnidentifiedImageError())
-        'is not a readable image'
+        'not an image of a known format'
     """
+    if isinstance(error, MissingPackageError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "is not a readable image"
+        return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from netfission.data.images import Mode, to_pixels
+from netfission.data.formats import open_image
+from netfission.data.images import Mode, to_pixels, why_unreadable
 from netfission.utils.errors import invalid
 
 Rows = npt.NDArray[np.int64]
@@ -64,7 +65,7 @@ class FileRecords:
 
     def open(self, row: int) -> Image.Image:
         """Open the image of a row."""
-        return Image.open(self.paths[row])
+        return open_image(self.paths[row])
 
     def describe(self, row: int) -> str:
         """Name a row in messages."""
@@ -84,7 +85,7 @@ class ArrowRecords:
         """Open the image of a row."""
         # Straight from the memory-mapped table: ten times quicker than `dataset[row]`.
         encoded = self.dataset.data.column(self.column)[row].as_py()["bytes"]
-        return Image.open(io.BytesIO(encoded))
+        return open_image(io.BytesIO(encoded))
 
     def describe(self, row: int) -> str:
         """Name a row in messages."""
@@ -115,7 +116,7 @@ def decode(records: Records, row: int, size: tuple[int, int]) -> Tensor:
         with records.open(row) as image:
             return to_pixels(image, records.mode, size)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        found = f"damaged data ({type(error).__name__})"
+        found = f"data that cannot be read ({why_unreadable(error)})"
         hint = "remove it, or set corrupt to skip to leave such images out"
         message = str(invalid(records.describe(row), "a readable image", found=found, hint=hint))
         raise CorruptImageError(message) from error

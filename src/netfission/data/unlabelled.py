@@ -5,49 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from netfission.data.files import walk_files
+from netfission.data.files import find_images
 from netfission.data.images import Mode
 from netfission.data.sources import NAMES, TEST_NAMES, find_source, read_parquet
 from netfission.data.splits import ArrowRecords, FileRecords, StreamedSplit
 from netfission.utils.errors import invalid
-
-# Formats that Pillow names but cannot decode by itself.
-_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-
-
-def list_images(folder: Path) -> list[Path]:
-    """List the image files below a folder, sorted, by the suffixes that Pillow reads.
-
-    Linked folders count as any other; files and folders whose name begins with a dot are left out.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as temporary:
-        ...     folder = Path(temporary)
-        ...     for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
-        ...         (folder / name).touch()
-        ...     print([path.name for path in list_images(folder)])
-        ['a.JPG', 'b.png']
-    """
-    return [path for path in list_images_and_others(folder)[0] if path.is_file()]
-
-
-def list_images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the paths with an image's suffix below a folder, and all other files, each sorted.
-
-    Unlike `list_images`, the first list also holds what has such a name but is no readable file, such as a
-    broken link.
-    """
-    suffixes = {
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in _NOT_DECODED
-    }
-    paths = sorted(walk_files(folder))
-    images = [path for path in paths if path.suffix.lower() in suffixes]
-    return images, [path for path in paths if path.suffix.lower() not in suffixes]
 
 
 def load_unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:
@@ -88,7 +51,7 @@ def _find_records(name: str) -> Any:
     if any(folder.rglob("*.parquet")):
         return _read_parquet_records(folder)
     inner = next((folder / test for test in TEST_NAMES if (folder / test).is_dir()), folder)
-    files = list_images(inner)
+    files = find_images(inner).images
     if not files:
         raise invalid(str(inner), "a folder with images", found="no image file")
     return FileRecords(files, np.zeros(len(files), dtype=np.int64))

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split
+from netfission.data.files import find_images
+from netfission.data.formats import open_image
 from netfission.data.images import why_unreadable
 from netfission.data.splits import TensorSplit
-from netfission.data.unlabelled import list_images
 from netfission.runs.setup import load_run_data
 from netfission.utils.errors import invalid
 
@@ -88,7 +88,7 @@ def sample_folder(classifier: Classifier, folder: Path, n: int) -> Tensor:
     Raises:
         ValueError: there is no image, or one cannot be read.
     """
-    paths = list_images(folder)
+    paths = find_images(folder).images
     if not paths:
         raise invalid("images", "a folder with images", str(folder))
     return torch.stack([_read(classifier, paths[row]) for row in _even_rows(len(paths), n).tolist()])
@@ -101,7 +101,7 @@ def _even_rows(count: int, n: int) -> Tensor:
 
 def _read(classifier: Classifier, path: Path) -> Tensor:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return classifier.pixels(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         found = f"{path} ({why_unreadable(error)})"

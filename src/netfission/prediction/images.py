@@ -1,5 +1,6 @@
 """Predictions of a classifier for image files."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from netfission.classifier import Classifier
+from netfission.data import files
+from netfission.data.formats import open_image
 from netfission.data.images import why_unreadable
-from netfission.data.unlabelled import list_images_and_others
+from netfission.utils.text import printable
 
 _READERS = 4  # threads; Pillow's decoders let others run
 
@@ -78,30 +81,34 @@ def find_images(names: Iterable[str]) -> list[Path | Failure]:
         The files; a folder without images becomes a failure. Files need not exist.
 
     Warns:
-        UserWarning: a folder holds files that are not images by the end of their names.
+        UserWarning: files of a folder are left out, as their names do not end as an image's.
 
     Example:
         >>> find_images(["a.png", "b.jpg"]) == [Path("a.png"), Path("b.jpg")]
         True
     """
     paths: list[Path | Failure] = []
-    for path in map(Path, names):
-        if path.is_dir():
-            paths += _images_below(path)
+    for name in names:
+        if os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises if the name is too long
+            paths += _images_below(Path(name))
         else:
-            paths.append(path)
+            paths.append(Path(name))
     return paths
 
 
 def _images_below(folder: Path) -> Sequence[Path | Failure]:
-    images, others = list_images_and_others(folder)
-    if others:
-        warnings.warn(
-            f"{folder}: files left out, as their names do not end as an image's: {len(others):,}, such as "
-            f"{others[0].name}; name one itself to have it tried",
-            stacklevel=3,
+    found = files.find_images(folder)
+    left_out = dict(found.left_out)
+    missing = left_out.pop("missing", [])  # named as an image: it gets a line of its own
+    left_out.pop("hidden", None)
+    if left_out:
+        reasons = "; ".join(
+            f"{len(paths):,} {reason}, such as {printable(paths[0].name)}"
+            for reason, paths in left_out.items()
         )
-    return images or [Failure(folder, "the folder holds no images")]
+        hint = "name a file itself to have it tried"
+        warnings.warn(f"{folder}: left out: {reasons}; {hint}", stacklevel=3)
+    return sorted([*found.images, *missing]) or [Failure(folder, "the folder holds no images")]
 
 
 def predict_images(
@@ -162,7 +169,7 @@ def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] 
     try:
         if image.exists() and not image.is_file():
             return Failure(image, "not a regular file")  # opening a pipe would wait
-        with Image.open(image) as opened:
+        with open_image(image) as opened:
             return image, classifier.pixels(opened)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         return Failure(image, why_unreadable(error))

@@ -13,10 +13,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
+from netfission.data.formats import open_image, readable_formats
 from netfission.utils.errors import invalid
 
 # Not all formats that Pillow reads: for some of them it starts other programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_SAFE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(name for name in _SAFE_FORMATS if name in readable_formats())
 _BODIES_IN_MEMORY = 32  # of the largest size
 _SMALL_BYTES = 2**14
 _SMALL_PIXELS = 2**12
@@ -167,7 +169,7 @@ def decode_image(
     """
     too_large = refusal(413, name, f"at most {limits.max_pixels:,} pixels", "more")
     try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
+        image = open_image(BytesIO(content), FORMATS)
         if image.width * image.height <= limits.max_pixels:
             return pixels(image)
     except UnidentifiedImageError as error:
@@ -194,7 +196,7 @@ def check_total_pixels(contents: Sequence[bytes], limits: Limits) -> None:
 def _count_pixels(content: bytes) -> int:
     """Return the number of pixels; 0 if the file is not an image, which `decode_image` refuses."""
     try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
+        image = open_image(BytesIO(content), FORMATS)
     except Exception:  # Pillow's decoders raise errors of every kind
         return 0
     return image.width * image.height
