@@ -74,8 +74,8 @@ def parse(*flags: str) -> RunConfig:
             "compare --reference fision",
             "--reference must be one of .*, got 'fision'; did you mean fission-channels",
         ),
-        ("trian", r"command must be one of compare, .*, train, got 'trian'; did you mean train\?$"),
-        ("", "command must be one of compare, .*, train, got nothing$"),
+        ("trian", r"command must be one of calibrate, .*, train, got 'trian'; did you mean train\?$"),
+        ("", "command must be one of calibrate, .*, train, got nothing$"),
         ("--bogus", "flag must be one that netfission accepts, got '--bogus'; see netfission --help$"),
     ],
 )

@@ -152,6 +152,7 @@ def test_a_model_of_a_package_that_is_missing_names_the_extra(name):
         ("compare", "train"),
         ("demo", "train"),
         ("reproduce grouping", "train"),
+        ("calibrate RUN", "train"),
         ("evaluate RUN", "train"),
         ("report RUN", "report"),
         ("export RUN", "export"),

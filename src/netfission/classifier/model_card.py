@@ -103,7 +103,7 @@ def _calibrated(calibration: Calibration) -> str:
     guess = " All of them are predicted correctly, so the temperature is a guess." if raw["top1"] == 1 else ""
     return (
         f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
-        f"{calibration.n} validation images, where it took NLL from {raw['nll']:.4f} to "
+        f"{calibration.n} {calibration.fitted_on}, where it took NLL from {raw['nll']:.4f} to "
         f"{scaled['nll']:.4f} and ECE from {percent(raw['ece'])} % to {percent(scaled['ece'])} %." + guess
     )
 

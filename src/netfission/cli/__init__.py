@@ -18,6 +18,7 @@ STDOUT = 1  # its file descriptor
 
 # The commands, and the extra of dependencies that each needs.
 COMMANDS = {
+    "calibrate": "train",
     "compare": "train",
     "cost": "models",
     "demo": "train",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MAX_ACCURACY_DROP = 0.2  # points of accuracy, of a cascade
 CORRUPTION_IMAGES = 1000
+_OF_CASCADE = ("max_accuracy_drop", "max_cost", "rule", "single")
 
 
 def parser() -> Parser:
@@ -21,7 +22,25 @@ def parser() -> Parser:
     parser = Parser(run.__doc__)
     parser.add("run", str, help="the run's folder")
     parser.add(
-        "--data", str | None, help="where the run's data set is now (default: where it was)", metavar="FOLDER"
+        "--data",
+        str | None,
+        help="another labelled data set, whose figures go to a file of their own, or the folder to which the "
+        "run's own data set has moved (default: the run's own)",
+        metavar="DATA",
+    )
+    other = parser.add_argument_group("another data set")
+    parser.add(
+        "--split",
+        Literal["train", "validation", "test", "all"] | None,
+        help="images to evaluate (default: test, or all images if there is no test split)",
+        group=other,
+    )
+    parser.add(
+        "--out",
+        str | None,
+        help="file to write, ending in .json (default: one in the run's folder, in evaluations/)",
+        group=other,
+        metavar="FILE",
     )
     cascade = parser.add_argument_group("early exit")
     parser.add("--cascade", True, help="run the exits in turn, and stop once confident", group=cascade)
@@ -73,22 +92,45 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Evaluate a run on its test split, with early exit, on out-of-distribution images or corruptions."""
+    """Evaluate a run on its test split or other data, with early exit, out of distribution or corrupted."""
     from netfission.runs.folder import RunFolder
+    from netfission.runs.setup import is_run_data
 
-    folder = RunFolder(Path(settings.run))
-    config = folder.load_config()
-    if settings.data:
-        config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
-    elif Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
-        hint = "pass where it is now"
-        raise invalid("--data", "a folder that exists", found=config.data.data, hint=hint)
-    _refuse(settings, ("max_accuracy_drop", "max_cost", "rule", "single"), unless="cascade")
+    _refuse(settings, _OF_CASCADE, unless="cascade")
+    _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.max_cost is not None and settings.max_accuracy_drop is not None:
         raise invalid("--max-cost", "left out if --max-accuracy-drop is given", settings.max_cost)
-    _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.corruption_images is not None:
         check_positive_integer("--corruption-images", settings.corruption_images)
+    folder = RunFolder(Path(settings.run))
+    config = folder.load_config()
+    if settings.data is None:
+        check_data_exists(config)
+        _own_data(folder, config, settings)
+    elif is_run_data(config, folder.load_spec(), settings.data):
+        _own_data(folder, RunConfig.from_dict(config.to_dict() | {"data": settings.data}), settings)
+    else:
+        _other_data(folder, config, settings)
+
+
+def check_data_exists(config: RunConfig) -> None:
+    """Raise ValueError if the folder of a run's data set does not exist any more."""
+    if Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
+        hint = "pass where it is now"
+        raise invalid("--data", "a folder that exists", found=config.data.data, hint=hint)
+
+
+def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not getattr(settings, unless):
+            raise invalid(flag_name(name), f"left out unless --{unless} is given", value)
+
+
+def _own_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
+    for name in ("split", "out"):
+        if (value := getattr(settings, name)) is not None:
+            raise invalid(flag_name(name), "left out unless --data is another data set than the run's", value)
     if settings.cascade:
         _cascade(folder, config, settings)
     if settings.ood:
@@ -99,13 +141,6 @@ def run(settings: Namespace) -> None:
         _test_split(folder, config)
 
 
-def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not getattr(settings, unless):
-            raise invalid(flag_name(name), f"left out unless --{unless} is given", value)
-
-
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     from netfission.runs.evaluate import evaluate as evaluate_run
 
@@ -114,6 +149,21 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     assert reliability is not None
     print(reliability.summary())
     print(f"wrote {folder.evaluation.name} and {folder.reliability.name} in {folder.path}")
+
+
+def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
+    from netfission.runs.other_data import evaluate_other_data
+
+    for name in ("cascade", "ood", "corruptions"):
+        if getattr(settings, name):
+            expected = "left out if --data is another data set than the run's"
+            raise invalid(flag_name(name), expected, found="both", hint="it is measured on the run's own")
+    out = Path(settings.out) if settings.out else None
+    result, file = evaluate_other_data(folder, config, settings.data, split=settings.split, out=out)
+    print(
+        f"{result.title(len(folder.load_spec().classes))}\n\n{result.evaluation.table()}\n{result.reliability.summary()}"
+    )
+    print(f"wrote {file}; the run's own figures stay as they are")
 
 
 def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str]) -> None:
@@ -135,7 +185,7 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     from netfission.runs.evaluate import evaluate_cascade
     from netfission.runs.folder import RunFolder
 
-    cascade = {name: getattr(settings, name) for name in ("max_accuracy_drop", "max_cost", "rule", "single")}
+    cascade = {name: getattr(settings, name) for name in _OF_CASCADE}
     if settings.max_accuracy_drop is None and settings.max_cost is None:
         cascade["max_accuracy_drop"] = MAX_ACCURACY_DROP
     cascade["rule"] = settings.rule or "margin"

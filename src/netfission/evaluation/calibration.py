@@ -12,17 +12,20 @@ from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.errors import check_positive
 from netfission.utils.typed import typed
 
+VALIDATION = "validation images"  # held out of a run's own data set
+
 
 @dataclass(frozen=True)
 class Calibration:
     """The temperature of an ensemble, and its error at each level of confidence.
 
     Attributes:
-        n: number of validation images.
+        n: number of images.
         temperature: by which all exits' logits are divided, see `fit_temperature`.
-        raw: `classification_metrics` of the ensemble on the validation split, at temperature 1.
+        raw: `classification_metrics` of the ensemble on these images, at temperature 1.
         scaled: the same at the temperature.
         risk_coverage: error against the share of images answered, at the temperature.
+        fitted_on: the images in words, as they follow their number.
 
     Raises:
         ValueError: the temperature is not a positive number.
@@ -33,6 +36,7 @@ class Calibration:
     raw: dict[str, float]
     scaled: dict[str, float]
     risk_coverage: RiskCoverage
+    fitted_on: str = VALIDATION
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)

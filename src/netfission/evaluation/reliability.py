@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from netfission.config import DEFAULT_RISK
-from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.calibration import VALIDATION, Calibration
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.text import percent
@@ -120,6 +120,8 @@ class ReliabilityReport:
         abstentions: at thresholds from the validation split; empty without one.
         worst: the classes of the lowest accuracy, lowest first; at most 10.
         flawless: whether every validation image was classified correctly, so that the temperature is a guess.
+        fitted_on: what temperature and thresholds are from, in words that follow the number of images: the
+            validation images, or those of another data set.
     """
 
     n: int
@@ -131,6 +133,7 @@ class ReliabilityReport:
     abstentions: list[Abstention]
     worst: list[WorstClass]
     flawless: bool
+    fitted_on: str = VALIDATION
 
     @classmethod
     def from_logits(
@@ -167,6 +170,7 @@ class ReliabilityReport:
             abstentions=[] if calibration is None else _abstentions(confidence, correct, calibration),
             worst=_worst_classes(answers, labels, classes),
             flawless=calibration is not None and calibration.raw["top1"] == 1,
+            fitted_on=VALIDATION if calibration is None else calibration.fitted_on,
         )
 
     def to_json(self) -> str:
@@ -191,9 +195,9 @@ class ReliabilityReport:
         abstention = next(entry for entry in self.abstentions if entry.risk == DEFAULT_RISK)
         guess = ", all classified correctly, so it is a guess" if self.flawless else ""
         return (
-            f"temperature {self.temperature:.3f}, from {self.validation_images} validation images{guess}: "
+            f"temperature {self.temperature:.3f}, from {self.validation_images} {self.fitted_on}{guess}: "
             f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {percent(raw['ece'])} → "
-            f"{percent(scaled['ece'])} %\n{area}; with at most 5 % wrong answers on the validation images: "
+            f"{percent(scaled['ece'])} %\n{area}; with at most 5 % wrong answers on the {self.fitted_on}: "
             f"{percent(abstention.coverage, 1)} % of the images are answered, "
             f"{percent(abstention.error, 1)} % of the answers wrong"
         )

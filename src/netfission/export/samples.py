@@ -14,7 +14,7 @@ from netfission.data.files import find_images
 from netfission.data.formats import open_image
 from netfission.data.images import why_unreadable
 from netfission.data.splits import TensorSplit
-from netfission.runs.setup import load_run_data
+from netfission.runs.setup import check_run_data, load_run_data
 from netfission.utils.errors import invalid
 
 CHECK_IMAGES = 256  # to check a file with
@@ -58,6 +58,8 @@ def load_training_data(
             "network was trained on",
             found=f"{config.data.data} with {len(found.classes)} classes and images of shape {found.shape}",
         )
+    if data is not None:
+        check_run_data(classifier.recipe, spec, data)
     return found, config.data.workers
 
 

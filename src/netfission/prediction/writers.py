@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from netfission.classifier import Classifier
+from netfission.evaluation.calibration import VALIDATION
 from netfission.prediction.images import Failure, ImagePrediction
 from netfission.utils.text import printable, rounded, unsaturated
 
@@ -28,6 +29,7 @@ class Layout:
         threshold: probability below which the ensemble abstains; None without a risk.
         probabilities: whether the probabilities of all classes are written.
         images: number of characters of the longest file name, as `printable`.
+        fitted_on: the images that the threshold is from, in words.
 
     Example:
         >>> layout = Layout(["cat", "dog"], 2, risk=0.05, threshold=0.9, probabilities=False, images=5)
@@ -41,6 +43,7 @@ class Layout:
     threshold: float | None
     probabilities: bool
     images: int
+    fitted_on: str = VALIDATION
 
     @classmethod
     def from_classifier(
@@ -61,6 +64,7 @@ class Layout:
             threshold=classifier.threshold(risk),
             probabilities=probabilities,
             images=max(len(printable(str(name))) for name in names),
+            fitted_on=VALIDATION if classifier.calibration is None else classifier.calibration.fitted_on,
         )
 
 
@@ -167,7 +171,7 @@ class Table(Writer):
         risk, threshold = self.layout.risk, self.layout.threshold
         if risk is None or threshold is None:
             return
-        share = f"at most {100 * risk:g} % of the answers for validation images were wrong"
+        share = f"at most {100 * risk:g} % of the answers for {self.layout.fitted_on} were wrong"
         shown = rounded(threshold, 3, most=1)
         where = (
             f"where p is below the threshold ({shown}); above it" if threshold <= 1 else "always; above no p"

@@ -32,7 +32,7 @@ from netfission.report.style import (
 )
 from netfission.report.votes import Votes, collect_votes
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import load_run_data
+from netfission.runs.setup import check_run_data, load_run_data
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.files import write_together
 from netfission.utils.text import percent, unsaturated
@@ -194,6 +194,8 @@ def _load_votes(run: Run, data: str | None) -> Votes | MissingPart:
         images = load_run_data(config.data, config.fission.seed)
         if images.classes != run.spec.classes:
             raise invalid("data", "of the run's classes", found=f"{data or run.data} with other classes")
+        if data is not None:
+            check_run_data(run.config, run.spec, data)
     except (ValueError, OSError) as error:
         if data is not None:
             raise

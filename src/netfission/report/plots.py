@@ -136,11 +136,11 @@ def _reliability_plots(run: Run) -> Iterator[PlotSpec]:
             "reliability-scaled",
             "Reliability after scaling",
             f"The same with logits divided by {report.temperature:.3f}, the temperature that fits the "
-            f"{report.validation_images:,} validation images best.{guess}",
+            f"{report.validation_images:,} {report.fitted_on} best.{guess}",
             partial(figures.reliability, report.scaled),
         )
     has_dots = any(abstention.coverage > 0 for abstention in report.abstentions)
-    dots = " Dots: thresholds chosen on validation images, with their target risk." if has_dots else ""
+    dots = f" Dots: thresholds chosen on {report.fitted_on}, with their target risk." if has_dots else ""
     yield _spec(
         "risk-coverage",
         "Risk–coverage",

@@ -10,7 +10,7 @@ from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.data import Batches, ImageData, Split
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
-from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.calibration import VALIDATION, Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.evaluation.reliability import ReliabilityReport
@@ -27,8 +27,9 @@ EVALUATION_BATCH = 256
 def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> Evaluation:
     """Evaluate the network of a run on the test split, and write the metrics into the run's folder.
 
-    If there is a validation split, the network's probabilities are calibrated on it. The files are
-    `evaluation.json`, `calibration.json` and `reliability.json`, see `RunFolder`.
+    If there is a validation split, the network's probabilities are calibrated on it, unless they have been
+    calibrated on other data, see `netfission.runs.calibrate`. The files are `evaluation.json`,
+    `calibration.json` and `reliability.json`, see `RunFolder`.
 
     Args:
         folder: folder of a finished run.
@@ -42,8 +43,10 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     logits, labels = collect_logits(network, _batches(data.test, data, config, device), device)
     evaluation = evaluate_logits(logits, labels)
     write_whole(folder.evaluation, evaluation.to_json())
-    calibration = None
-    if data.validation is not None:
+    calibration = readable_calibration(folder)
+    if calibration is not None and calibration.fitted_on == VALIDATION:
+        calibration = None
+    if calibration is None and data.validation is not None:
         validation = _batches(data.validation, data, config, device)
         calibration = Calibration.fit(*collect_logits(network, validation, device))
         write_whole(folder.calibration, calibration.to_json())
@@ -129,13 +132,38 @@ def load_for_evaluation(
     Raises:
         ValueError: see `evaluate`.
     """
-    network, spec = folder.load_network()
+    network, spec, device = load_on_device(folder, config)
+    return network, spec, load_matching_data(folder, config, spec, data), device
+
+
+def load_matching_data(
+    folder: RunFolder, config: RunConfig, spec: NetworkSpec, data: ImageData | None = None
+) -> ImageData:
+    """Load the data set of a run unless it is given; ValueError if the run's network has other classes."""
     data = data or load_run_data(config.data, config.fission.seed)
     if data.classes != spec.classes:
         expected = f"a data set with the {len(spec.classes)} classes in {folder.spec}"
         raise invalid("data", expected, found=f"{config.data.data!r} with {len(data.classes)} classes")
+    return data
+
+
+def load_on_device(folder: RunFolder, config: RunConfig) -> tuple[nn.Module, NetworkSpec, str]:
+    """Load the network of a finished run, its description, and the device that the network is put on.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    network, spec = folder.load_network()
     device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
-    return network.to(device), spec, data, device
+    return network.to(device), spec, device
+
+
+def readable_calibration(folder: RunFolder) -> Calibration | None:
+    """Read the calibration that another one replaces; None if there is none, or if its file is damaged."""
+    try:
+        return folder.load_calibration()
+    except ValueError:
+        return None
 
 
 def _batches(

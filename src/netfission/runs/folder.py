@@ -1,6 +1,7 @@
 """A run's folder: the names of its files, how it is claimed, and one reader for each file."""
 
 import csv
+import hashlib
 import platform
 import shutil
 from collections.abc import Iterator
@@ -17,13 +18,15 @@ from filelock import FileLock, Timeout
 
 from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
+from netfission.data.sources import NAMES
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
+from netfission.evaluation.other_data import OtherEvaluation
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import safe_name, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.typed import read_json
 
@@ -91,6 +94,28 @@ class RunFolder(ModelFolder):
     def corruptions(self) -> Path:
         """Accuracy and calibration on corrupted test images."""
         return self.path / "corruptions.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of figures on other data sets than the run's own."""
+        return self.path / "evaluations"
+
+    def evaluation_of(self, data: str) -> Path:
+        """Return the file of the figures on another data set; no two data sets have the same.
+
+        Args:
+            data: name of the data set, or the full path of its folder.
+
+        Example:
+            >>> RunFolder(Path("runs/first")).evaluation_of("cifar10").as_posix()
+            'runs/first/evaluations/cifar10.json'
+            >>> RunFolder(Path("runs/first")).evaluation_of("/data/my photos").name
+            'my-photos-035ab4.json'
+        """
+        if data in NAMES:
+            return self.evaluations / f"{data}.json"
+        digest = hashlib.sha256(data.encode(errors="surrogateescape")).hexdigest()
+        return self.evaluations / f"{safe_name(Path(data).name)}-{digest[:6]}.json"
 
     @property
     def report(self) -> Path:
@@ -218,6 +243,10 @@ class RunFolder(ModelFolder):
     def load_corruptions(self) -> Corruptions | None:
         """Read `corruptions`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.corruptions, Corruptions)
+
+    def load_evaluation_of(self, data: str) -> OtherEvaluation | None:
+        """Read `evaluation_of` a data set; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.evaluation_of(data), OtherEvaluation)
 
     def _check_settings(self, config: RunConfig) -> None:
         begun = self.load_config().to_dict()

@@ -1,8 +1,11 @@
 """From settings to a data set, a network, its description and batches of images."""
 
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from math import isclose
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +13,12 @@ from torch import Tensor, nn
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
+from netfission.data.matched import full_name
+from netfission.data.sources import NAMES, fingerprint
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import find_method
 from netfission.models import create_model
+from netfission.utils.errors import invalid
 
 
 def load_run_data(config: DataConfig, seed: int) -> ImageData:
@@ -38,6 +44,57 @@ def load_run_data(config: DataConfig, seed: int) -> ImageData:
         corrupt=config.corrupt,
         limit_per_class=config.limit_per_class,
     )
+
+
+def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:
+    """Whether a data set is the one that a run was trained on, which may have moved.
+
+    It is if the run's settings name it, or if it is a copy of the folder that they name, by the names and
+    sizes of its files. If there is no such folder any more, the images decide: classes, shape, and mean and
+    standard deviation of the training images.
+
+    Args:
+        config: settings of the run.
+        spec: description of its network.
+        name: name or folder of the data set.
+
+    Raises:
+        ValueError: the name is unknown.
+        FileNotFoundError: the folder does not exist.
+        ConnectionError: the hub is out of reach.
+
+    Example:
+        >>> config = RunConfig(DataConfig("digits"))
+        >>> spec = network_spec(config, load_run_data(config.data, seed=0))
+        >>> is_run_data(config, spec, "digits")
+        True
+    """
+    recorded = config.data.data
+    if full_name(name) == (recorded if recorded in NAMES else str(Path(recorded).resolve())):
+        return True
+    if recorded == "digits":
+        return False
+    if Path(recorded).is_dir():
+        return fingerprint(name) == fingerprint(recorded)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about images left out
+            data = load_run_data(replace(config.data, data=name), config.fission.seed)
+    except ValueError:  # its images do not suit the settings
+        return False
+    statistics = zip([*data.mean, *data.std], [*spec.mean, *spec.std], strict=False)
+    return (
+        data.classes == spec.classes
+        and list(data.shape) == spec.shape
+        and all(isclose(value, trained, abs_tol=1e-4) for value, trained in statistics)
+    )
+
+
+def check_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> None:
+    """Raise ValueError if a data set is not the one that a run was trained on; see `is_run_data`."""
+    if not is_run_data(config, spec, name):
+        expected = f"where the run's own data set is now ({config.data.data} in its settings)"
+        raise invalid("data", expected, found=f"{name}, another data set")
 
 
 def build_network(config: RunConfig, data: ImageData) -> nn.Module:

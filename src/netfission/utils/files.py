@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,6 +59,16 @@ def write_together(files: Mapping[Path, str | bytes], *, removed: Iterable[Path]
         for path, temporary in written.items():
             with _named_in_errors(path):
                 temporary.replace(path)
+
+
+def safe_name(text: str, longest: int = 40) -> str:
+    """Return text as a part of a file's name: letters, digits and hyphens, dots and underscores within.
+
+    Example:
+        >>> safe_name("../my photos/"), safe_name("/")
+        ('my-photos', 'unnamed')
+    """
+    return re.sub(r"[^\w.-]+", "-", text).strip("-._")[:longest] or "unnamed"
 
 
 def _write(path: Path, data: bytes) -> None:

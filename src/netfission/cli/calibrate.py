@@ -1,0 +1,83 @@
+"""`netfission calibrate`."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from netfission.cli.evaluate import check_data_exists
+from netfission.cli.parser import Parser
+from netfission.config import RunConfig
+from netfission.utils.errors import invalid
+from netfission.utils.text import percent
+
+if TYPE_CHECKING:
+    from netfission.evaluation.calibration import Calibration
+    from netfission.runs.calibrate import Recalibration
+    from netfission.runs.folder import RunFolder
+
+
+def parser() -> Parser:
+    """Return the command's parser."""
+    parser = Parser(run.__doc__)
+    parser.add("run", str, help="the run's folder")
+    parser.add(
+        "--data",
+        str | None,
+        help="another labelled data set to calibrate on, or the folder that the run's own has moved to "
+        "(default: the run's own validation split)",
+        metavar="DATA",
+    )
+    parser.add(
+        "--split",
+        Literal["train", "validation", "test", "all"] | None,
+        help="images of another data set (default: validation, or else train, or all if it has no splits)",
+    )
+    return parser
+
+
+def run(settings: Namespace) -> None:
+    """Fit a run's temperature and abstention anew, on its validation split or on other data."""
+    from netfission.runs.calibrate import calibrate
+    from netfission.runs.folder import RunFolder
+    from netfission.runs.setup import is_run_data
+
+    folder = RunFolder(Path(settings.run))
+    config, other = folder.load_config(), settings.data
+    if other is None:
+        check_data_exists(config)
+    elif is_run_data(config, folder.load_spec(), other):
+        config, other = RunConfig.from_dict(config.to_dict() | {"data": other}), None
+    if other is None and settings.split is not None:
+        expected = "left out unless --data is another data set than the run's"
+        raise invalid("--split", expected, settings.split)
+    result = calibrate(folder, config, other, split=settings.split)
+    print("\n".join(_lines(folder, result)))
+
+
+def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
+    lines = [f"calibrated: {_in_words(result.calibration)}"]
+    if result.replaced is not None:
+        lines.append(f"before:     {_in_words(result.replaced)}")
+    if result.reliability is not None:
+        lines += ["", f"on the {result.reliability.n} images of the run's test split:"]
+        lines += [result.reliability.summary(), ""]
+    else:
+        lines.append(
+            f"removed {folder.reliability.name}, as the run's own data set cannot be read ({result.unread}); "
+            "`netfission evaluate` writes it again"
+        )
+    files = [folder.calibration] if result.reliability is None else [folder.calibration, folder.reliability]
+    lines.append(f"wrote {' and '.join(file.name for file in files)} in {folder.path}")
+    if result.replaced is not None and result.replaced.temperature != result.calibration.temperature:
+        depends = (folder.out_of_distribution, folder.corruptions, folder.evaluations)
+        if stale := [file.name for file in depends if file.exists()]:
+            lines.append(f"still at the temperature before: {', '.join(stale)}; evaluate again to renew them")
+    return lines
+
+
+def _in_words(calibration: "Calibration") -> str:
+    raw, scaled = calibration.raw, calibration.scaled
+    nll = f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}"
+    ece = f"ECE {percent(raw['ece'])} → {percent(scaled['ece'])} %"
+    source = f"{calibration.n} {calibration.fitted_on}"
+    return f"temperature {calibration.temperature:.3f}, from {source}: {nll}, {ece}"

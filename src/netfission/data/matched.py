@@ -1,0 +1,153 @@
+"""Labelled images of any data set, matched to the classes and the image shape of a trained network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from netfission.data.images import Mode
+from netfission.data.sources import NAMES, Source, check_data_name, find_source
+from netfission.data.splits import Rows, StreamedSplit, readable
+from netfission.utils.errors import check_choice, did_you_mean, invalid
+
+Part = Literal["train", "validation", "test", "all"]
+_IN_WORDS = {"train": "training", "validation": "validation", "test": "test"}
+_LISTED = 10  # names of classes in a message
+
+
+@dataclass(frozen=True)
+class MatchedImages:
+    """Images of a data set, labelled by the classes of a network.
+
+    Attributes:
+        name: name of the data set, or the full path of its folder.
+        part: which of its images these are.
+        splits: the images, decoded on access, with the labels that the network has for their classes.
+        classes: the classes of these images, in the network's order.
+        left_out: number of images that cannot be read and are left out.
+
+    Example:
+        >>> MatchedImages("/data/flowers", "test", [], ["daisy"], left_out=0).kind
+        'test images of flowers'
+    """
+
+    name: str
+    part: Part
+    splits: list[StreamedSplit]
+    classes: list[str]
+    left_out: int
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return sum(map(len, self.splits))
+
+    @property
+    def kind(self) -> str:
+        """The images in words, as they follow their number: "test images of flowers"."""
+        word = "" if self.part == "all" else f"{_IN_WORDS[self.part]} "
+        return f"{word}images of {Path(self.name).name}"
+
+    def __str__(self) -> str:
+        """Return the images in words, such as "all 30 images of flowers"."""
+        return f"{'all ' if self.part == 'all' else ''}{len(self)} {self.kind}"
+
+
+def load_matched(
+    name: str,
+    classes: Sequence[str],
+    shape: Sequence[int],
+    *,
+    part: Part | None = None,
+    preferred: Sequence[Part] = ("test",),
+    corrupt: Literal["refuse", "skip"] = "refuse",
+) -> MatchedImages:
+    """Load labelled images of a data set in the shape that a network expects; nothing is held out.
+
+    Args:
+        name: see `netfission.data.load_data`.
+        classes: the network's classes. Those of the data set are matched by name, in any order; they may be a
+            part of the network's.
+        shape: channels (1 or 3), height and width.
+        part: which of the images to load; by default the first of `preferred` that the data set has, or all
+            images if it has none of them.
+        preferred: see `part`.
+        corrupt: what to do with an image that cannot be read; `refuse` raises an error when it is accessed.
+
+    Raises:
+        ValueError: the name is unknown, the folder has another layout, there is no such part, the network
+            lacks a class, or no image can be read.
+        FileNotFoundError: the folder does not exist.
+        ConnectionError: the hub is out of reach.
+
+    Example:
+        >>> images = load_matched("digits", [str(digit) for digit in range(9, -1, -1)], (3, 16, 16))
+        >>> print(images)  # there is no test split
+        all 1797 images of digits
+        >>> pixels, label = images.splits[0][0]  # a zero, the last class of the network
+        >>> tuple(pixels.shape), label
+        ((3, 16, 16), 9)
+    """
+    source = find_source(name)
+    found = _parts(source)
+    default: Part = next((split for split in preferred if split in found), "all")
+    chosen = default if part is None else part
+    check_choice("split", chosen, dict.fromkeys([*found, "all"]))
+    records = list(found.values()) if chosen == "all" else [found[chosen]]
+    present = sorted({int(label) for rows in records for label in np.unique(rows.labels)})
+    names = [source.classes[label] for label in present]
+    _check_classes(name, names, classes)
+    label_of = np.full(len(source.classes), -1)
+    label_of[present] = [classes.index(name) for name in names]
+    channels, *size = shape
+    mode: Mode = "L" if channels == 1 else "RGB"
+    splits = []
+    for rows in records:
+        relabelled = replace(rows, mode=mode, labels=label_of[rows.labels].astype(np.int64))
+        kept: Rows = np.arange(len(rows.labels))
+        if corrupt == "skip":
+            kept = readable(relabelled, kept, (size[0], size[1]))
+        splits.append(StreamedSplit(relabelled, kept, (size[0], size[1])))
+    left_out = sum(len(rows.labels) for rows in records) - sum(map(len, splits))
+    images = MatchedImages(full_name(name), chosen, splits, sorted(names, key=classes.index), left_out)
+    if not len(images):
+        raise invalid("data", "a data set of readable images", found=f"{left_out} damaged ones in {name}")
+    return images
+
+
+def full_name(name: str) -> str:
+    """Return the name of a data set, or the full path of a folder.
+
+    Example:
+        >>> full_name("digits")
+        'digits'
+    """
+    check_data_name(name)
+    return name if name in NAMES else str(Path(name).resolve())
+
+
+def _parts(source: Source) -> dict[Part, Any]:
+    """Return the records of each split, or {"all": …} if the images are not split."""
+    if source.test is None:
+        return {"all": source.train}
+    return {"train": source.train, "test": source.test}
+
+
+def _check_classes(name: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return
+    numbered = all(name.isdecimal() for name in known)
+    rule = "classes are matched by name" + (", and the network's names are numbers" if numbered else "")
+    hint = did_you_mean(unknown[0], known) or rule
+    raise invalid(
+        "data",
+        f"a data set of classes that the network knows ({_listed(known)})",
+        found=f"{name} with {_listed(unknown)}",
+        hint=hint,
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")

@@ -1,0 +1,53 @@
+"""Figures of a network on another data set than the one it was trained on."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from netfission.evaluation.evaluate import Evaluation
+from netfission.evaluation.reliability import ReliabilityReport
+
+
+@dataclass(frozen=True)
+class OtherEvaluation:
+    """Figures of a run's network on another data set than its own: a file in `evaluations/`.
+
+    Attributes:
+        data: name of the data set, or the full path of its folder.
+        split: which of its images were evaluated.
+        classes: the classes of these images, in the network's order.
+        left_out: number of images that cannot be read.
+        evaluation: metrics on these images.
+        reliability: the same at the run's own temperature, and with its own thresholds for abstention.
+
+    Example:
+        >>> import torch
+        >>> from netfission.evaluation import evaluate_logits
+        >>> logits, labels = torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.int64)
+        >>> reliability = ReliabilityReport.from_logits(logits, labels, ["ant", "bee", "cow"], None)
+        >>> figures = OtherEvaluation("/b", "all", ["ant"], 0, evaluate_logits(logits, labels), reliability)
+        >>> figures.title(known=3)
+        "/b, which is not the run's own data set: all 4 images, 1 of the network's 3 classes"
+    """
+
+    data: str
+    split: Literal["train", "validation", "test", "all"]
+    classes: list[str]
+    left_out: int
+    evaluation: Evaluation
+    reliability: ReliabilityReport
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    def title(self, known: int) -> str:
+        """Return what was evaluated in one line; the network knows `known` classes."""
+        images = f"{'all ' if self.split == 'all' else ''}{self.evaluation.n} images"
+        if self.split != "all":
+            images += f" of the {self.split} split"
+        left_out = f" ({self.left_out} more cannot be read)" if self.left_out else ""
+        return (
+            f"{self.data}, which is not the run's own data set: {images}{left_out}, "
+            f"{len(self.classes)} of the network's {known} classes"
+        )

@@ -1,0 +1,113 @@
+"""Calibrate a run's network anew, on its own validation split or on other data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from netfission.classifier.folder import NetworkSpec
+from netfission.config import RunConfig
+from netfission.data import ImageData, Split
+from netfission.data.matched import Part, load_matched
+from netfission.evaluation import collect_logits
+from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.reliability import ReliabilityReport
+from netfission.runs.evaluate import (
+    EVALUATION_BATCH,
+    load_matching_data,
+    load_on_device,
+    readable_calibration,
+)
+from netfission.runs.folder import RunFolder
+from netfission.runs.other_data import matched_logits, warn_if_seen
+from netfission.runs.setup import make_batches
+from netfission.utils.errors import first_line, invalid
+from netfission.utils.files import write_together
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """A calibration, and what it has replaced.
+
+    Attributes:
+        calibration: what `calibration.json` holds now.
+        replaced: what it held before; None if there was no readable file.
+        reliability: on the run's test split; None if the run's own data set cannot be read.
+        unread: why that cannot be read; empty if it can be.
+    """
+
+    calibration: Calibration
+    replaced: Calibration | None
+    reliability: ReliabilityReport | None
+    unread: str
+
+
+def calibrate(
+    folder: RunFolder, config: RunConfig, name: str | None = None, *, split: Part | None = None
+) -> Recalibration:
+    """Fit a run's temperature and thresholds for abstention anew, and replace those it has.
+
+    `calibration.json` and `reliability.json` are written, see `RunFolder`. If the run's own data set cannot
+    be read, `reliability.json` is removed, as it belongs to the calibration before.
+
+    Args:
+        folder: folder of a finished run.
+        config: the run's settings.
+        name: name or folder of the data set to calibrate on; by default the run's own validation split.
+        split: its images to calibrate on: `train`, `validation`, `test` or `all`. By default the validation
+            split, or else the training split, or all images if there are no splits.
+
+    Raises:
+        ValueError: the folder holds no finished run, the run has no validation split of its own, or see
+            `netfission.data.matched.load_matched`.
+        OSError: a data set cannot be found, or a file cannot be written.
+    """
+    network, spec, device = load_on_device(folder, config)
+    data, unread = _load_own(folder, config, spec, required=name is None)
+    if name is None:
+        assert data is not None
+        if data.validation is None:
+            expected = "another data set, as the run held out no images for validation"
+            raise invalid("data", expected, found="nothing")
+        calibration = Calibration.fit(*_logits(network, data.validation, data, config, device))
+    else:
+        images = load_matched(
+            name,
+            spec.classes,
+            spec.shape,
+            part=split,
+            preferred=("validation", "train"),
+            corrupt=config.data.corrupt,
+        )
+        warn_if_seen(images, config)
+        fitted = Calibration.fit(*matched_logits(network, spec, images, config, device))
+        calibration = replace(fitted, fitted_on=images.kind)
+    reliability = None
+    if data is not None:
+        test = _logits(network, data.test, data, config, device)
+        reliability = ReliabilityReport.from_logits(*test, spec.classes, calibration)
+    replaced = readable_calibration(folder)
+    files: dict[Path, str | bytes] = {folder.calibration: calibration.to_json()}
+    if reliability is not None:
+        files[folder.reliability] = reliability.to_json()
+    write_together(files, removed=[folder.reliability])
+    return Recalibration(calibration, replaced, reliability, unread)
+
+
+def _load_own(
+    folder: RunFolder, config: RunConfig, spec: NetworkSpec, *, required: bool
+) -> tuple[ImageData | None, str]:
+    """Load a run's own data set; unless it is required, return None and the reason if it cannot be read."""
+    try:
+        return load_matching_data(folder, config, spec), ""
+    except (OSError, ValueError) as error:
+        if required:
+            raise
+        return None, first_line(error)
+
+
+def _logits(
+    network: nn.Module, split: Split, data: ImageData, config: RunConfig, device: str
+) -> tuple[Tensor, Tensor]:
+    batches = make_batches(split, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
+    return collect_logits(network, batches, device)

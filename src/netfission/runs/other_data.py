@@ -1,0 +1,110 @@
+"""A run's network on another data set than its own; the run's own figures stay as they are."""
+
+import warnings
+from itertools import chain
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from netfission.classifier.folder import NetworkSpec
+from netfission.config import RunConfig
+from netfission.data import Batches
+from netfission.data.matched import MatchedImages, Part, load_matched
+from netfission.evaluation import collect_logits, evaluate_logits
+from netfission.evaluation.other_data import OtherEvaluation
+from netfission.evaluation.reliability import ReliabilityReport
+from netfission.runs.evaluate import EVALUATION_BATCH, load_on_device
+from netfission.runs.folder import RunFolder
+from netfission.utils.errors import invalid
+from netfission.utils.files import write_whole
+from netfission.utils.typed import read_json
+
+
+def evaluate_other_data(
+    folder: RunFolder, config: RunConfig, name: str, *, split: Part | None = None, out: Path | None = None
+) -> tuple[OtherEvaluation, Path]:
+    """Evaluate a run's network on another data set, with the calibration that the run has.
+
+    Classes are matched by name, and images are converted to the network's size and channels. One file is
+    written, see `RunFolder.evaluation_of`; it replaces the figures on the same data set.
+
+    Args:
+        folder: folder of a finished run.
+        config: the run's settings.
+        name: name or folder of the data set, see `netfission.data.load_data`.
+        split: the images to evaluate: `train`, `validation`, `test` or `all`. By default the test split, or
+            all images if there is no test split; none is held out.
+        out: file to write, ending in `.json`; default in the run's folder.
+
+    Returns:
+        The figures, and the file that they are in.
+
+    Raises:
+        ValueError: the folder holds no finished run, `out` is not valid, or see
+            `netfission.data.matched.load_matched`.
+        OSError: there is no such data set, or the file cannot be written.
+    """
+    if out is not None:
+        _check_out(out)
+    network, spec, device = load_on_device(folder, config)
+    calibration = folder.load_calibration()
+    images = load_matched(name, spec.classes, spec.shape, part=split, corrupt=config.data.corrupt)
+    warn_if_seen(images, config)
+    if calibration is not None and (calibration.n, calibration.fitted_on) == (len(images), images.kind):
+        warnings.warn(
+            f"the run is calibrated on {images}: ECE and abstention look better on them than on others",
+            stacklevel=2,
+        )
+    logits, labels = matched_logits(network, spec, images, config, device)
+    result = OtherEvaluation(
+        images.name,
+        images.part,
+        images.classes,
+        images.left_out,
+        evaluate_logits(logits, labels),
+        ReliabilityReport.from_logits(logits, labels, spec.classes, calibration),
+    )
+    file = out or folder.evaluation_of(images.name)
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, result.to_json())
+    return result, file
+
+
+def matched_logits(
+    network: nn.Module, spec: NetworkSpec, images: MatchedImages, config: RunConfig, device: str
+) -> tuple[Tensor, Tensor]:
+    """Return the logits `(n, exits, classes)` of labelled images, and their labels `(n,)`, on the CPU."""
+    batches = chain.from_iterable(
+        Batches(
+            split,
+            EVALUATION_BATCH,
+            mean=spec.mean,
+            std=spec.std,
+            classes=len(spec.classes),
+            device=device,
+            workers=config.data.workers,
+        )
+        for split in images.splits
+    )
+    return collect_logits(network, batches, device)
+
+
+def warn_if_seen(images: MatchedImages, config: RunConfig) -> None:
+    """Warn if images lie in the folder of a run's own data set, or around it."""
+    scored, trained_on = Path(images.name), Path(config.data.data)
+    if trained_on.is_absolute() and (scored in trained_on.parents or trained_on in scored.parents):
+        warnings.warn(
+            f"{images.name} and the run's own data set, {trained_on}, share files: the network may have been "
+            "trained on some of these images",
+            stacklevel=2,
+        )
+
+
+def _check_out(out: Path) -> None:
+    expected = "a new file ending in .json, or one with figures on another data set"
+    if out.suffix != ".json" or not out.parent.is_dir():
+        raise invalid("out", f"{expected}, in a folder that exists", found=str(out))
+    try:
+        read_json(out, OtherEvaluation)
+    except ValueError as error:
+        raise invalid("out", expected, found=f"{out}, which holds something else") from error

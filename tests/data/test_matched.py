@@ -1,0 +1,80 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netfission.data.matched import load_matched
+
+Folders = Callable[..., Path]
+
+
+def labels(images) -> list[int]:
+    return [label for split in images.splits for _, label in split]
+
+
+def test_classes_are_matched_by_name_in_any_order_and_may_be_a_part(image_folder: Folders) -> None:
+    folder = image_folder(classes=("cat", "elk"), count=2)
+    images = load_matched(str(folder), ["elk", "dog", "cat"], (3, 8, 8))
+    assert labels(images) == [2, 2, 0, 0]
+    assert images.classes == ["elk", "cat"]
+
+
+def test_a_folder_without_a_test_split_is_loaded_whole(image_folder: Folders) -> None:
+    images = load_matched(str(image_folder(count=7)), ["cat", "dog"], (3, 8, 8))
+    assert (len(images), images.part, images.name) == (14, "all", str(image_folder().resolve()))
+    assert str(images) == "all 14 images of images"
+
+
+def test_a_test_split_is_loaded_alone_unless_another_part_is_asked_for(image_folder: Folders) -> None:
+    image_folder("train", count=5)
+    folder = str(image_folder("test", count=3))
+    found = {part: load_matched(folder, ["cat", "dog"], (3, 8, 8), part=part) for part in ("train", "all")}
+    default = load_matched(folder, ["cat", "dog"], (3, 8, 8))
+    assert {part: len(images) for part, images in found.items()} == {"train": 10, "all": 16}
+    assert (len(default), str(default)) == (6, "6 test images of images")
+    preferred = load_matched(folder, ["cat", "dog"], (3, 8, 8), preferred=("train",))
+    assert preferred.part == "train"
+    with pytest.raises(ValueError, match=r"^split must be one of train, test, all, got 'validation'$"):
+        load_matched(folder, ["cat", "dog"], (3, 8, 8), part="validation")
+
+
+def test_images_have_the_networks_size_and_channels(image_folder: Folders) -> None:
+    folder = str(image_folder(size=(6, 8)))
+    for shape in ((1, 5, 4), (3, 16, 16)):
+        pixels, _ = load_matched(folder, ["cat", "dog"], shape).splits[0][0]
+        assert tuple(pixels.shape) == shape
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (["Cat", "dog"], r"knows \(Cat, dog\), got \S+ with cat; did you mean Cat\?$"),
+        (["bird", "fish"], r"knows \(bird, fish\), got \S+ with cat, dog; classes are matched by name$"),
+        (["0", "1"], r"with cat, dog; classes are matched by name, and the network's names are numbers$"),
+    ],
+)
+def test_a_class_that_the_network_lacks_is_refused_by_name(
+    known: list[str], message: str, image_folder: Folders
+) -> None:
+    with pytest.raises(ValueError, match=r"^data must be a data set of classes that .*" + message):
+        load_matched(str(image_folder()), known, (3, 8, 8))
+
+
+def test_only_classes_with_images_in_the_part_count() -> None:
+    digits = load_matched("digits", list("0123456789"), (1, 8, 8))
+    assert digits.classes == list("0123456789")
+    with pytest.raises(ValueError, match=r"with 9; did you mean"):
+        load_matched("digits", [*"012345678", "90"], (1, 8, 8))
+
+
+def test_damaged_images_are_counted_or_refused(image_folder: Folders) -> None:
+    folder = image_folder(count=3)
+    (folder / "cat" / "RGB001.png").write_bytes(b"no image")
+    images = load_matched(str(folder), ["cat", "dog"], (3, 8, 8), corrupt="skip")
+    assert (len(images), images.left_out, labels(images)) == (5, 1, [0, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"RGB001\.png must be a readable image"):
+        labels(load_matched(str(folder), ["cat", "dog"], (3, 8, 8)))
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^data must be a data set of readable images, got 6 damaged ones"):
+        load_matched(str(folder), ["cat", "dog"], (3, 8, 8), corrupt="skip")
