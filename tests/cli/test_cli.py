@@ -63,7 +63,14 @@ def parse(*flags: str) -> RunConfig:
             "train --config nowhere.yaml",
             r"--config must be a file that can be read, got nowhere\.yaml \(No such",
         ),
-        ("train --resume", r"must be the folder of a run, got one without config\.yaml"),
+        (
+            "train --resume",
+            "^--resume must be given for the folder of a run, got .*, which does not exist; leave it out",
+        ),
+        (
+            "train --resume --out .",
+            r"^--resume must be given for the folder of a run, got \., which holds no run; leave it out",
+        ),
         ("evaluate nowhere", r"nowhere must be the folder of a run, got one without config\.yaml"),
         ("demo --seeds 0", "seeds"),
         ("compare --methods []", r"--methods must be one method or more, got \[\]$"),

@@ -25,6 +25,10 @@ def predict(capsys, *arguments, status=0):
     return capsys.readouterr().out
 
 
+def standard_input(content):
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+
+
 def records(text):
     return [json.loads(line) for line in text.splitlines()]
 
@@ -178,15 +182,56 @@ def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
 
 def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys):
     first, second, third = find_in_folder(digit_files / "test").images[:3]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{second}\n\n{third}\n"))
+    monkeypatch.setattr(sys, "stdin", standard_input(f"{second}\n\n{third}\n".encode()))
     predictions = records(predict(capsys, digits_run.path, first, "-", "--format", "jsonl"))
     assert [each["image"] for each in predictions] == [str(first), str(second), str(third)]
+
+
+def test_an_image_in_place_of_names_is_refused(digits_run, digit_files, monkeypatch, capsys):
+    image = find_in_folder(digit_files / "test").images[0]
+    monkeypatch.setattr(sys, "stdin", standard_input(image.read_bytes()))
+    assert main(["predict", str(digits_run.path), "-"]) == 2
+    expected = "images must be names of files on standard input, one per line"
+    told = f"{expected}, got an image (PNG); pass the name of the file in place of -"
+    assert capsys.readouterr().err == f"netfission: {told}\n"
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_name_can_be_written_on_any_terminal(
+    encoding, form, digits_run, digit_files, tmp_path, monkeypatch
+):
+    names = [b"caf\xe9.png", "猫.png".encode(), "café.png".encode()]
+    for name in names:
+        shutil.copy(find_in_folder(digit_files / "test").images[0], os.fsencode(tmp_path) + b"/" + name)
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", output)
+    assert main(["predict", str(digits_run.path), str(tmp_path), "--format", form]) == 0
+    written = output.buffer.getvalue()
+    output.detach()
+    if form == "csv":
+        assert all(name + b",digit" in written for name in names)
+    elif form == "jsonl":
+        read = [os.fsencode(record["image"]) for record in records(written.decode())]
+        assert {name.rpartition(b"/")[2] for name in read} == set(names)
+    else:
+        text = written.decode(encoding)
+        assert r"caf\xe9.png " in text
+        assert (r"\u732b.png " if encoding != "utf-8" else "猫.png ") in text
+
+
+def test_a_name_that_is_too_long_is_an_error_of_that_image(digits_run, digit_files, monkeypatch, capsys):
+    image = find_in_folder(digit_files / "test").images[0]
+    monkeypatch.setattr(sys, "stdin", standard_input(b"x" * 5000 + f"\n{image}\n".encode()))
+    first, second = records(predict(capsys, digits_run.path, "-", "--format", "jsonl", status=1))
+    assert first["error"] == "file name too long"
+    assert second["class"].startswith("digit ")
 
 
 def test_a_name_that_is_no_text_comes_back_as_it_was(digits_run, digit_files, tmp_path, monkeypatch, capsys):
     odd = os.fsencode(tmp_path) + b"/\xff\xfe.png"
     shutil.copy(find_in_folder(digit_files / "test").images[0], odd)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdin", standard_input(odd + b"\n"))
     predict(capsys, digits_run.path, "-", "--out", tmp_path / "said.csv")
     assert odd in (tmp_path / "said.csv").read_bytes()
 
@@ -243,7 +288,7 @@ def test_a_bad_request_ends_in_one_line_and_status_2(digits_run, digit_files, fl
 
 
 def test_standard_input_without_names(digits_run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    monkeypatch.setattr(sys, "stdin", standard_input(b"\n"))
     assert main(["predict", str(digits_run.path), "-"]) == 2
     assert (
         capsys.readouterr().err

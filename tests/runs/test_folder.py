@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -52,8 +53,21 @@ def test_resuming_with_other_settings_is_refused(copied):
 
 
 def test_resuming_what_was_never_begun_is_refused(copied, tmp_path):
-    with pytest.raises(ValueError, match=r"none must be the folder of a run, got one without config\.yaml"):
+    told = "^resume must be given for the folder of a run, got .*{}; leave it out to start the run$"
+    with pytest.raises(ValueError, match=told.format("none, which does not exist")):
         RunFolder(tmp_path / "none").claim(copied.load_config(), resume=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=told.format("empty, which holds no run")):
+        RunFolder(tmp_path / "empty").claim(copied.load_config(), resume=True)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(copied, tmp_path):
+    path = tmp_path / os.fsdecode(b"r\xf9n")
+    with pytest.raises(
+        ValueError, match=r"^out must be a path of UTF-8 text, which TensorBoard needs, got .*/r"
+    ):
+        RunFolder(path).claim(copied.load_config(), resume=False)
+    assert not path.exists()
 
 
 def test_an_unwritable_folder_is_refused(copied, tmp_path):

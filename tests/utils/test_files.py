@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -128,3 +129,9 @@ def test_of_files_that_belong_together_none_changes_where_one_fails(
         write_together({first: "new", tmp_path / "no folder" / "c": "new"}, removed=[second])
     assert (first.read_text(), second.read_text()) == ("old", "old")
     assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+def test_names_that_are_not_utf8_are_written_so_that_json_reads_them_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"ros\xe9/\xff")
+    write_whole(tmp_path / "a.json", json.dumps({name: name, "é": 1}, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: name, "é": 1}

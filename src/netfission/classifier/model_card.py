@@ -8,7 +8,7 @@ from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.utils.text import percent
+from netfission.utils.text import as_text, percent
 
 _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 _CLASSES = 20  # named in full
@@ -87,7 +87,7 @@ print(classifier.spec.classes[predictions.classes[0]], predictions.confidence[0]
 
 
 def _figures(evaluation: Evaluation, recipe: RunConfig | None) -> str:
-    data = f" of {Path(recipe.data.data).name}" if recipe else ""
+    data = f" of {as_text(Path(recipe.data.data).name)}" if recipe else ""
     rows = {f"exit {number}": figures for number, figures in enumerate(evaluation.exits)}
     rows["**ensemble**"] = evaluation.ensemble
     lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
@@ -109,7 +109,7 @@ def _calibrated(calibration: Calibration) -> str:
 
 
 def _recipe(recipe: RunConfig) -> str:
-    settings = recipe.to_dict() | {"data": Path(recipe.data.data).name}  # without its folder
+    settings = recipe.to_dict() | {"data": as_text(Path(recipe.data.data).name)}  # without its folder
     default = RunConfig().to_dict()
     changed = {name: value for name, value in settings.items() if value != default[name]}
     return f"## Training\n\n```yaml\n{yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)}```"

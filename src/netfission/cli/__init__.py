@@ -45,7 +45,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else ""
     try:
-        warnings.showwarning = _one_line_warning
+        _prepare_output()
         _dispatch(name, given)
     except KeyboardInterrupt as error:
         return _report(KeyboardInterrupt(str(error) or _stopped(name)), 130)
@@ -73,6 +73,15 @@ def command_parser(name: str) -> "Parser":
     parser: Parser = command_module(name).parser()
     parser.prog = f"netfission {name}"
     return parser
+
+
+def _prepare_output() -> None:
+    """Show a warning as one line, and let no character end a command, whatever the terminal's encoding."""
+    from netfission.utils.text import accept_all_text
+
+    warnings.showwarning = _one_line_warning
+    accept_all_text(sys.stdout)
+    accept_all_text(sys.stderr)
 
 
 def _dispatch(name: str, given: "Sequence[str]") -> None:

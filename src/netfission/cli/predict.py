@@ -94,7 +94,10 @@ def _write(writer: "Writer", predictions: "Iterable[ImagePrediction | Failure]",
         yield from writer.footer()
 
     if out is None:
-        _print_all(lines())
+        if not writer.for_people:
+            _write_as_files(sys.stdout)
+        for line in lines():
+            print(line, flush=True)
     else:
         text = "".join(f"{line}\n" for line in lines())
         write_whole(Path(out), text.encode(errors="surrogateescape"))
@@ -102,27 +105,22 @@ def _write(writer: "Writer", predictions: "Iterable[ImagePrediction | Failure]",
     return failures
 
 
-def _print_all(lines: Iterable[str]) -> None:
-    _accept_any_file_name(sys.stdout)
-    for line in lines:
-        print(line, flush=True)
+def _write_as_files(stream: TextIO) -> None:
+    """Write what a file would contain: UTF-8, and names of files as the bytes that they are."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _names(images: list[str]) -> Iterator[str]:
+    from netfission.prediction.names import read_names
+
     for name in images:
         if name != "-":
             yield name
             continue
         if sys.stdin is None:
             raise invalid("images", "files or folders", "-", hint="standard input is closed")
-        _accept_any_file_name(sys.stdin)
-        yield from filter(None, (line.rstrip("\n") for line in sys.stdin))
-
-
-def _accept_any_file_name(stream: TextIO) -> None:
-    """Accept file names that are not text in the stream's encoding, as file systems do."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="surrogateescape")
+        yield from read_names(sys.stdin.buffer.read())
 
 
 def _check_writable(out: str | None) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from netfission.cli.parser import PARTS, Parser, run_config
 from netfission.config import RunConfig
+from netfission.utils.text import as_text
 
 
 def parser() -> Parser:
@@ -53,7 +54,7 @@ def run(settings: Namespace) -> None:
 
 def default_name(config: RunConfig) -> str:
     """Return a folder's name that distinguishes a run from others."""
-    data, fission, method = Path(config.data.data).name, config.fission, config.method.method
+    data, fission, method = as_text(Path(config.data.data).name), config.fission, config.method.method
     model = config.model.model.replace("/", "-")
     pruned = f"-{fission.criterion}{fission.sparsity:g}" if fission.sparsity else ""
     scheme = f"{fission.exits}exits-{fission.grouping}" if method == "fission" else f"{method}{fission.exits}"

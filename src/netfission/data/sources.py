@@ -15,6 +15,7 @@ from netfission.data.files import find_images, walk_files, why_not_entered
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
 from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
+from netfission.utils.text import as_text
 
 HUB_NAMES = {
     "cifar10": "uoft-cs/cifar10",
@@ -247,4 +248,5 @@ def _read_class_folders(folder: Path) -> tuple[list[str], FileRecords]:
     if not classes:
         expected = "a folder of parquet files, or of images as CLASS/* or train/CLASS/*"
         raise invalid(str(folder), expected, found="no class folder")
+    classes = [as_text(name) for name in classes]
     return classes, FileRecords(paths, np.array(labels, dtype=np.int64))

@@ -17,7 +17,7 @@ from netfission.experiments.runner import run_folder, run_missing
 from netfission.methods.registry import find_method
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
-from netfission.utils.text import count_noun
+from netfission.utils.text import as_text, count_noun
 from netfission.utils.typed import read_json
 
 COSTS_FILE = "costs.json"
@@ -176,8 +176,9 @@ def _title(grid: Grid) -> str:
     config = grid.config(next(iter(grid.contenders)), grid.seeds[0])
     data, training = config.data, config.training
     limit = f", {data.limit_per_class} training images per class" if data.limit_per_class else ""
+    name = as_text(Path(data.data).name)
     conditions = (
-        f"{config.model.model} on {Path(data.data).name}{limit}, {count_noun(training.epochs, 'epoch')}, "
+        f"{config.model.model} on {name}{limit}, {count_noun(training.epochs, 'epoch')}, "
         f"{count_noun(len(grid.seeds), 'seed')}; test split"
     )
     return f"{grid.title}\n{conditions}" if grid.title else conditions

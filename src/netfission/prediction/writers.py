@@ -71,6 +71,10 @@ class Layout:
 class Writer:
     """Writes predictions as lines, without line ends.
 
+    Attributes:
+        for_people: whether the lines are `printable` text, for terminals of any encoding; else programs read
+            them, and names of files are as Python has them.
+
     Example:
         >>> layout = Layout(["cat", "dog"], 2, risk=None, threshold=None, probabilities=False, images=5)
         >>> writer = FORMATS["csv"](layout)
@@ -80,6 +84,8 @@ class Writer:
         >>> print(writer.line(Failure(Path("a.png"), "no such file or directory")))
         a.png,,,,,,,,no such file or directory
     """
+
+    for_people = False
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -149,6 +155,8 @@ class Csv(Writer):
 
 class Table(Writer):
     """Aligned columns of `printable` text, as wide as the longest file name and class name."""
+
+    for_people = True
 
     def header(self) -> Iterator[str]:
         """Return the titles of the columns."""

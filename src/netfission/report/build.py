@@ -35,7 +35,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.setup import check_run_data, load_run_data
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.files import write_together
-from netfission.utils.text import percent, unsaturated
+from netfission.utils.text import as_text, percent, unsaturated
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _environment() -> Environment:
         "number": "{:,}".format,
         "error": standard_error,
         "exit": exit_colour_name,
-        "basename": lambda path: Path(path).name,
+        "basename": lambda path: as_text(Path(path).name),
         "setting": _setting,
     }
     css = files("netfission.report").joinpath("templates/page.css").read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.profiling.cost import NetworkCounts, count
 from netfission.runs.folder import RunFolder
 from netfission.utils.errors import invalid
+from netfission.utils.text import as_text
 
 _METRICS = {"top1", "nll", "ece", "brier"}
 
@@ -111,7 +112,7 @@ class Run:
     @property
     def data(self) -> str:
         """The name of the data set, without its folder."""
-        return Path(self.config.data.data).name
+        return as_text(Path(self.config.data.data).name)
 
     @property
     def title(self) -> str:
@@ -139,7 +140,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     for index, path in enumerate(paths):
         if path.resolve() in {other.resolve() for other in paths[:index]}:
             raise invalid("run", "different folders", found=f"{path} twice")
-    names = [path.resolve().name for path in paths]
+    names = [as_text(path.resolve().name) for path in paths]
     runs = []
     for index, path in enumerate(paths):
         name = names[index] if names.count(names[index]) == 1 else str(path)

@@ -28,6 +28,7 @@ from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 from netfission.utils.files import safe_name, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
+from netfission.utils.text import as_text
 from netfission.utils.typed import read_json
 
 
@@ -126,13 +127,15 @@ class RunFolder(ModelFolder):
         """Make the folder and write its settings, or with `resume` check that it holds such a run.
 
         Raises:
-            ValueError: it holds a run and `resume` is False, it holds none and `resume` is True, or its run
-                has other settings.
+            ValueError: it holds a run and `resume` is False, it holds none and `resume` is True, its run has
+                other settings, or its name is not UTF-8 text.
             OSError: it cannot be written.
         """
         if resume:
             self._check_settings(config)
             return
+        if as_text(str(self.path)) != str(self.path):
+            raise invalid("out", "a path of UTF-8 text, which TensorBoard needs", found=str(self.path))
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise invalid(
                 "out",
@@ -249,6 +252,10 @@ class RunFolder(ModelFolder):
         return read_json(self.evaluation_of(data), OtherEvaluation)
 
     def _check_settings(self, config: RunConfig) -> None:
+        if not self.config.is_file():
+            lack = "which holds no run" if self.path.is_dir() else "which does not exist"
+            hint = "leave it out to start the run"
+            raise invalid("resume", "given for the folder of a run", found=f"{self.path}, {lack}", hint=hint)
         begun = self.load_config().to_dict()
         for name, value in config.to_dict().items():
             if value != begun[name]:

@@ -13,7 +13,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
     Args:
         path: the file; its previous content is replaced. Its folder must exist.
-        content: text is written as UTF-8, with line ends as they are.
+        content: text is written as UTF-8, with line ends as they are. Names of files that are not UTF-8 are
+            written with escapes that JSON reads back.
 
     Raises:
         OSError: the write failed (full disk, no such folder, no permission). `path` is unchanged, no
@@ -53,7 +54,10 @@ def write_together(files: Mapping[Path, str | bytes], *, removed: Iterable[Path]
             written[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
             cleanup.callback(_remove, written[path])
             with _named_in_errors(path):
-                _write(written[path], content.encode() if isinstance(content, str) else content)
+                _write(
+                    written[path],
+                    content.encode(errors="backslashreplace") if isinstance(content, str) else content,
+                )
         for path in removed:
             path.unlink(missing_ok=True)
         for path, temporary in written.items():

@@ -1,11 +1,33 @@
-"""Plain text: aligned columns, printable names, counted nouns, rounded numbers."""
+"""Plain text: aligned columns, printable names, counted nouns, rounded numbers, terminals."""
 
+import codecs
+import io
+import re
 import unicodedata
 from collections.abc import Sequence
 from math import inf
+from typing import TextIO
 
 # Characters that turn the direction of writing.
 _TURNING = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# What is written to terminals that lack a character; other characters are escaped.
+_STAND_INS = {
+    "±": "+-",
+    "×": "x",
+    "·": "*",
+    "–": "-",
+    "−": "-",
+    "→": "->",
+    "≤": "<=",
+    "≥": ">=",
+    "…": "...",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+}
+_STAND_IN = "netfission.stand_in"  # name of the error handler of encoding
+_CAN_FAIL = ("strict", "surrogateescape", "backslashreplace")  # Python's handlers of standard streams
 _ALMOST_0 = 1e-9  # what float32 may round to 0, and its difference from 1
 
 
@@ -25,21 +47,74 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def as_text(name: str) -> str:
+    """Return the name of a file or folder as text: bytes that are not UTF-8 become escapes such as `\\xe9`.
+
+    Python holds such bytes as halves of surrogate pairs, which cannot be written as UTF-8.
+
+    Example:
+        >>> print(as_text(b"ros\\xe9".decode(errors="surrogateescape")), as_text("rosé"))
+        ros\\xe9 rosé
+    """
+    return re.sub("[\udc80-\udcff]+", _decoded, name)
+
+
+def _decoded(surrogates: re.Match[str]) -> str:
+    return surrogates[0].encode("ascii", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def printable(text: str) -> str:
     """Return text with escapes in place of characters that control a terminal: a newline as `\\n`.
 
-    The halves of surrogate pairs, which stand for bytes that are not text in file names, are escaped too.
+    Bytes of file names that are not UTF-8 are escaped, too; see `as_text`.
 
     Example:
         >>> print(printable("cat\\t.png"))
         cat\\t.png
     """
-    return "".join(_visible(letter) for letter in text)
+    return "".join(_visible(letter) for letter in as_text(text))
 
 
 def _visible(letter: str) -> str:
     escaped = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _TURNING
     return letter.encode("unicode_escape").decode() if escaped else letter
+
+
+def accept_all_text(stream: TextIO | None) -> None:
+    """Let a stream of any encoding accept any text, such as standard output on a terminal without `±`.
+
+    Characters that the encoding lacks are written as ASCII that looks alike, or else as escapes.
+
+    Args:
+        stream: left as it is if its user has chosen what happens to such characters, or if it is not a
+            `TextIOWrapper`.
+
+    Example:
+        >>> stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        >>> accept_all_text(stream)
+        >>> _ = stream.write("16.1 ± 0.3 → rosé")
+        >>> stream.flush()
+        >>> print(stream.buffer.getvalue().decode())
+        16.1 +- 0.3 -> ros\\xe9
+    """
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in _CAN_FAIL:
+        stream.reconfigure(errors=_STAND_IN)
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(_STAND_INS.get(letter) or _escape(letter) for letter in letters), error.end
+
+
+def _escape(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("ascii", "backslashreplace").decode()
+
+
+codecs.register_error(_STAND_IN, _stand_in)
 
 
 def count_noun(number: int, noun: str) -> str:
