@@ -229,6 +229,22 @@ def test_a_flag_means_the_same_with_hyphens_and_underscores():
     assert hyphens.training.learning_rate == 0.001
 
 
+def test_a_flag_of_several_values_adds_up_and_a_file_has_a_list_of_them(tmp_path, capsys):
+    parser = command_parser("serve")
+    once = parser.parse_args(["RUN", "--cors-origin", "https://a.example", "https://b.example"])
+    twice = parser.parse_args(
+        ["RUN", "--cors-origin", "https://a.example", "--cors-origin", "https://b.example"]
+    )
+    (tmp_path / "server.yaml").write_text("cors_origin: [https://a.example, https://b.example]")
+    from_file = parser.parse_args(["RUN", "--config", str(tmp_path / "server.yaml")])
+    origins = ["https://a.example", "https://b.example"]
+    assert once.cors_origin == twice.cors_origin == from_file.cors_origin == origins
+    assert parser.parse_args(["RUN"]).cors_origin == ()
+    (tmp_path / "server.yaml").write_text("cors_origin: https://a.example")
+    assert main(["serve", "RUN", "--config", str(tmp_path / "server.yaml")]) == 2
+    assert 'server.yaml: --cors-origin must be a list, got "https://a.example"' in capsys.readouterr().err
+
+
 def test_names_after_two_hyphens_stay_as_they_are():
     assert command_parser("predict").parse_args(["RUN", "--", "--a_b.png"]).images == ["--a_b.png"]
 

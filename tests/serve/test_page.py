@@ -1,19 +1,56 @@
 """The page in headless Chromium; skipped if there is none."""
 
+import base64
+import re
 import shutil
 import time
 
 import pytest
 
+from netfission.classifier import Classifier
+from netfission.utils.text import percent
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
+PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAAAAAAALAAAAAABAAEAAAIBRAA7")  # a GIF
+LONG_NAMES = [
+    "Phalacrocorax auritus (double-crested cormorant), juvenile plumage, subspecies floridanus",
+    "x" * 120,
+    *(f"class {number}" for number in range(8)),
+]
+
+# Contrast of each piece of text with what is behind it, the smallest first (WCAG 2.2).
+CONTRASTS = """() => {
+    const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+    const behind = (element) => {
+        for (; element; element = element.parentElement) {
+            const colour = parse(getComputedStyle(element).backgroundColor);
+            if (colour.length === 3 || colour[3] === 1) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const seen = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility()
+        && [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()));
+    return seen.map((element) => {
+        const levels = [parse(getComputedStyle(element).color), behind(element)].map(luminance);
+        return [(Math.max(...levels) + 0.05) / (Math.min(...levels) + 0.05), element.textContent];
+    }).sort((one, other) => one[0] - other[0]);
+}"""
+
+# Elements that stand out of the window, or whose content stands out of them.
+OVERFLOWING = """() => [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility()
+    && !element.closest(".hidden-visually, svg, pre") && element.id !== "file"
+    && (element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display !== "inline"
+        || element.getBoundingClientRect().right > innerWidth)).map((element) => element.outerHTML)"""
 
 # Puts a file into what a drop or a paste brings, as a hand would.
 BRING = """([kind, name, type, content]) => {
     const data = new DataTransfer();
-    data.items.add(new File([Uint8Array.from(content)], name, { type }));
+    for (const one of [name].flat()) data.items.add(new File([Uint8Array.from(content)], one, { type }));
     const settings = { bubbles: true, cancelable: true };
     const event = kind === "drop" ? new DragEvent(kind, { ...settings, dataTransfer: data })
         : new ClipboardEvent(kind, { ...settings, clipboardData: data });
@@ -37,12 +74,15 @@ def visit(browser, served):
     """Opens the page; at the end there must have been no complaint, and nothing asked of other hosts."""
     complaints, asked, contexts = [], [], []
 
-    def opened(**settings):
+    def opened(refused=None, **settings):
         context = browser.new_context(**settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: complaints.append(message.text))
+        page.on(
+            "console",
+            lambda message: (refused and refused in message.text) or complaints.append(message.text),
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"http://127.0.0.1:{served.port}/")
@@ -69,8 +109,38 @@ def bring(page, kind, content, name="digit.png", type_="image/png"):
     page.evaluate(BRING, [kind, name, type_, list(content)])
 
 
+def file(name, content=PIXEL):
+    """A file that is chosen."""
+    return {"name": name, "mimeType": "image/png", "buffer": content}
+
+
 def shown(page):
     page.wait_for_selector("#result:not([hidden]):not(.stale)")
+
+
+def plain(text):
+    """The page's text, whose spaces within numbers do not break, with ordinary spaces."""
+    return text.replace("\u00a0", " ")
+
+
+def lines_of(page, selector):
+    """The lines of text in an element, without empty ones."""
+    return [line.strip() for line in plain(page.inner_text(selector)).splitlines() if line.strip()]
+
+
+def invented(page, names, probabilities, exits=6, **answer):
+    """Give the page an answer in place of the server's: of `exits` exits, each with these probabilities."""
+    listed = [{"class": name, "probability": p} for name, p in zip(names, probabilities, strict=False)]
+    votes = [listed[0] | {"probabilities": [one["probability"] for one in listed]}] * exits
+    answer = {"entropy": 1e-5, "mutual_information": 0.0, "disagreement": 0.0, "seconds": 0.01} | answer
+    answer |= listed[0] | {"probabilities": listed, "exits": votes}
+    page.route("**/predict", lambda route: route.fulfill(json=answer))
+    model = {"validation_images": 145, "risk": 0.05, "threshold": 0.6, "classes": names, "exits": exits}
+    page.route("**/model", lambda route: route.fulfill(json=route.fetch().json() | model))
+    page.reload()
+    until(page, "document.getElementById('seen').textContent")
+    bring(page, "drop", PIXEL)
+    shown(page)
 
 
 def widths(page, bars):
@@ -91,8 +161,16 @@ def test_an_image_brought_is_answered_and_every_bar_drawn(visit, served, make_im
     page = visit(**screen)
     bring(page, kind, content)
     shown(page)
-    assert page.inner_text("#class") == answer["class"]
-    assert page.inner_text("#share") == f"{100 * answer['probability']:.1f} %"
+    best = [f"{one['class']} ({percent(one['probability'], 1)} %)" for one in answer["probabilities"][:3]]
+    if answer["abstains"]:
+        assert page.inner_text("#verdict h2").strip() == "Not sure enough to answer"
+        assert plain(page.inner_text("#guesses")) == f"Best guesses: {', '.join(best)}"
+    else:
+        assert (
+            plain(page.inner_text("#verdict h2"))
+            == f"{answer['class']} {percent(answer['probability'], 1)} %"
+        )
+    assert page.evaluate("document.getElementById('verdict').getBoundingClientRect().bottom <= innerHeight")
     rest = 1 - sum(one["probability"] for one in answer["probabilities"])
     ensemble = [*(one["probability"] for one in answer["probabilities"]), rest]
     assert widths(page, "#ensemble .bar") == pytest.approx(ensemble, abs=0.01)
@@ -101,8 +179,12 @@ def test_an_image_brought_is_answered_and_every_bar_drawn(visit, served, make_im
     exits += [1 - sum(exit_["probabilities"]) for exit_ in answer["exits"]]
     assert widths(page, "#exits .bar") == pytest.approx(exits, abs=0.01)
     assert len(widths(page, "#uncertainty .bar")) == 2
-    for exit_, told in zip(answer["exits"], page.locator("#exits .vote").all_inner_texts(), strict=True):
-        assert told.startswith(exit_["class"])
+    told = page.inner_text("#agreement")
+    for number, exit_ in enumerate(answer["exits"]):
+        assert exit_["class"] in told
+        columns = page.locator(f"#exits tr > :nth-child({number + 2}).votes")
+        listed = [one["class"] for one in answer["probabilities"]]
+        assert columns.count() == (exit_["class"] in listed)
     assert f"entropy {answer['entropy']:.3f} nats" in page.inner_text("#uncertainty")
     assert page.evaluate("document.getElementById('preview').naturalWidth") == 8
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -112,10 +194,13 @@ def test_a_chosen_file_and_then_another(visit, served, make_image):
     page = visit()
     for number in (1, 2):
         content = make_image(number)
-        page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": content})
+        page.set_input_files("#file", file("x.png", content))
         answer = served.predict(content)[2]
-        until(page, f"document.getElementById('summary').textContent.startsWith('{answer['class']}, ')")
-        assert page.inner_text("#share") == f"{100 * answer['probability']:.1f} %"
+        best = answer["probabilities"][0]["class"]
+        until(page, f"document.querySelector('#ensemble .label')?.textContent === '{best}'")
+        probability = f"{percent(answer['probability'], 1)} %"
+        assert plain(page.inner_text("#ensemble li:first-child .number")) == probability
+        assert probability in plain(page.text_content("#summary"))
 
 
 def test_a_picture_from_the_camera(visit):
@@ -128,31 +213,152 @@ def test_a_picture_from_the_camera(visit):
     assert page.evaluate("document.getElementById('video').srcObject") is None
 
 
-def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, make_image, browser, served):
-    page = browser.new_page()  # whose console tells of the status 415
-    page.goto(f"http://127.0.0.1:{served.port}/")
-    until(page, "document.getElementById('seen').textContent")
+def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, make_image):
+    page = visit("status of 415")
     bring(page, "drop", b"hello", "notes.txt", "text/plain")
     page.wait_for_selector("#error:not([hidden])")
     assert "notes.txt: image must be a BMP, GIF" in page.inner_text("#error")
     bring(page, "drop", bytes(200_001), "large.png")
-    until(page, "document.getElementById('error').textContent.includes('large.png has 0.2 MB')")
+    until(
+        page, "document.getElementById('error').textContent.includes('large.png: the file has 0.2\\u00a0MB')"
+    )
     bring(page, "drop", make_image())
     shown(page)
     assert page.is_hidden("#error")
-    page.close()
 
 
 def test_names_are_text_and_never_markup(visit, served, make_image):
-    answer = served.predict(make_image())[2]
     name = "<img src=x onerror=console.log('markup')>"
-    answer["class"] = answer["probabilities"][0]["class"] = answer["exits"][0]["class"] = name
     page = visit()
-    page.route("**/predict", lambda route: route.fulfill(json=answer))
-    bring(page, "drop", make_image())
-    shown(page)
-    assert page.inner_text("#class") == name
+    invented(page, [name, "b"], [0.7, 0.3], abstains=False)
+    assert page.inner_text("#title") == name
     assert page.locator("#result img").count() == 0
+    page.set_input_files("#file", [file(name)] * 2)
+    until(page, "document.querySelectorAll('#answers .confident').length === 2")
+    assert page.locator("#answers .quiet").first.inner_text() == name
+    assert page.locator("#answers img").count() == 2
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("exits", [2, 6])
+@pytest.mark.parametrize("abstains", [False, True])
+def test_all_fits(visit, screen, exits, abstains):
+    page = visit(**screen)
+    invented(page, LONG_NAMES, [0.99997, 1e-5, 1e-5, 1e-5, 0.0], exits, abstains=abstains)
+    assert page.evaluate(OVERFLOWING) == []
+    assert len(page.locator("#exits tr").all()) == 7
+    page.set_input_files("#file", [file("y" * 100)] * 3)
+    until(page, "document.querySelectorAll('#answers .short').length === 3")
+    page.click("#answers li:nth-child(2) summary")
+    shown(page)
+    assert page.evaluate(OVERFLOWING) == []
+
+
+def test_the_first_line_says_whether_to_trust_the_answer(visit):
+    page = visit()
+    share = [0.5, 0.3, 0.1, 0.05]
+    invented(page, LONG_NAMES[2:], share, abstains=False)
+    assert lines_of(page, "#verdict")[:2] == ["Confident enough to answer", "class 0 50.0 %"]
+    assert "at least 60.0 %: of such answers for 145 validation images, at most 5 % were wrong" in plain(
+        page.inner_text("#reason")
+    )
+    invented(page, LONG_NAMES[2:], share, abstains=True)
+    lines = lines_of(page, "#verdict")
+    assert lines[0] == "Not sure enough to answer"
+    assert lines[1] == "Best guesses: class 0 (50.0 %), class 1 (30.0 %), class 2 (10.0 %)"
+    assert page.text_content("#summary").startswith("Not sure enough to answer. Best guesses: class 0")
+    invented(page, LONG_NAMES[2:], share, entropy=2.0)  # of at most ln 8 = 2.08
+    assert page.inner_text("#verdict").startswith("This answer cannot be judged\n")
+    assert "close to guessing" in page.inner_text("#reason")
+
+
+def test_the_page_rounds_as_all_other_output_does_and_never_to_certainty(visit):
+    page = visit()
+    shares = [0.0, 1e-9, 0.0004, 0.0006, 0.05, 0.3333, 0.9994, 0.9996, 1 - 1e-9, 1.0]
+    on_page = page.evaluate("shares => import('/page.js').then(page => shares.map(page.percent))", shares)
+    assert list(map(plain, on_page)) == [f"{percent(share, 1)} %" for share in shares]
+    invented(page, ["a", "b", "c"], [1.0, 1e-12], abstains=False)  # 1: what float32 makes of 1 - 1e-8
+    text = "\n".join(lines_of(page, "#result"))
+    assert not re.search(r"\b(100|0\.0)\b", text.partition("Uncertainty")[0])
+    assert text.count("> 99.9") == 8 and text.count("< 0.1") == 14
+    assert "entropy < 0.001 nats" in text
+
+
+def test_the_accuracy_on_the_test_split_is_shown(visit, finished_run):
+    evaluation = Classifier.from_pretrained(finished_run).evaluation
+    told = f"{percent(evaluation.ensemble['top1'], 1)} % of {evaluation.n} test images correct"
+    assert plain(visit().inner_text("#about")).endswith(told)
+
+
+def test_several_files_are_all_answered(visit, served, make_image):
+    page = visit("status of 415")
+    files = [file(f"{number}.png", make_image(number)) for number in range(5)]
+    files[3] |= {"buffer": b"hello"}
+    page.set_input_files("#file", files)
+    until(page, "document.getElementById('summary').textContent")
+    answers = [None if number == 3 else served.predict(make_image(number))[2] for number in range(5)]
+    unsure = sum(answer is not None and answer["abstains"] for answer in answers)
+    kinds = [(4 - unsure, "answered"), (unsure, "not sure enough"), (1, "failed")]
+    told = ", ".join(f"{number} {kind}" for number, kind in kinds if number)
+    assert page.inner_text("#count") == f"5 images: {told}" == page.text_content("#summary")
+    for number, answer in enumerate(answers):
+        row = page.locator(f"#answers li:nth-child({number + 1})")
+        assert row.locator(".quiet").inner_text() == f"{number}.png"
+        shown_verdict = plain(row.locator(".short").inner_text())
+        if answer is None:
+            assert shown_verdict.startswith("image must be a BMP, GIF")
+            continue
+        assert f"{answer['class']} ({percent(answer['probability'], 1)} %)" in shown_verdict
+        assert shown_verdict.startswith("Not sure enough: ") == answer["abstains"]
+        assert row.locator("img").evaluate("image => image.naturalWidth") == 8
+    page.focus("#answers li:nth-child(5) summary")
+    page.keyboard.press("Enter")
+    shown(page)
+    assert page.locator("#answers li:nth-child(5) #result .label").first.inner_text() == answers[4]["class"]
+    page.click("#answers li:nth-child(1) summary")
+    until(page, "document.querySelector('#answers li:nth-child(1) #result')")
+    assert page.locator("#result .label").first.inner_text() == answers[0]["class"]
+    assert page.locator("#answers details[open]").count() == 1
+    page.click("#answers li:nth-child(4) summary")  # which has no answer to open
+    assert page.locator("#answers details[open]").count() == 1
+    bring(page, "drop", make_image(1))
+    until(page, "document.querySelector('#single #result:not([hidden]):not(.stale)')")
+    assert page.is_hidden("#several")
+
+
+def test_of_too_many_files_the_first_are_answered(visit, make_image):
+    page = visit()
+    bring(page, "drop", make_image(), [f"{number}.png" for number in range(103)])
+    until(page, "document.getElementById('summary').textContent")
+    assert page.inner_text("#left-out") == "Only the first 100 of 103 files are sent."
+    assert page.locator("#answers .confident, #answers .unsure").count() == 100
+
+
+def test_a_folder_is_told_of(visit, tmp_path):
+    page = visit("ERR_FILE_NOT_FOUND")
+    data = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
+    browser = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": data})
+    until(page, "document.getElementById('error').textContent")
+    assert page.inner_text("#error").endswith(
+        "it cannot be read; instead of a folder, choose the images in it."
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_enough_contrast(visit, scheme):
+    page = visit(color_scheme=scheme)
+    assert page.evaluate(CONTRASTS)[0][0] >= 4.5
+    for answer in ({"abstains": False}, {"abstains": True}, {}):
+        invented(page, ["a", "b", "c"], [0.6, 0.2], **answer)
+        assert page.evaluate(CONTRASTS)[0][0] >= 4.5
+        page.set_input_files("#file", [file("y")] * 2)
+        until(page, "document.getElementById('summary').textContent")
+        assert page.evaluate(CONTRASTS)[0][0] >= 4.5
+    bring(page, "drop", bytes(200_001), "large.png")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.evaluate(CONTRASTS)[0][0] >= 4.5
 
 
 def test_it_can_be_used_by_keyboard_and_in_the_dark(visit, make_image):

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -285,6 +286,83 @@ def test_risk_tells_what_the_ensemble_abstains_from(finished_run, serving, class
         assert own.ask("GET", "/model")[2]["threshold"] == threshold
 
 
+def test_the_server_abstains_by_default_as_predict_does(
+    served, classifier, finished_run, serving, make_image, tmp_path
+):
+    model = served.ask("GET", "/model")[2]
+    assert (model["risk"], model["threshold"]) == (0.05, classifier.threshold(0.05))
+    assert model["validation_images"] == classifier.calibration.n
+    answer = served.predict(make_image())[2]
+    assert answer["abstains"] is (answer["probability"] < model["threshold"])
+    uncalibrated = shutil.copytree(finished_run, tmp_path / "uncalibrated")
+    (uncalibrated / "calibration.json").unlink()
+    with serving(uncalibrated) as own:
+        assert "abstains" not in own.predict(make_image())[2]
+        model = own.ask("GET", "/model")[2]
+    assert (model["calibrated"], model["risk"], model["threshold"]) == (False, None, None)
+
+
+def test_the_accuracy_is_that_of_the_evaluation_if_there_is_one(
+    served, classifier, finished_run, serving, tmp_path
+):
+    model = served.ask("GET", "/model")[2]
+    evaluation = classifier.evaluation
+    assert (model["accuracy"], model["test_images"]) == (evaluation.ensemble["top1"], evaluation.n)
+    other = shutil.copytree(finished_run, tmp_path / "other")
+    (other / "evaluation.json").unlink()
+    with serving(other) as own:
+        assert own.ask("GET", "/model")[2]["accuracy"] is None
+
+
+def cors(headers):
+    prefix = "access-control-"
+    return {
+        name.lower().removeprefix(prefix): value
+        for name, value in headers.items()
+        if name.lower().startswith(prefix)
+    }
+
+
+def test_pages_of_named_origins_may_read_the_answers_and_no_others(
+    finished_run, serving, make_image, monkeypatch
+):
+    named, other = {"Origin": "https://app.example:8443"}, {"Origin": "https://other.example"}
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    with serving(finished_run, cors_origin=["https://app.example:8443", "http://localhost:3000"]) as own:
+        for origin, allowed in ((named, "https://app.example:8443"), (other, None), ({}, None)):
+            status, headers, answer = own.predict(make_image(), headers=origin)
+            assert (status, "class" in answer) == (200, True)
+            assert cors(headers).get("allow-origin") == allowed
+            assert "allow-credentials" not in cors(headers)
+            assert headers["Vary"] == "Origin"  # or a cache gives one origin's answer to another
+        status, headers, _ = own.ask("OPTIONS", "/predict", headers=named | preflight)
+        assert status == 200
+        assert cors(headers)["allow-origin"] == "https://app.example:8443"
+        assert "POST" in cors(headers)["allow-methods"].split(", ")
+        assert "content-type" in cors(headers)["allow-headers"].lower().split(", ")
+        status, headers, _ = own.ask("OPTIONS", "/predict", headers=other | preflight)
+        assert status == 400 and "allow-origin" not in cors(headers)
+        status, headers, _ = own.predict(b"hello", headers=named)
+        assert (status, cors(headers)["allow-origin"]) == (415, "https://app.example:8443")
+        monkeypatch.setattr(Classifier, "predict", lambda *_, **__: 1 / 0)
+        status, headers, _ = own.predict(make_image(), headers=named)
+        assert (status, cors(headers)["allow-origin"]) == (500, "https://app.example:8443")
+
+
+def test_pages_of_all_origins_may_read_the_answers(finished_run, serving, make_image):
+    with serving(finished_run, cors_origin=["*"]) as own:
+        headers = own.predict(make_image(), headers={"Origin": "https://other.example"})[1]
+    assert cors(headers)["allow-origin"] == "*"
+
+
+def test_without_the_option_no_other_page_may_read_the_answers(served, make_image):
+    origin = {"Origin": f"http://127.0.0.1:{served.port + 1}"}
+    assert cors(served.predict(make_image(), headers=origin)[1]) == {}
+    preflight = origin | {"Access-Control-Request-Method": "POST"}
+    status, headers, _ = served.ask("OPTIONS", "/predict", headers=preflight)
+    assert (status, cors(headers)) == (405, {})
+
+
 def test_health_model_and_metrics(served, classifier, make_image):
     assert served.ask("GET", "/health")[2]["ok"] is True
     model = served.ask("GET", "/model")[2]
@@ -336,6 +414,12 @@ def test_memory_given_to_bodies_is_bounded_and_given_back(finished_run, serving,
         ("--max_pixels 1000000000", r"--max-pixels must be an integer from 1 to \d+, got 1000000000$"),
         ("--timeout_s 0", r"--timeout-s must be a positive number of seconds, got 0\.0$"),
         ("--max_wait_ms -1", r"--max-wait-ms must be a number of milliseconds of at least 0, got -1\.0$"),
+        (
+            "--cors-origin https://app.example app.example",
+            r"--cors-origin must be \* or an origin such as https://example\.org:8443, got 'app\.example'$",
+        ),
+        ("--cors-origin https://app.example/", r"got 'https://app\.example/'$"),
+        ("--cors-origin https://App.example", r"got 'https://App\.example'$"),
         ("--risk 2", r"risk must be a share of wrong answers from 0 to 1, got 2\.0$"),
     ],
 )

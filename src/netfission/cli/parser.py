@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Protocol, Union, get_args, get_origin, get_type_hints
 
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
@@ -68,6 +68,7 @@ class Parser(ArgumentParser):
         )
         self._kinds: dict[str, Any] = {}  # type hint by destination
         self._values: dict[str, Any] = {}  # default by destination
+        self._several: set[str] = set()  # destinations of flags with several values
         if config:
             self._kinds["config"] = str
             self.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it")
@@ -92,7 +93,7 @@ class Parser(ArgumentParser):
             help: one line; the default is appended unless the line states it.
             group: what `add_argument_group` returned; default the parser's own options.
             metavar: what stands for the value in the help; default by `kind`.
-            several: whether one or more values follow.
+            several: whether one or more values follow; a repeated flag adds to them, a file has a list.
         """
         container = group or self
         settings: dict[str, Any] = {}
@@ -104,10 +105,14 @@ class Parser(ArgumentParser):
                 help = f"{help} (default: {_as_text(default)})"
         if several:
             settings["nargs"] = "+"
+            if name.startswith("-"):
+                settings["action"] = "extend"
         added = container.add_argument(name, help=help.replace("%", "%%"), **settings)
         self._kinds[added.dest] = kind
         if added.option_strings:
             self._values[added.dest] = default
+            if several:
+                self._several.add(added.dest)
 
     def add_settings(self, title: str, kind: type, *, skip: AbstractSet[str] = frozenset()) -> None:
         """Add a group with a flag for each field of a dataclass, explained by its docstring.
@@ -240,8 +245,13 @@ class Parser(ArgumentParser):
             if name not in self._values:
                 raise self._unknown(f"{path}: setting", str(name), self._values)
         return {
-            name: _of_kind(self._kinds[name], value, f"{path}: {name}") for name, value in content.items()
+            name: _of_kind(self._kind_in_file(name), value, f"{path}: {name}")
+            for name, value in content.items()
         }
+
+    def _kind_in_file(self, name: str) -> Any:
+        kind = self._kinds[name]
+        return GenericAlias(list, (kind,)) if name in self._several else kind
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter):

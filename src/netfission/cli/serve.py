@@ -4,13 +4,19 @@ from argparse import Namespace
 from typing import Literal
 
 from netfission.cli.parser import Parser
+from netfission.config import DEFAULT_RISK
 
 
 def parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(run.__doc__, config=True)
     parser.add("run", str, help="the run's folder, or a repository of the Hugging Face hub")
-    parser.add("--risk", float | None, help="accepted share of wrong answers: above it the network abstains")
+    parser.add(
+        "--risk",
+        float | None,
+        help="accepted share of wrong answers, on the validation split: above it the network abstains "
+        f"(default: {DEFAULT_RISK} if the run had a validation split)",
+    )
     parser.add("--device", Literal["auto", "cpu", "cuda"], "auto", "device to run on")
     parser.add("--threads", int | None, help="number of CPU threads (default: PyTorch's)")
     address = parser.add_argument_group("address")
@@ -18,6 +24,15 @@ def parser() -> Parser:
         "--host", str, "127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines", group=address
     )
     parser.add("--port", int, 8000, "port to listen on; 0 for any that is free", group=address)
+    parser.add(
+        "--cors-origin",
+        str,
+        (),
+        "origins whose pages may read the answers, such as https://example.org, or '*' (default: no other)",
+        group=address,
+        metavar="ORIGIN",
+        several=True,
+    )
     limits = parser.add_argument_group("limits")
     parser.add("--max-batch", int, 32, "largest number of images in a batch, and in one form", group=limits)
     parser.add(

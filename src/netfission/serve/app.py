@@ -15,9 +15,11 @@ import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 from torch import Tensor
 
 from netfission.classifier import Classifier
@@ -78,6 +80,7 @@ class Service:
         max_wait_s: longest time in seconds that a batch waits for images that are being decoded.
         max_in_flight: largest number of images that are being decoded, wait or run; more are refused (503).
         risk: target risk above which the network abstains, see `Classifier.predict`; None to answer always.
+        cors_origins: origins whose pages may read the answers, besides the server's own; `*` for all.
     """
 
     def __init__(
@@ -91,11 +94,13 @@ class Service:
         max_wait_s: float,
         max_in_flight: int,
         risk: float | None = None,
+        cors_origins: Sequence[str] = (),
     ) -> None:
         self._classifier = classifier
         self._title = title
         self._limits = limits
         self._risk = risk
+        self._cors_origins = cors_origins
         self._bodies = BodyReader(limits)
         self._metrics = Metrics()
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
@@ -109,7 +114,7 @@ class Service:
         )
         self._metrics.in_flight.set_function(lambda: self._batcher.in_flight)
 
-    def application(self) -> Starlette:
+    def application(self) -> ASGIApp:
         """Return an ASGI application, which can be run once."""
         routes = [
             Route("/predict", self._predict, methods=["POST"]),
@@ -119,7 +124,7 @@ class Service:
             *(Route(path, _file(*file)) for path, file in _PAGE.items()),
         ]
         paths = frozenset(route.path for route in routes)
-        return Starlette(
+        application = Starlette(
             routes=routes,
             middleware=[Middleware(CountingMiddleware, self._metrics, paths)],
             exception_handlers={
@@ -129,6 +134,12 @@ class Service:
                 Exception: _answer_failure,
             },
             lifespan=self._lifespan,
+        )
+        if not self._cors_origins:
+            return application
+        # Outside of the application, so that pages can read its error 500, too.
+        return CORSMiddleware(
+            application, self._cors_origins, allow_methods=("GET", "POST"), expose_headers=("Retry-After",)
         )
 
     @asynccontextmanager
@@ -173,7 +184,8 @@ class Service:
         return [_ImageResult(answer, predictions, row) for row, answer in enumerate(answers)]
 
     async def _model(self, _: Request) -> Response:
-        spec = self._classifier.spec
+        spec, calibration = self._classifier.spec, self._classifier.calibration
+        evaluation = self._classifier.evaluation
         return JSONResponse(
             {
                 "name": self._title,
@@ -181,7 +193,10 @@ class Service:
                 "classes": spec.classes,
                 "image": spec.shape,
                 "exits": spec.fission["exits"],
-                "calibrated": self._classifier.calibration is not None,
+                "calibrated": calibration is not None,
+                "validation_images": 0 if calibration is None else calibration.n,
+                "accuracy": None if evaluation is None else evaluation.ensemble["top1"],
+                "test_images": 0 if evaluation is None else evaluation.n,
                 "risk": self._risk,
                 "threshold": self._classifier.threshold(self._risk),
                 "formats": FORMATS,

@@ -1,8 +1,10 @@
 """Start a server: deploy the network, open a socket, and run uvicorn."""
 
 import logging
+import re
 import socket
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +24,8 @@ from netfission.utils.errors import invalid
 _BATCHES_AT_ONCE = 2  # one computes while Python prepares the other
 _BATCHES_IN_FLIGHT = 8  # of the largest size
 _LEAST_IN_FLIGHT = 256  # images
+# As browsers send it: in lower case, without a path.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ class Settings:
         port: port to listen on; 0 for any free port.
         device: `auto` (a GPU if there is one), `cpu` or `cuda`.
         threads: number of CPU threads; default PyTorch's.
-        risk: target risk above which the network abstains, see `Classifier.predict`; default answers always.
+        risk: target risk above which the network abstains, see `Classifier.predict`; default
+            `Classifier.default_risk`.
+        cors_origin: origins whose pages may read the answers, such as `https://example.org`, or `*` for all;
+            default none but the server's own.
         max_batch: largest number of images in a batch, and in a form.
         max_wait_ms: longest time in milliseconds that a batch waits for images that are being decoded.
         max_bytes: largest size of a request in bytes.
@@ -56,6 +63,7 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     risk: float | None = None
+    cors_origin: Sequence[str] = ()
     max_batch: int = 32
     max_wait_ms: float = 2.0
     max_bytes: int = 2**24
@@ -76,6 +84,9 @@ class Settings:
             raise invalid("max_wait_ms", "a number of milliseconds of at least 0", self.max_wait_ms)
         if not 0 < self.timeout_s < float("inf"):
             raise invalid("timeout_s", "a positive number of seconds", self.timeout_s)
+        for origin in self.cors_origin:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise invalid("cors_origin", "* or an origin such as https://example.org:8443", origin)
 
 
 def serve(name: str, settings: Settings) -> None:
@@ -144,7 +155,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _make_service(name: str, settings: Settings) -> Service:
     classifier = Classifier.from_pretrained(name)
-    classifier.threshold(settings.risk)
+    risk = classifier.default_risk if settings.risk is None else settings.risk
+    classifier.threshold(risk)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise invalid("device", "auto or cpu if there is no GPU", "cuda")
     if settings.device != "cpu" and torch.cuda.is_available():
@@ -160,7 +172,8 @@ def _make_service(name: str, settings: Settings) -> Service:
         max_batch=settings.max_batch,
         max_wait_s=settings.max_wait_ms / 1000,
         max_in_flight=max(_LEAST_IN_FLIGHT, _BATCHES_IN_FLIGHT * settings.max_batch),
-        risk=settings.risk,
+        risk=risk,
+        cors_origins=settings.cors_origin,
     )
 
 
@@ -173,4 +186,5 @@ def deploy_classifier(classifier: Classifier) -> Classifier:
     if not isinstance(network, FissionNetwork):
         return classifier
     images = torch.zeros(2, *spec.shape, device=classifier.device)
-    return Classifier(deploy(network, images), spec, classifier.calibration)
+    deployed = deploy(network, images)
+    return Classifier(deployed, spec, classifier.calibration, classifier.evaluation, classifier.recipe)

@@ -1,4 +1,11 @@
 // All names and messages are inserted as text, never as markup.
+const MAX_FILES = 100; // at once
+const AT_ONCE = 4; // requests
+const GUESSES = 3;
+const SPACE = "\u00a0"; // lines do not break at it
+const WIDE = matchMedia("(min-width: 48rem)");
+const GONE = "The server does not answer. Is netfission serve still running?";
+
 const $ = (id) => document.getElementById(id);
 const show = (id, visible) => { $(id).hidden = !visible; };
 
@@ -9,18 +16,166 @@ function make(tag, text, ...classes) {
   return element;
 }
 
-const percent = (share) => {
-  if (share > 0 && share < 0.001) return "< 0.1 %";
-  return `${(100 * share).toFixed(share >= 0.9995 ? 0 : 1)} %`;
-};
-const short = (share) => (share >= 0.0995 ? `${Math.round(100 * share)} %` : `${(100 * share).toFixed(1)} %`);
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+/* ---- numbers ---- */
+
+// As `rounded` in netfission.utils.text: 0 and the largest number stand for nothing but themselves.
+export function rounded(number, digits, most = Infinity) {
+  const text = number.toFixed(digits);
+  const step = 10 ** -digits;
+  if (number > 0 && Number(text) === 0) return `<${SPACE}${step.toFixed(digits)}`;
+  if (number < most && Number(text) === most) return `>${SPACE}${(most - step).toFixed(digits)}`;
+  return text;
+}
+const bare = (share) => rounded(100 * share, 1, 100);
+export const percent = (share) => `${bare(share)}${SPACE}%`;
+// A softmax is never exactly 0 or 1, whatever float32 rounds it to.
+const unsaturated = (share) => Math.min(Math.max(share, 1e-9), 1 - 1e-9);
+export const probability = (share) => percent(unsaturated(share));
+const setting = (share) => `${Number((100 * share).toPrecision(6))}${SPACE}%`;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)}${SPACE}MB`;
 const milliseconds = (seconds) => (seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`);
 const sum = (values) => values.reduce((total, value) => total + value, 0);
+const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 let model = null;
-let current = null; // the request in progress
+let items = []; // the images chosen last: {image, name, url, answer, error, seconds, row}
+let current = null; // their requests
 let stream = null;
+
+/* ---- questions and answers ---- */
+
+async function send(files) {
+  current?.abort();
+  const requests = (current = new AbortController());
+  for (const { url } of items) URL.revokeObjectURL(url);
+  items = files.slice(0, MAX_FILES).map(([image, name]) => ({ image, name, url: URL.createObjectURL(image) }));
+  const several = items.length > 1;
+  show("error", false);
+  show("several", several);
+  if (several) list(files.length);
+  else preview(items[0]);
+  busy(true);
+  const waiting = [...items];
+  const work = async () => {
+    for (let item = waiting.shift(); item && !requests.signal.aborted; item = waiting.shift()) {
+      await ask(item, requests.signal);
+      if (requests.signal.aborted) return; // other images were chosen
+      if (several) listed(item);
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, work));
+  if (current !== requests) return;
+  busy(false);
+  if (several) $("summary").textContent = $("count").textContent;
+  else if (items[0].error) fail(items[0].error);
+  else answer(items[0]);
+}
+
+async function ask(item, signal) {
+  const start = performance.now();
+  try {
+    if (model && item.image.size > model.max_bytes) {
+      throw new Error(`the file has ${megabytes(item.image.size)}; the limit is ${megabytes(model.max_bytes)}`);
+    }
+    await item.image.slice(0, 1).arrayBuffer().catch(() => {
+      throw new Error("it cannot be read; instead of a folder, choose the images in it");
+    });
+    const response = await fetch("/predict", { method: "POST", body: item.image, signal });
+    const content = await response.json();
+    if (!response.ok) throw new Error(content.error);
+    item.answer = content;
+    item.seconds = (performance.now() - start) / 1000;
+  } catch (error) {
+    item.error = error instanceof TypeError || error instanceof SyntaxError ? GONE : `${item.name}: ${error.message}.`;
+  }
+}
+
+function busy(now) {
+  $("drop").classList.toggle("busy", now);
+  $("result").classList.toggle("stale", now && items.length === 1);
+  $("result").setAttribute("aria-busy", now);
+}
+
+function complain(message) {
+  $("error").textContent = message;
+  show("error", true);
+}
+
+function fail(message) {
+  complain(message);
+  show("result", false);
+  show("several", false);
+  show("empty", true);
+  $("summary").textContent = "";
+}
+
+/* ---- the image ---- */
+
+function preview(item) {
+  if (item) {
+    $("preview").src = item.url;
+    $("preview").alt = item.name;
+  }
+  show("preview", Boolean(item));
+  show("invitation", !item);
+  show("another", Boolean(item));
+  $("drop").classList.toggle("filled", Boolean(item));
+}
+
+function pixelated({ target }) {
+  target.classList.toggle("tiny", target.naturalWidth < 128);
+}
+$("preview").addEventListener("load", pixelated);
+$("preview").addEventListener("error", () => preview(null)); // the browser cannot show it
+
+/* ---- one answer ---- */
+
+function answer(item) {
+  $("single").append($("result"));
+  show("several", false);
+  draw(item);
+  $("summary").textContent = [$("mark").textContent, `${$("title").textContent} ${$("share").textContent}`,
+    $("guesses").textContent, agreement(item.answer)].map((part) => part.trim().replace(/\.$/, "")).filter(Boolean).join(". ");
+}
+
+function draw(item) {
+  show("empty", false);
+  show("result", true);
+  drawVerdict(item.answer);
+  drawEnsemble(item.answer);
+  $("agreement").textContent = agreement(item.answer);
+  drawExits(item.answer);
+  drawUncertainty(item.answer);
+  $("time").textContent = `The server took ${milliseconds(item.answer.seconds)}; with the transfer it was ${milliseconds(item.seconds)}.`;
+}
+
+// Without a threshold, nothing is known of how often such answers are wrong.
+const trust = ({ abstains }) => (abstains === undefined ? "unjudged" : abstains ? "unsure" : "confident");
+const guess = (one) => `${one.class}${SPACE}(${probability(one.probability)})`;
+const guesses = ({ probabilities }) => probabilities.slice(0, GUESSES).map(guess).join(", ");
+const total = (answer) => answer.entropy / Math.log(Math.max(2, model.classes.length));
+
+function drawVerdict(answer) {
+  const kind = trust(answer);
+  $("verdict").className = `verdict ${kind}`;
+  $("mark").textContent = { confident: "Confident enough to answer", unsure: "", unjudged: "This answer cannot be judged" }[kind];
+  $("title").textContent = kind === "unsure" ? "Not sure enough to answer" : answer.class;
+  $("share").textContent = kind === "unsure" ? "" : probability(answer.probability);
+  $("guesses").textContent = kind === "unsure" ? `Best guesses: ${guesses(answer)}` : "";
+  $("reason").textContent = reason(kind, answer);
+  for (const id of ["mark", "guesses"]) show(id, $(id).textContent);
+}
+
+function reason(kind, answer) {
+  if (kind === "unjudged") {
+    const level = total(answer) > 0.8 ? " Its uncertainty is close to guessing." : "";
+    return `The network was not calibrated on a validation split, so how often it errs at this confidence is not known.${level}`;
+  }
+  const images = counted(model.validation_images, "validation image");
+  if (model.threshold > 1) return `It never answers: at no confidence were at most ${setting(model.risk)} of its answers for ${images} wrong.`;
+  const bound = `of such answers for ${images}, at most ${setting(model.risk)} were wrong`;
+  return `It answers if its confidence is at least ${percent(model.threshold)}: ${bound}.`;
+}
 
 function bar(share) {
   const element = make("span", undefined, "bar");
@@ -29,99 +184,13 @@ function bar(share) {
   return element;
 }
 
-function label(text) {
-  const element = make("span", text, "label");
-  element.title = text;
-  return element;
-}
-
-/* ---- the image ---- */
-
-async function send(image, name) {
-  if (model && image.size > model.max_bytes) {
-    fail(`${name} has ${megabytes(image.size)}; the limit is ${megabytes(model.max_bytes)}.`);
-    return;
-  }
-  current?.abort();
-  const request = (current = new AbortController());
-  preview(image, name);
-  busy(true);
-  const start = performance.now();
-  try {
-    const response = await fetch("/predict", { method: "POST", body: image, signal: request.signal });
-    const answer = await response.json();
-    if (!response.ok) throw new Error(answer.error);
-    draw(answer, (performance.now() - start) / 1000);
-  } catch (error) {
-    if (request.signal.aborted) return; // another image was chosen
-    fail(error instanceof TypeError || error instanceof SyntaxError
-      ? "The server does not answer. Is netfission serve still running?"
-      : `${name}: ${error.message}.`);
-  }
-  if (current === request) busy(false);
-}
-
-function preview(image, name) {
-  const before = $("preview").src;
-  $("preview").src = URL.createObjectURL(image);
-  $("preview").alt = name;
-  if (before) URL.revokeObjectURL(before);
-  show("preview", true);
-  show("invitation", false);
-  show("another", true);
-  $("drop").classList.add("filled");
-}
-
-$("preview").addEventListener("load", () => {
-  $("preview").classList.toggle("tiny", $("preview").naturalWidth < 128);
-});
-// The browser cannot show it either.
-$("preview").addEventListener("error", () => {
-  show("preview", false);
-  show("invitation", true);
-  show("another", false);
-  $("drop").classList.remove("filled");
-});
-
-function busy(now) {
-  $("drop").classList.toggle("busy", now);
-  $("result").classList.toggle("stale", now);
-  $("result").setAttribute("aria-busy", now);
-  if (now) show("error", false);
-}
-
-function fail(message) {
-  $("error").textContent = message;
-  show("error", true);
-  show("result", false);
-  show("empty", true);
-  $("summary").textContent = "";
-}
-
-/* ---- the answer ---- */
-
-function draw(answer, seconds) {
-  show("error", false);
-  show("empty", false);
-  show("result", true);
-  $("class").textContent = answer.class;
-  $("share").textContent = percent(answer.probability);
-  show("abstains", answer.abstains === true);
-  drawEnsemble(answer);
-  $("agreement").textContent = agreement(answer.exits);
-  drawExits(answer);
-  drawUncertainty(answer);
-  $("time").textContent = `The server took ${milliseconds(answer.seconds)}; with the transfer it was ${milliseconds(seconds)}.`;
-  $("summary").textContent = `${answer.class}, ${percent(answer.probability)}. ${agreement(answer.exits)}`;
-}
-
 const others = (listed) => model.classes.length - listed.length;
 const otherName = (count) => (count === 1 ? "1 other class" : `${count} others`);
 
 function drawEnsemble(answer) {
   const row = (name, share, ...classes) => {
     const item = make("li", undefined, ...classes);
-    item.append(label(name), bar(share), make("span", percent(share), "number"));
+    item.append(make("span", name, "label"), bar(share), make("span", probability(share), "number"));
     return item;
   };
   const listed = answer.probabilities;
@@ -130,64 +199,53 @@ function drawEnsemble(answer) {
   $("ensemble").replaceChildren(...rows);
 }
 
-function agreement(exits) {
+function agreement({ exits, probabilities }) {
   if (exits.length === 1) return "This network has one exit.";
   const votes = new Map();
   exits.forEach((exit, number) => votes.set(exit.class, [...(votes.get(exit.class) ?? []), number]));
   if (votes.size === 1) return `All ${exits.length} exits predict ${exits[0].class}.`;
   const sides = [...votes].sort((one, other) => other[1].length - one[1].length);
-  const groups = sides.map(([name, numbers]) => (numbers.length === 1 ? `exit ${numbers[0]} predicts ${name}` : `exits ${numbers.slice(0, -1).join(", ")} and ${numbers.at(-1)} predict ${name}`));
+  const groups = sides.map(([name, numbers]) => {
+    const isListed = probabilities.some((one) => one.class === name);
+    const shares = isListed ? "" : ` (${numbers.map((number) => probability(exits[number].probability)).join(", ")})`;
+    const voters = numbers.length === 1 ? `exit ${numbers[0]} predicts` : `exits ${numbers.slice(0, -1).join(", ")} and ${numbers.at(-1)} predict`;
+    return `${voters} ${name}${shares}`;
+  });
   return `${groups.join("; ")}.`.replace(/^e/, "E");
 }
 
 function drawExits(answer) {
-  const listed = answer.probabilities;
-  const columns = make("colgroup");
-  columns.append(make("col", undefined, "names"), ...answer.exits.map(() => make("col", undefined, "exit")));
-
-  const head = make("tr");
-  head.append(make("td"));
-  answer.exits.forEach((exit, number) => {
-    const cell = make("th");
-    cell.scope = "col";
-    const isListed = listed.some((one) => one.class === exit.class);
-    const vote = make("span", isListed ? exit.class : `${exit.class} ${short(exit.probability)}`, "vote");
-    vote.title = vote.textContent;
-    vote.classList.toggle("differs", exit.class !== answer.class);
-    cell.append(make("b", `exit ${number}`), vote);
-    head.append(cell);
-  });
-
+  const cell = (tag, role, text) => {
+    const element = make(tag, text);
+    element.setAttribute("role", role); // which the narrow layout would take away
+    return element;
+  };
+  const head = cell("tr", "row");
+  head.append(cell("td", "cell"), ...answer.exits.map((_, number) => cell("th", "columnheader", `exit ${number}`)));
   const row = (name, shares, isVote, ...classes) => {
-    const line = make("tr", undefined, ...classes);
-    const title = make("th", name);
-    title.scope = "row";
-    title.title = name;
-    line.append(title);
+    const line = cell("tr", "row");
+    line.classList.add(...classes);
+    line.append(cell("th", "rowheader", name));
     shares.forEach((share, number) => {
-      const cell = make("td");
-      cell.classList.toggle("votes", isVote(number));
-      const inner = make("div");
-      inner.append(bar(share), make("span", short(share), "number"));
-      cell.append(inner);
-      line.append(cell);
+      const data = cell("td", "cell");
+      data.append(make("span", bare(unsaturated(share)), "number"), bar(share));
+      if (isVote(number)) data.append(make("span", "predicted", "hidden-visually"));
+      data.classList.toggle("votes", isVote(number));
+      line.append(data);
     });
     return line;
   };
-  const body = make("tbody");
-  listed.forEach((one, place) => {
-    body.append(row(one.class, answer.exits.map((exit) => exit.probabilities[place]), (number) => answer.exits[number].class === one.class));
-  });
+  const listed = answer.probabilities;
+  const rows = listed.map((one, place) => row(one.class, answer.exits.map((exit) => exit.probabilities[place]),
+    (number) => answer.exits[number].class === one.class));
   if (others(listed)) {
-    body.append(row(otherName(others(listed)), answer.exits.map((exit) => 1 - sum(exit.probabilities)), () => false, "rest"));
+    rows.push(row(otherName(others(listed)), answer.exits.map((exit) => 1 - sum(exit.probabilities)), () => false, "rest"));
   }
-  const top = make("thead");
-  top.append(head);
-  $("exits").replaceChildren(columns, top, body);
+  $("exits").style.setProperty("--exits", answer.exits.length);
+  $("exits").replaceChildren(head, ...rows);
 }
 
 function drawUncertainty(answer) {
-  const total = answer.entropy / Math.log(Math.max(2, model.classes.length));
   const disagreement = answer.mutual_information / Math.log(Math.max(2, Math.min(answer.exits.length, model.classes.length)));
   const level = (share, levels) => levels.find(([limit]) => share <= limit)[1];
   const entry = (term, share, words, number) => {
@@ -200,18 +258,86 @@ function drawUncertainty(answer) {
     return group;
   };
   $("uncertainty").replaceChildren(
-    entry("Total", total, level(total, [[0.05, "very low"], [0.25, "low"], [0.5, "moderate"], [0.8, "high"], [Infinity, "close to guessing"]]),
-      `entropy ${answer.entropy.toFixed(3)} nats`),
+    entry("Total", total(answer), level(total(answer), [[0.05, "very low"], [0.25, "low"], [0.5, "moderate"], [0.8, "high"], [Infinity, "close to guessing"]]),
+      `entropy ${rounded(answer.entropy, 3)} nats`),
     entry("From disagreement between exits", disagreement, level(disagreement, [[0.02, "very low"], [0.1, "low"], [0.3, "moderate"], [Infinity, "high"]]),
-      `mutual information ${Math.max(0, answer.mutual_information).toFixed(3)} nats`),
+      `mutual information ${rounded(Math.max(0, answer.mutual_information), 3)} nats`),
   );
+}
+
+/* ---- several answers ---- */
+
+function list(chosen) {
+  preview(null);
+  show("empty", false);
+  show("result", false);
+  show("left-out", chosen > items.length);
+  $("left-out").textContent = `Only the first ${items.length} of ${chosen} files are sent.`;
+  $("summary").textContent = "";
+  $("single").append($("result"));
+  $("answers").replaceChildren(...items.map((item) => (item.row = row(item))));
+  count();
+}
+
+function row(item) {
+  const image = make("img", undefined, "thumbnail");
+  image.alt = "";
+  image.loading = "lazy";
+  image.addEventListener("load", pixelated);
+  image.addEventListener("error", () => image.removeAttribute("src")); // the browser cannot show it
+  image.src = item.url;
+  const text = make("span", undefined, "answer");
+  text.append(make("span", "…", "short"), make("span", item.name, "quiet", "small"));
+  const head = make("summary");
+  head.append(image, text);
+  const details = make("details", undefined, "card");
+  details.append(head);
+  details.addEventListener("toggle", () => {
+    if (details.open) open(item, details);
+    else if (details.contains($("result"))) preview(null);
+  });
+  head.addEventListener("click", (event) => { if (!item.answer) event.preventDefault(); }); // nothing to open
+  const element = make("li");
+  element.append(details);
+  return element;
+}
+
+function open(item, details) {
+  for (const other of $("answers").querySelectorAll("details[open]")) other.open = other === details;
+  details.append($("result"));
+  draw(item);
+  if (WIDE.matches) preview(item); // else it would move what is being read
+}
+
+function listed(item) {
+  const kind = item.error ? "failed" : trust(item.answer);
+  item.row.classList.add(kind);
+  item.row.querySelector(".short").textContent = {
+    failed: () => item.error.replace(`${item.name}: `, ""),
+    confident: () => guess(item.answer),
+    unsure: () => `Not sure enough: ${guesses(item.answer)}`,
+    unjudged: () => `Cannot be judged: ${guess(item.answer)}`,
+  }[kind]();
+  count();
+}
+
+function count() {
+  const done = items.filter((item) => item.answer || item.error);
+  const kinds = done.map((item) => (item.error ? "failed" : trust(item.answer)));
+  const words = { confident: "answered", unsure: "not sure enough", unjudged: "cannot be judged", failed: "failed" };
+  const parts = Object.entries(words).map(([kind, word]) => [kinds.filter((one) => one === kind).length, word]).filter(([number]) => number);
+  const counts = parts.map(([number, word]) => `${number} ${word}`).join(", ");
+  const waiting = items.length - done.length;
+  $("count").textContent = `${items.length} images: ${[counts, waiting && `${waiting} to go`].filter(Boolean).join(", ")}`;
 }
 
 /* ---- where images come from ---- */
 
+const named = (files) => [...files].map((file) => [file, file.name]);
+
 $("file").addEventListener("change", () => {
-  const [file] = $("file").files;
-  if (file) send(file, file.name);
+  const files = named($("file").files);
+  if (files.length) send(files);
   $("file").value = ""; // so that the same file can be chosen again
 });
 $("another").addEventListener("click", () => $("file").click());
@@ -226,13 +352,13 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   });
 }
 document.addEventListener("drop", (event) => {
-  const [file] = event.dataTransfer.files;
-  if (file) send(file, file.name);
-  else fail("Only files can be dropped here. Save the image first, then drop the file.");
+  const files = named(event.dataTransfer.files);
+  if (files.length) send(files);
+  else complain("Only files can be dropped here. Save the image first, then drop the file.");
 });
 document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
-  if (file) send(file, "the pasted image");
+  const files = [...event.clipboardData.files].filter((one) => one.type.startsWith("image/"));
+  if (files.length) send(files.map((file) => [file, "the pasted image"]));
 });
 
 function cameraOpen(open) {
@@ -248,7 +374,7 @@ $("start").addEventListener("click", async () => {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    fail(error.name === "NotFoundError" ? "No camera was found." : "The camera cannot be used. Does the browser allow it?");
+    complain(error.name === "NotFoundError" ? "No camera was found." : "The camera cannot be used. Does the browser allow it?");
     return;
   }
   $("video").srcObject = stream;
@@ -269,7 +395,7 @@ $("take").addEventListener("click", () => {
   canvas.height = $("video").videoHeight;
   canvas.getContext("2d").drawImage($("video"), 0, 0);
   cameraStop();
-  canvas.toBlob((image) => send(image, "the picture"), "image/jpeg", 0.95);
+  canvas.toBlob((image) => send([[image, "the picture"]]), "image/jpeg", 0.95);
 });
 
 /* ---- the network ---- */
@@ -280,11 +406,11 @@ try {
   document.documentElement.style.setProperty("--shape", width / height);
   document.title = `${model.name} – netfission`;
   $("name").textContent = model.name;
-  const facts = [model.model, `${model.exits} ${model.exits === 1 ? "exit" : "exits"}`, `${model.classes.length} classes`];
-  if (model.risk !== null) facts.push(`target risk ${percent(model.risk)}`);
+  const facts = [model.model, counted(model.exits, "exit"), `${model.classes.length} classes`];
+  facts.push(model.accuracy === null ? "accuracy not known" : `${percent(model.accuracy)} of ${counted(model.test_images, "test image")} correct`);
   $("about").textContent = facts.filter(Boolean).join(" · ");
-  $("seen").textContent = `The network sees the centre of the image at ${width} × ${height} pixels.`;
+  $("seen").textContent = `The network sees the centre of an image at ${width}${SPACE}×${SPACE}${height} pixels.`;
   $("curl").textContent = `curl --data-binary @image.jpg ${location.origin}/predict`;
 } catch {
-  fail("The server does not answer. Is netfission serve still running?");
+  fail(GONE);
 }
