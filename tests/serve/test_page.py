@@ -135,7 +135,7 @@ def invented(page, names, probabilities, exits=6, **answer):
     answer = {"entropy": 1e-5, "mutual_information": 0.0, "disagreement": 0.0, "seconds": 0.01} | answer
     answer |= listed[0] | {"probabilities": listed, "exits": votes}
     page.route("**/predict", lambda route: route.fulfill(json=answer))
-    model = {"validation_images": 145, "risk": 0.05, "threshold": 0.6, "classes": names, "exits": exits}
+    model = {"calibration_images": 145, "risk": 0.05, "threshold": 0.6, "classes": names, "exits": exits}
     page.route("**/model", lambda route: route.fulfill(json=route.fetch().json() | model))
     page.reload()
     until(page, "document.getElementById('seen').textContent")
@@ -217,7 +217,7 @@ def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, make_
     page = visit("status of 415")
     bring(page, "drop", b"hello", "notes.txt", "text/plain")
     page.wait_for_selector("#error:not([hidden])")
-    assert "notes.txt: image must be a BMP, GIF" in page.inner_text("#error")
+    assert "notes.txt: image must be a file in " in page.inner_text("#error")
     bring(page, "drop", bytes(200_001), "large.png")
     until(
         page, "document.getElementById('error').textContent.includes('large.png: the file has 0.2\\u00a0MB')"
@@ -306,7 +306,7 @@ def test_several_files_are_all_answered(visit, served, make_image):
         assert row.locator(".quiet").inner_text() == f"{number}.png"
         shown_verdict = plain(row.locator(".short").inner_text())
         if answer is None:
-            assert shown_verdict.startswith("image must be a BMP, GIF")
+            assert shown_verdict.startswith("image must be a file in ")
             continue
         assert f"{answer['class']} ({percent(answer['probability'], 1)} %)" in shown_verdict
         assert shown_verdict.startswith("Not sure enough: ") == answer["abstains"]

@@ -174,7 +174,7 @@ def decode_image(
             return pixels(image)
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise refusal(415, name, f"a {formats} file", "another kind of file") from error
+        raise refusal(415, name, f"a file in {formats} format", "another kind of file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large from error
     except Exception as error:  # Pillow's decoders raise errors of every kind

@@ -169,9 +169,9 @@ function drawVerdict(answer) {
 function reason(kind, answer) {
   if (kind === "unjudged") {
     const level = total(answer) > 0.8 ? " Its uncertainty is close to guessing." : "";
-    return `The network was not calibrated on a validation split, so how often it errs at this confidence is not known.${level}`;
+    return `The network was not calibrated, so how often it errs at this confidence is not known.${level}`;
   }
-  const images = counted(model.validation_images, "validation image");
+  const images = `${model.calibration_images.toLocaleString("en")} ${model.calibrated_on}`;
   if (model.threshold > 1) return `It never answers: at no confidence were at most ${setting(model.risk)} of its answers for ${images} wrong.`;
   const bound = `of such answers for ${images}, at most ${setting(model.risk)} were wrong`;
   return `It answers if its confidence is at least ${percent(model.threshold)}: ${bound}.`;
