@@ -1,6 +1,7 @@
 """Loading of data sets by name or path, as splits ready for `Batches`."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netfission.data.folders import SplitName
 from netfission.data.sources import Source, find_source
 from netfission.data.splits import (
     CorruptImageError,
@@ -21,10 +23,12 @@ from netfission.data.splits import (
     shuffled_by_class,
     stratified_cut,
 )
+from netfission.data.summary import CUT, UNREADABLE, DataSummary, SplitSummary, listing
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
 _TEST_SHARE = 0.2
+_VALIDATION_SHARE = 0.1  # the default
 _PROBED_IMAGES = 64
 _STATISTICS_IMAGES = 1024
 
@@ -43,6 +47,7 @@ class ImageData:
         train: training split.
         validation: validation split; None if no images were held out.
         test: test split.
+        summary: what was found, and what was left out.
 
     Example:
         >>> data = load_data("digits")
@@ -58,6 +63,7 @@ class ImageData:
     train: Split
     validation: Split | None
     test: Split
+    summary: DataSummary
 
 
 def load_data(
@@ -73,17 +79,18 @@ def load_data(
     """Load a data set, and split a validation set from its training images.
 
     If the data set has no test split, 20 % of each class become one, by a rule that no argument changes.
-    Images from files are converted to RGB.
+    A validation split of its own is used as such, or as the test split if that is missing. Images from files
+    are converted to RGB.
 
     Args:
         name: `digits` (scikit-learn's, 1×8×8, scaled to 0..255); `cifar10`, `cifar100` or `tiny-imagenet`
             (from the Hugging Face hub); or a folder. A folder holds parquet shards with a column of images
-            and one of class labels, or images as `train/CLASS/*` and `test/CLASS/*` (or `val`, `valid`,
-            `validation`).
+            and one of class labels, or image files, see `netfission.data.folders.read_folder`.
         image_size: height and width in pixels; images are scaled to cover it and cropped at their centre.
             Default: unchanged, if all images have one size.
         validation: share of each class's training images to hold out, in [0, 1). A class of one image stays
-            in the training split.
+            in the training split. If the data set has a validation split, that is used in place of any share
+            above 0.
         seed: determines which images are held out, and which a limit keeps.
         corrupt: `refuse` raises an error at the first image that cannot be decoded; `skip` leaves such images
             out and warns of their number. A streamed data set raises the error when the image is accessed;
@@ -95,7 +102,12 @@ def load_data(
 
     Raises:
         ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
-            out of range, or an image is corrupt.
+            out of range, an image is corrupt, there is only one class, or a split or the training images of a
+            class are empty.
+
+    Warns:
+        UserWarning: images are left out since they are corrupt, or a validation split is used in place of a
+            share that is not the default.
         FileNotFoundError: the folder does not exist.
         ConnectionError: the hub is out of reach.
 
@@ -113,49 +125,130 @@ def load_data(
         check_positive_integer("limit_per_class", limit_per_class)
 
     source = find_source(name)
-    rows = _assign_rows(source, validation, seed, limit_per_class)
+    if len(source.classes) < 2:
+        raise invalid(name, "a data set of at least 2 classes", found=f"only {source.classes[0]}")
+    parts = _assign_rows(source, name, validation, seed, limit_per_class)
     size = _common_size(source.train, name) if image_size is None else (image_size, image_size)
     channels = len(source.train.mode)
-    pixels = sum(map(len, rows)) * channels * size[0] * size[1]
-    sources = (source.train, source.train, source.test or source.train)
-    splits = [
-        _split(records, chosen, size, skip=corrupt == "skip", stream=pixels > memory_limit)
-        for records, chosen in zip(sources, rows, strict=True)
-    ]
-    if skipped := sum(map(len, rows)) - sum(map(len, splits)):
+    pixels = sum(len(part.rows) for part in parts.values()) * channels * size[0] * size[1]
+    splits = {
+        split: _decode(part, size, skip=corrupt == "skip", stream=pixels > memory_limit)
+        for split, part in parts.items()
+    }
+    summary = _summarise(source, name, parts, splits)
+    _check_not_empty(source, name, parts, summary)
+    if skipped := summary.left_out.get(UNREADABLE):
         warnings.warn(f"left out {skipped} corrupt images of {name}", stacklevel=2)
-    train, held_out, test = splits
-    mean, std = _statistics(train)
+    mean, std = _statistics(splits["train"])
     return ImageData(
         name=name,
         classes=source.classes,
         shape=(channels, *size),
         mean=mean,
         std=std,
-        train=train,
-        validation=held_out if validation else None,
-        test=test,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits["test"],
+        summary=summary,
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The rows of a split before they are decoded, and where they come from."""
+
+    records: Records
+    rows: Rows
+    origin: str
+
+
 def _assign_rows(
-    source: Source, validation: float, seed: int, limit_per_class: int | None
-) -> tuple[Rows, Rows, Rows]:
-    """Return the rows of the training, validation and test split, each sorted."""
+    source: Source, name: str, validation: float, seed: int, limit_per_class: int | None
+) -> dict[SplitName, _Part]:
+    """Return the rows of each split, sorted; without the validation split if its share is 0."""
     labels = source.train.labels
+    train, test = np.arange(len(labels)), np.arange(0)
     if source.test is None:
         train, test = stratified_cut(labels, _TEST_SHARE, seed=0)
-    else:
-        train, test = np.arange(len(labels)), np.arange(len(source.test.labels))
-    rest, cut = stratified_cut(labels[train], validation, seed)
+        if not len(test):
+            expected = f"a data set with a test split, or with {0.5 / _TEST_SHARE:.0f} images of a class"
+            raise invalid(name, expected, found=f"at most {np.bincount(labels).max()} per class")
+    own_validation = source.validation is not None
+    rest, cut = stratified_cut(labels[train], 0 if own_validation else validation, seed)
     train, held_out = train[rest], train[cut]
-    if validation and not len(held_out):
+    if validation and not own_validation and not len(held_out):
         hint = f"every class has fewer than {0.5 / validation:.0f} training images"
         raise invalid("validation", "0, or enough for an image of some class", validation, hint=hint)
     if limit_per_class is not None:
         kept = [group[:limit_per_class] for group in shuffled_by_class(labels[train], seed)]
         train = train[np.sort(np.concatenate(kept))]
-    return train, held_out, test
+    parts: dict[SplitName, _Part] = {"train": _Part(source.train, train, source.origins.get("train", name))}
+    if validation:
+        parts["validation"] = _part(source, "validation", source.validation, held_out)
+    if own_validation and validation not in (0, _VALIDATION_SHARE):
+        message = f"validation={validation} has no effect, as {name} has a validation split"
+        warnings.warn(message, stacklevel=3)
+    parts["test"] = _part(source, "test", source.test, test)
+    return parts
+
+
+def _part(source: Source, split: SplitName, own: Records | None, cut: Rows) -> _Part:
+    """Return a split of the data set's own, or else rows that are cut from the training split."""
+    if own is None:
+        return _Part(source.train, cut, CUT)
+    return _Part(own, np.arange(len(own.labels)), source.origins[split])
+
+
+def _summarise(
+    source: Source, name: str, parts: Mapping[SplitName, _Part], splits: Mapping[SplitName, Split]
+) -> DataSummary:
+    def summary(split: SplitName) -> SplitSummary:
+        labels = splits[split].labels.numpy()
+        per_class = np.bincount(labels, minlength=len(source.classes)).tolist()
+        return SplitSummary(parts[split].origin, len(labels), per_class)
+
+    from_train = sum(len(part.rows) for part in parts.values() if part.records is source.train)
+    unused = 0 if source.validation is None or "validation" in parts else len(source.validation.labels)
+    left_out = source.left_out | {
+        UNREADABLE: sum(len(part.rows) - len(splits[split]) for split, part in parts.items()),
+        "above the limit per class": len(source.train.labels) - from_train,
+        "of the validation split, which is not used": unused,
+    }
+    return DataSummary(
+        data=source.folder or name,
+        classes=source.classes,
+        train=summary("train"),
+        validation=summary("validation") if "validation" in parts else None,
+        test=summary("test"),
+        left_out={reason: count for reason, count in left_out.items() if count},
+    )
+
+
+def _check_not_empty(
+    source: Source, name: str, parts: Mapping[SplitName, _Part], summary: DataSummary
+) -> None:
+    """Refuse splits without an image, and classes without a training image though they have others."""
+    for split, part in parts.items():
+        found = getattr(summary, split)
+        if not found.images:
+            cause = (
+                f"{len(part.rows)} unreadable, the first {part.records.describe(int(part.rows[0]))}"
+                if len(part.rows)
+                else "none"
+            )
+            where = name if part.origin == CUT else part.origin
+            raise invalid(where, f"a data set with readable {split} images", found=cause)
+    present = set().union(*(np.unique(part.records.labels[part.rows]).tolist() for part in parts.values()))
+    untrained = [
+        source.classes[label] for label in sorted(present) if not summary.train.images_per_class[label]
+    ]
+    if untrained:
+        raise invalid(
+            name,
+            "a data set with a readable training image of every class",
+            found=f"none of {listing(untrained)}",
+            hint="add some, or remove the class",
+        )
 
 
 def _common_size(records: Records, name: str) -> tuple[int, int]:
@@ -178,7 +271,8 @@ def _common_size(records: Records, name: str) -> tuple[int, int]:
     return sizes.pop()
 
 
-def _split(records: Records, rows: Rows, size: tuple[int, int], *, skip: bool, stream: bool) -> Split:
+def _decode(part: _Part, size: tuple[int, int], *, skip: bool, stream: bool) -> Split:
+    records, rows = part.records, part.rows
     if not stream:
         return decode_all(records, rows, size, skip)
     return StreamedSplit(records, readable(records, rows, size) if skip else rows, size)

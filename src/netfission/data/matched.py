@@ -129,9 +129,10 @@ def full_name(name: str) -> str:
 
 def _parts(source: Source) -> dict[Part, Any]:
     """Return the records of each split, or {"all": …} if the images are not split."""
-    if source.test is None:
+    if source.validation is None and source.test is None:
         return {"all": source.train}
-    return {"train": source.train, "test": source.test}
+    parts: dict[Part, Any] = {"train": source.train, "validation": source.validation, "test": source.test}
+    return {part: records for part, records in parts.items() if records is not None}
 
 
 def _check_classes(name: str, names: Sequence[str], known: Sequence[str]) -> None:

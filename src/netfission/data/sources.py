@@ -5,17 +5,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from netfission.data.files import find_images, walk_files, why_not_entered
+from netfission.data.files import walk_files
+from netfission.data.folders import SPLIT_NAMES, LabelledImages, SplitName, assign_splits, read_folder
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
 from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
-from netfission.utils.text import as_text
 
 HUB_NAMES = {
     "cifar10": "uoft-cs/cifar10",
@@ -23,8 +23,6 @@ HUB_NAMES = {
     "tiny-imagenet": "zh-plus/tiny-imagenet",
 }
 NAMES = ("digits", *HUB_NAMES)
-# In this order: the first that a data set has is its test split.
-TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,20 @@ class Source:
     Attributes:
         classes: names of the classes.
         train: the training images.
+        validation: the validation images; None if the data set has no such split.
         test: the test images; None if the data set has no test split.
+        folder: the folder in which the splits were found; empty for a data set by name.
+        origins: split → the folder, table or split that its images come from.
+        left_out: reason → number of files, folders or images that are in no split.
     """
 
     classes: list[str]
     train: Records
-    test: Records | None
+    validation: Records | None = None
+    test: Records | None = None
+    folder: str = ""
+    origins: dict[SplitName, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def find_source(name: str) -> Source:
@@ -61,8 +67,17 @@ def find_source(name: str) -> Source:
     if name in HUB_NAMES:
         return source_from_arrow(load_from_hub(HUB_NAMES[name]), name)
     folder = Path(name)
-    parquet = any(folder.rglob("*.parquet"))
-    return _from_parquet(folder) if parquet else _from_image_folder(folder)
+    return _from_parquet(folder) if has_parquet(folder) else _from_image_folder(folder)
+
+
+def has_parquet(folder: Path) -> bool:
+    """Return whether a folder holds parquet shards.
+
+    Example:
+        >>> has_parquet(Path("no such folder"))
+        False
+    """
+    return any(path.suffix == ".parquet" for path in walk_files(folder))
 
 
 def check_data_name(name: str, argument: str = "data", others: Sequence[str] = ()) -> None:
@@ -121,11 +136,11 @@ def _digits() -> Source:
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     classes = [str(target) for target in digits.target_names]
-    return Source(classes, ArrayRecords(images, digits.target.astype(np.int64)), test=None)
+    return Source(classes, ArrayRecords(images, digits.target.astype(np.int64)))
 
 
 def _from_parquet(folder: Path) -> Source:
-    return source_from_arrow(read_parquet(folder), str(folder))
+    return replace(source_from_arrow(read_parquet(folder), str(folder)), folder=str(folder))
 
 
 def read_parquet(folder: Path) -> Any:
@@ -170,21 +185,31 @@ def source_from_arrow(splits: Any, where: str) -> Source:
     Raises:
         ValueError: a split or column is missing, the splits differ, or a label is out of range.
     """
-    if "train" not in splits:
-        raise invalid(where, "a data set with a train split", found=f"the splits {', '.join(splits)}")
-    train = splits["train"]
+    names = assign_splits(splits, where)
+    train = splits[names["train"]]
     image, label = _columns(train.features, where)
     classes = list(train.features[label].names)
-    test = next((splits[name] for name in TEST_NAMES if name in splits), None)
-    if test is not None and test.features != train.features:
+    if any(splits[name].features != train.features for name in names.values()):
         expected = "a data set whose splits have the same columns and class names"
         raise invalid(where, expected, found="different ones")
 
-    def records(split: Any) -> ArrowRecords:
-        labels = _labels(split, label, len(classes), where)
-        return ArrowRecords(split, image, labels)
+    def records(split: SplitName) -> ArrowRecords | None:
+        if split not in names:
+            return None
+        rows = splits[names[split]]
+        return ArrowRecords(rows, image, _labels(rows, label, len(classes), where))
 
-    return Source(classes, records(train), None if test is None else records(test))
+    in_train = records("train")
+    assert in_train is not None
+    others = {f"of the {name} split": len(splits[name]) for name in splits if name not in names.values()}
+    return Source(
+        classes,
+        in_train,
+        records("validation"),
+        records("test"),
+        origins={split: f"the {name} split" for split, name in names.items()},
+        left_out=others,
+    )
 
 
 def _columns(features: Any, where: str) -> tuple[str, str]:
@@ -217,36 +242,18 @@ def _labels(split: Any, column: str, classes: int, where: str) -> Rows:
 
 
 def _from_image_folder(folder: Path) -> Source:
-    """Read `train/CLASS/*` with `test|val/CLASS/*`, or `CLASS/*` alone."""
-    if not (folder / "train").is_dir():
-        classes, train = _read_class_folders(folder)
-        return Source(classes, train, test=None)
-    classes, train = _read_class_folders(folder / "train")
-    test_folder = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
-    if test_folder is None:
-        return Source(classes, train, test=None)
-    test_classes, test = _read_class_folders(test_folder)
-    if unmatched := sorted(set(classes) ^ set(test_classes)):
-        expected = f"a folder with the same class folders as {folder / 'train'}"
-        raise invalid(str(test_folder), expected, found=f"{', '.join(unmatched)} in only one of them")
-    return Source(classes, train, test)
+    contents = read_folder(folder)
+    classes = contents.classes
+    numbers = {name: number for number, name in enumerate(classes)}
 
+    def records(part: LabelledImages | None) -> FileRecords | None:
+        if part is None:
+            return None
+        rows = sorted((numbers[label], image) for image, label in part.labels.items())
+        labels = np.array([number for number, _ in rows], dtype=np.int64)
+        return FileRecords([image for _, image in rows], labels)
 
-def _read_class_folders(folder: Path) -> tuple[list[str], FileRecords]:
-    """List the image files below each class folder."""
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and why_not_entered(path) is None
-    )
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = find_images(folder / name).images
-        if not found:
-            raise invalid(str(folder / name), "a class folder with images", found="no image file")
-        paths += found
-        labels += [label] * len(found)
-    if not classes:
-        expected = "a folder of parquet files, or of images as CLASS/* or train/CLASS/*"
-        raise invalid(str(folder), expected, found="no class folder")
-    classes = [as_text(name) for name in classes]
-    return classes, FileRecords(paths, np.array(labels, dtype=np.int64))
+    train, validation, test = (records(contents.splits.get(split)) for split in SPLIT_NAMES)
+    assert train is not None
+    origins = {split: str(part.origin) for split, part in contents.splits.items()}
+    return Source(classes, train, validation, test, str(contents.folder), origins, contents.left_out)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from netfission.data.files import find_images
+from netfission.data.folders import find_test_folder, test_name
 from netfission.data.images import Mode
-from netfission.data.sources import NAMES, TEST_NAMES, find_source, read_parquet
+from netfission.data.sources import NAMES, find_source, has_parquet, read_parquet
 from netfission.data.splits import ArrowRecords, FileRecords, StreamedSplit
 from netfission.utils.errors import invalid
 
@@ -18,8 +19,8 @@ def load_unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:
 
     Args:
         name: a data set as in `load_data`, or a folder: parquet shards with an image column, or image files
-            by any names. Within a folder of files, `test` (or `val`, `valid`, `validation`) is used if it
-            exists.
+            by any names. Within a folder of files, that of the test split is used if it exists, or else that
+            of the validation split.
         shape: channels (1 or 3), height and width.
 
     Returns:
@@ -48,9 +49,9 @@ def _find_records(name: str) -> Any:
     if name in NAMES or not folder.is_dir():
         source = find_source(name)
         return source.test or source.train
-    if any(folder.rglob("*.parquet")):
+    if has_parquet(folder):
         return _read_parquet_records(folder)
-    inner = next((folder / test for test in TEST_NAMES if (folder / test).is_dir()), folder)
+    inner = find_test_folder(folder)
     files = find_images(inner).images
     if not files:
         raise invalid(str(inner), "a folder with images", found="no image file")
@@ -61,7 +62,7 @@ def _read_parquet_records(folder: Path) -> ArrowRecords:
     import datasets
 
     splits = read_parquet(folder)
-    split = splits[next((test for test in TEST_NAMES if test in splits), next(iter(splits)))]
+    split = splits[test_name(splits) or next(iter(splits))]
     kinds = split.features.items()
     column = next((column for column, kind in kinds if isinstance(kind, datasets.Image)), None)
     if column is None:

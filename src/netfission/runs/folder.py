@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
 from netfission.data.sources import NAMES
+from netfission.data.summary import DataSummary
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.other_data import OtherEvaluation
@@ -45,6 +46,11 @@ class RunFolder(ModelFolder):
         >>> RunFolder(Path("runs/first")).load_metrics()  # no such run
         []
     """
+
+    @property
+    def data_summary(self) -> Path:
+        """Classes, images in each split, and what was left out of the data set."""
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:
@@ -205,6 +211,10 @@ class RunFolder(ModelFolder):
                 str(self.path), "a run with method=fission", found=f"method={spec.method['method']}"
             )
         return network, spec
+
+    def load_data_summary(self) -> DataSummary | None:
+        """Read `data_summary`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.data_summary, DataSummary)
 
     def load_metrics(self) -> list[dict[str, float]]:
         """Read the rows of `metrics`; none if there is no such file.

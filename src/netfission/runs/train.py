@@ -16,6 +16,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import RunDataModule, TrainingModule
 from netfission.runs.setup import build_network, load_run_data, network_spec
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
+from netfission.utils.files import write_whole
 
 
 def train(
@@ -32,7 +33,8 @@ def train(
         config: all settings.
         path: folder of the run; new or empty, or with `resume` that of a run with the same settings.
         resume: continue after the last whole epoch in the folder.
-        progress: show a progress bar on a terminal, else one line per epoch.
+        progress: say what was found in the data set, and show a progress bar on a terminal, else one line per
+            epoch.
         callbacks: Lightning callbacks of your own, which run after the others.
 
     Returns:
@@ -69,6 +71,10 @@ def train(
         try:
             method = find_method(config.method, config.fission)
             data = load_run_data(config.data, seed)
+            if is_main:
+                write_whole(folder.data_summary, data.summary.to_json())
+                if progress:
+                    print(data.summary.line(), flush=True)
             network = build_network(config, data)
             hooks = MethodHooks(method.hooks(exits, config.training))
             epochs = method.epochs(config.training.epochs, exits)

@@ -1,0 +1,202 @@
+"""Tables of labels for image files, such as `labels.csv`: their columns, and which image a row names."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from netfission.utils.errors import invalid, shortened
+from netfission.utils.text import as_text
+
+# Names of columns in lower case; of several columns of files, the first in this order is read.
+FILE_COLUMNS = (
+    "file_name",
+    "filename",
+    "file",
+    "filepath",
+    "file_path",
+    "path",
+    "image",
+    "image_name",
+    "image_path",
+    "image_id",
+    "img",
+    "id",
+)
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "species", "breed", "target")
+SPLIT_COLUMN = "split"
+_OF_PREDICTIONS = "exit_0"  # a column of what `netfission predict` writes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: an image as it is named there, its class, and its split if the table has splits."""
+
+    file: str
+    label: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Numbers of the columns that are read."""
+
+    file: int
+    label: int
+    split: int | None = None
+
+
+def find_columns(header: Sequence[str], where: str) -> Columns:
+    """Find the columns of files, labels and splits of a table by their names, in any case.
+
+    In a table of two columns, one of files, the other one holds the labels, whatever its name.
+
+    Args:
+        header: names of the columns.
+        where: name of the table, for messages.
+
+    Raises:
+        ValueError: there is no column of files, or not exactly one of labels.
+
+    Example:
+        >>> find_columns(["id", "breed"], "labels.csv")
+        Columns(file=0, label=1, split=None)
+        >>> find_columns(["image", "class", "species"], "labels.csv")
+        Traceback (most recent call last):
+        ValueError: labels.csv must be a table with one column of labels, got class and species; rename or \
+remove one
+    """
+    names = [name.strip().casefold() for name in header]
+    listed = shortened(", ".join(header), 120)
+    if _OF_PREDICTIONS in names:
+        raise invalid(where, "a table of labels", found="predictions of netfission")
+    file = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
+    if file is None:
+        expected = f"a table with a column of file names ({', '.join(FILE_COLUMNS[:6])}, …)"
+        raise invalid(where, expected, found=f"the columns {listed}")
+    labels = [number for number, name in enumerate(names) if name in LABEL_COLUMNS]
+    if not labels and len(names) == 2:
+        labels = [1 - file]
+    if not labels:
+        expected = f"a table with a column of labels ({', '.join(LABEL_COLUMNS)})"
+        raise invalid(where, expected, found=f"the columns {listed}")
+    if len(labels) > 1:
+        found = " and ".join(header[number] for number in labels)
+        raise invalid(where, "a table with one column of labels", found=found, hint="rename or remove one")
+    split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
+    return Columns(file, labels[0], split)
+
+
+def read_label_file(path: Path) -> list[Row]:
+    """Read a table of labels, separated by commas, semicolons or tabs, with the names of columns first.
+
+    Returns:
+        The rows that have a file and a label.
+
+    Raises:
+        ValueError: see `find_columns`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "labels.csv").write_text("file_name,label\\n1.png,cat\\n2.png,\\n")
+        ...     read_label_file(Path(folder, "labels.csv"))
+        [Row(file='1.png', label='cat', split=None)]
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        separator = max(",;\t", key=file.readline().count)
+        file.seek(0)
+        reader = csv.reader(file, delimiter=separator)
+        try:
+            header = next(reader, [])
+            columns = find_columns(header, str(path))
+            rows = [_row(line + [""] * (len(header) - len(line)), columns) for line in reader]
+        except csv.Error as error:
+            raise invalid(str(path), "a table of labels", found=f"damaged content ({error})") from error
+    return [row for row in rows if row.file and row.label]
+
+
+def _row(cells: Sequence[str], columns: Columns) -> Row:
+    split = None if columns.split is None else cells[columns.split].strip()
+    return Row(cells[columns.file].strip(), as_text(cells[columns.label].strip()), split)
+
+
+class ImageIndex:
+    """Finds images by the names that tables give them: a path, a file's name, or that without its suffix.
+
+    Args:
+        images: the images.
+        folders: folders that paths may begin at.
+
+    Example:
+        >>> index = ImageIndex([Path("pets/a/1.png"), Path("pets/b/2.png")], [Path("pets")])
+        >>> [str(index.find(name)) for name in ("a/1.png", "other/2.png", "2", "3")]
+        ['pets/a/1.png', 'pets/b/2.png', 'pets/b/2.png', 'None']
+    """
+
+    def __init__(self, images: Iterable[Path], folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._paths = set(images)
+        self._by_name: dict[str, list[Path]] = {}
+        for image in sorted(self._paths):
+            for name in (image.name, image.stem):
+                self._by_name.setdefault(name, []).append(image)
+
+    def find(self, name: str) -> Path | None:
+        """Return the image of this name; None if there is none.
+
+        Raises:
+            ValueError: several images have it.
+        """
+        path = PurePosixPath(name.replace("\\", "/"))
+        for folder in self._folders:
+            if folder / path in self._paths:
+                return folder / path
+        found = self._by_name.get(path.name, [])
+        if len(found) > 1:
+            raise invalid(
+                name,
+                "the name of one image in a table of labels",
+                found=f"{found[0]} and {found[1]}",
+                hint="name their folders, too",
+            )
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Match:
+    """A table and the images that it names.
+
+    Attributes:
+        table: the table.
+        rows: image → its row.
+        missing: number of rows whose image does not exist.
+    """
+
+    table: Path
+    rows: dict[Path, Row]
+    missing: int
+
+
+def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
+    """Find the images that a table names.
+
+    Raises:
+        ValueError: an image has two labels, or see `ImageIndex.find`.
+
+    Example:
+        >>> index = ImageIndex([Path("1.png")], [Path(".")])
+        >>> match = match_rows(Path("labels.csv"), [Row("1", "cat"), Row("2", "dog")], index)
+        >>> [row.label for row in match.rows.values()], match.missing
+        (['cat'], 1)
+    """
+    found: dict[Path, Row] = {}
+    missing = 0
+    for row in rows:
+        image = index.find(row.file)
+        if image is None:
+            missing += 1
+        elif (earlier := found.setdefault(image, row)).label != row.label:
+            labels = f"{earlier.label} and {row.label} for {row.file}"
+            raise invalid(str(table), "a table with one label per image", found=labels)
+    return Match(table, found, missing)

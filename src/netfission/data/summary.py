@@ -1,0 +1,118 @@
+"""What was found in a data set: its classes, the images in each split, and what was left out."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from netfission.data.folders import TABLE_SUFFIXES, splits_in
+from netfission.utils.errors import shortened
+from netfission.utils.text import count_noun, printable
+
+CUT = "cut from training"  # the origin of a split that the data set does not have
+UNREADABLE = "unreadable"  # a reason to leave an image out
+_UNEVEN = 2  # classes are uneven if the largest has this many times the images of the smallest
+_NAMES_SHOWN = 6
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """The images of one split.
+
+    Attributes:
+        origin: the folder, table or split that they come from, or `CUT`; empty for a data set by name without
+            splits.
+        images: number of images.
+        images_per_class: the same by class, in the order of the classes.
+
+    Example:
+        >>> SplitSummary("photographs/train", 7, [3, 4]).images
+        7
+    """
+
+    origin: str
+    images: int
+    images_per_class: list[int]
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What was found in a data set.
+
+    Attributes:
+        data: its name, or the folder in which its splits were found.
+        classes: names of the classes.
+        train: the training split.
+        validation: the validation split; None if there is none.
+        test: the test split.
+        left_out: reason → number of images, files or folders that are in no split.
+
+    Example:
+        >>> train = SplitSummary("pets", 9, [3, 6])
+        >>> test = SplitSummary(CUT, 2, [0, 2])
+        >>> print(DataSummary("pets", ["cat", "dog"], train, None, test, {"hidden": 1}).line())
+        found 11 images of 2 classes (cat, dog) in pets: 9 training, 2 test (cut from training); uneven \
+classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 1 hidden
+    """
+
+    data: str
+    classes: list[str]
+    train: SplitSummary
+    validation: SplitSummary | None
+    test: SplitSummary
+    left_out: dict[str, int]
+
+    def line(self) -> str:
+        """Return the summary as one line."""
+        names = listing(self.classes)
+        splits = {"training": self.train, "validation": self.validation, "test": self.test}
+        present = {name: split for name, split in splits.items() if split is not None}
+        images = count_noun(sum(split.images for split in present.values()), "image")
+        counts = ", ".join(self._count(name, split) for name, split in present.items())
+        found = f"found {images} of {len(self.classes)} classes ({names}) in {printable(self.data)}: {counts}"
+        remarks = [self._sizes(), self._untested()]
+        if self.left_out:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+            remarks.append(f"left out: {reasons}")
+        return "; ".join([found, *filter(None, remarks)])
+
+    def to_json(self) -> str:
+        """Return the summary as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def _count(self, name: str, split: SplitSummary) -> str:
+        """Name the number of images, and where they come from unless that goes without saying."""
+        origin = split.origin.removeprefix(f"{self.data}{os.sep}")
+        # The test images may be those of a folder `val`.
+        named = name == "validation" or origin == CUT or splits_in(origin) == {"validation"}
+        named = named or origin.endswith(TABLE_SUFFIXES)
+        return f"{split.images:,} {name}" + (f" ({printable(origin)})" if named else "")
+
+    def _sizes(self) -> str:
+        counts = self.train.images_per_class
+        smallest = min(range(len(counts)), key=counts.__getitem__)
+        largest = max(range(len(counts)), key=counts.__getitem__)
+        few, many = (listing([self.classes[number]]) for number in (smallest, largest))
+        images = count_noun(counts[smallest], "training image")
+        if counts[largest] >= _UNEVEN * counts[smallest]:
+            return f"uneven classes: {images} of {few} to {counts[largest]:,} of {many}"
+        return f"smallest class: {few}, {images}"
+
+    def _untested(self) -> str:
+        pairs = zip(self.classes, self.test.images_per_class, strict=True)
+        untested = [name for name, count in pairs if not count]
+        return f"no test images of {listing(untested)}" if untested else ""
+
+
+def listing(names: Sequence[str]) -> str:
+    """List names, the middle ones of many shortened to an ellipsis.
+
+    Example:
+        >>> listing([str(number) for number in range(100)])
+        '0, 1, 2, 3, …, 99'
+    """
+    shown = [shortened(printable(name), _LONGEST_NAME) for name in names]
+    if len(shown) > _NAMES_SHOWN:
+        shown[_NAMES_SHOWN - 2 : -1] = ["…"]
+    return ", ".join(shown)
