@@ -21,7 +21,8 @@ class DataConfig:
     Args:
         data: digits, cifar10, cifar100, tiny-imagenet, or a folder of images or of parquet shards.
         image_size: resize images to this height and width, in pixels; default their own size.
-        validation: share of the training images held out for validation, in [0, 1).
+        validation: share of the training images held out for validation, in [0, 1); a validation split of the
+            data set replaces it, unless it is 0.
         limit_per_class: train on at most this number of images per class; default all.
         corrupt: what to do with an image that cannot be read: refuse or skip.
         crop_padding: pixels of zero padding for random crops; default an eighth of the image, 0 for digits.

@@ -309,7 +309,16 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert "ensemble" in table
     assert table in trained
     assert f"wrote {run}" in trained
-    assert trained.startswith(f"writing to {run}\n")
+    found, writing, *_ = trained.splitlines()
+    assert found == (
+        "found 554 images of 10 classes (0, 1, 2, 3, …, 9) in digits: 50 training, 145 validation (cut from "
+        "training), 359 test (cut from training); 5 training images per class; left out: 1,243 above "
+        "the limit per class"
+    )
+    assert writing == f"writing to {run}"
+    summary = RunFolder(Path(run)).load_data_summary()
+    assert summary is not None
+    assert summary.line() == found
     assert main(["train", *flags.split(), "--out", run]) == 2
     printed, error = capsys.readouterr()
     assert "netfission: --out must be a new or empty folder" in error

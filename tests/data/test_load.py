@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -103,9 +104,10 @@ def test_a_class_of_one_image_stays_in_training(image_folder: Callable[..., Path
 
 
 def test_a_constant_channel_can_still_be_divided_by(tmp_path: Path) -> None:
-    for index in range(4):
-        (tmp_path / "only").mkdir(exist_ok=True)
-        Image.new("RGB", (4, 4), (255, 0, 9)).save(tmp_path / "only" / f"{index}.png")
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            Image.new("RGB", (4, 4), (255, 0, 9)).save(tmp_path / name / f"{index}.png")
     data = load_data(str(tmp_path), validation=0)
     assert data.mean == pytest.approx((1, 0, 9 / 255))
     assert data.std == pytest.approx((1 / 255,) * 3)
@@ -177,3 +179,84 @@ def test_real_cifar100() -> None:
     # The published figures of the training split, from 300 images of it.
     assert data.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=0.03)
     assert data.std == pytest.approx((0.2673, 0.2564, 0.2762), abs=0.02)
+
+
+def _damage(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no image")
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 20])
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (
+            "train",
+            r"/images must be a data set with readable training images, got 20 unreadable, .*cat/RGB000\.png",
+        ),
+        ("val", r"/images must be a data set with readable validation images, got 4 unreadable"),
+        (
+            "test",
+            r"/images must be a data set with readable test images, got 6 unreadable, .*test/cat/RGB000",
+        ),
+        (
+            "train/dog",
+            r"images must be a data set with a readable training image of every class, got none of dog",
+        ),
+    ],
+)
+def test_splits_and_classes_that_become_empty_are_refused(
+    image_folder: Callable[..., Path], damaged: str, message: str, memory_limit: int
+) -> None:
+    image_folder("train")
+    image_folder("val", count=2)
+    folder = image_folder("test", count=3)
+    _damage(folder / damaged)
+    with pytest.raises(ValueError, match=message):
+        load_data(str(folder), image_size=8, corrupt="skip", memory_limit=memory_limit)
+
+
+def test_too_few_images_for_a_test_split(image_folder: Callable[..., Path]) -> None:
+    message = (
+        r" must be a data set with a test split, or with at least 3 images of a class, got at most 2 per"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_data(str(image_folder(count=2)), validation=0)
+    assert len(load_data(str(image_folder(count=3)), validation=0).test) == 2
+
+
+def test_a_single_class_is_refused(image_folder: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=r" must be a data set of at least 2 classes, got 1 \(cat\)$"):
+        load_data(str(image_folder(classes=("cat",))))
+
+
+def test_the_summary_says_what_was_found(image_folder: Callable[..., Path]) -> None:
+    image_folder("train", ("cat", "dog"))
+    image_folder("train", ("dog", "emu"), count=3, mode="L")
+    folder = image_folder("test", ("cat", "dog"), count=2)
+    (folder / "train" / "dog" / "RGB004.png").write_bytes(b"")
+    (folder / "notes.txt").touch()
+    with pytest.warns(UserWarning, match="left out 1 corrupt"):
+        summary = load_data(str(folder), corrupt="skip", validation=0.25, limit_per_class=7).summary
+    assert summary.classes == ["cat", "dog", "emu"]
+    assert summary.train.origin == str(folder / "train")
+    assert summary.train.images == sum(summary.train.images_per_class)
+    assert summary.test.images_per_class == [2, 2, 0]
+    assert summary.validation is not None
+    counted = summary.train.images + summary.validation.images + sum(summary.left_out.values())
+    assert counted == 26 + 1  # the training images, and the notes
+    assert summary.left_out["unreadable"] == 1
+    assert summary.left_out["of another type"] == 1
+    line = summary.line()
+    assert re.match(r"found \d+ images of 3 classes \(cat, dog, emu\) in .*/images: \d+ training, ", line)
+    assert (
+        "; uneven classes: 2 training images of emu to 7 of cat; no test images of emu; left out: 1 of"
+        in line
+    )
+
+
+def test_named_data_sets_have_a_summary() -> None:
+    assert load_data("digits", limit_per_class=5, validation=0).summary.line() == (
+        "found 409 images of 10 classes (0, 1, 2, 3, …, 9) in digits: 50 training, 359 test "
+        "(cut from training); 5 training images per class; left out: 1,388 above the limit per class"
+    )

@@ -188,7 +188,9 @@ def _look_through(folder: Path, known: Collection[str] = ()) -> Path:
     inside = _subfolders(folder)
     if len(inside) != 1 or not _subfolders(inside[0]):
         return folder
-    if split_of(inside[0].name) or inside[0].name in known or _Tables(folder).match_all():
+    name = inside[0].name
+    begins_splits = split_of(name) not in (None, split_of(folder.name))
+    if begins_splits or as_text(name) in known or _Tables(folder).match_all():
         return folder
     return _look_through(inside[0], known)
 
@@ -256,7 +258,10 @@ def _read_whole(root: Path, tables: "_Tables") -> dict[SplitName, LabelledImages
 
 
 def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> LabelledImages | None:
-    """Read class folders if there are enough of them, else a table; None if there is neither."""
+    """Read class folders if there are enough of them, else a table; None if there is neither.
+
+    A table that gives several labels to the images of one folder is read, if it names all images.
+    """
     inside = _subfolders(folder)
     if not inside or (matches and len(inside) < at_least):
         return _from_table(matches) if matches else None
@@ -265,11 +270,12 @@ def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> Labe
     for name, images in by_class.items():
         if not images:
             raise invalid(str(folder / name), "a class folder with images", found="no image file")
-        for match in matches:
-            _check_agreement(folder / name, images, match)
-    return LabelledImages(
-        folder, {image: as_text(name) for name, images in by_class.items() for image in images}
-    )
+    for match in matches:
+        if any(_contradicts(match, images) for images in by_class.values()):
+            _check_complete(match, folder, sum(map(len, by_class.values())))
+            return _from_table(matches)
+    labels = {image: as_text(name) for name, images in by_class.items() for image in images}
+    return LabelledImages(folder, labels)
 
 
 def _from_table(matches: Sequence[Match]) -> LabelledImages:
@@ -300,8 +306,8 @@ def _check_class_names(folder: Path, inside: Sequence[Path]) -> None:
     if (images and labels) or (len(lower) > 1 and lower == images | labels):
         hint = "they look like parts of a data set for segmentation or detection"
         raise invalid(str(folder), expected, found=found, hint=hint)
-    splits = [splits_in(name) for name in names]
-    if all(splits) and "train" in set().union(*splits):
+    splits = set().union(*map(splits_in, names))
+    if "train" in splits and len(splits) > 1:
         raise invalid(
             str(folder), expected, found=found, hint="rename the folders of splits to train and test"
         )
@@ -312,16 +318,18 @@ def _check_class_names(folder: Path, inside: Sequence[Path]) -> None:
         raise invalid(str(folder), expected, found=f"a train folder in each of {found}", hint=hint)
 
 
-def _check_agreement(folder: Path, images: Iterable[Path], match: Match) -> None:
-    """Refuse a class folder whose images have several labels by a table."""
-    labels = sorted({match.rows[image].label for image in images if image in match.rows})
-    if len(labels) > 1:
-        raise invalid(
-            str(folder),
-            f"a class folder whose images have one label in {match.table.name}",
-            found=" and ".join(labels[:2]),
-            hint="move the images into one folder, or remove the table",
-        )
+def _contradicts(match: Match, images: Iterable[Path]) -> bool:
+    """Whether a table gives several labels to the images of a class folder."""
+    return len({match.rows[image].label for image in images if image in match.rows}) > 1
+
+
+def _check_complete(match: Match, folder: Path, images: int) -> None:
+    """Refuse a table that contradicts the class folders but names only a part of their images."""
+    if unnamed := images - len(match.rows):
+        table = match.table.name
+        expected = f"a folder whose images all have a label in {table}"
+        hint = f"the class folders contradict {table}: remove it, or complete it"
+        raise invalid(str(folder), expected, found=f"{unnamed} without one", hint=hint)
 
 
 def _no_classes(folder: Path, *tables: "_Tables") -> ValueError:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -104,12 +105,11 @@ def load_data(
         ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
             out of range, an image is corrupt, there is only one class, or a split or the training images of a
             class are empty.
-
-    Warns:
-        UserWarning: images are left out since they are corrupt, or a validation split is used in place of a
-            share that is not the default.
         FileNotFoundError: the folder does not exist.
         ConnectionError: the hub is out of reach.
+
+    Warns:
+        UserWarning: corrupt images are left out, or a validation split replaces a share other than 0.1.
 
     Example:
         >>> data = load_data("digits", image_size=16, limit_per_class=20)
@@ -126,7 +126,7 @@ def load_data(
 
     source = find_source(name)
     if len(source.classes) < 2:
-        raise invalid(name, "a data set of at least 2 classes", found=f"only {source.classes[0]}")
+        raise invalid(name, "a data set of at least 2 classes", found=f"1 ({source.classes[0]})")
     parts = _assign_rows(source, name, validation, seed, limit_per_class)
     size = _common_size(source.train, name) if image_size is None else (image_size, image_size)
     channels = len(source.train.mode)
@@ -171,7 +171,9 @@ def _assign_rows(
     if source.test is None:
         train, test = stratified_cut(labels, _TEST_SHARE, seed=0)
         if not len(test):
-            expected = f"a data set with a test split, or with {0.5 / _TEST_SHARE:.0f} images of a class"
+            expected = (
+                f"a data set with a test split, or with at least {ceil(0.5 / _TEST_SHARE)} images of a class"
+            )
             raise invalid(name, expected, found=f"at most {np.bincount(labels).max()} per class")
     own_validation = source.validation is not None
     rest, cut = stratified_cut(labels[train], 0 if own_validation else validation, seed)
@@ -229,26 +231,17 @@ def _check_not_empty(
 ) -> None:
     """Refuse splits without an image, and classes without a training image though they have others."""
     for split, part in parts.items():
-        found = getattr(summary, split)
-        if not found.images:
-            cause = (
-                f"{len(part.rows)} unreadable, the first {part.records.describe(int(part.rows[0]))}"
-                if len(part.rows)
-                else "none"
-            )
-            where = name if part.origin == CUT else part.origin
-            raise invalid(where, f"a data set with readable {split} images", found=cause)
+        if not getattr(summary, split).images:
+            kind = "training" if split == "train" else split
+            rows = part.rows.tolist()
+            found = f"{len(rows)} unreadable, the first {part.records.describe(rows[0])}" if rows else "none"
+            raise invalid(name, f"a data set with readable {kind} images", found=found)
     present = set().union(*(np.unique(part.records.labels[part.rows]).tolist() for part in parts.values()))
-    untrained = [
-        source.classes[label] for label in sorted(present) if not summary.train.images_per_class[label]
-    ]
-    if untrained:
-        raise invalid(
-            name,
-            "a data set with a readable training image of every class",
-            found=f"none of {listing(untrained)}",
-            hint="add some, or remove the class",
-        )
+    trained = summary.train.images_per_class
+    if untrained := [source.classes[label] for label in sorted(present) if not trained[label]]:
+        expected = "a data set with a readable training image of every class"
+        found = f"none of {listing(untrained)}"
+        raise invalid(name, expected, found=found, hint="add some, or remove the class")
 
 
 def _common_size(records: Records, name: str) -> tuple[int, int]:

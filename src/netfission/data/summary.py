@@ -93,11 +93,13 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
         counts = self.train.images_per_class
         smallest = min(range(len(counts)), key=counts.__getitem__)
         largest = max(range(len(counts)), key=counts.__getitem__)
+        if counts[smallest] == counts[largest]:
+            return f"{count_noun(counts[smallest], 'training image')} per class"
         few, many = (listing([self.classes[number]]) for number in (smallest, largest))
         images = count_noun(counts[smallest], "training image")
         if counts[largest] >= _UNEVEN * counts[smallest]:
             return f"uneven classes: {images} of {few} to {counts[largest]:,} of {many}"
-        return f"smallest class: {few}, {images}"
+        return f"smallest class: {few} ({images})"
 
     def _untested(self) -> str:
         pairs = zip(self.classes, self.test.images_per_class, strict=True)

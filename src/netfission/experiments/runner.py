@@ -8,23 +8,38 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from tqdm import tqdm
 
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records
 from netfission.runs.folder import RunFolder, environment
+from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.train import train
 from netfission.utils.errors import check_positive_integer
 from netfission.utils.files import write_whole
+
+
+class RunBar(tqdm):  # type: ignore[type-arg]
+    """A bar of runs, with lines above it that are printed once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.said: set[str] = set()
+
+    def say(self, line: str) -> None:
+        """Print a line unless it was printed before or the bar is disabled."""
+        if line not in self.said and not self.disable:
+            self.write(line)
+        self.said.add(line)
 
 
 def run_missing(
@@ -52,7 +67,7 @@ def run_missing(
     missing = [cell for cell in cells if records.find_success(cell) is None]
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
-    with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
+    with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
         if ray is not None:
             _run_on_cluster(missing, out, bar, ray)
         elif workers == 1:
@@ -68,7 +83,7 @@ def run_folder(cell: Cell, out: Path) -> RunFolder:
     return RunFolder(out / "runs" / cell.key)
 
 
-def _run_here(cells: Sequence[Cell], out: Path, bar: Any) -> None:
+def _run_here(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
     """Do the runs that no other process is doing; then wait for the others, and do those that failed."""
     records = Records(out / "records")
     claimed = [cell for cell in cells if not _run_if_free(cell, out, records, bar, wait=False)]
@@ -76,20 +91,21 @@ def _run_here(cells: Sequence[Cell], out: Path, bar: Any) -> None:
         _run_if_free(cell, out, records, bar, wait=True)
 
 
-def _run_on_cluster(cells: Sequence[Cell], out: Path, bar: Any, address: str) -> None:
+def _run_on_cluster(cells: Sequence[Cell], out: Path, bar: RunBar, address: str) -> None:
     """Let a Ray cluster do the runs; then wait for those that other processes are doing."""
     claimed = []
     for cell, done in run_on_cluster(cells, address, partial(_run_remotely, out.resolve())):
         bar.update(done)
+        _say_what_was_found([cell], out, bar)
         claimed += [] if done else [cell]
     _run_here(claimed, out, bar)
 
 
 def _run_remotely(out: Path, cell: Cell) -> bool:
-    return _run_if_free(cell, out, Records(out / "records"), tqdm(disable=True), wait=False)
+    return _run_if_free(cell, out, Records(out / "records"), RunBar(disable=True), wait=False)
 
 
-def _run_in_workers(cells: Sequence[Cell], out: Path, bar: Any, workers: int) -> None:
+def _run_in_workers(cells: Sequence[Cell], out: Path, bar: RunBar, workers: int) -> None:
     """Let several processes do the runs, and move the bar as records come in."""
     threads = max(1, torch.get_num_threads() // workers)
     spawn = multiprocessing.get_context("spawn")
@@ -101,6 +117,7 @@ def _run_in_workers(cells: Sequence[Cell], out: Path, bar: Any, workers: int) ->
         while any(process.is_alive() for process in processes):
             multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1.0)
             bar.update(bar.initial + sum(records.file(cell).is_file() for cell in cells) - bar.n)
+            _say_what_was_found(cells, out, bar)
     finally:
         for process in processes:
             process.terminate()
@@ -112,7 +129,7 @@ def _run_in_workers(cells: Sequence[Cell], out: Path, bar: Any, workers: int) ->
 def _worker(cells: Sequence[Cell], out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _run_here(cells, out, tqdm(disable=True))
+    _run_here(cells, out, RunBar(disable=True))
 
 
 def _end_with_parent() -> None:
@@ -123,25 +140,33 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_if_free(cell: Cell, out: Path, records: Records, bar: Any, *, wait: bool) -> bool:
+def _run_if_free(cell: Cell, out: Path, records: Records, bar: RunBar, *, wait: bool) -> bool:
     """Do the run unless another process is doing or has done it; return False if one is still doing it."""
     with records.claimed(cell, wait=wait) as claimed:
         if not claimed:
             return False
         if records.find_success(cell) is None:
             bar.set_description(f"{cell.contender}, seed {cell.seed}")
-            run_cell(cell, out, records)
+            run_cell(cell, out, records, say=bar.say)
         bar.update()
     return True
 
 
-def run_cell(cell: Cell, out: Path, records: Records) -> Record:
+def _say_what_was_found(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
+    """Say what other processes found in the data sets of their runs."""
+    for cell in cells:
+        if (summary := run_folder(cell, out).load_data_summary()) is not None:
+            bar.say(summary.line())
+
+
+def run_cell(cell: Cell, out: Path, records: Records, *, say: Callable[[str], None] | None = None) -> Record:
     """Train and evaluate one run, or resume it, and write its record.
 
     Args:
         cell: the run.
         out: folder of the grid.
         records: of the grid.
+        say: called with the line that says what was found in the data set, before the first epoch.
 
     Raises:
         OSError: the disk is full.
@@ -152,8 +177,11 @@ def run_cell(cell: Cell, out: Path, records: Records) -> Record:
     if folder.path.exists() and not started:  # killed before it started
         shutil.rmtree(folder.path)
     stopwatch = Stopwatch(folder.training_time)
+    callbacks: list[Callback] = [stopwatch]
+    if say is not None:
+        callbacks.append(LambdaCallback(on_fit_start=lambda trainer, _: say(_found(trainer))))
     try:
-        evaluation = train(cell.config, folder.path, resume=started, progress=False, callbacks=[stopwatch])
+        evaluation = train(cell.config, folder.path, resume=started, progress=False, callbacks=callbacks)
     except Exception as error:  # whatever a method or a model may raise
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
@@ -163,6 +191,12 @@ def run_cell(cell: Cell, out: Path, records: Records) -> Record:
     return records.write(
         cell, environment=environment(), seconds=stopwatch.read(), evaluation=json.loads(evaluation.to_json())
     )
+
+
+def _found(trainer: lightning.Trainer) -> str:
+    """Return the line that says what was found in the data set of a run."""
+    data: RunDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return data.data.summary.line()
 
 
 class Stopwatch(Callback):

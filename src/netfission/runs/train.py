@@ -71,10 +71,6 @@ def train(
         try:
             method = find_method(config.method, config.fission)
             data = load_run_data(config.data, seed)
-            if is_main:
-                write_whole(folder.data_summary, data.summary.to_json())
-                if progress:
-                    print(data.summary.line(), flush=True)
             network = build_network(config, data)
             hooks = MethodHooks(method.hooks(exits, config.training))
             epochs = method.epochs(config.training.epochs, exits)
@@ -88,6 +84,10 @@ def train(
         module = TrainingModule(network, config.training, seed, exits, method)
         if config.training.compile:
             network.compile()
+        if is_main:
+            write_whole(folder.data_summary, data.summary.to_json())
+            if progress:
+                print(data.summary.line(), flush=True)
         try:
             trainer.fit(
                 module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint, weights_only=False

@@ -1,0 +1,362 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from netfission.config import RunConfig
+from netfission.data import load_data
+from netfission.data.folders import FolderContents, find_test_folder, read_folder
+from netfission.data.sources import fingerprint
+from netfission.runs.folder import RunFolder
+
+
+def write_files(folder: Path, names: str) -> Path:
+    """Write empty files with the names, which are separated by blanks."""
+    for name in names.split():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def labels(contents: FolderContents) -> dict[str, dict[str, str]]:
+    """Return split → name of the file → class."""
+    return {
+        split: {image.relative_to(contents.folder).as_posix(): label for image, label in part.labels.items()}
+        for split, part in contents.splits.items()
+    }
+
+
+def write_images(folder: Path, counts: dict[str, int]) -> Path:
+    """Write as many images of 2×2 random pixels into each folder, as files of fixed content."""
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.bmp")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("counts", "digests", "files"),
+    [
+        (
+            {"b": 7, "a/deep": 4, "C": 9, "10": 6},
+            ["44ac4114b2d2", "fbba042a418d", "0ca1a1dc2d50"],
+            "8926dab1091a",
+        ),
+        (
+            {"train/b": 7, "train/a": 4, "test/b": 2, "test/a": 3},
+            ["fca037b79c3a", "e1b6ef351040", "4e59d7de9524"],
+            "8183299caa40",
+        ),
+        (
+            {"train/b": 7, "train/a": 4, "val/b": 2, "val/a": 3},
+            ["fca037b79c3a", "e1b6ef351040", "4e59d7de9524"],
+            "7c33aa06138e",
+        ),
+    ],
+    ids=["classes", "splits", "validation as test"],
+)
+def test_plain_folders_keep_their_splits(
+    tmp_path: Path, counts: dict[str, int], digests: list[str], files: str
+) -> None:
+    # Written down before folders were read by names of splits: runs and records depend on it.
+    name = str(write_images(tmp_path, counts))
+    data = load_data(name, validation=0.2, seed=1, limit_per_class=3)
+    assert data.validation is not None
+    contents = [
+        split.images.numpy().tobytes() + split.labels.numpy().tobytes()
+        for split in (data.train, data.validation, data.test)
+        if isinstance(split.labels, torch.Tensor)
+    ]
+    assert [hashlib.sha256(content).hexdigest()[:12] for content in contents] == digests
+    assert fingerprint(name) == files
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [("Training", "Valid", "Testing"), ("TRAIN", "validation", "TEST"), ("train", "Val", "Test")],
+)
+def test_splits_by_their_usual_names_in_any_case(
+    tmp_path: Path, train: str, validation: str, test: str
+) -> None:
+    write_files(tmp_path, f"{train}/cat/1.png {train}/dog/2.png {validation}/cat/3.png {test}/dog/4.png")
+    assert labels(read_folder(tmp_path)) == {
+        "train": {f"{train}/cat/1.png": "cat", f"{train}/dog/2.png": "dog"},
+        "validation": {f"{validation}/cat/3.png": "cat"},
+        "test": {f"{test}/dog/4.png": "dog"},
+    }
+
+
+def test_the_validation_folder_is_the_validation_split(tmp_path: Path) -> None:
+    name = str(
+        write_images(tmp_path, {f"{split}/{c}": 3 for split in ("train", "val", "test") for c in "ab"})
+    )
+    data = load_data(name)
+    assert data.validation is not None
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [6, 6, 6]
+    assert data.summary.validation is not None
+    assert "6 validation (val), 6 test;" in data.summary.line()
+    with pytest.warns(UserWarning, match=r"^validation=0\.5 has no effect, as .* has a validation split$"):
+        assert len(load_data(name, validation=0.5).validation) == 6
+    without = load_data(name, validation=0)
+    assert without.validation is None
+    assert without.summary.left_out == {"of the validation split, which is not used": 6}
+
+
+@pytest.mark.parametrize(
+    ("files", "root"),
+    [
+        ("base/train/cat/1.png base/train/dog/2.png base/test/cat/3.png notes.txt", "base"),
+        ("flowers/flowers/cat/1.png flowers/flowers/dog/2.png", "flowers/flowers"),
+        ("train/train/cat/1.png train/train/dog/2.png test/test/cat/3.png", ""),
+    ],
+)
+def test_a_folder_too_many_is_looked_through(tmp_path: Path, files: str, root: str) -> None:
+    contents = read_folder(write_files(tmp_path, files))
+    assert contents.classes == ["cat", "dog"]
+    assert contents.folder == tmp_path / root
+    assert len(contents.splits["train"].labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            "images/1.png masks/1.png",
+            "got images, masks; they look like parts of a data set for segmentation",
+        ),
+        (
+            "Images/1.png Annotations/1.png other/1.png",
+            "got Annotations, Images, other; they look like parts",
+        ),
+        (
+            "train/images/1.png train/labels/1.png",
+            "/train must be .* got images, labels; they look like parts",
+        ),
+        (
+            "seg_pred/1.png seg_test/a/1.png seg_train/a/1.png train2/1.png",
+            "must be a folder with one folder per class",
+        ),
+        (
+            "training_set/a/1.png test_set/a/1.png",
+            "got test_set, training_set; rename the folders of splits to",
+        ),
+        ("a/train/1.png a/test/1.png b/train/1.png", "got a train folder in each of a, b; give one of them"),
+        ("train/a/1.png Training/a/1.png", "must be a data set with one train split, got Training and train"),
+        ("test/a/1.png test/b/1.png", "must be a data set with a train split, got the splits test"),
+        ("a/1.png b/1.png test/1.png", "must be a data set with a train split, got the splits test"),
+        ("train/1.png test/1.png", "/train must be a folder of parquet files, .*, got no class folder"),
+        ("a/1.png b/notes.txt", "/b must be a class folder with images, got no image file"),
+        ("train/a/1.png train/b/1.png test/a/1.png test/Bee/1.png", "/test must be .*, got Bee without"),
+    ],
+)
+def test_other_layouts_are_refused(tmp_path: Path, files: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_folder(write_files(tmp_path, files))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_test_class_in_another_case_is_hinted_at(tmp_path: Path) -> None:
+    write_files(tmp_path, "train/Daisy/1.png train/rose/1.png test/daisy/1.png")
+    with pytest.raises(ValueError, match="got daisy without training images; did you mean Daisy"):
+        read_folder(tmp_path)
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    contents = read_folder(write_files(tmp_path, "bus/1.png car/1.png train/1.png"))
+    assert contents.classes == ["bus", "car", "train"]
+
+
+def test_what_netfission_wrote_into_the_data_is_no_class(tmp_path: Path) -> None:
+    write_files(tmp_path, "cat/1.png dog/1.png compare/comparison.png compare/records/a.json compare/locks/a")
+    before = fingerprint(str(tmp_path))
+    RunFolder(tmp_path / "runs" / "first").claim(RunConfig(), resume=False)
+    RunFolder(tmp_path / "mine").claim(RunConfig(), resume=False)
+    write_files(tmp_path, "mine/cascade.png mine/report/1.png")
+    contents = read_folder(tmp_path)
+    assert contents.classes == ["cat", "dog"]
+    assert contents.left_out == {"written by netfission": 3}
+    assert fingerprint(str(tmp_path)) == before
+
+
+def test_images_without_a_class_are_counted(tmp_path: Path) -> None:
+    contents = read_folder(
+        write_files(
+            tmp_path, "train/cat/1.png train/dog/1.png train/2.png test/3.png test/4.png more/a/5.png"
+        )
+    )
+    assert list(contents.splits) == ["train"]
+    assert contents.left_out == {"without a class or split": 4}
+
+
+def test_folder_of_unlabelled_test_images(tmp_path: Path) -> None:
+    assert find_test_folder(write_files(tmp_path, "a/1.png b/2.png")) == tmp_path
+    assert find_test_folder(write_files(tmp_path, "Valid/1.png")) == tmp_path / "Valid"
+    assert find_test_folder(write_files(tmp_path, "Testing/1.png")) == tmp_path / "Testing"
+
+
+TABLES = {
+    "Hugging Face": (
+        "train/1.png train/2.png test/3.png",
+        {
+            "train/metadata.csv": "file_name,label\n1.png,cat\n2.png,dog\n",
+            "test/metadata.csv": "file_name,label\n3.png,cat\n",
+        },
+        {"train": {"train/1.png": "cat", "train/2.png": "dog"}, "test": {"test/3.png": "cat"}},
+    ),
+    "one table of all splits": (
+        "train/1.png train/2.png test/1.png",
+        {"metadata.csv": "file_name,label\ntrain/1.png,cat\ntrain/2.png,dog\ntest/1.png,dog\n"},
+        {"train": {"train/1.png": "cat", "train/2.png": "dog"}, "test": {"test/1.png": "dog"}},
+    ),
+    "Kaggle, test without labels": (
+        "train/a1.jpg train/a2.jpg test/b1.jpg",
+        {
+            "train.csv": "id,breed\na1,cat\na2,dog\n",
+            "test.csv": "id\nb1\n",
+            "sample_submission.csv": "id,breed\nb1,cat\n",
+        },
+        {"train": {"train/a1.jpg": "cat", "train/a2.jpg": "dog"}},
+    ),
+    "train_images": (
+        "train_images/1.png train_images/2.png",
+        {"train.csv": "image_id,label\n1.png,0\n2.png,1\n"},
+        {"train": {"train_images/1.png": "0", "train_images/2.png": "1"}},
+    ),
+    "flat, two columns": (
+        "1.png 2.png",
+        {"labels.csv": "Image,Id\r\n1.png,whale\r\n2.png,shark\r\n"},
+        {"train": {"1.png": "whale", "2.png": "shark"}},
+    ),
+    "images below, semicolons": (
+        "images/1.png images/2.png",
+        {"labels.csv": "\ufefflabel;size;path\ncat;1,5;images\\1.png\ndog;2;/home/me/2.png\n"},
+        {"train": {"images/1.png": "cat", "images/2.png": "dog"}},
+    ),
+    "test images in a table of their own": (
+        "1.png 2.png 3.png",
+        {"train.csv": "image,class\n1.png,cat\n2.png,dog\n", "test.csv": "image,class\n3.png,dog\n"},
+        {"train": {"1.png": "cat", "2.png": "dog"}, "test": {"3.png": "dog"}},
+    ),
+    "folders that are no classes": (
+        "001/1.png 001/2.png 002/3.png",
+        {"labels.csv": "filename,label\n001/1.png,cat\n002/3.png,cat\n001/2.png,dog\n"},
+        {"train": {"001/1.png": "cat", "002/3.png": "cat", "001/2.png": "dog"}},
+    ),
+    "a column of splits": (
+        "a/1.png a/2.png b/3.png b/4.png",
+        {
+            "metadata.csv": "file_name,label,split\n"
+            "a/1.png,cat,train\na/2.png,dog,train\nb/3.png,cat,Val\nb/4.png,dog,TEST\n"
+        },
+        {
+            "train": {"a/1.png": "cat", "a/2.png": "dog"},
+            "validation": {"b/3.png": "cat"},
+            "test": {"b/4.png": "dog"},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "tables", "expected"), TABLES.values(), ids=TABLES)
+def test_tables_of_labels(
+    tmp_path: Path, files: str, tables: dict[str, str], expected: dict[str, dict[str, str]]
+) -> None:
+    write_files(tmp_path, files)
+    for name, content in tables.items():
+        (tmp_path / name).write_bytes(content.encode())
+    assert labels(read_folder(tmp_path)) == expected
+
+
+def test_a_table_above_the_folder(tmp_path: Path) -> None:
+    write_files(tmp_path, "pictures/1.png pictures/2.png other/1.png")
+    (tmp_path / "labels.csv").write_text("file_name,label\n1.png,cat\n2.png,dog\n")
+    (tmp_path / "unrelated.csv").write_text("file_name,label\n1.png,x\n")
+    assert labels(read_folder(tmp_path / "pictures")) == {"train": {"1.png": "cat", "2.png": "dog"}}
+
+
+def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.png 2.png 3.png 4.png notes.txt")
+    rows = "file_name,label\n1.png,cat\n2.png,dog\n2.png,dog\n3.png,\n5.png,cat\n6.png,cat\n"
+    (tmp_path / "labels.csv").write_text(rows)
+    contents = read_folder(tmp_path)
+    assert labels(contents) == {"train": {"1.png": "cat", "2.png": "dog"}}
+    assert contents.left_out == {"without a class or split": 2, "missing": 2, "of another type": 1}
+
+
+@pytest.mark.parametrize(
+    ("files", "tables", "message"),
+    [
+        (
+            "1.png",
+            {"labels.csv": "file_name,class,species\n1.png,a,b\n"},
+            "labels.csv must be a table with one column of labels, got class and species; rename or remove",
+        ),
+        (
+            "1.png",
+            {"labels.csv": "file_name,width,height\n1.png,3,4\n"},
+            r"labels.csv must be a table with a column of labels \(.*\), got the columns file_name, width",
+        ),
+        (
+            "1.png",
+            {"labels.csv": "1.png,cat\n"},
+            r"must be a table with a column of file names \(.*\), got the columns 1.png, cat",
+        ),
+        (
+            "1.png",
+            {"answers.csv": "image,class,probability,exit_0,exit_1\n1.png,cat,1,cat,cat\n"},
+            "answers.csv must be a table of labels, got predictions of netfission",
+        ),
+        (
+            "1.png 2.png",
+            {"labels.csv": "file_name,label\n8.png,cat\n9.png,dog\n"},
+            "labels.csv must be a table that names images below .*, got 2 files elsewhere",
+        ),
+        (
+            "1.png",
+            {"labels.csv": "file_name,label\n1.png,cat\n1.png,dog\n"},
+            "labels.csv must be a table with one label per image, got cat and dog for 1.png",
+        ),
+        (
+            "1.png",
+            {"labels.csv": "file_name,label\n1.png,cat\n", "more.csv": "file_name,label\n1.png,cat\n"},
+            "must be a folder with one table of labels, got labels.csv and more.csv",
+        ),
+        (
+            "train/1.png test/1.png",
+            {"labels.csv": "file_name,label\n1.png,cat\n"},
+            "^1.png must be the name of one image in a table of labels, got .*test/1.png and .*train/1.png",
+        ),
+        (
+            "1.png 2.png",
+            {"train.csv": "id,label\n1,a\n2,b\n", "test.csv": "id,label\n2,b\n"},
+            "test.csv must be a table of other images .*, got .*2.png in the train and the test split",
+        ),
+        (
+            "0001/1.png 0001/2.png 0002/3.png",
+            {"labels.csv": "file_name,label\n0001/1.png,cat\n0001/2.png,dog\n"},
+            "must be a folder whose images all have a label in labels.csv, got 1 without one; the class fold",
+        ),
+    ],
+)
+def test_tables_that_leave_a_choice_are_refused(
+    tmp_path: Path, files: str, tables: dict[str, str], message: str
+) -> None:
+    write_files(tmp_path, files)
+    for name, content in tables.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_class_folders_go_before_a_table_that_agrees(tmp_path: Path) -> None:
+    write_files(tmp_path, "cat/1.png dog/2.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ncat/1.png,animal\ndog/2.png,animal\n")
+    assert read_folder(tmp_path).classes == ["cat", "dog"]
