@@ -33,7 +33,7 @@ def entropy(probabilities: Tensor, dim: int) -> Tensor:
 
 any_logits = st.builds(
     random_logits,
-    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 8)),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(2, 8)),
     seed=st.integers(0, 2**32),
     scale=st.sampled_from([0.0, 1e-3, 1.0, 10.0, 1e3, 1e6]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -153,6 +153,20 @@ def test_refuses_other_layouts(function: Callable[[Tensor], Tensor]) -> None:
         function(torch.zeros(4, 5))
     with pytest.raises(ValueError, match=r"^logits must be floats .*, got int64 of shape"):
         function(torch.zeros(4, 3, 5, dtype=torch.int64))
+    with pytest.raises(
+        ValueError,
+        match=r"^logits must be of two classes or more, got float32 of shape \(4, 3, 1\); give .* two logits$",
+    ):
+        function(torch.zeros(4, 3, 1))
+
+
+@pytest.mark.parametrize(
+    "function", [ensemble_probabilities, disagreement, predictive_entropy, mutual_information]
+)
+def test_works_under_vmap(function: Callable[[Tensor], Tensor]) -> None:
+    logits = random_logits((4, 3, 5))
+    singly = torch.func.vmap(lambda one: function(one[None])[0])(logits)
+    torch.testing.assert_close(singly, function(logits))
 
 
 def test_refuses_unknown_averages() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from netfission import losses
 from netfission.ensemble import Average
@@ -65,7 +66,7 @@ def random_case(
 @settings(deadline=None, max_examples=50)
 @given(
     seed=st.integers(0, 2**32),
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6)),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 6)),
     temperature=st.floats(0.5, 10),
     weight=st.floats(0.1, 5),
     cross_entropy=st.booleans(),
@@ -204,6 +205,42 @@ def test_never_waits_for_the_device() -> None:
     assert ensemble_distillation_loss(logits.to("meta"), labels.to("meta")).shape == ()
 
 
+def test_tensors_without_values_are_not_checked() -> None:
+    with FakeTensorMode():
+        logits, labels = torch.zeros(6, 3, 5), torch.zeros(6, dtype=torch.int64)
+        assert ensemble_distillation_loss(logits, labels).shape == ()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"teacher": "others"}, {"teacher": "probabilities"}, {"reduction": "mean"}], ids=str
+)
+@pytest.mark.parametrize("soft", [False, True])
+def test_loss_and_gradient_per_example_under_vmap(options: dict[str, Any], soft: bool) -> None:
+    logits, labels = random_case(13, (6, 3, 5))
+    if soft:
+        labels = (F.one_hot(labels, 5) * 0.8 + 0.04).double()
+
+    def loss_of(one: Tensor, label: Tensor) -> Tensor:
+        return ensemble_distillation_loss(one[None], label[None], **options)
+
+    whole = ensemble_distillation_loss(logits.requires_grad_(), labels, **options)
+    (gradient,) = torch.autograd.grad(whole, logits)
+    logits = logits.detach()
+    torch.testing.assert_close(torch.func.vmap(loss_of)(logits, labels).mean(), whole.detach())
+    singly = torch.func.vmap(torch.func.grad(loss_of))(logits, labels)
+    torch.testing.assert_close(singly / 6, gradient)
+
+
+@pytest.mark.parametrize("transform", [lambda loss_of: loss_of, torch.func.grad])
+def test_labels_out_of_range_are_found_under_vmap(transform: Any) -> None:
+    def loss_of(logits: Tensor, label: Tensor) -> Tensor:
+        return ensemble_distillation_loss(logits[None], label[None])
+
+    message = r"^labels must be class indices from 0 to 4, got 7 \(2 of 3 labels out of range\)$"
+    with pytest.raises(ValueError, match=message):
+        torch.func.vmap(transform(loss_of))(torch.zeros(3, 2, 5), torch.tensor([4, 7, 5]))
+
+
 def test_compiles_in_one_graph() -> None:
     compiled = torch.compile(EnsembleDistillationLoss(), backend="eager", fullgraph=True)
     logits, labels = random_case(10, (6, 3, 5))
@@ -244,6 +281,11 @@ def test_settings_out_of_range(settings_given: dict[str, Any], message: str) -> 
             r"^logits must be floats of shape .*, got float32 of shape \(2, 3\)$",
         ),
         (torch.zeros(2, 1, 3).int(), torch.zeros(2).long(), "^logits must be floats .*, got int32"),
+        (
+            torch.zeros(2, 3, 1),
+            torch.zeros(2).long(),
+            r"^logits must be of two classes or more, got float32 of shape \(2, 3, 1\); give a binary",
+        ),
         (torch.zeros(2, 1, 3), torch.zeros(3).long(), r"^labels must be .*, got int64 of shape \(3,\)$"),
         (torch.zeros(2, 1, 3), torch.zeros(2).int(), "^labels must be .*, got int32"),
         (torch.zeros(2, 1, 3), torch.zeros(2, 3).long(), r"^labels must be .*, got int64 of shape \(2, 3\)$"),

@@ -140,6 +140,24 @@ def test_ensemble_shares_the_weights_and_follows_the_mode() -> None:
     assert not torch.equal(ensemble(IMAGES), before)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_ensemble_takes_the_networks_mode_and_changes_none(training: bool) -> None:
+    net = build([1]).train(training)
+    net.stem.train(not training)
+    before = [module.training for module in net.modules()]
+    assert net.ensemble().training == training
+    assert [module.training for module in net.modules()] == before
+
+
+def test_an_export_of_the_ensemble_leaves_the_network_in_eval_mode() -> None:
+    net = build([1, 2]).eval()
+    before = net(IMAGES)
+    program = torch.onnx.export(net.ensemble(), (IMAGES,), dynamo=True, verbose=False)
+    assert program is not None
+    assert not any(module.training for module in net.modules())
+    assert torch.equal(net(IMAGES), before)
+
+
 def test_an_unknown_average_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^average must be one of logits, probabilities, got 'median'$"):
         build([1]).ensemble("median")  # type: ignore[arg-type]

@@ -55,3 +55,8 @@ def test_no_examples_are_refused():
         ValueError, match=r"^logits must be at least one example, got float32 of shape \(0, 3\)$"
     ):
         fit_temperature(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^logits must be of two classes or more, got float32 of shape"):
+        fit_temperature(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))

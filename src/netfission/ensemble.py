@@ -9,6 +9,7 @@ from torch import Tensor
 from netfission.utils.errors import check_choice, describe, invalid
 
 Average = Literal["logits", "probabilities"]
+TWO_LOGITS = "give a binary classifier two logits"
 _OCTAVES = 5.0  # the temperature is searched from 2^-5 to 2^5
 _BISECTIONS = 30
 _PRIOR = 2.0  # curvature of the log prior in ln T at T = 1, for a standard deviation of 0.7
@@ -24,7 +25,7 @@ def as_logits(logits: Tensor) -> Tensor:
         The same values; float16 and bfloat16 become float32, which softmax and its logarithm need.
 
     Raises:
-        ValueError: the tensor has fewer than three dimensions, or is not floating point.
+        ValueError: the tensor has fewer than three dimensions, is not floating point, or has one class only.
 
     Example:
         >>> as_logits(torch.zeros(1, 3, 10, dtype=torch.float16)).dtype
@@ -32,6 +33,8 @@ def as_logits(logits: Tensor) -> Tensor:
     """
     if logits.ndim < 3 or not logits.is_floating_point():
         raise invalid("logits", "floats of shape (batch, exits, classes, ...)", found=describe(logits))
+    if logits.shape[2] < 2:  # the probability of a single class is always 1
+        raise invalid("logits", "of two classes or more", found=describe(logits), hint=TWO_LOGITS)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -175,7 +178,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         T, from 1/32 to 32; above 1 for an overconfident network.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, or there is one class only.
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0]] * 100)  # confident, yet wrong for every fourth image
@@ -185,6 +188,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     if not len(logits):
         raise invalid("logits", "at least one example", found=describe(logits))
+    if logits.shape[1] < 2:
+        raise invalid("logits", "of two classes or more", found=describe(logits), hint=TWO_LOGITS)
     logits = logits.double()
     label_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     low, high = -_OCTAVES, _OCTAVES  # the binary logarithm of 1 / T

@@ -4,8 +4,8 @@ import math
 from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import debug_unwrap
 
 from netfission.config import Reduction, Teacher
 from netfission.ensemble import as_logits, ensemble_log_probabilities
@@ -30,7 +30,7 @@ def ensemble_distillation_loss(
         sum_i CE(z_i, y) + weight * T^2 * sum_i KL(q || softmax(z_i / T)),
 
     summed over exits, averaged over the batch and trailing dimensions (Lee & Lee 2024, arXiv
-    2408.02301). Computed in float32 or wider, under autocast too. With one exit the second term
+    2408.02301). Computed in float32 or wider, under autocast too; works under `torch.func.vmap`. With one exit the second term
     and its gradient vanish.
 
     Args:
@@ -50,8 +50,8 @@ def ensemble_distillation_loss(
         The loss, a scalar of float32 or wider.
 
     Raises:
-        ValueError: a setting is not valid, both terms are switched off, or logits or labels have another
-            layout. A label outside [0, classes) is found on a CPU only, where the check costs no wait.
+        ValueError: a setting is not valid, both terms are switched off, logits or labels have another
+            layout, or there is one class only. A label outside [0, classes) is found on a CPU only, where the check costs no wait.
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])  # two exits that disagree about one image
@@ -77,8 +77,8 @@ def ensemble_distillation_loss(
         softened = logits / temperature
         student = softened.log_softmax(dim=2)
         # The gradient through the paper's teacher would sum to zero over exits; detached it costs nothing.
-        target = _teacher_log_probabilities(softened.detach(), teacher).expand_as(student)
-        divergence = F.kl_div(student, target, reduction="none", log_target=True)
+        target = _teacher_log_probabilities(softened.detach(), teacher)
+        divergence = target.exp() * (target - student)  # as F.kl_div, which vmap would run in a loop
         loss = loss + weight * temperature**2 * divergence.sum(dim=(1, 2)).mean()
     return loss / logits.shape[1] if reduction == "mean" else loss
 
@@ -167,8 +167,11 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
     if labels.dtype != torch.int64 or labels.shape != hard:
         raise invalid("labels", f"int64 of shape {hard} or floats of shape {soft}", found=describe(labels))
     # On other devices the check would wait for the device; a GPU's gather stops by an assertion instead.
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = labels[(labels < 0) | (labels >= classes)]
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    values = debug_unwrap(labels)  # under torch.func.vmap the labels of all examples at once
+    if type(values) is Tensor:  # others, such as FakeTensor, may hold no values
+        outside = values[(values < 0) | (values >= classes)]
         if len(outside):
-            found = f"{int(outside[0])} ({len(outside)} of {labels.numel()} labels out of range)"
+            found = f"{int(outside[0])} ({len(outside)} of {values.numel()} labels out of range)"
             raise invalid("labels", f"class indices from 0 to {classes - 1}", found=found)

@@ -167,7 +167,7 @@ class FissionNetwork(MaskedModule):
 
 
 class Ensemble(nn.Module):
-    """A fissioned network as one classifier: images → logits `(batch, classes)`.
+    """A fissioned network as one classifier, in the network's mode: images → logits `(batch, classes)`.
 
     With `average="logits"` (the paper) it returns the mean of the exits' logits, with
     `"probabilities"` the logarithm of their mean probability. In both cases, the softmax of the output is
@@ -195,6 +195,7 @@ class Ensemble(nn.Module):
         check_choice("average", average, get_args(Average))
         self.network = network
         self.average: Average = average
+        self.training = network.training
 
     @property
     def exits(self) -> int:

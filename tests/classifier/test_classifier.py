@@ -267,6 +267,20 @@ def test_from_network_refuses_a_model_that_differs_without_weights():
         nf.Classifier.from_network(network, **GOOD)
 
 
+def test_from_network_compares_logits_relative_to_their_spread():
+    network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
+    with torch.no_grad():
+        for path in network.exit_paths:
+            for parameter in path.head.parameters():
+                parameter.mul_(1e-4)
+    nf.Classifier.from_network(network, **GOOD)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "reflect"
+    with pytest.raises(ValueError, match=r"got 'wrn-10-1', which makes another \(its logits differ\)"):
+        nf.Classifier.from_network(network, **GOOD)
+
+
 def test_from_network_refuses_a_grouping_that_no_name_tells():
     network = nf.fission(create_model("wrn-10-1", 4), 2, example_input=torch.zeros(2, *SHAPE))
     network.config = None

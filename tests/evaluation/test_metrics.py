@@ -129,25 +129,30 @@ def test_half_precision_passes(dtype: torch.dtype) -> None:
         ),
         (
             torch.zeros(3, 1),
+            torch.zeros(3).long(),
+            r"^log_probabilities must be of two classes or more, got float32 of shape \(3, 1\)$",
+        ),
+        (
+            torch.zeros(3, 2),
             torch.zeros(2).long(),
             r"^labels must be int64 of shape \(3,\), got int64 of shape \(2,\)$",
         ),
         (
-            torch.zeros(3, 1),
+            torch.zeros(3, 2),
             torch.zeros(3),
             r"^labels must be int64 of shape \(3,\), got float32 of shape \(3,\)$",
         ),
         (
-            torch.zeros(3, 1),
-            torch.tensor([0, 1, -1]),
-            r"^labels must be class indices in \[0, 1\), got 2 of 3 outside, first 1$",
+            torch.zeros(3, 2),
+            torch.tensor([0, 2, -1]),
+            r"^labels must be class indices in \[0, 2\), got 2 of 3 outside, first 2$",
         ),
         (
             torch.zeros(3, 2),
             torch.zeros(3).long(),
             "^log_probabilities must be the output of log_softmax, got 3 of 3 rows .* not sum to 1$",
         ),
-        (torch.tensor([[0.0], [math.nan]]), torch.zeros(2).long(), "log_softmax, got 1 of 2 rows"),
+        (torch.tensor([[0.5, 0.5], [0.5, math.nan]]).log(), torch.zeros(2).long(), "log_softmax, got 1 of 2 rows"),
     ],
 )
 def test_refuses_what_is_not_probabilities(log_probabilities: Tensor, labels: Tensor, message: str) -> None:

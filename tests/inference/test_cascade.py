@@ -128,9 +128,14 @@ def test_higher_thresholds_never_use_fewer_exits(drawn, raised, rule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_no_tie_goes_on_at_zero_and_one_class_will_do(rule) -> None:
+def test_no_tie_goes_on_at_zero(rule) -> None:
     assert cascade_logits(torch.zeros(1, 2, 3), [0.0], rule=rule).exits_used == 1
-    assert cascade_logits(torch.zeros(1, 2, 1), [0.0], rule=rule).exits_used == 1
+    assert cascade_logits(torch.zeros(1, 2, 2), [0.0], rule=rule).exits_used == 1
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^logits must be of two classes or more, got float32 of shape "):
+        cascade_logits(torch.zeros(1, 2, 1), [0.0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.inference.deployment import Deployed, deploy, deploy_exits
+from netfission.inference.deployment import Deployed, deploy, deploy_exits, deployed
 from netfission.inference.deployment.convolution import ACTIVATIONS, FusedConv2d
 from netfission.models import create_model
 from netfission.network import ExitPath, FissionNetwork
@@ -399,9 +399,42 @@ class Noise(nn.Module):
 def test_logits_that_cannot_be_repeated_are_refused(made: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^network must be a network that gives equal, .* got logits up to .* that differ by",
+        match=r"^network must be a network that gives equal, .* got logits that spread over .* and differ by",
     ):
         made(network_of(Noise(), Noise()), images(2, 4))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("made", [deploy, deploy_exits])
+def test_logits_are_compared_relative_to_their_spread(
+    made: Any, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = copy.deepcopy(fissioned("wrn-10-1", 8))
+    with torch.no_grad():
+        for path in net.exit_paths:
+            for parameter in path.head.parameters():
+                parameter.mul_(scale)
+    made(net, images(2, 8))
+    plain = deployed.folded
+
+    def off_by_a_thousandth(part: nn.Module, features: Tensor) -> Any:
+        with torch.no_grad():
+            for layer in layers_of(part, nn.Linear):
+                layer.weight.mul_(1.001)
+        return plain(part, features)
+
+    monkeypatch.setattr(deployed, "folded", off_by_a_thousandth)
+    with pytest.raises(ValueError, match=r"^network must be .* and differ by .* when deployed$"):
+        made(net, images(2, 8))
+
+
+def test_logits_that_differ_from_their_mean_by_rounding_alone_deploy() -> None:
+    net = copy.deepcopy(fissioned("wrn-10-1", 8))
+    with torch.no_grad():
+        for path in net.exit_paths:
+            path.head.get_parameter("fc.weight").mul_(1e-3)
+            path.head.get_parameter("fc.bias").fill_(1e3)
+    assert_equal(deploy(net, images(2, 8)), net, 8)
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])

@@ -26,8 +26,8 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
         Name → value, computed in float64, except `ece` in float32.
 
     Raises:
-        ValueError: a shape or dtype differs, there are no examples, labels are outside [0, classes), or rows
-            of probabilities do not sum to 1 (NaN, raw logits).
+        ValueError: a shape or dtype differs, there are no examples or fewer than two classes, labels are
+            outside [0, classes), or rows of probabilities do not sum to 1 (NaN, raw logits).
 
     Example:
         >>> log_probabilities = torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log()
@@ -89,6 +89,8 @@ def _check_layout(log_probabilities: Tensor, labels: Tensor) -> None:
     n, classes = log_probabilities.shape
     if n == 0:
         raise invalid("log_probabilities", "of at least one example", found="none")
+    if classes < 2:
+        raise invalid("log_probabilities", "of two classes or more", found=describe(log_probabilities))
     if labels.shape != (n,) or labels.dtype != torch.int64:
         raise invalid("labels", f"int64 of shape ({n},)", found=describe(labels))
     wrong = labels[(labels < 0) | (labels >= classes)]

@@ -130,7 +130,7 @@ class Step(nn.Module):
         self.keeps = [f"logits_{step + 1}", *(f"features_{depth}" for depth in sorted(kept))]
         if step + 1 == len(cascade.order):
             self.keeps = []
-        self.eval().requires_grad_(False)
+        self.training = cascade.training
 
     def forward(self, start: Tensor, before: Tensor | None = None) -> dict[str, Tensor]:
         """Return outputs by name from inputs in their order."""

@@ -48,7 +48,7 @@ class Predictor(nn.Module):
         self.normalise = normalise
         self.temperature = temperature
         self.dtype = next(network.parameters()).dtype
-        self.eval().requires_grad_(False)
+        self.training = network.training
 
     @classmethod
     def from_classifier(cls, classifier: Classifier, *, half: bool = False) -> "Predictor":

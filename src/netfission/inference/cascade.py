@@ -239,8 +239,8 @@ def cascade_confidence(exit_logits: Sequence[Tensor], mean: Tensor, exits: int, 
         [0.5, 0.7, 0.33]
     """
     if rule == "margin":
-        best, *others = mean.softmax(dim=1).topk(min(2, mean.shape[1]), dim=1).values.unbind(dim=1)
-        return (best - sum(others)).clamp(min=torch.finfo(mean.dtype).tiny)  # ties are above 0, too
+        best, second = mean.softmax(dim=1).topk(2, dim=1).values.unbind(dim=1)
+        return (best - second).clamp(min=torch.finfo(mean.dtype).tiny)  # ties are above 0, too
     if rule == "confidence":
         return mean.softmax(dim=1).amax(dim=1)
     votes = torch.stack(list(exit_logits)).argmax(dim=2) == mean.argmax(dim=1)

@@ -34,6 +34,7 @@ class DeepEnsemble(MaskedModule):
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.training = any(member.training for member in members)
         self.active: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class BatchedMembers(nn.Module):
     def __init__(self, network: nn.Module, members: int, in_training: bool) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         self.members = members
         self.in_training = in_training
 
@@ -63,7 +64,7 @@ def replace_layers(
         name: of `module`.
 
     Returns:
-        `module`, or its replacement. A module that is used twice is replaced by one.
+        `module`, or its replacement, in the mode of what it replaces. A module that is used twice is replaced by one.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
@@ -84,7 +85,7 @@ def _replace(
 ) -> nn.Module:
     if module not in done:
         replacement = make(name, module)
-        done[module] = module if replacement is None else replacement
+        done[module] = module if replacement is None else replacement.train(module.training)
         # Attention reads the weights of its layers directly, so that these cannot be replaced.
         if replacement is None and not isinstance(module, nn.MultiheadAttention):
             for child, part in list(module._modules.items()):

@@ -38,6 +38,7 @@ class Mimo(nn.Module):
     def __init__(self, network: nn.Module, exits: int, channels: int) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         self.exits = exits
         self.channels = channels
 

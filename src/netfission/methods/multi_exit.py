@@ -72,6 +72,7 @@ class MultiExit(MaskedModule):
     ) -> None:
         super().__init__()
         self.single = single
+        self.training = single.training
         self.branch_after = tuple(branch_after)
         self.early = nn.ModuleList(early)
 

@@ -38,6 +38,7 @@ class NarrowBranches(nn.Module):
         super().__init__()
         self.shared = nn.Sequential(*shared)
         self.branches = nn.ModuleList(branches)
+        self.training = any(branch.training for branch in branches)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits `(batch, branches, classes)`."""

@@ -67,6 +67,7 @@ class Packed(nn.Module):
     def __init__(self, network: nn.Module, members: int) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         self.members = members
 
     def forward(self, images: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class Snapshots(MaskedModule):
     def __init__(self, network: nn.Module, exits: int) -> None:
         super().__init__()
         self.current = network
+        self.training = network.training
         self.slots = nn.ModuleList(copy.deepcopy(network).requires_grad_(False) for _ in range(exits - 1))
         self.register_buffer("taken", torch.zeros((), dtype=torch.long))
         self.number_taken = 0  # `taken`, to be read without waiting for the device

@@ -57,6 +57,7 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.head = head
         self.stage_names = tuple(stage_names)
+        self.training = any(part.training for part in (stem, *stages, head))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to logits `(batch, classes)`."""
