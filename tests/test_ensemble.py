@@ -155,7 +155,7 @@ def test_refuses_other_layouts(function: Callable[[Tensor], Tensor]) -> None:
         function(torch.zeros(4, 3, 5, dtype=torch.int64))
     with pytest.raises(
         ValueError,
-        match=r"^logits must be of two classes or more, got float32 of shape \(4, 3, 1\); give .* two logits$",
+        match=r"^logits must be of two classes or more, got float32 of shape \(4, 3, 1\); give .* logits$",
     ):
         function(torch.zeros(4, 3, 1))
 

@@ -16,6 +16,7 @@ from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import Backbone, cut, resolve_branches
 from netfission.surgery.example import example_images
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
+from netfission.surgery.plain import check_plain
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
 
@@ -51,7 +52,9 @@ def fission(
         A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.
 
     Raises:
-        ValueError: a setting is not valid, or the model cannot be cut.
+        ValueError: a setting is not valid, or the model cannot be cut: it is wrapped (`torch.compile`,
+            `DataParallel`), pruned by `torch.nn.utils.prune`, or does not return logits of two classes or
+            more. The message says what to pass instead.
         TypeError: a keyword is unknown.
 
     Warns:
@@ -73,6 +76,7 @@ def fission(
     name = grouping if isinstance(grouping, str) else repr(grouping)
     config = FissionConfig(exits=exits, grouping=name, **cast(dict[str, Any], settings))
     divider = find_grouping(grouping, config)
+    check_plain("model", model)
     example = example_images(model, example_input, batches)
     backbone = cut(model, example, config.stages)
     check_plain_weights(backbone)

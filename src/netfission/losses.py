@@ -30,8 +30,8 @@ def ensemble_distillation_loss(
         sum_i CE(z_i, y) + weight * T^2 * sum_i KL(q || softmax(z_i / T)),
 
     summed over exits, averaged over the batch and trailing dimensions (Lee & Lee 2024, arXiv
-    2408.02301). Computed in float32 or wider, under autocast too; works under `torch.func.vmap`. With one exit the second term
-    and its gradient vanish.
+    2408.02301). Computed in float32 or wider, under autocast too. With one exit the second term
+    and its gradient vanish. It works under `torch.func.vmap`, on one example at a time.
 
     Args:
         logits: `(batch, exits, classes, ...)`, floating point, finite.
@@ -51,7 +51,8 @@ def ensemble_distillation_loss(
 
     Raises:
         ValueError: a setting is not valid, both terms are switched off, logits or labels have another
-            layout, or there is one class only. A label outside [0, classes) is found on a CPU only, where the check costs no wait.
+            layout, or there is one class only. A label outside [0, classes) is found on a CPU only, where
+            the check costs no wait.
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])  # two exits that disagree about one image

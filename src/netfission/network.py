@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.grouping.base import RepeatedLayer
 from netfission.surgery.masks import MaskedModule
-from netfission.utils.errors import check_choice
+from netfission.surgery.plain import check_plain
+from netfission.utils.errors import check_choice, invalid
 
 if TYPE_CHECKING:
     from netfission.config import FissionConfig
@@ -213,3 +214,17 @@ class Ensemble(nn.Module):
         if self.average == "logits":
             return logits.mean(dim=1)
         return ensemble_log_probabilities(logits, self.average)
+
+
+def check_network(argument: str, network: nn.Module) -> None:
+    """Raise a `ValueError` unless a module is a plain `FissionNetwork`; the message says what to pass.
+
+    Example:
+        >>> check_network("network", nn.DataParallel(nn.Linear(2, 2)))
+        Traceback (most recent call last):
+        ValueError: network must be a plain network, got DataParallel, which wraps it; pass network.module
+    """
+    check_plain(argument, network)
+    if not isinstance(network, FissionNetwork):
+        hint = "make one with netfission.fission"
+        raise invalid(argument, "a FissionNetwork", found=type(network).__name__, hint=hint)

@@ -152,7 +152,11 @@ def test_half_precision_passes(dtype: torch.dtype) -> None:
             torch.zeros(3).long(),
             "^log_probabilities must be the output of log_softmax, got 3 of 3 rows .* not sum to 1$",
         ),
-        (torch.tensor([[0.5, 0.5], [0.5, math.nan]]).log(), torch.zeros(2).long(), "log_softmax, got 1 of 2 rows"),
+        (
+            torch.tensor([[0.5, 0.5], [0.5, math.nan]]).log(),
+            torch.zeros(2).long(),
+            "log_softmax, got 1 of 2 rows",
+        ),
     ],
 )
 def test_refuses_what_is_not_probabilities(log_probabilities: Tensor, labels: Tensor, message: str) -> None:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.inference.deployment import Deployed, deploy, deploy_exits, deployed
+from netfission.inference.deployment import Deployed, deploy, deploy_exits
 from netfission.inference.deployment.convolution import ACTIVATIONS, FusedConv2d
+from netfission.inference.deployment.folding import folded
 from netfission.models import create_model
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import count_macs
@@ -415,7 +416,7 @@ def test_logits_are_compared_relative_to_their_spread(
             for parameter in path.head.parameters():
                 parameter.mul_(scale)
     made(net, images(2, 8))
-    plain = deployed.folded
+    plain = folded
 
     def off_by_a_thousandth(part: nn.Module, features: Tensor) -> Any:
         with torch.no_grad():
@@ -423,7 +424,7 @@ def test_logits_are_compared_relative_to_their_spread(
                 layer.weight.mul_(1.001)
         return plain(part, features)
 
-    monkeypatch.setattr(deployed, "folded", off_by_a_thousandth)
+    monkeypatch.setattr("netfission.inference.deployment.deployed.folded", off_by_a_thousandth)
     with pytest.raises(ValueError, match=r"^network must be .* and differ by .* when deployed$"):
         made(net, images(2, 8))
 

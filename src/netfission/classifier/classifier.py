@@ -21,7 +21,7 @@ from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.network import FissionNetwork
+from netfission.network import FissionNetwork, check_network
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
 
@@ -103,6 +103,7 @@ class Classifier(nn.Module):
             ValueError: the network was made with a `Grouping` object, it differs from what `model` makes, or
                 an argument is not valid.
         """
+        check_network("network", network)
         if network.config is None:
             raise invalid(
                 "network", "made with a grouping given by its name", found="one made with a Grouping object"

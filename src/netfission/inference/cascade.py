@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netfission.ensemble import as_logits
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
+from netfission.surgery.plain import check_plain
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode, input_errors
 
@@ -416,6 +417,7 @@ def _select(features: Tensor, rows: Tensor) -> Tensor:
 
 def _check_network(network: nn.Module) -> None:
     if not all(hasattr(network, name) for name in ("stem", "paths", "branch_after")):
+        check_plain("network", network)  # names the network within a wrapper
         raise invalid(
             "network",
             "a FissionNetwork, or the result of netfission.inference.deploy_exits",

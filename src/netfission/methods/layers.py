@@ -64,7 +64,8 @@ def replace_layers(
         name: of `module`.
 
     Returns:
-        `module`, or its replacement, in the mode of what it replaces. A module that is used twice is replaced by one.
+        `module`, or its replacement, in the mode of what it replaces. A module that is used twice is replaced
+        by one.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 4), nn.ReLU())

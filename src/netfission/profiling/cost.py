@@ -19,6 +19,7 @@ from netfission.profiling.timing import (
     training_times,
 )
 from netfission.surgery.masks import kept_masks
+from netfission.surgery.plain import check_values
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.modes import in_mode, input_errors
 from netfission.utils.text import align_columns
@@ -235,8 +236,9 @@ def cost(
         The counts and measurements, with ratios to the reference if there is one.
 
     Raises:
-        ValueError: there is no image, a network raises an error on one, `batch_sizes` is empty or holds a
-            number below 1, or `rounds` is below 1.
+        ValueError: a network's weights are computed by hooks (`torch.nn.utils.prune`) or have no values,
+            there is no image, a network raises an error on one, `batch_sizes` is empty or holds a number
+            below 1, or `rounds` is below 1.
 
     Example:
         >>> import netfission as nf
@@ -249,7 +251,8 @@ def cost(
     """
     _check(batch_sizes, rounds)
     networks = {"network": network} | ({} if reference is None else {"reference": reference})
-    for module in networks.values():
+    for name, module in networks.items():
+        check_values(name, module)
         _check_input(module, example_input[:1])
     device = example_input.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -367,7 +370,9 @@ def _learns(module: nn.Module, image: Tensor) -> bool:
     """Return whether the output is logits that carry gradients."""
     with in_mode(module, training=False):
         output = module(image)
-    return isinstance(output, Tensor) and output.ndim in (2, 3) and output.requires_grad
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        return False
+    return output.ndim == 2 or (output.ndim == 3 and output.shape[2] > 1)
 
 
 def _measurements(

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from netfission.surgery.masks import prunable_weights
+from netfission.surgery.plain import check_plain, logits_hint
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.modes import in_mode, input_errors
 
@@ -131,10 +132,12 @@ def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = 
         >>> backbone.stage_names
         ('block1', 'block2', 'bn')
     """
+    check_plain("model", model)
     if example_input.shape[0] == 1:  # batch norm on 1 × 1 features needs two values to train
         example_input = torch.cat([example_input, example_input.flip(-1)])
     with input_errors("example_input", example_input):
-        _run(model, example_input, training=False)
+        output = _run(model, example_input, training=False)
+    _check_logits(model, output, training=False)
     if isinstance(model, Backbone):
         if stages is not None:
             raise invalid("stages", "None for a Backbone, which has its own", list(stages))
@@ -335,7 +338,7 @@ def _split(root: nn.Module, names: Sequence[str], example_input: Tensor) -> Back
     start = _start_of_first_stage(tracer, root, names[0])
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not isinstance(output.args[0], fx.Node):
-        raise _not_a_classifier(root, type(output.args[0]).__name__)
+        raise _not_a_classifier(root, type(output.args[0]).__name__, logits_hint(output.args[0]))
     bounds = [start if start in cuts else ends[0], *ends]
     if bounds[0] is bounds[1]:  # no part precedes the first stage: the stem is the identity
         bounds[0] = next(iter(graph.nodes))
@@ -424,26 +427,40 @@ def _clone(_stage: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 def _check_same_output(model: nn.Module, backbone: Backbone, example_input: Tensor) -> None:
     """Check that the backbone repeats the model's logits in both modes."""
     for training in (False, True):
-        mode = "train" if training else "eval"
         expected = _run(model, example_input, training)
-        if not isinstance(expected, Tensor) or expected.ndim != 2:
-            output = (
-                f"shape {tuple(expected.shape)}" if isinstance(expected, Tensor) else type(expected).__name__
-            )
-            raise _not_a_classifier(model, f"{output} in {mode} mode")
+        _check_logits(model, expected, training)
         logits = _run(backbone, example_input, training)
         if not isinstance(logits, Tensor) or not torch.equal(expected, logits):
             raise invalid(
                 "model",
                 "independent of mode and data outside its modules",
-                found=f"{type(model).__name__}, whose traced forward pass differs in {mode} mode",
+                found=f"{type(model).__name__}, whose traced forward pass differs in {_mode(training)}",
                 hint=f"turn functional dropout off, or pass {_OWN_PARTS}",
             )
 
 
-def _not_a_classifier(model: nn.Module, output: str) -> ValueError:
-    found = f"{type(model).__name__} with output {output}"
-    return invalid("model", "a classifier whose output is one tensor (batch, classes)", found=found)
+def _check_logits(model: nn.Module, output: Any, training: bool) -> None:
+    """Check that an output is logits `(batch, classes)` of two classes or more."""
+    if not isinstance(output, Tensor):
+        raise _not_a_classifier(model, f"{type(output).__name__} in {_mode(training)}", logits_hint(output))
+    if output.ndim != 2:
+        raise _not_a_classifier(model, f"shape {tuple(output.shape)} in {_mode(training)}")
+    if output.shape[1] < 2:
+        raise invalid(
+            "model",
+            "a classifier of two classes or more",
+            found=f"{type(model).__name__} with one logit per image",
+            hint="give a binary classifier two logits",
+        )
+
+
+def _mode(training: bool) -> str:
+    return "train mode" if training else "eval mode"
+
+
+def _not_a_classifier(model: nn.Module, output: str, hint: str = "") -> ValueError:
+    expected = "a classifier whose output is one tensor (batch, classes)"
+    return invalid("model", expected, found=f"{type(model).__name__} with output {output}", hint=hint)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from netfission.inference.deployment.folding import folded
 from netfission.inference.deployment.fusing import fuse
 from netfission.inference.deployment.joining import Features, GraphBuilder
-from netfission.network import FissionNetwork
+from netfission.network import FissionNetwork, check_network
 from netfission.profiling.timing import inference_times
 from netfission.surgery.masks import discard_masks
 from netfission.utils.errors import invalid
@@ -79,8 +79,8 @@ def deploy(network: FissionNetwork, example_input: Tensor, *, joined: bool | Non
         the weights of convolutions in each layout that oneDNN requires for the shapes of its input.
 
     Raises:
-        ValueError: the network raises an error on `example_input`, or its logits on it cannot be reproduced
-            within 1e-4 of their spread over the classes, plus rounding.
+        ValueError: the network is not a plain `FissionNetwork`, it raises an error on `example_input`, or
+            its logits on it cannot be reproduced within 1e-4 of their spread over the classes, plus rounding.
 
     Example:
         >>> import netfission as nf
@@ -147,6 +147,7 @@ def deploy_exits(network: FissionNetwork, example_input: Tensor) -> FissionNetwo
 
 def _copy(network: FissionNetwork, example_input: Tensor) -> tuple[FissionNetwork, Tensor]:
     """Return a copy in eval mode with masks applied to its weights, and its logits."""
+    check_network("network", network)
     network = copy.deepcopy(network).eval()
     with input_errors("example_input", example_input):
         logits: Tensor = network(example_input)
