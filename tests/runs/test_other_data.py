@@ -221,16 +221,16 @@ def test_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
 
 @pytest.mark.parametrize("command", ["report", "export"])
 def test_report_and_export_take_no_other_data_for_the_runs_own(
-    command: str, run: RunFolder, tmp_path: Path, capsys
+    command: str, folder_run: RunFolder, tmp_path: Path, capsys
 ) -> None:
-    classes = run.load_spec().classes
-    images = write_digits(tmp_path / "images", "".join(classes))
-    for file in (run.cascade, run.out_of_distribution, run.corruptions):
-        file.unlink()
-    before = content(run)
-    assert main([command, str(run.path), "--data", str(images)]) == 2
-    assert str(images) in capsys.readouterr().err
-    assert content(run) == before
+    images = write_digits(tmp_path / "images", "973", count=11)  # of the run's classes and size
+    before = content(folder_run)
+    assert main([command, str(folder_run.path), "--data", str(images)]) == 2
+    assert capsys.readouterr().err == (
+        "netfission: --data must be where the run's own data set is now "
+        f"({folder_run.load_config().data.data} in its settings), got {images}, another data set\n"
+    )
+    assert content(folder_run) == before
 
 
 @pytest.mark.filterwarnings("always::UserWarning")

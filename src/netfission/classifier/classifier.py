@@ -38,7 +38,7 @@ class Classifier(nn.Module):
     Attributes:
         network: normalised images → logits `(batch, exits, classes)`.
         spec: the description of the network.
-        calibration: temperature and risk–coverage curve from a validation split; None if there was none.
+        calibration: temperature and risk–coverage curve; None if there were no images to calibrate on.
         evaluation: metrics on a test split; None if it was not evaluated.
         recipe: the settings it was trained with; None if they are not known.
 
@@ -177,7 +177,7 @@ class Classifier(nn.Module):
         Args:
             pixels: uint8 `(n, channels, height, width)`, see `pixels`.
             risk: accepted share of wrong answers, in [0, 1]. The ensemble abstains below the confidence that
-                keeps to it on the validation split. Default: it never abstains.
+                keeps to it on the images of its calibration. Default: it never abstains.
 
         Raises:
             ValueError: `pixels` or `risk` is not valid, or there is a `risk` but no calibration.
@@ -202,7 +202,7 @@ class Classifier(nn.Module):
                 "risk",
                 "None for a network without calibration",
                 risk,
-                hint="train with validation above 0 to calibrate it",
+                hint="calibrate it, or train with validation above 0",
             )
         return self.calibration.risk_coverage.threshold(risk)
 

@@ -27,8 +27,8 @@ def parser() -> Parser:
     parser.add(
         "--risk",
         float | None,
-        help="accepted share of wrong answers, on the validation split: above it the network abstains "
-        f"(default: {DEFAULT_RISK} if the run had a validation split)",
+        help="accepted share of wrong answers on the images of the calibration; above it the network "
+        f"abstains (default: {DEFAULT_RISK} if the network is calibrated)",
     )
     parser.add("--probabilities", True, help="write the probability of every class; csv and jsonl only")
     parser.add("--batch-size", int, 64, "number of images per batch")

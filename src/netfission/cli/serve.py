@@ -14,8 +14,8 @@ def parser() -> Parser:
     parser.add(
         "--risk",
         float | None,
-        help="accepted share of wrong answers, on the validation split: above it the network abstains "
-        f"(default: {DEFAULT_RISK} if the run had a validation split)",
+        help="accepted share of wrong answers on the images of the calibration; above it the network "
+        f"abstains (default: {DEFAULT_RISK} if the network is calibrated)",
     )
     parser.add("--device", Literal["auto", "cpu", "cuda"], "auto", "device to run on")
     parser.add("--threads", int | None, help="number of CPU threads (default: PyTorch's)")

@@ -216,7 +216,7 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
         yield "reliability", MissingPart("Reliability has not been measured on the test split.", evaluate)
     elif run.reliability.scaled is None:
         reason = "There is no temperature scaling: the run was trained without validation images."
-        yield "scaled", MissingPart(reason)
+        yield "scaled", MissingPart(reason, f"netfission calibrate {path} --data DATA")
     if not run.epochs:
         reason = "There are no learning curves: metrics.csv, which training writes, is missing."
         yield "epochs", MissingPart(reason)
