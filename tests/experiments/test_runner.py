@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
 def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monkeypatch):
     done = []
 
-    def slow(cell, out, records):
+    def slow(cell, out, records, say):
         done.append(cell.key)
         time.sleep(0.2)
         return records.write(cell, environment={}, seconds=0.0, error=None, evaluation={})
@@ -89,10 +90,13 @@ def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monke
     assert results[0] == results[1] == results[2]
 
 
-def test_workers_share_the_runs_and_get_the_same_figures(grid_of, tmp_path):
+def test_workers_share_the_runs_and_get_the_same_figures(grid_of, tmp_path, capsys):
     cells = grid_of("single", "treenet").cells()
     alone = run_missing(cells, tmp_path / "alone")
+    said_alone = capsys.readouterr().out
     shared = run_missing(cells, tmp_path / "shared", workers=2)
+    assert re.fullmatch(r"found 409 images of 10 classes .* above the limit per class\n", said_alone)
+    assert capsys.readouterr().out == said_alone
     for one, other in zip(alone, shared, strict=True):
         assert one.contender == other.contender
         assert one.read_evaluation().ensemble["nll"] == pytest.approx(

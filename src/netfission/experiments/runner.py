@@ -147,7 +147,7 @@ def _run_if_free(cell: Cell, out: Path, records: Records, bar: RunBar, *, wait: 
             return False
         if records.find_success(cell) is None:
             bar.set_description(f"{cell.contender}, seed {cell.seed}")
-            run_cell(cell, out, records, say=bar.say)
+            run_cell(cell, out, records, bar.say)
         bar.update()
     return True
 
@@ -159,7 +159,7 @@ def _say_what_was_found(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
             bar.say(summary.line())
 
 
-def run_cell(cell: Cell, out: Path, records: Records, *, say: Callable[[str], None] | None = None) -> Record:
+def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]) -> Record:
     """Train and evaluate one run, or resume it, and write its record.
 
     Args:
@@ -177,11 +177,11 @@ def run_cell(cell: Cell, out: Path, records: Records, *, say: Callable[[str], No
     if folder.path.exists() and not started:  # killed before it started
         shutil.rmtree(folder.path)
     stopwatch = Stopwatch(folder.training_time)
-    callbacks: list[Callback] = [stopwatch]
-    if say is not None:
-        callbacks.append(LambdaCallback(on_fit_start=lambda trainer, _: say(_found(trainer))))
+    announcement = LambdaCallback(on_fit_start=lambda trainer, _: say(_found(trainer)))
     try:
-        evaluation = train(cell.config, folder.path, resume=started, progress=False, callbacks=callbacks)
+        evaluation = train(
+            cell.config, folder.path, resume=started, progress=False, callbacks=[stopwatch, announcement]
+        )
     except Exception as error:  # whatever a method or a model may raise
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
