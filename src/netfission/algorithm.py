@@ -17,6 +17,7 @@ from netfission.surgery.backbone import Backbone, cut, resolve_branches
 from netfission.surgery.example import example_images
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
 from netfission.surgery.plain import check_plain
+from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
 
@@ -34,7 +35,9 @@ def fission(
 
     The model is cut into stages and pruned if `sparsity` asks for it. The remaining weights of each stage
     are divided among the paths that run through it. Weights keep their values, so a pretrained model can be
-    divided and fine-tuned. Every exit starts with a copy of the model's head.
+    divided and fine-tuned. Only layers after which no normalisation layer runs are scaled: a path that reads
+    1/k of a layer's inputs has its weights times √k, so that features keep their variance. Every exit starts
+    with a copy of the model's head.
 
     Args:
         model: images `(batch, channels, height, width)` → logits `(batch, classes)`; not changed. Any model
@@ -84,6 +87,8 @@ def fission(
     stages = _analyse(backbone, example)
     kept, scores = _prune(backbone, stages, divider, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
+    if exits > 1:
+        _keep_variance(stages, splits, kept, unnormalised_weights(backbone, example))
     network = _assemble(backbone, splits, branches, config if isinstance(grouping, str) else None)
     _report_costs(backbone.stage_names, splits)
     _report_empty_layers(network, kept)
@@ -173,6 +178,17 @@ def _split(
             _check_pruned(split, kept_here)
         splits.append(split)
     return splits
+
+
+def _keep_variance(
+    stages: Sequence[Stage], splits: Sequence[StageSplit], kept: Mapping[str, Tensor], names: set[str]
+) -> None:
+    """Scale the layers of which a path reads a part only, if no normalisation runs after them."""
+    for index, (stage, split) in enumerate(zip(stages, splits, strict=True)):
+        prefix = f"stages.{index}."
+        here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        for path in split.paths if len(split.paths) > 1 else ():
+            keep_variance(path, stage.module, _below(kept, prefix), here)
 
 
 def _check_pruned(split: StageSplit, kept: Mapping[str, Tensor]) -> None:
