@@ -203,7 +203,7 @@ function agreement({ exits, probabilities }) {
   if (exits.length === 1) return "This network has one exit.";
   const votes = new Map();
   exits.forEach((exit, number) => votes.set(exit.class, [...(votes.get(exit.class) ?? []), number]));
-  if (votes.size === 1) return `All ${exits.length} exits predict ${exits[0].class}.`;
+  if (votes.size === 1) return `${exits.length === 2 ? "Both" : `All ${exits.length}`} exits predict ${exits[0].class}.`;
   const sides = [...votes].sort((one, other) => other[1].length - one[1].length);
   const groups = sides.map(([name, numbers]) => {
     const isListed = probabilities.some((one) => one.class === name);
