@@ -35,8 +35,10 @@ class WarmUp(FissionMethod):
         self.ramp = _Ramp()
 
     def loss(self, training: TrainingConfig) -> EnsembleDistillationLoss:
-        self.ramp.loss = super().loss(training)
-        return self.ramp.loss
+        loss = super().loss(training)
+        assert isinstance(loss, EnsembleDistillationLoss)
+        self.ramp.loss = loss
+        return loss
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         return [self.ramp]

@@ -178,13 +178,15 @@ class MethodConfig:
     The number of a baseline's members is `exits`. Ranges are checked by the methods that read a setting.
 
     Args:
-        method: fission, or a baseline: batch-ensemble, deep-ensemble, dst-ensemble, edst-ensemble,
-            fge, masksembles, mc-dropout, mimo, multi-exit, narrow, neurotrails, packed, snapshot.
+        method: fission, or a baseline: batch-ensemble, born-again, deep-ensemble, dst-ensemble,
+            edst-ensemble, fge, masksembles, mc-dropout, mimo, multi-exit, narrow, neurotrails, packed,
+            snapshot, treenet.
         alpha: with packed: width of all members together, relative to the network.
         branch_groups: with narrow: groups of each branch's convolutions, as a list: [1,2,3]; default 1, 2, ….
         cycling: with fge: share of the training spent in cycles of the learning rate, in (0, 1].
         dropout_rate: with mc-dropout: share of the features that is dropped, in (0, 1).
         gamma: with packed: groups that each member's convolutions are divided into.
+        generations: with born-again: networks trained one after another, each the next one's teacher.
         one_by_one: with deep-ensemble: train the members one after another, each for all epochs; default
             together.
         regrow: with dst-ensemble, edst-ensemble and neurotrails: which removed weights come back: gradient
@@ -208,6 +210,7 @@ class MethodConfig:
     cycling: float = 0.2
     dropout_rate: float = 0.1
     gamma: int = 1
+    generations: int = 2
     one_by_one: bool = False
     regrow: Literal["gradient", "random"] = "gradient"
     regrow_every: int | None = None
@@ -234,7 +237,7 @@ class TrainingConfig:
             for baselines defined without distillation.
         teacher: of the distillation: logits (softmax of the exits' mean logits), probabilities (mean of their
             softmaxes) or others (for each exit, softmax of the other exits' mean logits).
-        reduction: of the exits' losses: sum (as in the paper) or mean.
+        reduction: of the exits' losses: sum or mean; default as the method's authors do (fission: sum).
         pruning_batches: training batches that the criteria snip and grasp read.
         precision: 32-true, bf16-mixed or 16-mixed.
         channels_last: store images and weights in channels-last order.
@@ -265,7 +268,7 @@ class TrainingConfig:
     temperature: float = 3.0
     distillation_weight: float | None = None
     teacher: Teacher = "logits"
-    reduction: Reduction = "sum"
+    reduction: Reduction | None = None
     pruning_batches: int = 4
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False

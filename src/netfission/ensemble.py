@@ -12,6 +12,7 @@ Average = Literal["logits", "probabilities"]
 TWO_LOGITS = "give a binary classifier two logits"
 _OCTAVES = 5.0  # the temperature is searched from 2^-5 to 2^5
 _BISECTIONS = 30
+_STARTS = 21  # temperatures tried before the bisection, if there may be several maxima
 _PRIOR = 2.0  # curvature of the log prior in ln T at T = 1, for a standard deviation of 0.7
 
 
@@ -115,6 +116,8 @@ def disagreement(logits: Tensor) -> Tensor:
 def predictive_entropy(logits: Tensor, average: Average = "logits") -> Tensor:
     """Return the entropy of the ensemble's class probabilities per example: its total uncertainty.
 
+    With `average="probabilities"` it is the sum of `mutual_information` and the exits' mean entropy.
+
     Args:
         logits: `(batch, exits, classes, ...)`, floating point.
         average: what is averaged over the exits; see `ensemble_log_probabilities`.
@@ -158,48 +161,77 @@ def mutual_information(logits: Tensor) -> Tensor:
     return (predictive_entropy(logits, "probabilities") - exit_entropies.mean(dim=1)).clamp(min=0.0)
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature T that makes the labels most likely under softmax(logits / T).
+def fit_temperature(logits: Tensor, labels: Tensor, average: Average = "logits") -> float:
+    """Return the temperature T that makes the labels most likely, if all exits' logits are divided by it.
 
-    This is temperature scaling (Guo et al. 2017) with a prior: a gamma distribution of 1 / T with its mode
-    at 1 and a standard deviation of ln T of 0.7. Without a prior, a few examples that are all classified
-    correctly would give T = 0, and confidence 1 in every prediction. With a thousand examples the prior
-    hardly matters.
+    This is temperature scaling (Guo et al. 2017) of the ensemble, not of its exits: averaging alone changes
+    how confident a network is (Rahaman & Thiery 2021, arXiv 2007.08792). It has a prior: a gamma distribution
+    of 1 / T with its mode at 1 and a standard deviation of ln T of 0.7. Without a prior, a few examples that
+    are all classified correctly would give T = 0, and confidence 1 in every prediction. With a thousand
+    examples the prior hardly matters.
 
-    For an ensemble, pass the logits that its probabilities are the softmax of, the mean over its exits.
-    Averaging alone changes how confident a network is (Rahaman & Thiery 2021, arXiv 2007.08792). The log
-    posterior is concave in 1 / T; its maximum is found by bisection.
+    The maximum of the log posterior is found by bisection. For the mean of logits, it is concave in 1 / T.
+    For the mean of probabilities it may have several maxima, so the bisection starts around the best of 21
+    temperatures.
 
     Args:
-        logits: `(n, classes)`, floating point, of images that the network was not trained on.
+        logits: `(n, exits, classes)`, floating point, of images that the network was not trained on.
         labels: `(n,)`, int64.
+        average: what the ensemble averages over the exits; see `ensemble_log_probabilities`.
 
     Returns:
-        T, from 1/32 to 32; above 1 for an overconfident network.
+        T, from 1/32 to 32; above 1 for an overconfident ensemble.
 
     Raises:
-        ValueError: there are no examples, or there is one class only.
+        ValueError: there are no examples, the logits have another layout, or the average is unknown.
 
     Example:
-        >>> logits = torch.tensor([[4.0, 0.0]] * 100)  # confident, yet wrong for every fourth image
+        >>> logits = torch.tensor([[[4.0, 0.0]]] * 100)  # confident, yet wrong for every fourth image
         >>> labels = torch.tensor([0, 0, 0, 1] * 25)
         >>> round(fit_temperature(logits, labels), 2)
         3.43
     """
+    check_choice("average", average, get_args(Average))
+    logits = as_logits(logits)
     if not len(logits):
         raise invalid("logits", "at least one example", found=describe(logits))
-    if logits.shape[1] < 2:
-        raise invalid("logits", "of two classes or more", found=describe(logits), hint=TWO_LOGITS)
     logits = logits.double()
-    label_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     low, high = -_OCTAVES, _OCTAVES  # the binary logarithm of 1 / T
+    if average == "logits":
+        logits = logits.mean(dim=1, keepdim=True)
+    else:
+        low, high = _around_best(logits, labels, low, high)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        expected = ((logits * 2**middle).softmax(dim=1) * logits).sum(dim=1)
-        # The derivative of the log posterior by 1 / T; it falls as 1 / T grows.
-        slope = (label_logits - expected).sum() + _PRIOR * (2**-middle - 1)
+        slope = _posterior_slope(logits, labels, 2**middle)
         low, high = (middle, high) if slope > 0 else (low, middle)
     return float(2**-low)
+
+
+def _posterior_slope(logits: Tensor, labels: Tensor, inverse: float) -> float:
+    """The derivative by 1 / T of the log posterior of the exits' mean probabilities."""
+    log_probabilities = (logits * inverse).log_softmax(dim=2)
+    index = labels[:, None, None].expand(-1, logits.shape[1], 1)
+    # Each exit counts by its share of the probability of the label.
+    shares = log_probabilities.gather(2, index).squeeze(2).softmax(dim=1)
+    expected = (log_probabilities.exp() * logits).sum(dim=2)
+    label_logits = logits.gather(2, index).squeeze(2)
+    slope = (shares * (label_logits - expected)).sum() + _PRIOR * (1 / inverse - 1)
+    return slope.item()
+
+
+def _around_best(logits: Tensor, labels: Tensor, low: float, high: float) -> tuple[float, float]:
+    """Return the neighbours of the best of several values between two binary logarithms of 1 / T."""
+    step = (high - low) / (_STARTS - 1)
+    starts = [low + number * step for number in range(_STARTS)]
+
+    def log_posterior(start: float) -> float:
+        log_probabilities = ensemble_log_probabilities(logits * 2**start, "probabilities")
+        prior = _PRIOR * (start * math.log(2) - 2**start)
+        return log_probabilities.gather(1, labels.unsqueeze(1)).sum().item() + prior
+
+    best = max(starts, key=log_posterior)
+    return max(low, best - step), min(high, best + step)
 
 
 def _entropy(probabilities: Tensor, dim: int) -> Tensor:

@@ -84,6 +84,39 @@ def ensemble_distillation_loss(
     return loss / logits.shape[1] if reduction == "mean" else loss
 
 
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 3.0) -> Tensor:
+    """Return the loss that trains exits on the prediction of another network (Hinton et al. 2015).
+
+    With exits' logits z_i, teacher's logits t and temperature T, it is T^2 * sum_i KL(softmax(t / T) ||
+    softmax(z_i / T)), summed over exits, averaged over the batch and trailing dimensions. No gradient flows
+    through the teacher.
+
+    Args:
+        logits: `(batch, exits, classes, ...)`, floating point.
+        teacher_logits: `(batch, 1 or exits, classes, ...)`, floating point.
+        temperature: T above, > 0; default 3.
+
+    Returns:
+        The loss, a scalar of float32 or wider.
+
+    Raises:
+        ValueError: the temperature is not positive, or logits have another layout.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 1, 2), torch.tensor([[[3.0, 0.0]]])
+        >>> distillation_loss(student, teacher)
+        tensor(0.9985)
+        >>> distillation_loss(teacher, teacher)
+        tensor(0.)
+    """
+    check_positive("temperature", temperature)
+    logits, teacher_logits = as_logits(logits), as_logits(teacher_logits)
+    target = (teacher_logits.detach() / temperature).log_softmax(dim=2).expand_as(logits)
+    student = (logits / temperature).log_softmax(dim=2)
+    divergence = target.exp() * (target - student)  # as F.kl_div, which vmap would run in a loop
+    return temperature**2 * divergence.sum(dim=(1, 2)).mean()
+
+
 class EnsembleDistillationLoss(nn.Module):
     """`ensemble_distillation_loss` as a module that holds the settings.
 

@@ -17,7 +17,6 @@ from netfission.inference import (
     disagreement,
     ensemble_log_probabilities,
     mutual_information,
-    predictive_entropy,
 )
 
 
@@ -130,9 +129,15 @@ def test_every_figure_is_where_it_belongs(average: Average, exits: int) -> None:
     ]
     assert evaluation.ensemble == classification_metrics(ensemble_log_probabilities(logits, average), labels)
     assert evaluation.disagreement == pytest.approx(disagreement(logits).mean().item())
-    entropy = predictive_entropy(logits, average).mean().item()
-    assert evaluation.predictive_entropy == pytest.approx(entropy)
-    assert evaluation.mutual_information == pytest.approx(mutual_information(logits).mean().item(), abs=1e-7)
+    other = "probabilities" if average == "logits" else "logits"
+    assert evaluation.other_average == classification_metrics(
+        ensemble_log_probabilities(logits, other), labels
+    )
+    information = mutual_information(logits).mean().item()
+    assert evaluation.mutual_information == pytest.approx(information, abs=1e-7)
+    # Both belong to the mean of probabilities: the rest of the entropy is that of the exits.
+    exit_entropies = torch.special.entr(logits.softmax(dim=2)).sum(dim=2).mean().item()
+    assert evaluation.predictive_entropy == pytest.approx(information + exit_entropies)
 
 
 def test_cannot_be_changed() -> None:
@@ -175,14 +180,16 @@ def test_table() -> None:
         disagreement=0.125,
         predictive_entropy=1.5,
         mutual_information=0.25,
+        other_average={"top1": 0.8, "nll": 0.45, "ece": 0.05, "brier": 0.3},
     )
     assert evaluation.table().splitlines() == [
-        "            top1 %       nll     ece %     brier",
-        "exit 0       50.00   12.3457      1.23    0.6000",
-        "exit 1      100.00    0.5000      0.00    0.2500",
-        "ensemble     75.00    0.4000     10.00    0.2000",
-        "200 examples, ensemble by mean of logits: disagreement 12.50 %, "
-        "predictive entropy 1.5000 nats, mutual information 0.2500 nats",
+        "                            top1 %       nll     ece %     brier",
+        "exit 0                       50.00   12.3457      1.23    0.6000",
+        "exit 1                      100.00    0.5000      0.00    0.2500",
+        "ensemble                     75.00    0.4000     10.00    0.2000",
+        "by mean of probabilities     80.00    0.4500      5.00    0.3000",
+        "200 examples, ensemble by mean of logits: disagreement 12.50 %, mutual information 0.2500 of 1.5000 "
+        "nats (by mean of probabilities)",
     ]
 
 

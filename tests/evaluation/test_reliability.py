@@ -45,7 +45,7 @@ def test_raw_and_scaled_figures_are_those_of_the_mean_logits():
     report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration)
     mean = logits.double().mean(1)
     assert report.raw.metrics == classification_metrics(mean.log_softmax(1), labels)
-    scaled = (mean / calibration.temperature).log_softmax(1)
+    scaled = (logits.double() / calibration.temperature).mean(1).log_softmax(1)
     assert report.scaled.metrics == classification_metrics(scaled, labels)
     assert report.risk_coverage == RiskCoverage.from_confidence(
         scaled.amax(1).exp(), scaled.argmax(1) == labels

@@ -26,7 +26,7 @@ contenders:
 @pytest.mark.parametrize("name", named_grids())
 def test_every_named_grid_has_sound_settings_at_every_scale(name):
     file = find_grid(name)
-    assert {"paper", "laptop"} <= set(file.scales) or name == "demo"
+    assert {"paper", "laptop"} <= set(file.scales) or name in ("demo", "middle")
     for scale in file.scales:
         grid = file.at(scale)
         cells = grid.cells()
@@ -39,7 +39,8 @@ def test_the_documented_grid_is_one():
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "compare.md").read_text()
     (text,) = re.findall(r"```yaml\n(title.*?)```", page, re.DOTALL)
     grid = read_grid("documented", text).at("laptop")
-    assert len(grid.cells()) == 3 * 4
+    assert len(grid.cells()) == 3 * 5
+    assert grid.contenders["single, 3× the epochs"] == {"exits": 1, "epochs": 60}
     assert grid.contenders["fission, temperature 10.0"] == {"grouping": "channels", "temperature": 10.0}
 
 
@@ -48,10 +49,33 @@ def test_scales_differ_in_settings_alone():
     assert list(paper.contenders) == list(laptop.contenders)
     assert len(paper.contenders) == 1 + 6 * 8
     assert paper.cells()[0].config.training.epochs == 200
-    assert paper.cells()[0].config.model.model == "wrn-28-10"
+    assert paper.cells()[0].config.model.model == "cifar-resnet18"  # as in the paper
     assert laptop.cells()[0].config.data.limit_per_class == 20
     settings = paper.contenders["fission, criterion snip, sparsity 0.5"]
     assert settings == {"criterion": "snip", "sparsity": 0.5}
+
+
+def test_factors_multiply_the_value_at_the_scale():
+    text = "scales: {laptop: , paper: , own: }\ncontenders: {long: {exits: 1, multiply: {%s}}}"
+    for scale, epochs in (("laptop", 30), ("paper", 300), ("own", 45)):  # 30 epochs unless set
+        assert read_grid("g", text % "epochs: 1.5").at(scale).config("long", 0).training.epochs == epochs
+    wider = read_grid("g", text % "learning_rate: 3").at("laptop").config("long", 0)
+    assert wider.training.learning_rate == pytest.approx(0.3)
+    for factor, message in (
+        (
+            "epochs: 1.01",
+            r"g.contenders.long.multiply.epochs must be a factor that makes 20 an integer, got 1.01",
+        ),
+        (
+            "model: 2",
+            r"g.contenders.long.multiply.model must be a setting that is a number, got 'cifar-resnet18-w16'",
+        ),
+        ("flip: 2", r"g.contenders.long.multiply.flip must be a setting that is a number, got True"),
+        ("epoch: 2", r"g.contenders.long.multiply.epoch must be a setting that is a number, got None"),
+        ("epochs: two", r"g.contenders.long.multiply.epochs must be a number, got \"two\""),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_grid("g", text % factor).at("laptop")
 
 
 def test_a_files_own_settings_go_before_those_that_scales_have_in_common():

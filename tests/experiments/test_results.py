@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_runs(compared):
         assert len(accuracies) == 2
     table = (out / "comparison.txt").read_text()
     accuracy = mean(comparison["metrics"]["single"]["top1"]["values"].values())
-    assert re.search(rf"single +2 +{100 * accuracy:.2f} ± ", table)
+    assert re.search(rf"single +2 +– +{100 * accuracy:.2f} ± ", table)
     assert "minus single, seed by seed [95 %]" in table
 
 
@@ -83,6 +83,22 @@ def test_costs_are_over_the_single_networks(compared):
     assert set(costs["fission-channels"]["deployed"]) == {"1", "128"}
 
 
+def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path, monkeypatch):
+    grid = grid_of("single")
+    compare(grid, tmp_path, rounds=1)
+    file = tmp_path / "costs.json"
+    content = json.loads(file.read_text())
+    content["costs"]["environment"]["threads"] = 99
+    file.write_text(json.dumps(content))
+    compare(grid, tmp_path)
+    assert json.loads(file.read_text()) == content  # nothing is missing
+    more = Grid({**grid.contenders, "another": {"exits": 1, "epochs": 2}}, [0], grid.common, "single")
+    compare(more, tmp_path)
+    costs = json.loads(file.read_text())["costs"]
+    assert costs["environment"]["threads"] != 99
+    assert costs["contenders"]["single"] != content["costs"]["contenders"]["single"]
+
+
 def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     grid = grid_of("single", seeds=2)
     compare(grid, tmp_path, rounds=1)
@@ -97,9 +113,16 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     assert file.read_bytes() == measured  # as before
     compare(grid, tmp_path, rounds=2)
     assert json.loads(file.read_text())["costs"]["rounds"] == 2
+    before = json.loads(file.read_text())
     more = Grid({"another": {"exits": 1, "epochs": 2}, **grid.contenders}, [0, 1], grid.common, "another")
+    shutil.rmtree(run_folder(cells[1], tmp_path).path)  # not needed, as its costs are known
     compare(more, tmp_path)
-    assert json.loads(file.read_text())["costs"]["rounds"] == 2  # as often as before
+    after = json.loads(file.read_text())
+    assert after["costs"]["rounds"] == 2  # as often as before
+    assert list(after["networks"]) == ["another", "single"]
+    assert after["costs"]["contenders"]["single"] == before["costs"]["contenders"]["single"]
+    compare(grid, tmp_path)
+    assert json.loads(file.read_text()) == after  # a contender that is left out is not forgotten
     file.unlink()
     shutil.rmtree(tmp_path / "runs")
     with pytest.raises(
@@ -117,14 +140,19 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys)
         "table, and run the command again\n"
     )
     assert "deep-ensemble, seed 0: failed (exits must be at least 2" in printed.out
-    assert re.search(r"single +1 +\d", printed.out)
+    assert re.search(r"single +1 +– +\d", printed.out)
 
 
 def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     grid = grid_of("single", "treenet", "batch-ensemble")
     remarks = compare(grid, tmp_path, rounds=1).remarks
-    assert remarks["treenet"] == ["grouping copies", "distillation weight 0.0"]
-    first, second = remarks["batch-ensemble"]
+    assert remarks["treenet"] == [
+        "trained without distillation, as the method is defined",
+        "differs from its authors: branches leave after the first stage (authors: after the first layers of "
+        "their network)",
+    ]
+    first, second, *differences = remarks["batch-ensemble"]
+    assert differences[-1] == "differs from its authors: one member per exit (authors: 4)"
     assert (first, second[:12]) == ("trained without distillation, as the method is defined", "fast weights")
     assert "single" not in remarks
 

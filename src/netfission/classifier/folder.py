@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from netfission.algorithm import fission
 from netfission.config import FissionConfig, MethodConfig, RunConfig
+from netfission.ensemble import Average
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.grouping.base import Grouping, Stage, StageSplit
@@ -169,6 +170,11 @@ class NetworkSpec:
             lines = str(error).splitlines()  # the first line of several is a title
             raise WeightsError(lines[min(1, len(lines) - 1)].strip()) from error
         return network
+
+    @property
+    def average(self) -> Average:
+        """What the ensemble averages over its exits, by the rule of its method."""
+        return METHODS[self._method().method].average
 
     @property
     def _has_channel_groups(self) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from netfission.ensemble import (
+    Average,
     as_logits,
     disagreement,
     ensemble_probabilities,
@@ -20,6 +21,7 @@ class Predictions:
     Attributes:
         logits: `(n, exits, classes)`, float32 or wider, already divided by the temperature.
         threshold: the confidence below which the ensemble abstains, in [0, 1]; None if it never abstains.
+        average: what the ensemble averages over the exits: logits, or probabilities.
 
     Example:
         >>> import torch
@@ -33,6 +35,7 @@ class Predictions:
 
     logits: Tensor
     threshold: float | None = None
+    average: Average = "logits"
 
     def __post_init__(self) -> None:
         as_logits(self.logits)
@@ -43,7 +46,7 @@ class Predictions:
     @property
     def probabilities(self) -> Tensor:
         """The ensemble's probabilities, `(n, classes)`."""
-        return ensemble_probabilities(self.logits)
+        return ensemble_probabilities(self.logits, self.average)
 
     @property
     def exit_probabilities(self) -> Tensor:
@@ -72,12 +75,15 @@ class Predictions:
 
     @property
     def entropy(self) -> Tensor:
-        """Entropy of the ensemble's probabilities, `(n,)`, in nats: the total uncertainty."""
-        return predictive_entropy(self.logits)
+        """Entropy of `probabilities`, `(n,)`, in nats: the total uncertainty."""
+        return predictive_entropy(self.logits, self.average)
 
     @property
     def mutual_information(self) -> Tensor:
-        """Mutual information of class and exit, `(n,)`, in nats: uncertainty due to the exits."""
+        """Mutual information of class and exit, `(n,)`, in nats: uncertainty due to the exits.
+
+        It is defined by the mean of the exits' probabilities, whatever `average` is.
+        """
         return mutual_information(self.logits)
 
     @property

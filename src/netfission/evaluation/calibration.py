@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from netfission.ensemble import fit_temperature
+from netfission.ensemble import Average, ensemble_log_probabilities, fit_temperature
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.errors import check_positive
@@ -42,12 +42,13 @@ class Calibration:
         check_positive("temperature", self.temperature)
 
     @classmethod
-    def fit(cls, logits: Tensor, labels: Tensor) -> Self:
+    def fit(cls, logits: Tensor, labels: Tensor, average: Average = "logits") -> Self:
         """Fit the temperature and measure the ensemble.
 
         Args:
             logits: `(n, exits, classes)`, floating point, of a validation split.
             labels: `(n,)`, int64.
+            average: what the ensemble averages; see `netfission.ensemble.ensemble_log_probabilities`.
 
         Example:
             >>> import torch
@@ -57,13 +58,13 @@ class Calibration:
             >>> round(Calibration.fit(5 * logits, labels).temperature)  # logits are too large by this factor
             5
         """
-        mean = logits.double().mean(dim=1)
-        temperature = fit_temperature(mean, labels)
-        scaled = (mean / temperature).log_softmax(dim=1)
+        logits = logits.double()
+        temperature = fit_temperature(logits, labels, average)
+        scaled = ensemble_log_probabilities(logits / temperature, average)
         return cls(
             n=len(labels),
             temperature=temperature,
-            raw=classification_metrics(mean.log_softmax(dim=1), labels),
+            raw=classification_metrics(ensemble_log_probabilities(logits, average), labels),
             scaled=classification_metrics(scaled, labels),
             risk_coverage=RiskCoverage.from_confidence(
                 scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netfission.ensemble import Average
 from netfission.evaluation.evaluate import evaluate_logits
 from netfission.utils.errors import invalid
 from netfission.utils.extras import extra
@@ -37,16 +38,18 @@ class CorruptionMetrics:
     exits_top1: float
 
     @classmethod
-    def from_logits(cls, logits: Tensor, labels: Tensor, temperature: float) -> "CorruptionMetrics":
-        """Measure logits `(n, exits, classes)` against labels `(n,)`.
+    def from_logits(
+        cls, logits: Tensor, labels: Tensor, temperature: float, average: Average = "logits"
+    ) -> "CorruptionMetrics":
+        """Measure logits `(n, exits, classes)` against labels `(n,)`; `average`: of the ensemble.
 
         Example:
             >>> metrics = CorruptionMetrics.from_logits(torch.zeros(4, 2, 3), torch.zeros(4).long(), 1.0)
             >>> metrics.exits_top1
             1.0
         """
-        raw = evaluate_logits(logits.double(), labels)
-        ensemble = evaluate_logits(logits.double() / temperature, labels).ensemble
+        raw = evaluate_logits(logits.double(), labels, average)
+        ensemble = evaluate_logits(logits.double() / temperature, labels, average).ensemble
         return cls(ensemble, raw.ensemble, fmean(metrics["top1"] for metrics in raw.exits))
 
 

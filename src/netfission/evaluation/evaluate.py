@@ -31,12 +31,16 @@ class Evaluation:
 
     Attributes:
         n: number of examples.
-        average: what the ensemble averages over exits.
+        average: what the ensemble averages over exits: the rule of its method.
         exits: `classification_metrics` of every exit, exit 0 first.
         ensemble: `classification_metrics` of the ensemble.
         disagreement: share of pairs of exits that predict different classes, mean over examples.
-        predictive_entropy: of the ensemble, in nats, mean over examples.
-        mutual_information: of class and exit, in nats, mean over examples.
+        mutual_information: of class and exit, in nats, mean over examples. It is defined by the mean of the
+            exits' probabilities, whatever the ensemble averages.
+        predictive_entropy: the entropy of the mean of the exits' probabilities, of which the mutual
+            information is a part; in nats, mean over examples. None in evaluations of older versions.
+        other_average: `classification_metrics` of the same exits by the other rule. None in evaluations of
+            older versions.
 
     Example:
         >>> evaluation = evaluate_logits(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.int64))
@@ -49,8 +53,9 @@ class Evaluation:
     exits: list[dict[str, float]]
     ensemble: dict[str, float]
     disagreement: float
-    predictive_entropy: float
     mutual_information: float
+    predictive_entropy: float | None = None
+    other_average: dict[str, float] | None = None
 
     def to_json(self) -> str:
         """Return the figures as JSON text, every digit kept."""
@@ -66,19 +71,21 @@ class Evaluation:
         return typed(cls, json.loads(text))
 
     def table(self) -> str:
-        """Return the figures as aligned plain text, one line per exit and one for the ensemble."""
+        """Return the figures as aligned plain text, one line per exit and one or two for the ensemble."""
         rows = {f"exit {i}": metrics for i, metrics in enumerate(self.exits)}
         rows["ensemble"] = self.ensemble
-        names = list(self.ensemble)
-        lines = [f"{'':8}" + "".join(f"{_heading(name):>10}" for name in names)]
+        if self.other_average is not None and len(self.exits) > 1:
+            rows[f"by mean of {other_rule(self.average)}"] = self.other_average
+        names, width = list(self.ensemble), max(map(len, rows))
+        lines = [f"{'':{width}}" + "".join(f"{_heading(name):>10}" for name in names)]
         for row, metrics in rows.items():
-            lines.append(f"{row:8}" + "".join(f"{_cell(name, metrics):>10}" for name in names))
-        lines.append(
-            f"{self.n} examples, ensemble by mean of {self.average}: "
-            f"disagreement {percent(self.disagreement)} %, "
-            f"predictive entropy {self.predictive_entropy:.4f} nats, "
-            f"mutual information {self.mutual_information:.4f} nats"
-        )
+            lines.append(f"{row:{width}}" + "".join(f"{_cell(name, metrics):>10}" for name in names))
+        entropy = "" if self.predictive_entropy is None else f" of {self.predictive_entropy:.4f} nats"
+        lines += [
+            f"{self.n} examples, ensemble by mean of {self.average}: disagreement "
+            f"{percent(self.disagreement)} %, mutual information {self.mutual_information:.4f}{entropy} "
+            "(by mean of probabilities)"
+        ]
         return "\n".join(lines)
 
 
@@ -156,9 +163,20 @@ def evaluate_logits(logits: Tensor, labels: Tensor, average: Average = "logits")
         ],
         ensemble=classification_metrics(ensemble_log_probabilities(logits, average), labels),
         disagreement=_mean(disagreement(logits)),
-        predictive_entropy=_mean(predictive_entropy(logits, average)),
         mutual_information=_mean(mutual_information(logits)),
+        predictive_entropy=_mean(predictive_entropy(logits, "probabilities")),
+        other_average=classification_metrics(ensemble_log_probabilities(logits, other_rule(average)), labels),
     )
+
+
+def other_rule(average: Average) -> Average:
+    """Return the rule of averaging that is not this one.
+
+    Example:
+        >>> other_rule("logits")
+        'probabilities'
+    """
+    return "probabilities" if average == "logits" else "logits"
 
 
 def _mean(per_example: Tensor) -> float:

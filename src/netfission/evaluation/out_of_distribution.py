@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from netfission.ensemble import ensemble_log_probabilities, mutual_information, predictive_entropy
+from netfission.ensemble import Average, ensemble_log_probabilities, mutual_information, predictive_entropy
 from netfission.utils.errors import invalid
 from netfission.utils.text import align_columns, percent
 
@@ -87,7 +87,12 @@ class OutOfDistribution:
 
     @classmethod
     def from_logits(
-        cls, data: str, in_distribution: Tensor, out_of_distribution: Tensor, temperature: float
+        cls,
+        data: str,
+        in_distribution: Tensor,
+        out_of_distribution: Tensor,
+        temperature: float,
+        average: Average = "logits",
     ) -> "OutOfDistribution":
         """Compare the uncertainty of two sets of images by all scores.
 
@@ -96,12 +101,14 @@ class OutOfDistribution:
             in_distribution: logits `(n, exits, classes)`.
             out_of_distribution: logits `(m, exits, classes)`.
             temperature: see `uncertainty_scores`.
+            average: see `uncertainty_scores`.
 
         Raises:
             ValueError: there are no logits of one of them.
         """
         test, other = (
-            uncertainty_scores(logits, temperature) for logits in (in_distribution, out_of_distribution)
+            uncertainty_scores(logits, temperature, average)
+            for logits in (in_distribution, out_of_distribution)
         )
         scores = {name: Detection.from_scores(test[name], other[name]) for name in test}
         return cls(data, len(in_distribution), len(out_of_distribution), temperature, scores)
@@ -119,7 +126,7 @@ class OutOfDistribution:
         )
 
 
-def uncertainty_scores(logits: Tensor, temperature: float) -> dict[str, Tensor]:
+def uncertainty_scores(logits: Tensor, temperature: float, average: Average = "logits") -> dict[str, Tensor]:
     """Score images by how uncertain an ensemble is about them.
 
     The scores are `maximum probability`, the ensemble's, as its negative logarithm (Hendrycks & Gimpel 2017);
@@ -129,6 +136,7 @@ def uncertainty_scores(logits: Tensor, temperature: float) -> dict[str, Tensor]:
     Args:
         logits: `(n, exits, classes)`, floating point, not divided by the temperature.
         temperature: by which they are divided, for all scores but the energy.
+        average: what the ensemble averages, for the first two scores.
 
     Returns:
         Name → scores `(n,)`, float64, higher for images that the ensemble is less certain about.
@@ -141,8 +149,8 @@ def uncertainty_scores(logits: Tensor, temperature: float) -> dict[str, Tensor]:
     logits = logits.double()
     scaled = logits / temperature
     scores: dict[str, Callable[[], Tensor]] = {
-        "maximum probability": lambda: -ensemble_log_probabilities(scaled).amax(dim=1),
-        "entropy": lambda: predictive_entropy(scaled),
+        "maximum probability": lambda: -ensemble_log_probabilities(scaled, average).amax(dim=1),
+        "entropy": lambda: predictive_entropy(scaled, average),
         "mutual information": lambda: mutual_information(scaled),
         "energy": lambda: -logits.mean(dim=1).logsumexp(dim=1),
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from netfission.config import DEFAULT_RISK
+from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.evaluation.calibration import VALIDATION, Calibration
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
 from netfission.evaluation.selective import RiskCoverage
@@ -112,7 +113,7 @@ class ReliabilityReport:
 
     Attributes:
         n: number of images.
-        temperature: by which the exits' mean logits are divided, from a validation split; None without one.
+        temperature: by which the exits' logits are divided, from a validation split; None without one.
         validation_images: number of images in that split; 0 without one.
         raw: at temperature 1.
         scaled: at the temperature; None without a validation split.
@@ -137,15 +138,21 @@ class ReliabilityReport:
 
     @classmethod
     def from_logits(
-        cls, logits: Tensor, labels: Tensor, classes: Sequence[str], calibration: Calibration | None
+        cls,
+        logits: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        calibration: Calibration | None,
+        average: Average = "logits",
     ) -> Self:
-        """Measure an ensemble by its exits' mean logits.
+        """Measure an ensemble.
 
         Args:
             logits: `(n, exits, classes)`, floating point, of images that `calibration` has not seen.
             labels: `(n,)`, int64.
             classes: their names.
             calibration: from a validation split.
+            average: what the ensemble averages; see `netfission.ensemble.ensemble_log_probabilities`.
 
         Example:
             >>> logits = torch.tensor([[[2.0, 0.0]], [[1.0, 0.0]]])
@@ -153,8 +160,10 @@ class ReliabilityReport:
             >>> report.worst[0]
             WorstClass(name='dog', n=1, accuracy=0.0, confused_with={'cat': 1})
         """
-        mean = logits.double().mean(dim=1)
-        log_probabilities = (mean / (1.0 if calibration is None else calibration.temperature)).log_softmax(1)
+        logits = logits.double()
+        temperature = 1.0 if calibration is None else calibration.temperature
+        log_probabilities = ensemble_log_probabilities(logits / temperature, average)
+        raw_log_probabilities = ensemble_log_probabilities(logits, average)
         confidence, answers = log_probabilities.max(dim=1)
         confidence = confidence.exp()
         correct = answers == labels
@@ -162,7 +171,7 @@ class ReliabilityReport:
             n=len(labels),
             temperature=None if calibration is None else calibration.temperature,
             validation_images=0 if calibration is None else calibration.n,
-            raw=CalibrationCurve.from_log_probabilities(mean.log_softmax(dim=1), labels),
+            raw=CalibrationCurve.from_log_probabilities(raw_log_probabilities, labels),
             scaled=None
             if calibration is None
             else CalibrationCurve.from_log_probabilities(log_probabilities, labels),

@@ -1,8 +1,8 @@
 """From a grid to its comparison: do the missing runs, measure the costs, put the results side by side."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from netfission.experiments.records import Record, Records
 from netfission.experiments.results import Comparison, ensemble_metrics
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.methods.registry import find_method
+from netfission.runs.folder import environment
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 from netfission.utils.text import as_text, count_noun
@@ -64,15 +65,24 @@ class CostsFile:
 
     Attributes:
         networks: contender → key of the run whose network was measured.
-        costs: what was measured.
+        costs: what was measured. Contenders may have been measured at different times, each beside the single
+            network, with as many rounds and in the same environment.
     """
 
     networks: dict[str, str]
     costs: Costs
 
+    def of_runs(self, runs: Mapping[str, Sequence[Cell]]) -> "CostsFile":
+        """Return what was measured of these contenders, each on one of its runs."""
+        keys = {name: [cell.key for cell in cells] for name, cells in runs.items()}
+        names = [name for name in keys if self.networks.get(name) in keys[name]]
+        contenders = {name: self.costs.contenders[name] for name in names}
+        networks = {name: self.networks[name] for name in names}
+        return CostsFile(networks, replace(self.costs, contenders=contenders))
+
 
 def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: int | None) -> Costs:
-    """The costs of every contender with a run that succeeded; those kept, if they are of such runs."""
+    """The costs of every contender with a run that succeeded; only those that are not kept are measured."""
     succeeded: dict[str, list[Cell]] = {}
     for cell, record in zip(cells, records, strict=True):
         if record.error is None:
@@ -82,22 +92,21 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
         raise invalid("methods", "such that at least one run succeeds", found=f"failures only ({reasons})")
     file = out / COSTS_FILE
     kept = read_json(file, CostsFile, hint="remove it to measure the costs again")
-    if kept is not None:
-        if _are_of_runs(kept.networks, succeeded) and rounds in (None, kept.costs.rounds):
-            return kept.costs
-        rounds = rounds or kept.costs.rounds
-    measured = {name: _with_weights(of_contender, out) for name, of_contender in succeeded.items()}
-    costs = _measure(measured, out, rounds or ROUNDS)
-    content = CostsFile({name: cell.key for name, cell in measured.items()}, costs)
+    earlier = None if kept is None or rounds not in (None, kept.costs.rounds) else kept.of_runs(succeeded)
+    if earlier is not None and earlier.networks.keys() == succeeded.keys():
+        return earlier.costs
+    if earlier is not None and earlier.costs.environment != environment():
+        earlier = None  # times of two environments do not belong in one table
+    done = {} if earlier is None else earlier.networks
+    new = {name: _with_weights(cells, out) for name, cells in succeeded.items() if name not in done}
+    costs = _measure(new, out, rounds or (ROUNDS if kept is None else kept.costs.rounds))
+    if earlier is not None:
+        contenders = {**earlier.costs.contenders, **costs.contenders}
+        costs = replace(costs, contenders={name: contenders[name] for name in succeeded})
+    networks = {**done, **{name: cell.key for name, cell in new.items()}}
+    content = CostsFile({name: networks[name] for name in succeeded}, costs)
     write_whole(file, json.dumps(asdict(content), indent=1) + "\n")
     return costs
-
-
-def _are_of_runs(networks: Mapping[str, str], succeeded: Mapping[str, Sequence[Cell]]) -> bool:
-    """Whether the costs are those of these contenders, each measured on one of its runs."""
-    return networks.keys() == succeeded.keys() and all(
-        networks[name] in [cell.key for cell in cells] for name, cells in succeeded.items()
-    )
 
 
 def _with_weights(cells: Sequence[Cell], out: Path) -> Cell:
@@ -146,6 +155,7 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         title=_title(grid),
         reference=grid.reference,
         metrics={name: ensemble_metrics(by_seed) for name, by_seed in evaluations.items()},
+        averages={name: _average(by_seed.values()) for name, by_seed in evaluations.items()},
         costs=costs,
         remarks={name: remarks for name in evaluations if (remarks := _remarks(grid, name))},
         failed=failed,
@@ -154,8 +164,14 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
     )
 
 
+def _average(evaluations: Iterable[Evaluation]) -> str:
+    """The rule by which a contender's predictions are averaged; a dash if it has one prediction."""
+    evaluation = next(iter(evaluations))
+    return evaluation.average if len(evaluation.exits) > 1 else "–"
+
+
 def _remarks(grid: Grid, contender: str) -> list[str]:
-    """A contender's own settings that its name does not show, and how its method departs from the others."""
+    """A contender's settings that its name does not show, and how its training departs from other recipes."""
     config = grid.config(contender, grid.seeds[0])
     method = find_method(config.method)
     settings = [
@@ -169,6 +185,7 @@ def _remarks(grid: Grid, contender: str) -> list[str]:
         *(setting for setting in settings if setting not in contender),
         *(["trained without distillation, as the method is defined"] if learns_from_labels_alone else []),
         *method.deviations,
+        *(f"differs from its authors: {difference}" for difference in method.differences),
     ]
 
 

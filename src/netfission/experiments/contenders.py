@@ -11,10 +11,11 @@ _SPARSE: Settings = {"sparsity": 0.8, "criterion": "erk"}  # FreeTickets (arXiv 
 
 CONTENDERS: dict[str, Settings] = {
     "single": {"exits": 1, "branch_after": None, "ratio": None},
+    "born-again": {"method": "born-again", "exits": 1, "branch_after": None, "ratio": None},
     "fission-channels": {"grouping": "channels"},
     "fission-weights": {"grouping": "weights"},
     "deep-ensemble": {"method": "deep-ensemble"},
-    "treenet": {"grouping": "copies", "distillation_weight": 0.0},
+    "treenet": {"method": "treenet"},
     "multi-exit": {"method": "multi-exit"},
     "narrow": {"method": "narrow"},
     "snapshot": {"method": "snapshot"},
@@ -38,7 +39,7 @@ def find_contender(name: str) -> Settings:
 
     Example:
         >>> find_contender("treenet")
-        {'grouping': 'copies', 'distillation_weight': 0.0}
+        {'method': 'treenet'}
     """
     return CONTENDERS[check_choice("methods", name, CONTENDERS)]
 

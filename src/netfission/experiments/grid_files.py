@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from netfission.config import RunConfig
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import Grid
 from netfission.experiments.grids import SHARED, grid_text, named_grids
@@ -39,7 +40,8 @@ class GridFile:
         seeds: number of runs of each contender.
         scales: name → the settings of all runs at that scale. Later settings override earlier ones: shared
             by grids at that scale, then the file's own, then the file's own at that scale.
-        contenders: name → its own settings; under `each`, a list of values per setting.
+        contenders: name → its own settings; under `each`, a list of values per setting; under `multiply`, a
+            factor per setting on the value that all runs have at the scale, such as twice the epochs.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
     """
 
@@ -60,8 +62,8 @@ class GridFile:
             changes: settings of all runs, such as where the data set is.
 
         Raises:
-            ValueError: the scale or the reference is unknown, `seeds` is not positive, or no contender sets
-                the setting on the x-axis.
+            ValueError: the scale or the reference is unknown, `seeds` is not positive, no contender sets the
+                setting on the x-axis, or a product is not an integer although it must be.
 
         Example:
             >>> grid = find_grid("figure5").at("laptop", seeds=2)
@@ -70,7 +72,10 @@ class GridFile:
         """
         number = check_positive_integer("seeds", self.seeds if seeds is None else seeds)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
-        contenders = dict(_expand(self.contenders))
+        contenders = {
+            name: _multiplied(f"{self.name}.contenders.{name}.multiply", settings, common)
+            for name, settings in _expand(self.contenders)
+        }
         check_choice(f"{self.name}.reference", self.reference, contenders)
         if self.x_axis and not any(self.x_axis in settings for settings in contenders.values()):
             raise invalid(f"{self.name}.x_axis", "a setting under contenders", self.x_axis)
@@ -162,6 +167,23 @@ def _contender_settings(grid: str, name: str, settings: Settings | None) -> Sett
         if not values:
             raise invalid(f"{each_name}.{key}", "a list of at least one value", values)
     return settings
+
+
+def _multiplied(where: str, settings: Settings, common: Settings) -> Settings:
+    """Return settings with those under `multiply` as products with the common values."""
+    factors = typed(dict[str, float], settings.get("multiply", {}), where)
+    own = {name: value for name, value in settings.items() if name != "multiply"}
+    for name, factor in factors.items():
+        value = {**RunConfig().to_dict(), **common}.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise invalid(f"{where}.{name}", "a setting that is a number", value)
+        product = value * factor
+        if isinstance(value, int):
+            if product != round(product):
+                raise invalid(f"{where}.{name}", f"a factor that makes {value} an integer", factor)
+            product = round(product)
+        own[name] = product
+    return own
 
 
 def _expand(contenders: Mapping[str, Settings]) -> Iterator[tuple[str, Settings]]:

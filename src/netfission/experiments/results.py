@@ -12,7 +12,7 @@ from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.plots import plot_against_cost, plot_against_setting
-from netfission.experiments.statistics import COLUMNS, MAIN_COLUMNS, SeedValues
+from netfission.experiments.statistics import COLUMNS, MAIN_COLUMNS, OTHER_COLUMNS, SeedValues
 from netfission.profiling.timing import Quartiles
 from netfission.utils.files import write_together
 from netfission.utils.plot_style import picture_files
@@ -28,7 +28,8 @@ class Comparison:
     Attributes:
         title: what is compared, on what data.
         reference: the contender that the others are compared with.
-        metrics: contender → metrics of its ensemble.
+        metrics: contender → metrics of its ensemble, by its method's rule of averaging.
+        averages: contender → that rule: logits or probabilities; a dash for a single prediction.
         costs: of the contenders that have a trained network.
         remarks: contender → what its settings and its training have of their own, in words.
         failed: contender → seed → why its run failed.
@@ -39,6 +40,7 @@ class Comparison:
     title: str
     reference: str
     metrics: dict[str, Metrics]
+    averages: dict[str, str]
     costs: Costs
     remarks: dict[str, list[str]]
     failed: dict[str, dict[int, str]]
@@ -55,14 +57,17 @@ class Comparison:
             align_columns(self._time_rows()),
             f"Times: median and quartiles of {count_noun(self.costs.rounds, 'round')} side by side; "
             "deployed: both networks optimised by netfission.deploy.",
+            "averages: what a method averages over its predictions, by its authors; other rule: the other of "
+            "logits and probabilities.",
         ]
         blocks += ["\n".join(self._remark_lines())] if self.remarks or self.failed else []
         return "\n\n".join(blocks)
 
     def markdown(self) -> str:
         """Return the main results as a Markdown table, below a line that says what they are of."""
-        head = ["", *(column.title for column in MAIN_COLUMNS.values()), "MACs", "training step", "inference"]
-        rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+        titles = [column.title for column in (*MAIN_COLUMNS.values(), *OTHER_COLUMNS.values())]
+        head = ["", "averages", *titles, "MACs", "training step", "inference"]
+        rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
         for name, metrics in self.metrics.items():
             cost = self.costs.contenders[name]
             ratios = (
@@ -70,10 +75,12 @@ class Comparison:
                 cost.training.median,
                 cost.inference[BATCH_SIZES[-1]].median,
             )
+            shown = {**MAIN_COLUMNS, **OTHER_COLUMNS}
             rows.append(
                 [
                     name,
-                    *(column.cell(metrics[key]) for key, column in MAIN_COLUMNS.items()),
+                    self.averages[name],
+                    *(column.cell(metrics[key]) for key, column in shown.items()),
                     *(f"{ratio:.2f}×" for ratio in ratios),
                 ]
             )
@@ -82,10 +89,11 @@ class Comparison:
         return f"{title}; times on batches of {BATCH_SIZES[-1]}, not deployed\n\n{table}"
 
     def _metric_rows(self) -> list[list[str]]:
-        rows = [["mean ± standard deviation", "n", *(column.title for column in COLUMNS.values())]]
+        titles = [column.title for column in COLUMNS.values()]
+        rows = [["mean ± standard deviation", "n", "averages", *titles]]
         for name, metrics in self.metrics.items():
             cells = [column.cell(metrics[key]) for key, column in COLUMNS.items()]
-            rows.append([name, str(metrics["top1"].n), *cells])
+            rows.append([name, str(metrics["top1"].n), self.averages[name], *cells])
         return rows
 
     def _difference_rows(self) -> list[list[str]]:
@@ -159,13 +167,25 @@ def ensemble_metrics(evaluations: Mapping[int, Evaluation]) -> Metrics:
         evaluations: seed → evaluation.
     """
     return {
-        key: SeedValues({seed: _metric(evaluation, key) for seed, evaluation in evaluations.items()})
+        key: SeedValues(
+            {
+                seed: value
+                for seed, evaluation in evaluations.items()
+                if (value := _metric(evaluation, key)) is not None
+            }
+        )
         for key in COLUMNS
     }
 
 
-def _metric(evaluation: Evaluation, key: str) -> float:
-    return evaluation.disagreement if key == "disagreement" else evaluation.ensemble[key]
+def _metric(evaluation: Evaluation, key: str) -> float | None:
+    """Return a metric; None if an older version did not measure it."""
+    if key == "disagreement":
+        return evaluation.disagreement
+    if key not in OTHER_COLUMNS:
+        return evaluation.ensemble[key]
+    other = evaluation.other_average
+    return None if other is None else other[key.removeprefix("other_")]
 
 
 def _ratio_text(ratio: Quartiles | None) -> str:

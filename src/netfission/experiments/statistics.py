@@ -80,7 +80,9 @@ class Column:
     digits: int
 
     def cell(self, values: SeedValues) -> str:
-        """Return the mean ± standard deviation as text."""
+        """Return the mean ± standard deviation as text; a dash if there are no seeds."""
+        if not values.n:
+            return "–"
         middle = f"{self.scale * values.mean:.{self.digits}f}"
         spread = values.deviation
         return middle if spread is None else f"{middle} ± {self.scale * spread:.{self.digits}f}"
@@ -102,5 +104,9 @@ COLUMNS = {
     "ece": Column("ECE %", 100, 2),
     "brier": Column("Brier", 1, 4),
     "disagreement": Column("disagreement %", 100, 2),
+    # Of the same logits averaged by the other rule, which is not the method's own.
+    "other_nll": Column("NLL, other rule", 1, 3),
+    "other_ece": Column("ECE %, other rule", 100, 2),
 }
 MAIN_COLUMNS = {key: COLUMNS[key] for key in ("top1", "nll", "ece")}
+OTHER_COLUMNS = {key: COLUMNS[key] for key in ("other_nll", "other_ece")}

@@ -121,7 +121,9 @@ def measure_change(
     if not difference <= 1:
         raise RuntimeError("the exported file is discarded: its probabilities are not finite")
     before, after = (
-        classification_metrics(ensemble_log_probabilities(torch.cat(parts)), torch.cat(labels))
+        classification_metrics(
+            ensemble_log_probabilities(torch.cat(parts), classifier.spec.average), torch.cat(labels)
+        )
         for parts in logits
     )
     return AccuracyChange(

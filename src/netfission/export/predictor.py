@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from netfission.classifier import Classifier
 from netfission.classifier.predictions import Predictions
 from netfission.data.batches import Normalisation
+from netfission.ensemble import Average
 from netfission.methods.layers import replace_layers
 from netfission.methods.mc_dropout import MemberDropout
 from netfission.surgery.masks import discard_masks
@@ -40,13 +41,21 @@ class Predictor(nn.Module):
         network: normalised images → logits `(batch, exits, classes)`, in the dtype of its weights.
         normalise: pixels → normalised images, float32.
         temperature: divisor of the logits.
+        average: what the ensemble averages over the exits.
     """
 
-    def __init__(self, network: nn.Module, normalise: Normalisation, temperature: float) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        normalise: Normalisation,
+        temperature: float,
+        average: Average = "logits",
+    ) -> None:
         super().__init__()
         self.network = network
         self.normalise = normalise
         self.temperature = temperature
+        self.average: Average = average
         self.dtype = next(network.parameters()).dtype
         self.training = network.training
 
@@ -60,12 +69,13 @@ class Predictor(nn.Module):
         """
         normalise = Normalisation(classifier.spec.mean, classifier.spec.std)
         network = make_exportable(classifier.network, torch.zeros(2, *classifier.spec.shape))
-        return cls(network.half() if half else network, normalise, classifier.temperature)
+        network = network.half() if half else network
+        return cls(network, normalise, classifier.temperature, classifier.spec.average)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return outputs by name."""
         logits = self.network(self.normalise(images).to(self.dtype)).float()
-        predictions = Predictions(logits / self.temperature)
+        predictions = Predictions(logits / self.temperature, average=self.average)
         return {name: getattr(predictions, name) for name in OUTPUTS}
 
 

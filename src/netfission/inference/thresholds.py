@@ -145,7 +145,7 @@ class _Search:
     ) -> Self:
         """Make it from the mean logits after each step, `(n, exits, classes)`."""
         classes = means.argmax(dim=2)
-        probabilities = (means[:, -1] / fit_temperature(means[:, -1], labels)).softmax(dim=1)
+        probabilities = (means[:, -1] / fit_temperature(means[:, -1:], labels)).softmax(dim=1)
         # Multiples of 2^-20, whose sums are exact, so that equal sums compare equal.
         expected = (probabilities.gather(1, classes).double() * 2**20).round() / 2**20
         correct = (classes == labels.unsqueeze(1)).double()

@@ -10,7 +10,8 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from netfission.config import FissionConfig, MethodConfig, TrainingConfig
+from netfission.config import FissionConfig, MethodConfig, Reduction, TrainingConfig
+from netfission.ensemble import Average
 from netfission.losses import EnsembleDistillationLoss
 from netfission.methods.schedules import SCHEDULES, Schedule
 
@@ -139,8 +140,14 @@ class Method:
     Attributes:
         settings: names of the settings that the method reads, of `MethodConfig` and `FissionConfig`, beside
             `exits` and `seed`, which all methods read.
+        average: what the ensemble averages over the predictions, by the method's authors: logits or
+            probabilities. Evaluation, calibration, prediction and export follow it.
+        average_source: where the authors say so.
+        reduction: of the losses of the predictions, sum or mean, if the settings leave it open.
         distillation: the weight of the distillation term, if the settings leave it open.
         deviations: how the training departs from the common one, in words for a reader.
+        differences: where the settings differ from those of the method's authors, with their size, beside
+            those that all methods share (epochs, optimiser, learning rate).
 
     Args:
         config: the settings of all methods.
@@ -167,8 +174,12 @@ class Method:
     """
 
     settings: ClassVar[frozenset[str]] = frozenset()
+    average: ClassVar[Average] = "probabilities"
+    average_source: ClassVar[str] = "Lakshminarayanan et al. 2017, section 2.4"
+    reduction: ClassVar[Reduction] = "sum"
     distillation: ClassVar[float] = 0.0
     deviations: ClassVar[tuple[str, ...]] = ()
+    differences: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
@@ -181,14 +192,14 @@ class Method:
         """
         raise NotImplementedError
 
-    def loss(self, training: TrainingConfig) -> EnsembleDistillationLoss:
-        """Return the loss that the settings ask for, with the method's `distillation` as default weight."""
+    def loss(self, training: TrainingConfig) -> nn.Module:
+        """Return the loss that the settings ask for, by default with the method's reduction and weight."""
         weight = training.distillation_weight
         return EnsembleDistillationLoss(
             training.temperature,
             self.distillation if weight is None else weight,
             teacher=training.teacher,
-            reduction=training.reduction,
+            reduction=training.reduction or self.reduction,
         )
 
     def step(self, network: Network, images: Tensor, labels: Tensor, loss_fn: Loss) -> StepResult:

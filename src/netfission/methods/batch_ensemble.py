@@ -81,8 +81,14 @@ class BatchEnsembleMethod(Method):
     half of it (`fast_weight_lr_multiplier=0.5`).
     """
 
+    average_source = "Wen et al. 2020, and uncertainty-baselines' baselines/cifar/batchensemble.py"
+    reduction = "mean"
     deviations = (
         "fast weights learn at the full rate and decay, where the paper's code halves it and does not",
+    )
+    differences = (
+        "each step has batch_size images, which every member learns (authors: 128 images, 250 or 375 epochs)",
+        "one member per exit (authors: 4)",
     )
 
     def build(self, plan: BuildPlan) -> nn.Module:

@@ -57,6 +57,7 @@ class DeepEnsembleMethod(Method):
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS | {"one_by_one"}
 
     deviations = ("members are trained on the same batches (one_by_one: each in an order of its own)",)
+    differences = ("all members see the same batches (authors: separate ones; one_by_one)",)
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build members from the seeds `exits * seed`, `exits * seed + 1`, …, so that runs share none.

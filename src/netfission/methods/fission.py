@@ -13,6 +13,8 @@ class FissionMethod(Method):
     """Fission of one network, see `netfission.algorithm.fission`."""
 
     settings = frozenset(setting.name for setting in fields(FissionConfig))
+    average = "logits"
+    average_source = "Lee & Lee 2024, arXiv 2408.02301, section 3"
     distillation = 1.0
 
     def build(self, plan: BuildPlan) -> nn.Module:

@@ -83,9 +83,14 @@ class McDropoutMethod(Method):
     """
 
     settings = frozenset({"dropout_rate"})
+    average_source = "Gal & Ghahramani 2016, and uncertainty-baselines' baselines/cifar/dropout.py"
     deviations = (
         "in training each image goes once through the network, under fresh dropout",
         "in evaluation each member's dropout is drawn once, the same for all images",
+    )
+    differences = (
+        "one sample per exit (authors of the code: 1 or 30)",
+        "dropout before every layer but the first (their default: inside residual branches)",
     )
 
     def build(self, plan: BuildPlan) -> nn.Module:

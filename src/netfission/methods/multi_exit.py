@@ -108,10 +108,15 @@ class MultiExitMethod(Method):
 
     Each is global average pooling and a linear layer. BranchyNet also has convolutions in each exit, and
     MSDNet (Huang et al. 2018, arXiv 1703.09844) has an architecture made for early exits. All exits learn
-    from the labels with equal weight.
+    from the labels with equal weight: the sum of their losses, as in MSDNet's code.
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"branch_after"}
+    average = "logits"
+    average_source = "chosen here as for fission; the authors of BranchyNet and MSDNet answer with one exit"
+    differences = (
+        "exits are linear layers, without convolutions, and all are averaged (authors: one exit answers)",
+    )
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `MultiExit` around the single network, pruned if the settings say so.

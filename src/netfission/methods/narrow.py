@@ -74,7 +74,10 @@ class NarrowMethod(Method):
     """
 
     settings = frozenset({"branch_groups", "branch_after", "stages"})
+    average = "logits"
+    average_source = "Lee & Lee 2024, arXiv 2408.02307, and the authors' code"
     distillation = 1.0
+    differences = ("widths are rounded to the nearest multiple of the groups (authors: down)",)
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)

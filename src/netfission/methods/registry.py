@@ -51,6 +51,7 @@ class MethodRegistry(Mapping[str, type[Method]]):
 METHODS = MethodRegistry(
     {
         "batch-ensemble": "batch_ensemble:BatchEnsembleMethod",
+        "born-again": "born_again:BornAgainMethod",
         "deep-ensemble": "deep_ensemble:DeepEnsembleMethod",
         "dst-ensemble": "sparse_training:DSTEnsembleMethod",
         "edst-ensemble": "sparse_training:EDSTEnsembleMethod",
@@ -64,6 +65,7 @@ METHODS = MethodRegistry(
         "neurotrails": "sparse_training:NeuroTrailsMethod",
         "packed": "packed:PackedMethod",
         "snapshot": "snapshot:SnapshotMethod",
+        "treenet": "treenet:TreeNetMethod",
     }
 )
 

@@ -155,8 +155,13 @@ class SnapshotMethod(SingleTrainingMethod):
     `exits`-th of the training, which is the same if that is an integer number of steps.
     """
 
+    average_source = "the authors' code (github.com/gaohuang/SnapshotEnsemble, test_ensemble.lua)"
     deviations = (
         "one network is trained; its learning rate restarts once an exit, whatever schedule is asked for",
+    )
+    differences = (
+        "one snapshot per exit (authors: M = 5, of cycles of 40 epochs)",
+        "the rate restarts at the common peak, 0.1 in the grids (authors: 0.2)",
     )
 
     def schedule(self, name: str, exits: int) -> Schedule:
@@ -188,9 +193,14 @@ class FastGeometricMethod(SingleTrainingMethod):
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"cycling"}
+    average_source = "the authors' code (github.com/timgaripov/dnn-mode-connectivity, fge.py)"
     deviations = ("one network is trained; for the last part of the training its learning rate cycles",)
     high = 0.5
     low = 0.1
+    differences = (
+        "one snapshot per exit (authors: 20)",
+        "cycles of cycling / (exits - 1/2) of the training: 1.6 of 20 epochs (authors: 2 of 200)",
+    )
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)

@@ -23,7 +23,7 @@ from netfission.methods.schedules import Schedule, cosine
 from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
 from netfission.pruning.prune import CRITERIA, prune
-from netfission.pruning.regrow import GROWTHS, regrow, reset_state
+from netfission.pruning.regrow import GROWTHS, gradients_of, regrow, reset_state
 from netfission.surgery.masks import apply_masks, dense_gradients, prunable_weights
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
@@ -80,12 +80,13 @@ class Regrowth(TrainingHook):
 
     At regular steps a share of each layer's connections moves. The share falls along half a cosine from the
     start of a phase to `LAST_MOVE` of it (RigL, section 3, update schedule; FreeTickets' code keeps the share
-    constant, to the end). Between two refinements of `Snapshots`, a snapshot is taken and the share is
-    `JUMP_SHARE`.
+    constant, to the end). Before the first step of a refinement other than the first, `Snapshots` takes a
+    snapshot; with that step the share `JUMP_SHARE` moves.
 
-    Such a step trains no weight, as in RigL: its gradient, accumulated over all batches of the step, chooses
-    the connections. Random numbers follow from the training's seed and the step, and all state is in the
-    network's buffers and the optimiser. So a resumed training continues as if it had not stopped.
+    As in FreeTickets' code, the step trains the weights, then connections move by the gradient of the same
+    step, accumulated over all its batches. In RigL, such a step trains no weight. Random numbers follow from
+    the training's seed and the step, and between steps all state is in the network's buffers and the
+    optimiser. So a resumed training continues as if it had not stopped.
 
     Args:
         config: the settings `regrow`, `regrow_every` and `regrow_share`.
@@ -102,6 +103,7 @@ class Regrowth(TrainingHook):
         self.config = config
         self.phases = phases
         self.steps = 0  # of the training
+        self.move: Callable[[], None] | None = None  # due after the optimiser's step
         self.opened = ExitStack()  # keeps the gradients of removed weights open while they are needed
 
     @property
@@ -157,7 +159,7 @@ class Regrowth(TrainingHook):
     def on_before_step(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seed: int
     ) -> None:
-        """Move connections, and remove the gradients, so that the optimiser's step does nothing."""
+        """Take a snapshot if one is due, and note the gradients by which connections move after the step."""
         share = self.share_at(step)
         if share == 0:
             return
@@ -166,9 +168,20 @@ class Regrowth(TrainingHook):
             network.take()
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         trained = _in_training(network)
-        reset_state(optimizer, trained, regrow(trained, share, self.config.regrow, generator))
-        optimizer.zero_grad(set_to_none=True)
-        self.opened.close()
+        gradients = gradients_of(trained)
+        self.opened.close()  # the optimiser does not see the gradients of removed weights
+
+        def move() -> None:
+            changed = regrow(trained, share, self.config.regrow, generator, gradients)
+            reset_state(optimizer, trained, changed)
+
+        self.move = move
+
+    def on_batch_end(self, network: nn.Module, steps_done: int) -> None:
+        """Move connections, if the step that has ended chose among them."""
+        if self.move is not None:
+            self.move()
+            self.move = None
 
     def on_exception(self) -> None:
         """Stop computing gradients of removed weights."""
@@ -189,8 +202,12 @@ class SparseTrainingMethod(Method):
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"regrow", "regrow_every", "regrow_share"}
-    deviations: ClassVar[tuple[str, ...]] = (
-        "connections move every regrow_every steps, and such a step trains no weight",
+    average_source = "FreeTickets' code (github.com/VITA-Group/FreeTickets, evaluate_ensemble)"
+    deviations: ClassVar[tuple[str, ...]] = ("connections move every regrow_every steps",)
+    differences: ClassVar[tuple[str, ...]] = (
+        "connections move every 12 steps of 620, every 1000 of 78,000 (authors: every 1000)",
+        "the share that moves falls from 0.5 to 0 at 75 % of a phase (FreeTickets: 0.5 to the end)",
+        "the classifiers' layers are dense (authors: sparse, too)",
     )
 
     def sparse_network(self, plan: BuildPlan) -> FissionNetwork:
@@ -271,6 +288,10 @@ class EDSTEnsembleMethod(SparseTrainingMethod):
         "one network is trained; the exits are what it was at the end of each refinement",
         "the learning rate is held while exploring, then a tenth and a hundredth of it in each refinement",
     )
+    differences = (
+        *SparseTrainingMethod.differences,
+        "the training is as long as a single network's (authors: 1.8 times)",
+    )
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build `Snapshots`; see `check` for errors."""
@@ -294,12 +315,15 @@ class EDSTEnsembleMethod(SparseTrainingMethod):
 class NeuroTrailsMethod(SparseTrainingMethod):
     """NeuroTrails: a shared trunk with one branch per exit, all sparse, whose connections move.
 
-    Each exit learns by cross-entropy. The branches leave after `branch_after`, by default all after the first
-    stage (its CIFAR script: 8 of the 12 blocks of WRN-28-10 are in the branches). `sparsity` is that of trunk
-    and branches together.
+    Each exit learns by cross-entropy; the loss is the mean over exits, as in the authors' code. The branches
+    leave after `branch_after`, by default all after the first stage (its CIFAR script: 8 of the 12 blocks of
+    WRN-28-10 are in the branches). `sparsity` is that of trunk and branches together.
     """
 
     settings = SparseTrainingMethod.settings | {"branch_after"}
+    average = "logits"
+    average_source = "the authors' code (github.com/bramgrooten/neurotrails, evaluate_nll)"
+    reduction = "mean"
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `FissionNetwork`; see `check` and `netfission.algorithm.fission` for errors."""

@@ -51,7 +51,13 @@ def exchanged(
 
 
 @torch.no_grad()
-def regrow(module: nn.Module, share: float, growth: str, generator: torch.Generator) -> dict[str, Tensor]:
+def regrow(
+    module: nn.Module,
+    share: float,
+    growth: str,
+    generator: torch.Generator,
+    gradients: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Exchange a share of the kept weights of each masked layer of `module`, in place.
 
     Removed weights become 0, and weights that come back start at 0 (RigL, section 3, step 4). Layers in
@@ -60,18 +66,21 @@ def regrow(module: nn.Module, share: float, growth: str, generator: torch.Genera
     Args:
         module: a module with masks, see `netfission.surgery.masks.apply_masks`.
         share: share of each layer's kept weights, in [0, 1], see `exchanged`.
-        growth: one of `GROWTHS`. With `"gradient"`, the removed weights' gradients are read from `.grad`, see
-            `netfission.surgery.masks.dense_gradients`. If it is None or NaN, chance chooses.
+        growth: one of `GROWTHS`. With `"gradient"`, the removed weights that come back are those of the
+            largest gradient; chance chooses in a layer without gradient, or among NaN.
         generator: a CPU generator, so that a seed gives the same masks on any device.
+        gradients: name of a masked weight → its gradient, see `gradients_of`; default its `.grad`.
 
     Returns:
         Name of each masked weight → bool tensor, True where an element was removed or came back.
     """
     assert growth in GROWTHS
     changed = {}
+    if gradients is None:
+        gradients = gradients_of(module)
     for name, weight, removed in masked_weights(module):
-        if growth == "gradient" and weight.grad is not None:
-            growth_scores = weight.grad.abs().nan_to_num(0.0)  # infinite if AMP tries too large a scale
+        if growth == "gradient" and name in gradients:
+            growth_scores = gradients[name].abs().nan_to_num(0.0)  # infinite if AMP tries too large a scale
         else:
             growth_scores = torch.rand(weight.shape, generator=generator).to(weight.device)
         magnitude = weight.abs().nan_to_num(torch.inf)  # the training reports a NaN
@@ -80,6 +89,16 @@ def regrow(module: nn.Module, share: float, growth: str, generator: torch.Genera
         removed.copy_(~kept)
         weight.masked_fill_(changed[name], 0)
     return changed
+
+
+def gradients_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the gradients of the masked weights that have one, by name.
+
+    Within `netfission.surgery.masks.dense_gradients`, they include those of removed weights.
+    """
+    return {
+        name: weight.grad.clone() for name, weight, _ in masked_weights(module) if weight.grad is not None
+    }
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def calibrate(
         if data.validation is None:
             expected = "another data set, as the run held out no images for validation"
             raise invalid("data", expected, found="nothing")
-        calibration = Calibration.fit(*_logits(network, data.validation, data, config, device))
+        calibration = Calibration.fit(*_logits(network, data.validation, data, config, device), spec.average)
     else:
         images = load_matched(
             name,
@@ -80,12 +80,12 @@ def calibrate(
             corrupt=config.data.corrupt,
         )
         warn_if_seen(images, config)
-        fitted = Calibration.fit(*matched_logits(network, spec, images, config, device))
+        fitted = Calibration.fit(*matched_logits(network, spec, images, config, device), spec.average)
         calibration = replace(fitted, fitted_on=images.kind)
     reliability = None
     if data is not None:
         test = _logits(network, data.test, data, config, device)
-        reliability = ReliabilityReport.from_logits(*test, spec.classes, calibration)
+        reliability = ReliabilityReport.from_logits(*test, spec.classes, calibration, spec.average)
     replaced = readable_calibration(folder)
     files: dict[Path, str | bytes] = {folder.calibration: calibration.to_json()}
     if reliability is not None:

@@ -27,8 +27,9 @@ EVALUATION_BATCH = 256
 def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> Evaluation:
     """Evaluate the network of a run on the test split, and write the metrics into the run's folder.
 
-    If there is a validation split, the network's probabilities are calibrated on it, unless they have been
-    calibrated on other data, see `netfission.runs.calibrate`. The files are `evaluation.json`,
+    The ensemble averages by the rule of the run's method, see `netfission.methods.base.Method`. If there is a
+    validation split, its probabilities are calibrated on it, unless they have been calibrated on other data,
+    see `netfission.runs.calibrate`. The files are `evaluation.json`,
     `calibration.json` and `reliability.json`, see `RunFolder`.
 
     Args:
@@ -39,18 +40,18 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     Raises:
         ValueError: the folder holds no finished run, or the data set has other classes than the network.
     """
-    network, _, data, device = load_for_evaluation(folder, config, data)
+    network, spec, data, device = load_for_evaluation(folder, config, data)
     logits, labels = collect_logits(network, _batches(data.test, data, config, device), device)
-    evaluation = evaluate_logits(logits, labels)
+    evaluation = evaluate_logits(logits, labels, spec.average)
     write_whole(folder.evaluation, evaluation.to_json())
     calibration = readable_calibration(folder)
     if calibration is not None and calibration.fitted_on == VALIDATION:
         calibration = None
     if calibration is None and data.validation is not None:
         validation = _batches(data.validation, data, config, device)
-        calibration = Calibration.fit(*collect_logits(network, validation, device))
+        calibration = Calibration.fit(*collect_logits(network, validation, device), spec.average)
         write_whole(folder.calibration, calibration.to_json())
-    report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration)
+    report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, spec.average)
     write_whole(folder.reliability, report.to_json())
     return evaluation
 

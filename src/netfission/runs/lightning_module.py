@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
-from netfission.ensemble import ensemble_log_probabilities
+from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.methods.base import Method
 from netfission.methods.fission import FissionMethod
 from netfission.runs.setup import augmentation, make_batches
@@ -19,9 +19,14 @@ class DivergedError(RuntimeError):
 
 
 class RunningMetrics:
-    """Sums over one epoch, kept on the device so that no step waits for them."""
+    """Sums over one epoch, kept on the device so that no step waits for them.
 
-    def __init__(self) -> None:
+    Args:
+        average: what the ensemble averages over the exits.
+    """
+
+    def __init__(self, average: Average = "logits") -> None:
+        self.average: Average = average
         self.sums: Tensor | None = None
 
     @torch.no_grad()
@@ -30,7 +35,7 @@ class RunningMetrics:
         logits = logits.detach().float()
         if labels.ndim > 1:
             labels = labels.argmax(dim=1)
-        ensemble = ensemble_log_probabilities(logits)
+        ensemble = ensemble_log_probabilities(logits, self.average)
         votes = torch.cat([logits.argmax(dim=2), ensemble.argmax(dim=1, keepdim=True)], dim=1)
         correct = (votes == labels[:, None]).sum(dim=0)
         nll = -ensemble.gather(1, labels[:, None]).sum()
@@ -77,7 +82,7 @@ class TrainingModule(lightning.LightningModule):
         self.exits = exits
         self.method = method or FissionMethod(MethodConfig())
         self.loss = self.method.loss(config)
-        self.running = {"train": RunningMetrics(), "val": RunningMetrics()}
+        self.running = {name: RunningMetrics(self.method.average) for name in ("train", "val")}
         self.first_bad_step: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's metrics, order of images and random numbers."""
-        self.running["train"] = RunningMetrics()
+        self.running["train"] = RunningMetrics(self.method.average)
         assert isinstance(self.trainer.train_dataloader, Batches)
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
         epoch_seed = (self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank
@@ -109,7 +114,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the epoch's metrics."""
-        self.running["val"] = RunningMetrics()
+        self.running["val"] = RunningMetrics(self.method.average)
 
     def stop_at_bad_loss(self) -> None:
         """Raise DivergedError if a loss was NaN or infinite; the message names the first such step."""

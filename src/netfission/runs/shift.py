@@ -65,7 +65,9 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
     results = []
     for name, (split, transform) in zip(names, others, strict=True):
         other = _logits(classifier, split, config, name, transform)
-        results.append(OutOfDistribution.from_logits(name, test, other, classifier.temperature))
+        results.append(
+            OutOfDistribution.from_logits(name, test, other, classifier.temperature, classifier.spec.average)
+        )
     earlier = folder.load_out_of_distribution() or []
     by_name = {result.data: asdict(result) for result in [*earlier, *results]}
     text = json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n"
@@ -90,7 +92,12 @@ def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 
     names, version = corruption_names(), library_version()
     classifier, data = _classifier(folder, config)
     pixels, labels = _sample(data.test, images, config.fission.seed)
-    measure = partial(CorruptionMetrics.from_logits, labels=labels, temperature=classifier.temperature)
+    measure = partial(
+        CorruptionMetrics.from_logits,
+        labels=labels,
+        temperature=classifier.temperature,
+        average=classifier.spec.average,
+    )
 
     def under(name: str, strength: int) -> CorruptionMetrics:
         changed = corrupt_images(pixels, name, strength, config.fission.seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from netfission.utils.errors import check_choice, first_line, invalid, shortened
 
@@ -76,7 +76,7 @@ def _value(kind: Any, content: Any, where: str) -> Any:
         return content
     arguments = get_args(kind)
     origin = get_origin(kind)
-    if origin is UnionType:
+    if origin in (Union, UnionType):  # `Literal[...] | None` is a Union
         return _one_of(arguments, content, where)
     if origin is Literal:
         if isinstance(content, str):
