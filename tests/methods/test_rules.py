@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
@@ -12,7 +13,9 @@ from netfission.ensemble import ensemble_probabilities
 from netfission.evaluation.calibration import Calibration
 from netfission.methods.born_again import BornAgainLoss
 from netfission.methods.registry import METHODS, find_method
+from netfission.runs.calibrate import calibrate
 from netfission.runs.folder import RunFolder
+from netfission.runs.other_data import evaluate_other_data
 from netfission.runs.train import train
 
 LOGITS = {"fission", "narrow", "multi-exit", "neurotrails", "born-again"}
@@ -69,3 +72,21 @@ def test_the_temperature_is_of_the_rule() -> None:
     labels = ensemble_probabilities(logits, "probabilities").multinomial(1, generator=generator).squeeze(1)
     assert Calibration.fit(logits, labels, "probabilities").temperature == pytest.approx(1.0, abs=0.1)
     assert Calibration.fit(logits, labels, "logits").temperature > 1.5
+
+
+def test_a_new_calibration_follows_the_rule_too(run: RunFolder) -> None:
+    before = run.calibration.read_bytes(), run.reliability.read_bytes()
+    calibrate(run, run.load_config())
+    assert (run.calibration.read_bytes(), run.reliability.read_bytes()) == before
+
+
+def test_other_data_are_scored_by_the_rule_too(run: RunFolder, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for digit in range(10):
+        (tmp_path / "others" / str(digit)).mkdir(parents=True)
+        for number in range(3):
+            pixels = torch.randint(256, (8, 8), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "others" / str(digit) / f"{number}.png")
+    result, _ = evaluate_other_data(run, run.load_config(), str(tmp_path / "others"))
+    assert result.evaluation.average == "probabilities"
+    assert result.reliability.raw.metrics == pytest.approx(result.evaluation.ensemble)
