@@ -1,7 +1,5 @@
 """`python -m netfission` is the command `netfission`."""
 
-import sys
+from netfission.cli import run_process
 
-from netfission.cli import main
-
-sys.exit(main())
+run_process()

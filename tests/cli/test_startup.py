@@ -174,18 +174,35 @@ def test_every_command_names_an_extra_that_exists(command):
     assert COMMANDS[command] in PROJECT["optional-dependencies"]
 
 
-def test_an_interruption_while_modules_are_imported_is_one_line(finished_run, tmp_path):
-    code = """
+@pytest.mark.parametrize("module", ["torch", "numpy._core.numeric"])
+@pytest.mark.parametrize(
+    "interrupt", ["os.kill(os.getpid(), signal.SIGINT)", "exec('raise KeyboardInterrupt')"]
+)
+def test_an_interruption_while_modules_are_imported_is_one_line(interrupt, module):
+    code = f"""
 import os, signal, sys
-from netfission.cli import main
+from netfission.cli import run_process
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            os.kill(os.getpid(), signal.SIGINT)
+        if name == "{module}":
+            sys.meta_path.remove(self)
+            {interrupt}
 
 sys.meta_path.insert(0, Interrupt())
-sys.exit(main(sys.argv[1:]))
+run_process()
 """
-    done = run(code, "evaluate", finished_run)
+    done = run(code, "train")
     assert (done.returncode, done.stderr) == (130, "netfission: stopped; the same command starts over\n")
+
+
+def test_an_interruption_after_the_work_is_ignored():
+    code = """
+import atexit, os, signal
+from netfission.cli import run_process
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+run_process()
+"""
+    done = run(code, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("netfission ")

@@ -1,3 +1,5 @@
+import signal
+import sys
 from itertools import chain
 from typing import Any
 
@@ -122,6 +124,23 @@ def test_held_and_streamed_give_the_same_batches() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+class Interruptible(StreamedSplit):
+    """Labels 1 where Ctrl-C is answered."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, _ = super().__getitem__(index)
+        return image, signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs masks of signals as POSIX has them")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_leave_interruptions_to_the_main_process(workers: int) -> None:
+    _, streamed = _splits()
+    split = Interruptible(streamed.records, streamed.rows, streamed.size)
+    assert set(_rows(_batches(split, workers=workers))) == {workers == 0}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_workers_change_nothing() -> None:
     _, streamed = _splits()
     options = {"shuffle": True, "augment": PAPER}

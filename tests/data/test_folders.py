@@ -152,7 +152,8 @@ def test_a_folder_too_many_is_looked_through(tmp_path: Path, files: str, root: s
         ("test/a/1.png test/b/1.png", "must be a data set with a train split, got the splits test"),
         ("a/1.png b/1.png test/1.png", "must be a data set with a train split, got the splits test"),
         ("train/1.png test/1.png", "/train must be a folder of parquet files, .*, got no class folder"),
-        ("a/1.png b/notes.txt", "/b must be a class folder with images, got no image file"),
+        ("a/1.png b/notes.txt", r"/b must be a class folder .*, got no image file \(1 of another type\)$"),
+        ("a/1.png b/2.heic b/3.heic", r"got no image file \(2 needing pillow-heif\)$"),
         ("train/a/1.png train/b/1.png test/a/1.png test/Bee/1.png", "/test must be .*, got Bee without"),
     ],
 )

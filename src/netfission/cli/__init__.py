@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # not from typing, which is slow to import
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
+    from typing import NoReturn
 
     from netfission.cli.parser import Parser
 
@@ -59,6 +60,18 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
             return 141  # 128 + SIGPIPE, as of a tool that the signal ends
         return _report(error, status, name)
     return 0
+
+
+def run_process() -> "NoReturn":
+    """Run the command line, and end the process with its exit status."""
+    import signal
+
+    try:
+        status = main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped
+    exec("")  # lets Python forget an interruption, for which it would end itself by a signal
+    sys.exit(status)
 
 
 def command_module(name: str) -> "ModuleType":
@@ -117,6 +130,8 @@ def _run(name: str, arguments: "Sequence[str]") -> None:
     from netfission.utils.extras import extra
 
     settings = command_parser(name).parse_args(arguments)
+    import numpy  # noqa: F401 - before torch, which ignores Ctrl-C while it imports NumPy
+
     with extra(COMMANDS[name], f"netfission {name}"):
         command_module(name).run(settings)
 

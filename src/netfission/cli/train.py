@@ -5,6 +5,7 @@ from pathlib import Path
 
 from netfission.cli.parser import PARTS, Parser, run_config
 from netfission.config import RunConfig
+from netfission.utils.outputs import is_output
 from netfission.utils.text import as_text
 
 
@@ -38,10 +39,7 @@ def run(settings: Namespace) -> None:
         announce = LambdaCallback(on_fit_start=lambda *_: print(f"writing to {out}", flush=True))
         evaluation = train_run(config, out, resume=settings.resume, callbacks=[announce])
     except KeyboardInterrupt as error:
-        from netfission.runs.folder import RunFolder
-
-        begun = RunFolder(out).config.is_file()
-        effect = "with --resume goes on" if begun else "starts over"
+        effect = "with --resume goes on" if is_output(out) else "starts over"
         raise KeyboardInterrupt(f"stopped; the same command {effect}") from error
     if evaluation is not None:
         from netfission.runs.folder import RunFolder

@@ -1,6 +1,7 @@
 """Batches ready for the network: normalised, augmented, on the device."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from netfission.data.augment import Augmentation, crop_and_flip, make_mix
 from netfission.data.splits import Split, StreamedSplit, TensorSplit
 from netfission.utils.errors import check_positive_integer, invalid
+from netfission.utils.interrupts import no_interrupts
 
 # Streams of random numbers, one per purpose: those of one epoch never overlap.
 _ORDER, _AUGMENTATION, _WORKERS = range(3)
@@ -38,6 +40,29 @@ class Normalisation:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalise pixels `(batch, channels, height, width)` uint8 to float32."""
         return pixels.float().sub_(self._offset).mul_(self._scale)
+
+
+def decode_batches(
+    split: StreamedSplit, batch_size: int, *, workers: int = 0, **settings: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return an iterator over the batches of a streamed split: pixels uint8, and labels.
+
+    Args:
+        split: the images and labels.
+        batch_size: images per batch.
+        workers: processes that decode, which Ctrl-C does not reach; default 0, in this process.
+        settings: of `torch.utils.data.DataLoader`.
+
+    Example:
+        >>> from netfission.data.splits import ArrayRecords
+        >>> records = ArrayRecords(np.zeros((3, 8, 8), np.uint8), np.array([5, 6, 7]))
+        >>> split = StreamedSplit(records, np.arange(3), (8, 8))
+        >>> [labels.tolist() for images, labels in decode_batches(split, 2)]
+        [[5, 6], [7]]
+    """
+    loader = DataLoader(split, batch_size, num_workers=workers, **settings)
+    with no_interrupts():
+        return iter(loader)
 
 
 class Batches:
@@ -166,16 +191,16 @@ class Batches:
 
     def _streamed(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         assert isinstance(self.split, StreamedSplit)
-        loader = DataLoader(
+        decoded = decode_batches(
             self.split,
             self.batch_size,
+            workers=self.workers,
             sampler=order.tolist(),
             drop_last=self.drop_last,
-            num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=self._generator(_WORKERS, self.rank),  # else it draws from the global one
         )
-        for images, labels in loader:
+        for images, labels in decoded:
             yield (
                 images.to(self.device, non_blocking=True),
                 labels.to(self.device, non_blocking=True),

@@ -266,10 +266,13 @@ def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> Labe
     if not inside or (matches and len(inside) < at_least):
         return _from_table(matches) if matches else None
     _check_class_names(folder, inside)
-    by_class = {path.name: find_images(path).images for path in inside}
-    for name, images in by_class.items():
-        if not images:
-            raise invalid(str(folder / name), "a class folder with images", found="no image file")
+    found = {path.name: find_images(path) for path in inside}
+    for name, below in found.items():
+        if not below.images:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in below.counts().items())
+            contents = f"no image file ({reasons})" if reasons else "no image file"
+            raise invalid(str(folder / name), "a class folder with images", found=contents)
+    by_class = {name: below.images for name, below in found.items()}
     for match in matches:
         if any(_contradicts(match, images) for images in by_class.values()):
             _check_complete(match, folder, sum(map(len, by_class.values())))

@@ -26,6 +26,7 @@ from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.train import train
 from netfission.utils.errors import check_positive_integer
 from netfission.utils.files import write_whole
+from netfission.utils.interrupts import no_interrupts
 
 
 class RunBar(tqdm):  # type: ignore[type-arg]
@@ -111,9 +112,10 @@ def _run_in_workers(cells: Sequence[Cell], out: Path, bar: RunBar, workers: int)
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_worker, args=(cells, out, threads)) for _ in range(workers)]
     records = Records(out / "records")
-    for process in processes:
-        process.start()
     try:
+        with no_interrupts():
+            for process in processes:
+                process.start()
         while any(process.is_alive() for process in processes):
             multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1.0)
             bar.update(bar.initial + sum(records.file(cell).is_file() for cell in cells) - bar.n)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split
+from netfission.data.batches import decode_batches
 from netfission.data.files import find_images
 from netfission.data.formats import open_image
 from netfission.data.images import why_unreadable
@@ -67,7 +67,7 @@ def labelled_batches(split: Split, workers: int) -> Iterator[tuple[Tensor, Tenso
     """Yield all of a split: pixels, uint8 `(batch, channels, height, width)`, and labels `(batch,)`."""
     if isinstance(split, TensorSplit):
         return zip(split.images.split(_BATCH), split.labels.split(_BATCH), strict=True)
-    return iter(DataLoader(split, _BATCH, num_workers=workers))
+    return decode_batches(split, _BATCH, workers=workers)
 
 
 def sample_split(split: Split, n: int) -> Tensor:

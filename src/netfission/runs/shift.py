@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split, TensorSplit
+from netfission.data.batches import decode_batches
 from netfission.data.sources import check_data_name
 from netfission.data.unlabelled import load_unlabelled
 from netfission.evaluation.corruption import (
@@ -141,8 +141,7 @@ def _pixels(split: Split, workers: int) -> Iterator[Tensor]:
     if isinstance(split, TensorSplit):
         yield from split.images.split(EVALUATION_BATCH)
     else:
-        for pixels, _ in DataLoader(split, EVALUATION_BATCH, num_workers=workers):
-            yield pixels
+        yield from (pixels for pixels, _ in decode_batches(split, EVALUATION_BATCH, workers=workers))
 
 
 def _all_logits(classifier: Classifier, batches: Iterable[Tensor]) -> Tensor:

@@ -1,0 +1,34 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from netfission.utils.interrupts import no_interrupts
+
+BLOCKED = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs masks of signals as POSIX has them")
+
+
+def blocked_in_a_new_process() -> bool:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=True)
+    return done.stdout == "True\n"
+
+
+def test_a_process_started_within_gets_no_interruption() -> None:
+    with no_interrupts():
+        assert blocked_in_a_new_process()
+    assert not blocked_in_a_new_process()
+
+
+def test_an_interruption_waits_for_the_end() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it is raised at the end
+        with no_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("all")
+        done.append("too much")
+    assert done == ["all"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
