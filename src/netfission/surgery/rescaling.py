@@ -18,7 +18,7 @@ def unnormalised_weights(network: nn.Module, images: Tensor) -> set[str]:
     """Return the prunable weights of the layers that run after the last normalisation layer of a network.
 
     A normalisation layer is one of PyTorch's, or one whose class says so in its name. `LocalResponseNorm`
-    is none, as it hardly changes a scale.
+    is not one, as it hardly changes a scale.
 
     Args:
         network: images → logits.
