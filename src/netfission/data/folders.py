@@ -225,14 +225,14 @@ def _read_split_folders(
     splits: dict[SplitName, LabelledImages] = {}
     classes: set[str] = set()
     for split, folder in folders.items():
-        own = _Tables(folder)
-        matches = own.match_all() or tables.match(split, folder)
+        inner_tables = _Tables(folder)
+        matches = inner_tables.match_all() or tables.match(split, folder)
         part = _read_classes(_look_through(folder, classes), matches, at_least=1 if classes else 2)
         if part is not None:
             splits[split] = part
             classes |= set(part.labels.values())
         elif split == "train":
-            raise _no_classes(folder, own, tables)
+            raise _no_classes(folder, inner_tables, tables)
     return splits
 
 

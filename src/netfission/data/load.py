@@ -90,8 +90,7 @@ def load_data(
         image_size: height and width in pixels; images are scaled to cover it and cropped at their centre.
             Default: unchanged, if all images have one size.
         validation: share of each class's training images to hold out, in [0, 1). A class of one image stays
-            in the training split. If the data set has a validation split, that is used in place of any share
-            above 0.
+            in the training split. If the data set has a validation split, that replaces any share above 0.
         seed: determines which images are held out, and which a limit keeps.
         corrupt: `refuse` raises an error at the first image that cannot be decoded; `skip` leaves such images
             out and warns of their number. A streamed data set raises the error when the image is accessed;
@@ -103,8 +102,8 @@ def load_data(
 
     Raises:
         ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
-            out of range, an image is corrupt, there is only one class, or a split or the training images of a
-            class are empty.
+            out of range, or an image is corrupt. Also if there is only one class, or if a split or class has
+            no readable image.
         FileNotFoundError: the folder does not exist.
         ConnectionError: the hub is out of reach.
 

@@ -34,13 +34,13 @@ class RunBar(tqdm):  # type: ignore[type-arg]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
 
     def say(self, line: str) -> None:
         """Print a line unless it was printed before or the bar is disabled."""
-        if line not in self.said and not self.disable:
+        if line not in self.printed and not self.disable:
             self.write(line)
-        self.said.add(line)
+        self.printed.add(line)
 
 
 def run_missing(
