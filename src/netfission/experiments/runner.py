@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class RunBar(tqdm):  # type: ignore[type-arg]
     def say(self, line: str) -> None:
         """Print a line unless it was printed before or the bar is disabled."""
         if line not in self.printed and not self.disable:
-            self.write(line)
+            self.write(line, file=sys.stderr)  # where the bar is
         self.printed.add(line)
 
 
