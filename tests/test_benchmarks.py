@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 import netfission as nf
+from netfission.models import create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import cells
 import contenders
 import inference
+import masks
 import training
 
 MODEL = "cifar-resnet18-w16"
@@ -78,6 +80,36 @@ def test_training_says_what_masks_add(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"masks add {weights / copies - 1:.1%} (quartiles" in printed
     assert "fission by copies, 3 exits: no masks: cross-entropy of every exit and ensemble" in printed
+
+
+def test_masks_are_compared_with_hooks_alone(tmp_path, capsys):
+    out = tmp_path / "masks.json"
+    masks.main(["--models", "wrn-10-1", "--batch", "2", "--rounds", "2", "--out", str(out)])
+    cells = json.loads(out.read_text())["cells"]
+    assert [(cell["grouping"], cell["measured"]) for cell in cells] == [
+        (grouping, what)
+        for grouping in ("channels", "weights")
+        for what in ("training step", "inference of one image")
+    ]
+    for cell in cells:
+        assert list(cell["networks"]) == ["now", "hooks", "none"]
+        assert cell["networks"]["hooks"]["ratio_median"] == 1
+    assert "wrn-10-1, by weights, training step, now" in capsys.readouterr().out
+
+
+def test_hooks_alone_train_as_masks_do():
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    net = nf.fission(create_model("wrn-10-1", 10), 3, example_input=images)
+    others = [masks.with_hooks(net), masks.without_masks(net)]
+    for network in (net, *others):
+        step = masks.training_step(network, images, labels)
+        step()
+        step()
+    hooks, none = (
+        [torch.equal(*pair) for pair in zip(net.parameters(), other.parameters(), strict=True)]
+        for other in others
+    )
+    assert all(hooks) and not all(none)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)

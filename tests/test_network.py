@@ -66,6 +66,24 @@ def test_every_stage_runs_once(net: nf.FissionNetwork, training: bool) -> None:
     assert counts == [3, *(3 - after for after in net.branch_after)]
 
 
+def test_every_path_is_called_as_a_module(net: nf.FissionNetwork) -> None:
+    """Hooks, profilers and sharding by path rest on it."""
+    called: list[int] = []
+    for number, path in enumerate(net.paths):
+        path.register_forward_hook(lambda *_, number=number: called.append(number))
+    net(IMAGES)
+    assert sorted(called) == list(range(net.exits))
+
+
+def test_a_path_returns_the_features_asked_for() -> None:
+    path = build([1]).eval().exit_paths[0]
+    features = torch.rand(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    logits, kept = path(features, [2, 0, 2])
+    assert torch.equal(logits, path(features))
+    assert kept[1] is features and kept[0] is kept[2]
+    assert torch.equal(kept[0], path.stages[1](path.stages[0](features)))
+
+
 def test_shared_norms_see_a_batch_once() -> None:
     net = build([1, 2]).train()
     net(IMAGES)

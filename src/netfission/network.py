@@ -29,24 +29,38 @@ class ExitPath(MaskedModule):
         self.stages = nn.ModuleList(stages)
         self.head = head
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features at the branch point to logits `(batch, classes)`."""
-        for stage in self.stages:
+    def forward(
+        self, features: Tensor, keep: Sequence[int] | None = None
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Map features at the branch point to logits `(batch, classes)`.
+
+        Args:
+            features: input of the first stage.
+            keep: numbers of stages, counted from 1, whose features are returned as well; 0 for the input.
+
+        Returns:
+            Logits; if `keep` is given, logits and the features that it names, in its order.
+        """
+        kept = {0: features}
+        for number, stage in enumerate(self.stages, start=1):
             features = stage(features)
+            if keep is not None and number in keep:
+                kept[number] = features
         logits: Tensor = self.head(features)
-        return logits
+        return logits if keep is None else (logits, [kept[number] for number in keep])
 
 
 class FissionNetwork(MaskedModule):
     """One network with several exits, whose early stages are shared and run once.
 
     It is a plain `nn.Module` and works with any optimiser, training loop and batch size, `torch.compile`,
-    `torch.export`, `deepcopy`, pickling and DDP. Exit 0 runs through all of `paths[0]`. Exit k leaves it
-    after stage `branch_after[k - 1]` and continues through `paths[k]`, which holds the later stages.
+    `torch.export`, `torch.func`, `deepcopy`, pickling, DDP and FSDP2. Exit 0 runs through all of `paths[0]`.
+    Exit k leaves it after stage `branch_after[k - 1]` and continues through `paths[k]`, which holds the
+    later stages. Each path is called as a module, so hooks on it run, and it can be sharded alone.
 
-    Removed weights are exactly 0 and stay 0. A bool buffer beside each weight marks them (1 byte per
-    weight). Their gradients are zeroed in place as they arrive, so a forward pass makes no masked copy of
-    any weight; see `netfission.surgery.masks.apply_masks`.
+    The forward pass uses 0 for each removed weight, whatever changed the weight before, and its gradient is
+    0. A bool buffer beside each weight marks them (1 byte per weight); see
+    `netfission.surgery.masks.apply_masks`. `torch.nn.utils.parametrize` on such a weight is refused.
 
     Parameter names end in the parameter's name in the original model:
     `paths.1.stages.0.layer3.0.conv1.weight` is exit 1's share of `layer3.0.conv1.weight`.
@@ -103,13 +117,9 @@ class FissionNetwork(MaskedModule):
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`."""
         trunk, *branches = self.exit_paths
-        features = [self.stem(images)]
-        for stage in trunk.stages:
-            features.append(stage(features[-1]))
-        logits = [trunk.head(features[-1])]
-        for path, after in zip(branches, self.branch_after, strict=True):
-            logits.append(path(features[after]))
-        return torch.stack(logits, dim=1)
+        logits, features = trunk(self.stem(images), self.branch_after)
+        others = [path(inputs) for path, inputs in zip(branches, features, strict=True)]
+        return torch.stack([logits, *others], dim=1)
 
     @property
     def exit_paths(self) -> list[ExitPath]:
@@ -167,7 +177,7 @@ class FissionNetwork(MaskedModule):
         return Ensemble(self, average)
 
 
-class Ensemble(nn.Module):
+class Ensemble(MaskedModule):
     """A fissioned network as one classifier, in the network's mode: images → logits `(batch, classes)`.
 
     With `average="logits"` (the paper) it returns the mean of the exits' logits, with

@@ -6,7 +6,8 @@ import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import settings
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import prune as _prune  # noqa: F401  # else `nn.utils.prune` is not there
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 import netfission as nf
 from netfission.models import create_model
-from netfission.surgery.masks import apply_masks, dense_gradients, kept_masks, prunable_weights
+from netfission.surgery.masks import (
+    apply_masks,
+    dense_gradients,
+    discard_masks,
+    kept_masks,
+    prunable_weights,
+)
 
 FEW = settings(deadline=None, max_examples=80)
 CLASSES = 10
@@ -119,9 +129,9 @@ def net() -> nf.FissionNetwork:
     return build()
 
 
-def loss_of(net: nn.Module, images: Tensor = IMAGES) -> Tensor:
+def loss_of(net: Callable[[Tensor], Any], images: Tensor = IMAGES, labels: Tensor = LABELS) -> Tensor:
     logits = net(images)
-    labels = LABELS[: len(images)].repeat_interleave(logits.shape[1])
+    labels = labels[: len(images)].repeat_interleave(logits.shape[1])
     return F.cross_entropy(logits.flatten(0, 1).float(), labels)
 
 
@@ -132,6 +142,12 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, watch: Watch, steps:
         optimizer.step()
         watch.zero(net)
     watch.trained(net)
+
+
+def dense(net: nn.Module, loss: Callable[[nn.Module], Tensor] = loss_of) -> tuple[Tensor, ...]:
+    """The gradients of all parameters, those of removed weights as well."""
+    with dense_gradients(net):
+        return torch.autograd.grad(loss(net), list(net.parameters()))
 
 
 def sgd(net: nn.Module) -> torch.optim.Optimizer:
@@ -203,8 +219,7 @@ def test_lbfgs(net: nf.FissionNetwork) -> None:
 
 def test_gradients_of_removed_weights_are_zero_and_would_not_be(net: nf.FissionNetwork) -> None:
     watch = Watch(net)
-    raw = torch.autograd.grad(loss_of(net), list(net.parameters()))
-    net.zero_grad()
+    raw = dense(net)
     loss_of(net).backward()
     for (name, parameter), gradient in zip(net.named_parameters(), raw, strict=True):
         assert parameter.grad is not None
@@ -219,14 +234,7 @@ def test_gradients_of_removed_weights_are_zero_and_would_not_be(net: nf.FissionN
 
 def test_gradients_of_removed_weights_can_be_looked_at(net: nf.FissionNetwork) -> None:
     watch = Watch(net)
-    raw = dict(
-        zip(
-            dict(net.named_parameters()),
-            torch.autograd.grad(loss_of(net), list(net.parameters())),
-            strict=True,
-        )
-    )
-    net.zero_grad()
+    raw = dict(zip(dict(net.named_parameters()), dense(net), strict=True))
     with dense_gradients(net):
         for _ in range(2):  # they are added up
             loss_of(net).backward()
@@ -268,7 +276,7 @@ def test_gradient_accumulation(net: nf.FissionNetwork) -> None:
 
 def test_clipping_sees_the_kept_weights_only(net: nf.FissionNetwork) -> None:
     watch, optimizer = Watch(net), sgd(net)
-    raw = torch.autograd.grad(loss_of(net), list(net.parameters()))
+    raw = dense(net)
     squares = 0.0
     everything = 0.0
     for (name, _), gradient in zip(net.named_parameters(), raw, strict=True):
@@ -325,16 +333,7 @@ AVERAGES: dict[str, dict[str, Any]] = {
 }
 
 
-BOOL = pytest.mark.xfail(
-    raises=NotImplementedError,
-    strict=True,
-    reason="torch's plain average subtracts buffers; bool has no minus",
-)
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=BOOL if kind == "plain with buffers" else ()) for kind in AVERAGES]
-)
+@pytest.mark.parametrize("kind", AVERAGES)
 def test_averages_of_the_weights(net: nf.FissionNetwork, kind: str) -> None:
     watch, optimizer = Watch(net), sgd(net)
     average = AveragedModel(net, **AVERAGES[kind])
@@ -501,17 +500,355 @@ def test_conversions(net: nf.FissionNetwork, kind: str) -> None:
     watch.trained(net)
 
 
-def test_conversions_that_make_new_parameters(net: nf.FissionNetwork) -> None:
+@pytest.fixture(params=["overwrite", "swap"])
+def new_parameters(request: pytest.FixtureRequest) -> Iterator[str]:
+    """PyTorch's two settings under which a conversion does not change a parameter's data in place."""
+    turn = getattr(torch.__future__, f"set_{request.param}_module_params_on_conversion")
+    turn(True)
+    yield request.param
+    turn(False)
+
+
+def test_conversions_that_make_new_parameters(net: nf.FissionNetwork, new_parameters: str) -> None:
     watch, before = Watch(net), next(net.parameters())
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    try:
-        net.double().float()
-    finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(False)
-    assert next(net.parameters()) is not before
-    loss_of(net).backward()
-    assert not any(net.get_parameter(n).grad[removed].any() for n, removed in watch.removed.items())
+    net.double()
+    assert (next(net.parameters()) is before) == (new_parameters == "swap")
+    loss_of(net, IMAGES.double()).backward()
+    zero_gradients(net)
+    net.zero_grad()
+    train(net.float(), sgd(net), watch)
+    net.load_state_dict(copy.deepcopy(net.state_dict()))  # swaps parameters as well
     train(net, sgd(net), watch)
+
+
+# --- the forward pass, whatever changed a weight -----------------------------------------------------
+
+
+def zero_gradients(net: nn.Module) -> None:
+    """Assert that gradients of removed weights are 0 and those of others are not."""
+    for name, removed in masks_of(net).items():
+        gradient = net.get_parameter(name).grad
+        assert gradient is not None and gradient.any(), name
+        assert not gradient[removed].any(), name
+
+
+def plain(net: nf.FissionNetwork) -> nn.Module:
+    """A copy without masks, its removed weights set to 0 by multiplication."""
+    stored = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    other = copy.deepcopy(net)
+    discard_masks(other)
+    kept = kept_masks(net)
+    for name, parameter in other.named_parameters():
+        parameter.data.copy_(stored[name] * kept.get(name, 1))
+    return other.requires_grad_(True)
+
+
+def gradient_steps(net: nn.Module) -> None:
+    parameters = list(net.parameters())
+    for _ in range(2):
+        gradients = torch.autograd.grad(loss_of(net), parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.1 * gradient
+
+
+def noise(net: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.rand(parameter.shape, generator=seeded()))
+
+
+def noise_on_data(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.data.add_(torch.rand(parameter.shape, generator=seeded()))
+
+
+def other_data(net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.data = torch.rand(parameter.shape, generator=seeded())
+
+
+def vector(net: nn.Module) -> None:
+    size = sum(parameter.numel() for parameter in net.parameters())
+    nn.utils.vector_to_parameters(torch.rand(size, generator=seeded()), net.parameters())
+
+
+def initialised(net: nn.Module) -> None:
+    for name in masks_of(net):
+        nn.init.kaiming_normal_(net.get_parameter(name), generator=seeded())
+
+
+def other_parameters(net: nn.Module) -> None:
+    for name in masks_of(net):
+        path, _, attribute = name.rpartition(".")
+        weight = net.get_parameter(name)
+        setattr(net.get_submodule(path), attribute, nn.Parameter(torch.rand_like(weight)))
+
+
+def stage_loaded(net: nn.Module) -> None:
+    stage = net.get_submodule("paths.1.stages.0")
+    full = {
+        name: value if "_removed" in name else torch.ones_like(value)
+        for name, value in stage.state_dict().items()
+    }
+    stage.load_state_dict(full)
+
+
+CHANGES: dict[str, Callable[[nn.Module], None]] = {
+    "steps by autograd.grad": gradient_steps,
+    "noise": noise,
+    "noise on .data": noise_on_data,
+    "another .data": other_data,
+    "vector_to_parameters": vector,
+    "nn.init": initialised,
+    "other parameters": other_parameters,
+    "load_state_dict of a stage": stage_loaded,
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_the_forward_pass_uses_zeros_whatever_changed_a_weight(net: nf.FissionNetwork, kind: str) -> None:
+    watch = Watch(net)
+    CHANGES[kind](net)
+    expected = plain(net).eval()(IMAGES)
+    assert torch.equal(net.eval()(IMAGES), expected)
+    watch.zero(net)  # the stored weights are 0 again
+    loss_of(net.train()).backward()
+    zero_gradients(net)
+    train(net, sgd(net), watch)
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_state_dict_holds_zeros_whatever_changed_a_weight(net: nf.FissionNetwork, kind: str) -> None:
+    CHANGES[kind](net)
+    state = net.state_dict()
+    assert all(not state[name][removed].any() for name, removed in masks_of(net).items())
+
+
+def test_weights_that_change_while_the_network_is_frozen(net: nf.FissionNetwork) -> None:
+    net.requires_grad_(False)
+    noise_on_data(net)
+    assert torch.equal(net.eval()(IMAGES), plain(net).eval()(IMAGES))
+
+
+def test_weights_that_are_made_in_inference_mode(net: nf.FissionNetwork) -> None:
+    with torch.inference_mode():
+        other = copy.deepcopy(net).eval()
+        noise_on_data(other)
+        expected = other(IMAGES)
+    with torch.no_grad():
+        assert torch.equal(other(IMAGES), expected)
+        noise_on_data(net)
+        assert torch.equal(net.eval()(IMAGES), expected)
+
+
+def test_a_stage_alone(net: nf.FissionNetwork) -> None:
+    stage = copy.deepcopy(net.exit_paths[0].stages[0])
+    noise_on_data(stage)
+    stage(torch.rand(2, 16, 8, 8, generator=seeded())).square().sum().backward()
+    zero_gradients(stage)
+    Watch.zero(watch_of(stage), stage)
+
+
+def watch_of(module: nn.Module) -> Watch:
+    watch = Watch.__new__(Watch)
+    watch.removed = masks_of(module)
+    return watch
+
+
+def test_a_forward_pass_that_a_checkpoint_repeats(net: nf.FissionNetwork) -> None:
+    reference = copy.deepcopy(net)
+    noise_on_data(net)
+    noise_on_data(reference)
+    loss_of(lambda images: checkpoint(net, images, use_reentrant=False)).backward()  # type: ignore[arg-type]
+    loss_of(reference).backward()
+    zero_gradients(net)
+    for one, other in zip(net.parameters(), reference.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+def test_gradients_of_gradients(net: nf.FissionNetwork) -> None:
+    gradients = torch.autograd.grad(loss_of(net), list(net.parameters()), create_graph=True)
+    torch.stack([gradient.square().sum() for gradient in gradients]).sum().backward()
+    zero_gradients(net)
+
+
+def test_hooks_that_change_gradients(net: nf.FissionNetwork) -> None:
+    net(IMAGES)
+    for parameter in net.parameters():
+        parameter.register_hook(lambda gradient: gradient + 1)
+    loss_of(net).backward()
+    zero_gradients(net)
+
+
+def test_functional_calls(net: nf.FissionNetwork) -> None:
+    net.eval()
+    given = {name: torch.rand_like(p) for name, p in net.named_parameters()}
+    before = {name: value.clone() for name, value in given.items()}
+    gradients = torch.func.grad(lambda values: loss_of(partial(functional_call, net, values)))(given)
+    for name, removed in masks_of(net).items():
+        assert gradients[name].any() and not gradients[name][removed].any()
+    assert all(torch.equal(value, before[name]) for name, value in given.items())  # pure
+    zeros = {name: value * kept_masks(net).get(name, 1) for name, value in given.items()}
+    assert torch.equal(functional_call(net, given, IMAGES), functional_call(net, zeros, IMAGES))
+
+
+def test_a_functional_call_leaves_the_parameters_of_others_alone(net: nf.FissionNetwork) -> None:
+    others = [plain(build(seed=1)), build(seed=1)]
+    for other in others:
+        noise_on_data(other)
+        state = copy.deepcopy(dict(other.named_parameters()))
+        loss_of(partial(functional_call, net, dict(other.named_parameters()))).backward()
+        for name, parameter in other.named_parameters():
+            assert torch.equal(parameter, state[name]), name
+    gradient = next(iter(others[0].parameters())).grad
+    assert gradient is not None
+    others[0](IMAGES).sum().backward()
+    assert all(p.grad is not None and p.grad.all() for n, p in others[0].named_parameters() if "conv" in n)
+
+
+def test_several_networks_by_vmap() -> None:
+    nets = [build(seed).eval() for seed in range(2)]
+    states = torch.func.stack_module_state(nets)
+    for value in states[0].values():
+        value.data.add_(1.0)
+    outputs = torch.func.vmap(lambda p, b: functional_call(nets[0], (p, b), IMAGES))(*states)
+    for output, one in zip(outputs, nets, strict=True):
+        for parameter in one.parameters():
+            parameter.data.add_(1.0)
+        torch.testing.assert_close(output, plain(one).eval()(IMAGES), rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_by_example(net: nf.FissionNetwork) -> None:
+    net.eval()
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(net, values, image[None])[:, 2], label[None])
+
+    by_example = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, IMAGES, LABELS)
+    for name, removed in masks_of(net).items():
+        assert not by_example[name][:, removed].any()
+
+
+def masked_linear() -> nn.Linear:
+    layer = nn.Linear(3, 2, bias=False)
+    apply_masks(layer, {"weight": torch.tensor([[True, False, True], [False, True, True]])})
+    return layer
+
+
+def test_parametrizations_are_refused() -> None:
+    layer = masked_linear()
+    weight = layer.weight
+    for parametrization in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        with pytest.raises(
+            ValueError, match=r"^weight must be a plain parameter of Linear while some of its"
+        ):
+            parametrization(layer)
+        assert layer.weight is weight and list(layer.state_dict()) == ["weight", "weight_removed"]
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    return nn.utils.prune.random_unstructured(layer, "weight", amount=1)
+
+
+def normed(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "unwrap"),
+    [(pruned, nn.utils.prune.remove), (normed, nn.utils.remove_weight_norm)],
+)
+def test_hooks_that_compute_the_weight(
+    wrap: Callable[[nn.Module], nn.Module], unwrap: Callable[..., nn.Module]
+) -> None:
+    layer = masked_linear()
+    removed = layer.get_buffer("weight_removed")
+    wrap(layer)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (layer(torch.rand(4, 3, generator=seeded())) + 1).square().sum().backward()
+        optimizer.step()
+        for parameter in layer.parameters():
+            parameter.data.add_(0.1)
+        outputs = layer(torch.eye(3)).T  # the weight that the layer uses
+        assert not outputs[removed].any() and outputs[~removed].any()
+    unwrap(layer, "weight")
+    nn.init.ones_(layer.weight)
+    assert torch.equal(layer(torch.eye(3)).T, 1 - removed.float())
+    layer(torch.ones(1, 3)).sum().backward()
+    assert layer.weight.grad is not None and not layer.weight.grad[removed].any()
+
+
+def test_weights_that_another_module_reads() -> None:
+    """Attention reads the weight of its output projection without a call of that layer."""
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    kept = {n: torch.rand(w.shape, generator=seeded()) > 0.5 for n, w in prunable_weights(attention).items()}
+    apply_masks(attention, kept)
+    noise_on_data(attention)
+    reference = nn.MultiheadAttention(8, 2, batch_first=True)
+    reference.load_state_dict(
+        {name: p.detach() * kept.get(name, 1) for name, p in attention.named_parameters()}
+    )
+    tokens = torch.rand(2, 5, 8, generator=seeded())
+    output, expected = (module(tokens, tokens, tokens)[0] for module in (attention, reference))
+    assert torch.equal(output, expected)
+    output.sum().backward()
+    zero_gradients(attention)
+
+
+def test_replicas_of_data_parallel() -> None:
+    """Replicas hold the copies of parameters as plain attributes."""
+    layer = masked_linear()
+    replica = layer._replicate_for_data_parallel()
+    weight = torch.rand(2, 3, requires_grad=True)
+    replica.weight, replica.bias = weight * 1, None
+    assert torch.equal(replica(torch.eye(3)).T, weight * ~layer.get_buffer("weight_removed"))
+    assert isinstance(layer.weight, nn.Parameter)
+
+
+def test_masked_layers_look_like_their_class() -> None:
+    layer = masked_linear()
+    assert isinstance(layer, nn.Linear)
+    assert repr(layer) == repr(nn.Linear(3, 2, bias=False))
+    apply_masks(layer, {"weight": torch.ones(2, 3, dtype=torch.bool)})  # once more
+    for other in (copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer)), layer):
+        assert type(other) is type(layer) is not nn.Linear
+    discard_masks(layer)
+    assert type(layer) is nn.Linear
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_network_whose_weights_change(net: nf.FissionNetwork, backend: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        torch._dynamo.reset()
+        compiled = torch.compile(net, backend=backend, fullgraph=True)
+        for _ in range(2):
+            noise_on_data(net)
+            expected = plain(net)(IMAGES)
+            output = compiled(IMAGES)
+            torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
+        output.square().sum().backward()
+        zero_gradients(net)
+        with dense_gradients(net):
+            raw = torch.autograd.grad(loss_of(compiled), list(net.parameters()))
+        torch._dynamo.reset()
+    for gradient, expected in zip(raw, dense(net), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_network_whose_weights_changed(net: nf.FissionNetwork, strict: bool) -> None:
+    noise_on_data(net.eval())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        program = torch.export.export(net, (IMAGES,), strict=strict)
+    assert torch.equal(program.module()(IMAGES), plain(net).eval()(IMAGES))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -558,17 +895,7 @@ def test_other_networks_in_the_process_are_left_alone(net: nf.FissionNetwork) ->
 
 
 def test_distributed_training(tmp_path: Path) -> None:
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    states = in_two_processes("ddp", tmp_path)
     parameters = [name for name, _ in build().named_parameters()]
     assert all(torch.equal(states[0][name], states[1][name]) for name in parameters)
     net = build()
@@ -579,12 +906,48 @@ def test_distributed_training(tmp_path: Path) -> None:
     watch.trained(net)
 
 
-def _one_process(rank: int, folder: Path) -> None:
+@pytest.mark.parametrize("sharding", ["fsdp2_network", "fsdp2_parts", "fsdp2_layers"])
+def test_fully_sharded_training_equals_one_process(sharding: str, tmp_path: Path) -> None:
+    states = in_two_processes(sharding, tmp_path)
+    net = build().eval()  # running statistics would be each process's own
+    optimizer = sgd(net)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(net, IMAGES + step).backward()
+        optimizer.step()
+    for state in states:
+        assert state.keys() == net.state_dict().keys()
+        for name, value in net.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
+
+
+def in_two_processes(kind: str, folder: Path) -> list[dict[str, Tensor]]:
+    """Train in two processes; return the state dict of each."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, kind, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _one_process(kind: str, rank: int, folder: Path) -> None:
     """Train on this rank's share of the images; every rank's removed weights must stay 0."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    net = build()
+    train_parallel, net = _ddp if kind == "ddp" else _fsdp2, build()
+    torch.save(train_parallel(net, rank, kind), folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _ddp(net: nf.FissionNetwork, rank: int, _: str) -> dict[str, Tensor]:
     watch, optimizer = Watch(net), sgd(net)
     parallel = nn.parallel.DistributedDataParallel(net)
     for step in range(3):
@@ -596,10 +959,34 @@ def _one_process(rank: int, folder: Path) -> None:
         optimizer.step()
         watch.zero(net)
     watch.trained(net)
-    torch.save(net.state_dict(), folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return net.state_dict()
+
+
+def _fsdp2(net: nf.FissionNetwork, rank: int, kind: str) -> dict[str, Tensor]:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    removed = masks_of(net)
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    parts = {"network": [], "parts": [net.stem, *net.exit_paths], "layers": layers}
+    for part in (*parts[kind.removeprefix("fsdp2_")], net):
+        fully_shard(part)
+    optimizer = sgd(net.eval())
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(net, IMAGES[rank::2] + step, LABELS[rank::2]).backward()
+        optimizer.step()
+        if step == 1:  # other changes do no harm
+            for name in removed:
+                weight = net.get_parameter(name)
+                assert isinstance(weight, DTensor)
+                noise = distribute_tensor(1.0 * removed[name], weight.device_mesh, weight.placements)
+                weight.data.add_(noise)
+    state = net.state_dict()
+    return {
+        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()
+    }
 
 
 if __name__ == "__main__":
-    _one_process(int(sys.argv[1]), Path(sys.argv[2]))
+    _one_process(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method
 from netfission.methods.checks import check_several_exits, unsuitable_model
 from netfission.methods.fission import FissionMethod
-from netfission.network import ExitPath, FissionNetwork
+from netfission.network import FissionNetwork
 from netfission.surgery.backbone import resolve_branches
 from netfission.surgery.masks import MaskedModule
 from netfission.utils.modes import in_mode
@@ -95,12 +95,9 @@ def run_through(single: FissionNetwork, images: Tensor) -> tuple[list[Tensor], T
         >>> [tuple(values.shape) for values in features], tuple(logits.shape)
         ([(2, 16, 8, 8), (2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)], (2, 10))
     """
-    path = single.paths[0]
-    assert isinstance(path, ExitPath)
-    features = [single.stem(images)]
-    for stage in path.stages:
-        features.append(stage(features[-1]))
-    return features, path.head(features[-1])
+    (path,) = single.exit_paths
+    logits, features = path(single.stem(images), range(len(path.stages) + 1))
+    return features, logits
 
 
 class MultiExitMethod(Method):
