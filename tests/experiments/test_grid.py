@@ -14,7 +14,7 @@ def test_whole_seeds_come_first(grid_of):
         ("single", 0), ("treenet", 0), ("single", 1), ("treenet", 1),
     ]  # fmt: skip
     assert cells[0].config.fission.exits == 1
-    assert cells[1].config.fission.grouping == "copies"
+    assert cells[1].config.method.method == "treenet"
     assert len({cell.key for cell in cells}) == 4
 
 

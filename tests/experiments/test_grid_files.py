@@ -57,6 +57,7 @@ def test_scales_differ_in_settings_alone():
 
 def test_factors_multiply_the_value_at_the_scale():
     text = "scales: {laptop: , paper: , own: }\ncontenders: {long: {exits: 1, multiply: {%s}}}"
+    assert read_grid("g", text % "epochs: 1.15").at("paper").config("long", 0).training.epochs == 230
     for scale, epochs in (("laptop", 30), ("paper", 300), ("own", 45)):  # 30 epochs unless set
         assert read_grid("g", text % "epochs: 1.5").at(scale).config("long", 0).training.epochs == epochs
     wider = read_grid("g", text % "learning_rate: 3").at("laptop").config("long", 0)
@@ -72,6 +73,10 @@ def test_factors_multiply_the_value_at_the_scale():
         ),
         ("flip: 2", r"g.contenders.long.multiply.flip must be a setting that is a number, got True"),
         ("epoch: 2", r"g.contenders.long.multiply.epoch must be a setting that is a number, got None"),
+        (
+            "exits: 3",
+            r"g.contenders.long.multiply.exits must be left out, as the contender sets",
+        ),
         ("epochs: two", r"g.contenders.long.multiply.epochs must be a number, got \"two\""),
     ):
         with pytest.raises(ValueError, match=message):

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from netfission.cli import main
+from netfission.evaluation import evaluate_logits
 from netfission.experiments.records import Records
 from netfission.experiments.runner import run_folder, run_missing
 
@@ -77,10 +79,12 @@ def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
 def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monkeypatch):
     done = []
 
+    evaluation = json.loads(evaluate_logits(torch.zeros(4, 1, 3), torch.zeros(4).long()).to_json())
+
     def slow(cell, out, records, say):
         done.append(cell.key)
         time.sleep(0.2)
-        return records.write(cell, environment={}, seconds=0.0, error=None, evaluation={})
+        return records.write(cell, environment={}, seconds=0.0, error=None, evaluation=evaluation)
 
     monkeypatch.setattr("netfission.experiments.runner.run_cell", slow)
     cells = grid_of("single", "treenet", seeds=2).cells()

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from netfission.config import FissionConfig, MethodConfig, RunConfig
+from netfission.experiments.costs import TimedContender, measure_costs
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.born_again import BornAgain, BornAgainLoss
 from netfission.methods.registry import find_method
@@ -106,6 +107,7 @@ def test_each_generation_has_its_epochs_and_a_resumed_run_ends_bit_identical(tmp
         ({"epochs": 3}, r"^epochs must be a multiple of generations=2, got 3$"),
         ({"exits": 3}, r"^exits must be 1 with method=born-again, got 3; it has one prediction$"),
         ({"generations": 1}, r"^generations must be at least 2, got 1$"),
+        ({"devices": 2}, r"^devices must be 1 with method=born-again, got 2; other generations get no"),
         ({"generations": 0}, r"^generations must be a positive integer, got 0$"),
         (
             {"ema": 0.9},
@@ -117,3 +119,17 @@ def test_invalid_settings_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(RunConfig.from_dict(SETTINGS | changes), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_its_cost_is_that_of_the_network_it_ends_with():
+    """Half of its steps run the teacher as well: a third more than a single network's step."""
+    config = RunConfig.from_dict(SETTINGS | {"data": "digits"})
+    network = build()
+    network.start(1)
+    images = torch.rand(128, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    costs = measure_costs({"born-again": TimedContender(network, config)}, CREATE(0), images, rounds=1)
+    cost, single = costs.contenders["born-again"], costs.single
+    assert cost.size == single.size
+    teacher = cost.training_macs - single.training_macs
+    assert teacher == pytest.approx(single.size.macs_dense / 2)
+    assert set(cost.deployed) == {1, 128}

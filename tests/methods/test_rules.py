@@ -1,6 +1,8 @@
 """Each method is trained and scored by the rules of its authors."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,22 @@ from PIL import Image
 from netfission.classifier import Classifier
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.ensemble import ensemble_probabilities
+from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import Calibration
+from netfission.experiments.grid import Grid
+from netfission.experiments.records import Records
+from netfission.export.cascade import check_cascade
 from netfission.methods.born_again import BornAgainLoss
 from netfission.methods.registry import METHODS, find_method
+from netfission.report.votes import collect_votes
 from netfission.runs.calibrate import calibrate
+from netfission.runs.evaluate import evaluate, evaluate_cascade
 from netfission.runs.folder import RunFolder
 from netfission.runs.other_data import evaluate_other_data
+from netfission.runs.setup import load_run_data, make_batches
 from netfission.runs.train import train
+from netfission.serve.app import ImageResult
+from netfission.serve.responses import json_answers
 
 LOGITS = {"fission", "narrow", "multi-exit", "neurotrails", "born-again"}
 MEANS = {"batch-ensemble", "packed", "neurotrails"}
@@ -30,8 +41,13 @@ def test_each_method_states_its_rules_and_their_source(name: str) -> None:
     loss = find_method(MethodConfig(name)).loss(TrainingConfig())
     if not isinstance(loss, BornAgainLoss):
         assert loss.reduction == ("mean" if name in MEANS else "sum")
-        assert find_method(MethodConfig(name)).loss(TrainingConfig(reduction="mean")).reduction == "mean"
-        assert find_method(MethodConfig(name)).loss(TrainingConfig(reduction="sum")).reduction == "sum"
+        for asked in ("mean", "sum"):
+            method = find_method(MethodConfig(name))
+            if name != "mimo":
+                assert method.loss(TrainingConfig(reduction=asked)).reduction == asked
+                continue
+            with pytest.raises(ValueError, match=r"^reduction must be None with method=mimo"):
+                method.hooks(3, TrainingConfig(reduction=asked))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +73,9 @@ def test_a_run_is_evaluated_calibrated_and_used_by_the_rule_of_its_method(run: R
     expected = ensemble_probabilities(scaled, "probabilities")
     assert torch.equal(predictions.probabilities, expected)
     assert not torch.allclose(expected, scaled.mean(dim=1).softmax(dim=1))
+    whole = ImageResult(json_answers(predictions, classifier.spec.classes, 1)[0], predictions, 3)
+    answer = whole.with_all_classes(classifier.spec.classes)
+    assert answer["probability"] == pytest.approx(expected[3].max().item())
     reliability = json.loads(Path(run.reliability).read_text())
     assert reliability["raw"]["metrics"]["nll"] == pytest.approx(evaluation.ensemble["nll"])
     rows = run.metrics.read_text().splitlines()
@@ -90,3 +109,63 @@ def test_other_data_are_scored_by_the_rule_too(run: RunFolder, tmp_path: Path) -
     result, _ = evaluate_other_data(run, run.load_config(), str(tmp_path / "others"))
     assert result.evaluation.average == "probabilities"
     assert result.reliability.raw.metrics == pytest.approx(result.evaluation.ensemble)
+
+
+def test_the_votes_of_a_report_follow_the_rule_too(run: RunFolder) -> None:
+    classifier = Classifier.from_pretrained(run.path)
+    data = load_run_data(run.load_config().data, seed=0)
+    logits, labels = collect_logits(
+        classifier.network, make_batches(data.test, data, 256, device="cpu", shuffle=False), "cpu"
+    )
+    classes = ensemble_probabilities(logits / classifier.temperature, "probabilities").argmax(dim=1)
+    votes = collect_votes(classifier, data)
+    assert votes.right_agreed + votes.right_disagreed == int((classes == labels).sum())
+
+
+def test_a_calibration_of_the_other_rule_is_refused_and_fitted_again(run: RunFolder, tmp_path: Path) -> None:
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    content = json.loads(copy.calibration.read_text())
+    del content["average"]  # as an older version wrote it, which knew the mean of logits alone
+    copy.calibration.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"calibration.json must be of the mean of probabilities, .* fits it again$"
+    ):
+        Classifier.from_pretrained(copy.path)
+    evaluate(copy, copy.load_config())
+    assert copy.calibration.read_bytes() == run.calibration.read_bytes()
+
+
+def test_a_record_by_another_rule_or_of_an_earlier_training_does_not_count(tmp_path: Path) -> None:
+    common = {"data": "digits", "model": "wrn-10-1"}
+    (cell,) = Grid({"a": {"method": "deep-ensemble"}}, [0], common, "a").cells()
+    records, logits = Records(tmp_path), torch.randn(5, 3, 10)
+    for average in ("logits", "probabilities"):
+        evaluation = json.loads(evaluate_logits(logits, torch.arange(5), average).to_json())
+        records.write(cell, environment={}, seconds=1.0, evaluation=evaluation)
+        assert (records.find_success(cell) is None) == (average == "logits")
+    (packed,) = Grid({"a": {"method": "packed"}}, [0], common, "a").cells()
+    assert METHODS["packed"].revision == 1
+    key = hashlib.sha256(json.dumps({"data": "digits", "method": "packed", "model": "wrn-10-1"}).encode())
+    assert packed.key != key.hexdigest()[:12]
+
+
+def test_an_older_evaluation_has_no_entropy_of_the_mean_of_probabilities() -> None:
+    content = json.loads(evaluate_logits(torch.randn(5, 3, 10), torch.arange(5)).to_json())
+    del content["other_average"]
+    assert Evaluation.from_json(json.dumps(content)).predictive_entropy is None
+
+
+def test_a_cascade_is_refused_where_probabilities_are_averaged(tmp_path: Path) -> None:
+    settings = {
+        "data": "digits", "limit_per_class": 20, "model": "wrn-10-1", "epochs": 1, "batch_size": 25,
+        "accelerator": "cpu", "method": "treenet", "exits": 2,
+    }  # fmt: skip
+    config = RunConfig.from_dict(settings)
+    train(config, tmp_path / "run", progress=False)
+    folder = RunFolder(tmp_path / "run")
+    network, _ = folder.load_network()
+    assert network.branch_after == (1,)
+    with pytest.raises(ValueError, match=r"a run with method=fission for a cascade, got method=treenet"):
+        evaluate_cascade(folder, config, max_accuracy_drop=1.0)
+    with pytest.raises(ValueError, match=r"to export a cascade, got method=treenet"):
+        check_cascade(Classifier.from_pretrained(folder.path))

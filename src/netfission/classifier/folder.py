@@ -174,12 +174,17 @@ class NetworkSpec:
     @property
     def average(self) -> Average:
         """What the ensemble averages over its exits, by the rule of its method."""
-        return METHODS[self._method().method].average
+        return METHODS[self.method_name].average
+
+    @property
+    def method_name(self) -> str:
+        """The name of its method."""
+        return self._method().method
 
     @property
     def _has_channel_groups(self) -> bool:
         """Whether the widths of the paths are known from the weights alone."""
-        return self._method().method == "fission" and self.fission.get("grouping") == "channels"
+        return self.method_name == "fission" and self.fission.get("grouping") == "channels"
 
     def _method(self) -> MethodConfig:
         """Return the settings that the method reads; others may have had another default when written."""
@@ -320,8 +325,20 @@ class ModelFolder:
             raise invalid(str(self.weights), f"the weights of {self.spec}", found=found) from error
 
     def load_calibration(self) -> Calibration | None:
-        """Read `calibration`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.calibration, Calibration)
+        """Read `calibration`; None if there is no such file.
+
+        Raises:
+            ValueError: it is damaged, or was fitted to another average than that of the network's method.
+        """
+        calibration = read_json(self.calibration, Calibration)
+        if calibration is not None and calibration.average != (average := self.load_spec().average):
+            raise invalid(
+                str(self.calibration),
+                f"of the mean of {average}, which the network's method takes",
+                found=f"one of the mean of {calibration.average}",
+                hint="`netfission evaluate` fits it again",
+            )
+        return calibration
 
     def load_evaluation(self) -> Evaluation | None:
         """Read `evaluation`; None if there is no such file, ValueError if it is damaged."""

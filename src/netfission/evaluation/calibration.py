@@ -26,6 +26,7 @@ class Calibration:
         scaled: the same at the temperature.
         risk_coverage: error against the share of images answered, at the temperature.
         fitted_on: the images in words, as they follow their number.
+        average: what the ensemble averages.
 
     Raises:
         ValueError: the temperature is not a positive number.
@@ -37,6 +38,7 @@ class Calibration:
     scaled: dict[str, float]
     risk_coverage: RiskCoverage
     fitted_on: str = VALIDATION
+    average: Average = "logits"
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
@@ -69,6 +71,7 @@ class Calibration:
             risk_coverage=RiskCoverage.from_confidence(
                 scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels
             ),
+            average=average,
         )
 
     def to_json(self) -> str:

@@ -38,7 +38,8 @@ class Evaluation:
         mutual_information: of class and exit, in nats, mean over examples. It is defined by the mean of the
             exits' probabilities, whatever the ensemble averages.
         predictive_entropy: the entropy of the mean of the exits' probabilities, of which the mutual
-            information is a part; in nats, mean over examples. None in evaluations of older versions.
+            information is a part; in nats, mean over examples. None in evaluations of older versions, which
+            took the entropy of the ensemble's own probabilities.
         other_average: `classification_metrics` of the same exits by the other rule. None in evaluations of
             older versions.
 
@@ -56,6 +57,10 @@ class Evaluation:
     mutual_information: float
     predictive_entropy: float | None = None
     other_average: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.other_average is None:  # written by an older version
+            object.__setattr__(self, "predictive_entropy", None)
 
     def to_json(self) -> str:
         """Return the figures as JSON text, every digit kept."""

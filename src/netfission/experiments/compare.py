@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import readable
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Costs, TimedContender, measure_costs
@@ -160,14 +161,23 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         remarks={name: remarks for name in evaluations if (remarks := _remarks(grid, name))},
         failed=failed,
         settings={name: dict(settings) for name, settings in grid.contenders.items()},
+        epochs={name: _epochs(grid, name) for name in grid.contenders},
         x_axis=grid.x_axis,
     )
 
 
 def _average(evaluations: Iterable[Evaluation]) -> str:
     """The rule by which a contender's predictions are averaged; a dash if it has one prediction."""
-    evaluation = next(iter(evaluations))
-    return evaluation.average if len(evaluation.exits) > 1 else "–"
+    (rule,) = {evaluation.average if len(evaluation.exits) > 1 else "–" for evaluation in evaluations}
+    return rule
+
+
+def _epochs(grid: Grid, contender: str) -> float:
+    """The epochs of a contender's training over those of the settings that all contenders have."""
+    config = grid.config(contender, grid.seeds[0])
+    common = RunConfig.from_dict({"epochs": grid.common["epochs"]} if "epochs" in grid.common else {})
+    epochs = find_method(config.method).epochs(config.training.epochs, config.fission.exits)
+    return epochs / common.training.epochs
 
 
 def _remarks(grid: Grid, contender: str) -> list[str]:

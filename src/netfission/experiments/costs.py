@@ -3,8 +3,11 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import mean
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from netfission.algorithm import fission
@@ -31,8 +34,9 @@ class ContenderCost:
 
     Attributes:
         size: parameters, and multiply-accumulates of inference per image.
-        training_macs: multiply-accumulates of a training step, forward and backward, per image of the batch.
-        training: time of a training step over the single network's.
+        training_macs: multiply-accumulates of a training step, forward and backward, per image of the batch;
+            the mean over the training if they change.
+        training: time of a training step over the single network's; such a mean, too.
         inference: batch size → time of inference over the single network's, neither deployed.
         deployed: batch size → the same if both are deployed; empty if the contender cannot be deployed.
     """
@@ -77,9 +81,13 @@ class TimedContender:
         """Return the loss of a training step, a scalar."""
         return self.method.step(network, images, labels, self.method.loss(self.config.training)).loss
 
-    def training_step(self, images: Tensor) -> Callable[[], None]:
-        """Return a training step on a copy of the network, which can be run any number of times."""
-        return training_step(copy.deepcopy(self.network), images, self.loss)
+    def training_steps(self, images: Tensor) -> list[Callable[[], None]]:
+        """Return steps on copies of the network, one per part of the training, to be run any number of times.
+
+        See `netfission.methods.base.Method.training_states`.
+        """
+        states = self.method.training_states(self.network)
+        return [training_step(copy.deepcopy(state), images, self.loss) for state in states]
 
 
 def measure_costs(
@@ -93,13 +101,16 @@ def measure_costs(
         images: as many as the largest of `BATCH_SIZES`, on the CPU.
         rounds: number of rounds.
     """
-    networks = {name: contender.network.eval() for name, contender in contenders.items()}
+    networks = {
+        name: contender.method.inference_network(contender.network).eval()
+        for name, contender in contenders.items()
+    }
     networks[_SINGLE] = single.eval()
     fast_networks = {name: fast for name, network in networks.items() if (fast := _deploy(network, images))}
     fast_networks[_SINGLE] = deploy(fission(single, 1, example_input=images[:2]), images)
-    steps = {name: contender.training_step(images) for name, contender in contenders.items()}
-    steps[_SINGLE] = training_step(copy.deepcopy(single), images)
-    training = _ratios(times_in_turn(steps, images.device, rounds=rounds))
+    steps = {name: contender.training_steps(images) for name, contender in contenders.items()}
+    steps[_SINGLE] = [training_step(copy.deepcopy(single), images)]
+    training = _ratios(_step_times(steps, images.device, rounds))
     inference, deployed = (
         {size: _ratios(inference_times(timed, images[:size], rounds=rounds)) for size in BATCH_SIZES}
         for timed in (networks, fast_networks)
@@ -107,7 +118,7 @@ def measure_costs(
     costs = {
         name: ContenderCost(
             Size(*count_parameters(network), *count_macs(network, images[:1])),
-            count_training_macs(steps[name]) / len(images),
+            mean(map(count_training_macs, steps[name])) / len(images),
             training[name],
             {size: ratios[name] for size, ratios in inference.items()},
             {size: ratios[name] for size, ratios in deployed.items() if name in ratios},
@@ -115,6 +126,21 @@ def measure_costs(
         for name, network in networks.items()
     }
     return Costs(costs.pop(_SINGLE), costs, rounds, environment())
+
+
+def _step_times(
+    steps: Mapping[str, Sequence[Callable[[], None]]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Time training steps; of a contender with several kinds of step, their mean in each round."""
+
+    def all_steps(kinds: Sequence[Callable[[], None]]) -> None:
+        for step in kinds:
+            step()
+
+    times = times_in_turn(
+        {name: partial(all_steps, kinds) for name, kinds in steps.items()}, device, rounds=rounds
+    )
+    return {name: [seconds / len(steps[name]) for seconds in values] for name, values in times.items()}
 
 
 def _ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Quartiles]:

@@ -34,8 +34,11 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """12 hexadecimal digits that identify the run's settings, whatever its contender is called."""
-        return hashlib.sha256(json.dumps(chosen_settings(self.config)).encode()).hexdigest()[:12]
+        """12 hexadecimal digits that identify the run's settings, and the revision of its method."""
+        settings = chosen_settings(self.config)
+        if revision := METHODS[self.config.method.method].revision:
+            settings["revision"] = revision
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -172,18 +173,21 @@ def _contender_settings(grid: str, name: str, settings: Settings | None) -> Sett
 def _multiplied(where: str, settings: Settings, common: Settings) -> Settings:
     """Return settings with those under `multiply` as products with the common values."""
     factors = typed(dict[str, float], settings.get("multiply", {}), where)
-    own = {name: value for name, value in settings.items() if name != "multiply"}
+    remaining = {name: value for name, value in settings.items() if name != "multiply"}
+    products: dict[str, int | float] = {}
     for name, factor in factors.items():
         value = {**RunConfig().to_dict(), **common}.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise invalid(f"{where}.{name}", "a setting that is a number", value)
+        if name in remaining:
+            raise invalid(f"{where}.{name}", "left out, as the contender sets the value itself", factor)
         product = value * factor
         if isinstance(value, int):
-            if product != round(product):
+            if not isclose(product, round(product)):
                 raise invalid(f"{where}.{name}", f"a factor that makes {value} an integer", factor)
             product = round(product)
-        own[name] = product
-    return own
+        products[name] = product
+    return remaining | products
 
 
 def _expand(contenders: Mapping[str, Settings]) -> Iterator[tuple[str, Settings]]:

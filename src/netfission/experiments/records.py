@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from netfission.data.sources import NAMES, fingerprint
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
+from netfission.methods.registry import METHODS
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 from netfission.utils.typed import read_json
@@ -86,11 +87,18 @@ class Records:
     def find_success(self, cell: Cell) -> Record | None:
         """Return the record of a run that succeeded; None if it failed or has no record yet.
 
+        A record whose ensemble averages by another rule than the run's method does not count: an older
+        version wrote it.
+
         Raises:
             ValueError: the file is damaged, or the run had other data of the same name.
         """
         record = self.find(cell)
         if record is None or record.error is not None:
+            return None
+        evaluation = record.read_evaluation()
+        rule = METHODS[cell.config.method.method].average
+        if len(evaluation.exits) > 1 and evaluation.average != rule:
             return None
         data = _data_fingerprint(cell)
         if record.data is not None and data not in (None, record.data):

@@ -34,6 +34,7 @@ class Comparison:
         remarks: contender → what its settings and its training have of their own, in words.
         failed: contender → seed → why its run failed.
         settings: contender → its own settings.
+        epochs: contender → epochs of its training over those that the settings of all contenders have.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
     """
 
@@ -45,6 +46,7 @@ class Comparison:
     remarks: dict[str, list[str]]
     failed: dict[str, dict[int, str]]
     settings: dict[str, Settings]
+    epochs: dict[str, float]
     x_axis: str = ""
 
     def table(self) -> str:
@@ -110,12 +112,14 @@ class Comparison:
         return rows
 
     def _size_rows(self) -> list[list[str]]:
-        rows = [["over the single network", "parameters", "non-zero", "MACs", "effective", "training MACs"]]
+        head = ["over the single network", "parameters", "non-zero", "MACs", "effective"]
+        rows = [[*head, "MACs of a training step", "of the training"]]
         single = self.costs.single
         for name, cost in self.costs.contenders.items():
             counts = zip(astuple(cost.size), astuple(single.size), strict=True)
             ratios = [count / single_count for count, single_count in counts]
-            ratios.append(cost.training_macs / single.training_macs)
+            step = cost.training_macs / single.training_macs
+            ratios += [step, step * self.epochs[name]]
             rows.append([name, *(f"{ratio:.2f}×" for ratio in ratios)])
         return rows
 
@@ -166,26 +170,22 @@ def ensemble_metrics(evaluations: Mapping[int, Evaluation]) -> Metrics:
     Args:
         evaluations: seed → evaluation.
     """
-    return {
-        key: SeedValues(
-            {
-                seed: value
-                for seed, evaluation in evaluations.items()
-                if (value := _metric(evaluation, key)) is not None
-            }
-        )
-        for key in COLUMNS
-    }
+    metrics = {}
+    for key in COLUMNS:
+        values = {seed: _metric(evaluation, key) for seed, evaluation in evaluations.items()}
+        known = {seed: value for seed, value in values.items() if value is not None}
+        metrics[key] = SeedValues(known if len(known) == len(values) else {})
+    return metrics
 
 
 def _metric(evaluation: Evaluation, key: str) -> float | None:
-    """Return a metric; None if an older version did not measure it."""
+    """Return a metric; None if an older version did not measure it, or a single prediction has none."""
     if key == "disagreement":
         return evaluation.disagreement
     if key not in OTHER_COLUMNS:
         return evaluation.ensemble[key]
     other = evaluation.other_average
-    return None if other is None else other[key.removeprefix("other_")]
+    return None if other is None or len(evaluation.exits) == 1 else other[key.removeprefix("other_")]
 
 
 def _ratio_text(ratio: Quartiles | None) -> str:

@@ -84,9 +84,9 @@ class Plan:
 
 def check_cascade(classifier: Classifier) -> None:
     """Raise ValueError unless a network has two exits or more that run one after another."""
-    network = classifier.network
-    if not isinstance(network, FissionNetwork) or network.exits == 1:
-        found = "one exit" if isinstance(network, FissionNetwork) else "another method"
+    network, method = classifier.network, classifier.spec.method_name
+    if method != "fission" or not isinstance(network, FissionNetwork) or network.exits == 1:
+        found = "one exit" if method == "fission" else f"method={method}"
         raise invalid("run", "of method=fission with two exits or more to export a cascade", found=found)
 
 

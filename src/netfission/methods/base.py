@@ -145,6 +145,8 @@ class Method:
         average_source: where the authors say so.
         reduction: of the losses of the predictions, sum or mean, if the settings leave it open.
         distillation: the weight of the distillation term, if the settings leave it open.
+        revision: raised when the training of the method changes, so that earlier results are not taken for
+            results of the new one.
         deviations: how the training departs from the common one, in words for a reader.
         differences: where the settings differ from those of the method's authors, with their size, beside
             those that all methods share (epochs, optimiser, learning rate).
@@ -178,6 +180,7 @@ class Method:
     average_source: ClassVar[str] = "Lakshminarayanan et al. 2017, section 2.4"
     reduction: ClassVar[Reduction] = "sum"
     distillation: ClassVar[float] = 0.0
+    revision: ClassVar[int] = 0
     deviations: ClassVar[tuple[str, ...]] = ()
     differences: ClassVar[tuple[str, ...]] = ()
 
@@ -213,6 +216,18 @@ class Method:
         """
         logits = network(images)
         return StepResult(loss_fn(logits, labels), logits, labels)
+
+    def training_states(self, network: nn.Module) -> list[nn.Module]:
+        """Return the network as it is in training, by which the cost of a step is measured.
+
+        If the cost of a step changes in the course of a training, these are several networks, one for each
+        of equally long parts of it.
+        """
+        return [network]
+
+    def inference_network(self, network: nn.Module) -> nn.Module:
+        """Return the part of a trained network that inference needs."""
+        return network
 
     def epochs(self, epochs: int, exits: int) -> int:
         """Return the number of epochs of the whole training.

@@ -83,6 +83,7 @@ class BatchEnsembleMethod(Method):
 
     average_source = "Wen et al. 2020, and uncertainty-baselines' baselines/cifar/batchensemble.py"
     reduction = "mean"
+    revision = 1  # the loss is the mean over members
     deviations = (
         "fast weights learn at the full rate and decay, where the paper's code halves it and does not",
     )

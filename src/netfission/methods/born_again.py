@@ -1,5 +1,6 @@
 """Born-Again Networks (Furlanello et al. 2018, arXiv 1805.04770): a network that is its own teacher."""
 
+import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -146,10 +147,7 @@ class BornAgainMethod(Method):
     average = "logits"
     average_source = "it has one prediction"
     distillation = 1.0
-    deviations = (
-        "the epochs are divided among generations; each but the first has the one before as its teacher",
-        "the parameters stored include the teacher's",
-    )
+    deviations = ("the epochs are divided among generations; each has the one before as its teacher",)
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build networks from the seeds `generations * seed`, `generations * seed + 1`, ….
@@ -170,6 +168,19 @@ class BornAgainMethod(Method):
         weight = training.distillation_weight
         return BornAgainLoss(training.temperature, self.distillation if weight is None else weight)
 
+    def training_states(self, network: nn.Module) -> list[nn.Module]:
+        """Return copies of the network, one in the training of each generation."""
+        assert isinstance(network, BornAgain)
+        states = [copy.deepcopy(network) for _ in network.generations]
+        for number, state in enumerate(states):
+            state.start(number)
+        return list(states)
+
+    def inference_network(self, network: nn.Module) -> nn.Module:
+        """Return the last generation, as its teachers are not needed any more."""
+        assert isinstance(network, BornAgain)
+        return network.generations[network.number]
+
     def step(self, network: Network, images: Tensor, labels: Tensor, loss_fn: Loss) -> StepResult:
         """Compute the loss of one training step; the logits returned are those of the network in training."""
         logits = network(images)
@@ -184,8 +195,11 @@ class BornAgainMethod(Method):
         """Start each generation at its epoch.
 
         Raises:
-            ValueError: the epochs cannot be divided evenly, or the training averages weights.
+            ValueError: the epochs cannot be divided evenly, the training averages weights, or it runs on
+                several devices.
         """
+        devices = training.devices * training.machines
+        check_unused("devices", devices, 1, self.config.method, "other generations get no gradients")
         generations = self.config.generations
         if training.epochs % generations:
             raise invalid("epochs", f"a multiple of generations={generations}", training.epochs)

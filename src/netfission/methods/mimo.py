@@ -108,9 +108,8 @@ class MimoMethod(Method):
         members has the variance of one.
 
         Raises:
-            ValueError: a setting outside its range, fewer than 2 exits, or pruning. Or the model's first
-            layer
-                is not a plain convolution, or its last does not give the logits.
+            ValueError: a setting outside its range, fewer than 2 exits, or pruning. Or the
+                model's first layer is not a plain convolution, or its last does not give the logits.
         """
         method, exits = self.config.method, plan.fission.exits
         check_positive_integer("repetitions", self.config.repetitions)

@@ -168,7 +168,7 @@ class Regrowth(TrainingHook):
             network.take()
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         trained = _in_training(network)
-        gradients = gradients_of(trained)
+        gradients = gradients_of(trained) if self.config.regrow == "gradient" else {}
         self.opened.close()  # the optimiser does not see the gradients of removed weights
 
         def move() -> None:
@@ -186,6 +186,7 @@ class Regrowth(TrainingHook):
     def on_exception(self) -> None:
         """Stop computing gradients of removed weights."""
         self.opened.close()
+        self.move = None
 
 
 def _in_training(network: nn.Module) -> nn.Module:
@@ -202,6 +203,7 @@ class SparseTrainingMethod(Method):
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"regrow", "regrow_every", "regrow_share"}
+    revision: ClassVar[int] = 1  # the steps that move connections train as well
     average_source = "FreeTickets' code (github.com/VITA-Group/FreeTickets, evaluate_ensemble)"
     deviations: ClassVar[tuple[str, ...]] = ("connections move every regrow_every steps",)
     differences: ClassVar[tuple[str, ...]] = (

@@ -94,7 +94,7 @@ def collect_votes(classifier: Classifier, data: ImageData) -> Votes:
     rows = torch.arange(count) * len(data.test) // count
     batches = tqdm(rows.split(_BATCH), desc="votes", disable=None, leave=False)
     logits = torch.cat([classifier.logits(_pixels(data.test, batch)) for batch in batches])
-    predictions = Predictions(logits / classifier.temperature)
+    predictions = Predictions(logits / classifier.temperature, average=classifier.spec.average)
     labels = data.test.labels[rows]
     disagreed, right = predictions.disagreement > 0, predictions.classes == labels
     uncertainty = predictions.disagreement.double() * 1e3 + predictions.mutual_information

@@ -87,9 +87,10 @@ def evaluate_cascade(
     if config.data.validation == 0:
         raise invalid("validation", "above 0 to choose the thresholds of a cascade", config.data.validation)
     network, spec, data, device = load_for_evaluation(folder, config)
-    if not isinstance(network, FissionNetwork):
-        method = config.method.method
+    method = config.method.method
+    if method != "fission":
         raise invalid(str(folder.path), "a run with method=fission for a cascade", found=f"method={method}")
+    assert isinstance(network, FissionNetwork)
     if network.exits == 1:
         raise invalid("exits", "2 or more for a cascade", network.exits)
     accuracy = None if single is None else _single_accuracy(single, config, spec, data, device)

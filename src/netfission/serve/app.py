@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -56,7 +56,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True)
-class _ImageResult:
+class ImageResult:
     """One image's answer with the top classes, and its row in the predictions of its batch."""
 
     answer: Answer
@@ -64,7 +64,8 @@ class _ImageResult:
     row: int
 
     def with_all_classes(self, names: Sequence[str]) -> Answer:
-        predictions = Predictions(self.batch.logits[self.row, None], self.batch.threshold)
+        """Return the answer with the probabilities of all classes."""
+        predictions = replace(self.batch, logits=self.batch.logits[self.row, None])
         return json_answers(predictions, names, len(names))[0]
 
 
@@ -178,10 +179,10 @@ class Service:
         name = f"image {row + 1} of {len(contents)}" if len(contents) > 1 else "image"
         return decode_image(contents[row], self._limits, self._classifier.pixels, name)
 
-    def _run(self, pixels: Sequence[Tensor]) -> list[_ImageResult]:
+    def _run(self, pixels: Sequence[Tensor]) -> list[ImageResult]:
         predictions = self._classifier.predict(torch.stack(list(pixels)), risk=self._risk)
         answers = json_answers(predictions, self._classifier.spec.classes)
-        return [_ImageResult(answer, predictions, row) for row, answer in enumerate(answers)]
+        return [ImageResult(answer, predictions, row) for row, answer in enumerate(answers)]
 
     async def _model(self, _: Request) -> Response:
         spec, calibration = self._classifier.spec, self._classifier.calibration
