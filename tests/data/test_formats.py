@@ -51,7 +51,9 @@ def test_usual_suffixes_are_of_images(suffix: str) -> None:
     assert f".{suffix}" in image_suffixes()
 
 
-@pytest.mark.parametrize("suffix", [*sorted(image_suffixes()), ".avif", ".heic", ".txt", ".csv", ".pdf", ".h5"])
+@pytest.mark.parametrize(
+    "suffix", [*sorted(image_suffixes()), ".avif", ".heic", ".txt", ".csv", ".pdf", ".h5"]
+)
 def test_a_suffix_is_of_images_if_pillow_reads_and_decodes_it(suffix: str) -> None:
     kind = Image.registered_extensions().get(suffix, "")
     stub = kind in {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -326,3 +327,48 @@ def test_pages_and_tables_say_what_the_calibration_is_from(run: RunFolder, other
     assert "36 validation images" not in page
     Classifier.from_pretrained(run.path).save_pretrained(run.path.with_name("shared"))
     assert "36 images of photographs" in (run.path.with_name("shared") / "README.md").read_text()
+
+
+def test_a_data_set_that_has_changed_is_refused(tmp_path, capsys):
+    """Its splits would be cut again, and images that were trained on would be in the test split."""
+    generator = np.random.default_rng(0)
+
+    def add(names):
+        for shade, label in ((60, "dark"), (190, "light")):
+            (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                pixels = generator.integers(shade - 50, shade + 50, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{name}.png")
+
+    add(range(20))
+    run, photos = str(tmp_path / "run"), str(tmp_path / "photos")
+    settings = [
+        "--model",
+        "wrn-10-1",
+        "--exits",
+        "2",
+        "--image-size",
+        "8",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+    ]
+    train = ["train", "--data", photos, *settings, "--validation", "0.2", "--out", run]
+    assert main([*train, "--epochs", "1"]) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.json")}
+    add(range(20, 30))
+    capsys.readouterr()
+    message = "--data must be as it was in training, with 26 train images, got "
+    for command in ("evaluate", "calibrate"):
+        assert main([command, run]) == 2
+        error = capsys.readouterr().err
+        assert message in error.replace("netfission: data", "netfission: --data") and error.count("\n") == 1
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.json")} == before
+    assert main(["export", run]) == 2
+    assert "images have been added or removed" in capsys.readouterr().err
+    (tmp_path / "run" / "model.safetensors").unlink()
+    (tmp_path / "run" / "config.json").unlink()
+    assert main([*train, "--epochs", "1", "--resume"]) == 2
+    assert "as it was in training" in capsys.readouterr().err
+    assert (tmp_path / "run" / "data.json").read_bytes() == before["data.json"]

@@ -14,7 +14,7 @@ from netfission.data.files import find_images
 from netfission.data.formats import open_image
 from netfission.data.images import why_unreadable
 from netfission.data.splits import TensorSplit
-from netfission.runs.setup import check_run_data, load_run_data
+from netfission.runs.setup import check_run_data, load_run_data, same_statistics
 from netfission.utils.errors import invalid
 
 CHECK_IMAGES = 256  # to check a file with
@@ -57,6 +57,13 @@ def load_training_data(
             f"the data set of {len(spec.classes)} classes and images of shape {tuple(spec.shape)} that the "
             "network was trained on",
             found=f"{config.data.data} with {len(found.classes)} classes and images of shape {found.shape}",
+        )
+    if not same_statistics(found, spec):
+        raise invalid(
+            "data",
+            "the data set that the network was trained on",
+            found=f"{config.data.data}, whose training images have another mean or standard deviation",
+            hint="images have been added or removed",
         )
     if data is not None:
         check_run_data(classifier.recipe, spec, data)

@@ -32,7 +32,7 @@ from netfission.report.style import (
 )
 from netfission.report.votes import Votes, collect_votes
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import check_run_data, load_run_data
+from netfission.runs.setup import check_run_data, check_unchanged, load_run_data
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.files import write_together
 from netfission.utils.text import as_text, percent, unsaturated
@@ -192,6 +192,7 @@ def _load_votes(run: Run, data: str | None) -> Votes | MissingPart:
         config = RunConfig.from_dict(config.to_dict() | {"data": data})
     try:
         images = load_run_data(config.data, config.fission.seed)
+        check_unchanged(images, run.folder.load_data_summary())
         if images.classes != run.spec.classes:
             raise invalid("data", "of the run's classes", found=f"{data or run.data} with other classes")
         if data is not None:

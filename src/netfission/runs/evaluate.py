@@ -17,7 +17,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
-from netfission.runs.setup import load_run_data, make_batches
+from netfission.runs.setup import check_unchanged, load_run_data, make_batches
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 
@@ -141,11 +141,17 @@ def load_for_evaluation(
 def load_matching_data(
     folder: RunFolder, config: RunConfig, spec: NetworkSpec, data: ImageData | None = None
 ) -> ImageData:
-    """Load the data set of a run unless it is given; ValueError if the run's network has other classes."""
-    data = data or load_run_data(config.data, config.fission.seed)
+    """Load the data set of a run unless it is given.
+
+    Raises:
+        ValueError: the run's network has other classes, or see `netfission.runs.setup.check_unchanged`.
+    """
+    if data is None:
+        data = load_run_data(config.data, config.fission.seed)
     if data.classes != spec.classes:
         expected = f"a data set with the {len(spec.classes)} classes in {folder.spec}"
         raise invalid("data", expected, found=f"{config.data.data!r} with {len(data.classes)} classes")
+    check_unchanged(data, folder.load_data_summary())
     return data
 
 

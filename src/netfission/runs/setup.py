@@ -15,6 +15,7 @@ from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.data.matched import full_name
 from netfission.data.sources import NAMES, fingerprint
+from netfission.data.summary import CUT, DataSummary
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -82,12 +83,44 @@ def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:
             data = load_run_data(replace(config.data, data=name), config.fission.seed)
     except ValueError:  # its images do not suit the settings
         return False
+    return data.classes == spec.classes and list(data.shape) == spec.shape and same_statistics(data, spec)
+
+
+def same_statistics(data: ImageData, spec: NetworkSpec) -> bool:
+    """Whether training images have the mean and standard deviation of those that a network was trained on."""
     statistics = zip([*data.mean, *data.std], [*spec.mean, *spec.std], strict=False)
-    return (
-        data.classes == spec.classes
-        and list(data.shape) == spec.shape
-        and all(isclose(value, trained, abs_tol=1e-4) for value, trained in statistics)
-    )
+    return all(isclose(value, trained, abs_tol=1e-4) for value, trained in statistics)
+
+
+def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
+    """Check that a run's data set has the splits that it had in training.
+
+    If images are added to a data set whose splits are cut from it, or removed, images that the network was
+    trained on come into its other splits.
+
+    Args:
+        data: the data set now.
+        trained_on: what was found in it before the training; None if it is not known.
+
+    Raises:
+        ValueError: the number of images of a class differs in a split; of a test split only if it is cut from
+            the training images.
+    """
+    if trained_on is None:
+        return
+    names = ["train", "validation", *(["test"] if data.summary.test.origin == CUT else [])]
+    for name in names:
+        before, now = getattr(trained_on, name), getattr(data.summary, name)
+        counts_before, counts_now = (
+            [] if split is None else split.images_per_class for split in (before, now)
+        )
+        if counts_before != counts_now:
+            raise invalid(
+                "data",
+                f"as it was in training, with {sum(counts_before):,} {name} images",
+                found=f"{data.summary.data} with {sum(counts_now):,}, so that the splits share images",
+                hint="restore it, or evaluate a copy of the new images by `netfission evaluate --data`",
+            )
 
 
 def check_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> None:

@@ -14,7 +14,7 @@ from netfission.runs.callbacks import MethodHooks
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import RunDataModule, TrainingModule
-from netfission.runs.setup import build_network, load_run_data, network_spec
+from netfission.runs.setup import build_network, check_unchanged, load_run_data, network_spec
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
 from netfission.utils.files import write_whole
 
@@ -71,6 +71,7 @@ def train(
         try:
             method = find_method(config.method, config.fission)
             data = load_run_data(config.data, seed)
+            check_unchanged(data, folder.load_data_summary() if resume else None)
             network = build_network(config, data)
             hooks = MethodHooks(method.hooks(exits, config.training))
             epochs = method.epochs(config.training.epochs, exits)
