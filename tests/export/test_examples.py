@@ -289,7 +289,7 @@ def test_where_nothing_was_chosen_it_is_on_the_validation_split(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "deep-ensemble"}, "two exits or more to export a cascade, got another method$"),
+        ({"method": "deep-ensemble"}, "two exits or more to export a cascade, got method=deep-ensemble$"),
         ({"exits": 1}, "two exits or more to export a cascade, got one exit$"),
     ],
 )

@@ -2,6 +2,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -32,3 +34,23 @@ def test_an_interruption_waits_for_the_end() -> None:
         done.append("too much")
     assert done == ["all"]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_an_interruption_that_another_thread_receives_waits_as_well() -> None:
+    done: list[str] = []
+    ready = threading.Event()
+    end = threading.Event()
+    other = threading.Thread(target=lambda: (ready.set(), end.wait()))
+    other.start()
+    ready.wait()
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it is raised at the end
+            with no_interrupts():
+                signal.pthread_kill(other.ident, signal.SIGINT)
+                time.sleep(0.1)
+                done.append("all")
+            done.append("too much")
+    finally:
+        end.set()
+        other.join()
+    assert done == ["all"]

@@ -1,6 +1,7 @@
 """Ctrl-C, which a terminal sends to all processes of a command: only the first one answers it."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +21,18 @@ def no_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    received = []
+    handler = signal.getsignal(signal.SIGINT)
+    # The mask is of this thread alone. Another one may take the signal; Python answers in the main thread.
+    defers = threading.current_thread() is threading.main_thread() and handler is not None
+    if defers:
+        signal.signal(signal.SIGINT, lambda *_: received.append(True))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if defers:
+            signal.signal(signal.SIGINT, handler)
+            if received:
+                signal.raise_signal(signal.SIGINT)
