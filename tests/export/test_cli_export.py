@@ -1,5 +1,6 @@
 """`netfission export`: what it says, and what it refuses."""
 
+import json
 import re
 import shutil
 import sys
@@ -10,6 +11,8 @@ import yaml
 from PIL import Image
 
 from netfission.cli import main
+from netfission.runs.folder import RunFolder
+from netfission.runs.setup import load_run_data
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -45,6 +48,10 @@ def test_it_is_checked_on_the_validation_split_and_written_into_the_run(run_fold
 
 def test_it_is_checked_on_the_test_split_where_there_is_no_validation_split(run_folder, capsys) -> None:
     changed(run_folder, validation=0.0)
+    folder = RunFolder(run_folder)
+    data = load_run_data(folder.load_config().data, folder.load_config().fission.seed)
+    description = json.loads(folder.spec.read_text())  # as if it had been trained without one
+    folder.spec.write_text(json.dumps(description | {"mean": data.mean, "std": data.std}))
     assert main(["export", str(run_folder), "--format", "pt2", "--out", str(run_folder / "other.pt2")]) == 0
     assert "256 images of the test split" in capsys.readouterr().out
     assert (run_folder / "other.pt2").is_file() and not (run_folder / "model.pt2").exists()

@@ -58,6 +58,8 @@ def load_training_data(
             "network was trained on",
             found=f"{config.data.data} with {len(found.classes)} classes and images of shape {found.shape}",
         )
+    if data is not None:
+        check_run_data(classifier.recipe, spec, data)
     if not same_statistics(found, spec):
         raise invalid(
             "data",
@@ -65,8 +67,6 @@ def load_training_data(
             found=f"{config.data.data}, whose training images have another mean or standard deviation",
             hint="images have been added or removed",
         )
-    if data is not None:
-        check_run_data(classifier.recipe, spec, data)
     return found, config.data.workers
 
 

@@ -192,11 +192,11 @@ def _load_votes(run: Run, data: str | None) -> Votes | MissingPart:
         config = RunConfig.from_dict(config.to_dict() | {"data": data})
     try:
         images = load_run_data(config.data, config.fission.seed)
-        check_unchanged(images, run.folder.load_data_summary())
         if images.classes != run.spec.classes:
             raise invalid("data", "of the run's classes", found=f"{data or run.data} with other classes")
         if data is not None:
             check_run_data(run.config, run.spec, data)
+        check_unchanged(images, run.folder.load_data_summary())
     except (ValueError, OSError) as error:
         if data is not None:
             raise
