@@ -135,5 +135,6 @@ def test_a_runs_reliability_is_kept_and_shown(finished_run, tmp_path, capsys):
 
 def test_a_run_without_validation_has_a_reliability_report_too(settings_of, finished_run, tmp_path):
     folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    folder.data_summary.unlink()  # which says that there was a validation split
     evaluate(folder, settings_of(validation=0.0))
     assert ReliabilityReport.from_json((folder.path / "reliability.json").read_text()).temperature is None
