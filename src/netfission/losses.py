@@ -79,8 +79,7 @@ def ensemble_distillation_loss(
         student = softened.log_softmax(dim=2)
         # The gradient through the paper's teacher would sum to zero over exits; detached it costs nothing.
         target = _teacher_log_probabilities(softened.detach(), teacher)
-        divergence = target.exp() * (target - student)  # as F.kl_div, which vmap would run in a loop
-        loss = loss + weight * temperature**2 * divergence.sum(dim=(1, 2)).mean()
+        loss = loss + weight * temperature**2 * _divergence(target, student)
     return loss / logits.shape[1] if reduction == "mean" else loss
 
 
@@ -113,8 +112,13 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
     logits, teacher_logits = as_logits(logits), as_logits(teacher_logits)
     target = (teacher_logits.detach() / temperature).log_softmax(dim=2).expand_as(logits)
     student = (logits / temperature).log_softmax(dim=2)
+    return temperature**2 * _divergence(target, student)
+
+
+def _divergence(target: Tensor, student: Tensor) -> Tensor:
+    """Return KL(target ‖ student) of log-probabilities, summed over exits, averaged over the rest."""
     divergence = target.exp() * (target - student)  # as F.kl_div, which vmap would run in a loop
-    return temperature**2 * divergence.sum(dim=(1, 2)).mean()
+    return divergence.sum(dim=(1, 2)).mean()
 
 
 class EnsembleDistillationLoss(nn.Module):

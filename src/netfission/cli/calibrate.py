@@ -4,10 +4,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from netfission.cli.evaluate import check_data_exists
+from netfission.cli.evaluate import refuse_with_own_data, with_own_data
 from netfission.cli.parser import Parser
-from netfission.config import RunConfig
-from netfission.utils.errors import invalid
 from netfission.utils.text import percent
 
 if TYPE_CHECKING:
@@ -39,18 +37,15 @@ def run(settings: Namespace) -> None:
     """Fit a run's temperature and abstention anew, on its validation split or on other data."""
     from netfission.runs.calibrate import calibrate
     from netfission.runs.folder import RunFolder
-    from netfission.runs.setup import is_run_data
 
     folder = RunFolder(Path(settings.run))
-    config, other = folder.load_config(), settings.data
-    if other is None:
-        check_data_exists(config)
-    elif is_run_data(config, folder.load_spec(), other):
-        config, other = RunConfig.from_dict(config.to_dict() | {"data": other}), None
-    if other is None and settings.split is not None:
-        expected = "left out unless --data is another data set than the run's"
-        raise invalid("--split", expected, settings.split)
-    result = calibrate(folder, config, other, split=settings.split)
+    config = folder.load_config()
+    own = with_own_data(folder, config, settings.data)
+    if own is None:
+        result = calibrate(folder, config, settings.data, split=settings.split)
+    else:
+        refuse_with_own_data(settings, "split")
+        result = calibrate(folder, own)
     print("\n".join(_lines(folder, result)))
 
 

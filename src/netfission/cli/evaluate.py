@@ -94,7 +94,6 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Evaluate a run on its test split or other data, with early exit, out of distribution or corrupted."""
     from netfission.runs.folder import RunFolder
-    from netfission.runs.setup import is_run_data
 
     _refuse(settings, _OF_CASCADE, unless="cascade")
     _refuse(settings, ("corruption_images",), unless="corruptions")
@@ -104,20 +103,40 @@ def run(settings: Namespace) -> None:
         check_positive_integer("--corruption-images", settings.corruption_images)
     folder = RunFolder(Path(settings.run))
     config = folder.load_config()
-    if settings.data is None:
-        check_data_exists(config)
-        _own_data(folder, config, settings)
-    elif is_run_data(config, folder.load_spec(), settings.data):
-        _own_data(folder, RunConfig.from_dict(config.to_dict() | {"data": settings.data}), settings)
-    else:
+    own = with_own_data(folder, config, settings.data)
+    if own is None:
         _other_data(folder, config, settings)
+    else:
+        _own_data(folder, own, settings)
 
 
-def check_data_exists(config: RunConfig) -> None:
-    """Raise ValueError if the folder of a run's data set does not exist any more."""
+def with_own_data(folder: "RunFolder", config: RunConfig, data: str | None) -> RunConfig | None:
+    """Return a run's settings with the place of its own data set; None if `data` is another data set.
+
+    Args:
+        folder: the run's folder.
+        config: the run's settings.
+        data: the value of `--data`; None if it was not given.
+
+    Raises:
+        ValueError: it was not given, and the folder in the settings does not exist any more.
+    """
+    from netfission.runs.setup import is_run_data
+
+    if data is not None:
+        is_own = is_run_data(config, folder.load_spec(), data)
+        return RunConfig.from_dict(config.to_dict() | {"data": data}) if is_own else None
     if Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
         hint = "pass where it is now"
         raise invalid("--data", "a folder that exists", found=config.data.data, hint=hint)
+    return config
+
+
+def refuse_with_own_data(settings: Namespace, *names: str) -> None:
+    """Raise ValueError if a flag is given that applies to other data sets than the run's own alone."""
+    for name in names:
+        if (value := getattr(settings, name)) is not None:
+            raise invalid(flag_name(name), "left out unless --data is another data set than the run's", value)
 
 
 def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
@@ -128,9 +147,7 @@ def _refuse(settings: Namespace, names: Sequence[str], *, unless: str) -> None:
 
 
 def _own_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
-    for name in ("split", "out"):
-        if (value := getattr(settings, name)) is not None:
-            raise invalid(flag_name(name), "left out unless --data is another data set than the run's", value)
+    refuse_with_own_data(settings, "split", "out")
     if settings.cascade:
         _cascade(folder, config, settings)
     if settings.ood:

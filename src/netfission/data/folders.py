@@ -131,7 +131,7 @@ def test_name(names: Iterable[str]) -> str | None:
 
 
 def find_test_folder(folder: Path) -> Path:
-    """Return the folder of the test split in a folder, see `test_name`; the folder itself if there is none.
+    """Return the folder of the test split in a folder, see `test_name`; without one, the folder itself.
 
     Example:
         >>> from tempfile import TemporaryDirectory

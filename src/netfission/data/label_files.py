@@ -143,7 +143,7 @@ class ImageIndex:
                 self._by_name.setdefault(name, []).append(image)
 
     def find(self, name: str) -> Path | None:
-        """Return the image of this name; None if there is none.
+        """Return the image of this name; None if no image has it.
 
         Raises:
             ValueError: several images have it.

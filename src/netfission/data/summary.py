@@ -44,7 +44,7 @@ class DataSummary:
         data: its name, or the folder in which its splits were found.
         classes: names of the classes.
         train: the training split.
-        validation: the validation split; None if there is none.
+        validation: the validation split; None if the data set has none.
         test: the test split.
         left_out: reason → number of images, files or folders that are in no split.
 

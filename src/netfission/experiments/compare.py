@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from netfission.config import RunConfig
+from netfission.config import TrainingConfig
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import readable
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Costs, TimedContender, measure_costs
@@ -175,9 +175,9 @@ def _average(evaluations: Iterable[Evaluation]) -> str:
 def _epochs(grid: Grid, contender: str) -> float:
     """The epochs of a contender's training over those of the settings that all contenders have."""
     config = grid.config(contender, grid.seeds[0])
-    common = RunConfig.from_dict({"epochs": grid.common["epochs"]} if "epochs" in grid.common else {})
     epochs = find_method(config.method).epochs(config.training.epochs, config.fission.exits)
-    return epochs / common.training.epochs
+    common: int = grid.common.get("epochs", TrainingConfig.epochs)
+    return epochs / common
 
 
 def _remarks(grid: Grid, contender: str) -> list[str]:

@@ -87,7 +87,7 @@ class TimedContender:
         See `netfission.methods.base.Method.training_states`.
         """
         states = self.method.training_states(self.network)
-        return [training_step(copy.deepcopy(state), images, self.loss) for state in states]
+        return [training_step(state, images, self.loss) for state in states]
 
 
 def measure_costs(

@@ -3,6 +3,7 @@
 A new baseline is one file with a subclass of `Method`, and one line in `netfission.methods.registry.METHODS`.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
@@ -218,12 +219,12 @@ class Method:
         return StepResult(loss_fn(logits, labels), logits, labels)
 
     def training_states(self, network: nn.Module) -> list[nn.Module]:
-        """Return the network as it is in training, by which the cost of a step is measured.
+        """Return a copy of the network as it is in training, by which the cost of a step is measured.
 
         If the cost of a step changes in the course of a training, these are several networks, one for each
         of equally long parts of it.
         """
-        return [network]
+        return [copy.deepcopy(network)]
 
     def inference_network(self, network: nn.Module) -> nn.Module:
         """Return the part of a trained network that inference needs."""

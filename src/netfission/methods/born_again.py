@@ -20,7 +20,7 @@ from netfission.methods.base import (
 )
 from netfission.methods.checks import check_unused
 from netfission.methods.fission import FissionMethod
-from netfission.methods.schedules import Schedule
+from netfission.methods.schedules import Schedule, repeated
 from netfission.surgery.masks import MaskedModule
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.modes import in_mode
@@ -188,8 +188,7 @@ class BornAgainMethod(Method):
 
     def schedule(self, name: str, exits: int) -> Schedule:
         """Return the schedule in the settings, repeated per generation."""
-        schedule, generations = super().schedule(name, exits), self.config.generations
-        return lambda progress: schedule(progress * generations % 1.0)
+        return repeated(super().schedule(name, exits), self.config.generations)
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """Start each generation at its epoch.

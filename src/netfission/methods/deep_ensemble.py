@@ -10,7 +10,7 @@ from netfission.config import TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.checks import check_several_exits
 from netfission.methods.fission import FissionMethod
-from netfission.methods.schedules import Schedule
+from netfission.methods.schedules import Schedule, repeated
 from netfission.surgery.masks import MaskedModule
 from netfission.utils.errors import invalid
 
@@ -77,7 +77,7 @@ class DeepEnsembleMethod(Method):
     def schedule(self, name: str, exits: int) -> Schedule:
         """Return the schedule in the settings, repeated per member if they are trained one by one."""
         schedule = super().schedule(name, exits)
-        return (lambda progress: schedule(progress * exits % 1.0)) if self.config.one_by_one else schedule
+        return repeated(schedule, exits) if self.config.one_by_one else schedule
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """Switch from member to member if they are trained one by one.

@@ -45,4 +45,15 @@ def one_cycle(progress: float) -> float:
     return cosine((progress - 0.3) / 0.7)
 
 
+def repeated(schedule: Schedule, times: int) -> Schedule:
+    """Return a schedule that runs through another one so many times, in equal parts of the training.
+
+    Example:
+        >>> twice = repeated(cosine, 2)
+        >>> [round(twice(progress), 3) for progress in (0.0, 0.25, 0.5)]
+        [1.0, 0.5, 1.0]
+    """
+    return lambda progress: schedule(progress * times % 1.0)
+
+
 SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "one_cycle": one_cycle, "paper": paper}

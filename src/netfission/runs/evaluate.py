@@ -167,7 +167,7 @@ def load_on_device(folder: RunFolder, config: RunConfig) -> tuple[nn.Module, Net
 
 
 def readable_calibration(folder: RunFolder) -> Calibration | None:
-    """Read the calibration that another one replaces; None if there is none, or if its file is damaged."""
+    """Read the calibration that another one replaces; None if its file is missing or damaged."""
     try:
         return folder.load_calibration()
     except ValueError:
