@@ -39,20 +39,40 @@ def test_the_documented_grid_is_one():
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "compare.md").read_text()
     (text,) = re.findall(r"```yaml\n(title.*?)```", page, re.DOTALL)
     grid = read_grid("documented", text).at("laptop")
-    assert len(grid.cells()) == 3 * 5
-    assert grid.contenders["single, 3× the epochs"] == {"exits": 1, "epochs": 60}
+    assert len(grid.cells()) == 3 * (5 + 4)
+    assert grid.contenders["single, half the rate"] == {"exits": 1, "learning_rate": 0.05}
     assert grid.contenders["fission, temperature 10.0"] == {"grouping": "channels", "temperature": 10.0}
 
 
 def test_scales_differ_in_settings_alone():
     paper, laptop = (find_grid("figure4").at(scale) for scale in ("paper", "laptop"))
     assert list(paper.contenders) == list(laptop.contenders)
-    assert len(paper.contenders) == 1 + 6 * 8
+    assert len(paper.contenders) == 1 + 6 * 8 + 4
     assert paper.cells()[0].config.training.epochs == 200
     assert paper.cells()[0].config.model.model == "cifar-resnet18"  # as in the paper
     assert laptop.cells()[0].config.data.limit_per_class == 20
     settings = paper.contenders["fission, criterion snip, sparsity 0.5"]
     assert settings == {"criterion": "snip", "sparsity": 0.5}
+
+
+def test_controls_are_contenders_besides_a_files_own():
+    text = "controls: %s\ncontenders: {single: , multi-exit: {method: multi-exit, exits: 2}}"
+    assert list(read_grid("g", text % "false").contenders) == ["single", "multi-exit"]
+    grid = read_grid("g", text % "true").at("laptop")
+    names = ["single, 3× the epochs", "born-again, equal training", "born-again, 2.6× the epochs"]
+    assert list(grid.contenders) == ["single", "multi-exit", *names]
+    configs = {name: grid.config(name, 0) for name in grid.contenders}
+    assert configs["multi-exit"].fission.exits == 2  # the file's own
+    assert [configs[name].training.epochs for name in names] == [60, 20, 52]
+    assert all(configs[name].fission.exits == 1 for name in names)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(named_grids()) - {"demo", "middle"})
+)  # these choose their own controls
+def test_the_strongest_controls_are_in_every_comparison(name):
+    contenders = find_grid(name).contenders
+    assert {"single, 3× the epochs", "born-again, equal training", "multi-exit"} <= set(contenders)
 
 
 def test_factors_multiply_the_value_at_the_scale():

@@ -102,10 +102,8 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
     new = {name: _with_weights(cells, out) for name, cells in succeeded.items() if name not in done}
     costs = _measure(new, out, rounds or (ROUNDS if kept is None else kept.costs.rounds))
     if earlier is not None:
-        contenders = {**earlier.costs.contenders, **costs.contenders}
-        costs = replace(costs, contenders={name: contenders[name] for name in succeeded})
-    networks = {**done, **{name: cell.key for name, cell in new.items()}}
-    content = CostsFile({name: networks[name] for name in succeeded}, costs)
+        costs = replace(costs, contenders={**earlier.costs.contenders, **costs.contenders})
+    content = CostsFile({**done, **{name: cell.key for name, cell in new.items()}}, costs)
     write_whole(file, json.dumps(asdict(content), indent=1) + "\n")
     return costs
 
@@ -157,7 +155,7 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         reference=grid.reference,
         metrics={name: ensemble_metrics(by_seed) for name, by_seed in evaluations.items()},
         averages={name: _average(by_seed.values()) for name, by_seed in evaluations.items()},
-        costs=costs,
+        costs=replace(costs, contenders={name: costs.contenders[name] for name in evaluations}),
         remarks={name: remarks for name in evaluations if (remarks := _remarks(grid, name))},
         failed=failed,
         settings={name: dict(settings) for name, settings in grid.contenders.items()},

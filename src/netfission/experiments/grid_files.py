@@ -12,7 +12,7 @@ import yaml
 from netfission.config import RunConfig
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import Grid
-from netfission.experiments.grids import SHARED, grid_text, named_grids
+from netfission.experiments.grids import CONTROLS, SCALES, grid_text, named_grids
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 from netfission.utils.typed import typed
 
@@ -28,6 +28,7 @@ class _Content:
     x_axis: str = ""
     settings: dict[str, Any] | None = None
     scales: dict[str, dict[str, Any] | None] | None = None
+    controls: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def read_grid(name: str, text: str) -> GridFile:
 
     Args:
         name: the grid's name.
-        text: a mapping with the keys `contenders`, `title`, `reference`, `seeds`, `x_axis`, `settings` and
-            `scales`, of which only `contenders` is required.
+        text: a mapping with the keys `contenders`, `title`, `reference`, `seeds`, `x_axis`, `settings`,
+            `scales` and `controls`, of which only `contenders` is required. If `controls` is true, the
+            strongest simple controls are contenders besides, except those whose names the text uses itself.
 
     Raises:
         ValueError: the text is not YAML, or does not describe a grid.
@@ -124,13 +126,17 @@ def read_grid(name: str, text: str) -> GridFile:
         ['single', 'fission, exits 2', 'fission, exits 3']
     """
     content = _read_content(name, text)
-    contenders = {key: _contender_settings(name, key, value) for key, value in content.contenders.items()}
+    controls = yaml.safe_load(grid_text(CONTROLS)) if content.controls else {}
+    missing = {key: controls[key] for key in controls if key not in content.contenders}
+    contenders = {
+        key: _contender_settings(name, key, value) for key, value in (content.contenders | missing).items()
+    }
     each = [settings.get("each", {}) for settings in contenders.values()]
     for settings in (content.settings, *(content.scales or {}).values(), *contenders.values(), *each):
         if settings and "seed" in settings:
             hint = "seeds is the number of runs of each contender"
             raise invalid(f"{name}.seed", "left out", found="a setting", hint=hint)
-    shared = yaml.safe_load(grid_text(SHARED))
+    shared = yaml.safe_load(grid_text(SCALES))
     scales = content.scales or dict.fromkeys(shared)
     return GridFile(
         name,

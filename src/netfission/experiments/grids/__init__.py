@@ -1,8 +1,10 @@
-"""The grids that come with the project: one YAML file each, and the settings that several of them share."""
+"""The grids that come with the project, one YAML file each, and what several of them share."""
 
 from importlib.resources import files
+from pathlib import PurePath
 
-SHARED = "scales"  # settings that several grids share, by scale
+SCALES = "scales"  # settings that several grids share, by scale
+CONTROLS = "controls"  # contenders that several grids share
 
 
 def named_grids() -> list[str]:
@@ -12,8 +14,8 @@ def named_grids() -> list[str]:
         >>> named_grids()[:3]
         ['ablation-distillation', 'augmentation', 'branching']
     """
-    names = (file.name for file in files(__name__).iterdir())
-    return sorted(stem for name in names if (stem := name.removesuffix(".yaml")) not in (name, SHARED))
+    names = {PurePath(file.name) for file in files(__name__).iterdir()}
+    return sorted({name.stem for name in names if name.suffix == ".yaml"} - {SCALES, CONTROLS})
 
 
 def grid_text(name: str) -> str:
