@@ -57,7 +57,7 @@ def test_a_model_is_fissioned_as_the_flags_say_beside_itself(tmp_path, capsys):
 def test_the_same_seed_costs_the_same_network(tmp_path):
     flags = f"wrn-10-1 --exits 2 --sparsity 0.9 --image-size 16 {QUICK}".split()
     sizes = []
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+    for name, seed in (("a.json", "1"), ("b.json", "1"), ("c.json", "2")):
         assert main(["cost", *flags, "--seed", seed, "--out", str(tmp_path / name)]) == 0
         sizes.append(read(tmp_path / name)["network"]["size"])
     assert sizes[0] == sizes[1] != sizes[2]
@@ -116,8 +116,15 @@ def test_threads_are_used_and_given_back(tmp_path):
         ("wrn-10-1 --sparsity 1", r"--sparsity must be the share .*, got 1\.0"),
         ("wrn-10-1 --device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'"),
         ("wrn-10-1 --device cuda", "--device must be auto or cpu, got 'cuda'; no GPU can be used here"),
-        ("wrn-10-1 --out no/cost.json", "--out must be a file in a folder that exists, got no/cost.json"),
-        ("wrn-10-1 --out .", r"--out must be a file in a folder that exists, got \.$"),
+        (
+            "wrn-10-1 --out no/cost.json",
+            "--out must be a file ending in .json, in a folder that exists, got no/cost.json",
+        ),
+        ("wrn-10-1 --out .", r"--out must be a file ending in .json, in a folder that exists, got \.$"),
+        (
+            "wrn-10-1 --out cost.csv",
+            "--out must be a file ending in .json, in a folder that exists, got cost.csv",
+        ),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, capsys, tmp_path, monkeypatch):

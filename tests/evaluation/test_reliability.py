@@ -100,13 +100,29 @@ def test_a_validation_split_without_errors_is_said_to_be_a_guess():
     calibration = Calibration.fit(logits, labels)
     report = ReliabilityReport.from_logits(*random_case(), CLASSES, calibration)
     assert report.flawless
-    assert "from 40 validation images, all classified correctly, so it is a guess: NLL" in report.summary()
+    guess = "from 40 validation images, all classified correctly, so it is a guess; on these"
+    assert f"{guess} {report.n} images: NLL" in report.summary()
+    assert f"{guess} 40 images: NLL" in calibration.summary()
     assert ReliabilityReport.from_json(report.to_json()) == report
     confidence = (logits[:, 0] / calibration.temperature).softmax(1).amax(1)
     assert confidence.max() < 0.99  # not sure of everything
     other = ReliabilityReport.from_logits(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
     assert not other.flawless
-    assert "validation images: NLL" in other.summary()
+    assert "validation images; on these" in other.summary()
+
+
+def test_a_summary_says_if_nothing_is_answered():
+    logits, labels = random_case(seed=1)
+    wrong = (logits.mean(dim=1).argmax(dim=1) + 1) % 7
+    calibration = Calibration.fit(logits, wrong)
+    report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration)
+    assert report.abstentions[0].threshold > 1
+    never = "no threshold of confidence keeps the share of wrong answers within 5 % on the validation images"
+    assert report.summary().endswith(f"; {never}, so no image is answered")
+    answering = ReliabilityReport.from_logits(
+        logits, labels, CLASSES, Calibration.fit(logits, (wrong - 1) % 7)
+    )
+    assert "at the threshold that keeps the share of wrong answers within 5 %" in answering.summary()
 
 
 def test_json_round_trip_is_exact():

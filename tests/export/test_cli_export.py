@@ -52,7 +52,7 @@ def test_it_is_checked_on_the_test_split_where_there_is_no_validation_split(run_
     data = load_run_data(folder.load_config().data, folder.load_config().fission.seed)
     description = json.loads(folder.spec.read_text())  # as if it had been trained without one
     folder.spec.write_text(json.dumps(description | {"mean": data.mean, "std": data.std}))
-    assert main(["export", str(run_folder), "--format", "pt2", "--out", str(run_folder / "other.pt2")]) == 0
+    assert main(["export", str(run_folder), "--out", str(run_folder / "other.pt2")]) == 0
     assert "256 images of the test split" in capsys.readouterr().out
     assert (run_folder / "other.pt2").is_file() and not (run_folder / "model.pt2").exists()
 
@@ -115,6 +115,9 @@ def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
             r"--out must be a file in a folder that exists and can be written to, got nowhere/model\.onnx",
         ),
         ("--out .", r"--out must be a file .*, got \."),
+        ("--format pt2 --out a.onnx", r"--out must be a file name that suits the format pt2, got a\.onnx"),
+        ("--opset 20 --out a.pt2", "--opset must be left out unless --format is onnx, got 20"),
+        ("--cascade --out a.onnx", r"--out must be a folder's name with --cascade, got a\.onnx"),
         (
             "--data nowhere/at-all",
             "data must be the data set that the network was trained on, got nowhere/at-all",

@@ -95,8 +95,9 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
     assert {row[head.index("exit 1") :][:5] for row in rows} == {"digit"}
     assert missing.split(maxsplit=1) == ["nowhere.png", "error: no such file or directory"]
     threshold = digits_run.load_calibration().risk_coverage.threshold(0.05)
-    where = f"where p is below the threshold ({threshold:.3f})" if threshold <= 1 else "always"
-    assert foot.startswith(f"abstain: {where}; above")
+    effect = "keeps the share of wrong answers within 5 % on the validation images"
+    below = f"abstains if p is below the threshold ({threshold:.3f}), which {effect}"
+    assert foot == (below if threshold <= 1 else f"abstains on every image: no threshold of p {effect}")
     end = head.index("  exit 0")
     for row in rows:
         confidence = float(row[end - 5 : end])
@@ -247,8 +248,9 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
             predict(capsys, digits_run.path, image, "--out", tmp_path / name) == f"wrote {tmp_path / name}\n"
         )
         assert (tmp_path / name).read_text().startswith(start)
-    predict(capsys, digits_run.path, image, "--out", tmp_path / "said.csv", "--format", "jsonl")
-    assert (tmp_path / "said.csv").read_text().startswith('{"image"')
+    for name in ("said", "said.json", "said.JSONL"):
+        predict(capsys, digits_run.path, image, "--out", tmp_path / name, "--format", "jsonl")
+        assert (tmp_path / name).read_text().startswith('{"image"')
 
 
 def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):
@@ -270,6 +272,14 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
         ("--probabilities", "--format must be csv or jsonl with --probabilities, got 'table'"),
         ("--format xml", "--format must be one of table, csv, jsonl, got 'xml'"),
         ("--out .", "--out must be a file in a folder that can be written to, got ."),
+        (
+            "--format csv --out said.jsonl",
+            "--out must be a file name that suits the format csv, got said.jsonl",
+        ),
+        (
+            "--format table --out said.CSV",
+            "--out must be a file name that suits the format table, got said.CSV",
+        ),
         (
             "--out said.xml",
             "--out must be a name that ends in .csv, .jsonl, .txt, got said.xml; or pass --format",
@@ -327,4 +337,16 @@ def test_the_table_never_rounds_to_certainty():
         line = writer.line(prediction)
         assert line.startswith(f"a.png  a       {shown}  a ")
         assert line.split()[-4:] == ["0.000", "<", "0.001", "0.000"]
-    assert next(writer.footer()).startswith("abstain: where p is below the threshold (> 0.999); above it")
+    assert next(writer.footer()).startswith(
+        "abstains if p is below the threshold (> 0.999), which keeps the share of wrong"
+    )
+
+
+def test_a_table_says_that_no_threshold_keeps_to_the_risk():
+    layout = Layout(
+        ["a", "b"], 1, risk=0.025, threshold=2.0, probabilities=False, images=5, fitted_on="images of pets"
+    )
+    assert list(FORMATS["table"](layout).footer()) == [
+        "abstains on every image: no threshold of p keeps the share of wrong answers within 2.5 % on the "
+        "images of pets"
+    ]

@@ -248,10 +248,11 @@ def test_calibrating_on_other_data_is_kept_until_the_run_is_calibrated_again(
     assert calibration.temperature != replaced.temperature
     assert (reliability.temperature, reliability.n) == (calibration.temperature, 359)
     assert shown.splitlines()[0].startswith(
-        f"calibrated: temperature {calibration.temperature:.3f}, from 36 images of photographs: NLL "
+        f"calibrated: temperature {calibration.temperature:.3f}, from 36 images of photographs; "
+        "on these 36 images: NLL "
     )
     assert shown.splitlines()[1].startswith(
-        f"before:     temperature {replaced.temperature:.3f}, from {replaced.n} validation images: NLL "
+        f"before:     temperature {replaced.temperature:.3f}, from {replaced.n} validation images; "
     )
     assert "still at the temperature before: ood.json, corruptions.json; evaluate again" in shown
     calibrated = content(run)
@@ -320,7 +321,7 @@ def test_pages_and_tables_say_what_the_calibration_is_from(run: RunFolder, other
     assert main(["calibrate", str(run.path), "--data", str(other)]) == 0
     image = next(other.rglob("*.png"))
     assert main(["predict", str(run.path), str(image)]) == 0
-    assert "5 % of the answers for images of photographs were wrong" in capsys.readouterr().out
+    assert "wrong answers within 5 % on the images of photographs" in capsys.readouterr().out
     assert main(["report", str(run.path)]) == 0
     page = run.report.read_text()
     assert page.count("36 images of photographs") >= 2

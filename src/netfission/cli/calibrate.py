@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.evaluate import refuse_with_own_data, with_own_data
 from netfission.cli.parser import Parser
-from netfission.utils.text import percent
 
 if TYPE_CHECKING:
-    from netfission.evaluation.calibration import Calibration
     from netfission.runs.calibrate import Recalibration
     from netfission.runs.folder import RunFolder
 
@@ -50,9 +48,9 @@ def run(settings: Namespace) -> None:
 
 
 def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
-    lines = [f"calibrated: {_in_words(result.calibration)}"]
+    lines = [f"calibrated: {result.calibration.summary()}"]
     if result.replaced is not None:
-        lines.append(f"before:     {_in_words(result.replaced)}")
+        lines.append(f"before:     {result.replaced.summary()}")
     if result.reliability is not None:
         lines += ["", f"on the {result.reliability.n} images of the run's test split:"]
         lines += [result.reliability.summary(), ""]
@@ -68,11 +66,3 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
         if stale := [file.name for file in depends if file.exists()]:
             lines.append(f"still at the temperature before: {', '.join(stale)}; evaluate again to renew them")
     return lines
-
-
-def _in_words(calibration: "Calibration") -> str:
-    raw, scaled = calibration.raw, calibration.scaled
-    nll = f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}"
-    ece = f"ECE {percent(raw['ece'])} → {percent(scaled['ece'])} %"
-    source = f"{calibration.n} {calibration.fitted_on}"
-    return f"temperature {calibration.temperature:.3f}, from {source}: {nll}, {ece}"

@@ -37,7 +37,11 @@ def parser() -> Parser:
     parser.add("--threads", int | None, help="number of CPU threads (default: PyTorch's)", group=measurement)
     parser.add("--device", Literal["auto", "cpu", "cuda"], "auto", "device to run on", group=measurement)
     parser.add(
-        "--out", str | None, help="JSON file to write the report to", group=measurement, metavar="FILE"
+        "--out",
+        str | None,
+        help="file to write the report to, ending in .json",
+        group=measurement,
+        metavar="FILE",
     )
     return parser
 
@@ -48,8 +52,8 @@ def run(settings: Namespace) -> None:
     from netfission.utils.files import write_whole
 
     out = Path(settings.out) if settings.out else None
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise invalid("--out", "a file in a folder that exists", found=str(out))
+    if out is not None and (out.suffix != ".json" or out.is_dir() or not out.parent.is_dir()):
+        raise invalid("--out", "a file ending in .json, in a folder that exists", found=str(out))
     check_positive_integer("--rounds", settings.rounds)
     device = _device(settings.device)
     with _threads(settings.threads):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.parser import Parser, flag_name
 from netfission.utils.errors import invalid
+from netfission.utils.files import choose_format
 
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
     from torch import Tensor
@@ -21,7 +22,11 @@ def parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(run.__doc__)
     parser.add("run", str, help="the run's folder")
-    parser.add("--format", Literal["onnx", "pt2"], "onnx", "ONNX, or PyTorch's own format (torch.export)")
+    parser.add(
+        "--format",
+        Literal["onnx", "pt2"] | None,
+        help="ONNX, or torch.export's format (default: by --out's name, .onnx or .pt2; else onnx)",
+    )
     parser.add(
         "--precision",
         Literal["float32", "fp16", "int8"],
@@ -59,6 +64,7 @@ def run(settings: Namespace) -> None:
     folder = Path(settings.run)
     if not folder.is_dir():
         raise invalid("run", "the folder of a run", found=str(folder))
+    settings.format = _format(settings)
     _check_together(settings)
     out = _out(settings, folder)
     if settings.format == "onnx":
@@ -73,6 +79,18 @@ def run(settings: Namespace) -> None:
     else:
         print(_reduced(classifier, settings, out))
     print(f"wrote {out}")
+
+
+def _format(settings: Namespace) -> str:
+    """Return the format that is asked for."""
+    from netfission.export.formats import FORMATS
+
+    chosen: str | None = settings.format
+    if settings.out is None:
+        return chosen or "onnx"
+    if settings.cascade and Path(settings.out).suffix in FORMATS:
+        raise invalid("--out", "a folder's name with --cascade", found=settings.out)
+    return choose_format("--out", settings.out, FORMATS, chosen) or "onnx"
 
 
 def _check_together(settings: Namespace) -> None:

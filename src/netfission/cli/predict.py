@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from netfission.cli.parser import Parser
 from netfission.config import DEFAULT_RISK
 from netfission.utils.errors import check_positive_integer, invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import choose_format, write_whole
+
+_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 
 if TYPE_CHECKING:
     from netfission.prediction import Failure, ImagePrediction, Writer
@@ -50,7 +52,7 @@ def run(settings: Namespace) -> None:
     from netfission.prediction import FORMATS, Layout, find_images, predict_images
 
     _check_writable(settings.out)
-    chosen_format = settings.format or _format_of(settings.out)
+    chosen_format = _chosen_format(settings.format, settings.out)
     if settings.probabilities and chosen_format == "table":
         raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
     check_positive_integer("--batch-size", settings.batch_size)
@@ -128,13 +130,12 @@ def _check_writable(out: str | None) -> None:
         raise invalid("--out", "a file in a folder that can be written to", found=out)
 
 
-def _format_of(out: str | None) -> str:
+def _chosen_format(format: str | None, out: str | None) -> str:
+    """Return the format that `--format` or the name of the file asks for; ValueError if they differ."""
     if out is None:
-        return "table"
-    formats = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
-    suffix = Path(out).suffix
-    if suffix not in formats:
-        raise invalid(
-            "--out", f"a name that ends in {', '.join(formats)}", found=out, hint="or pass --format"
-        )
-    return formats[suffix]
+        return format or "table"
+    chosen = choose_format("--out", out, _FORMATS, format)
+    if chosen is None:
+        expected = f"a name that ends in {', '.join(_FORMATS)}"
+        raise invalid("--out", expected, found=out, hint="or pass --format")
+    return chosen

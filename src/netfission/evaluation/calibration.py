@@ -1,6 +1,7 @@
 """Calibrate an ensemble's probabilities on a validation split."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -10,9 +11,41 @@ from netfission.ensemble import Average, ensemble_log_probabilities, fit_tempera
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.errors import check_positive
+from netfission.utils.text import percent
 from netfission.utils.typed import typed
 
 VALIDATION = "validation images"  # held out of a run's own data set
+
+
+def describe_scaling(
+    temperature: float,
+    fitted_on: str,
+    raw: Mapping[str, float],
+    scaled: Mapping[str, float],
+    n: int,
+    *,
+    flawless: bool,
+) -> str:
+    """Say what a temperature is from, and how it changes likelihood and calibration.
+
+    Args:
+        temperature: by which logits are divided.
+        fitted_on: the images that it is from, in words.
+        raw: `classification_metrics` at temperature 1.
+        scaled: the same at the temperature.
+        n: number of images that the metrics are of.
+        flawless: whether the temperature is from images that were all classified correctly.
+
+    Example:
+        >>> raw, scaled = {"nll": 0.5, "ece": 0.09}, {"nll": 0.4, "ece": 0.03}
+        >>> print(describe_scaling(1.5, "80 test images", raw, scaled, n=200, flawless=False))
+        temperature 1.500, from 80 test images; on these 200 images: NLL 0.5000 → 0.4000, ECE 9.00 → 3.00 %
+    """
+    guess = ", all classified correctly, so it is a guess" if flawless else ""
+    return (
+        f"temperature {temperature:.3f}, from {fitted_on}{guess}; on these {n} images: "
+        f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {percent(raw['ece'])} → {percent(scaled['ece'])} %"
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +105,18 @@ class Calibration:
                 scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels
             ),
             average=average,
+        )
+
+    @property
+    def flawless(self) -> bool:
+        """Whether every image was classified correctly, so that the temperature is a guess."""
+        return self.raw["top1"] == 1
+
+    def summary(self) -> str:
+        """Return the temperature and its effect on these images in one line."""
+        source = f"{self.n} {self.fitted_on}"
+        return describe_scaling(
+            self.temperature, source, self.raw, self.scaled, self.n, flawless=self.flawless
         )
 
     def to_json(self) -> str:

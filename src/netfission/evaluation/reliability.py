@@ -10,9 +10,9 @@ from torch import Tensor
 
 from netfission.config import DEFAULT_RISK
 from netfission.ensemble import Average, ensemble_log_probabilities
-from netfission.evaluation.calibration import VALIDATION, Calibration
+from netfission.evaluation.calibration import VALIDATION, Calibration, describe_scaling
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
-from netfission.evaluation.selective import RiskCoverage
+from netfission.evaluation.selective import RiskCoverage, describe_risk
 from netfission.utils.text import percent
 from netfission.utils.typed import typed
 
@@ -200,16 +200,21 @@ class ReliabilityReport:
         area = f"area under the risk–coverage curve {self.risk_coverage.area:.4f}"
         if self.temperature is None or self.scaled is None:
             return f"no temperature, as no images were held out for validation\n{area}"
-        raw, scaled = self.raw.metrics, self.scaled.metrics
-        abstention = next(entry for entry in self.abstentions if entry.risk == DEFAULT_RISK)
-        guess = ", all classified correctly, so it is a guess" if self.flawless else ""
-        return (
-            f"temperature {self.temperature:.3f}, from {self.validation_images} {self.fitted_on}{guess}: "
-            f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {percent(raw['ece'])} → "
-            f"{percent(scaled['ece'])} %\n{area}; with at most 5 % wrong answers on the {self.fitted_on}: "
-            f"{percent(abstention.coverage, 1)} % of the images are answered, "
-            f"{percent(abstention.error, 1)} % of the answers wrong"
+        scaling = describe_scaling(
+            self.temperature,
+            f"{self.validation_images} {self.fitted_on}",
+            self.raw.metrics,
+            self.scaled.metrics,
+            self.n,
+            flawless=self.flawless,
         )
+        abstention = next(entry for entry in self.abstentions if entry.risk == DEFAULT_RISK)
+        kept = describe_risk(DEFAULT_RISK, self.fitted_on)
+        if abstention.threshold > 1:
+            return f"{scaling}\n{area}; no threshold of confidence keeps {kept}, so no image is answered"
+        answered = f"{percent(abstention.coverage, 1)} % of the images are answered"
+        wrong = f", {percent(abstention.error, 1)} % of the answers wrong" if abstention.coverage else ""
+        return f"{scaling}\n{area}; at the threshold that keeps {kept}, {answered}{wrong}"
 
 
 def _abstentions(confidence: Tensor, correct: Tensor, calibration: Calibration) -> list[Abstention]:

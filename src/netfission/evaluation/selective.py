@@ -10,6 +10,20 @@ from netfission.utils.errors import describe, invalid
 _POINTS = 200
 
 
+def describe_risk(risk: float, fitted_on: str) -> str:
+    """Say to what a threshold for abstention keeps, as it follows "keeps".
+
+    Args:
+        risk: target share of wrong answers.
+        fitted_on: the images that the threshold is from, in words.
+
+    Example:
+        >>> describe_risk(0.05, "validation images")
+        'the share of wrong answers within 5 % on the validation images'
+    """
+    return f"the share of wrong answers within {100 * risk:g} % on the {fitted_on}"
+
+
 @dataclass(frozen=True)
 class RiskCoverage:
     """The risk–coverage curve: the error if only confident examples are answered (El-Yaniv & Wiener 2010).

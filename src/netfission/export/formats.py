@@ -8,6 +8,7 @@ from torch import Tensor
 Metadata = Mapping[str, Any]  # of types that JSON has
 Runner = Callable[..., dict[str, Tensor]]  # inputs by name → outputs by name
 
+FORMATS = {".onnx": "onnx", ".pt2": "pt2"}  # by the suffix of a file
 METADATA_KEY = "netfission"  # under which a file keeps its metadata, as JSON
 
 

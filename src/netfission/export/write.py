@@ -10,14 +10,14 @@ from torch import Tensor
 from netfission.classifier import Classifier
 from netfission.data import ImageData
 from netfission.export.check import TOLERANCE, AccuracyChange, check_images, check_outputs, measure_change
-from netfission.export.formats import ExportedModel
+from netfission.export.formats import FORMATS, ExportedModel
 from netfission.export.metadata import classifier_metadata
 from netfission.export.onnx import OnnxModel
 from netfission.export.predictor import INPUT, OUTPUTS, Predictor
 from netfission.export.pt2 import Pt2Model
 from netfission.export.samples import labelled_batches, sample_split
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import choose_format, write_whole
 
 Format = Literal["onnx", "pt2"]
 Precision = Literal["float32", "fp16", "int8"]
@@ -88,6 +88,7 @@ def export(
         True
     """
     check_images(classifier, images)
+    choose_format("path", path, FORMATS, format)
     model = _make_model(classifier, format, opset, half=False)
     difference = check_outputs(model.load(model.to_bytes({})), classifier, images)
     metadata = _metadata(classifier, "float32")
@@ -146,6 +147,7 @@ def export_reduced(
         >>> result.change.n == len(data.validation)
         True
     """
+    choose_format("path", path, FORMATS, format)
     model = _make_model(classifier, format, opset, half=precision == "fp16")
     if precision == "int8":
         from netfission.export.quantise import quantise

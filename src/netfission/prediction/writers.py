@@ -12,6 +12,7 @@ import torch
 
 from netfission.classifier import Classifier
 from netfission.evaluation.calibration import VALIDATION
+from netfission.evaluation.selective import describe_risk
 from netfission.prediction.images import Failure, ImagePrediction
 from netfission.utils.text import printable, rounded, unsaturated
 
@@ -33,8 +34,8 @@ class Layout:
 
     Example:
         >>> layout = Layout(["cat", "dog"], 2, risk=0.05, threshold=0.9, probabilities=False, images=5)
-        >>> print(next(Table(layout).footer()).partition(";")[0])
-        abstain: where p is below the threshold (0.900)
+        >>> print(next(Table(layout).footer()).partition(",")[0])
+        abstains if p is below the threshold (0.900)
     """
 
     classes: Sequence[str]
@@ -179,12 +180,12 @@ class Table(Writer):
         risk, threshold = self.layout.risk, self.layout.threshold
         if risk is None or threshold is None:
             return
-        share = f"at most {100 * risk:g} % of the answers for {self.layout.fitted_on} were wrong"
-        shown = rounded(threshold, 3, most=1)
-        where = (
-            f"where p is below the threshold ({shown}); above it" if threshold <= 1 else "always; above no p"
-        )
-        yield f"abstain: {where} {share}"
+        kept = describe_risk(risk, self.layout.fitted_on)
+        if threshold > 1:
+            yield f"abstains on every image: no threshold of p keeps {kept}"
+        else:
+            shown = rounded(threshold, 3, most=1)
+            yield f"abstains if p is below the threshold ({shown}), which keeps {kept}"
 
     def _aligned(
         self, image: str, name: str, p: str, votes: Sequence[str], uncertainties: Sequence[str], abstain: str

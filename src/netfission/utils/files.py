@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from netfission.utils.errors import invalid
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a temporary file beside `path`, and rename it to `path` once it is safely on disk.
@@ -93,3 +95,33 @@ def _named_in_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def choose_format(
+    argument: str, path: str | Path, suffixes: Mapping[str, str], chosen: str | None = None
+) -> str | None:
+    """Return the format of a file to write: the one that was chosen, or else the one that its name ends in.
+
+    Args:
+        argument: name of the option that holds `path`, for the message.
+        path: the file.
+        suffixes: suffix with its dot, in lower case → format.
+        chosen: the format that was chosen; None if none was.
+
+    Returns:
+        The format; None if none was chosen and the suffix is not among `suffixes`.
+
+    Raises:
+        ValueError: the suffix is that of another format than the chosen one.
+
+    Example:
+        >>> choose_format("--out", "model.pt2", {".onnx": "onnx", ".pt2": "pt2"})
+        'pt2'
+        >>> choose_format("--out", "model.pt2", {".onnx": "onnx", ".pt2": "pt2"}, "onnx")
+        Traceback (most recent call last):
+        ValueError: --out must be a file name that suits the format onnx, got model.pt2
+    """
+    by_name = suffixes.get(Path(path).suffix.lower())
+    if chosen is not None and by_name not in (None, chosen):
+        raise invalid(argument, f"a file name that suits the format {chosen}", found=str(path))
+    return chosen or by_name

@@ -172,9 +172,9 @@ function reason(kind, answer) {
     return `The network was not calibrated, so how often it errs at this confidence is not known.${level}`;
   }
   const images = `${model.calibration_images.toLocaleString("en")} ${model.calibrated_on}`;
-  if (model.threshold > 1) return `It never answers: at no confidence were at most ${setting(model.risk)} of its answers for ${images} wrong.`;
-  const bound = `of such answers for ${images}, at most ${setting(model.risk)} were wrong`;
-  return `It answers if its confidence is at least ${percent(model.threshold)}: ${bound}.`;
+  const effect = `the share of wrong answers within ${setting(model.risk)} on the ${images}`;
+  if (model.threshold > 1) return `It abstains on every image: no threshold of confidence keeps ${effect}.`;
+  return `It abstains if its confidence is below ${percent(model.threshold)}, which keeps ${effect}.`;
 }
 
 function bar(share) {
