@@ -31,8 +31,11 @@ def test_contenders_that_differ_in_one_setting_alone_are_a_line():
         assert x == [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
         first = names.index(f"{label}, sparsity 0.1")
         assert y == pytest.approx([place + 1 for place in range(first, first + 8)])  # in per cent
-    (level,) = [line for line in axes.lines if line.get_label() == "single"]
-    assert level.get_ydata() == pytest.approx([1.0, 1.0])
+    levels = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert list(levels) == [name for name in names if "sparsity" not in grid.contenders[name]]
+    assert levels["single"] == pytest.approx(1.0)
+    dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx(list(levels.values()))
 
 
 def test_numbers_run_upwards_whatever_the_contenders_are_called():
@@ -47,7 +50,9 @@ def test_values_that_are_no_numbers_stand_in_a_row():
     axes, _, curves = drawn_against(find_grid("figure5").at("laptop"), "ratio")
     assert curves["fission"][0] == list(range(7))
     assert [label.get_text() for label in axes.get_xticklabels()][:3] == ["1–1–1", "2–1–1", "1–2–1"]
-    assert {line.get_linestyle() for line in axes.lines} == {"None"}  # no curve runs between them
+    styles = [line.get_linestyle() for line in axes.lines]
+    assert set(styles) == {"None", "--"}  # no curve runs between them
+    assert styles.count("--") == len(axes.texts) == 4  # the controls
     assert axes.get_legend() is None  # one alone needs none
 
 

@@ -17,7 +17,7 @@ def parser() -> Parser:
     parser.add(
         "--methods",
         list[str],
-        ["single", "deep-ensemble", "fission-channels"],
+        ["single", "deep-ensemble", "multi-exit", "fission-channels"],
         f"methods to compare: {', '.join(CONTENDERS)}",
         group=group,
     )

@@ -149,17 +149,32 @@ def plot_against_setting(
                 linewidth=1.2,
                 linestyle="none" if is_row else "solid",
             )
-        for name in metrics:
-            if x_axis not in settings[name]:
-                mark_reference(axes, y=column.scale * metrics[name][key].mean, label=name)
         if is_row:
             axes.set_xticks(list(x_of_value.values()), list(x_of_value))
         axes.set_xlabel(readable(x_axis))
         _label_y(axes, column, key)
+        level = [name for name in metrics if x_axis not in settings[name]]
+        _name_levels(axes, {name: column.scale * metrics[name][key].mean for name in level})
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
         panels[0].legend(fontsize=LEGEND_SIZE, frameon=False)
     picture.suptitle(title, fontsize=TITLE_SIZE)
     return picture
+
+
+def _name_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Draw level lines, each with its name at its right end."""
+    for name, y in levels.items():
+        mark_reference(axes, y=y)
+        axes.annotate(
+            name,
+            (1, y),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=LEGEND_SIZE,
+            color=TEXT,
+        )
 
 
 def _lines(contenders: Iterable[str], settings: Mapping[str, Settings], x_axis: str) -> dict[str, list[str]]:
