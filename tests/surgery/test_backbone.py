@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -430,6 +431,54 @@ def test_refused(model: Callable[[], nn.Module], stages: list[str] | None, messa
     with pytest.raises(ValueError, match=message) as raised:
         cut(model(), IMAGES[:2], stages)
     assert "\n" not in str(raised.value)
+
+
+def convolutional(*, norm: bool) -> nn.Sequential:
+    """A network whose last convolution gives one map per class, with or without a norm after it."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 8, 1), (8, 8, 2), (8, 5, 2)):
+        layers += [nn.Conv2d(inputs, 8, 3, stride, 1), nn.ReLU(), nn.Conv2d(8, outputs, 1)]
+        layers += [nn.BatchNorm2d(outputs) if norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def without_fc(name: str) -> nn.Module:
+    model = create_model(name, CLASSES)
+    model.fc = nn.Identity()
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timm.create_model("resnet18", num_classes=0),
+        lambda: timm.create_model("mobilenetv3_small_050", num_classes=0),  # ends with a convolution
+        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32),
+        lambda: without_fc("torchvision/resnet18"),
+    ],
+    ids=["timm resnet", "timm mobilenet", "timm vit", "torchvision resnet"],
+)
+def test_a_feature_extractor_is_refused(make: Callable[[], nn.Module]) -> None:
+    expected = (
+        r"^model must be a classifier, got \w+ that ends without a classifying layer; give it one "
+        r"\(num_classes=N\), or end the stages before that layer \(stages=\[…\]\)$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        cut(make(), torch.zeros(2, 3, 32, 32))
+
+
+def test_classifying_layers_of_all_kinds_are_seen() -> None:
+    replaced = timm.create_model("resnet18", num_classes=0)
+    replaced.fc = nn.Linear(512, CLASSES)
+    features = timm.create_model("test_resnet", num_classes=0)
+    followed = nn.Sequential(features, nn.Linear(features.num_features, CLASSES))
+    normalised = nn.Sequential(*convolutional(norm=False), nn.Linear(5, 5), nn.BatchNorm1d(5))
+    for model in (replaced, followed, convolutional(norm=False), normalised):
+        cut(model, torch.randn(2, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"a classifying layer; .* end the stages before"):
+        cut(convolutional(norm=True), torch.randn(2, 3, 32, 32))
+    backbone = cut(convolutional(norm=True), torch.randn(2, 3, 32, 32), ["9", "11"])
+    assert isinstance(backbone.head.get_submodule("12"), nn.Conv2d)
 
 
 def test_parameters_shared_within_one_stage_are_fine() -> None:

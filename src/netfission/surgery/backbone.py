@@ -144,6 +144,7 @@ def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = 
         backbone = copy.deepcopy(model)
     else:
         backbone = _cut_copy(copy.deepcopy(model), example_input, stages)
+    _check_has_classifier(model, backbone, example_input)
     _check_not_shared(backbone)
     _keep_inputs(backbone, example_input)
     _check_same_output(model, backbone, example_input)
@@ -376,6 +377,49 @@ def _part(root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node) -> fx.
             copies[node] = part.node_copy(node, copies.__getitem__)
     part.output(copies[end])
     return fx.GraphModule(root, part)
+
+
+def _check_has_classifier(model: nn.Module, backbone: Backbone, images: Tensor) -> None:
+    """Refuse a feature extractor, whose features would be taken for logits.
+
+    It is one if timm says so, or if the head has no layer with a weight matrix and the last parameters that
+    are used belong to a normalisation layer. A convolution at the end may be a classifier.
+    """
+    find_classifier = getattr(model, "get_classifier", None)  # of timm's models
+    if getattr(model, "num_classes", None) == 0 and callable(find_classifier):
+        is_extractor = isinstance(find_classifier(), nn.Identity)
+    else:
+        is_extractor = not _has_matrix(backbone.head) and not _has_matrix(_last_layer(backbone, images))
+    if is_extractor:
+        raise invalid(
+            "model",
+            "a classifier",
+            found=f"{type(model).__name__} that ends without a classifying layer",
+            hint="give it one (num_classes=N), or end the stages before that layer (stages=[…])",
+        )
+
+
+def _has_matrix(module: nn.Module | None) -> bool:
+    """Whether a layer has a weight as linear layers and convolutions have."""
+    return module is not None and any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _last_layer(backbone: Backbone, images: Tensor) -> nn.Module | None:
+    """Return the module without children that used parameters last."""
+    used: list[nn.Module] = []
+    layers = (module for module in backbone.modules() if not any(True for _ in module.children()))
+    hooks = [
+        layer.register_forward_hook(lambda module, *_: used.append(module))
+        for layer in layers
+        if any(True for _ in layer.parameters())
+    ]
+    try:
+        with torch.no_grad(), in_mode(backbone, training=False):
+            backbone(images.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return used[-1] if used else None
 
 
 def _check_not_shared(backbone: Backbone) -> None:
