@@ -332,7 +332,7 @@ def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
         (
             "train/1.png test/1.png",
             {"labels.csv": "file_name,label\n1.png,cat\n"},
-            "^1.png must be the name of one image in a table of labels, got .*test/1.png and .*train/1.png",
+            "labels.csv must be a table whose .* of one image, got 1.png for .*test/1.png and .*train/1.png;",
         ),
         (
             "1.png 2.png",
@@ -361,3 +361,187 @@ def test_class_folders_go_before_a_table_that_agrees(tmp_path: Path) -> None:
     write_files(tmp_path, "cat/1.png dog/2.png")
     (tmp_path / "metadata.csv").write_text("file_name,label\ncat/1.png,animal\ndog/2.png,animal\n")
     assert read_folder(tmp_path).classes == ["cat", "dog"]
+
+
+PATIENTS = "001/a.png 001/b.png 002/c.png 002/d.png 003/e.png 003/f.png"
+
+
+def table(header: str, label: dict[str, str], files: str = PATIENTS) -> str:
+    """Return a table that gives each file the label of its folder."""
+    return f"{header}\n" + "".join(f"{file},{label[file.split('/')[0]]}\n" for file in files.split())
+
+
+ONE_EACH = {"001": "1", "002": "2", "003": "3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "labels.csv",
+            table("file_name,class,species", {"001": "a,x", "002": "b,x", "003": "a,x"}),
+            "/labels.csv must be a table with one column of labels, got class and species; rename or remove",
+        ),
+        (
+            "train_labels.csv",
+            table("file_name,diagnosis,age", {"001": "a,1", "002": "b,1", "003": "a,2"}),
+            "/train_labels.csv must be a table with a column of labels .* the columns file_name, diagnosis",
+        ),
+        (
+            "labels.csv",
+            table("001/a.png,a", {"001": "a", "002": "b", "003": "a"}),
+            r"/labels.csv must be a table with a column of file names .* the columns 001/a.png, a$",
+        ),
+        (
+            "labels.csv",
+            "file_name,label\na,1\na,2\n",
+            "/labels.csv must be a table with one label per image, got 1 and 2 for a$",
+        ),
+        (
+            "labels.csv",
+            "file_name,label\n001/a.png,cat\n002/c.png,dog\n003/e.png,cat\n",
+            "images all have a label in labels.csv, got 3 without one; the class folders contradict",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused_beside_class_folders(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    write_files(tmp_path, PATIENTS)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("prices.csv", "item,price\n1,2\n", "it names none of the images"),
+        ("labels.csv", "file_name,label\nq,1\nr,2\n", "it names none of the images"),
+        (
+            "metadata.csv",
+            table("file_name,width,height", {"001": "8,8", "002": "8,9", "003": "8,8"}),
+            "it must be a table with a column of labels",
+        ),
+        (
+            "widths.csv",
+            table("file_name,width", {"001": "8", "002": "9", "003": "8"}),
+            "it must be a table that",
+        ),
+        (
+            "labels.csv",
+            table("file_name,label", dict.fromkeys(ONE_EACH, "cat")),
+            "it gives all images one label",
+        ),
+        ("labels.csv", table("file_name,label", ONE_EACH), "it gives the class folders other names"),
+    ],
+)
+def test_other_tables_beside_class_folders_are_named(
+    tmp_path: Path, name: str, content: str, reason: str
+) -> None:
+    write_files(tmp_path, PATIENTS)
+    (tmp_path / name).write_text(content)
+    contents = read_folder(tmp_path)
+    assert contents.classes == ["001", "002", "003"]
+    assert list(contents.unused) == [name]
+    assert contents.unused[name].startswith(reason)
+    assert contents.left_out == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        table("file_name,label", {name: name for name in ONE_EACH}),
+        table("photograph,class,species", {name: f"{name},x" for name in ONE_EACH}),
+        "file_name,label\n001/a.png,001\n",
+    ],
+)
+def test_tables_that_agree_with_class_folders_need_no_word(tmp_path: Path, content: str) -> None:
+    write_files(tmp_path, PATIENTS)
+    (tmp_path / "labels.csv").write_text(content)
+    contents = read_folder(tmp_path)
+    assert (contents.classes, contents.unused, contents.remarks) == (["001", "002", "003"], {}, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "classes"),
+    [
+        ({"001": "cat", "002": "dog", "003": "cat"}, ["cat", "dog"]),
+        ({"001": "002", "002": "001", "003": "003"}, ["001", "002", "003"]),
+    ],
+    ids=["coarser", "swapped"],
+)
+def test_a_table_that_contradicts_class_folders_is_used_if_complete(
+    tmp_path: Path, given: dict[str, str], classes: list[str]
+) -> None:
+    write_files(tmp_path, PATIENTS)
+    (tmp_path / "labels.csv").write_text(table("file_name,label", given))
+    contents = read_folder(tmp_path)
+    assert contents.classes == classes
+    assert labels(contents)["train"]["001/a.png"] == given["001"]
+    assert contents.remarks == ["the classes are those of labels.csv, not the 3 folders"]
+
+
+@pytest.mark.parametrize("folder", ["images", "data/images", "train/images"])
+def test_a_single_folder_does_not_hide_why_a_table_is_not_used(tmp_path: Path, folder: str) -> None:
+    write_files(tmp_path, f"{folder}/1.png {folder}/2.png")
+    (tmp_path / "labels.csv").write_text("file_name,class,species\n1.png,a,x\n2.png,b,x\n")
+    with pytest.raises(ValueError, match=r"/labels\.csv must be a table with one column of labels"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("sign", ["\xe9", "e\u0301"])
+def test_names_are_matched_in_any_unicode_form(tmp_path: Path, sign: str) -> None:
+    write_files(tmp_path, "ros\xe9.png dog.png cafe\u0301.png")
+    rows = f"ros{sign}.png,ros\xe9\ncaf{sign},rose\u0301\ndog,dog\n"
+    (tmp_path / "Labels.CSV").write_text(f"file_name,label\n{rows}", encoding="utf-8")
+    contents = read_folder(tmp_path)
+    assert contents.classes == ["dog", "ros\xe9"]
+    assert len(contents.splits["train"].labels) == 3
+    write_files(tmp_path / "b", "ros\xe9/1.png rose\u0301/2.png dog/3.png")
+    assert read_folder(tmp_path / "b").classes == ["dog", "ros\xe9"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("train eval", {"test": "eval"}),
+        ("Train Tests", {"test": "Tests"}),
+        ("train holdout", {"test": "holdout"}),
+        ("train dev", {"test": "dev"}),
+        ("train dev evaluation", {"validation": "dev", "test": "evaluation"}),
+        ("train val eval", {"validation": "val", "test": "eval"}),
+        ("train test eval", {"validation": "eval", "test": "test"}),
+    ],
+)
+def test_synonyms_of_splits_count_beside_a_training_split(
+    tmp_path: Path, folders: str, splits: dict[str, str]
+) -> None:
+    for folder in folders.split():
+        write_files(tmp_path / folder, "cat/1.png dog/2.png")
+    contents = read_folder(tmp_path)
+    assert {name: part.origin.name for name, part in contents.splits.items() if name != "train"} == splits
+    assert contents.unused == {}
+
+
+def test_folders_beside_splits_are_named(tmp_path: Path) -> None:
+    for folder in ("train", "test", "holdout", "extra"):
+        write_files(tmp_path / folder, "cat/1.png dog/2.png")
+    write_files(tmp_path, "val/3.png notes/a.txt")
+    contents = read_folder(tmp_path)
+    assert contents.unused == {
+        "extra": "not the name of a split; rename it to val or test to use it",
+        "holdout": "not the name of a split; rename it to val or test to use it",
+        "val": "its images have no labels",
+    }
+    assert contents.left_out["without a class or split"] == 5
+    without = write_files(tmp_path / "classes", "eval/1.png dev/1.png tests/1.png")
+    assert read_folder(without).classes == ["dev", "eval", "tests"]
+
+
+def test_splits_of_a_table_that_are_not_used_are_counted_by_name(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.png 2.png 3.png 4.png 5.png 6.png")
+    (tmp_path / "labels.csv").write_text(
+        "file_name,label,split\n1,a,train\n2,b,train\n3,a,test\n4,a,holdout\n5,b,holdout\n6,a,\n"
+    )
+    assert read_folder(tmp_path).left_out == {"without a class or split": 1, "of the holdout split": 2}

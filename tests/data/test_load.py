@@ -249,14 +249,31 @@ def test_the_summary_says_what_was_found(image_folder: Callable[..., Path]) -> N
     assert summary.left_out["of another type"] == 1
     line = summary.line()
     assert re.match(r"found \d+ images of 3 classes \(cat, dog, emu\) in .*/images: \d+ training, ", line)
-    assert (
-        "; uneven classes: 2 training images of emu to 7 of cat; no test images of emu; left out: 1 of"
-        in line
-    )
+    assert "; uneven classes: 2 training images of emu to 7 of cat; no test images of emu; " in line
+    assert "; left out: 1 of another type" in line
 
 
 def test_named_data_sets_have_a_summary() -> None:
     assert load_data("digits", limit_per_class=5, validation=0).summary.line() == (
         "found 409 images of 10 classes (0, 1, 2, 3, …, 9) in digits: 50 training, 359 test "
         "(cut from training); 5 training images per class; left out: 1,388 above the limit per class"
+    )
+
+
+def test_what_splits_share_or_lack_is_said(image_folder: Callable[..., Path]) -> None:
+    image_folder("train", ("cat", "dog", "Dog"), count=5)
+    image_folder("val", ("cat",), count=6)
+    image_folder("test", ("cat", "dog"), size=(8, 8))
+    folder = image_folder("extra", ("cat", "dog"))
+    copied = folder / "train" / "cat" / "RGB000.png"
+    for name in ("1.png", "2.png"):
+        (folder / "test" / "dog" / name).write_bytes(copied.read_bytes())
+    summary = load_data(str(folder), image_size=8).summary
+    assert summary.validation is not None
+    assert (summary.train.in_training, summary.validation.in_training, summary.test.in_training) == (0, 6, 2)
+    assert summary.line().partition("per class; ")[2] == (
+        "no validation images of Dog, dog; no test images of Dog; 6 validation images with the same content "
+        "as a training image; 2 test images with the same content as a training image; classes that are "
+        "almost equal by name: Dog, dog; left out: 20 without a class or split, extra (not the name of a "
+        "split; rename it to val or test to use it)"
     )

@@ -60,6 +60,14 @@ def test_a_class_that_the_network_lacks_is_refused_by_name(
         load_matched(str(image_folder()), known, (3, 8, 8))
 
 
+@pytest.mark.parametrize("known", [["ros\xe9", "dog"], ["rose\u0301", "dog"]])
+def test_classes_are_matched_in_any_unicode_form(known: list[str], image_folder: Folders) -> None:
+    folder = image_folder(classes=("ros\xe9", "dog", "rose\u0301"), count=2)
+    images = load_matched(str(folder), known, (3, 8, 8))
+    assert images.classes == known
+    assert sorted(labels(images)) == [0, 0, 0, 0, 1, 1]
+
+
 def test_only_classes_with_images_in_the_part_count() -> None:
     digits = load_matched("digits", list("0123456789"), (1, 8, 8))
     assert digits.classes == list("0123456789")

@@ -1,8 +1,11 @@
 """Tables of labels for image files, such as `labels.csv`: their columns, and which image a row names."""
 
 import csv
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 from netfission.utils.errors import invalid, shortened
@@ -26,6 +29,8 @@ FILE_COLUMNS = (
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "species", "breed", "target")
 SPLIT_COLUMN = "split"
 _OF_PREDICTIONS = "exit_0"  # a column of what `netfission predict` writes
+# Words in the name of a table that say that it holds labels.
+_OF_LABELS = {"annotation", "annotations", "class", "classes", "label", "labels"}
 
 
 @dataclass(frozen=True)
@@ -103,22 +108,66 @@ def read_label_file(path: Path) -> list[Row]:
         ...     read_label_file(Path(folder, "labels.csv"))
         [Row(file='1.png', label='cat', split=None)]
     """
+    header, *lines = _read_cells(path) or [[]]
+    columns = find_columns(header, str(path))
+    rows = [_row(line + [""] * (len(header) - len(line)), columns) for line in lines]
+    return [row for row in rows if row.file and row.label]
+
+
+def _read_cells(path: Path) -> list[list[str]]:
+    """Read the cells of a table, that of names of columns first."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         separator = max(",;\t", key=file.readline().count)
         file.seek(0)
-        reader = csv.reader(file, delimiter=separator)
         try:
-            header = next(reader, [])
-            columns = find_columns(header, str(path))
-            rows = [_row(line + [""] * (len(header) - len(line)), columns) for line in reader]
+            return list(csv.reader(file, delimiter=separator))
         except csv.Error as error:
             raise invalid(str(path), "a table of labels", found=f"damaged content ({error})") from error
-    return [row for row in rows if row.file and row.label]
+
+
+def read_columns(path: Path) -> list[list[str]]:
+    """Read all columns of a table of any content, each with its name first; none if it is damaged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "sizes.csv").write_text("file,width\\n1.png,8\\n2.png\\n")
+        ...     read_columns(Path(folder, "sizes.csv"))
+        [['file', '1.png', '2.png'], ['width', '8', '']]
+    """
+    try:
+        lines = _read_cells(path)
+    except ValueError:
+        return []
+    return [list(cells) for cells in zip_longest(*lines, fillvalue="")]
+
+
+def says_labels(table: Path) -> bool:
+    """Return whether a table says that it holds labels, by its name or by the name of a column.
+
+    Example:
+        >>> says_labels(Path("train_labels.csv"))
+        True
+    """
+    if set(re.split(r"[^a-z]+", table.stem.casefold())) & _OF_LABELS:
+        return True
+    return any(name.strip().casefold() in LABEL_COLUMNS for name, *_ in read_columns(table))
+
+
+def class_name(name: str) -> str:
+    """Return the name of a class as text, in one Unicode form (NFC): names that look the same are the same.
+
+    Example:
+        >>> class_name("rose\\u0301 ") == class_name("ros\\xe9")
+        True
+    """
+    text = unicodedata.normalize("NFC", as_text(name))
+    return text.strip() or text
 
 
 def _row(cells: Sequence[str], columns: Columns) -> Row:
     split = None if columns.split is None else cells[columns.split].strip()
-    return Row(cells[columns.file].strip(), as_text(cells[columns.label].strip()), split)
+    return Row(cells[columns.file].strip(), class_name(cells[columns.label]), split)
 
 
 class ImageIndex:
@@ -130,37 +179,30 @@ class ImageIndex:
 
     Example:
         >>> index = ImageIndex([Path("pets/a/1.png"), Path("pets/b/2.png")], [Path("pets")])
-        >>> [str(index.find(name)) for name in ("a/1.png", "other/2.png", "2", "3")]
-        ['pets/a/1.png', 'pets/b/2.png', 'pets/b/2.png', 'None']
+        >>> [list(map(str, index.find(name))) for name in ("a/1.png", "other/2.png", "2", "3")]
+        [['pets/a/1.png'], ['pets/b/2.png'], ['pets/b/2.png'], []]
     """
 
     def __init__(self, images: Iterable[Path], folders: Sequence[Path]) -> None:
         self._folders = folders
-        self._paths = set(images)
+        self._paths = {_normal(str(image)): image for image in sorted(set(images))}
         self._by_name: dict[str, list[Path]] = {}
-        for image in sorted(self._paths):
-            for name in (image.name, image.stem):
-                self._by_name.setdefault(name, []).append(image)
+        for image in self._paths.values():
+            for name in {image.name, image.stem}:
+                self._by_name.setdefault(_normal(name), []).append(image)
 
-    def find(self, name: str) -> Path | None:
-        """Return the image of this name; None if no image has it.
-
-        Raises:
-            ValueError: several images have it.
-        """
+    def find(self, name: str) -> list[Path]:
+        """Return the images that a name can stand for; one at most if it is a path."""
         path = PurePosixPath(name.replace("\\", "/"))
         for folder in self._folders:
-            if folder / path in self._paths:
-                return folder / path
-        found = self._by_name.get(path.name, [])
-        if len(found) > 1:
-            raise invalid(
-                name,
-                "the name of one image in a table of labels",
-                found=f"{found[0]} and {found[1]}",
-                hint="name their folders, too",
-            )
-        return found[0] if found else None
+            if image := self._paths.get(_normal(str(folder / path))):
+                return [image]
+        return self._by_name.get(_normal(path.name), [])
+
+
+def _normal(name: str) -> str:
+    """Return a name in the Unicode form in which all spellings of it are equal."""
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True)
@@ -182,7 +224,7 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
     """Find the images that a table names.
 
     Raises:
-        ValueError: an image has two labels, or see `ImageIndex.find`.
+        ValueError: an image has two labels, or a name is that of several images.
 
     Example:
         >>> index = ImageIndex([Path("1.png")], [Path(".")])
@@ -193,10 +235,14 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
     found: dict[Path, Row] = {}
     missing = 0
     for row in rows:
-        image = index.find(row.file)
-        if image is None:
+        images = index.find(row.file)
+        if len(images) > 1:
+            expected = "a table whose file names are each of one image"
+            several = f"{row.file} for {images[0]} and {images[1]}"
+            raise invalid(str(table), expected, found=several, hint="name their folders, too")
+        if not images:
             missing += 1
-        elif (earlier := found.setdefault(image, row)).label != row.label:
+        elif (earlier := found.setdefault(images[0], row)).label != row.label:
             labels = f"{earlier.label} and {row.label} for {row.file}"
             raise invalid(str(table), "a table with one label per image", found=labels)
     return Match(table, found, missing)

@@ -4,16 +4,19 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netfission.data.folders import SplitName
+from netfission.data.copies import find_copies
 from netfission.data.sources import Source, find_source
+from netfission.data.split_names import SplitName
 from netfission.data.splits import (
     CorruptImageError,
+    FileRecords,
     Records,
     Rows,
     Split,
@@ -206,7 +209,8 @@ def _summarise(
     def summary(split: SplitName) -> SplitSummary:
         labels = splits[split].labels.numpy()
         per_class = np.bincount(labels, minlength=len(source.classes)).tolist()
-        return SplitSummary(parts[split].origin, len(labels), per_class)
+        copies = _count_copies(parts[split], parts["train"])
+        return SplitSummary(parts[split].origin, len(labels), per_class, copies)
 
     from_train = sum(len(part.rows) for part in parts.values() if part.records is source.train)
     unused = 0 if source.validation is None or "validation" in parts else len(source.validation.labels)
@@ -222,7 +226,22 @@ def _summarise(
         validation=summary("validation") if "validation" in parts else None,
         test=summary("test"),
         left_out={reason: count for reason, count in left_out.items() if count},
+        unused=source.unused,
+        remarks=source.remarks,
     )
+
+
+def _count_copies(part: _Part, train: _Part) -> int:
+    """Count the files of a split of the data set's own that are copies of training images."""
+    if part.records is train.records:
+        return 0
+    return len(find_copies(_files(part), _files(train)))
+
+
+def _files(part: _Part) -> list[Path]:
+    """Return the files of a split; none if its images lie in other containers."""
+    records = part.records
+    return [records.paths[row] for row in part.rows] if isinstance(records, FileRecords) else []
 
 
 def _check_not_empty(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from netfission.data.images import Mode
+from netfission.data.label_files import class_name
 from netfission.data.sources import NAMES, Source, check_data_name, find_source
 from netfission.data.splits import Rows, StreamedSplit, readable
 from netfission.utils.errors import check_choice, did_you_mean, invalid
@@ -97,9 +98,9 @@ def load_matched(
     records = list(found.values()) if chosen == "all" else [found[chosen]]
     present = sorted({int(label) for rows in records for label in np.unique(rows.labels)})
     names = [source.classes[label] for label in present]
-    _check_classes(name, names, classes)
+    numbers = _number_classes(name, names, classes)
     label_of = np.full(len(source.classes), -1)
-    label_of[present] = [classes.index(name) for name in names]
+    label_of[present] = numbers
     channels, *size = shape
     mode: Mode = "L" if channels == 1 else "RGB"
     splits = []
@@ -110,7 +111,8 @@ def load_matched(
             kept = readable(relabelled, kept, (size[0], size[1]))
         splits.append(StreamedSplit(relabelled, kept, (size[0], size[1])))
     left_out = sum(len(rows.labels) for rows in records) - sum(map(len, splits))
-    images = MatchedImages(full_name(name), chosen, splits, sorted(names, key=classes.index), left_out)
+    found_classes = [classes[number] for number in sorted(set(numbers))]
+    images = MatchedImages(full_name(name), chosen, splits, found_classes, left_out)
     if not len(images):
         raise invalid("data", "a data set of readable images", found=f"{left_out} damaged ones in {name}")
     return images
@@ -135,10 +137,13 @@ def _parts(source: Source) -> dict[Part, Any]:
     return {part: records for part, records in parts.items() if records is not None}
 
 
-def _check_classes(name: str, names: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in known]
+def _number_classes(name: str, names: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Return which of the known classes some names stand for, in whatever Unicode form they are written."""
+    numbers = {class_name(label): number for number, label in enumerate(known)}
+    numbers |= {label: number for number, label in enumerate(known)}
+    unknown = [label for label in names if label not in numbers and class_name(label) not in numbers]
     if not unknown:
-        return
+        return [numbers.get(label, numbers.get(class_name(label), -1)) for label in names]
     numbered = all(name.isdecimal() for name in known)
     rule = "classes are matched by name" + (", and the network's names are numbers" if numbered else "")
     hint = did_you_mean(unknown[0], known) or rule

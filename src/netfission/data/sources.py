@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from netfission.data.files import walk_files
-from netfission.data.folders import SPLIT_NAMES, LabelledImages, SplitName, assign_splits, read_folder
+from netfission.data.folders import LabelledImages, read_folder
+from netfission.data.split_names import SPLIT_NAMES, SplitName, assign_splits
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
 from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
@@ -37,6 +38,8 @@ class Source:
         folder: the folder in which the splits were found; empty for a data set by name.
         origins: split → the folder, table or split that its images come from.
         left_out: reason → number of files, folders or images that are in no split.
+        unused: name of a table or folder that is not used → why.
+        remarks: what a user should know about the classes.
     """
 
     classes: list[str]
@@ -46,6 +49,8 @@ class Source:
     folder: str = ""
     origins: dict[SplitName, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 def find_source(name: str) -> Source:
@@ -256,4 +261,14 @@ def _from_image_folder(folder: Path) -> Source:
     train, validation, test = (records(contents.splits.get(split)) for split in SPLIT_NAMES)
     assert train is not None
     origins = {split: str(part.origin) for split, part in contents.splits.items()}
-    return Source(classes, train, validation, test, str(contents.folder), origins, contents.left_out)
+    return Source(
+        classes,
+        train,
+        validation,
+        test,
+        str(contents.folder),
+        origins,
+        contents.left_out,
+        contents.unused,
+        contents.remarks,
+    )

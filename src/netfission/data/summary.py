@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 
-from netfission.data.folders import TABLE_SUFFIXES, splits_in
+from netfission.data.split_names import splits_in
+from netfission.data.tables import TABLE_SUFFIXES
 from netfission.utils.errors import shortened
 from netfission.utils.text import count_noun, printable
 
@@ -25,6 +26,7 @@ class SplitSummary:
             splits.
         images: number of images.
         images_per_class: the same by class, in the order of the classes.
+        in_training: number of images whose files are copies of training images; counted for files alone.
 
     Example:
         >>> SplitSummary("photographs/train", 7, [3, 4]).images
@@ -34,6 +36,7 @@ class SplitSummary:
     origin: str
     images: int
     images_per_class: list[int]
+    in_training: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class DataSummary:
         validation: the validation split; None if the data set has none.
         test: the test split.
         left_out: reason → number of images, files or folders that are in no split.
+        unused: name of a table or folder that is not used → why.
+        remarks: what a user should know about the classes.
 
     Example:
         >>> train = SplitSummary("pets", 9, [3, 6])
@@ -62,6 +67,8 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
     validation: SplitSummary | None
     test: SplitSummary
     left_out: dict[str, int]
+    unused: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """Return the summary as one line."""
@@ -71,11 +78,8 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
         images = count_noun(sum(split.images for split in present.values()), "image")
         counts = ", ".join(self._count(name, split) for name, split in present.items())
         found = f"found {images} of {len(self.classes)} classes ({names}) in {printable(self.data)}: {counts}"
-        remarks = [self._sizes(), self._untested()]
-        if self.left_out:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
-            remarks.append(f"left out: {reasons}")
-        return "; ".join([found, *filter(None, remarks)])
+        remarks = [self._sizes(), *self._missing(), *self._copies(), *self._alike(), *self.remarks]
+        return "; ".join([found, *remarks, *self._left_out()])
 
     def to_json(self) -> str:
         """Return the summary as JSON."""
@@ -84,9 +88,9 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
     def _count(self, name: str, split: SplitSummary) -> str:
         """Name the number of images, and where they come from unless that goes without saying."""
         origin = split.origin.removeprefix(f"{self.data}{os.sep}")
-        # The test images may be those of a folder `val`.
-        named = name == "validation" or origin == CUT or splits_in(origin) == {"validation"}
-        named = named or origin.endswith(TABLE_SUFFIXES)
+        # The test images may be those of a folder `val` or `eval`.
+        named = name == "validation" or origin == CUT or (name == "test" and "test" not in splits_in(origin))
+        named = named or origin.lower().endswith(TABLE_SUFFIXES)
         return f"{split.images:,} {name}" + (f" ({printable(origin)})" if named else "")
 
     def _sizes(self) -> str:
@@ -101,10 +105,34 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
             return f"uneven classes: {images} of {few} to {counts[largest]:,} of {many}"
         return f"smallest class: {few} ({images})"
 
-    def _untested(self) -> str:
-        pairs = zip(self.classes, self.test.images_per_class, strict=True)
-        untested = [name for name, count in pairs if not count]
-        return f"no test images of {listing(untested)}" if untested else ""
+    def _missing(self) -> Iterator[str]:
+        """Name the classes that the validation or the test split lacks."""
+        for name, split in (("validation", self.validation), ("test", self.test)):
+            if split is not None:
+                pairs = zip(self.classes, split.images_per_class, strict=True)
+                if missing := [label for label, count in pairs if not count]:
+                    yield f"no {name} images of {listing(missing)}"
+
+    def _copies(self) -> Iterator[str]:
+        for name, split in (("validation", self.validation), ("test", self.test)):
+            if split is not None and split.in_training:
+                images = count_noun(split.in_training, f"{name} image")
+                yield f"{images} with the same content as a training image"
+
+    def _alike(self) -> Iterator[str]:
+        """Name classes that differ in case or blanks alone."""
+        alike: dict[str, list[str]] = {}
+        for name in self.classes:
+            alike.setdefault("".join(name.casefold().split()), []).append(name)
+        for names in alike.values():
+            if len(names) > 1:
+                yield f"classes that are almost equal by name: {listing(names)}"
+
+    def _left_out(self) -> Iterator[str]:
+        counts = [f"{count:,} {reason}" for reason, count in self.left_out.items()]
+        named = [f"{printable(name)} ({printable(reason)})" for name, reason in self.unused.items()]
+        if counts or named:
+            yield f"left out: {', '.join([*counts, *named])}"
 
 
 def listing(names: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from netfission.data.files import find_images
-from netfission.data.folders import find_test_folder, test_name
+from netfission.data.folders import find_test_folder
 from netfission.data.images import Mode
 from netfission.data.sources import NAMES, find_source, has_parquet, read_parquet
+from netfission.data.split_names import test_name
 from netfission.data.splits import ArrowRecords, FileRecords, StreamedSplit
 from netfission.utils.errors import invalid
 

@@ -1,0 +1,232 @@
+"""Whether folders are classes, by their names, the folders in them and the names of their images."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from netfission.data.copies import find_copies
+from netfission.data.formats import open_image
+from netfission.data.label_files import class_name
+from netfission.data.split_names import splits_in
+from netfission.utils.errors import invalid
+from netfission.utils.text import count_noun, printable
+
+# Parts of a data set for segmentation or detection, in lower case: they look like classes.
+_IMAGE_PARTS = {"image", "images", "img", "imgs", "jpegimages"}
+_LABEL_PARTS = {
+    "annotation",
+    "annotations",
+    "ground_truth",
+    "groundtruth",
+    "gt",
+    "label",
+    "labels",
+    "mask",
+    "masks",
+    "segmentation",
+    "segmentationclass",
+    "segmentationobject",
+    "segmentations",
+}
+# Names of such parts only if all folders have one of them.
+_INPUTS = _IMAGE_PARTS | {"input", "inputs", "original", "originals", "photo", "photos", "raw", "rgb"}
+_TARGETS = _LABEL_PARTS | {"depth", "ground truth", "ground-truth", "output", "outputs", "target", "targets"}
+# Pairs that are classes, too: of the images' quality, for example.
+_EITHER = (
+    {"low", "high"},
+    {"lr", "hr"},
+    {"lq", "hq"},
+    {"noisy", "clean"},
+    {"blur", "sharp"},
+    {"blurred", "sharp"},
+    {"hazy", "clear"},
+    {"a", "b"},
+    {"before", "after"},
+    {"left", "right"},
+)
+# Folders that hold the classes again: parts of a cross-validation, years, places, versions of the images.
+_GROUP = re.compile(
+    r"(fold|cv|split|part|set|subset|batch|session|round|run|day|site|camera|cam|center|centre|source|domain"
+    r"|shard|chunk|group|dataset|year|scanner|hospital)s?[ _-]*(\d+|[a-z])"
+    r"|(19|20)\d\d|originals?|(un)?augmented|augmentations?|aug|raw|(pre)?processed|cropped|resized"
+)
+_PARTNER = re.compile(r"[ _-]*(mask|masks|gt|groundtruth|seg|segmentation|label|labels)\d*$", re.IGNORECASE)
+_MOSTLY = 0.9  # share of names that coincide in copies and pairs
+_FEWEST = 3  # images of a class whose names are compared
+_PROBED = 8  # images of a class that are opened
+_PARTS = 4  # folders whose images are opened
+_MASK_COLOURS, _PICTURE_COLOURS = 16, 64
+_EXPECTED = "a folder with one folder per class, or with train/CLASS"
+
+Images = Mapping[str, Sequence[Path]]
+
+
+def check_names(folder: Path, names: Sequence[str]) -> None:
+    """Refuse folders that are no classes by their names: parts of images and masks, or splits.
+
+    Args:
+        folder: the folder that they are in.
+        names: their names.
+
+    Raises:
+        ValueError: the names are those of other things than classes.
+
+    Example:
+        >>> check_names(Path("pets"), ["cat", "dog"])
+    """
+    lower = {name.casefold() for name in names}
+    images, labels = lower & _IMAGE_PARTS, lower & _LABEL_PARTS
+    is_paired = lower & _INPUTS and lower & _TARGETS and lower <= _INPUTS | _TARGETS
+    if (images and labels) or (len(lower) > 1 and lower == images | labels) or is_paired:
+        hint = "they look like parts of a data set for segmentation or detection"
+        raise invalid(str(folder), _EXPECTED, found=_listed(names), hint=hint)
+    splits = set().union(*map(splits_in, names))
+    if "train" in splits and len(splits) > 1:
+        hint = "rename the folders of splits to train and test"
+        raise invalid(str(folder), _EXPECTED, found=_listed(names), hint=hint)
+
+
+def check_content(folder: Path, images: Images) -> list[str]:
+    """Refuse folders that are no classes by what they hold: the classes again, copies, or images and masks.
+
+    Args:
+        folder: the folder that they are in.
+        images: folder → its images.
+
+    Returns:
+        What makes it likely, but not certain, that the folders are no classes.
+
+    Raises:
+        ValueError: the folders are no classes.
+
+    Example:
+        >>> check_content(Path("."), {"cat": [Path("cat/1.png")], "dog": [Path("dog/1.png")]})
+        []
+    """
+    inner = {name: _inner_folders(folder / name, paths) for name, paths in images.items()}
+    _check_no_classes_again(folder, inner)
+    return [*_copies(folder, images), *_groups(folder, inner), *_pairs(folder, images), *_partners(images)]
+
+
+def _inner_folders(folder: Path, images: Sequence[Path]) -> set[str]:
+    """Return the folders in a folder that its images are in; "" if some are in the folder itself."""
+    depth = len(folder.parts)
+    return {class_name(image.parts[depth]) if len(image.parts) > depth + 1 else "" for image in images}
+
+
+def _check_no_classes_again(folder: Path, inner: Mapping[str, set[str]]) -> None:
+    """Refuse a folder that holds the other ones again."""
+    names = {class_name(name) for name in inner}
+    for name, below in inner.items():
+        again = below & (names - {class_name(name)})
+        if len(again) > 1 and 2 * len(again) >= len(below):
+            found = f"{printable(name)}, which holds {_listed(sorted(again))} again"
+            raise invalid(str(folder), _EXPECTED, found=found, hint="move it elsewhere")
+
+
+def _copies(folder: Path, images: Images) -> list[str]:
+    """Refuse a folder with copies of the images in all others, or say so if the files differ."""
+    files = {name: {path.name: path for path in paths} for name, paths in images.items()}
+    owners = Counter(file for paths in files.values() for file in paths)
+    remarks = []
+    for name, paths in files.items():
+        others = {file: path for other in files if other != name for file, path in files[other].items()}
+        shared = sorted(paths.keys() & others.keys())
+        distinct = all(owners[file] == 1 + (file in paths) for file in others)
+        if len(files) < 3 or not distinct or len(shared) < max(2 * _FEWEST, _MOSTLY * len(others)):
+            continue
+        probed = _spread(shared)
+        copies = find_copies([paths[file] for file in probed], [others[file] for file in probed])
+        found = f"{printable(name)} holds images of the same names as all other folders"
+        if len(copies) >= _MOSTLY * len(probed) or _GROUP.fullmatch(name.casefold()):
+            raise invalid(str(folder), _EXPECTED, found=f"copies: {found}", hint="move it elsewhere")
+        if not _are_counted(shared):
+            remarks.append(f"{found}: are they copies?")
+    return remarks
+
+
+def _spread(names: Sequence[str]) -> list[str]:
+    """Return some names that are spread evenly."""
+    return [names[number] for number in sorted({i * len(names) // _PROBED for i in range(_PROBED)})]
+
+
+def _groups(folder: Path, inner: Mapping[str, set[str]]) -> list[str]:
+    """Refuse folders that all hold the same folders, or say so if it is unclear which of both are classes."""
+    common = set.intersection(*inner.values()) if len(inner) > 1 else set()
+    union = set().union(*inner.values())
+    if "" in union or len(common) < 2 or 2 * len(common) < len(union):
+        return []
+    tops, below = _listed(sorted(inner)), _listed(sorted(common))
+    named = all(_GROUP.fullmatch(name.casefold()) for name in inner)
+    more = len(common) > len(inner) and all(re.fullmatch(r"[^\d]+", name) for name in common)
+    if named or more:
+        hint = f"if {tops} are the classes, leave out the folders in them; else pass or merge them"
+        raise invalid(str(folder), _EXPECTED, found=f"{below} in each of {tops}", hint=hint)
+    return [f"each of {tops} holds {below}, which may be the classes"]
+
+
+def _pairs(folder: Path, images: Images) -> list[str]:
+    """Refuse pairs of images and masks, or say that classes have images of the same names."""
+    sizes = [len(paths) for paths in images.values()]
+    if min(sizes) < _MOSTLY * max(sizes):
+        return []
+    stems = {name: {_core(path.stem): path for path in paths} for name, paths in images.items()}
+    common = set.intersection(*map(set, stems.values())) if len(stems) > 1 else set()
+    if len(common) < max(_FEWEST, _MOSTLY * max(sizes)):
+        return []
+    shared = sorted(common)
+    probed = _spread(shared)
+    kinds = {_kind([paths[stem] for stem in probed]) for paths in list(stems.values())[:_PARTS]}
+    marked = {name for name, paths in stems.items() if all(path.stem != stem for stem, path in paths.items())}
+    if {"mask", "picture"} <= kinds or 0 < len(marked) < len(stems):
+        hint = "they look like images and their masks, as their files have the same names"
+        raise invalid(str(folder), _EXPECTED, found=_listed(sorted(images)), hint=hint)
+    either = {name.casefold() for name in images} in _EITHER
+    if either or not _are_counted(shared):
+        return [f"all classes hold images of the same names, such as {printable(shared[0])}: are they pairs?"]
+    return []
+
+
+def _core(stem: str) -> str:
+    """Return a file's name without what marks it as the mask of an image."""
+    return _PARTNER.sub("", stem) or stem
+
+
+def _kind(images: Collection[Path]) -> str:
+    """Return whether images are masks, by their few colours, or pictures; "" if neither or unreadable."""
+    try:
+        fewest = [_few_colours(path, _MASK_COLOURS) for path in images]
+        if all(fewest):
+            return "mask"
+        return "" if any(_few_colours(path, _PICTURE_COLOURS) for path in images) else "picture"
+    except Exception:  # decoders raise many types; unreadable images are refused later
+        return ""
+
+
+def _few_colours(path: Path, most: int) -> bool:
+    with open_image(path) as image:
+        return image.getcolors(most) is not None
+
+
+def _are_counted(stems: Sequence[str]) -> bool:
+    """Whether names differ in numbers alone, as each class has if its images are numbered."""
+    return 3 * len({re.sub(r"\d+", "0", stem) for stem in stems}) <= len(stems)
+
+
+def _partners(images: Images) -> list[str]:
+    """Say that masks lie beside images in the classes."""
+    count, example = 0, ""
+    for paths in images.values():
+        stems = {(path.parent, path.stem) for path in paths}
+        for path in paths:
+            core = _core(path.stem)
+            if core != path.stem and (path.parent, core) in stems:
+                count, example = count + 1, example or path.name
+    noun = count_noun(count, "image")
+    return [f"{noun} may be masks of others, such as {printable(example)}"] if count else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:5])
+    return shown + (", …" if len(names) > 5 else "")

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from netfission.data import copies
+from netfission.data.copies import find_copies
+
+
+def write(folder: Path, **contents: bytes) -> list[Path]:
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return sorted(folder.iterdir())
+
+
+def test_only_equal_bytes_are_copies(tmp_path: Path) -> None:
+    middle = bytes(9000)
+    originals = write(tmp_path / "a", same=b"abc" + middle, end=middle + b"x", empty=b"", other=b"q")
+    files = write(
+        tmp_path / "b", same=b"abc" + middle, end=middle + b"y", empty=b"", size=b"12", twice=b"abc" + middle
+    )
+    missing = tmp_path / "missing"
+    assert [path.name for path in find_copies([*files, missing], [*originals, missing])] == ["same", "twice"]
+
+
+def test_files_of_other_sizes_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, originals = (
+        write(tmp_path / "a", a=b"1", b=b"12"),
+        write(tmp_path / "b", c=b"123", d=b"1", e=b"1234"),
+    )
+    opened = []
+    monkeypatch.setattr(copies, "_middle", lambda path: opened.append(path.name) or path.read_bytes())
+    assert [path.name for path in find_copies(files, originals)] == ["a"]
+    assert opened == ["a", "d"]
