@@ -103,6 +103,7 @@ def test_figures_are_those_of_the_classifier_on_all_images(run: RunFolder, other
     assert answered.coverage == pytest.approx((~predictions.abstains).double().mean().item())
     assert shown.startswith(
         f"{other}, which is not the run's own data set: all 36 images, 3 of the network's 10 classes\n"
+        "no images of 0, 1, 2, 4, …, 8\n\n"
     )
     assert figures.evaluation.table() in shown
     assert f"from {calibration.n} validation images" in shown
@@ -254,6 +255,7 @@ def test_calibrating_on_other_data_is_kept_until_the_run_is_calibrated_again(
     assert shown.splitlines()[1].startswith(
         f"before:     temperature {replaced.temperature:.3f}, from {replaced.n} validation images; "
     )
+    assert shown.splitlines()[2] == "calibrated on no images of 0, 1, 2, 4, …, 8"
     assert "still at the temperature before: ood.json, corruptions.json; evaluate again" in shown
     calibrated = content(run)
     changed = {name for name in calibrated if calibrated[name] != before[name]}

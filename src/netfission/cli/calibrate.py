@@ -48,9 +48,13 @@ def run(settings: Namespace) -> None:
 
 
 def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
+    from netfission.data.summary import listing
+
     lines = [f"calibrated: {result.calibration.summary()}"]
     if result.replaced is not None:
         lines.append(f"before:     {result.replaced.summary()}")
+    if result.missing:
+        lines.append(f"calibrated on no images of {listing(result.missing)}")
     if result.reliability is not None:
         lines += ["", f"on the {result.reliability.n} images of the run's test split:"]
         lines += [result.reliability.summary(), ""]

@@ -169,6 +169,7 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
 
 
 def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
+    from netfission.data.summary import listing
     from netfission.runs.other_data import evaluate_other_data
 
     for name in ("cascade", "ood", "corruptions"):
@@ -177,9 +178,11 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
             raise invalid(flag_name(name), expected, found="both", hint="it is measured on the run's own")
     out = Path(settings.out) if settings.out else None
     result, file = evaluate_other_data(folder, config, settings.data, split=settings.split, out=out)
-    print(
-        f"{result.title(len(folder.load_spec().classes))}\n\n{result.evaluation.table()}\n{result.reliability.summary()}"
-    )
+    known = folder.load_spec().classes
+    print(result.title(len(known)))
+    if missing := [name for name in known if name not in result.classes]:
+        print(f"no images of {listing(missing)}")
+    print(f"\n{result.evaluation.table()}\n{result.reliability.summary()}")
     print(f"wrote {file}; the run's own figures stay as they are")
 
 

@@ -34,12 +34,14 @@ class Recalibration:
         replaced: what it held before; None if there was no readable file.
         reliability: on the run's test split; None if the run's own data set cannot be read.
         unread: why that cannot be read; empty if it can be.
+        missing: the network's classes without an image among those that it is calibrated on.
     """
 
     calibration: Calibration
     replaced: Calibration | None
     reliability: ReliabilityReport | None
     unread: str
+    missing: list[str]
 
 
 def calibrate(
@@ -69,7 +71,8 @@ def calibrate(
         if data.validation is None:
             expected = "another data set, as the run held out no images for validation"
             raise invalid("data", expected, found="nothing")
-        calibration = Calibration.fit(*_logits(network, data.validation, data, config, device), spec.average)
+        logits, labels = _logits(network, data.validation, data, config, device)
+        calibration = Calibration.fit(logits, labels, spec.average)
     else:
         images = load_matched(
             name,
@@ -80,8 +83,8 @@ def calibrate(
             corrupt=config.data.corrupt,
         )
         warn_if_seen(images, config)
-        fitted = Calibration.fit(*matched_logits(network, spec, images, config, device), spec.average)
-        calibration = replace(fitted, fitted_on=images.kind)
+        logits, labels = matched_logits(network, spec, images, config, device)
+        calibration = replace(Calibration.fit(logits, labels, spec.average), fitted_on=images.kind)
     reliability = None
     if data is not None:
         test = _logits(network, data.test, data, config, device)
@@ -91,7 +94,9 @@ def calibrate(
     if reliability is not None:
         files[folder.reliability] = reliability.to_json()
     write_together(files, removed=[folder.reliability])
-    return Recalibration(calibration, replaced, reliability, unread)
+    present = set(labels.tolist())
+    missing = [name for number, name in enumerate(spec.classes) if number not in present]
+    return Recalibration(calibration, replaced, reliability, unread, missing)
 
 
 def _load_own(
