@@ -342,7 +342,7 @@ def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
         (
             "0001/1.png 0001/2.png 0002/3.png",
             {"labels.csv": "file_name,label\n0001/1.png,cat\n0001/2.png,dog\n"},
-            "must be a folder whose images all have a label in labels.csv, got 1 without one; the class fold",
+            "a folder whose images all have a label in labels.csv, got 1 without one; labels.csv contradicts",
         ),
     ],
 )
@@ -400,7 +400,7 @@ ONE_EACH = {"001": "1", "002": "2", "003": "3"}
         (
             "labels.csv",
             "file_name,label\n001/a.png,cat\n002/c.png,dog\n003/e.png,cat\n",
-            "images all have a label in labels.csv, got 3 without one; the class folders contradict",
+            "images all have a label in labels.csv, got 3 without one; labels.csv contradicts the",
         ),
     ],
 )
@@ -416,8 +416,9 @@ def test_labels_that_cannot_be_used_are_refused_beside_class_folders(
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("prices.csv", "item,price\n1,2\n", "it names none of the images"),
-        ("labels.csv", "file_name,label\nq,1\nr,2\n", "it names none of the images"),
+        ("prices.csv", "item,price\n1,2\n", "it must be a table with a column of file names"),
+        ("labels.csv", "file_name,label\nq,1\nr,2\n", "it must be a table that names images below"),
+        ("labels.csv", "", "it must be a table of labels, got no names of columns"),
         (
             "metadata.csv",
             table("file_name,width,height", {"001": "8,8", "002": "8,9", "003": "8,8"}),
@@ -535,6 +536,8 @@ def test_folders_beside_splits_are_named(tmp_path: Path) -> None:
         "val": "its images have no labels",
     }
     assert contents.left_out["without a class or split"] == 5
+    write_files(tmp_path / "flat", "train/a/1.png train/b/1.png eval/3.png")
+    assert read_folder(tmp_path / "flat").unused == {"eval": "its images have no labels"}
     without = write_files(tmp_path / "classes", "eval/1.png dev/1.png tests/1.png")
     assert read_folder(without).classes == ["dev", "eval", "tests"]
 
@@ -545,3 +548,29 @@ def test_splits_of_a_table_that_are_not_used_are_counted_by_name(tmp_path: Path)
         "file_name,label,split\n1,a,train\n2,b,train\n3,a,test\n4,a,holdout\n5,b,holdout\n6,a,\n"
     )
     assert read_folder(tmp_path).left_out == {"without a class or split": 1, "of the holdout split": 2}
+
+
+def test_splits_of_a_table_are_those_of_class_folders_that_agree(tmp_path: Path) -> None:
+    write_files(tmp_path, "cat/1.png cat/2.png dog/3.png dog/4.png")
+    rows = "cat/1.png,cat,train\ncat/2.png,cat,test\ndog/3.png,dog,train\ndog/4.png,dog,test\n"
+    (tmp_path / "metadata.csv").write_text(f"file_name,label,split\n{rows}")
+    assert labels(read_folder(tmp_path)) == {
+        "train": {"cat/1.png": "cat", "dog/3.png": "dog"},
+        "test": {"cat/2.png": "cat", "dog/4.png": "dog"},
+    }
+    write_files(tmp_path, "dog/5.png")
+    with pytest.raises(
+        ValueError, match=r"got 1 without one; metadata\.csv has splits: remove it, or complete"
+    ):
+        read_folder(tmp_path)
+
+
+def test_numbers_in_a_table_are_no_names_of_several_images(tmp_path: Path) -> None:
+    write_files(tmp_path, "cat/1.png cat/2.png dog/1.png dog/2.png")
+    (tmp_path / "prices.csv").write_text("id,category\n1,a\n2,b\n")
+    assert read_folder(tmp_path).unused["prices.csv"].startswith("it must be a table whose file names")
+    (tmp_path / "prices.csv").write_text("id,category\n1.png,a\n2.png,b\n")
+    with pytest.raises(
+        ValueError, match=r"prices\.csv must be a table whose file names are each of one image"
+    ):
+        read_folder(tmp_path)

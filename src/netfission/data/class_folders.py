@@ -1,7 +1,6 @@
 """Whether folders are classes, by their names, the folders in them and the names of their images."""
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +40,6 @@ _EITHER = (
     {"blur", "sharp"},
     {"blurred", "sharp"},
     {"hazy", "clear"},
-    {"a", "b"},
     {"before", "after"},
     {"left", "right"},
 )
@@ -127,23 +125,35 @@ def _check_no_classes_again(folder: Path, inner: Mapping[str, set[str]]) -> None
 
 def _copies(folder: Path, images: Images) -> list[str]:
     """Refuse a folder with copies of the images in all others, or say so if the files differ."""
-    files = {name: {path.name: path for path in paths} for name, paths in images.items()}
-    owners = Counter(file for paths in files.values() for file in paths)
-    remarks = []
-    for name, paths in files.items():
-        others = {file: path for other in files if other != name for file, path in files[other].items()}
-        shared = sorted(paths.keys() & others.keys())
-        distinct = all(owners[file] == 1 + (file in paths) for file in others)
-        if len(files) < 3 or not distinct or len(shared) < max(2 * _FEWEST, _MOSTLY * len(others)):
-            continue
-        probed = _spread(shared)
-        copies = find_copies([paths[file] for file in probed], [others[file] for file in probed])
-        found = f"{printable(name)} holds images of the same names as all other folders"
-        if len(copies) >= _MOSTLY * len(probed) or _GROUP.fullmatch(name.casefold()):
-            raise invalid(str(folder), _EXPECTED, found=f"copies: {found}", hint="move it elsewhere")
-        if not _are_counted(shared):
-            remarks.append(f"{found}: are they copies?")
-    return remarks
+    owners: dict[str, dict[str, Path]] = {}
+    for name, paths in images.items():
+        for path in paths:
+            owners.setdefault(path.name, {})[name] = path
+    shared = sorted(file for file, paths_by_folder in owners.items() if len(paths_by_folder) > 1)
+    if len(images) < 3 or len(shared) < 2 * _FEWEST or any(len(owners[file]) > 2 for file in shared):
+        return []
+    for name in owners[shared[0]]:
+        alone = sum(len(owners[path.name]) == 1 for path in images[name])
+        if all(name in owners[file] for file in shared) and len(shared) >= _MOSTLY * (len(owners) - alone):
+            return _check_copied(folder, name, {file: owners[file] for file in shared})
+    return []
+
+
+def _check_copied(folder: Path, name: str, owners: Mapping[str, Mapping[str, Path]]) -> list[str]:
+    """Refuse a folder if its files equal those of the same names in others, or say that it may hold copies.
+
+    Args:
+        folder: the folder that all are in.
+        name: the folder in question.
+        owners: name of a file → the two folders that have it.
+    """
+    probed = _spread(sorted(owners))
+    files = [owners[file][name] for file in probed]
+    originals = [path for file in probed for other, path in owners[file].items() if other != name]
+    found = f"{printable(name)} holds images of the same names as all other folders"
+    if len(find_copies(files, originals)) >= _MOSTLY * len(files) or _GROUP.fullmatch(name.casefold()):
+        raise invalid(str(folder), _EXPECTED, found=f"copies: {found}", hint="move it elsewhere")
+    return [] if _are_counted(sorted(owners)) else [f"{found}: are they copies?"]
 
 
 def _spread(names: Sequence[str]) -> list[str]:

@@ -108,7 +108,7 @@ def read_folder(folder: Path) -> FolderContents:
     found = find_images(root)
     left_out = _count_left_out(found, splits.values(), unused)
     if split_folders:
-        unused |= _unused_folders(root, found.images, splits.values())
+        unused |= _unused_folders(root, found.images, splits.values(), split_folders.values())
     named = {as_text(str(path.relative_to(folder))): reason for path, reason in unused.items()}
     contents = FolderContents(root, splits, left_out, named)
     for split, part in splits.items():
@@ -184,8 +184,12 @@ def _read_whole(root: Path, tables: Tables) -> dict[SplitName, LabelledImages]:
     if train is None:
         raise _no_classes(root, tables, above)
     if train.match is None:
-        return {"train": train}
-    if any(row.split for row in train.match.rows.values()):
+        divided = next((match for match in matches if _has_splits(match, "train")), None)
+        if divided is None:
+            return {"train": train}
+        _check_complete(divided, root, len(train.labels), "has splits")
+        return _by_split_column(divided)
+    if _has_splits(train.match):
         return _by_split_column(train.match)
     splits: dict[SplitName, LabelledImages] = {"train": train}
     others: tuple[SplitName, ...] = ("validation", "test")
@@ -214,7 +218,7 @@ def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> Labe
     labels = {image: class_name(name) for name, below in found.items() for image in below.images}
     for match in matches:
         if _contradicts(match, labels):
-            _check_complete(match, folder, len(labels))
+            _check_complete(match, folder, len(labels), "contradicts the class folders")
             remark = f"the classes are those of {printable(match.table.name)}, not the {len(inside)} folders"
             return replace(_from_table(matches), remarks=[remark])
     images = {name: below.images for name, below in found.items()}
@@ -227,6 +231,11 @@ def _from_table(matches: Sequence[Match]) -> LabelledImages:
         found = f"{match.table.name} and {others[0].table.name}"
         raise invalid(str(match.table.parent), "a folder with one table of labels", found=found)
     return LabelledImages(match.table, {image: row.label for image, row in match.rows.items()}, match)
+
+
+def _has_splits(match: Match, wanted: SplitName | None = None) -> bool:
+    """Whether a table names splits of images; if `wanted`, also that one."""
+    return any(row.split and wanted in (None, split_of(row.split)) for row in match.rows.values())
 
 
 def _by_split_column(match: Match) -> dict[SplitName, LabelledImages]:
@@ -258,12 +267,12 @@ def _contradicts(match: Match, labels: Mapping[Path, str]) -> bool:
     return several and not renames_classes(pairs) and says_labels(match.table)
 
 
-def _check_complete(match: Match, folder: Path, images: int) -> None:
-    """Refuse a table that contradicts the class folders but names only a part of their images."""
+def _check_complete(match: Match, folder: Path, images: int, reason: str) -> None:
+    """Refuse a table that goes before the class folders, but names only a part of their images."""
     if unnamed := images - len(match.rows):
         table = match.table.name
         expected = f"a folder whose images all have a label in {table}"
-        hint = f"the class folders contradict {table}: remove it, or complete it"
+        hint = f"{table} {reason}: remove it, or complete it"
         raise invalid(str(folder), expected, found=f"{unnamed} without one", hint=hint)
 
 
@@ -329,15 +338,19 @@ def _parts_near(table: Path, splits: Mapping[SplitName, LabelledImages]) -> list
 
 
 def _unused_folders(
-    root: Path, images: Iterable[Path], splits: Collection[LabelledImages]
+    root: Path,
+    images: Iterable[Path],
+    splits: Collection[LabelledImages],
+    split_folders: Collection[Path],
 ) -> dict[Path, str]:
     """Return why folders beside those of splits are not used, of folders with images."""
     depth = len(root.parts)
     holding = {image.parts[depth] for image in images if len(image.parts) > depth + 1}
     used = {image.parts[depth] for part in splits for image in part.labels}
-    unnamed = "not the name of a split; rename it to val or test to use it"
+    of_splits = {folder.name for folder in split_folders}
+    other = "not the name of a split; rename it to val or test to use it"
     return {
-        root / name: unnamed if split_of(name) is None else "its images have no labels"
+        root / name: "its images have no labels" if name in of_splits else other
         for name in sorted(holding - used)
     }
 

@@ -109,6 +109,8 @@ def read_label_file(path: Path) -> list[Row]:
         [Row(file='1.png', label='cat', split=None)]
     """
     header, *lines = _read_cells(path) or [[]]
+    if not header:
+        raise invalid(str(path), "a table of labels", found="no names of columns")
     columns = find_columns(header, str(path))
     rows = [_row(line + [""] * (len(header) - len(line)), columns) for line in lines]
     return [row for row in rows if row.file and row.label]

@@ -170,11 +170,10 @@ def why_unused(table: Path, labels: Mapping[Path, str], folder: Path) -> str:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     table = Path(folder, "prices.csv")
-        ...     _ = table.write_text("item,price\\n1,2.50\\n")
-        ...     images = {Path(folder, "a/7.png"): "a", Path(folder, "b/8.png"): "b"}
-        ...     why_unused(table, images, Path(folder))
-        'it names none of the images'
+        ...     table = Path(folder, "old.csv")
+        ...     _ = table.write_text("file,label\\n1.png,cat\\n")
+        ...     why_unused(table, {Path("a/7.png"): "a", Path("b/8.png"): "b"}, Path("."))
+        'it must be a table that names images below ., got 1 file elsewhere'
     """
     index = ImageIndex(labels, [table.parent, folder])
     columns = read_columns(table)
@@ -188,7 +187,7 @@ def why_unused(table: Path, labels: Mapping[Path, str], folder: Path) -> str:
     is_meant = (named > _MOST, says_labels(table))
     if all(is_meant) if several else any(is_meant):
         raise error
-    return _reason(error, table) if named else "it names none of the images"
+    return _reason(error, table)
 
 
 def _reason(error: ValueError, table: Path) -> str:
@@ -197,9 +196,14 @@ def _reason(error: ValueError, table: Path) -> str:
 
 
 def _names_images(column: Sequence[str], index: ImageIndex) -> float:
-    """Return the share of cells that name an image."""
+    """Return the share of cells that name an image; a bare number may stand for one image alone."""
     cells = column[1 : 1 + _CELLS] or column
-    return sum(bool(cell.strip() and index.find(cell.strip())) for cell in cells) / max(1, len(cells))
+    return sum(_names_image(cell.strip(), index) for cell in cells) / max(1, len(cells))
+
+
+def _names_image(cell: str, index: ImageIndex) -> bool:
+    images = index.find(cell) if cell else []
+    return len(images) == 1 or (len(images) > 1 and cell.endswith(images[0].suffix))
 
 
 def _agreement(columns: Sequence[Sequence[str]], index: ImageIndex, labels: Mapping[Path, str]) -> str | None:
@@ -244,5 +248,5 @@ def _why_not_labels(table: Path, index: ImageIndex, folder: Path) -> ValueError 
         return error
     if len({row.label for row in match.rows.values()}) == 1:
         return None
-    hint = "remove the table, or complete it"
-    return invalid(str(table), "a table that agrees with the class folders", found="other labels", hint=hint)
+    expected = "a table that agrees with the class folders"
+    return invalid(str(table), expected, found="other labels", hint="rename or remove it")
