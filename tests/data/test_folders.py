@@ -574,3 +574,11 @@ def test_numbers_in_a_table_are_no_names_of_several_images(tmp_path: Path) -> No
         ValueError, match=r"prices\.csv must be a table whose file names are each of one image"
     ):
         read_folder(tmp_path)
+
+
+def test_a_table_of_one_split_is_compared_with_its_images_alone(tmp_path: Path) -> None:
+    write_files(tmp_path, "train/cat/1.png train/dog/2.png test/cat/2.png test/dog/1.png")
+    (tmp_path / "train.csv").write_text("file_name,label\n1.png,cat\n2.png,dog\n")
+    contents = read_folder(tmp_path)
+    assert contents.classes == ["cat", "dog"]
+    assert contents.unused == {}

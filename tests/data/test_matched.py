@@ -1,9 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from netfission.data import matched
 from netfission.data.matched import load_matched
+from netfission.data.sources import Source
+from netfission.data.splits import ArrayRecords
 
 Folders = Callable[..., Path]
 
@@ -66,6 +70,12 @@ def test_classes_are_matched_in_any_unicode_form(known: list[str], image_folder:
     images = load_matched(str(folder), known, (3, 8, 8))
     assert images.classes == known
     assert sorted(labels(images)) == [0, 0, 0, 0, 1, 1]
+
+
+def test_classes_of_other_sources_are_matched_in_any_unicode_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = ArrayRecords(np.zeros((2, 8, 8), np.uint8), np.array([1, 0]))
+    monkeypatch.setattr(matched, "find_source", lambda name: Source(["rose\u0301", "dog"], records))
+    assert labels(load_matched("digits", ["dog", "ros\xe9"], (1, 8, 8))) == [0, 1]
 
 
 def test_only_classes_with_images_in_the_part_count() -> None:
