@@ -10,6 +10,8 @@ from netfission.utils.typed import typed
 
 DEFAULT_RISK = 0.05  # accepted share of wrong answers, where a network abstains by default
 
+ONE_PREDICTION = frozenset({"born-again"})  # methods with one exit, whose default number of exits is 1
+
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
 
@@ -86,7 +88,7 @@ class FissionConfig:
     """How to make a multi-exit network: the settings of `fission` that are plain data.
 
     Args:
-        exits: number of exits; 1 is the network itself.
+        exits: number of exits; 1 is the network itself; default 3, or 1 with born-again.
         branch_after: the stage (name or number from 1) after which each exit but the first leaves exit 0, as
             a list: [1,2]; default 1, 2, ….
         stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
@@ -344,6 +346,8 @@ class RunConfig:
             name: typed(types[check_choice("setting", name, types)], value, name)
             for name, value in settings.items()
         }
+        if values.get("method") in ONE_PREDICTION:
+            values.setdefault("exits", 1)
         return cls(
             **{
                 part: kind(**{name: values[name] for name in get_type_hints(kind) if name in values})

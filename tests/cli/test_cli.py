@@ -20,9 +20,24 @@ def parse(*flags: str) -> RunConfig:
     return run_config(command_parser("train").parse_args(flags))
 
 
+def test_only_what_is_given_overrides_a_default(tmp_path):
+    assert parse() == RunConfig()
+    assert parse("--method", "born-again").fission.exits == 1
+    assert default_name(parse("--method", "born-again")).endswith("born-again1-seed0")
+    assert parse("--method", "born-again", "--exits", "3").fission.exits == 3
+    (tmp_path / "run.yaml").write_text("method: born-again\nexits: 3\n")
+    assert parse("--config", str(tmp_path / "run.yaml")).fission.exits == 3
+    assert "default 3, or 1 with born-again" in " ".join(command_parser("train").format_help().split())
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
+        (
+            "train --method born-again --exits 3",
+            "^--exits must be 1 with method=born-again, got 3; it",
+        ),
+        ("compare --methods [single,treenet] --exits 1", "^contender treenet: exits must be at least 2 with"),
         ("train --exits x", "--exits must be an integer, got 'x'$"),
         ("train --exits", "--exits must be an integer, got nothing$"),
         ("train --exits null", "--exits must be an integer, got 'null'$"),

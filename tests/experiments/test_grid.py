@@ -1,10 +1,12 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from netfission.config import RunConfig
+from netfission.experiments.compare import compare
 from netfission.experiments.contenders import CONTENDERS, find_contender
-from netfission.experiments.grid import Cell, chosen_settings
+from netfission.experiments.grid import Cell, Grid, chosen_settings
 from netfission.methods.registry import METHODS
 
 
@@ -36,6 +38,43 @@ def test_a_default_spelt_out_is_the_same_run(grid_of):
 def test_an_unknown_setting_is_named(grid_of):
     with pytest.raises(ValueError, match=r"setting must be one of .*, got 'epoch'; did you mean epochs"):
         grid_of("single", epoch=3).cells()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "treenet", "exits": 1}, "exits must be at least 2 with method=treenet, got 1"),
+        ({"method": "born-again", "exits": 3}, "exits must be 1 with method=born-again, got 3; it has one"),
+        ({"method": "born-again", "generations": 3}, "epochs must be a multiple of generations=3, got 1"),
+        ({"epoch": 3}, "setting must be one of "),
+        ({"exits": 0}, "exits must be a positive integer, got 0"),
+        ({"exits": "two"}, 'exits must be an integer, got "two"'),
+        ({"method": "packed", "rho": 0.5}, "rho must be 0.0 unless method=mimo, got 0.5"),
+    ],
+)
+def test_an_impossible_contender_is_named_before_the_first_run(settings, message, tmp_path):
+    contenders = {"single": CONTENDERS["single"], "mine": settings}
+    grid = Grid(contenders, range(2), {"data": "digits", "model": "wrn-10-1", "epochs": 1}, "single")
+    with pytest.raises(ValueError, match=f"^contender mine: {re.escape(message)}"):
+        compare(grid, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_of_all_contenders_is_named_alone(grid_of):
+    with pytest.raises(ValueError, match=r"^exits must be a positive integer, got 0$"):
+        grid_of("treenet", "packed", exits=0).cells()
+
+
+def test_a_method_of_one_prediction_needs_no_number_of_exits():
+    alone = Grid({"again": {"method": "born-again"}}, range(1), {"epochs": 2}, "again")
+    among = Grid(
+        {"again": {"method": "born-again"}, "fission": {}}, range(1), {"epochs": 2, "exits": 4}, "again"
+    )
+    spelt = Grid({"again": CONTENDERS["born-again"]}, range(1), {"epochs": 2}, "again")
+    assert alone.cells()[0].key == among.cells()[0].key == spelt.cells()[0].key
+    assert among.cells()[1].config.fission.exits == 4
+    with pytest.raises(ValueError, match=r"^exits must be left out, since no contender reads it, got 4$"):
+        Grid({"again": {"method": "born-again"}}, range(1), {"exits": 4, "epochs": 2}, "again").cells()
 
 
 def test_every_method_can_be_compared():

@@ -132,14 +132,13 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys):
-    methods = ["--methods", "[single,deep-ensemble]", "--seeds", "1"]
-    assert main([*FLAGS.split(), *methods, "--exits", "1", "--out", str(tmp_path)]) == 1
+    methods = ["--methods", "[single,fission-weights]", "--seeds", "1"]
+    assert main([*FLAGS.split(), *methods, "--exits", "9", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
-    assert printed.err.endswith(
-        "netfission: 1 run failed (exits must be at least 2 with method=deep-ensemble, got 1); see the "
-        "table, and run the command again\n"
-    )
-    assert "deep-ensemble, seed 0: failed (exits must be at least 2" in printed.out
+    expected = "exits must be at most 3, one per stage (block1, block2, bn), got 9; "
+    assert f"netfission: 1 run failed ({expected}" in printed.err
+    assert printed.err.endswith("); see the table, and run the command again\n")
+    assert f"fission-weights, seed 0: failed ({expected}" in printed.out
     assert re.search(r"single +1 +– +\d", printed.out)
 
 

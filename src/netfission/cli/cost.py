@@ -81,13 +81,19 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
     from netfission.models import create_model
     from netfission.runs.folder import RunFolder
 
-    chosen = FissionConfig(**{field.name: getattr(settings, field.name) for field in fields(FissionConfig)})
+    given = {
+        field.name: getattr(settings, field.name)
+        for field in fields(FissionConfig)
+        if hasattr(settings, field.name)
+    }
+    chosen = FissionConfig(**given)
     folder = RunFolder(Path(settings.network))
     if folder.config.is_file() or folder.spec.is_file():
-        defaults = asdict(FissionConfig()) | {"classes": CLASSES, "image_size": None}
-        for name, default in defaults.items():
+        for name, default in (("classes", CLASSES), ("image_size", None)):
             if (value := getattr(settings, name)) != default:
-                raise invalid(flag_name(name), "left out for a run, which has its own", value)
+                given[name] = value
+        for name, value in given.items():
+            raise invalid(flag_name(name), "left out for a run, which has its own", value)
         network, spec = folder.load_fission()
         chosen = FissionConfig(**spec.fission)
         return _title(spec.model or "your own", chosen), network, spec.single(), torch.randn(1, *spec.shape)

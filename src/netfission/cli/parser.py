@@ -67,6 +67,7 @@ class Parser(ArgumentParser):
             **settings,
         )
         self._kinds: dict[str, Any] = {}  # type hint by destination
+        self._flags: set[str] = set()  # destinations of flags
         self._values: dict[str, Any] = {}  # default by destination
         self._several: set[str] = set()  # destinations of flags with several values
         if config:
@@ -83,6 +84,7 @@ class Parser(ArgumentParser):
         group: _Group | None = None,
         metavar: str | None = None,
         several: bool = False,
+        filled: bool = True,
     ) -> None:
         """Add a flag or a positional argument.
 
@@ -94,6 +96,7 @@ class Parser(ArgumentParser):
             group: what `add_argument_group` returned; default the parser's own options.
             metavar: what stands for the value in the help; default by `kind`.
             several: whether one or more values follow; a repeated flag adds to them, a file has a list.
+            filled: whether the parsed arguments have the default of a flag that is not given, or lack it.
         """
         container = group or self
         settings: dict[str, Any] = {}
@@ -110,12 +113,16 @@ class Parser(ArgumentParser):
         added = container.add_argument(name, help=help.replace("%", "%%"), **settings)
         self._kinds[added.dest] = kind
         if added.option_strings:
-            self._values[added.dest] = default
+            self._flags.add(added.dest)
+            if filled:
+                self._values[added.dest] = default
             if several:
                 self._several.add(added.dest)
 
     def add_settings(self, title: str, kind: type, *, skip: AbstractSet[str] = frozenset()) -> None:
         """Add a group with a flag for each field of a dataclass, explained by its docstring.
+
+        The parsed arguments have only the fields that are given, so that the dataclass has the defaults.
 
         Args:
             title: of the group.
@@ -127,7 +134,7 @@ class Parser(ArgumentParser):
         for field in fields(kind):
             if field.name not in skip:
                 flag, text = flag_name(field.name), explained.get(field.name, "")
-                self.add(flag, hints[field.name], field.default, text, group=group)
+                self.add(flag, hints[field.name], field.default, text, group=group, filled=False)
 
     def parse_args(  # type: ignore[override]  # one namespace out, none in
         self, args: Sequence[str] | None = None
@@ -138,7 +145,7 @@ class Parser(ArgumentParser):
             args: after the command's name; default `sys.argv[1:]`.
 
         Returns:
-            Every argument's value by its name with underscores.
+            Every argument's value by its name with underscores; without settings that are not given.
 
         Raises:
             ValueError: an argument is missing, unknown, or not what it must be.
@@ -154,7 +161,7 @@ class Parser(ArgumentParser):
         texts = vars(given)
         values = self._values | self._read(texts.pop("config", None))
         for name, text in texts.items():
-            shown = flag_name(name) if name in self._values else name
+            shown = flag_name(name) if name in self._flags else name
             values[name] = text if text is True else _from_command_line(self._kinds[name], text, shown)
         return Namespace(**values)
 
@@ -169,9 +176,9 @@ class Parser(ArgumentParser):
             '--epochs must be 1 unless --max-cost is given'
         """
         words = message.split(" ")
-        if words[1:2] == ["must"] and words[0] in self._values:
+        if words[1:2] == ["must"] and words[0] in self._flags:
             words[0] = flag_name(words[0])
-        return " ".join(flag_name(word) if "_" in word and word in self._values else word for word in words)
+        return " ".join(flag_name(word) if "_" in word and word in self._flags else word for word in words)
 
     def error(self, message: str) -> NoReturn:
         """Raise the ValueError for what argparse would print and exit with."""
@@ -242,8 +249,8 @@ class Parser(ArgumentParser):
         if not isinstance(content, Mapping):
             raise invalid(path, "a mapping from settings to values", content)
         for name in content:
-            if name not in self._values:
-                raise self._unknown(f"{path}: setting", str(name), self._values)
+            if name not in self._flags:
+                raise self._unknown(f"{path}: setting", str(name), sorted(self._flags))
         return {
             name: _of_kind(self._kind_in_file(name), value, f"{path}: {name}")
             for name, value in content.items()
@@ -298,7 +305,7 @@ def run_config(settings: Namespace) -> RunConfig:
 def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any]:
     """Return the settings of runs among those of a command, which has `out` and `others` as well."""
     chosen = {name: value for name, value in vars(settings).items() if name not in {"out", *others}}
-    return chosen | {"data": absolute_data(chosen["data"])}
+    return chosen | {"data": absolute_data(chosen.get("data", DataConfig.data))}
 
 
 def absolute_data(data: str) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from netfission.config import FissionConfig, MethodConfig, RunConfig
+from netfission.config import ONE_PREDICTION, FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
-from netfission.methods.registry import METHODS, reads_setting
-from netfission.utils.errors import check_choice, invalid
+from netfission.methods.registry import METHODS, check_settings, reads_setting
+from netfission.utils.errors import check_choice, invalid, within
 from netfission.utils.typed import typed
 
 
@@ -73,19 +73,34 @@ class Grid:
         """Return all runs, seed by seed, so that a grid that is stopped early has compared whole seeds.
 
         Raises:
-            ValueError: a setting is unknown or not valid, or no contender's method reads it.
+            ValueError: a setting is unknown or not valid, or no contender's method reads it; or a
+                contender's method cannot be trained with its settings. The message names the contender
+                unless the setting is one of all contenders.
         """
         ignored_by_all = set.intersection(*map(self._ignored, self.contenders))
         for name, value in self.common.items():
             if name in ignored_by_all and value != _DEFAULTS[name]:
                 raise invalid(name, "left out, since no contender reads it", value)
-        return [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
+        cells = [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
+        for name, cell in {cell.contender: cell for cell in cells}.items():
+            try:
+                check_settings(cell.config)
+            except ValueError as error:
+                raise within(f"contender {name}", error) from error
+        return cells
 
     def config(self, contender: str, seed: int) -> RunConfig:
         """Return the settings of one run: the common ones that its method reads, and its own."""
         ignored = self._ignored(contender)
         common = {name: value for name, value in self.common.items() if name not in ignored}
-        return RunConfig.from_dict({**common, **self.contenders[contender], "seed": seed})
+        own = self.contenders[contender]
+        try:
+            return RunConfig.from_dict({**common, **own, "seed": seed})
+        except ValueError as error:
+            argument = str(error).partition(" ")[0]
+            if argument not in own and own.keys() <= _DEFAULTS.keys():  # it is a setting of all contenders
+                raise
+            raise within(f"contender {contender}", error) from error
 
     def _ignored(self, contender: str) -> set[str]:
         """The settings that a contender's method, or its grouping, does not read."""
@@ -94,7 +109,8 @@ class Grid:
         of_other_groupings = {
             name for name, grouping in _OF_GROUPING.items() if grouping != settings["grouping"]
         }
-        return of_other_groupings | {name for name in _OF_METHODS if not reads_setting(method, name)}
+        exits = {"exits"} if method in ONE_PREDICTION else set()
+        return of_other_groupings | exits | {name for name in _OF_METHODS if not reads_setting(method, name)}
 
 
 _DEFAULTS = RunConfig().to_dict()

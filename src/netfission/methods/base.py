@@ -135,6 +135,8 @@ class Method:
     To add a method, write one file in `netfission.methods` with a subclass whose name ends in `Method`, and
     enter it in `netfission.methods.registry.METHODS`. Settings of its own go into `MethodConfig`.
 
+    A subclass that cannot use all settings overrides `check`, and calls it in `build`.
+
     All other methods of this class are the common training: each exit learns each image of a batch by
     cross-entropy, at the rate of the schedule in the settings. A subclass overrides what differs.
 
@@ -195,6 +197,16 @@ class Method:
             ValueError: a setting is not valid, or the method cannot use the model.
         """
         raise NotImplementedError
+
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network before it is built; `build` checks them, too.
+
+        Args:
+            fission: number of exits, and how to prune and split.
+
+        Raises:
+            ValueError: a setting is not valid, or the method cannot be built so, whatever the model.
+        """
 
     def loss(self, training: TrainingConfig) -> nn.Module:
         """Return the loss that the settings ask for, by default with the method's reduction and weight."""

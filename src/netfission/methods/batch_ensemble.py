@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor, nn
 
+from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.checks import unsuitable_model
 from netfission.methods.layers import (
     BatchedMembers,
     Layer,
     channel_dim,
+    check_members,
     check_network,
-    check_plan,
     expand_along,
     input_channels,
     make_generator,
@@ -92,6 +93,14 @@ class BatchEnsembleMethod(Method):
         "one member per exit (authors: 4)",
     )
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: fewer than 2 exits, or pruning.
+        """
+        check_members(fission, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build the model of the plan's seed, with its weights, and add fast weights to each layer.
 
@@ -99,7 +108,7 @@ class BatchEnsembleMethod(Method):
             ValueError: fewer than 2 exits, pruning, or a model with layers that cannot have fast weights.
         """
         method, members = self.config.method, plan.fission.exits
-        check_plan(plan, method)
+        self.check(plan.fission)
         model = plan.create(plan.fission.seed)
         weight_layers(model, plan, method)
         generator = make_generator(plan.fission.seed)

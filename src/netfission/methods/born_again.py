@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from netfission.config import TrainingConfig
+from netfission.config import FissionConfig, TrainingConfig
 from netfission.losses import EnsembleDistillationLoss, distillation_loss
 from netfission.methods.base import (
     SINGLE_EXIT_SETTINGS,
@@ -149,16 +149,24 @@ class BornAgainMethod(Method):
     distillation = 1.0
     deviations = ("the epochs are divided among generations; each has the one before as its teacher",)
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: fewer than 2 generations, or more than one exit.
+        """
+        if check_positive_integer("generations", self.config.generations) == 1:
+            raise invalid("generations", "at least 2", self.config.generations)
+        check_unused("exits", fission.exits, 1, self.config.method, "it has one prediction")
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build networks from the seeds `generations * seed`, `generations * seed + 1`, ….
 
         Raises:
             ValueError: fewer than 2 generations, more than one exit, or what `netfission.fission` refuses.
         """
-        generations = check_positive_integer("generations", self.config.generations)
-        if generations == 1:
-            raise invalid("generations", "at least 2", generations)
-        check_unused("exits", plan.fission.exits, 1, self.config.method, "it has one prediction")
+        self.check(plan.fission)
+        generations = self.config.generations
         first = generations * plan.fission.seed
         plans = [plan.with_one_exit(first + number) for number in range(generations)]
         return BornAgain([FissionMethod(self.config).build(one) for one in plans])

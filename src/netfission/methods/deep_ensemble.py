@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from netfission.config import TrainingConfig
+from netfission.config import FissionConfig, TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.checks import check_several_exits
 from netfission.methods.fission import FissionMethod
@@ -59,13 +59,21 @@ class DeepEnsembleMethod(Method):
     deviations = ("members are trained on the same batches (one_by_one: each in an order of its own)",)
     differences = ("all members see the same batches (authors: separate ones; one_by_one)",)
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: fewer than 2 exits.
+        """
+        check_several_exits(fission.exits, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build members from the seeds `exits * seed`, `exits * seed + 1`, …, so that runs share none.
 
         Raises:
             ValueError: fewer than 2 exits, or what `netfission.fission` refuses.
         """
-        check_several_exits(plan.fission.exits, self.config.method)
+        self.check(plan.fission)
         first = plan.fission.exits * plan.fission.seed
         seeds = range(first, first + plan.fission.exits)
         return DeepEnsemble([FissionMethod(self.config).build(plan.with_one_exit(seed)) for seed in seeds])

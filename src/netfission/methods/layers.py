@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan
 from netfission.methods.checks import check_several_exits, check_unused, unsuitable_model
 from netfission.utils.errors import first_line
@@ -165,21 +166,19 @@ def weight_layers(model: nn.Module, plan: BuildPlan, method: str) -> dict[str, L
     return layers
 
 
-def check_plan(plan: BuildPlan, method: str) -> None:
+def check_members(fission: FissionConfig, method: str) -> None:
     """Check the settings that all baselines of this kind share.
 
     Raises:
         ValueError: fewer than two members, or pruning.
 
     Example:
-        >>> from netfission.config import FissionConfig
-        >>> plan = BuildPlan(lambda seed: nn.Identity(), FissionConfig(sparsity=0.5), torch.zeros(1))
-        >>> check_plan(plan, "mimo")
+        >>> check_members(FissionConfig(sparsity=0.5), "mimo")
         Traceback (most recent call last):
         ValueError: sparsity must be 0.0 with method=mimo, got 0.5; it does not prune
     """
-    check_several_exits(plan.fission.exits, method)
-    check_unused("sparsity", plan.fission.sparsity, 0.0, method, "it does not prune")
+    check_several_exits(fission.exits, method)
+    check_unused("sparsity", fission.sparsity, 0.0, method, "it does not prune")
 
 
 def count_classes(model: nn.Module, plan: BuildPlan) -> int:
@@ -202,7 +201,6 @@ def check_network(network: nn.Module, plan: BuildPlan, method: str, classes: int
         ValueError: the network fails on the plan's example, or gives logits of another shape.
 
     Example:
-        >>> from netfission.config import FissionConfig
         >>> plan = BuildPlan(lambda seed: nn.Identity(), FissionConfig(exits=3), torch.zeros(2, 1, 8, 8))
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.Unflatten(1, (3, 10)))
         >>> check_network(network, plan, "mimo", classes=10) is network

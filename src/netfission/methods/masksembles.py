@@ -5,13 +5,14 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
+from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.checks import unsuitable_model
 from netfission.methods.layers import (
     BatchedMembers,
     channel_dim,
+    check_members,
     check_network,
-    check_plan,
     expand_along,
     input_channels,
     make_generator,
@@ -119,6 +120,16 @@ class MasksemblesMethod(Method):
     deviations = ("in training each image of a batch goes through one member, as in the authors' code",)
     differences = ("one member per exit (authors: 4, which keeps 53 % of the channels; 3 keep 56 to 57 %)",)
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: a scale outside [1, 6], fewer than 2 exits, or pruning.
+        """
+        if not 1 <= self.config.scale <= 6:
+            raise invalid("scale", "a number from 1 (equal members) to 6", self.config.scale)
+        check_members(fission, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build the model of the plan's seed, with its weights, and add masks drawn from the same seed.
 
@@ -126,9 +137,7 @@ class MasksemblesMethod(Method):
             ValueError: a scale outside [1, 6], fewer than 2 exits, pruning, or an unsuitable model.
         """
         method, members, scale = self.config.method, plan.fission.exits, self.config.scale
-        if not 1 <= scale <= 6:
-            raise invalid("scale", "a number from 1 (equal members) to 6", scale)
-        check_plan(plan, method)
+        self.check(plan.fission)
         model = plan.create(plan.fission.seed)
         _, *inner = weight_layers(model, plan, method).values()
         channels: dict[nn.Module, int] = {

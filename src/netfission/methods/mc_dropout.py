@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.layers import (
     BatchedMembers,
     Layer,
+    check_members,
     check_network,
-    check_plan,
     make_generator,
     replace_layers,
     run_order,
@@ -93,6 +94,16 @@ class McDropoutMethod(Method):
         "dropout before every layer but the first (their default: inside residual branches)",
     )
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: a rate outside (0, 1), fewer than 2 exits, or pruning.
+        """
+        if not 0 < self.config.dropout_rate < 1:
+            raise invalid("dropout_rate", "a share between 0 and 1", self.config.dropout_rate)
+        check_members(fission, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build the model of the plan's seed, with its weights, and add dropout.
 
@@ -100,9 +111,7 @@ class McDropoutMethod(Method):
             ValueError: a rate outside (0, 1), fewer than 2 exits, pruning, or a model that cannot have it.
         """
         method, members, rate = self.config.method, plan.fission.exits, self.config.dropout_rate
-        if not 0 < rate < 1:
-            raise invalid("dropout_rate", "a share between 0 and 1", rate)
-        check_plan(plan, method)
+        self.check(plan.fission)
         model = plan.create(plan.fission.seed)
         added = _without_dropout(model, plan, weight_layers(model, plan, method))
         generator = make_generator(plan.fission.seed)

@@ -6,13 +6,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from netfission.config import TrainingConfig
+from netfission.config import FissionConfig, TrainingConfig
 from netfission.methods.base import BuildPlan, Loss, Method, Network, StepResult, TrainingHook
 from netfission.methods.checks import check_unused, unsuitable_model
 from netfission.methods.layers import (
     Layer,
+    check_members,
     check_network,
-    check_plan,
     copy_with_weights,
     count_classes,
     output_channels,
@@ -100,6 +100,17 @@ class MimoMethod(Method):
         "weight decay is the common one, 5e-4 in the grids (authors: 6e-4)",
     )
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: a setting outside its range, fewer than 2 exits, or pruning.
+        """
+        check_positive_integer("repetitions", self.config.repetitions)
+        if not 0 <= self.config.rho <= 1:
+            raise invalid("rho", "a share from 0 to 1", self.config.rho)
+        check_members(fission, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build the model of seed `exits * seed` with wider ends.
 
@@ -112,10 +123,7 @@ class MimoMethod(Method):
                 model's first layer is not a plain convolution, or its last does not give the logits.
         """
         method, exits = self.config.method, plan.fission.exits
-        check_positive_integer("repetitions", self.config.repetitions)
-        if not 0 <= self.config.rho <= 1:
-            raise invalid("rho", "a share from 0 to 1", self.config.rho)
-        check_plan(plan, method)
+        self.check(plan.fission)
         models = [plan.create(exits * plan.fission.seed + number) for number in range(exits)]
         first, *_, last = weight_layers(models[0], plan, method)
         model, channels = models[0], plan.example.shape[1]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from netfission.config import FissionConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method
 from netfission.methods.checks import check_several_exits, unsuitable_model
 from netfission.methods.fission import FissionMethod
@@ -115,6 +116,14 @@ class MultiExitMethod(Method):
         "exits are linear layers, without convolutions, and all are averaged (authors: one exit answers)",
     )
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: fewer than 2 exits.
+        """
+        check_several_exits(fission.exits, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `MultiExit` around the single network, pruned if the settings say so.
 
@@ -122,7 +131,7 @@ class MultiExitMethod(Method):
             ValueError: fewer than 2 exits, invalid branch points, or features that cannot be pooled.
         """
         exits = plan.fission.exits
-        check_several_exits(exits, self.config.method)
+        self.check(plan.fission)
         single = FissionMethod(self.config).build(plan.with_one_exit())
         assert isinstance(single, FissionNetwork)
         branches = resolve_branches(plan.fission.branch_after, exits, single.stage_names)

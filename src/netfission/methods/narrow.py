@@ -9,7 +9,7 @@ from math import gcd, prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from netfission.config import MethodConfig
+from netfission.config import FissionConfig, MethodConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.checks import check_several_exits, check_unused, unsuitable_model
 from netfission.methods.layers import last_to_run
@@ -84,6 +84,19 @@ class NarrowMethod(Method):
         if config.branch_groups is not None and not (config.branch_groups and min(config.branch_groups) >= 1):
             raise invalid("branch_groups", "positive integers, one per branch", config.branch_groups)
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: a setting is not valid.
+        """
+        method, groups = self.config.method, self.config.branch_groups
+        check_several_exits(fission.exits, method)
+        if groups is not None and len(groups) != fission.exits:
+            raise invalid("branch_groups", f"{fission.exits} positive integers, one per branch", groups)
+        check_unused("sparsity", fission.sparsity, 0.0, method, "it does not prune")
+        check_unused("ratio", fission.ratio, None, method, "its branches have equal costs")
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build `NarrowBranches` from the model.
 
@@ -96,11 +109,7 @@ class NarrowMethod(Method):
             if self.config.branch_groups is None
             else self.config.branch_groups
         )
-        check_several_exits(fission.exits, method)
-        if len(groups) != fission.exits:
-            raise invalid("branch_groups", f"{fission.exits} positive integers, one per branch", groups)
-        check_unused("sparsity", fission.sparsity, 0.0, method, "it does not prune")
-        check_unused("ratio", fission.ratio, None, method, "its branches have equal costs")
+        self.check(fission)
         backbone = cut(plan.create(fission.seed), plan.example, fission.stages)
         together = [1] * (fission.exits - 1)
         after, *others = resolve_branches(

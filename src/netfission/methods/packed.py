@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.checks import check_unused, unsuitable_model
 from netfission.methods.layers import (
     Layer,
+    check_members,
     check_network,
-    check_plan,
     copy_with_weights,
     count_classes,
     input_channels,
@@ -176,6 +177,16 @@ class PackedMethod(Method):
     revision = 1  # the loss is the mean over members
     differences = ("gamma is 1 unless set (authors: 2, which changes no layer of cifar-resnet18-w16)",)
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: a setting outside its range, fewer than 2 exits, or pruning.
+        """
+        check_positive("alpha", self.config.alpha)
+        check_positive_integer("gamma", self.config.gamma)
+        check_members(fission, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build members with new normal weights, scaled like those of the model of the plan's seed.
 
@@ -185,9 +196,7 @@ class PackedMethod(Method):
                 has other layers than convolutions, batch norms and linear layers, or mixes channels.
         """
         method, members = self.config.method, plan.fission.exits
-        check_positive("alpha", self.config.alpha)
-        check_positive_integer("gamma", self.config.gamma)
-        check_plan(plan, method)
+        self.check(plan.fission)
         model = plan.create(plan.fission.seed)
         first, *_, last = weight_layers(model, plan, method)
         _check_not_pretrained(model, plan)

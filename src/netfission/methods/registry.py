@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module
 
-from netfission.config import FissionConfig, MethodConfig, changed
+from netfission.config import FissionConfig, MethodConfig, RunConfig, changed
+from netfission.grouping import find_grouping
 from netfission.methods.base import Method
+from netfission.pruning.prune import CRITERIA
 from netfission.utils.errors import check_choice, invalid
 
 
@@ -95,6 +97,33 @@ def find_method(config: MethodConfig, fission: FissionConfig | None = None) -> M
             readers = " or ".join(method for method in METHODS if reads_setting(method, name))
             raise invalid(name, f"{defaults[name]!r} unless method={readers}", value)
     return kind(config)
+
+
+def check_settings(config: RunConfig) -> Method:
+    """Check how a run's method is built and trained, as far as that is possible without model and data.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: see `find_method`, `Method.check` and `Method.hooks`.
+
+    Example:
+        >>> check_settings(RunConfig.from_dict({"method": "treenet", "exits": 1}))
+        Traceback (most recent call last):
+        ValueError: exits must be at least 2 with method=treenet, got 1
+    """
+    method, fission = find_method(config.method, config.fission), config.fission
+    exits, branch_after = fission.exits, fission.branch_after
+    method.check(fission)
+    check_choice("criterion", fission.criterion, CRITERIA)
+    find_grouping(fission.grouping, fission)
+    if branch_after is not None and len(branch_after) != exits - 1:
+        raise invalid("branch_after", f"{exits - 1} stages, one per exit but the first", branch_after)
+    method.loss(config.training)
+    method.schedule(config.training.schedule, exits)
+    method.hooks(exits, config.training)
+    return method
 
 
 def reads_setting(method: str, setting: str) -> bool:

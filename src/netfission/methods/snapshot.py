@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from netfission.config import MethodConfig, TrainingConfig
+from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.checks import check_several_exits, check_unused
 from netfission.methods.fission import FissionMethod
@@ -123,13 +123,21 @@ class SingleTrainingMethod(Method):
 
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: fewer than 2 exits.
+        """
+        check_several_exits(fission.exits, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build `Snapshots` of the single network, pruned if the settings say so.
 
         Raises:
             ValueError: fewer than 2 exits, or what `netfission.fission` refuses.
         """
-        check_several_exits(plan.fission.exits, self.config.method)
+        self.check(plan.fission)
         return Snapshots(FissionMethod(self.config).build(plan.with_one_exit()), plan.fission.exits)
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from netfission.config import MethodConfig, TrainingConfig
+from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.checks import check_several_exits, check_unused
 from netfission.methods.deep_ensemble import DeepEnsemble
@@ -242,13 +242,13 @@ class SparseTrainingMethod(Method):
         check_unused("ema", training.ema, None, self.config.method, hint)
         return [Regrowth(self.config)]
 
-    def check(self, plan: BuildPlan) -> None:
+    def check(self, fission: FissionConfig) -> None:
         """Check the settings that these methods share.
 
         Raises:
             ValueError: one is not valid.
         """
-        config, fission = self.config, plan.fission
+        config = self.config
         check_choice("regrow", config.regrow, GROWTHS)
         if config.regrow_every is not None:
             check_positive_integer("regrow_every", config.regrow_every)
@@ -270,7 +270,7 @@ class DSTEnsembleMethod(SparseTrainingMethod):
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `DeepEnsemble`, from the same seeds as `DeepEnsembleMethod`; see `check` for errors."""
-        self.check(plan)
+        self.check(plan.fission)
         exits, first = plan.fission.exits, plan.fission.exits * plan.fission.seed
         seeds = range(first, first + exits)
         return DeepEnsemble([self.sparse_network(plan.with_one_exit(seed)) for seed in seeds])
@@ -297,7 +297,7 @@ class EDSTEnsembleMethod(SparseTrainingMethod):
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build `Snapshots`; see `check` for errors."""
-        self.check(plan)
+        self.check(plan.fission)
         return Snapshots(self.sparse_network(plan.with_one_exit()), plan.fission.exits)
 
     def schedule(self, name: str, exits: int) -> Schedule:
@@ -329,6 +329,6 @@ class NeuroTrailsMethod(SparseTrainingMethod):
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `FissionNetwork`; see `check` and `netfission.algorithm.fission` for errors."""
-        self.check(plan)
+        self.check(plan.fission)
         after = plan.fission.branch_after or [1] * (plan.fission.exits - 1)
         return self.sparse_network(replace(plan, fission=replace(plan.fission, branch_after=after)))

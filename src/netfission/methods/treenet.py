@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.checks import check_several_exits
 from netfission.methods.fission import FissionMethod
@@ -20,14 +21,22 @@ class TreeNetMethod(Method):
     average_source = "Lee et al. 2015, arXiv 1511.06314"
     differences = ("branches leave after the first stage (authors: after the first layers of their network)",)
 
+    def check(self, fission: FissionConfig) -> None:
+        """Check the settings of a network.
+
+        Raises:
+            ValueError: fewer than 2 exits.
+        """
+        check_several_exits(fission.exits, self.config.method)
+
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `FissionNetwork` of copies; see `netfission.algorithm.fission` for errors.
 
         Raises:
             ValueError: fewer than 2 exits, or what `fission` refuses.
         """
-        method, settings = self.config.method, plan.fission
-        check_several_exits(settings.exits, method)
+        settings = plan.fission
+        self.check(plan.fission)
         after = settings.branch_after or [1] * (settings.exits - 1)
         copies = replace(settings, grouping="copies", branch_after=after)
         return FissionMethod(self.config).build(replace(plan, fission=copies))

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
-from netfission.methods.registry import find_method
+from netfission.methods.registry import check_settings
 from netfission.runs.callbacks import MethodHooks
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
@@ -69,7 +69,7 @@ def train(
     with without_irrelevant_messages(), folder.locked() if is_main else nullcontext():
         seed, exits = config.fission.seed, config.fission.exits
         try:
-            method = find_method(config.method, config.fission)
+            method = check_settings(config)
             data = load_run_data(config.data, seed)
             check_unchanged(data, folder.load_data_summary() if resume else None)
             network = build_network(config, data)

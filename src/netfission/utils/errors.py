@@ -35,6 +35,16 @@ def invalid(argument: str, expected: str, got: Any = None, *, found: str = "", h
     return ValueError(" ".join(message.split()))
 
 
+def within(where: str, error: ValueError) -> ValueError:
+    """Make the error again with the place where the argument stands before its message.
+
+    Example:
+        >>> print(within("contender single", invalid("exits", "a positive integer", 0)))
+        contender single: exits must be a positive integer, got 0
+    """
+    return ValueError(f"{where}: {error}")
+
+
 def shortened(text: str, longest: int = _LONGEST) -> str:
     """Cut text that is longer than `longest` characters, and mark the cut with an ellipsis.
 
