@@ -134,7 +134,7 @@ def test_a_run_under_all_of_them(large_run, capsys):
     test = load_run_data(config.data, config.fission.seed).test
     rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(3))[:6].sort().values
     logits = classifier.logits(corrupt_images(test.images[rows], "contrast", 4, seed=3))
-    by_hand = evaluate_logits(logits / classifier.temperature, test.labels[rows])
+    by_hand = evaluate_logits(logits / classifier.temperature, test.labels[rows], average="logits")
     metrics = kept["corruptions"]["contrast"][3]
     assert metrics["ensemble"]["nll"] == pytest.approx(by_hand.ensemble["nll"], rel=1e-4)
     assert metrics["exits_top1"] == pytest.approx(sum(each["top1"] for each in by_hand.exits) / 2)

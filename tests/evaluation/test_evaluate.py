@@ -121,7 +121,7 @@ def test_collect_refuses(images: Tensor) -> None:
 @pytest.mark.parametrize("exits", [1, 3])
 def test_every_figure_is_where_it_belongs(average: Average, exits: int) -> None:
     logits, labels = random_case(exits=exits)
-    evaluation = evaluate_logits(logits, labels, average)
+    evaluation = evaluate_logits(logits, labels, average=average)
     assert evaluation.n == 40
     assert evaluation.average == average
     assert evaluation.exits == [
@@ -141,13 +141,13 @@ def test_every_figure_is_where_it_belongs(average: Average, exits: int) -> None:
 
 
 def test_cannot_be_changed() -> None:
-    evaluation = evaluate_logits(*random_case())
+    evaluation = evaluate_logits(*random_case(), average="logits")
     with pytest.raises(dataclasses.FrozenInstanceError):
         evaluation.n = 0  # type: ignore[misc]
 
 
 def test_json_round_trip_is_exact() -> None:
-    evaluation = evaluate_logits(*random_case())
+    evaluation = evaluate_logits(*random_case(), average="logits")
     text = evaluation.to_json()
     assert Evaluation.from_json(text) == evaluation
     assert json.loads(text)["exits"][2]["top5"] == evaluation.exits[2]["top5"]
@@ -198,18 +198,18 @@ def test_logits_that_are_not_finite(value: float) -> None:
     logits, labels = random_case()
     logits[3, 0, 0] = logits[3, 2, 1] = logits[7, 1, 1] = value
     with pytest.raises(ValueError, match=r"^logits must be finite, got NaN or infinity in 2 of 40 examples$"):
-        evaluate_logits(logits, labels)
+        evaluate_logits(logits, labels, average="logits")
 
 
 def test_refuses_other_layouts() -> None:
     logits, labels = random_case()
     with pytest.raises(ValueError, match=r"^logits must be floats of shape \(batch, exits"):
-        evaluate_logits(logits[:, 0], labels)
+        evaluate_logits(logits[:, 0], labels, average="logits")
     with pytest.raises(ValueError, match=r"^logits must be of shape \(n, exits, classes\), got "):
-        evaluate_logits(logits.unsqueeze(3), labels)
+        evaluate_logits(logits.unsqueeze(3), labels, average="logits")
     with pytest.raises(
         ValueError, match=r"^labels must be class indices in \[0, \d+\), got 1 of 40 outside, first 7$"
     ):
-        evaluate_logits(logits, labels.index_fill(0, torch.tensor([5]), 7))
+        evaluate_logits(logits, labels.index_fill(0, torch.tensor([5]), 7), average="logits")
     with pytest.raises(ValueError, match=r"^average must be one of logits, probabilities, got 'votes'"):
-        evaluate_logits(logits, labels, "votes")  # type: ignore[arg-type]
+        evaluate_logits(logits, labels, average="votes")  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def test_no_scores_are_refused():
 
 def test_uncertainty_of_known_logits():
     even = torch.zeros(1, 2, 4)
-    scores = uncertainty_scores(even, temperature=3.0)
+    scores = uncertainty_scores(even, temperature=3.0, average="logits")
     assert {name: score.item() for name, score in scores.items()} == pytest.approx(
         {
             "maximum probability": math.log(4),
@@ -79,7 +79,7 @@ def test_uncertainty_of_known_logits():
         }
     )
     apart = torch.tensor([[[50.0, 0.0, -1e4, -1e4], [0.0, 50.0, -1e4, -1e4]]])
-    scores = uncertainty_scores(apart, temperature=1.0)
+    scores = uncertainty_scores(apart, temperature=1.0, average="logits")
     assert scores["mutual information"].item() == pytest.approx(math.log(2))
     assert scores["energy"].item() == pytest.approx(-25 - math.log(2))
     assert scores["maximum probability"].item() == pytest.approx(math.log(2))
@@ -87,7 +87,10 @@ def test_uncertainty_of_known_logits():
 
 def test_uncertainty_is_at_the_temperature_but_for_the_energy():
     logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
-    cool, warm = uncertainty_scores(2 * logits, temperature=2.0), uncertainty_scores(logits, temperature=1.0)
+    cool, warm = (
+        uncertainty_scores(2 * logits, temperature=2.0, average="logits"),
+        uncertainty_scores(logits, temperature=1.0, average="logits"),
+    )
     for name in ("maximum probability", "entropy", "mutual information"):
         torch.testing.assert_close(cool[name], warm[name])
     torch.testing.assert_close(cool["energy"], -(2 * logits.double().mean(1)).logsumexp(1))
@@ -96,12 +99,16 @@ def test_uncertainty_is_at_the_temperature_but_for_the_energy():
 def test_uncertainty_still_differs_where_probabilities_are_1_in_float32():
     sure = torch.tensor([[[20.0, 0.0]], [[30.0, 0.0]]])
     assert (sure.softmax(2).amax(2) == 1).all()
-    for score in uncertainty_scores(sure, temperature=1.0).values():
+    for score in uncertainty_scores(sure, temperature=1.0, average="logits").values():
         assert score[0] > score[1]
 
 
 def test_one_exit_has_no_mutual_information():
-    assert set(uncertainty_scores(torch.zeros(2, 1, 3), 1.0)) == {"maximum probability", "entropy", "energy"}
+    assert set(uncertainty_scores(torch.zeros(2, 1, 3), 1.0, average="logits")) == {
+        "maximum probability",
+        "entropy",
+        "energy",
+    }
 
 
 def test_the_table_names_its_positives():

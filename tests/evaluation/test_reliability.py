@@ -40,9 +40,9 @@ def test_the_bins_are_those_the_calibration_error_is_made_of(seed, scale):
 
 def test_raw_and_scaled_figures_are_those_of_the_mean_logits():
     logits, labels = random_case()
-    calibration = Calibration.fit(*random_case(seed=1, n=3000))
+    calibration = Calibration.fit(*random_case(seed=1, n=3000), average="logits")
     assert calibration.temperature == pytest.approx(2.0, rel=0.1)
-    report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration)
+    report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration, average="logits")
     mean = logits.double().mean(1)
     assert report.raw.metrics == classification_metrics(mean.log_softmax(1), labels)
     scaled = (logits.double() / calibration.temperature).mean(1).log_softmax(1)
@@ -57,8 +57,8 @@ def test_raw_and_scaled_figures_are_those_of_the_mean_logits():
 
 def test_abstention_is_by_the_thresholds_of_the_validation_split():
     logits, labels = random_case()
-    calibration = Calibration.fit(*random_case(seed=1))
-    report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration)
+    calibration = Calibration.fit(*random_case(seed=1), average="logits")
+    report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration, average="logits")
     confidence = (logits.mean(1).double() / calibration.temperature).softmax(1).amax(1)
     right = logits.mean(1).argmax(1) == labels
     for each in report.abstentions:
@@ -75,7 +75,7 @@ def test_the_worst_classes_and_what_they_are_confused_with():
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2])
     answers = torch.tensor([0, 0, 0, 1, 1, 1, 0, 3, 3])
     logits = torch.nn.functional.one_hot(answers, 7).float().unsqueeze(1)
-    worst = ReliabilityReport.from_logits(logits, labels, CLASSES, None).worst
+    worst = ReliabilityReport.from_logits(logits, labels, CLASSES, None, average="logits").worst
     assert [(each.name, each.n, each.accuracy) for each in worst] == [
         ("cow", 3, 0.0),
         ("ant", 4, 0.75),
@@ -85,7 +85,7 @@ def test_the_worst_classes_and_what_they_are_confused_with():
 
 
 def test_without_a_validation_split_nothing_is_scaled():
-    report = ReliabilityReport.from_logits(*random_case(), CLASSES, None)
+    report = ReliabilityReport.from_logits(*random_case(), CLASSES, None, average="logits")
     assert (report.temperature, report.scaled) == (None, None)
     assert (report.abstentions, report.validation_images) == ([], 0)
     assert report.summary().startswith(
@@ -97,8 +97,8 @@ def test_without_a_validation_split_nothing_is_scaled():
 def test_a_validation_split_without_errors_is_said_to_be_a_guess():
     labels = torch.arange(40) % 7
     logits = torch.nn.functional.one_hot(labels, 7).float().unsqueeze(1)
-    calibration = Calibration.fit(logits, labels)
-    report = ReliabilityReport.from_logits(*random_case(), CLASSES, calibration)
+    calibration = Calibration.fit(logits, labels, average="logits")
+    report = ReliabilityReport.from_logits(*random_case(), CLASSES, calibration, average="logits")
     assert report.flawless
     guess = "from 40 validation images, all classified correctly, so it is a guess; on these"
     assert f"{guess} {report.n} images: NLL" in report.summary()
@@ -106,7 +106,9 @@ def test_a_validation_split_without_errors_is_said_to_be_a_guess():
     assert ReliabilityReport.from_json(report.to_json()) == report
     confidence = (logits[:, 0] / calibration.temperature).softmax(1).amax(1)
     assert confidence.max() < 0.99  # not sure of everything
-    other = ReliabilityReport.from_logits(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
+    other = ReliabilityReport.from_logits(
+        *random_case(), CLASSES, Calibration.fit(*random_case(seed=1), average="logits"), average="logits"
+    )
     assert not other.flawless
     assert "validation images; on these" in other.summary()
 
@@ -114,19 +116,21 @@ def test_a_validation_split_without_errors_is_said_to_be_a_guess():
 def test_a_summary_says_if_nothing_is_answered():
     logits, labels = random_case(seed=1)
     wrong = (logits.mean(dim=1).argmax(dim=1) + 1) % 7
-    calibration = Calibration.fit(logits, wrong)
-    report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration)
+    calibration = Calibration.fit(logits, wrong, average="logits")
+    report = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration, average="logits")
     assert report.abstentions[0].threshold > 1
     never = "no threshold of confidence keeps the share of wrong answers within 5 % on the validation images"
     assert report.summary().endswith(f"; {never}, so no image is answered")
     answering = ReliabilityReport.from_logits(
-        logits, labels, CLASSES, Calibration.fit(logits, (wrong - 1) % 7)
+        logits, labels, CLASSES, Calibration.fit(logits, (wrong - 1) % 7, average="logits"), average="logits"
     )
     assert "at the threshold that keeps the share of wrong answers within 5 %" in answering.summary()
 
 
 def test_json_round_trip_is_exact():
-    report = ReliabilityReport.from_logits(*random_case(), CLASSES, Calibration.fit(*random_case(seed=1)))
+    report = ReliabilityReport.from_logits(
+        *random_case(), CLASSES, Calibration.fit(*random_case(seed=1), average="logits"), average="logits"
+    )
     assert ReliabilityReport.from_json(report.to_json()) == report
     with pytest.raises(ValueError, match=r"^temperature must be given, got nothing$"):
         ReliabilityReport.from_json('{"n": 3}')

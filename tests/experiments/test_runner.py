@@ -79,7 +79,9 @@ def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
 def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monkeypatch):
     done = []
 
-    evaluation = json.loads(evaluate_logits(torch.zeros(4, 1, 3), torch.zeros(4).long()).to_json())
+    evaluation = json.loads(
+        evaluate_logits(torch.zeros(4, 1, 3), torch.zeros(4).long(), average="logits").to_json()
+    )
 
     def slow(cell, out, records, say):
         done.append(cell.key)

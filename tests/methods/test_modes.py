@@ -26,7 +26,7 @@ NORMALISE = Normalisation([0.5] * 3, [0.2] * 3)
 WRAPPERS: dict[str, Callable[[nf.FissionNetwork], nn.Module]] = {
     "Ensemble": lambda net: net.ensemble(),
     "Cascade": lambda net: nf.Cascade(net, [0.5], order=[1, 0]),
-    "Predictor": lambda net: Predictor(net, NORMALISE, 1.0),
+    "Predictor": lambda net: Predictor(net, NORMALISE, 1.0, average="logits"),
     "Step": lambda net: Step(nf.Cascade(net, [0.5], order=[1, 0]), 0, NORMALISE, 1.0),
     "Backbone": lambda net: nf.Backbone(net.stem, net.exit_paths[0].stages, net.exit_paths[0].head, "abc"),
     "DeepEnsemble": lambda net: DeepEnsemble([net]),

@@ -1,6 +1,7 @@
 """Each method is trained and scored by the rules of its authors."""
 
 import hashlib
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +11,18 @@ import torch
 from PIL import Image
 
 from netfission.classifier import Classifier
+from netfission.classifier.predictions import Predictions
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.ensemble import ensemble_probabilities
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.corruption import CorruptionMetrics
+from netfission.evaluation.out_of_distribution import OutOfDistribution, uncertainty_scores
+from netfission.evaluation.reliability import ReliabilityReport
 from netfission.experiments.grid import Grid
 from netfission.experiments.records import Records
 from netfission.export.cascade import check_cascade
+from netfission.export.predictor import Predictor
 from netfission.methods.born_again import BornAgainLoss
 from netfission.methods.registry import METHODS, find_method
 from netfission.report.votes import collect_votes
@@ -89,8 +95,8 @@ def test_the_temperature_is_of_the_rule() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(4000, 3, 5, generator=generator)
     labels = ensemble_probabilities(logits, "probabilities").multinomial(1, generator=generator).squeeze(1)
-    assert Calibration.fit(logits, labels, "probabilities").temperature == pytest.approx(1.0, abs=0.1)
-    assert Calibration.fit(logits, labels, "logits").temperature > 1.5
+    assert Calibration.fit(logits, labels, average="probabilities").temperature == pytest.approx(1.0, abs=0.1)
+    assert Calibration.fit(logits, labels, average="logits").temperature > 1.5
 
 
 def test_a_new_calibration_follows_the_rule_too(run: RunFolder) -> None:
@@ -140,7 +146,7 @@ def test_a_record_by_another_rule_or_of_an_earlier_training_does_not_count(tmp_p
     (cell,) = Grid({"a": {"method": "deep-ensemble"}}, [0], common, "a").cells()
     records, logits = Records(tmp_path), torch.randn(5, 3, 10)
     for average in ("logits", "probabilities"):
-        evaluation = json.loads(evaluate_logits(logits, torch.arange(5), average).to_json())
+        evaluation = json.loads(evaluate_logits(logits, torch.arange(5), average=average).to_json())
         records.write(cell, environment={}, seconds=1.0, evaluation=evaluation)
         assert (records.find_success(cell) is None) == (average == "logits")
     (packed,) = Grid({"a": {"method": "packed"}}, [0], common, "a").cells()
@@ -150,7 +156,7 @@ def test_a_record_by_another_rule_or_of_an_earlier_training_does_not_count(tmp_p
 
 
 def test_an_older_evaluation_has_no_entropy_of_the_mean_of_probabilities() -> None:
-    content = json.loads(evaluate_logits(torch.randn(5, 3, 10), torch.arange(5)).to_json())
+    content = json.loads(evaluate_logits(torch.randn(5, 3, 10), torch.arange(5), average="logits").to_json())
     del content["other_average"]
     assert Evaluation.from_json(json.dumps(content)).predictive_entropy is None
 
@@ -169,3 +175,21 @@ def test_a_cascade_is_refused_where_probabilities_are_averaged(tmp_path: Path) -
         evaluate_cascade(folder, config, max_accuracy_drop=1.0)
     with pytest.raises(ValueError, match=r"to export a cascade, got method=treenet"):
         check_cascade(Classifier.from_pretrained(folder.path))
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        evaluate_logits,
+        uncertainty_scores,
+        Calibration.fit,
+        ReliabilityReport.from_logits,
+        CorruptionMetrics.from_logits,
+        OutOfDistribution.from_logits,
+        Predictions,
+        Predictor,
+    ],
+)
+def test_no_measure_has_a_rule_of_its_own(measure):
+    average = inspect.signature(measure).parameters["average"]
+    assert (average.kind, average.default) == (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty)

@@ -274,7 +274,9 @@ def test_a_calibration_on_other_data_is_that_of_its_logits(run: RunFolder, other
     classifier = Classifier.from_pretrained(run.path)
     files = sorted(other.rglob("*.png"))
     logits = classifier.logits(torch.stack([classifier.pixels(Image.open(file)) for file in files]))
-    expected = Calibration.fit(logits, torch.tensor([int(file.parent.name) for file in files]))
+    expected = Calibration.fit(
+        logits, torch.tensor([int(file.parent.name) for file in files]), average="logits"
+    )
     assert main(["calibrate", str(run.path), "--data", str(other)]) == 0
     calibration = run.load_calibration()
     assert calibration is not None

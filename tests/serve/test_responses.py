@@ -8,7 +8,9 @@ NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
 
 def test_an_answer_holds_what_the_predictions_are():
-    predictions = Predictions(3 * torch.randn(6, 3, 7, generator=torch.Generator().manual_seed(0)), 0.6)
+    predictions = Predictions(
+        3 * torch.randn(6, 3, 7, generator=torch.Generator().manual_seed(0)), 0.6, average="logits"
+    )
     answers = json_answers(predictions, NAMES, top=4)
     assert len({answer["abstains"] for answer in answers}) == 2
     for row, answer in enumerate(answers):
@@ -28,6 +30,6 @@ def test_an_answer_holds_what_the_predictions_are():
 
 
 def test_without_a_threshold_an_answer_does_not_mention_abstaining():
-    (answer,) = json_answers(Predictions(torch.zeros(1, 2, 3)), NAMES[:3])
+    (answer,) = json_answers(Predictions(torch.zeros(1, 2, 3), average="logits"), NAMES[:3])
     assert "abstains" not in answer
     assert len(answer["probabilities"]) == 3

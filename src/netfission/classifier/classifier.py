@@ -187,7 +187,9 @@ class Classifier(nn.Module):
             raise invalid("pixels", expected, found=type(pixels).__name__)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
-        return Predictions(self.logits(pixels) / self.temperature, self.threshold(risk), self.spec.average)
+        return Predictions(
+            self.logits(pixels) / self.temperature, self.threshold(risk), average=self.spec.average
+        )
 
     def threshold(self, risk: float | None) -> float | None:
         """Return the confidence below which `predict` abstains; None if `risk` is None.

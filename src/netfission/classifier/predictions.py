@@ -1,6 +1,6 @@
 """Predictions of an ensemble for images: classes, confidence, uncertainty, and each exit's share in them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -21,12 +21,12 @@ class Predictions:
     Attributes:
         logits: `(n, exits, classes)`, float32 or wider, already divided by the temperature.
         threshold: the confidence below which the ensemble abstains, in [0, 1]; None if it never abstains.
-        average: what the ensemble averages over the exits: logits, or probabilities.
+        average: what the ensemble averages over the exits, by its method: logits or probabilities.
 
     Example:
         >>> import torch
         >>> logits = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 2.0]]])
-        >>> predictions = Predictions(logits, threshold=0.85)
+        >>> predictions = Predictions(logits, threshold=0.85, average="logits")
         >>> predictions.classes, predictions.votes.tolist()
         (tensor([0, 1]), [[0, 1], [1, 1]])
         >>> predictions.disagreement, predictions.abstains
@@ -35,7 +35,7 @@ class Predictions:
 
     logits: Tensor
     threshold: float | None = None
-    average: Average = "logits"
+    average: Average = field(kw_only=True)
 
     def __post_init__(self) -> None:
         as_logits(self.logits)

@@ -77,20 +77,21 @@ class Calibration:
         check_positive("temperature", self.temperature)
 
     @classmethod
-    def fit(cls, logits: Tensor, labels: Tensor, average: Average = "logits") -> Self:
+    def fit(cls, logits: Tensor, labels: Tensor, *, average: Average) -> Self:
         """Fit the temperature and measure the ensemble.
 
         Args:
             logits: `(n, exits, classes)`, floating point, of a validation split.
             labels: `(n,)`, int64.
-            average: what the ensemble averages; see `netfission.ensemble.ensemble_log_probabilities`.
+            average: what the ensemble averages, by its method (`Method.average`).
 
         Example:
             >>> import torch
             >>> generator = torch.Generator().manual_seed(0)
             >>> logits = torch.randn(500, 1, 3, generator=generator)
             >>> labels = logits[:, 0].softmax(dim=1).multinomial(1, generator=generator)[:, 0]
-            >>> round(Calibration.fit(5 * logits, labels).temperature)  # logits are too large by this factor
+            >>> calibration = Calibration.fit(5 * logits, labels, average="logits")
+            >>> round(calibration.temperature)  # the logits are too large by this factor
             5
         """
         logits = logits.double()

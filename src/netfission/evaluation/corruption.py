@@ -39,17 +39,18 @@ class CorruptionMetrics:
 
     @classmethod
     def from_logits(
-        cls, logits: Tensor, labels: Tensor, temperature: float, average: Average = "logits"
+        cls, logits: Tensor, labels: Tensor, temperature: float, *, average: Average
     ) -> "CorruptionMetrics":
         """Measure logits `(n, exits, classes)` against labels `(n,)`; `average`: of the ensemble.
 
         Example:
-            >>> metrics = CorruptionMetrics.from_logits(torch.zeros(4, 2, 3), torch.zeros(4).long(), 1.0)
+            >>> logits, labels = torch.zeros(4, 2, 3), torch.zeros(4).long()
+            >>> metrics = CorruptionMetrics.from_logits(logits, labels, temperature=1.0, average="logits")
             >>> metrics.exits_top1
             1.0
         """
-        raw = evaluate_logits(logits.double(), labels, average)
-        ensemble = evaluate_logits(logits.double() / temperature, labels, average).ensemble
+        raw = evaluate_logits(logits.double(), labels, average=average)
+        ensemble = evaluate_logits(logits.double() / temperature, labels, average=average).ensemble
         return cls(ensemble, raw.ensemble, fmean(metrics["top1"] for metrics in raw.exits))
 
 

@@ -44,7 +44,8 @@ class Evaluation:
             older versions.
 
     Example:
-        >>> evaluation = evaluate_logits(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.int64))
+        >>> labels = torch.zeros(4, dtype=torch.int64)
+        >>> evaluation = evaluate_logits(torch.zeros(4, 2, 3), labels, average="logits")
         >>> Evaluation.from_json(evaluation.to_json()) == evaluation
         True
     """
@@ -134,13 +135,13 @@ def collect_logits(
     return torch.cat(all_logits), torch.cat(all_labels)
 
 
-def evaluate_logits(logits: Tensor, labels: Tensor, average: Average = "logits") -> Evaluation:
+def evaluate_logits(logits: Tensor, labels: Tensor, *, average: Average) -> Evaluation:
     """Evaluate every exit and their ensemble.
 
     Args:
         logits: `(n, exits, classes)`, floating point.
         labels: `(n,)`, int64, in [0, classes).
-        average: what the ensemble averages; see `ensemble_log_probabilities`.
+        average: what the ensemble averages, by its method (`Method.average`).
 
     Raises:
         ValueError: logits or labels have another shape or dtype, labels are out of range, the average is
@@ -148,7 +149,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor, average: Average = "logits")
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])  # two exits that disagree about one image
-        >>> evaluation = evaluate_logits(logits, torch.tensor([0]))
+        >>> evaluation = evaluate_logits(logits, torch.tensor([0]), average="logits")
         >>> [metrics["top1"] for metrics in evaluation.exits], evaluation.ensemble["top1"]
         ([1.0, 0.0], 1.0)
     """

@@ -24,8 +24,11 @@ class OtherEvaluation:
         >>> import torch
         >>> from netfission.evaluation import evaluate_logits
         >>> logits, labels = torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.int64)
-        >>> reliability = ReliabilityReport.from_logits(logits, labels, ["ant", "bee", "cow"], None)
-        >>> figures = OtherEvaluation("/b", "all", ["ant"], 0, evaluate_logits(logits, labels), reliability)
+        >>> reliability = ReliabilityReport.from_logits(
+        ...     logits, labels, ["ant", "bee", "cow"], calibration=None, average="logits"
+        ... )
+        >>> evaluation = evaluate_logits(logits, labels, average="logits")
+        >>> figures = OtherEvaluation("/b", "all", ["ant"], 0, evaluation, reliability)
         >>> figures.title(known=3)
         "/b, which is not the run's own data set: all 4 images, 1 of the network's 3 classes"
     """

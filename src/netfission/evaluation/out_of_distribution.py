@@ -92,7 +92,8 @@ class OutOfDistribution:
         in_distribution: Tensor,
         out_of_distribution: Tensor,
         temperature: float,
-        average: Average = "logits",
+        *,
+        average: Average,
     ) -> "OutOfDistribution":
         """Compare the uncertainty of two sets of images by all scores.
 
@@ -107,7 +108,7 @@ class OutOfDistribution:
             ValueError: there are no logits of one of them.
         """
         test, other = (
-            uncertainty_scores(logits, temperature, average)
+            uncertainty_scores(logits, temperature, average=average)
             for logits in (in_distribution, out_of_distribution)
         )
         scores = {name: Detection.from_scores(test[name], other[name]) for name in test}
@@ -126,7 +127,7 @@ class OutOfDistribution:
         )
 
 
-def uncertainty_scores(logits: Tensor, temperature: float, average: Average = "logits") -> dict[str, Tensor]:
+def uncertainty_scores(logits: Tensor, temperature: float, *, average: Average) -> dict[str, Tensor]:
     """Score images by how uncertain an ensemble is about them.
 
     The scores are `maximum probability`, the ensemble's, as its negative logarithm (Hendrycks & Gimpel 2017);
@@ -142,7 +143,7 @@ def uncertainty_scores(logits: Tensor, temperature: float, average: Average = "l
         Name → scores `(n,)`, float64, higher for images that the ensemble is less certain about.
 
     Example:
-        >>> scores = uncertainty_scores(torch.zeros(1, 3, 2), temperature=1.0)
+        >>> scores = uncertainty_scores(torch.zeros(1, 3, 2), temperature=1.0, average="logits")
         >>> {name: round(score.item(), 4) for name, score in scores.items()}
         {'maximum probability': 0.6931, 'entropy': 0.6931, 'mutual information': 0.0, 'energy': -0.6931}
     """

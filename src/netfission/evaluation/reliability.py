@@ -143,7 +143,8 @@ class ReliabilityReport:
         labels: Tensor,
         classes: Sequence[str],
         calibration: Calibration | None,
-        average: Average = "logits",
+        *,
+        average: Average,
     ) -> Self:
         """Measure an ensemble.
 
@@ -152,11 +153,13 @@ class ReliabilityReport:
             labels: `(n,)`, int64.
             classes: their names.
             calibration: from a validation split.
-            average: what the ensemble averages; see `netfission.ensemble.ensemble_log_probabilities`.
+            average: what the ensemble averages, by its method (`Method.average`).
 
         Example:
             >>> logits = torch.tensor([[[2.0, 0.0]], [[1.0, 0.0]]])
-            >>> report = ReliabilityReport.from_logits(logits, torch.tensor([0, 1]), ["cat", "dog"], None)
+            >>> report = ReliabilityReport.from_logits(
+            ...     logits, torch.tensor([0, 1]), ["cat", "dog"], calibration=None, average="logits"
+            ... )
             >>> report.worst[0]
             WorstClass(name='dog', n=1, accuracy=0.0, confused_with={'cat': 1})
         """

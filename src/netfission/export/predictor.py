@@ -49,7 +49,8 @@ class Predictor(nn.Module):
         network: nn.Module,
         normalise: Normalisation,
         temperature: float,
-        average: Average = "logits",
+        *,
+        average: Average,
     ) -> None:
         super().__init__()
         self.network = network
@@ -70,7 +71,7 @@ class Predictor(nn.Module):
         normalise = Normalisation(classifier.spec.mean, classifier.spec.std)
         network = make_exportable(classifier.network, torch.zeros(2, *classifier.spec.shape))
         network = network.half() if half else network
-        return cls(network, normalise, classifier.temperature, classifier.spec.average)
+        return cls(network, normalise, classifier.temperature, average=classifier.spec.average)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return outputs by name."""

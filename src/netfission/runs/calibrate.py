@@ -72,7 +72,7 @@ def calibrate(
             expected = "another data set, as the run held out no images for validation"
             raise invalid("data", expected, found="nothing")
         logits, labels = _logits(network, data.validation, data, config, device)
-        calibration = Calibration.fit(logits, labels, spec.average)
+        calibration = Calibration.fit(logits, labels, average=spec.average)
     else:
         images = load_matched(
             name,
@@ -84,11 +84,11 @@ def calibrate(
         )
         warn_if_seen(images, config)
         logits, labels = matched_logits(network, spec, images, config, device)
-        calibration = replace(Calibration.fit(logits, labels, spec.average), fitted_on=images.kind)
+        calibration = replace(Calibration.fit(logits, labels, average=spec.average), fitted_on=images.kind)
     reliability = None
     if data is not None:
         test = _logits(network, data.test, data, config, device)
-        reliability = ReliabilityReport.from_logits(*test, spec.classes, calibration, spec.average)
+        reliability = ReliabilityReport.from_logits(*test, spec.classes, calibration, average=spec.average)
     replaced = readable_calibration(folder)
     files: dict[Path, str | bytes] = {folder.calibration: calibration.to_json()}
     if reliability is not None:

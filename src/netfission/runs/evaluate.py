@@ -42,16 +42,16 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     """
     network, spec, data, device = load_for_evaluation(folder, config, data)
     logits, labels = collect_logits(network, _batches(data.test, data, config, device), device)
-    evaluation = evaluate_logits(logits, labels, spec.average)
+    evaluation = evaluate_logits(logits, labels, average=spec.average)
     write_whole(folder.evaluation, evaluation.to_json())
     calibration = readable_calibration(folder)
     if calibration is not None and calibration.fitted_on == VALIDATION:
         calibration = None
     if calibration is None and data.validation is not None:
         validation = _batches(data.validation, data, config, device)
-        calibration = Calibration.fit(*collect_logits(network, validation, device), spec.average)
+        calibration = Calibration.fit(*collect_logits(network, validation, device), average=spec.average)
         write_whole(folder.calibration, calibration.to_json())
-    report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, spec.average)
+    report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, average=spec.average)
     write_whole(folder.reliability, report.to_json())
     return evaluation
 
@@ -196,4 +196,5 @@ def _single_accuracy(
         )
     data = replace(data, mean=tuple(other.mean), std=tuple(other.std))  # as it was trained
     batches = _batches(data.test, data, config, device)
-    return evaluate_logits(*collect_logits(network.to(device), batches, device)).ensemble["top1"]
+    logits, labels = collect_logits(network.to(device), batches, device)
+    return evaluate_logits(logits, labels, average=other.average).ensemble["top1"]

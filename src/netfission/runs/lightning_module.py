@@ -25,7 +25,7 @@ class RunningMetrics:
         average: what the ensemble averages over the exits.
     """
 
-    def __init__(self, average: Average = "logits") -> None:
+    def __init__(self, average: Average) -> None:
         self.average: Average = average
         self.sums: Tensor | None = None
 

@@ -61,8 +61,8 @@ def evaluate_other_data(
         images.part,
         images.classes,
         images.left_out,
-        evaluate_logits(logits, labels, spec.average),
-        ReliabilityReport.from_logits(logits, labels, spec.classes, calibration, spec.average),
+        evaluate_logits(logits, labels, average=spec.average),
+        ReliabilityReport.from_logits(logits, labels, spec.classes, calibration, average=spec.average),
     )
     file = out or folder.evaluation_of(images.name)
     file.parent.mkdir(exist_ok=True)

@@ -66,7 +66,9 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
     for name, (split, transform) in zip(names, others, strict=True):
         other = _logits(classifier, split, config, name, transform)
         results.append(
-            OutOfDistribution.from_logits(name, test, other, classifier.temperature, classifier.spec.average)
+            OutOfDistribution.from_logits(
+                name, test, other, classifier.temperature, average=classifier.spec.average
+            )
         )
     earlier = folder.load_out_of_distribution() or []
     by_name = {result.data: asdict(result) for result in [*earlier, *results]}

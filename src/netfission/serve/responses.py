@@ -27,7 +27,7 @@ def json_answers(predictions: Predictions, names: Sequence[str], top: int = TOP)
 
     Example:
         >>> import torch
-        >>> predictions = Predictions(torch.tensor([[[2.0, 0.0], [1.0, 0.0]]]))
+        >>> predictions = Predictions(torch.tensor([[[2.0, 0.0], [1.0, 0.0]]]), average="logits")
         >>> (answer,) = json_answers(predictions, ["cat", "dog"])
         >>> answer["class"], [vote["class"] for vote in answer["exits"]]
         ('cat', ['cat', 'cat'])
