@@ -70,7 +70,7 @@ class GridFile:
         Example:
             >>> grid = find_grid("figure5").at("laptop", seeds=2)
             >>> len(grid.cells()), grid.reference
-            (14, 'fission, ratio 1–1–1')
+            (22, 'fission, ratio 1–1–1')
         """
         number = check_positive_integer("seeds", self.seeds if seeds is None else seeds)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
