@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs format clean
+.PHONY: demo test check zoo docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,8 +28,13 @@ check: $(VENV)/.ready ## lint, format, strict types and the layers of packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+zoo: $(VENV)/.ready ## fission every family of image models by every grouping, and check it (hours; resumes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py --second
+
 docs: $(VENV)/.docs ## build the documentation in site/
 	COLUMNS=100 $(BIN)/python docs/make_reference.py
+	$(BIN)/python benchmarks/zoo.py --page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open site/index.html"
 
