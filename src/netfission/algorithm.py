@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from netfission.config import FissionConfig, FissionSettings
 from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
+from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
 from netfission.network import ExitPath, FissionNetwork
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
@@ -85,7 +86,7 @@ def fission(
     check_plain_weights(backbone)
     branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
     stages = _analyse(backbone, example)
-    kept, scores = _prune(backbone, stages, divider, config, batches, example)
+    kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
     if exits > 1:
         _keep_variance(stages, splits, kept, unnormalised_weights(backbone, example))
@@ -120,6 +121,7 @@ def _prune(
     backbone: Backbone,
     stages: Sequence[Stage],
     grouping: Grouping,
+    branches: Sequence[int],
     config: FissionConfig,
     batches: Batches,
     example: Tensor,
@@ -135,11 +137,12 @@ def _prune(
     names = [name for name in prunable_weights(backbone) if not name.startswith("head.")]
     kept: dict[str, Tensor] = {}
     if config.sparsity > 0:
-        units = [
-            group.within(f"stages.{index}.")
-            for index, stage in enumerate(stages)
-            for group in grouping.prunable_units(stage)
-        ]
+        units, floors = [], []
+        for index, stage in enumerate(stages):
+            shares = _shares_in(index, branches, config)
+            for group in grouping.prunable_units(stage):
+                units.append(group.within(f"stages.{index}."))
+                floors.append(fewest(group.units, shares))
         kept = prune(
             backbone,
             names,
@@ -149,6 +152,7 @@ def _prune(
             steps=config.pruning_steps,
             seed=config.seed,
             groups=units,
+            floors=floors,
         )
     scores: dict[str, Tensor] = {}
     if grouping.needs_scores:
@@ -171,7 +175,7 @@ def _split(
     splits = []
     for index, stage in enumerate(stages):
         prefix = f"stages.{index}."
-        shares = [config.shares[exit_] for exit_ in _exits_in(index, branches)]
+        shares = _shares_in(index, branches, config)
         kept_here = _below(kept, prefix)
         split = grouping.split(stage, kept_here, shares, generator, _below(scores, prefix))
         if grouping.masks_weights:
@@ -205,6 +209,11 @@ def _check_pruned(split: StageSplit, kept: Mapping[str, Tensor]) -> None:
 def _exits_in(index: int, branches: Sequence[int]) -> list[int]:
     """Return the exits that have a path of their own in a stage, counted from 0."""
     return [0] + [exit_ for exit_, after in enumerate(branches, start=1) if after <= index]
+
+
+def _shares_in(index: int, branches: Sequence[int], config: FissionConfig) -> list[float]:
+    """Return the relative share of each path that runs through a stage, exit 0's first."""
+    return [config.shares[exit_] for exit_ in _exits_in(index, branches)]
 
 
 def _assemble(

@@ -271,10 +271,27 @@ def test_whole_channels_are_pruned_by_the_criterion_first() -> None:
     assert not any("removed" in name for name, _ in net.named_buffers())  # no masks: the layers are smaller
 
 
+@pytest.mark.parametrize("ratio", [None, [1, 1, 4]])
+def test_every_path_keeps_a_unit_of_each_layer_at_any_sparsity(ratio: list[float] | None) -> None:
+    model = create_model("cifar-resnet18-w16", CLASSES)
+    arguments = {"grouping": "channels", "criterion": "magnitude", "exact_partition": True, "ratio": ratio}
+    with pytest.warns(UserWarning, match=r"removes \d\d% of the weights, less than sparsity 0\.99"):
+        net = nf.fission(model, 3, sparsity=0.99, example_input=torch.zeros(2, 3, 32, 32), **arguments)
+    widths = [stage.layer4[1].conv1.out_channels for stage in net.stage_copies(3).values()]
+    assert min(widths) == 1 and sum(widths) < 8
+
+
+def test_pruned_weights_that_leave_a_layer_without_channels_are_refused() -> None:
+    stage = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 1))
+    kept = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in prunable_weights(stage).items()}
+    divided = grouping.Stage(stage, torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"^sparsity must be low enough .* got no channels left of '0'"):
+        ChannelGrouping().split(divided, kept, [1.0, 1.0], torch.Generator(), {})
+
+
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"sparsity": 0.99, "criterion": "magnitude"}, r"got no channels left of '.*conv1'"),
         ({"ratio": [1, 1, 1000]}, r"got none of layer '.*conv1' for one of 3 paths"),
         (
             {"assignment": "random", "keep_shortcuts": True},

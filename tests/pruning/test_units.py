@@ -92,6 +92,29 @@ def test_one_unit_more_would_be_one_too_many(share: float, seed: int) -> None:
     assert all(torch.equal(again[name], mask) for name, mask in kept.items())
 
 
+@pytest.mark.parametrize("floors", [(1, 1, 1), (2, 3, 4), (4, 8, 0)])
+def test_groups_keep_their_strongest_units(floors: tuple[int, ...], net: Net) -> None:
+    groups = groups_of(net)
+    everything = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(net).items()}
+    scores = score(net, list(everything), "magnitude")
+    kept = select_units(scores, everything, groups, 0, floors)
+    for group, floor in zip(groups, floors, strict=True):
+        means = group.sums(scores) / group.sums(everything)
+        left = group.sums(kept).nonzero().squeeze(1)
+        if all(floors):  # an emptied group takes the other's weights with it
+            assert sorted(left.tolist()) == sorted(means.topk(floor).indices.tolist())
+    unbound = select_units(scores, everything, groups, 500)
+    assert all(group.sums(unbound).count_nonzero() >= 2 for group in groups)
+    for name, mask in select_units(scores, everything, groups, 500, [2, 2, 2]).items():
+        assert torch.equal(mask, unbound[name])
+
+
+def test_a_sparsity_that_whole_units_cannot_reach_is_reported(net: Net) -> None:
+    with pytest.warns(UserWarning, match=r"^pruning whole channels removes \d\d% of the weights, less than "):
+        kept = nf.prune(net, sparsity=0.99, criterion="magnitude", groups=groups_of(net), floors=[2, 2, 2])
+    assert all(mask.any() for mask in kept.values())
+
+
 def test_scores_are_the_criterions_and_see_the_pruned_network(net: Net) -> None:
     names = ["1.weight", "3.weight"]
     scores = score(net, names, "magnitude")

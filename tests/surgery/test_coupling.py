@@ -168,6 +168,19 @@ def test_attention_is_divided_by_heads_and_relative_positions_follow() -> None:
         assert torch.allclose(narrow(features), block(features), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_precision_does_not_change_what_is_divided(dtype: torch.dtype) -> None:
+    model = create_model("timm/vit_tiny_patch16_224", 5, in_channels=3)
+    block = model.blocks[0]
+    features = torch.randn(1, 5, 192)
+    expected = find_coupling(block, features)
+    assert layers(expected) == {"attn.qkv": 3, "mlp.fc1": 768}
+    coupling = find_coupling(block.to(dtype), features.to(dtype))
+    assert layers(coupling) == layers(expected)
+    assert coupling.undivided == expected.undivided
+    assert {parameter.dtype for parameter in block.parameters()} == {dtype}
+
+
 def test_torch_attention_stays_whole_with_its_reason_and_its_whole_cost() -> None:
     stage = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     coupling = find_coupling(stage, torch.randn(2, 5, 8))

@@ -140,7 +140,7 @@ def _check_not_empty(coupling: Coupling, widths: Widths) -> None:
                 "ratio",
                 "even enough to give channels to every path",
                 found=f"none of layer {group.layer!r} for one of {len(of_paths)} paths",
-                hint="use a lower sparsity or a more even ratio",
+                hint="use a more even ratio",
             )
 
 

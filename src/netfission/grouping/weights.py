@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Self
 
 import torch
@@ -11,9 +12,7 @@ from torch import Tensor
 from netfission.config import FissionConfig
 from netfission.grouping.base import Grouping, Stage, StageSplit
 from netfission.surgery.masks import apply_masks, kept_masks
-
-# What the libraries' residual networks call the projection on their shortcut.
-SHORTCUTS = frozenset({"shortcut", "downsample"})
+from netfission.surgery.shortcuts import shortcut_weights
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class WeightGrouping(Grouping):
     Biases, normalisation and other parameters are copied to every path: each trains its own.
 
     Attributes:
-        keep_shortcuts: give every path the whole of each shortcut's projection (modules named
-            `shortcut` or `downsample`), as the paper's code does, instead of dividing it as well.
+        keep_shortcuts: give every path the whole of each shortcut's projection, as the paper's code does,
+            instead of dividing it as well. See `netfission.surgery.shortcuts`.
 
     Example:
         >>> from torch import nn
@@ -53,9 +52,10 @@ class WeightGrouping(Grouping):
         groups: list[dict[str, Tensor]] = [{} for _ in shares]
         if len(shares) > 1 and not kept:
             kept = kept_masks(stage.module)
+        keeps = self.keep_shortcuts and len(shares) > 1
+        whole = shortcut_weights(stage.module, stage.features) if keeps else set[str]()
         for name, mask in kept.items():
-            whole = self.keep_shortcuts and not SHORTCUTS.isdisjoint(name.split("."))
-            parts = [mask] * len(shares) if whole else partition(mask, shares, generator)
+            parts = [mask] * len(shares) if name in whole else partition(mask, shares, generator)
             for group, part in zip(groups, parts, strict=True):
                 group[name] = part
         paths = [copy.deepcopy(stage.module) for _ in shares]
@@ -99,3 +99,20 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
     for i in by_remainder[: count - sum(sizes)]:
         sizes[i] += 1
     return sizes
+
+
+def fewest(count: int, shares: Sequence[float]) -> int:
+    """Return how many of `count` units must stay so that `apportion` gives every share at least one.
+
+    It is 1 if there are fewer units than shares, since every path then gets all of them.
+
+    Example:
+        >>> fewest(10, [1, 1, 1]), fewest(10, [4, 1]), fewest(2, [1, 1, 1])
+        (3, 3, 1)
+    """
+    if count < len(shares):
+        return 1
+    stay = min(count, ceil(sum(shares) / min(shares)))  # the smallest share is one unit or more from there
+    while stay > len(shares) and min(apportion(stay - 1, shares)) > 0:
+        stay -= 1
+    return stay

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -322,13 +323,14 @@ def exit_costs(
 ) -> ExitCosts:
     """Count what each exit adds to the cost of those before it, and find the cheapest order.
 
-    Stages that an earlier exit ran are not run again and cost nothing. The default order continues with the
-    exit that adds the fewest dense MACs; of equal ones, the fewest effective MACs, then the lower number.
+    Stages that an earlier exit ran are not run again and cost nothing. The default order costs the fewest
+    dense MACs on average, if each exit is equally likely to be the last that runs. Of equal orders, it
+    continues with the exit that adds the fewest dense MACs, then effective MACs, then the lower number.
 
     Args:
         network: as for `Cascade`, in any mode.
         example_input: images `(batch, channels, height, width)`; one of them is used.
-        order: every exit once; default cheapest first.
+        order: every exit once; default the cheapest.
 
     Returns:
         The order, and the multiply-accumulates that each exit adds.
@@ -349,21 +351,51 @@ def exit_costs(
     depths = _branch_depths(network)
     if order is not None:
         check_order(order, len(depths))
-    done: list[int] = []
-    added: list[Macs] = []
+    order = _cheapest_order(trunk, rests, depths) if order is None else order
+    added = []
     reached = -1  # not even the stem
-    while len(done) < len(depths):
-        adds = {
-            number: _sum([*trunk[reached + 1 : depth + 1], rests[number]])
-            for number, depth in enumerate(depths)
-            if number not in done
-        }
-        number = min(adds, key=adds.__getitem__) if order is None else order[len(done)]
-        done.append(number)
-        added.append(adds[number])
+    for number in order:
+        added.append(_sum([*trunk[reached + 1 : depths[number] + 1], rests[number]]))
         reached = max(reached, depths[number])
     dense, effective = zip(*added, strict=True)
-    return ExitCosts(tuple(done), dense, effective)
+    return ExitCosts(tuple(order), dense, effective)
+
+
+def _cheapest_order(trunk: Sequence[Macs], rests: Sequence[Macs], depths: Sequence[int]) -> tuple[int, ...]:
+    """Return the order of exits with the smallest sum, over its beginnings, of what a beginning costs.
+
+    What exits cost together does not depend on their order. Of those with the same depth, the cheaper runs
+    first. So a search over how many exits of each depth have run finds the best order.
+
+    Args:
+        trunk: cost of the stem and of each stage of exit 0.
+        rests: cost of what each exit runs after its branch.
+        depths: number of stages of exit 0 that each exit runs.
+    """
+    by_depth = {
+        depth: sorted((rests[number], number) for number in range(len(depths)) if depths[number] == depth)
+        for depth in sorted(set(depths))
+    }
+
+    @cache
+    def remaining(ran: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """Return the sum from here on if `ran` exits of each depth have run, and the order of the others."""
+        reached = max((depth for depth, count in zip(by_depth, ran, strict=True) if count), default=-1)
+        options = []
+        for index, (depth, exits) in enumerate(by_depth.items()):
+            if ran[index] < len(exits):
+                rest, number = exits[ran[index]]
+                adds = _sum([*trunk[reached + 1 : depth + 1], rest])
+                after = (*ran[:index], ran[index] + 1, *ran[index + 1 :])
+                total, order = remaining(after)
+                # Every later beginning contains this exit as well.
+                options.append((total + adds.dense * (len(depths) - sum(ran)), adds, number, order))
+        if not options:
+            return 0, ()
+        total, _, number, order = min(options)
+        return total, (number, *order)
+
+    return remaining((0,) * len(by_depth))[1]
 
 
 @torch.no_grad()

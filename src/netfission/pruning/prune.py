@@ -6,6 +6,7 @@ A new criterion is a function in a file of its own, of the type `Score`, and an 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,7 @@ def prune(
     steps: int | None = None,
     seed: int = 0,
     groups: Sequence[ChannelGroup] = (),
+    floors: Sequence[int] = (),
 ) -> dict[str, Tensor]:
     """Choose which weights of `model` to keep; the model itself is not changed.
 
@@ -83,6 +85,7 @@ def prune(
         seed: for the criteria that draw random numbers, and for dropout while scoring.
         groups: channel groups of `model`. If given, whole units are removed, those with the lowest mean score
             per weight first, until the sparsity is reached or no unit is left.
+        floors: number of units that each group keeps in any case, one per group; default 0.
 
     Returns:
         name → bool tensor on the weight's device, True where kept.
@@ -91,7 +94,8 @@ def prune(
         ValueError: an argument is not valid, `batches` is missing, or scores are NaN.
 
     Warns:
-        UserWarning: a layer lost all its weights, or many of those kept have the same score.
+        UserWarning: a layer lost all its weights, many of those kept have the same score, or `groups` and
+            `floors` do not allow the sparsity.
 
     Example:
         >>> layer = nn.Linear(4, 1, bias=False)
@@ -116,11 +120,13 @@ def prune(
         scores = chosen.score(model, masked, batches, generator)
         remain = max(keep, round(total * (keep / total) ** (step / steps)))
         if groups:
-            kept = select_units(scores, kept, groups, remain)
+            kept = select_units(scores, kept, groups, remain, floors)
             continue
         alive = {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
         kept = select(alive, remain, generator)
-    if not groups:
+    if groups:
+        _report_unreached(kept, keep, sparsity)
+    else:
         _report_ties(alive, kept, criterion)
         _report_emptied(kept, criterion, sparsity)
     return kept
@@ -166,15 +172,20 @@ def _criterion(name: str, batches: Batches | None) -> Criterion:
 
 
 def select_units(
-    scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: int
+    scores: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    groups: Sequence[ChannelGroup],
+    keep: int,
+    floors: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Remove whole units until at most `keep` weights are left, or no unit is left.
+    """Remove whole units until at most `keep` weights are left, or no unit is left to remove.
 
     Args:
         scores: name → score of each weight, higher is kept.
         kept: name → bool tensor, True where earlier selections kept a weight.
         groups: the units; weights outside all groups stay.
         keep: number of weights to keep, over all tensors.
+        floors: number of units that stay in each group, those with the highest scores; default 0 of each.
 
     Returns:
         name → bool tensor, True where kept; the largest number that does not exceed `keep`.
@@ -190,13 +201,20 @@ def select_units(
     if flat.isnan().any():
         raise invalid("pruning scores", "numbers", found="NaN", hint="check the images and weights")
     per_weight = torch.where(sizes > 0, flat / sizes.clamp(min=1), -torch.inf)
+    unit_counts = [group.units for group in groups]
     order = per_weight.argsort(stable=True)
+    removable = torch.ones(len(order), dtype=torch.bool)
+    firsts = accumulate(unit_counts[:-1], initial=0)
+    for first, count, floor in zip(firsts, unit_counts, floors or [0] * len(groups), strict=True):
+        of_group = order[(order >= first) & (order < first + count)]
+        removable[of_group[count - min(floor, count) :]] = False
+    order = order[removable[order]]
 
     def without(lowest: int) -> dict[str, Tensor]:
-        present = torch.ones(len(order), dtype=torch.bool)
+        present = torch.ones(len(flat), dtype=torch.bool)
         present[order[:lowest]] = False
         masks = {name: mask.clone() for name, mask in kept.items()}
-        for group, units in zip(groups, present.split([group.units for group in groups]), strict=True):
+        for group, units in zip(groups, present.split(unit_counts), strict=True):
             for part in group.slices:
                 if part.tensor in masks:
                     mask = masks[part.tensor]
@@ -228,6 +246,18 @@ def _report_ties(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], crite
             f"{tied / len(scores_kept):.0%} of the weights kept have the same score, {lowest:g}, by "
             f"{criterion}: chance chose them. Often norms at the end of residual branches start at 0 (timm: "
             "create the model with zero_init_last=False)",
+            stacklevel=3,
+        )
+
+
+def _report_unreached(kept: Mapping[str, Tensor], keep: int, sparsity: float) -> None:
+    """Warn if whole units could not reach the sparsity."""
+    total = sum(mask.numel() for mask in kept.values())
+    left = sum(int(mask.sum()) for mask in kept.values())
+    if left > keep:
+        warnings.warn(
+            f"pruning whole channels removes {1 - left / total:.0%} of the weights, less than sparsity "
+            f"{sparsity}: the others are on the interface of stages, or the last that a path needs",
             stacklevel=3,
         )
 

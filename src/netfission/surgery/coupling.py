@@ -173,6 +173,11 @@ def _attention_heads(stage: nn.Module) -> tuple[list[ChannelGroup], dict[str, st
     return groups, undivided
 
 
+def _in_float32(stage: nn.Module) -> nn.Module:
+    """Return a copy of a stage whose channels can be followed and tested, whatever its precision."""
+    return copy.deepcopy(stage).float()
+
+
 class _Port(nn.Module):
     """A mark of the stage's input and output in the dependency graph."""
 
@@ -202,7 +207,7 @@ class _Side:
 
 def _coupled_channels(stage: nn.Module, features: Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the internal groups of channels outside attention, and why other layers have none."""
-    trial = copy.deepcopy(stage).requires_grad_(True)
+    trial = _in_float32(stage).requires_grad_(True)
     for path, module in stage.named_modules():
         if head_dim(module) is not None:
             stand_in = _StandIn(module.qkv.in_features, module.proj.out_features)
@@ -241,7 +246,7 @@ def _search(trial: nn.Module, features: Tensor) -> tuple[list[list[_Side]], dict
 
     layers = [module for module in trial.modules() if isinstance(module, Conv | nn.Linear)]
     ports = nn.Sequential(_Port(), trial, _Port())
-    images = features.detach().clone().requires_grad_(True)
+    images = features.detach().float().clone().requires_grad_(True)
     try:
         with torch.enable_grad():
             graph = tp.DependencyGraph().build_dependency(
@@ -394,7 +399,7 @@ def _separable(stage: nn.Module, features: Tensor, groups: Sequence[ChannelGroup
 
     Weights are random, since a branch may start at 0, and norms over several channels are replaced.
     """
-    trial = copy.deepcopy(stage).eval()
+    trial = _in_float32(stage).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in trial.parameters():
         values = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
@@ -403,7 +408,7 @@ def _separable(stage: nn.Module, features: Tensor, groups: Sequence[ChannelGroup
     kept = [torch.arange(group.units) % 2 == 0 for group in groups]
     present = dict(trial.named_parameters()) | dict(trial.named_buffers())
     indices = {name: dims for name, dims in kept_indices(groups, kept).items() if name in present}
-    example = torch.randn(features[:1].shape, generator=generator).to(features)
+    example = torch.randn(features[:1].shape, generator=generator).to(features.device)
     try:
         narrow = narrowed(trial, indices)(example.clone())
     except Exception:  # a user's stage may raise anything if a shape is not what it expects
