@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, get_args
 
 import torch
@@ -33,7 +34,7 @@ from cells import command, split_names
 from netfission.runs.folder import environment
 from netfission.utils.errors import did_you_mean, invalid
 from netfission.utils.files import write_whole
-from netfission.utils.text import align_columns, count_noun
+from netfission.utils.text import align_columns, count_noun, percent
 from zoo_checks import EXITS, SECONDS, Grouping, Network, Row, measure, peak_gib
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +168,7 @@ class RowFile:
         return row is not None and row["source"] == source
 
     def add(self, row: Row) -> None:
-        """Add a row in place of an older one, and write the file."""
+        """Replace the older row, if there is one, and write the file."""
         self.rows[_key(row)] = row
         record = {
             "benchmark": "zoo",
@@ -269,9 +270,11 @@ writes this page.
 - The checks: a training step is finite. With one exit, the logits are the model's bit for bit. Each path
   computes what the model does with the weights of that path alone, within 1e-5. `deploy` changes logits by
   rounding only. A network that was saved and loaded gives the same logits.
+- Columns without another name are by channels. *Restriction* and *deployed* are the largest differences that
+  these checks found: of a path's features over the largest of them, and of logits over their spread.
 - Seconds are the processor time of `fission`. It may use {SECONDS:.0f},
   and the process {GIB:g} GiB of memory.
-- –: refused. ✗: a check fails.
+- –: refused, or not measured. ✗: a check fails.
 """
 
 
@@ -285,16 +288,8 @@ def page(record: Mapping[str, Any] | None) -> str:
         networks: dict[str, dict[str, Row]] = {}
         for row in of_set:
             networks.setdefault(row["name"], {})[row["grouping"]] = row
-        head = [
-            "network",
-            "stages",
-            "MACs",
-            "parameters",
-            "seconds",
-            "by weights: MACs",
-            "by copies: MACs",
-            "repeated",
-        ]
+        head = ["network", "stages", "MACs", "parameters", "seconds", "restriction", "deployed"]
+        head += ["by weights: MACs", "by copies: MACs", "repeated by each path (share of the model's MACs)"]
         lines = [_cells(name, by_grouping) for name, by_grouping in networks.items()]
         parts += [f"## {title[0].upper()}{title[1:]}", _markdown([head, *lines])]
     refused: dict[str, list[str]] = {}
@@ -304,27 +299,41 @@ def page(record: Mapping[str, Any] | None) -> str:
         for check, error in row.get("failed", {}).items():
             refused.setdefault(f"{check}: {error}", []).append(f"{row['name']} by {row['grouping']}")
     if refused:
-        lines = [[", ".join(names), _escaped(error)] for error, names in refused.items()]
+        lines = [[", ".join(names), _escaped(shorten(error, 400))] for error, names in refused.items()]
         parts += ["## Refused, or failing a check", _markdown([["network", "reason"], *lines])]
     versions = ", ".join(f"{name} {number}" for name, number in record["environment"]["versions"].items())
     return "\n\n".join(part.rstrip("\n") for part in [*parts, f"Measured with {versions}."]) + "\n"
 
 
 def _cells(name: str, by_grouping: Mapping[str, Row]) -> list[str]:
-    by_channels = by_grouping.get("channels", {})
-    stages = ", ".join(by_channels.get("stages", ["–"]))
-    layers = [
-        f"{row['layers']} in {row['stage']}: {row['reason']}" for row in by_channels.get("repeated", ())
-    ]
+    row = by_grouping.get("channels", {})
+    differences = [f"{row[key]:.0e}" if key in row else "–" for key in ("restriction", "deployed")]
     return [
         f"`{name}`",
-        stages,
-        *(_ratio(by_channels, key) for key in ("macs", "parameters")),
-        f"{by_channels['seconds']:.1f}" if "seconds" in by_channels else "–",
+        ", ".join(row.get("stages", ["–"])),
+        *(_ratio(row, key) for key in ("macs", "parameters")),
+        f"{row['seconds']:.1f}" if "seconds" in row else "–",
+        *differences,
         _ratio(by_grouping.get("weights", {}), "macs_effective"),
         _ratio(by_grouping.get("copies", {}), "macs"),
-        _escaped("; ".join(layers)) or "nothing",
+        _escaped(_repeated_text(row)),
     ]
+
+
+def _repeated_text(row: Row) -> str:
+    """Return the layers that each path repeats, and their share of the model's MACs, by reason."""
+    if "macs" not in row:
+        return "–"
+    found: dict[str, list[int]] = {}
+    for entry in row["repeated"]:
+        total = found.setdefault(cause(entry["reason"]), [0, 0])
+        total[0] += entry["layers"]
+        total[1] += entry["macs"]
+    texts = [
+        f"{count_noun(layers, 'layer')} ({percent(macs / row['model_macs'], 1)} %), as {reason}"
+        for reason, (layers, macs) in found.items()
+    ]
+    return "; ".join(texts) or "nothing"
 
 
 def _ratio(row: Row, key: str) -> str:

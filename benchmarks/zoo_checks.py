@@ -396,7 +396,7 @@ def restricted(
             selected = selected.index_select(dim, indices)
         if selected.shape != part.shape:
             raise CheckError(f"{name} has another shape than the original's channels")
-        scale = _scale(part, selected, masks.get(name), whole[0].numel() if whole.ndim else 1)
+        scale = variance_scale(part, selected, masks.get(name), whole[0].numel() if whole.ndim else 1)
         if scale is None:
             raise CheckError(f"{name} holds other values than the original")
         whole.mul_(scale)
@@ -408,7 +408,7 @@ def restricted(
     return original, path
 
 
-def _scale(part: Tensor, selected: Tensor, mask: Tensor | None, inputs: int) -> float | None:
+def variance_scale(part: Tensor, selected: Tensor, mask: Tensor | None, inputs: int) -> float | None:
     """Return 1, or the factor that keeps the variance of a layer that reads fewer inputs, or None if neither.
 
     Args:
@@ -474,7 +474,7 @@ def recorded(narrowings: list[tuple[nn.Module, Kept]]) -> Iterator[None]:
 
 @contextmanager
 def processor_limit(seconds: float) -> Iterator[None]:
-    """Raise `OverLimit` once the process has used so many seconds of processor time within."""
+    """Raise `OverLimit` if the process uses more than `seconds` of processor time within."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise OverLimit(f"over {seconds:g} s of processor time")

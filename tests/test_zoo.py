@@ -175,11 +175,11 @@ def test_a_weight_of_two_paths_or_of_none_is_found():
     assert by_weights.check_restriction() < 1e-6
     layer = by_weights.path_layer("layer4.0.conv1")
     removed = layer.weight_removed
-    place = removed.nonzero()[0].tolist()
-    removed[tuple(place)] = False  # the path takes a weight of another
+    index = tuple(removed.nonzero()[0].tolist())
+    removed[index] = False  # a weight of another path
     original = by_weights.whole.stage_copies(4)[0].get_submodule("layer4.0.conv1").weight
     with torch.no_grad():
-        layer.weight[tuple(place)] = original[tuple(place)]
+        layer.weight[index] = original[index]
     with pytest.raises(CheckError, match=r"1 weights of layer4.0.conv1.weight do not belong to one path"):
         by_weights.check_restriction()
 
@@ -196,8 +196,8 @@ def test_a_copy_with_other_values_is_found():
 def test_a_layer_that_reads_fewer_inputs_may_be_scaled_to_keep_the_variance():
     whole, part = torch.ones(2, 8), torch.full((2, 2), 2.0)
     mask = torch.ones(2, 2, dtype=torch.bool)
-    assert zoo_checks._scale(part, whole[:, :2], mask, 8) == 2.0
-    assert zoo_checks._scale(1.1 * part, whole[:, :2], mask, 8) is None
+    assert zoo_checks.variance_scale(part, whole[:, :2], mask, 8) == 2.0
+    assert zoo_checks.variance_scale(1.1 * part, whole[:, :2], mask, 8) is None
 
 
 def test_other_logits_when_deployed_are_found(by_channels, monkeypatch):
@@ -271,8 +271,9 @@ def test_a_process_that_dies_is_a_row():
 def row_of(network, grouping, **entries):
     row = {"library": network.library, "family": network.family, "name": network.name}
     row |= {"second": network.second, "grouping": grouping}
-    whole = {"failed": {}, "stages": ["a", "b", "c"], "macs": 1.04, "macs_effective": 1.0, "parameters": 1.2}
-    return row | (entries if "error" in entries else whole | {"seconds": 0.5, "repeated": []} | entries)
+    whole = {"failed": {}, "stages": ["a", "b", "c"], "seconds": 0.5, "repeated": [], "model_macs": 100}
+    whole |= {"macs": 1.04, "macs_effective": 1.0, "parameters": 1.2}
+    return row | (entries if "error" in entries else whole | entries)
 
 
 @pytest.fixture
@@ -362,7 +363,15 @@ def test_every_network_exists_and_is_listed_once():
 
 
 ROWS = [
-    row_of(SMALLEST, "channels", repeated=[{"stage": "b", "reason": "too | few", "layers": 2, "macs": 5}]),
+    row_of(
+        SMALLEST,
+        "channels",
+        repeated=[
+            {"stage": "b", "reason": "too | few (3)", "layers": 1, "macs": 2},
+            {"stage": "c", "reason": "too | few (4)", "layers": 1, "macs": 3},
+        ],
+        restriction=2e-7,
+    ),
     row_of(SMALLEST, "weights", failed={"training": "weight has no gradient"}),
     row_of(Network("timm", "vgg", "vgg11"), "channels", macs=1.3),
     row_of(Network("timm", "vit", "test_vit"), "channels", error="exits must be at most 1 (norm), got 3; x"),
@@ -382,8 +391,10 @@ def test_the_summary_counts_and_groups_by_cause():
 def test_the_page_has_a_row_per_network_and_each_reason():
     record = {"rows": ROWS, "environment": {"versions": {"timm": "1.0"}}}
     text = zoo.page(record)
-    assert "| `test_resnet` | a, b, c | 1.04 | 1.20 | 0.5 | 1.00 ✗ | – | 2 in b: too \\| few |" in text
-    assert "| `test_vit` | – | – | – | – | – | – | nothing |" in text
+    ratios = "| `test_resnet` | a, b, c | 1.04 | 1.20 | 0.5 | 2e-07 | – | 1.00 ✗ | – |"
+    assert f"{ratios} 2 layers (5.0 %), as too \\| few |" in text
+    assert "| `test_vit` | – | – | – | – | – | – | – | – | – |" in text
+    assert "| `vgg11` | a, b, c | 1.30 | 1.20 | 0.5 | – | – | – | – | nothing |" in text
     assert "| test_vit by channels | exits must be at most 1 (norm), got 3; x |" in text
     assert "| test_resnet by weights | training: weight has no gradient |" in text
     assert text.index("## Timm, smallest network") < text.index("## Torchvision")
