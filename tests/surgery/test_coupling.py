@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
 from netfission.profiling.macs import macs_by_weight
-from netfission.surgery.coupling import ON_INTERFACE, UNFOLLOWED, Coupling, find_coupling, kept_indices
+from netfission.surgery import coupling as coupling_module
+from netfission.surgery.coupling import (
+    ON_INTERFACE,
+    TOO_LARGE,
+    UNFOLLOWED,
+    Coupling,
+    find_coupling,
+    kept_indices,
+)
 from netfission.surgery.narrowing import narrowed
 
 FEATURES = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -226,6 +234,35 @@ def test_channels_that_cannot_be_followed_stay_whole(
     assert layers(coupling) == divided
     reason = coupling.undivided["first.weight"]
     assert reason == UNFOLLOWED if not suffix else reason.startswith(UNFOLLOWED + suffix)
+
+
+class _ConvAttention(nn.Module):
+    """Attention by convolutions, whose reshapes Torch-Pruning follows in circles; then an MLP."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+        self.mlp = nn.Sequential(nn.Conv2d(channels, 12, 1), nn.ReLU(), nn.Conv2d(12, channels, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        batch, channels, height, width = features.shape
+        parts = self.qkv(features).reshape(batch, 3, 2, channels // 2, height * width).permute(1, 0, 2, 4, 3)
+        query, key, value = parts.unbind(0)
+        mixed = (query @ key.transpose(-2, -1)).softmax(-1) @ value
+        mixed = mixed.permute(0, 1, 3, 2).reshape(batch, -1, height, width)
+        features = features + self.proj(mixed)
+        return features + self.mlp(features)
+
+
+@pytest.mark.parametrize("limits", [(coupling_module.INDEX_LIMIT, 200), (20_000, 6_000)], ids=str)
+def test_a_search_that_does_not_end_stays_within_its_limits(
+    limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coupling_module, "INDEX_LIMIT", limits[0])
+    monkeypatch.setattr(coupling_module, "DEPENDENCY_LIMIT", limits[1])
+    coupling = find_coupling(_ConvAttention(), FEATURES)
+    assert layers(coupling) == {"mlp.0": 12}
+    assert coupling.undivided["qkv.weight"] == TOO_LARGE
 
 
 def test_sums_over_units() -> None:
