@@ -82,8 +82,9 @@ def fission(
     divider = find_grouping(grouping, config)
     check_plain("model", model)
     example = example_images(model, example_input, batches)
-    backbone = cut(model, example, config.stages)
-    check_plain_weights(backbone)
+    backbone = cut(model, example, config.stages, exits)
+    if divider.masks_weights or config.sparsity > 0:
+        check_plain_weights(backbone)
     branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
     stages = _analyse(backbone, example)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)

@@ -6,18 +6,18 @@ chosen cuts need, so that everything between them runs as the model's own module
 """
 
 import copy
-import inspect
-import itertools
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from netfission.surgery.masks import prunable_weights
 from netfission.surgery.plain import check_plain, logits_hint
+from netfission.surgery.splitting import not_a_classifier, split
+from netfission.surgery.stages import find_stages
+from netfission.surgery.tracing import attempts
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.modes import in_mode, input_errors
 
@@ -106,21 +106,28 @@ def resolve_branches(
     return branches
 
 
-def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = None) -> Backbone:
+def cut(
+    model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = None, exits: int = 1
+) -> Backbone:
     """Cut a copy of `model` into stem, stages and head.
 
-    By default, cuts are grouped by the spatial size of their tensor, and a stage ends at the outermost,
-    latest module of each size: `layer1` … `layer4` of a ResNet. A part without convolution or linear
-    layer joins the next stage. If the first part has only one such layer, it is the stem.
+    By default, a stage ends where the spatial size of the features changes: `layer1` … `layer4` of a
+    ResNet. The equal blocks of a vision transformer or mixer are divided into three equal groups, or
+    `exits` if that is more. What comes before the first stage is the stem. See
+    `netfission.surgery.stages.find_stages`.
 
     Args:
         model: images → logits `(batch, classes)`; not changed.
         example_input: images `(batch, channels, height, width)` on the model's device.
         stages: names of the modules that end the stages, in the order they run; default found as above.
+        exits: number of exits that the stages are for.
 
     Returns:
         A backbone whose output equals the model's bit for bit, checked in train and in eval mode. None of
-        its stages overwrites its input.
+        its stages overwrites its input. Auxiliary heads, which run in train mode only, are left out.
+
+    Warns:
+        UserWarning: the model has auxiliary heads.
 
     Raises:
         ValueError: the model cannot be traced, a name is unknown or does not end a stage, or the output of
@@ -138,12 +145,69 @@ def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = 
     with input_errors("example_input", example_input):
         output = _run(model, example_input, training=False)
     _check_logits(model, output, training=False)
-    if isinstance(model, Backbone):
-        if stages is not None:
-            raise invalid("stages", "None for a Backbone, which has its own", list(stages))
-        backbone = copy.deepcopy(model)
-    else:
-        backbone = _cut_copy(copy.deepcopy(model), example_input, stages)
+    root = copy.deepcopy(model)
+    if not isinstance(_run(model, example_input, training=True), Tensor):
+        root = _without_auxiliary_heads(root, example_input)
+    if not isinstance(model, Backbone):
+        return _cut_copy(root, example_input, stages, exits)
+    if stages is not None:
+        raise invalid("stages", "None for a Backbone, which has its own", list(stages))
+    return _checked(model, copy.deepcopy(model), example_input)
+
+
+def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | None, exits: int) -> Backbone:
+    try:
+        names = find_stages(root, example_input, exits) if stages is None else list(stages)
+    except Exception as error:  # a user's model may raise anything while it is traced
+        raise _untraceable(root, error) from error
+    if not names and stages is None:
+        raise invalid(
+            "model",
+            "a network with convolutions or linear layers between cuts",
+            found=f"{type(root).__name__} without stages",
+            hint=f"pass {_OWN_PARTS}",
+        )
+    modules = dict(root.named_modules())
+    unknown = [name for name in names if name not in modules or not name]
+    if unknown or not names or len(set(names)) < len(names):
+        hint = f"there is no {unknown[0]!r}, {_offer(root, example_input)}" if unknown else ""
+        raise invalid("stages", f"distinct names of modules of {type(root).__name__}", names, hint=hint)
+    refused: list[ValueError] = []
+    untraceable: list[ValueError] = []
+    offer = (lambda: "") if stages is None else partial(_offer, root, example_input)
+    for attempt in attempts(root, example_input, names):
+        try:
+            tracer, graph = attempt()
+        except Exception as error:  # a user's model may raise anything while it is traced
+            untraceable.append(_untraceable(root, error))
+            continue
+        try:
+            stem, *parts, head = split(root, tracer, graph, names, offer)
+            return _checked(root, Backbone(stem, parts, head, names), example_input)
+        except ValueError as error:
+            refused.append(error)
+    raise [*refused, *untraceable][0]
+
+
+def _offer(model: nn.Module, example_input: Tensor) -> str:
+    """Return what a message says of names that can be passed as stages: those that were tried and work."""
+    try:
+        return f"try {list(cut(model, example_input).stage_names)!r}"
+    except ValueError:
+        return f"pass {_OWN_PARTS}"
+
+
+def _untraceable(root: nn.Module, error: Exception) -> ValueError:
+    return invalid(
+        "model",
+        "traceable by torch.fx",
+        found=f"{type(root).__name__} ({first_line(error)})",
+        hint=f"pass stages=[names of its modules], so that less of it is traced, or {_OWN_PARTS}",
+    )
+
+
+def _checked(model: nn.Module, backbone: Backbone, example_input: Tensor) -> Backbone:
+    """Return a backbone that is safe to divide, and repeats the model's output."""
     _check_has_classifier(model, backbone, example_input)
     _check_not_shared(backbone)
     _keep_inputs(backbone, example_input)
@@ -151,232 +215,35 @@ def cut(model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = 
     return backbone
 
 
-def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | None) -> Backbone:
-    names = _find_stages(root, example_input) if stages is None else list(stages)
-    modules = dict(root.named_modules())
-    unknown = [name for name in names if name not in modules or not name]
-    if unknown or not names or len(set(names)) < len(names):
-        hint = f"there is no {unknown[0]!r}, try {_suggestion(root, example_input)}" if unknown else ""
-        raise invalid("stages", f"distinct names of modules of {type(root).__name__}", names, hint=hint)
-    return _split(root, names, example_input)
+def _without_auxiliary_heads(model: nn.Module, example_input: Tensor) -> nn.Module:
+    """Replace the modules that run in train mode only, whose outputs a model adds to its logits."""
+    in_eval_mode = _modules_run(model, example_input, training=False)
+    heads: list[str] = []
+    for name in _modules_run(model, example_input, training=True):
+        if name not in in_eval_mode and not any(name.startswith(f"{head}.") for head in heads):
+            heads.append(name)
+            model.set_submodule(name, nn.Identity())
+    if heads:
+        names = ", ".join(heads)
+        warnings.warn(f"the model's auxiliary heads ({names}) are left out: exits replace them", stacklevel=4)
+    return model
 
 
-class ModuleTracer(fx.Tracer):
-    """A tracer that stops at some modules, and stores where each module starts and ends.
-
-    With `ends`, it traces into modules that contain one of these, and into no others. Without, it traces
-    into every module with two exceptions. Modules that own parameters or buffers beside children are not
-    traced, since the trace would freeze their mode (timm's `BatchNormAct2d`). Modules that cannot be
-    traced, such as those whose forward pass depends on the data, stay whole.
-    """
-
-    def __init__(self, ends: Sequence[str] | None = None) -> None:
-        super().__init__()
-        self._inside = ends and {name[:dot] for name in ends for dot in range(len(name)) if name[dot] == "."}
-        self.first: dict[str, fx.Node] = {}  # module name → the node it reads
-        self.last: dict[str, fx.Node] = {}  # module name → the node it returns
-        self.called_again: set[str] = set()  # modules that run more than once
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether a module stays whole."""
-        if self._inside is not None:
-            return module_qualified_name not in self._inside
-        tensors = [*m._parameters.values(), *m._buffers.values()]
-        return not any(True for _ in m.children()) or any(tensor is not None for tensor in tensors)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Trace a call of a module, and remember the nodes that it reads and returns."""
-        name = self.path_of_module(m)
-        before = next(iter(reversed(self.graph.nodes)))
-        try:
-            result = super().call_module(m, forward, args, kwargs)
-        except Exception:  # a user's module may raise anything while it is traced
-            if self._inside is not None:
-                raise
-            for node in reversed(self.graph.nodes):  # erase what was traced of it, and keep it whole
-                if node is before:
-                    break
-                self.graph.erase_node(node)
-            result = self.create_proxy("call_module", name, args, kwargs)
-        if name in self.last:
-            self.called_again.add(name)
-        if args and isinstance(args[0], fx.Proxy) and isinstance(result, fx.Proxy):
-            self.first[name], self.last[name] = args[0].node, result.node
-        return result
+def _modules_run(model: nn.Module, example_input: Tensor, training: bool) -> list[str]:
+    """Return the names of the modules that run, in the order they start."""
+    ran: list[str] = []
+    trial = copy.deepcopy(model)
+    for name, module in trial.named_modules():
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: ran.append(name))
+    _run(trial, example_input, training)
+    return ran
 
 
-def _trace(root: nn.Module, ends: Sequence[str] | None = None) -> tuple[ModuleTracer, fx.Graph]:
-    """Trace `root` as a function of its first argument; other arguments keep their defaults."""
-    tracer = ModuleTracer(ends)
-    parameters = list(inspect.signature(root.forward).parameters.values())
-    defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
-    try:
-        graph = tracer.trace(root, concrete_args=defaults or None)
-    except Exception as error:  # a user's model may raise anything while it is traced
-        raise invalid(
-            "model",
-            "traceable by torch.fx",
-            found=f"{type(root).__name__} ({first_line(error)})",
-            hint=f"pass stages=[names of its modules], so that less of it is traced, or {_OWN_PARTS}",
-        ) from error
-    _images, *rest = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in rest:  # arguments left at their defaults, and fx's assertions that they are
-        _erase(graph, node)
-    return tracer, graph
-
-
-def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    for user in list(node.users):
-        _erase(graph, user)
-    graph.erase_node(node)
-
-
-def _cuts(graph: fx.Graph) -> list[fx.Node]:
-    """Return the nodes after which only their own output is live.
-
-    Parameters are not counted as live; they are fetched again wherever they are used.
-    """
-    nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    cuts, live = [], set[fx.Node]()
-    for node in nodes:
-        live.add(node)
-        live = {n for n in live if any(order[user] > order[node] for user in n.users)}
-        if live == {node}:
-            cuts.append(node)
-    return cuts
-
-
-@dataclass(frozen=True)
-class _End:
-    """A module that ends at a cut.
-
-    Attributes:
-        name: its name in the model.
-        size: spatial size of its output.
-        weights: number of prunable weights that have run at its end.
-    """
-
-    name: str
-    size: tuple[int, ...]
-    weights: int
-
-    @property
-    def depth(self) -> int:
-        """Number of modules that contain it, the model not counted."""
-        return self.name.count(".")
-
-
-def _find_stages(root: nn.Module, example_input: Tensor) -> list[str]:
-    """Return the modules that end the stages: of each spatial size, the outermost, then the latest."""
-    stages: list[_End] = []
-    ran = 0
-    ends = [end for end in _module_ends(root, example_input) if end.weights > 1]  # one is the stem
-    for size, group in itertools.groupby(ends, key=lambda end: end.size):
-        members = list(group)
-        if stages and max(size) == 1 and members[0].weights == ran:
-            break  # pooled, not convolved, to 1 × 1: the head has begun
-        best = min(reversed(members), key=lambda end: end.depth)
-        if not stages or best.weights > stages[-1].weights:
-            stages.append(best)
-        ran = members[-1].weights
-    if not stages:
-        raise invalid(
-            "model",
-            "a network with convolutions or linear layers between cuts",
-            found=f"{type(root).__name__} without stages",
-            hint=f"pass {_OWN_PARTS}",
-        )
-    return [stage.name for stage in stages]
-
-
-def _module_ends(root: nn.Module, example_input: Tensor) -> list[_End]:
-    """Return each module that ends at a cut before the features are flattened, in the order they end."""
-    tracer, graph = _trace(root)
-    with torch.no_grad(), in_mode(root, training=False):
-        ShapeProp(fx.GraphModule(root, graph)).propagate(example_input)
-    modules = dict(root.named_modules())
-    cuts = set(_cuts(graph))
-    ended = {node: name for name, node in tracer.last.items() if name not in tracer.called_again}
-    for name, node in tracer.last.items():  # of modules that end together, the outermost
-        if name not in tracer.called_again and name.count(".") < ended[node].count("."):
-            ended[node] = name
-    ends, weights = [], set[int]()
-    for node in graph.nodes:
-        if node.op == "call_module":
-            weights |= {id(weight) for weight in prunable_weights(modules[str(node.target)]).values()}
-        shape = getattr(node.meta.get("tensor_meta"), "shape", ())
-        name = ended.get(node, "")
-        if node in cuts and name and len(shape) > 2 and not isinstance(modules[name], nn.Identity):
-            # (batch, channels, height, width), or tokens (batch, positions, channels)
-            ends.append(_End(name, tuple(shape[2:] if len(shape) > 3 else shape[1:2]), len(weights)))
-    return ends
-
-
-def _suggestion(root: nn.Module, example_input: Tensor) -> str:
-    """Return a few names that can be passed as stages."""
-    ends = [end for end in _module_ends(root, example_input) if end.weights > 1]
-    depth = min((end.depth for end in ends[:-2]), default=0)
-    names = [end.name for end in ends if end.depth == depth]
-    return repr(names[(len(names) - 1) // 4 :: max(1, len(names) // 4)])
-
-
-def _split(root: nn.Module, names: Sequence[str], example_input: Tensor) -> Backbone:
-    tracer, graph = _trace(root, names)
-    cuts = set(_cuts(graph))
-    for name in names:
-        if name not in tracer.last or name in tracer.called_again or tracer.last[name] not in cuts:
-            raise invalid(
-                "stages",
-                "modules after which only their output is live",
-                found=f"{name!r}, which cannot end a stage",
-                hint=f"try {_suggestion(root, example_input)}",
-            )
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    ends = [tracer.last[name] for name in names]
-    if ends != sorted(ends, key=order.__getitem__):
-        raise invalid("stages", "in the order the modules run", list(names))
-    start = _start_of_first_stage(tracer, root, names[0])
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    if not isinstance(output.args[0], fx.Node):
-        raise _not_a_classifier(root, type(output.args[0]).__name__, logits_hint(output.args[0]))
-    bounds = [start if start in cuts else ends[0], *ends]
-    if bounds[0] is bounds[1]:  # no part precedes the first stage: the stem is the identity
-        bounds[0] = next(iter(graph.nodes))
-    (images,) = (node for node in graph.nodes if node.op == "placeholder")
-    spans = zip([images, *bounds], [*bounds, output.args[0]], strict=True)
-    stem, *stages, head = (_part(root, graph, begin, end) for begin, end in spans)
-    return Backbone(stem, stages, head, names)
-
-
-def _start_of_first_stage(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
-    """Return the node that the first stage reads: the input of the module that ends the stage.
-
-    If that module is one of several siblings of its type, it is the input of the first sibling: `blocks.3`
-    of twelve equal blocks ends a stage that starts with `blocks.0`.
-    """
-    parent, _, _ = name.rpartition(".")
-    siblings = [
-        f"{parent}.{child}"
-        for child, module in root.get_submodule(parent).named_children()
-        if parent and type(module) is type(root.get_submodule(name))
-    ]
-    return tracer.first[next((sibling for sibling in siblings if sibling in tracer.first), name)]
-
-
-def _part(root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """Return the nodes after `begin` up to `end` as a module of one tensor, with the names in `root`."""
-    part = fx.Graph()
-    copies = {begin: part.placeholder("features")}
-    nodes = list(graph.nodes)
-    for node in nodes[nodes.index(begin) + 1 : nodes.index(end) + 1]:
-        if node.op != "get_attr":
-            for source in node.all_input_nodes:
-                if source.op == "get_attr" and source not in copies:
-                    copies[source] = part.node_copy(source)
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(copies[end])
-    return fx.GraphModule(root, part)
+def _main_output(output: Any) -> Any:
+    """Return the logits of an output that holds those of auxiliary heads too."""
+    if isinstance(output, tuple | list) and output:
+        return output[0]
+    return output
 
 
 def _check_has_classifier(model: nn.Module, backbone: Backbone, images: Tensor) -> None:
@@ -472,6 +339,8 @@ def _check_same_output(model: nn.Module, backbone: Backbone, example_input: Tens
     """Check that the backbone repeats the model's logits in both modes."""
     for training in (False, True):
         expected = _run(model, example_input, training)
+        if training:
+            expected = _main_output(expected)
         _check_logits(model, expected, training)
         logits = _run(backbone, example_input, training)
         if not isinstance(logits, Tensor) or not torch.equal(expected, logits):
@@ -479,16 +348,16 @@ def _check_same_output(model: nn.Module, backbone: Backbone, example_input: Tens
                 "model",
                 "independent of mode and data outside its modules",
                 found=f"{type(model).__name__}, whose traced forward pass differs in {_mode(training)}",
-                hint=f"turn functional dropout off, or pass {_OWN_PARTS}",
+                hint=f"move what depends on them into modules, or pass {_OWN_PARTS}",
             )
 
 
 def _check_logits(model: nn.Module, output: Any, training: bool) -> None:
     """Check that an output is logits `(batch, classes)` of two classes or more."""
     if not isinstance(output, Tensor):
-        raise _not_a_classifier(model, f"{type(output).__name__} in {_mode(training)}", logits_hint(output))
+        raise not_a_classifier(model, f"{type(output).__name__} in {_mode(training)}", logits_hint(output))
     if output.ndim != 2:
-        raise _not_a_classifier(model, f"shape {tuple(output.shape)} in {_mode(training)}")
+        raise not_a_classifier(model, f"shape {tuple(output.shape)} in {_mode(training)}")
     if output.shape[1] < 2:
         raise invalid(
             "model",
@@ -500,11 +369,6 @@ def _check_logits(model: nn.Module, output: Any, training: bool) -> None:
 
 def _mode(training: bool) -> str:
     return "train mode" if training else "eval mode"
-
-
-def _not_a_classifier(model: nn.Module, output: str, hint: str = "") -> ValueError:
-    expected = "a classifier whose output is one tensor (batch, classes)"
-    return invalid("model", expected, found=f"{type(model).__name__} with output {output}", hint=hint)
 
 
 @torch.no_grad()

@@ -1,0 +1,227 @@
+"""Find the modules that end a model's stages, in the model's graph."""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from netfission.surgery.masks import prunable_weights
+from netfission.surgery.tracing import ModuleTracer, attempts, constants, cuts, start_of
+from netfission.utils.modes import in_mode
+
+FEWEST = 3  # stages of a model whose blocks are all alike
+
+
+@dataclass(frozen=True)
+class _End:
+    """A module that ends at a cut.
+
+    Attributes:
+        names: names in the model of the modules that end here, the outermost first.
+        kinds: of each, its parent's name and its type.
+        shape: shape of its output, without the batch.
+        size: the spatial part of this shape.
+        weights: number of prunable weights that have run at its end.
+        node: what it returns, in the graph.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[tuple[str, type[nn.Module]], ...]
+    shape: tuple[int, ...]
+    size: tuple[int, ...]
+    weights: int
+    node: fx.Node
+
+    @property
+    def name(self) -> str:
+        """Name of the outermost module."""
+        return self.names[0]
+
+    @property
+    def kind(self) -> tuple[str, type[nn.Module]]:
+        """Kind of the outermost module."""
+        return self.kinds[0]
+
+    @property
+    def depth(self) -> int:
+        """Number of modules that contain it, the model not counted."""
+        return self.name.count(".")
+
+
+def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[str]:
+    """Return the names of the modules that end the stages of a model, in the order they run.
+
+    1. Cuts are grouped by the spatial size of their tensor. A stage ends at the outermost, latest module of
+       each size.
+    2. If this gives fewer than three stages, the longest row of modules of one type and one shape of output
+       (the blocks of a vision transformer) is divided into equal groups: three, or `exits` if that is more.
+       Of sizes that do not divide evenly, the later groups are larger. Layers after the row join the last
+       group.
+    3. A stage needs a layer whose channels are internal, that is at least two layers in sequence. A part
+       without (a downsampling layer) joins the next stage. At the beginning it joins the stem, and so does
+       a module that differs in type or parent from most that end stages.
+
+    Args:
+        root: the model.
+        example_input: images `(batch, channels, height, width)`.
+        exits: number of exits that are wanted.
+
+    Returns:
+        Their names; empty if there are none.
+
+    Raises:
+        Exception: what the model's code raises while it is traced, if no way to trace it works.
+
+    Example:
+        >>> from netfission.models import create_model
+        >>> find_stages(create_model("wrn-10-1", 10), torch.zeros(2, 3, 32, 32))
+        ['block1', 'block2', 'bn']
+    """
+    best: list[str] = []
+    failure: Exception | None = None
+    for attempt in attempts(root, example_input):
+        try:
+            tracer, graph = attempt()
+            ends = module_ends(root, tracer, graph, example_input)
+        except Exception as error:  # a user's model may raise anything while it is traced
+            failure = failure or error
+            continue
+        stages, complete = _choose(root, tracer, graph, ends, exits)
+        if len(stages) > len(best):
+            best = [stage.name for stage in stages]
+        if complete and len(stages) >= FEWEST:
+            return best
+    if failure is not None and not best:
+        raise failure
+    return best
+
+
+def _choose(
+    root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, ends: Sequence[_End], exits: int
+) -> tuple[list[_End], bool]:
+    """Return the ends of the stages, and whether every size of the features gave one."""
+    found = _by_size([end for end in ends if end.weights > 1])  # one is the stem
+    in_trunk = _without_stem(found)
+    stages = _join(root, tracer, graph, in_trunk)
+    row = _longest_row(ends)
+    if len(stages) < FEWEST <= len(row):
+        return _equal_groups(row, found, max(FEWEST, exits)), True
+    return stages, len(stages) == len(in_trunk)
+
+
+def _by_size(ends: Sequence[_End]) -> list[_End]:
+    """Return of each spatial size the outermost, then the latest end."""
+    stages: list[_End] = []
+    ran = 0
+    for size, group in itertools.groupby(ends, key=lambda end: end.size):
+        members = list(group)
+        if stages and max(size) == 1 and members[0].weights == ran:
+            break  # pooled, not convolved, to 1 × 1: the head has begun
+        best = min(reversed(members), key=lambda end: end.depth)
+        if not stages or best.weights > stages[-1].weights:
+            stages.append(best)
+        ran = members[-1].weights
+    return stages
+
+
+def _without_stem(stages: list[_End]) -> list[_End]:
+    """Drop the first ends that differ in type or parent from most ends of stages."""
+    common = _common_kind(stages)
+    return list(itertools.dropwhile(lambda stage: stage.kind != common, stages)) if common else stages
+
+
+def _common_kind(stages: Sequence[_End]) -> Any:
+    """Return the kind of most ends; None if they all differ."""
+    kinds = Counter(stage.kind for stage in stages).most_common(1)
+    return kinds[0][0] if kinds and kinds[0][1] > 1 else None
+
+
+def _join(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, stages: Sequence[_End]) -> list[_End]:
+    """Join a part without internal channels to the next stage; the last one to the stage before.
+
+    A first stage of the common kind stays: every exit shares it (one convolution, in a small VGG).
+    """
+    kept: list[_End] = []
+    common = _common_kind(stages)
+    for stage in stages:
+        begin = kept[-1].node if kept else start_of(tracer, root, stage.name)
+        if has_internal_channels(root, graph, begin, stage.node) or (not kept and stage.kind == common):
+            kept.append(stage)
+        elif kept and stage is stages[-1]:
+            kept[-1] = stage
+    return kept
+
+
+def _longest_row(ends: Sequence[_End]) -> list[_End]:
+    """Return the longest row of ends of one kind and shape, each of which adds layers."""
+    rows: dict[Any, list[_End]] = {}
+    for end in ends:
+        for name, kind in zip(end.names, end.kinds, strict=True):
+            row = rows.setdefault((kind, end.shape), [])
+            if end.weights > (row[-1].weights if row else 0):
+                row.append(replace(end, names=(name,), kinds=(kind,)))
+    return max(rows.values(), key=len, default=[])
+
+
+def _equal_groups(row: Sequence[_End], found: Sequence[_End], groups: int) -> list[_End]:
+    """Return the ends of equal groups of a row of blocks, and what follows the row with the last one."""
+    groups = min(groups, len(row))
+    stages = [row[(index + 1) * len(row) // groups - 1] for index in range(groups)]
+    if found and found[-1].weights > row[-1].weights:
+        stages[-1] = found[-1]
+    return stages
+
+
+def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_input: Tensor) -> list[_End]:
+    """Return each module that ends at a cut before the features are flattened, in the order they end."""
+    with torch.no_grad(), in_mode(root, training=False):
+        ShapeProp(fx.GraphModule(root, graph)).propagate(example_input.clone())
+    modules = dict(root.named_modules())
+    at_cut = set(cuts(graph, constants(root, graph, tracer)))
+    ended: dict[fx.Node, list[str]] = {}
+    for name, node in tracer.last.items():
+        if name not in tracer.called_again and not isinstance(modules[name], nn.Identity):
+            ended.setdefault(node, []).append(name)
+    ends, weights = [], set[int]()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            weights |= {id(weight) for weight in prunable_weights(modules[str(node.target)]).values()}
+        shape = getattr(node.meta.get("tensor_meta"), "shape", ())
+        names = sorted(ended.get(node, ()), key=lambda name: name.count("."))
+        if node in at_cut and names and len(shape) > 2:
+            # (batch, channels, height, width), or tokens (batch, positions, channels)
+            size = tuple(shape[2:] if len(shape) > 3 else shape[1:2])
+            kinds = tuple((name.rpartition(".")[0], type(modules[name])) for name in names)
+            ends.append(_End(tuple(names), kinds, tuple(shape[1:]), size, len(weights), node))
+    return ends
+
+
+def has_internal_channels(root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node) -> bool:
+    """Return whether, between two cuts, the channels of a layer reach the end through other layers alone.
+
+    A depthwise convolution passes its channels on. A module that stays whole counts if it holds two layers.
+    """
+    nodes = list(graph.nodes)
+    reaches = {end}  # nodes whose channels are among those of the end
+    for node in reversed(nodes[nodes.index(begin) + 1 : nodes.index(end) + 1]):
+        layers = _layers(root, node)
+        if layers > 1 or (layers and node not in reaches):
+            return True
+        if node in reaches and not layers:
+            reaches.update(node.all_input_nodes)
+    return False
+
+
+def _layers(root: nn.Module, node: fx.Node) -> int:
+    """Return how many layers that mix channels a node runs; a depthwise convolution does not."""
+    if node.op != "call_module":
+        return 0
+    module = root.get_submodule(str(node.target))
+    if getattr(module, "groups", 1) == getattr(module, "in_channels", 0):
+        return 0
+    return len(prunable_weights(module))

@@ -1,0 +1,347 @@
+"""Trace a model into a graph, and find the points of the graph after which only one tensor is live.
+
+A model is first traced symbolically, which works for every size of images. If its forward pass branches on
+shapes, it is traced with the shapes of two batches of the example images: sizes that both share are
+constants, and sizes that differ (the batch) stay symbolic.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from netfission.utils.modes import in_mode
+
+
+class Mode(int):
+    """The attribute `training` of a module while it is traced: false, and recognised in the graph."""
+
+
+class ReadMode(nn.Module):
+    """A module that returns its own mode, so that a graph can pass it on to functions.
+
+    Example:
+        >>> ReadMode().eval()()
+        False
+    """
+
+    def forward(self) -> bool:
+        """Return whether the module is in train mode."""
+        return self.training
+
+
+class ModuleTracer(fx.Tracer):
+    """A tracer that stops at some modules, and stores where each module starts and ends.
+
+    With `ends`, it traces into modules that contain one of these, and into no others. Without, it traces
+    into every module with two exceptions. Modules that own parameters or buffers beside children are not
+    traced, since the trace would freeze their mode (timm's `BatchNormAct2d`). Modules that cannot be
+    traced, such as those whose forward pass depends on the data, stay whole.
+    """
+
+    def __init__(self, ends: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self._inside = ends and {name[:dot] for name in ends for dot in range(len(name)) if name[dot] == "."}
+        self.first: dict[str, fx.Node] = {}  # module name → the node it reads
+        self.last: dict[str, fx.Node] = {}  # module name → the node it returns
+        self.called_again: set[str] = set()  # modules that run more than once
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module stays whole."""
+        if self._inside is not None:
+            return module_qualified_name not in self._inside
+        tensors = [*m._parameters.values(), *m._buffers.values()]
+        return not any(True for _ in m.children()) or any(tensor is not None for tensor in tensors)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace a call of a module, and remember the nodes that it reads and returns."""
+        name = self.path_of_module(m)
+        before = next(iter(reversed(self.graph.nodes)))
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception:  # a user's module may raise anything while it is traced
+            if self._inside is not None:
+                raise
+            for node in reversed(self.graph.nodes):  # erase what was traced of it, and keep it whole
+                if node is before:
+                    break
+                self.graph.erase_node(node)
+            result = self.create_proxy("call_module", name, args, kwargs)
+        if name in self.last:
+            self.called_again.add(name)
+        if args and isinstance(args[0], fx.Proxy) and isinstance(result, fx.Proxy):
+            self.first[name], self.last[name] = args[0].node, result.node
+        return result
+
+
+class ShapeTracer(ModuleTracer):
+    """A tracer that knows each value for two batches of different size, so that a model may branch on shapes.
+
+    Args:
+        batches: two batches of images of one size; the second has more images.
+        ends: see `ModuleTracer`.
+    """
+
+    def __init__(self, batches: tuple[Tensor, Tensor], ends: Sequence[str] | None = None) -> None:
+        super().__init__(ends)
+        self._batches = batches
+        self._running = False  # a module computes values, and must not be traced
+        self.values: dict[fx.Node, tuple[Any, Any]] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the stand-in for a node's value."""
+        return _ShapedProxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return an attribute of a module: a proxy of a parameter, unless a module computes values."""
+        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """See `ModuleTracer.call_module`."""
+        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Return a truth value that does not depend on the images."""
+        first, second = (bool(value) for value in self.values[obj.node] if not isinstance(value, Tensor))
+        if first != second:
+            raise fx.proxy.TraceError("control flow depends on the size of the batch")
+        return first
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Create a node, compute its values, and return what stands for them."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node = proxy.node
+        if kind == "placeholder":
+            if len(self.graph.nodes) == 1:
+                self.values[node] = self._batches
+            return proxy
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in self.values:  # a constant of the model's code
+                self.values[source] = self._run(source, 0), self._run(source, 1)
+        if kind == "output" or not all(source in self.values for source in node.all_input_nodes):
+            return proxy
+        if kind == "call_method" and target in ("item", "tolist"):
+            raise fx.proxy.TraceError("control flow depends on the images")
+        self.values[node] = self._run(node, 0), self._run(node, 1)
+        return _stand_in(proxy, *self.values[node])
+
+    def _run(self, node: fx.Node, batch: int) -> Any:
+        """Compute a node's value for one of the batches."""
+        args, kwargs = map_aggregate((node.args, node.kwargs), lambda part: self._known(part, batch))
+        self._running = True
+        try:
+            with torch.no_grad():
+                if node.op == "get_attr":
+                    return operator.attrgetter(str(node.target))(self.root)
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                if node.op == "call_function":
+                    return node.target(*args, **kwargs)  # type: ignore[operator]
+                module = self.root.get_submodule(str(node.target))
+                with in_mode(module, training=False):
+                    return module(*args, **kwargs)
+        finally:
+            self._running = False
+
+    def _known(self, part: Any, batch: int) -> Any:
+        if isinstance(part, fx.Node):
+            return self.values[part][batch]
+        return bool(part) if isinstance(part, Mode) else part
+
+
+class _ShapedProxy(fx.Proxy):
+    """A proxy whose tensor has a shape: integers, and proxies of the sizes that depend on the batch."""
+
+    @property
+    def _values(self) -> tuple[Any, Any]:
+        return self.tracer.values[self.node]  # type: ignore[attr-defined,no-any-return]
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Sizes of all dimensions."""
+        return tuple(self.size(dim) for dim in range(self.ndim))
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return int(self._values[0].ndim)
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return the size of a dimension, or of all."""
+        if dim is None:
+            return self.shape
+        first, second = (value.shape[dim] for value in self._values)
+        return first if first == second else self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        return self.ndim
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[index] for index in range(len(self))])  # type: ignore[index]
+
+    def __len__(self) -> int:
+        first, second = map(len, self._values)
+        if first != second:
+            raise fx.proxy.TraceError("control flow depends on the size of the batch")
+        return first
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._values[0], name)
+        return value if name in ("dtype", "device", "is_cuda", "layout") else super().__getattr__(name)
+
+
+def _stand_in(proxy: fx.Proxy, first: Any, second: Any) -> Any:
+    """Return what a model's code reads in place of a value: tensors and sizes of batches stay symbolic."""
+    if isinstance(first, list | tuple) and not isinstance(first, torch.Size):
+        parts = [_part_of(proxy, index, first[index], second[index]) for index in range(len(first))]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if isinstance(first, dict):
+        return {key: _part_of(proxy, key, first[key], second[key]) for key in first}
+    return proxy if isinstance(first, Tensor) or first != second else first
+
+
+def _part_of(proxy: fx.Proxy, key: Any, first: Any, second: Any) -> Any:
+    """Return what stands for one element of a value."""
+    same = not isinstance(first, Tensor | list | tuple | dict) and first == second
+    return first if same else proxy[key]  # type: ignore[index]
+
+
+@contextmanager
+def _symbolic_mode(root: nn.Module, tracer: ModuleTracer) -> Iterator[None]:
+    """Trace in eval mode, and let the modules traced into have a `Mode`."""
+    with in_mode(root, training=False):
+        for name, module in root.named_modules():
+            if not name or not tracer.is_leaf_module(module, name):
+                module.training = Mode(0)
+        yield
+
+
+def trace(root: nn.Module, tracer: ModuleTracer) -> fx.Graph:
+    """Trace `root` in eval mode as a function of its first argument; other arguments keep their defaults.
+
+    Where the model's code passes its own mode on to a function, as in `F.dropout(x, p, self.training)`, the
+    graph calls a module that returns its mode.
+
+    Raises:
+        Exception: whatever the model's code raises while it is traced.
+    """
+    parameters = list(inspect.signature(root.forward).parameters.values())
+    defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
+    with _symbolic_mode(root, tracer):
+        graph = tracer.trace(root, concrete_args=defaults or None)
+    images, *rest = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in rest:  # arguments left at their defaults, and fx's assertions that they are
+        _erase(graph, node)
+    _read_mode(root, graph, images)
+    return graph
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
+def _read_mode(root: nn.Module, graph: fx.Graph, images: fx.Node) -> None:
+    """Replace the mode of the trace by the mode of a module in the graph."""
+    readers = [node for node in graph.nodes if _holds_mode((node.args, node.kwargs))]
+    if not readers:
+        return
+    with graph.inserting_after(images):
+        root.add_module("read_mode", ReadMode().train(root.training))
+        mode = graph.call_module("read_mode")
+    for node in readers:
+        node.args, node.kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda part: mode if isinstance(part, Mode) else part
+        )
+
+
+def _holds_mode(arguments: Any) -> bool:
+    found: list[bool] = []
+    map_aggregate(arguments, lambda part: found.append(isinstance(part, Mode)))
+    return any(found)
+
+
+def constants(root: nn.Module, graph: fx.Graph, tracer: ModuleTracer) -> set[fx.Node]:
+    """Return the nodes that every part can compute again: from no images, and from no parameters.
+
+    The number of images is one of them, since each part reads it from its features.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            continue
+        if is_batch_size(node, tracer):
+            found.add(node)
+        elif node.op not in ("placeholder", "output") and all(
+            source in found or _is_constant(root, source) for source in node.all_input_nodes
+        ):
+            module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if module is None or not any(True for _ in module.parameters()):
+                found.add(node)
+    return found
+
+
+def _is_constant(root: nn.Module, node: fx.Node) -> bool:
+    """Return whether a node fetches something else than a parameter."""
+    return node.op == "get_attr" and not isinstance(operator.attrgetter(str(node.target))(root), nn.Parameter)
+
+
+def is_batch_size(node: fx.Node, tracer: ModuleTracer) -> bool:
+    """Return whether a node is the number of images."""
+    if not isinstance(tracer, ShapeTracer) or node.op != "call_method" or node.target != "size":
+        return False
+    return tracer.values.get(node) == tuple(len(batch) for batch in tracer._batches)
+
+
+def cuts(graph: fx.Graph, free: set[fx.Node]) -> list[fx.Node]:
+    """Return the nodes after which only their own output is live.
+
+    Parameters and the `free` nodes are not counted as live; each part fetches or computes them again.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
+    found, live = [], set[fx.Node]()
+    for node in graph.nodes:
+        if node.op in ("get_attr", "output") or node in free:
+            continue
+        live.add(node)
+        live = {n for n in live if last_use[n] > order[node]}
+        if live == {node}:
+            found.append(node)
+    return found
+
+
+def start_of(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
+    """Return the node that the first stage reads: the input of the module that ends the stage.
+
+    If that module is one of several siblings of its type, it is the input of the first sibling: `blocks.3`
+    of twelve equal blocks ends a stage that starts with `blocks.0`.
+    """
+    parent, _, _ = name.rpartition(".")
+    siblings = [
+        f"{parent}.{child}"
+        for child, module in root.get_submodule(parent).named_children()
+        if parent and type(module) is type(root.get_submodule(name))
+    ]
+    return tracer.first[next((sibling for sibling in siblings if sibling in tracer.first), name)]
+
+
+Attempt = Callable[[], tuple[ModuleTracer, fx.Graph]]
+
+
+def attempts(root: nn.Module, example_input: Tensor, ends: Sequence[str] | None = None) -> Iterator[Attempt]:
+    """Yield the ways to trace a model, each as a function that does it; the simplest first."""
+
+    def attempt(tracer: ModuleTracer) -> tuple[ModuleTracer, fx.Graph]:
+        return tracer, trace(root, tracer)
+
+    yield lambda: attempt(ModuleTracer(ends))
+    more = torch.cat([example_input, example_input[:1].flip(-2)])
+    yield lambda: attempt(ShapeTracer((example_input, more), ends))
