@@ -325,6 +325,22 @@ def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
             "labels.csv must be a table with one label per image, got cat and dog for 1.png",
         ),
         (
+            "1.png 2.png",
+            {"labels.csv": "file_name,label,split\n1.png,cat,train\n2.png,dog,train\n1.png,cat,test\n"},
+            "labels.csv must be a table with one split per image, got train and test for 1.png",
+        ),
+        (
+            "1.png 2.png 3.png",
+            {"labels.csv": 'file_name,label\n1.png,cat\n2.png,"dog\n3.png,cat\n'},
+            r"labels.csv must be a table whose cells have one line, got .*; a quotation mark is not closed",
+        ),
+        (
+            "1.png 2.png a/3.png b/4.png",
+            {"labels.csv": "file_name,label\n1.png,cat\n2.png,dog\n"},
+            "must be a folder of either class folders or images named by labels.csv, got both, with 2 images "
+            "beside the folders; move one of them elsewhere",
+        ),
+        (
             "1.png",
             {"labels.csv": "file_name,label\n1.png,cat\n", "more.csv": "file_name,label\n1.png,cat\n"},
             "must be a folder with one table of labels, got labels.csv and more.csv",
@@ -582,3 +598,15 @@ def test_a_table_of_one_split_is_compared_with_its_images_alone(tmp_path: Path) 
     contents = read_folder(tmp_path)
     assert contents.classes == ["cat", "dog"]
     assert contents.unused == {}
+
+
+def test_copies_are_counted_in_splits_that_are_cut_from_training(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 10, "b": 10})
+    for file in sorted(tmp_path.glob("*/*.bmp")):
+        file.with_name(f"copy of {file.name}").write_bytes(file.read_bytes())
+    data = load_data(str(tmp_path), validation=0.0)
+    assert len(data.test) == 8
+    assert (
+        data.summary.test.in_training >= 4
+    )  # of pairs, one each in training, unless both are in the test split
+    assert data.summary.train.in_training == 0

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from netfission.data.batches import Batches
 from netfission.data.splits import (
     ArrayRecords,
     CorruptImageError,
@@ -96,6 +97,10 @@ def test_corrupt_images_are_refused_by_name(tmp_path: Path) -> None:
     assert stream[2][1] == 2
     with pytest.raises(CorruptImageError, match=r"3\.png"):
         stream[3]
+    for workers in (0, 1):
+        batches = Batches(stream, 2, mean=(0.5,) * 3, std=(0.5,) * 3, classes=6, workers=workers)
+        with pytest.raises(CorruptImageError, match=r"^[^\n]*3\.png must be a readable image, got [^\n]*$"):
+            list(batches)
 
 
 def test_corrupt_images_are_skipped_with_their_labels(tmp_path: Path) -> None:

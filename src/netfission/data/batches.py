@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from netfission.data.augment import Augmentation, crop_and_flip, make_mix
-from netfission.data.splits import Split, StreamedSplit, TensorSplit
+from netfission.data.splits import CorruptImageError, Split, StreamedSplit, TensorSplit
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.interrupts import no_interrupts
 
@@ -162,8 +162,13 @@ class Batches:
         order = self._order()
         generator = self._generator(_AUGMENTATION, self.rank)
         raw = self._gathered(order) if self._held else self._streamed(order)
-        for images, labels in raw:
-            yield self._finish(images, labels, generator)
+        try:
+            for images, labels in raw:
+                yield self._finish(images, labels, generator)
+        except CorruptImageError as error:
+            # torch wraps what a worker raises in the text of its traceback, whose last line is the message
+            *_, last = str(error).strip().splitlines()
+            raise CorruptImageError(last.rpartition(f"{CorruptImageError.__name__}: ")[2]) from None
 
     def _share(self) -> int:
         """Return the number of rows in this process's share."""

@@ -12,7 +12,7 @@ from netfission.data.label_files import Match, class_name, says_labels
 from netfission.data.split_names import SplitName, assign_splits, split_of, splits_in, test_name
 from netfission.data.tables import Tables, renames_classes, why_unread, why_unused
 from netfission.utils.errors import did_you_mean, invalid
-from netfission.utils.text import as_text, printable
+from netfission.utils.text import as_text, count_noun, printable
 
 # Splits that may be the name of a class: trains among vehicles, valid among invalid signatures.
 _CLASSES_TOO = ("train", "valid")
@@ -217,6 +217,7 @@ def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> Labe
             raise invalid(str(folder / name), "a class folder with images", found=contents)
     labels = {image: class_name(name) for name, below in found.items() for image in below.images}
     for match in matches:
+        _check_below(match, folder, labels)
         if _contradicts(match, labels):
             _check_complete(match, folder, len(labels), "contradicts the class folders")
             remark = f"the classes are those of {printable(match.table.name)}, not the {len(inside)} folders"
@@ -260,9 +261,18 @@ def _check_no_splits_inside(folder: Path, inside: Sequence[Path]) -> None:
         raise invalid(str(folder), expected, found=found, hint=hint)
 
 
+def _check_below(match: Match, folder: Path, images: Collection[Path]) -> None:
+    """Refuse a table most of whose images lie beside the class folders."""
+    beside = len(match.rows.keys() - set(images))
+    if 2 * beside > len(match.rows):
+        expected = f"a folder of either class folders or images named by {match.table.name}"
+        found = f"both, with {count_noun(beside, 'image')} beside the folders"
+        raise invalid(str(folder), expected, found=found, hint="move one of them elsewhere")
+
+
 def _contradicts(match: Match, labels: Mapping[Path, str]) -> bool:
     """Whether a table that says that it holds labels has others than the class folders."""
-    pairs = {(labels[image], row.label) for image, row in match.rows.items()}
+    pairs = {(labels[image], row.label) for image, row in match.rows.items() if image in labels}
     several = len({label for _, label in pairs}) > 1
     return several and not renames_classes(pairs) and says_labels(match.table)
 

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 from netfission.utils.errors import invalid, shortened
-from netfission.utils.text import as_text
+from netfission.utils.text import as_text, printable
 
 # Names of columns in lower case; of several columns of files, the first in this order is read.
 FILE_COLUMNS = (
@@ -113,6 +113,11 @@ def read_label_file(path: Path) -> list[Row]:
         raise invalid(str(path), "a table of labels", found="no names of columns")
     columns = find_columns(header, str(path))
     rows = [_row(line + [""] * (len(header) - len(line)), columns) for line in lines]
+    for number, row in enumerate(rows, start=2):
+        if "\n" in row.file + row.label:
+            found = f"{printable(row.label)!r} near row {number}"
+            hint = "a quotation mark is not closed"
+            raise invalid(str(path), "a table whose cells have one line", found=found, hint=hint)
     return [row for row in rows if row.file and row.label]
 
 
@@ -226,7 +231,7 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
     """Find the images that a table names.
 
     Raises:
-        ValueError: an image has two labels, or a name is that of several images.
+        ValueError: an image has two labels or splits, or a name is that of several images.
 
     Example:
         >>> index = ImageIndex([Path("1.png")], [Path(".")])
@@ -247,4 +252,7 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
         elif (earlier := found.setdefault(images[0], row)).label != row.label:
             labels = f"{earlier.label} and {row.label} for {row.file}"
             raise invalid(str(table), "a table with one label per image", found=labels)
+        elif earlier.split != row.split:
+            splits = f"{earlier.split or 'none'} and {row.split or 'none'} for {row.file}"
+            raise invalid(str(table), "a table with one split per image", found=splits)
     return Match(table, found, missing)

@@ -232,8 +232,8 @@ def _summarise(
 
 
 def _count_copies(part: _Part, train: _Part) -> int:
-    """Count the files of a split of the data set's own that are copies of training images."""
-    if part.records is train.records:
+    """Count the files of a split that are copies of training images."""
+    if part is train:
         return 0
     return len(find_copies(_files(part), _files(train)))
 

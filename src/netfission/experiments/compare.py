@@ -1,6 +1,7 @@
 """From a grid to its comparison: do the missing runs, measure the costs, put the results side by side."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -100,7 +101,10 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
         earlier = None  # times of two environments do not belong in one table
     done = {} if earlier is None else earlier.networks
     new = {name: _with_weights(cells, out) for name, cells in succeeded.items() if name not in done}
-    costs = _measure(new, out, rounds or (ROUNDS if kept is None else kept.costs.rounds))
+    number = rounds or (ROUNDS if kept is None else kept.costs.rounds)
+    times = f"{count_noun(len(new), 'network')} side by side, {count_noun(number, 'round')}"
+    print(f"measuring the costs of {times}", file=sys.stderr, flush=True)
+    costs = _measure(new, out, number)
     if earlier is not None:
         costs = replace(costs, contenders={**earlier.costs.contenders, **costs.contenders})
     content = CostsFile({**done, **{name: cell.key for name, cell in new.items()}}, costs)
