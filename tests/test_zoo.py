@@ -56,9 +56,9 @@ def test_a_network_passes_every_check_by_the_other_groupings(grouping):
     assert row["failed"] == {} and row.keys() >= MEASURED
     assert row["repeated"] == []
     if grouping == "weights":
-        assert row["macs_effective"] == pytest.approx(1, abs=0.01) and row["macs"] > 1.5
+        assert row["macs_effective"] == pytest.approx(1, abs=0.01) and row["macs"] > 1.3
     else:
-        assert row["macs_effective"] == row["macs"] > 1.5
+        assert row["macs_effective"] == row["macs"] > 1.3
 
 
 def test_ratios_are_those_of_the_cost_report():
@@ -96,7 +96,7 @@ class Fissioned:
 
     def path_layer(self, name):
         """A layer of the last path's share of stage layer4."""
-        return self.net.stage_copies(4)[2].get_submodule(name)
+        return self.net.stage_copies(3)[2].get_submodule(name)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_other_logits_with_one_exit_are_found(by_channels):
     with pytest.raises(CheckError, match="in eval mode, logits differ by"):
         zoo_checks.check_one_exit(by_channels.model, wrong, by_channels.images)
     frozen = copy.deepcopy(by_channels.whole)
-    norm = frozen.exit_paths[0].stages[1].get_submodule("layer1.0.bn1").eval()
+    norm = frozen.exit_paths[0].stages[0].get_submodule("layer1.0.bn1").eval()
     norm.train = lambda mode=True: norm  # as if the trace had frozen its mode
     with pytest.raises(CheckError, match="in train mode, logits differ by"):
         zoo_checks.check_one_exit(by_channels.model, frozen, by_channels.images)
@@ -122,7 +122,7 @@ def test_a_training_step_that_misses_a_parameter_or_is_not_finite_is_found(by_ch
     zoo_checks.check_training(by_channels.model, by_channels.net, by_channels.images)
     weight = by_channels.path_layer("layer4.0.conv1").weight
     weight.requires_grad_(False)
-    with pytest.raises(CheckError, match=r"paths.2.stages.2.layer4.0.conv1.weight has no gradient"):
+    with pytest.raises(CheckError, match=r"paths.2.stages.1.layer4.0.conv1.weight has no gradient"):
         zoo_checks.check_training(by_channels.model, by_channels.net, by_channels.images)
     weight.requires_grad_(True)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def forget_what_was_kept(fissioned):
         (scale_a_layer, "layer4.0.conv2.weight holds other values than the original"),
         (change_a_statistic, "layer4.0.bn1.running_mean holds other values than the original"),
         (replace_an_activation, r"exit 2 in stage layer4 differs by \d"),
-        (forget_what_was_kept, "channels of exit 0 in stage act1 are unknown"),
+        (forget_what_was_kept, "channels of exit 0 in stage layer1 are unknown"),
     ],
 )
 def test_a_path_that_is_not_the_original_on_its_channels_is_found(by_channels, breaks, message):
@@ -177,7 +177,7 @@ def test_a_weight_of_two_paths_or_of_none_is_found():
     removed = layer.weight_removed
     index = tuple(removed.nonzero()[0].tolist())
     removed[index] = False  # a weight of another path
-    original = by_weights.whole.stage_copies(4)[0].get_submodule("layer4.0.conv1").weight
+    original = by_weights.whole.stage_copies(3)[0].get_submodule("layer4.0.conv1").weight
     with torch.no_grad():
         layer.weight[index] = original[index]
     with pytest.raises(CheckError, match=r"1 weights of layer4.0.conv1.weight do not belong to one path"):
