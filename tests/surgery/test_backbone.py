@@ -44,7 +44,6 @@ CASES = [
     Case("torchvision/vgg11_bn", 64, ("features.6", "features.13", "features.20", "features.27")),
     Case("timm/resnet18", 64, RESNET),
     Case("timm/resnet50", 64, RESNET),
-    Case("timm/wide_resnet50_2", 64, RESNET),
     Case("timm/convnext_atto", 64, ("stages.0", "stages.1", "stages.2", "stages")),
     Case("timm/regnety_002", 64, ("s1", "s2", "s3", "s4")),
     Case("timm/efficientnet_b0", 64, ("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2")),
