@@ -53,6 +53,9 @@ def decode_batches(
         workers: processes that decode, which Ctrl-C does not reach; default 0, in this process.
         settings: of `torch.utils.data.DataLoader`.
 
+    Raises:
+        CorruptImageError: an image cannot be decoded; raised by the iterator.
+
     Example:
         >>> from netfission.data.splits import ArrayRecords
         >>> records = ArrayRecords(np.zeros((3, 8, 8), np.uint8), np.array([5, 6, 7]))
@@ -62,7 +65,18 @@ def decode_batches(
     """
     loader = DataLoader(split, batch_size, num_workers=workers, **settings)
     with no_interrupts():
-        return iter(loader)
+        batches = iter(loader)  # starts the workers
+    return _with_plain_errors(batches)
+
+
+def _with_plain_errors(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches; name a corrupt image in one line, whichever process decoded it."""
+    try:
+        yield from batches
+    except CorruptImageError as error:
+        # torch wraps what a worker raises in the text of its traceback, whose last line is the message
+        *_, last = str(error).strip().splitlines()
+        raise CorruptImageError(last.rpartition(f"{CorruptImageError.__name__}: ")[2]) from None
 
 
 class Batches:
@@ -162,13 +176,8 @@ class Batches:
         order = self._order()
         generator = self._generator(_AUGMENTATION, self.rank)
         raw = self._gathered(order) if self._held else self._streamed(order)
-        try:
-            for images, labels in raw:
-                yield self._finish(images, labels, generator)
-        except CorruptImageError as error:
-            # torch wraps what a worker raises in the text of its traceback, whose last line is the message
-            *_, last = str(error).strip().splitlines()
-            raise CorruptImageError(last.rpartition(f"{CorruptImageError.__name__}: ")[2]) from None
+        for images, labels in raw:
+            yield self._finish(images, labels, generator)
 
     def _share(self) -> int:
         """Return the number of rows in this process's share."""
