@@ -146,13 +146,13 @@ def cut(
         output = _run(model, example_input, training=False)
     _check_logits(model, output, training=False)
     root = copy.deepcopy(model)
+    if isinstance(root, Backbone):
+        if stages is not None:
+            raise invalid("stages", "None for a Backbone, which has its own", list(stages))
+        return _checked(model, root, example_input)
     if not isinstance(_run(model, example_input, training=True), Tensor):
         root = _without_auxiliary_heads(root, example_input)
-    if not isinstance(model, Backbone):
-        return _cut_copy(root, example_input, stages, exits)
-    if stages is not None:
-        raise invalid("stages", "None for a Backbone, which has its own", list(stages))
-    return _checked(model, copy.deepcopy(model), example_input)
+    return _cut_copy(root, example_input, stages, exits)
 
 
 def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | None, exits: int) -> Backbone:
