@@ -248,7 +248,7 @@ def test_all_fits(visit, screen, exits, abstains):
     assert page.evaluate(OVERFLOWING) == []
     assert len(page.locator("#exits tr").all()) == 7
     page.set_input_files("#file", [file("y" * 100)] * 3)
-    until(page, "document.querySelectorAll('#answers .short').length === 3")
+    until(page, "document.querySelectorAll('#answers .confident, #answers .unsure').length === 3")
     page.click("#answers li:nth-child(2) summary")
     shown(page)
     assert page.evaluate(OVERFLOWING) == []
