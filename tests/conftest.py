@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.models import create_model
 from netfission.runs.train import train
 
 
@@ -29,3 +32,66 @@ def finished_run(tmp_path_factory) -> Path:
 def settings_of():
     """`settings` itself, for tests that change some."""
     return settings
+
+
+def small_network(name: str, num_classes: int) -> nn.Module:
+    """The network of this name with its stages and kinds of layers, but fewer blocks and channels.
+
+    What divides, exports or deploys it runs the same code in a fraction of the time.
+    """
+    import timm
+    import torchvision
+    from timm.models.regnet import RegNet, RegNetCfg
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+    from torchvision.models.vgg import VGG, make_layers
+
+    library, _, model = name.rpartition("/")
+    classes = {"num_classes": num_classes}
+    if library == "torchvision" and model in ("resnet18", "resnet50"):
+        return ResNet(BasicBlock if model == "resnet18" else Bottleneck, [1, 1, 1, 1], **classes)
+    if library == "torchvision" and model == "densenet121":
+        return torchvision.models.DenseNet(16, (2, 4, 8, 4), 32, **classes)
+    if library == "torchvision" and model == "convnext_tiny":
+        widths = [(40, 80, 1), (80, 160, 1), (160, 320, 2), (320, None, 1)]
+        return ConvNeXt([CNBlockConfig(*width) for width in widths], 0.1, **classes)
+    if library == "torchvision" and model == "vgg11_bn":
+        widths = [8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64, "M"]
+        with torch.device("meta"):  # nine tenths of its weights are in the head, which is replaced
+            network = VGG(nn.Identity(), init_weights=False, **classes)
+        network.features = make_layers(widths, batch_norm=True)
+        network.avgpool = nn.AdaptiveAvgPool2d(1)
+        network.classifier = nn.Sequential(
+            nn.Linear(64, 8), nn.ReLU(True), nn.Dropout(), nn.Linear(8, num_classes)
+        )
+        return network
+    if library == "timm" and model == "regnety_002":
+        return RegNet(RegNetCfg(depth=5, w0=24, wa=48.0, wm=2.2, group_size=8, se_ratio=0.25), **classes)
+    if library == "timm" and model in _SMALL:
+        return timm.create_model(model, **_SMALL[model], **classes)
+    return create_model(name, num_classes)
+
+
+_RESNET = {"layers": (1, 1, 1, 1), "channels": (16, 32, 48, 64)}
+_SMALL = {
+    "resnet18": _RESNET,
+    "resnet50": _RESNET,
+    "resnext50_32x4d": {"layers": (1, 1, 1, 1)},  # its groups set its width
+    "convnext_atto": {"depths": (1, 1, 2, 1)},
+    "convnextv2_atto": {"depths": (1, 1, 2, 1)},
+    "vit_tiny_patch16_224": {"img_size": 64, "embed_dim": 48, "depth": 6},
+    "deit_tiny_patch16_224": {"img_size": 64, "embed_dim": 48, "depth": 6},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64,
+        "window_size": 4,
+        "embed_dim": 24,
+        "depths": (1, 1, 2, 1),
+        "num_heads": (1, 2, 4, 8),
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """`small_network` itself."""
+    return small_network

@@ -893,9 +893,11 @@ def test_other_networks_in_the_process_are_left_alone(net: nf.FissionNetwork) ->
 
 # --- two processes ----------------------------------------------------------------------------------
 
+PARALLEL = ["ddp", "fsdp2_network", "fsdp2_parts", "fsdp2_layers"]
 
-def test_distributed_training(tmp_path: Path) -> None:
-    states = in_two_processes("ddp", tmp_path)
+
+def test_distributed_training(in_two_processes: Callable[[str], list[dict[str, Tensor]]]) -> None:
+    states = in_two_processes("ddp")
     parameters = [name for name, _ in build().named_parameters()]
     assert all(torch.equal(states[0][name], states[1][name]) for name in parameters)
     net = build()
@@ -906,9 +908,11 @@ def test_distributed_training(tmp_path: Path) -> None:
     watch.trained(net)
 
 
-@pytest.mark.parametrize("sharding", ["fsdp2_network", "fsdp2_parts", "fsdp2_layers"])
-def test_fully_sharded_training_equals_one_process(sharding: str, tmp_path: Path) -> None:
-    states = in_two_processes(sharding, tmp_path)
+@pytest.mark.parametrize("sharding", PARALLEL[1:])
+def test_fully_sharded_training_equals_one_process(
+    sharding: str, in_two_processes: Callable[[str], list[dict[str, Tensor]]]
+) -> None:
+    states = in_two_processes(sharding)
     net = build().eval()  # running statistics would be each process's own
     optimizer = sgd(net)
     for step in range(3):
@@ -921,28 +925,31 @@ def test_fully_sharded_training_equals_one_process(sharding: str, tmp_path: Path
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
 
 
-def in_two_processes(kind: str, folder: Path) -> list[dict[str, Tensor]]:
-    """Train in two processes; return the state dict of each."""
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Tensor]]]:
+    """Train in every way in the same two processes; return the state dict of each by the way."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
+    folder = tmp_path_factory.mktemp("parallel")
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, kind, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return lambda kind: [torch.load(folder / f"{kind}{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def _one_process(kind: str, rank: int, folder: Path) -> None:
+def _one_process(rank: int, folder: Path) -> None:
     """Train on this rank's share of the images; every rank's removed weights must stay 0."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    train_parallel, net = _ddp if kind == "ddp" else _fsdp2, build()
-    torch.save(train_parallel(net, rank, kind), folder / f"{rank}.pt")
+    for kind in PARALLEL:
+        train_parallel = _ddp if kind == "ddp" else _fsdp2
+        torch.save(train_parallel(build(), rank, kind), folder / f"{kind}{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -989,4 +996,4 @@ def _fsdp2(net: nf.FissionNetwork, rank: int, kind: str) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    _one_process(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    _one_process(int(sys.argv[1]), Path(sys.argv[2]))
