@@ -1,6 +1,7 @@
 """What the command imports, and when."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -137,36 +138,49 @@ sys.exit(main(["predict", *sys.argv[1:]]) or main(["cost", sys.argv[1], *quick])
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
-def test_a_model_of_a_package_that_is_missing_names_the_extra(name):
-    done = run_with_hard_dependencies("from netfission.cli import main; main(['cost', *sys.argv[1:]])", name)
-    package = "torchvision" if "/" in name else "timm"
+def outcomes_with_hard_dependencies(commands: list[list[str]], folder: Path) -> list[list]:
+    """The status and the errors of commands that one fresh interpreter runs in a folder."""
+    code = """
+import contextlib, io, json, os
+from netfission.cli import main
+os.chdir(sys.argv[1])
+outcomes = []
+for words in json.loads(sys.argv[2]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        status = main(words)
+    outcomes.append([status, errors.getvalue()])
+print(json.dumps(outcomes))
+"""
+    done = run_with_hard_dependencies(code, folder, json.dumps(commands))
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_model_of_a_package_that_is_missing_names_the_extra(tmp_path):
+    names = {"resnet18": "timm", "torchvision/resnet18": "torchvision"}
     hint = "install it by pip install 'netfission[models]'"
-    assert done.stderr == f"netfission: model '{name}' needs {package}; {hint}\n"
+    outcomes = outcomes_with_hard_dependencies([["cost", name] for name in names], tmp_path)
+    for (name, package), outcome in zip(names.items(), outcomes, strict=True):
+        assert outcome == [2, f"netfission: model '{name}' needs {package}; {hint}\n"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "extra"),
-    [
-        ("train", "train"),
-        ("compare", "train"),
-        ("demo", "train"),
-        ("reproduce grouping", "train"),
-        ("calibrate RUN", "train"),
-        ("evaluate RUN", "train"),
-        ("report RUN", "report"),
-        ("export RUN", "export"),
-        ("serve RUN", "serve"),
-    ],
-)
-def test_a_command_whose_extra_is_missing_says_what_to_install(arguments, extra, finished_run, tmp_path):
-    code = (
-        "import os; from netfission.cli import main; os.chdir(sys.argv.pop(1)); sys.exit(main(sys.argv[1:]))"
-    )
-    words = arguments.replace("RUN", str(finished_run)).split()
-    done = run_with_hard_dependencies(code, tmp_path, *words)
-    assert done.returncode == 2
-    assert re.fullmatch(rf"netfission: .+ needs \w+; .*'netfission\[{extra}\]'\n", done.stderr)
+def test_a_command_whose_extra_is_missing_says_what_to_install(finished_run, tmp_path):
+    extras = {
+        "train": "train",
+        "compare": "train",
+        "demo": "train",
+        "reproduce grouping": "train",
+        "calibrate RUN": "train",
+        "evaluate RUN": "train",
+        "report RUN": "report",
+        "export RUN": "export",
+        "serve RUN": "serve",
+    }
+    commands = [arguments.replace("RUN", str(finished_run)).split() for arguments in extras]
+    outcomes = outcomes_with_hard_dependencies(commands, tmp_path)
+    for (arguments, extra), (status, error) in zip(extras.items(), outcomes, strict=True):
+        assert status == 2, arguments
+        assert re.fullmatch(rf"netfission: .+ needs \w+; .*'netfission\[{extra}\]'\n", error), arguments
 
 
 @pytest.mark.parametrize("command", COMMANDS)

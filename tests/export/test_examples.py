@@ -74,11 +74,18 @@ def files(digits, tmp_path_factory) -> list[Path]:
     return paths
 
 
-def test_run_onnx_says_what_the_classifier_predicts(finished_run, digits, files, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def model(finished_run, digits, tmp_path_factory) -> Path:
+    """The finished run as an ONNX file."""
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    export(nf.Classifier.from_pretrained(finished_run), path, digits.validation.images[:5])
+    return path
+
+
+def test_run_onnx_says_what_the_classifier_predicts(finished_run, model, files) -> None:
     classifier = nf.Classifier.from_pretrained(finished_run)
-    export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
     risk = sorted(set(classifier.calibration.risk_coverage.risk))[1]
-    printed = run_alone("run_onnx.py", tmp_path / "model.onnx", *files, "--risk", str(risk)).splitlines()
+    printed = run_alone("run_onnx.py", model, *files, "--risk", str(risk)).splitlines()
     pixels = torch.stack([classifier.pixels(Image.open(file)) for file in files])
     expected = classifier.predict(pixels, risk=risk)
     assert expected.abstains.any()  # else the answers would not show it
@@ -106,23 +113,19 @@ def bad(files, tmp_path_factory) -> list[Path]:
     return [*folder.iterdir(), folder / "nowhere.png"]
 
 
-def test_run_onnx_answers_what_can_be_read(finished_run, digits, files, bad, tmp_path) -> None:
-    classifier = nf.Classifier.from_pretrained(finished_run)
-    export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
+def test_run_onnx_answers_what_can_be_read(model, files, bad) -> None:
     given = [bad[0], files[0], *bad[1:], files[1]]
-    printed = run_alone("run_onnx.py", tmp_path / "model.onnx", *given, bad=len(bad))
+    printed = run_alone("run_onnx.py", model, *given, bad=len(bad))
     assert [line.split(": ")[0] for line in printed.splitlines()] == [str(file) for file in files[:2]]
-    assert run_alone("run_onnx.py", tmp_path / "model.onnx", *bad, bad=len(bad)) == ""
+    assert run_alone("run_onnx.py", model, *bad, bad=len(bad)) == ""
 
 
-def test_run_onnx_refuses_what_is_no_such_network(finished_run, digits, files, tmp_path) -> None:
-    classifier = nf.Classifier.from_pretrained(finished_run)
-    export(classifier, tmp_path / "model.onnx", digits.validation.images[:5])
+def test_run_onnx_refuses_what_is_no_such_network(model, files, tmp_path) -> None:
     (tmp_path / "text.onnx").write_text("no network")
     for name, flags, told in (
         ("nowhere.onnx", [], "must be a network exported by netfission, got an error ("),
         ("text.onnx", [], "must be a network exported by netfission, got an error ("),
-        ("model.onnx", ["--risk", "nan"], "--risk must be a share from 0 to 1, got nan"),
+        (model, ["--risk", "nan"], "--risk must be a share from 0 to 1, got nan"),
     ):
         command = [sys.executable, EXAMPLES / "run_onnx.py", tmp_path / name, files[0], *flags]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)

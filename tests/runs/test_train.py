@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -220,37 +219,38 @@ def test_a_failure_before_training_leaves_no_folder_behind(tmp_path, settings_of
     assert not (tmp_path / "run").exists()
 
 
-def command(out, *more):
-    flags = "--data digits --model wrn-10-1 --exits 2 --sparsity 0.5 --epochs 4 --batch_size 16"
-    return [
-        sys.executable,
-        "-m",
-        "netfission",
-        "train",
-        *flags.split(),
-        "--accelerator",
-        "cpu",
-        "--out",
-        str(out),
-        *more,
-    ]
+def training(out, *more):
+    flags = "--data digits --limit_per_class 40 --model wrn-10-1 --exits 2 --sparsity 0.5 --epochs 3"
+    return ["train", *flags.split(), "--batch_size", "16", "--accelerator", "cpu", "--out", str(out), *more]
 
 
 def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, env=environment)
-    with subprocess.Popen(
-        command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
-        folder = RunFolder(tmp_path / "killed")
-        while not folder.checkpoint.is_file():
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGKILL)
+    assert main(training(tmp_path / "whole")) == 0
+    whole = rows_of(tmp_path / "whole")
+    code = """
+import os, signal, sys
+from netfission.cli import main
+from netfission.runs.lightning_module import TrainingModule
+
+step = TrainingModule.training_step
+
+def training_step(self, *arguments):
+    if self.trainer.global_step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *arguments)
+
+TrainingModule.training_step = training_step
+main(sys.argv[2:])
+"""
+    folder = RunFolder(tmp_path / "killed")
+    at_step = str(int(whole[0]["step"] + whole[1]["step"]) // 2)  # in the middle of epoch 2
+    killed = subprocess.run(
+        [sys.executable, "-c", code, at_step, *training(folder.path)], capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not folder.weights.exists()
-    assert len(rows_of(folder.path)) < 4
-    subprocess.run(command(folder.path, "--resume"), check=True, capture_output=True, env=environment)
+    assert len(rows_of(folder.path)) == 1
+    assert main(training(folder.path, "--resume")) == 0
     assert_equal_states(state_of(tmp_path / "whole"), state_of(folder.path))
     assert folder.metrics.read_text() == RunFolder(tmp_path / "whole").metrics.read_text()
     assert folder.evaluation.read_text() == RunFolder(tmp_path / "whole").evaluation.read_text()
@@ -259,14 +259,14 @@ def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path):
 def test_two_processes_train_one_network(tmp_path):
     out = tmp_path / "run"
     done = subprocess.run(
-        command(out, "--devices", "2", "--epochs", "2"),
+        [sys.executable, "-m", "netfission", *training(out, "--devices", "2", "--epochs", "2")],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     steps = [row["step"] for row in rows_of(out)]
-    assert steps == [40, 80]  # 1,293 images over two processes in batches of 16
+    assert steps == [12, 24]  # 360 images over two processes in batches of 16
     state = state_of(out)
     for name, mask in state.items():
         if name.endswith("_removed"):
