@@ -1,4 +1,5 @@
 import pytest
+from matplotlib.figure import Figure
 
 from netfission.experiments.contenders import CONTENDERS
 from netfission.experiments.grid import Grid
@@ -19,3 +20,9 @@ def grid_of():
         return Grid(contenders, range(seeds), COMMON | changes, names[0])
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Comparisons draw an empty picture, for tests that look at none: drawing takes most of their time."""
+    monkeypatch.setattr("netfission.experiments.results.plot_against_cost", lambda *_: Figure((1, 1)))

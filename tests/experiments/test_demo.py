@@ -66,6 +66,7 @@ def test_its_runs_have_the_settings_of_the_grid_and_equal_cost(short_demo):
     assert macs == pytest.approx(costs["single"]["size"]["macs_dense"], rel=0.05)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_grouping_trains_the_three_exits_alone(short_demo):
     out, printed = short_demo
     before = {file: file.stat().st_mtime_ns for file in (out / "records").iterdir()}

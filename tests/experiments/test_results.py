@@ -83,7 +83,8 @@ def test_costs_are_over_the_single_networks(compared):
     assert set(costs["fission-channels"]["deployed"]) == {"1", "128"}
 
 
-def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn")
+def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path):
     grid = grid_of("single")
     compare(grid, tmp_path, rounds=1)
     file = tmp_path / "costs.json"
@@ -99,6 +100,7 @@ def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path, monkeypatch)
     assert costs["contenders"]["single"] != content["costs"]["contenders"]["single"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     grid = grid_of("single", seeds=2)
     compare(grid, tmp_path, rounds=1)
@@ -132,6 +134,7 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
         compare(grid, tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys):
     methods = ["--methods", "[single,fission-weights]", "--seeds", "1"]
     assert main([*FLAGS.split(), *methods, "--exits", "9", "--out", str(tmp_path)]) == 1
@@ -143,6 +146,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys)
     assert re.search(r"single +1 +– +\d", printed.out)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     grid = grid_of("single", "treenet", "batch-ensemble")
     remarks = compare(grid, tmp_path, rounds=1).remarks
@@ -157,6 +161,7 @@ def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     assert "single" not in remarks
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_records_of_other_data_of_the_same_name_are_refused(grid_of, tmp_path):
     for place, shade in (("a", 50), ("b", 200)):
         for split, label, number in itertools.product(("train", "test"), ("dark", "light"), range(6)):

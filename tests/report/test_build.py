@@ -231,8 +231,9 @@ def test_a_baseline_is_reported_without_paths(settings_of, tmp_path):
     assert "member 1" in text and "<img" in page_of(run)
 
 
-@pytest.mark.parametrize("validation", [0.2, 0.0])
-@pytest.mark.parametrize("method", ["mimo", "mc-dropout", "snapshot"])
+@pytest.mark.parametrize(
+    ("method", "validation"), [("mimo", 0.2), ("mc-dropout", 0.2), ("snapshot", 0.2), ("mimo", 0.0)]
+)
 def test_a_baseline_that_trains_as_one_what_predicts_as_several_is_reported(
     method, validation, settings_of, finished_run, tmp_path
 ):

@@ -144,8 +144,11 @@ def invented(page, names, probabilities, exits=6, **answer):
 
 
 def widths(page, bars):
-    """Of the coloured part of each bar, over the whole bar."""
-    page.wait_for_timeout(600)  # they grow
+    """Of the coloured part of each bar, over the whole bar, once all have grown."""
+    page.evaluate(
+        "Promise.all(document.getAnimations().filter(one => one instanceof CSSTransition)"
+        ".map(one => one.finished.catch(() => null)))"
+    )
     return page.eval_on_selector_all(
         bars,
         "all => all.map(bar => parseFloat(getComputedStyle(bar, '::before').width)"
@@ -186,7 +189,7 @@ def test_an_image_brought_is_answered_and_every_bar_drawn(visit, served, make_im
         listed = [one["class"] for one in answer["probabilities"]]
         assert columns.count() == (exit_["class"] in listed)
     assert f"entropy {answer['entropy']:.3f} nats" in page.inner_text("#uncertainty")
-    assert page.evaluate("document.getElementById('preview').naturalWidth") == 8
+    until(page, "document.getElementById('preview').naturalWidth === 8")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -197,7 +200,8 @@ def test_a_chosen_file_and_then_another(visit, served, make_image):
         page.set_input_files("#file", file("x.png", content))
         answer = served.predict(content)[2]
         best = answer["probabilities"][0]["class"]
-        until(page, f"document.querySelector('#ensemble .label')?.textContent === '{best}'")
+        shown(page)  # the first answer is stale from the moment that the second file is chosen
+        assert page.inner_text("#ensemble li:first-child .label") == best
         probability = f"{percent(answer['probability'], 1)} %"
         assert plain(page.inner_text("#ensemble li:first-child .number")) == probability
         assert probability in plain(page.text_content("#summary"))
@@ -311,7 +315,7 @@ def test_several_files_are_all_answered(visit, served, make_image):
             continue
         assert f"{answer['class']} ({percent(answer['probability'], 1)} %)" in shown_verdict
         assert shown_verdict.startswith("Not sure enough: ") == answer["abstains"]
-        assert row.locator("img").evaluate("image => image.naturalWidth") == 8
+        until(page, f"document.querySelector('#answers li:nth-child({number + 1}) img').naturalWidth === 8")
     page.focus("#answers li:nth-child(5) summary")
     page.keyboard.press("Enter")
     shown(page)

@@ -452,18 +452,29 @@ def test_a_missing_package_is_told(name, finished_run, capsys, monkeypatch):
     assert capsys.readouterr().err == f"netfission: {told}\n"
 
 
+def refuses_connections(port):
+    """Wait until a server accepts no more connections."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the server still accepts connections")
+
+
 def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, make_image):
     command = [sys.executable, "-m", "netfission", "serve", str(finished_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"on http://127\.0\.0\.1:(\d+) ", process.stdout.readline())[1])
         content = make_image()
         with socket.create_connection(("127.0.0.1", port), timeout=60) as own:
-            own.sendall(head(len(content)) + content[:-1])
-            time.sleep(0.5)  # so that it has begun
+            own.sendall(head(len(content), "Expect: 100-continue\r\n"))
+            assert own.recv(65536).startswith(b"HTTP/1.1 100 ")  # the request has begun
+            own.sendall(content[:-1])
             os.kill(process.pid, signal.SIGINT)
-            time.sleep(0.5)
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port))
+            refuses_connections(port)
             own.sendall(content[-1:])
             assert own.recv(65536).startswith(b"HTTP/1.1 200 ")
         out, err = process.communicate(timeout=60)
