@@ -5,7 +5,8 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from netfission.surgery.narrowing import fit, head_dim, narrowed
+from netfission.surgery.heads import heads_of
+from netfission.surgery.narrowing import fit, narrowed
 
 
 def numbered(module: nn.Module) -> nn.Module:
@@ -62,22 +63,22 @@ def test_norms_of_several_channels() -> None:
 
 def test_heads_of_an_attention() -> None:
     attention = Attention(dim=12, num_heads=3, qkv_bias=True).eval()
-    assert head_dim(attention) == 4
+    assert heads_of(attention) == 3
     keep = torch.arange(4, 12)  # the second and the third head
     of_all = torch.cat([keep, 12 + keep, 24 + keep])
     narrow = narrowed(
         attention, {"qkv.weight": {0: of_all}, "qkv.bias": {0: of_all}, "proj.weight": {1: keep}}
     )
-    assert (narrow.num_heads, head_dim(narrow)) == (2, 4)
+    assert (narrow.num_heads, narrow.head_dim) == (2, 4)
     tokens = torch.randn(2, 5, 12)
     with torch.no_grad():
         attention.proj.weight[:, :4] = 0  # the whole attention, deaf to the first head
         assert torch.allclose(narrow(tokens), attention(tokens), atol=1e-6)
 
 
-def test_what_is_no_such_attention_has_no_head_dim() -> None:
-    assert head_dim(nn.MultiheadAttention(8, 2)) is None
-    assert head_dim(nn.Linear(2, 2)) is None
+def test_what_has_no_heads_to_divide() -> None:
+    assert heads_of(nn.MultiheadAttention(8, 2)) is None
+    assert heads_of(nn.Linear(2, 2)) is None
 
 
 def test_memory_format_and_frozen_weights_stay_as_they_are() -> None:

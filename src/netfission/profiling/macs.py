@@ -16,7 +16,7 @@ per output position.
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from netfission.surgery.heads import heads_of
 from netfission.surgery.masks import kept_masks, prunable_weights
-from netfission.surgery.narrowing import head_dim
-from netfission.utils.modes import in_mode
+from netfission.utils.modes import in_mode, without_fused_transformers
 
 # Matrix products → index of the left factor among the arguments; the right one follows it.
 _PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0}
@@ -122,7 +122,7 @@ def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = 
             stack.callback(part.register_forward_pre_hook(enter).remove)
             stack.callback(part.register_forward_hook(leave).remove)
         stack.enter_context(in_mode(module, training=False))
-        stack.enter_context(_without_fused_transformers())
+        stack.enter_context(without_fused_transformers())
         stack.enter_context(counter)
         module(images)
     return counter
@@ -131,8 +131,8 @@ def run_counted(module: nn.Module, images: Tensor, parts: Sequence[nn.Module] = 
 def macs_by_weight(module: nn.Module, features: Tensor) -> dict[str, int]:
     """Count the multiply-accumulates of one example per prunable weight.
 
-    The products of an attention's queries, keys and values count with its output projection; all of an
-    `nn.MultiheadAttention` counts with its input projection.
+    The products of an attention's queries, keys and values count with its last layer, the output projection;
+    all of an `nn.MultiheadAttention` counts with its input projection.
 
     Args:
         module: any module of one tensor; not changed.
@@ -142,11 +142,13 @@ def macs_by_weight(module: nn.Module, features: Tensor) -> dict[str, int]:
         Name of each prunable weight → multiply-accumulates.
     """
     layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(module)}
-    attention = {path: part for path, part in module.named_modules() if head_dim(part) is not None}
+    attention = {path: part for path, part in module.named_modules() if heads_of(part) is not None}
     counter = run_counted(module, features[:1].clone(), [*layers.values(), *attention.values()])
     macs = {name: counter.dense[layer] for name, layer in layers.items()}
     for path, part in attention.items():
-        macs[f"{path}.proj.weight"] += counter.dense[part]
+        inside = [name for name in macs if name.startswith(f"{path}." if path else "")]
+        if inside:
+            macs[inside[-1]] += counter.dense[part]
     return macs
 
 
@@ -177,17 +179,6 @@ def _convolution_backward_flops(
     transposed, _padding, _groups, wanted = settings[-4:]
     forward: int = conv_flop_count(list(images), list(weight), list(output_gradient), transposed=transposed)
     return forward * int(sum(wanted[:2]))  # of images and weight; the bias needs no products
-
-
-@contextmanager
-def _without_fused_transformers() -> Iterator[None]:
-    """Run attention and encoder layers as separate products, not as one opaque operation."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class MacCounter(TorchDispatchMode):

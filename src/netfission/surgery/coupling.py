@@ -1,95 +1,29 @@
 """Coupled channels: which slices of a stage's tensors belong to the same channel.
 
-They are found with Torch-Pruning's dependency graph (Fang et al. 2023, DepGraph, arXiv 2301.12900) on a
-copy of the stage. A set of coupled channels is *internal* if it touches neither the stage's input nor its
-output. A part of an internal set can be left out, and the stage keeps its interface.
+They are found by following the channels through one run of the stage, see `netfission.surgery.channel_flow`.
+A set of coupled channels is *internal* if it touches neither the stage's input nor its output. A part of an
+internal set can be left out, and the stage keeps its interface.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from netfission.surgery.channel_flow import TORCH_ATTENTION, WHOLE, Flow, Part, follow
+from netfission.surgery.heads import heads_of
 from netfission.surgery.masks import prunable_weights
-from netfission.surgery.narrowing import head_dim, narrowed
-from netfission.utils.errors import first_line
+from netfission.surgery.narrowing import narrowed
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"
-UNFOLLOWED = "its channels are split and concatenated in a way that Torch-Pruning does not follow"
-TOO_LARGE = "its channels are coupled in too many ways to follow all of them"
-# How many channel indices Torch-Pruning may pass on, and along how many dependencies, while it follows the
-# channels of one layer. Attention with reshapes makes it pass ever longer lists in circles. DenseNet-201
-# needs 1.5 million indices along 4,400 dependencies, ResNet-152 half of that.
-INDEX_LIMIT = 3_000_000
-DEPENDENCY_LIMIT = 6_000
-# What Torch-Pruning's graph and index arithmetic raise on such channels, seen with ShuffleNets (IndexError,
-# ZeroDivisionError), gated halves (TypeError) and layers that it does not know (ValueError).
-_UNFOLLOWED_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
-class _TooLargeError(Exception):
-    """The channels of a layer cannot be followed within the limits."""
-
-
-class _Work:
-    """The work done to follow the channels of one layer.
-
-    With each layer that exceeds the limits, those of the next get smaller, so that all work is bounded.
-    """
-
-    def __init__(self) -> None:
-        self._indices = self._dependencies = 0
-        self._exceeded = 0
-
-    def reset(self) -> None:
-        """Begin with another layer."""
-        self._indices = self._dependencies = 0
-
-    def add(self, indices: int, dependencies: int = 0) -> None:
-        """Count work, and raise an error if it exceeds the limits."""
-        self._indices += indices
-        self._dependencies += dependencies
-        share = 1 + self._exceeded
-        if self._indices * share > INDEX_LIMIT or self._dependencies * share > DEPENDENCY_LIMIT:
-            self._exceeded += 1
-            raise _TooLargeError
-
-
-class _CountedMappings(list[Any]):
-    """The index mappings of one dependency, which Torch-Pruning applies in turn, with their work counted."""
-
-    def __init__(self, mappings: Sequence[Any], work: _Work) -> None:
-        super().__init__(mappings)
-        self._work = work
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self._count
-        for mapping in super().__iter__():
-            if mapping is not None:
-                repeats = 1 if mapping.reverse else getattr(mapping, "_stride", 1)
-                yield partial(self._apply, mapping, repeats)
-
-    def _count(self, indices: list[Any]) -> list[Any]:
-        self._work.add(len(indices), dependencies=1)
-        return indices
-
-    def _apply(self, mapping: Any, repeats: int, indices: list[Any]) -> list[Any]:
-        self._work.add(len(indices) * repeats)  # before the memory is needed
-        mapped: list[Any] = mapping(indices)
-        return mapped
+MIXED = "its channels do not act one by one"
+COUPLED_TWICE = "its channels are coupled in more than one way"
 
 
 @dataclass(frozen=True)
@@ -172,15 +106,15 @@ class Coupling:
     undivided: dict[str, str]
 
 
-def find_coupling(stage: nn.Module, features: Tensor) -> Coupling:
+def find_coupling(stage: nn.Module, features: Any) -> Coupling:
     """Find the internal channel groups of a stage.
 
-    Each group is tested: without half of the group's units, the stage must compute what it computes if the
+    Groups are tested: without half of each group's units, the stage must compute what it computes if the
     layers that read those units ignore them. A group that fails the test is not divided.
 
     Args:
         stage: features → features; not changed.
-        features: an example of its input, batch first.
+        features: an example of its input, batch first; a tensor, or several if the stage reads several.
 
     Returns:
         The groups, attention heads first, then in the order of their layers, and why the other layers of
@@ -192,44 +126,19 @@ def find_coupling(stage: nn.Module, features: Tensor) -> Coupling:
         >>> [(group.layer, group.units) for group in coupling.groups]
         [('0', 12)]
     """
-    heads, undivided = _attention_heads(stage)
-    channels, refused = _coupled_channels(stage, features)
-    undivided |= refused
-    groups = [*heads, *channels]
-    if groups and not _separable(stage, features, groups):
-        sound = [group for group in groups if _separable(stage, features, [group])]
-        reason = "its channels do not act one by one"
-        undivided |= {f"{group.layer}.weight": reason for group in groups if group not in sound}
-        groups = sound
-    divided = {part.tensor for group in groups for part in group.slices}
+    trial = _in_float32(stage)
+    example = tree_map_only(Tensor, lambda tensor: tensor[:1].detach().float(), features)
+    groups, undivided = _channel_groups(trial, follow(trial, example))
+    sound = _sound(trial, example, groups)
+    undivided = {f"{group.layer}.weight": MIXED for group in groups if group not in sound} | undivided
+    for path, module in stage.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            undivided |= dict.fromkeys((f"{path}.in_proj_weight", f"{path}.out_proj.weight"), TORCH_ATTENTION)
+    divided = {part.tensor for group in sound for part in group.slices}
     reasons = {
         name: undivided.get(name, ON_INTERFACE) for name in prunable_weights(stage) if name not in divided
     }
-    return Coupling(tuple(groups), reasons)
-
-
-def _attention_heads(stage: nn.Module) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Return the heads of each attention, and why those of other attentions cannot be distinguished."""
-    groups: list[ChannelGroup] = []
-    undivided: dict[str, str] = {}
-    for path, module in stage.named_modules():
-        width = head_dim(module)
-        if width is None:
-            if isinstance(module, nn.MultiheadAttention):
-                reason = "nn.MultiheadAttention does not allow fewer heads at the same width"
-                undivided |= {f"{path}.in_proj_weight": reason, f"{path}.out_proj.weight": reason}
-            continue
-        heads = int(module.num_heads)
-        head_of_channel = torch.arange(heads).repeat_interleave(width)
-        slices = [Slices(f"{path}.qkv.weight", 0, head_of_channel.repeat(3))]
-        if module.qkv.bias is not None:
-            slices.append(Slices(f"{path}.qkv.bias", 0, head_of_channel.repeat(3)))
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and tensor.ndim == 2 and tensor.shape[1] == heads:
-                slices.append(Slices(f"{path}.{name}", 1, torch.arange(heads)))  # relative positions
-        slices.append(Slices(f"{path}.proj.weight", 1, head_of_channel))
-        groups.append(ChannelGroup(f"{path}.qkv", heads, tuple(slices)))
-    return groups, undivided
+    return Coupling(tuple(sound), reasons)
 
 
 def _in_float32(stage: nn.Module) -> nn.Module:
@@ -237,204 +146,175 @@ def _in_float32(stage: nn.Module) -> nn.Module:
     return copy.deepcopy(stage).float()
 
 
-class _Port(nn.Module):
-    """A mark of the stage's input and output in the dependency graph."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features * 1.0
-
-
-class _StandIn(nn.Linear):
-    """A stand-in for an attention, which to the channels around it is a map of each token."""
-
-    def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        return super().forward(input)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """The output or input channels of one layer (or the channels of a norm), coupled to others.
-
-    `channels[i]` goes with channel `roots[i]` of the layer that the search began at.
-    """
-
-    module: nn.Module | nn.Parameter
-    is_input: bool
-    channels: Tensor
-    roots: Tensor
-
-
-def _coupled_channels(stage: nn.Module, features: Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Return the internal groups of channels outside attention, and why other layers have none."""
-    trial = _in_float32(stage).requires_grad_(True)
-    for path, module in stage.named_modules():
-        if head_dim(module) is not None:
-            stand_in = _StandIn(module.qkv.in_features, module.proj.out_features)
-            parent, _, name = path.rpartition(".")
-            setattr(trial.get_submodule(parent), name, stand_in.to(features.device))
-    names: dict[int, str] = {id(p): name for name, p in trial.named_parameters()}
-    names |= {id(m): name for name, m in trial.named_modules()}
-    order = {name: index for index, (name, _) in enumerate(trial.named_modules())}
-    groups: list[ChannelGroup] = []
-    found, unfollowed = _search(trial, features)
-    undivided = {f"{names[id(layer)]}.weight": reason for layer, reason in unfollowed.items()}
-    for sides in _merged_at_grouped_convolutions(found):
-        makers = (s.module for s in sides if not s.is_input and isinstance(s.module, Conv | nn.Linear))
-        layers = sorted((names[id(module)] for module in makers), key=order.__getitem__)
-        group = _internal_group(layers, sides, names)
-        if isinstance(group, str):
-            undivided |= {f"{layer}.weight": group for layer in layers}
+def _channel_groups(stage: nn.Module, flow: Flow) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Return the groups of tied channels, and why those of other layers cannot be left out."""
+    classes = _classes(flow)
+    kept = {int(classes[label]): reason for label, reason in flow.reasons.items()}
+    kept[int(classes[WHOLE])] = ON_INTERFACE
+    shared = torch.bincount(classes, minlength=flow.count) > 1
+    parts = [Part(part.tensor, part.dim, _of(classes, part.labels), part.makes) for part in flow.parts]
+    for name, labels in flow.loose.items():
+        part = _part_of_loose(name, classes[labels], shared)
+        if isinstance(part, Part):
+            parts.append(part)
         else:
-            groups.append(group)
-    return sorted(groups, key=lambda group: order[group.layer]), undivided
+            kept |= dict.fromkeys(part, COUPLED_TWICE)
+    undivided: dict[str, str] = {}
+    for part in parts:
+        if part.makes:
+            reasons = [kept[label] for label in part.labels.unique().tolist() if label in kept]
+            if reasons:
+                undivided[part.tensor] = reasons[0]
+    order = {name: index for index, (name, _) in enumerate(stage.named_modules())}
+
+    def rank(group: ChannelGroup) -> tuple[bool, int]:
+        heads = heads_of(stage.get_submodule(group.layer.rpartition(".")[0]))
+        return heads is None, order[group.layer]
+
+    groups = [_group(places, units, parts, order) for places, units in _units(parts, set(kept), order)]
+    undivided = {f"{group.layer}.weight": MIXED for group in groups if group.units == 1} | undivided
+    groups = [group for group in groups if group.units > 1]
+    return sorted(groups, key=rank), undivided
 
 
-def _search(trial: nn.Module, features: Tensor) -> tuple[list[list[_Side]], dict[nn.Module, str]]:
-    """Return all sets of coupled channels, each once, and the layers whose channels cannot be followed.
+def _classes(flow: Flow) -> Tensor:
+    """Return the class of each label: the smallest label that it is tied to."""
+    classes = torch.arange(flow.count)
+    if not flow.pairs:
+        return classes
+    first, second = torch.cat(flow.pairs, 1)
+    while True:
+        one, other = classes[first], classes[second]
+        if torch.equal(one, other):
+            return classes
+        classes.scatter_reduce_(0, torch.maximum(one, other), torch.minimum(one, other), "amin")
+        while not torch.equal(jumped := classes[classes], classes):
+            classes = jumped
 
-    The sets include those that reach a port. Torch-Pruning fails on some ways of splitting and concatenating
-    channels; the second result is layer → reason, which ends in the library's message.
+
+def _of(classes: Tensor, labels: Tensor) -> Tensor:
+    """Return the classes of labels; what has no label is whole."""
+    return classes[labels.clamp(min=WHOLE)]
+
+
+def _part_of_loose(name: str, classes: Tensor, shared: Tensor) -> Part | set[int]:
+    """Return along which dimension the channels lie in a parameter that is used outside a layer.
+
+    Args:
+        name: of the parameter.
+        classes: int64, of each element.
+        shared: bool `(labels,)`: whether a class has several members; elements of others are not used.
+
+    Returns:
+        The part, or the classes that lie along several dimensions.
     """
-    import torch_pruning as tp  # here, since it is slow to import
-
-    class PortPruner(tp.ops.DummyPruner):  # type: ignore[misc]  # an untyped library
-        """Lets the search pass through a port."""
-
-        def get_out_channels(self, port: nn.Module) -> int:  # called if features are concatenated
-            return features.shape[1]
-
-    layers = [module for module in trial.modules() if isinstance(module, Conv | nn.Linear)]
-    ports = nn.Sequential(_Port(), trial, _Port())
-    images = features.detach().float().clone().requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            graph = tp.DependencyGraph().build_dependency(
-                ports, (images,), customized_pruners={_Port: PortPruner()}, verbose=False
-            )
-    except _UNFOLLOWED_ERRORS as error:
-        return [], dict.fromkeys(layers, _unfollowed(error))
-    work = _Work()
-    for node in graph.module2node.values():
-        for dependency in node.dependencies:
-            dependency.index_mapping = _CountedMappings(dependency.index_mapping, work)
-    found: list[list[_Side]] = []
-    unfollowed: dict[nn.Module, str] = {}
-    visited: set[int] = set()
-    for module in layers:
-        if module not in graph.module2node or id(module) in visited:
-            continue
-        pruner = graph.get_pruner_of_module(module)
-        channels = list(range(pruner.get_out_channels(module)))
-        work.reset()
-        try:
-            coupled = [
-                (item.dep, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
-                for item in graph.get_pruning_group(module, pruner.prune_out_channels, channels)
-            ]
-        except _UNFOLLOWED_ERRORS as error:
-            unfollowed[module] = _unfollowed(error)
-            continue
-        except _TooLargeError:
-            unfollowed[module] = TOO_LARGE
-            continue
-        sides = []
-        for dependency, indices, roots in coupled:
-            target, handler = dependency.target.module, dependency.handler
-            is_input = isinstance(target, Conv | nn.Linear) and not graph.is_out_channel_pruning_fn(handler)
-            if isinstance(target, Conv | nn.Linear) and not is_input:
-                visited.add(id(target))
-            sides.append(_Side(target, is_input, indices, roots))
-        found.append(sides)
-    return found, unfollowed
+    used = shared[classes]
+    for dim in [dim for dim, size in enumerate(classes.shape) if size > 1]:
+        rows = classes.movedim(dim, 0).flatten(1) if classes.ndim > 1 else classes[:, None]
+        is_used = used.movedim(dim, 0).flatten(1) if classes.ndim > 1 else used[:, None]
+        largest = rows.masked_fill(~is_used, -1).amax(1)
+        smallest = rows.masked_fill(~is_used, torch.iinfo(torch.int64).max).amin(1)
+        if bool(((largest == smallest) | (largest < 0)).all()):
+            return Part(name, dim, largest.clamp(min=WHOLE))
+    return set(classes[used].unique().tolist()) - {WHOLE}
 
 
-def _unfollowed(error: Exception) -> str:
-    return f"{UNFOLLOWED} ({type(error).__name__}: {first_line(error)})"
+_Places = tuple[int, ...]
 
 
-def _grouped(module: object) -> bool:
-    """Return whether the module is a convolution whose groups couple input and output channels."""
-    return isinstance(module, Conv) and 1 < module.groups < module.out_channels
+def _units(
+    parts: Sequence[Part], kept: set[int], order: Mapping[str, int]
+) -> list[tuple[_Places, list[list[int]]]]:
+    """Return the units of each group, as the classes that they consist of, and the parts that hold them.
+
+    Classes that lie in the same parts form a group, one class per unit. If several groups of the same size
+    begin at one layer, a unit has a class of each: the code that takes the layer's output apart takes equal
+    pieces.
+    """
+    held: dict[int, list[int]] = {}
+    for index, part in enumerate(parts):
+        for label in part.labels.unique().tolist():
+            if label not in kept:
+                held.setdefault(label, []).append(index)
+    groups: dict[_Places, list[int]] = {}
+    for label, found in held.items():
+        if any(parts[place].makes for place in found):
+            groups.setdefault(tuple(found), []).append(label)
+    joined: list[tuple[_Places, list[list[int]]]] = []
+    for places, labels in groups.items():
+        units = [[label] for label in _in_order(labels, parts[_first_maker(places, parts, order)])]
+        source = _source(places, parts)
+        same = [other for other in joined if _source(other[0], parts) == source]
+        for other in [other for other in same if len(other[1]) == len(units)]:
+            joined.remove(other)
+            places = (*dict.fromkeys((*other[0], *places)),)
+            units = [[*one, *more] for one, more in zip(other[1], units, strict=True)]
+        joined.append((places, units))
+    return joined
 
 
-def _merged_at_grouped_convolutions(found: list[list[_Side]]) -> list[list[_Side]]:
-    """Join the sets on the two sides of a grouped convolution; roots become the convolution's groups."""
-    merged: list[list[_Side]] = []
-    for sides in found:
-        convolutions = {id(side.module) for side in sides if _grouped(side.module)}
-        joined = [_by_convolution_groups(sides)]
-        others: list[list[_Side]] = []
-        for earlier in merged:
-            shared = convolutions & {id(side.module) for side in earlier if _grouped(side.module)}
-            (joined if shared else others).append(earlier)
-        merged = [*others, [side for sides in joined for side in sides]]
-    return merged
+def _source(places: Sequence[int], parts: Sequence[Part]) -> int:
+    """Return the part of the first layer to run that makes some channels."""
+    return min(place for place in places if parts[place].makes)
 
 
-def _by_convolution_groups(sides: list[_Side]) -> list[_Side]:
-    """Return the sides of a set with roots numbered by the groups of a grouped convolution or norm."""
-    for side in sides:
-        if _grouped(side.module):
-            assert isinstance(side.module, Conv)
-            channels, groups = len(side.channels), side.module.groups
-        elif isinstance(side.module, nn.GroupNorm) and side.module.num_groups > 1:
-            channels, groups = side.module.num_channels, side.module.num_groups
-        else:
-            continue
-        of_root = torch.full((int(max(s.roots.max() for s in sides)) + 1,), -1)
-        of_root[side.roots] = side.channels // (channels // groups)
-        return [_Side(s.module, s.is_input, s.channels, of_root[s.roots]) for s in sides]
-    return sides
+def _first_maker(places: Sequence[int], parts: Sequence[Part], order: Mapping[str, int]) -> int:
+    makers = [place for place in places if parts[place].makes]
+    return min(makers, key=lambda place: order[parts[place].tensor.rpartition(".")[0]])
 
 
-def _internal_group(layers: list[str], sides: list[_Side], names: Mapping[int, str]) -> ChannelGroup | str:
-    """Return the group of these sides, or why they form no group."""
-    if any(isinstance(side.module, _Port) for side in sides):
-        return ON_INTERFACE
-    slices: dict[tuple[str, int], Tensor] = {}
-    for side in sides:
-        if id(side.module) not in names:
-            continue  # an operation without tensors
-        tensors = _tensors_of(side, names[id(side.module)])
-        if isinstance(tensors, str):
-            return tensors
-        for name, dim, size in tensors:
-            if side.channels.max() >= size:
-                return UNFOLLOWED
-            of_index = slices.setdefault((name, dim), torch.full((size,), -1))
-            if ((of_index[side.channels] != -1) & (of_index[side.channels] != side.roots)).any():
-                return "its channels are coupled in more than one way"
-            of_index[side.channels] = side.roots
-    units = 1 + max(int(of_index.max()) for of_index in slices.values())
-    parts = tuple(Slices(name, dim, of_index) for (name, dim), of_index in slices.items())
-    return ChannelGroup(layers[0], units, parts)
+def _in_order(labels: Sequence[int], part: Part) -> list[int]:
+    """Return labels in the order of their first channel in a part."""
+    first = {label: index for index, label in reversed(list(enumerate(part.labels.tolist())))}
+    return sorted(labels, key=first.__getitem__)
 
 
-def _tensors_of(side: _Side, name: str) -> list[tuple[str, int, int]] | str:
-    """Return name, dimension and size of each tensor that holds channels of a side, or why it cannot."""
-    module = side.module
-    match module:
-        case nn.Parameter():
-            (dim,) = [d for d, size in enumerate(module.shape) if size == len(side.channels)][-1:] or [0]
-            return [(name, dim, module.shape[dim])]
-        case _StandIn():
-            if side.is_input:
-                return [(f"{name}.qkv.weight", 1, module.in_features)]
-            return [(f"{name}.proj.{tensor}", 0, module.out_features) for tensor in ("weight", "bias")]
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.Linear() if side.is_input:
-            dense = isinstance(module, nn.Linear) or module.groups == 1
-            return [(f"{name}.weight", 1, module.weight.shape[1])] if dense else []
-        case (
-            nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.Linear() | nn.PReLU()
-            | nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() | nn.GroupNorm() | nn.LayerNorm()
-        ):  # fmt: skip
-            tensors = (*module._parameters.items(), *module._buffers.items())
-            return [
-                (f"{name}.{key}", 0, tensor.shape[0])
-                for key, tensor in tensors
-                if tensor is not None and tensor.ndim
-            ]
-    return f"{type(module).__name__} cannot be divided"
+def _group(
+    places: _Places, units: Sequence[Sequence[int]], parts: Sequence[Part], order: Mapping[str, int]
+) -> ChannelGroup:
+    first = _first_maker(places, parts, order)
+    unit_of = {label: index for index, labels in enumerate(units) for label in labels}
+    slices = tuple(
+        Slices(
+            parts[place].tensor,
+            parts[place].dim,
+            torch.tensor([unit_of.get(label, -1) for label in parts[place].labels.tolist()]),
+        )
+        for place in sorted(places, key=lambda place: place != first)
+    )
+    return ChannelGroup(parts[first].tensor.rpartition(".")[0], len(units), slices)
+
+
+def _sound(stage: nn.Module, example: Any, groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Return the groups whose units act one by one.
+
+    All are tested at once, then by the kind of their layers, which repeats with each block. Of a kind that
+    fails, the groups are tested in halves unless the first one fails, too.
+    """
+    if not groups or _separable(stage, example, groups):
+        return groups
+    kinds: dict[str, list[ChannelGroup]] = {}
+    for group in groups:
+        kinds.setdefault(re.sub(r"\d+", "", group.layer) + f" {len(group.slices)}", []).append(group)
+    found: list[ChannelGroup] = []
+    for of_kind in kinds.values():
+        if _separable(stage, example, of_kind):
+            found += of_kind
+        elif len(of_kind) > 1 and _separable(stage, example, of_kind[:1]):
+            found += _sound_by_halves(stage, example, of_kind)
+    found = [group for group in groups if any(group is other for other in found)]
+    return found if _separable(stage, example, found) else _sound_by_halves(stage, example, found)
+
+
+def _sound_by_halves(stage: nn.Module, example: Any, groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    if not groups or _separable(stage, example, groups):
+        return groups
+    if len(groups) == 1:
+        return []
+    middle = len(groups) // 2
+    halves = [_sound_by_halves(stage, example, half) for half in (groups[:middle], groups[middle:])]
+    both = halves[0] + halves[1]
+    return both if len(both) < len(groups) and _separable(stage, example, both) else halves[0]
 
 
 def kept_indices(groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> dict[str, dict[int, Tensor]]:
@@ -461,7 +341,7 @@ def kept_indices(groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> dict
 
 
 @torch.no_grad()
-def _separable(stage: nn.Module, features: Tensor, groups: Sequence[ChannelGroup]) -> bool:
+def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) -> bool:
     """Return whether the stage without half of each group's units equals the stage that ignores them.
 
     Weights are random, since a branch may start at 0, and norms over several channels are replaced.
@@ -472,12 +352,15 @@ def _separable(stage: nn.Module, features: Tensor, groups: Sequence[ChannelGroup
         values = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
         parameter.copy_(values.to(parameter.device))
     _without_norms_over_channels(trial, groups)
-    kept = [torch.arange(group.units) % 2 == 0 for group in groups]
+    # Not as many units of each part, as an even pattern would hide code that takes equal pieces.
+    kept = [_about_half(group.units) for group in groups]
     present = dict(trial.named_parameters()) | dict(trial.named_buffers())
     indices = {name: dims for name, dims in kept_indices(groups, kept).items() if name in present}
-    example = torch.randn(features[:1].shape, generator=generator).to(features.device)
+    example = tree_map_only(
+        Tensor, lambda part: torch.randn(part.shape, generator=generator).to(part.device), features
+    )
     try:
-        narrow = narrowed(trial, indices)(example.clone())
+        narrow = narrowed(trial, indices)(_cloned(example))
     except Exception:  # a user's stage may raise anything if a shape is not what it expects
         return False
     for name, dims in indices.items():
@@ -485,10 +368,21 @@ def _separable(stage: nn.Module, features: Tensor, groups: Sequence[ChannelGroup
             dropped = torch.ones(present[name].shape[1], dtype=torch.bool)
             dropped[dims[1]] = False
             present[name][:, dropped.to(present[name].device)] = 0
-    expected = trial(example)
-    return narrow.shape == expected.shape and bool(
-        (narrow - expected).abs().max() <= 1e-3 * expected.abs().max()
+    return all(
+        one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
+        for one, other in zip(tree_leaves(narrow), tree_leaves(trial(_cloned(example))), strict=True)
     )
+
+
+def _about_half(units: int) -> Tensor:
+    """Return a bool tensor that keeps the first half of some units, but the last in place of the first."""
+    kept = torch.arange(units) < (units + 1) // 2
+    kept[0], kept[-1] = False, True
+    return kept
+
+
+def _cloned(features: Any) -> Any:
+    return tree_map_only(Tensor, torch.clone, features)
 
 
 def _without_norms_over_channels(trial: nn.Module, groups: Sequence[ChannelGroup]) -> None:

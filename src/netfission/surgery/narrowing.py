@@ -1,11 +1,15 @@
 """Smaller dense layers: a module with only some of its channels, and one that fits given tensors."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+
+from netfission.surgery.heads import NAMES as HEADS
+from netfission.surgery.heads import heads_of, set_heads
 
 
 def narrowed(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.Module:
@@ -32,13 +36,13 @@ def narrowed(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.
         )
     """
     result = copy.deepcopy(module)
-    widths = _head_dims(result)
+    before = _Widths(result)
     for name, dims in kept.items():
         tensor = _get(result, name)
         for dim, indices in dims.items():
             tensor = tensor.index_select(dim, indices.to(tensor.device))
         _set(result, name, tensor)
-    _refresh(result, widths)
+    before.refresh(result)
     return result
 
 
@@ -56,25 +60,12 @@ def fit(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
         >>> layer
         Linear(in_features=3, out_features=2, bias=True)
     """
-    widths = _head_dims(module)
+    before = _Widths(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, shape in shapes.items():
         if name in tensors and tensors[name].ndim == len(shape) and tensors[name].shape[2:] == shape[2:]:
             _set(module, name, tensors[name].new_zeros(shape))
-    _refresh(module, widths)
-
-
-def head_dim(module: nn.Module) -> int | None:
-    """Return the number of channels per head of an attention whose heads can be divided, else None.
-
-    Such an attention has the layout of timm: `qkv` returns queries, keys and values of all heads, `proj` maps
-    the concatenated outputs of the heads, and `num_heads` is their number.
-    """
-    qkv, proj, heads = (getattr(module, name, None) for name in ("qkv", "proj", "num_heads"))
-    if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and isinstance(heads, int)):
-        return None
-    inner = proj.in_features
-    return inner // heads if qkv.out_features == 3 * inner and inner % heads == 0 else None
+    before.refresh(module)
 
 
 def _get(module: nn.Module, name: str) -> Tensor:
@@ -94,12 +85,115 @@ def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(layer, attribute, tensor)
 
 
-def _head_dims(module: nn.Module) -> dict[nn.Module, int]:
-    widths = {layer: head_dim(layer) for layer in module.modules()}
-    return {layer: width for layer, width in widths.items() if width is not None}
+class _Widths:
+    """The widths of the layers of a module, and what its code stores of them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._layers = {
+            name: _width_of(layer) for name, layer in module.named_modules() if isinstance(layer, _LAYERS)
+        }
+
+    def refresh(self, module: nn.Module) -> None:
+        """Set the widths that the module, or a copy of it, stores to those of its tensors."""
+        _refresh(module)
+        of_owner: dict[str, list[tuple[str, _Width, _Width]]] = {}
+        for name, before in self._layers.items():
+            after = _width_of(module.get_submodule(name))
+            for owner in _owners(module, name):
+                of_owner.setdefault(owner, []).append((name, before, after))
+        for owner, widths in of_owner.items():
+            if any(before != after for _, before, after in widths):
+                _set_widths(module.get_submodule(owner), owner, widths)
 
 
-def _refresh(module: nn.Module, head_dims: Mapping[nn.Module, int]) -> None:
+_Width = tuple[int, int]
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def _width_of(layer: nn.Module) -> _Width:
+    """Return the numbers of input and output channels that the weight of a layer has."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.shape[1] * int(getattr(layer, "groups", 1)), weight.shape[0]
+
+
+def _owners(module: nn.Module, layer: str) -> list[str]:
+    """Return the module whose code runs a layer: an attention that contains it, or else its parent."""
+    parents = layer.split(".")[:-1]
+    names = [".".join(parents[:count]) for count in range(len(parents), -1, -1)]
+    for name in names:
+        if heads_of(module.get_submodule(name)) is not None:
+            return [name]
+    plain = (nn.ModuleList, nn.Sequential)
+    return [name for name in names if not isinstance(module.get_submodule(name), plain)][:1]
+
+
+def _set_widths(module: nn.Module, path: str, widths: Sequence[tuple[str, _Width, _Width]]) -> None:
+    """Set the integers that a module stores of the widths of its layers.
+
+    Args:
+        module: whose layers have new widths.
+        path: its name.
+        widths: of each layer, its name and its old and new widths.
+    """
+    heads = new_heads = heads_of(module)
+    pairs = [pair for _, before, after in widths for pair in zip(before, after, strict=True)]
+    if heads is not None:  # the input may be of the same width as all heads together
+        pairs = [(before[1], after[1]) for _, before, after in widths if before[1] != after[1]]
+        last = widths[-1]
+        if not pairs:
+            return
+        if last[1][1] == last[2][1]:
+            pairs.append((last[1][0], last[2][0]))  # what the last layer reads of all heads
+    new_of = dict(sorted(pairs, key=lambda pair: pair[0] != pair[1]))  # those that changed last
+    if heads is not None:
+        inside = len(path) + 1 if path else 0
+        ratios = Counter(
+            Fraction(after[1], before[1])  # the outputs
+            for layer, before, after in widths
+            if before[1] != after[1] and _runs_directly(module, layer[inside:].partition(".")[0])
+        )
+        scaled = heads * ratios.most_common(1)[0][0] if ratios else Fraction(heads)
+        heads, new_heads = (heads, int(scaled)) if scaled.denominator == 1 else (None, None)
+    if heads is not None and new_heads is not None:
+        for name, unit in vars(module).items():
+            if _is_width(unit) and name not in HEADS and ("dim" in name or "width" in name):
+                new_of.setdefault(heads * unit, new_heads * unit)  # a width of all heads
+    for name, value in list(vars(module).items()):
+        if name.startswith("_") or _of_one_head(name):
+            continue
+        if _is_width(value) and value in new_of:
+            setattr(module, name, new_of[value])
+        elif isinstance(value, list | tuple) and value and all(map(_is_width, value)):
+            setattr(module, name, type(value)(_new_sizes(list(value), new_of)))
+    if new_heads is not None and new_heads != heads:
+        set_heads(module, new_heads)
+
+
+def _of_one_head(name: str) -> bool:
+    """Return whether an attribute counts heads or is the width of one, as `num_heads` and `head_dim`."""
+    return name in HEADS or ("head" in name and "all" not in name)
+
+
+def _runs_directly(attention: nn.Module, child: str) -> bool:
+    """Return whether a child is a layer of the attention's own, not an MLP beside it."""
+    part = getattr(attention, child)
+    return isinstance(part, nn.ModuleList) or sum(isinstance(layer, _LAYERS) for layer in part.modules()) == 1
+
+
+def _new_sizes(sizes: list[int], new_of: Mapping[int, int]) -> list[int]:
+    """Return the new sizes of pieces that a layer's output is taken apart into."""
+    result = [new_of.get(size, size) for size in sizes]
+    unknown = [index for index, size in enumerate(sizes) if size not in new_of]
+    if sum(sizes) in new_of and len(unknown) == 1:
+        result[unknown[0]] += new_of[sum(sizes)] - sum(result)
+    return result
+
+
+def _is_width(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1
+
+
+def _refresh(module: nn.Module) -> None:
     """Set the widths that the layers store to those of their tensors."""
     for layer in module.modules():
         match layer:
@@ -120,8 +214,3 @@ def _refresh(module: nn.Module, head_dims: Mapping[nn.Module, int]) -> None:
                 layer.normalized_shape = tuple(layer.weight.shape)
             case nn.PReLU():
                 layer.num_parameters = layer.weight.shape[0]
-    attention: Any
-    for attention, width in head_dims.items():
-        attention.num_heads = attention.proj.in_features // width
-        if hasattr(attention, "attn_dim"):
-            attention.attn_dim = attention.proj.in_features

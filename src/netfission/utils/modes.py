@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from netfission.utils.errors import describe, first_line, invalid
@@ -60,3 +61,20 @@ def input_errors(argument: str, images: Tensor) -> Iterator[None]:
     except Exception as error:  # a user's layers may raise anything
         found = f"{describe(images)} ({first_line(error)})"
         raise invalid(argument, "accepted by the network", found=found) from error
+
+
+@contextmanager
+def without_fused_transformers() -> Iterator[None]:
+    """Run attention and encoder layers as separate products, not as one opaque operation.
+
+    Example:
+        >>> with without_fused_transformers():
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
