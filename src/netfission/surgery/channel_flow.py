@@ -191,7 +191,7 @@ _SPATIAL = {
     aten._upsample_bilinear2d_aa: 2, aten._upsample_bicubic2d_aa: 2, aten._upsample_nearest_exact2d: 2,
     aten.avg_pool3d: 3, aten._adaptive_avg_pool3d: 3, aten.max_pool3d_with_indices: 3,
 }  # fmt: skip
-_ALONG = {aten._softmax, aten._log_softmax, aten.cumsum, aten.sort, aten.glu_backward}
+_ALONG = {aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.sort}
 _POINTWISE = {"_prelu_kernel", "masked_fill", "where", "copy", "rsub", "hardswish", "hardtanh"}
 _REDUCTIONS = {
     aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.var, aten.std,
@@ -694,8 +694,8 @@ def is_norm(module: nn.Module) -> bool:
     return (
         "norm" in type(module).__name__.lower()
         and not isinstance(module, _KNOWN_NORMS)
-        and not any(True for _ in module.children())
-        and any(True for _ in module.parameters())
+        and any(parameter is not None for parameter in module._parameters.values())
+        and not any(True for child in module.children() for _ in child.parameters())
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from netfission.surgery.channel_flow import TORCH_ATTENTION, WHOLE, Flow, Part, follow
+from netfission.surgery.channel_flow import TORCH_ATTENTION, WHOLE, Flow, Part, follow, is_norm
 from netfission.surgery.heads import heads_of
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import narrowed
@@ -289,7 +289,7 @@ def _sound(stage: nn.Module, example: Any, groups: list[ChannelGroup]) -> list[C
     """Return the groups whose units act one by one.
 
     All are tested at once, then by the kind of their layers, which repeats with each block. Of a kind that
-    fails, the groups are tested in halves unless the first one fails, too.
+    fails, the groups are tested in halves unless the first and the last fail, too.
     """
     if not groups or _separable(stage, example, groups):
         return groups
@@ -300,7 +300,7 @@ def _sound(stage: nn.Module, example: Any, groups: list[ChannelGroup]) -> list[C
     for of_kind in kinds.values():
         if _separable(stage, example, of_kind):
             found += of_kind
-        elif len(of_kind) > 1 and _separable(stage, example, of_kind[:1]):
+        elif any(_separable(stage, example, [group]) for group in (of_kind[0], of_kind[-1])):
             found += _sound_by_halves(stage, example, of_kind)
     found = [group for group in groups if any(group is other for other in found)]
     return found if _separable(stage, example, found) else _sound_by_halves(stage, example, found)
@@ -390,6 +390,6 @@ def _without_norms_over_channels(trial: nn.Module, groups: Sequence[ChannelGroup
     each_alone = Conv | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.PReLU
     for path in layers:
         layer = trial.get_submodule(path)
-        if path and not isinstance(layer, each_alone) and not list(layer.children()):
+        if path and not isinstance(layer, each_alone) and (is_norm(layer) or not list(layer.children())):
             parent, _, name = path.rpartition(".")
             setattr(trial.get_submodule(parent), name, nn.Identity())

@@ -59,30 +59,47 @@ def _of_own_width(kind: Any, name: str, heads: int) -> type[nn.Module] | None:
         name: of the attribute that counts heads.
         heads: the number that the width of the input stands for.
     """
-    forward: Any = kind.forward
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
-    except (OSError, TypeError, SyntaxError):  # no source
+    functions = {
+        key: function
+        for parent in reversed(kind.__mro__[: kind.__mro__.index(nn.Module)])
+        for key, function in vars(parent).items()
+        if isinstance(function, FunctionType)
+    }
+    changed = {key: _changed(function, name, heads) for key, function in functions.items()}
+    members: dict[str, Any] = {key: function for key, function in changed.items() if function is not None}
+    if not members:
         return None
-    (function,) = tree.body
-    if not isinstance(function, ast.FunctionDef) or function.decorator_list or forward.__code__.co_freevars:
-        return None
-    change = _Change(name, heads)
-    change.visit(function)
-    if not change.count:
-        return None
-    ast.increment_lineno(tree, forward.__code__.co_firstlineno - 1)
-    module = compile(ast.fix_missing_locations(tree), inspect.getfile(kind), "exec")
-    (code,) = (constant for constant in module.co_consts if isinstance(constant, CodeType))
-    changed = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__)
-    changed.__kwdefaults__ = forward.__kwdefaults__
-    members: dict[str, Any] = {
+    members |= {
         _OLD_HEADS: heads,
-        "forward": changed,
         "__reduce_ex__": _reduce(kind, name, heads),
         "__module__": kind.__module__,
     }
     return type(kind.__name__, (kind,), members)
+
+
+def _changed(function: FunctionType, name: str, heads: int) -> FunctionType | None:
+    """Return a method that takes no width from the input; None if it took none, or cannot be changed."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # no source
+        return None
+    (definition,) = tree.body
+    if (
+        not isinstance(definition, ast.FunctionDef)
+        or definition.decorator_list
+        or function.__code__.co_freevars
+    ):
+        return None
+    change = _Change(name, heads)
+    change.visit(definition)
+    if not change.count:
+        return None
+    ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)
+    module = compile(ast.fix_missing_locations(tree), function.__code__.co_filename, "exec")
+    (code,) = (constant for constant in module.co_consts if isinstance(constant, CodeType))
+    result = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+    result.__kwdefaults__ = function.__kwdefaults__
+    return result
 
 
 def _reduce(kind: Any, name: str, heads: int) -> Callable[..., Any]:

@@ -121,7 +121,8 @@ def _owners(module: nn.Module, layer: str) -> list[str]:
     parents = layer.split(".")[:-1]
     names = [".".join(parents[:count]) for count in range(len(parents), -1, -1)]
     for name in names:
-        if heads_of(module.get_submodule(name)) is not None:
+        part = module.get_submodule(name)
+        if heads_of(part) is not None and any(_runs_directly(part, child) for child in part._modules):
             return [name]
     plain = (nn.ModuleList, nn.Sequential)
     return [name for name in names if not isinstance(module.get_submodule(name), plain)][:1]
@@ -148,8 +149,8 @@ def _set_widths(module: nn.Module, path: str, widths: Sequence[tuple[str, _Width
     if heads is not None:
         inside = len(path) + 1 if path else 0
         ratios = Counter(
-            Fraction(after[1], before[1])  # the outputs
-            for layer, before, after in widths
+            Fraction(after[1], before[1])  # the outputs of all but the last layer, the projection
+            for layer, before, after in (widths[:-1] or widths)
             if before[1] != after[1] and _runs_directly(module, layer[inside:].partition(".")[0])
         )
         scaled = heads * ratios.most_common(1)[0][0] if ratios else Fraction(heads)
@@ -166,7 +167,12 @@ def _set_widths(module: nn.Module, path: str, widths: Sequence[tuple[str, _Width
         elif isinstance(value, list | tuple) and value and all(map(_is_width, value)):
             setattr(module, name, type(value)(_new_sizes(list(value), new_of)))
     if new_heads is not None and new_heads != heads:
-        set_heads(module, new_heads)
+        for part in module.modules():  # the attention, and what adds a bias to each head
+            if heads_of(part) == heads:
+                set_heads(part, new_heads)
+                for name, value in list(vars(part).items()):
+                    if name.endswith("_shape") and isinstance(value, tuple):  # of a bias for each head
+                        setattr(part, name, tuple(new_heads if size == heads else size for size in value))
 
 
 def _of_one_head(name: str) -> bool:
@@ -176,7 +182,9 @@ def _of_one_head(name: str) -> bool:
 
 def _runs_directly(attention: nn.Module, child: str) -> bool:
     """Return whether a child is a layer of the attention's own, not an MLP beside it."""
-    part = getattr(attention, child)
+    part = attention._modules.get(child)
+    if part is None:
+        return False
     return isinstance(part, nn.ModuleList) or sum(isinstance(layer, _LAYERS) for layer in part.modules()) == 1
 
 
