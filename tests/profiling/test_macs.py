@@ -47,8 +47,8 @@ class Function(nn.Module):
 
 
 @pytest.mark.parametrize("case", contract().CASES, ids=lambda case: case.model)
-def test_contract_models_agree_with_pytorchs_counter(case):
-    model = create_model(case.model, 7).eval()
+def test_contract_models_agree_with_pytorchs_counter(case, small_model):
+    model = small_model(case.model, 7).eval()
     images = torch.randn(1, 3, case.side, case.side)
     counter = run_counted(model, images)
     with torch.no_grad():
