@@ -244,6 +244,24 @@ def test_an_operation_that_is_not_followed_is_named() -> None:
     assert coupling.undivided["first.weight"] == "its channels pass through _fft_r2c, which is not followed"
 
 
+def test_a_maximum_over_channels_reads_them_all_and_one_of_two_tensors_each_alone() -> None:
+    class Gated(nn.Module):
+        def __init__(self, gate: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.inner, self.outer, self.gate = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1), gate
+
+        def forward(self, features: Tensor) -> Tensor:
+            inner = self.inner(features)
+            return self.outer(inner * self.gate(inner))
+
+    over_channels = find_coupling(Gated(lambda inner: inner.max(1, keepdim=True).values), FEATURES)
+    assert over_channels.undivided["inner.weight"] == MIXED
+    assert layers(find_coupling(Gated(lambda inner: inner.max(2, keepdim=True)[0]), FEATURES)) == {
+        "inner": 12
+    }
+    assert layers(find_coupling(Gated(lambda inner: torch.max(inner, -inner)), FEATURES)) == {"inner": 12}
+
+
 class _SplitAttention(nn.Module):
     """Attention with layers of its own for queries, keys and values, that takes its width from its input."""
 

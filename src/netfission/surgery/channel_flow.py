@@ -420,7 +420,7 @@ class _Follow(TorchDispatchMode):
         if kind in _ALONG:
             dim = named["dim"] % first.ndim
             return [[flow.merge(labels, [dim]) for labels in self.labels_of(first)]] * 2
-        if _is_pointwise(kind):
+        if _is_pointwise(func):
             return [self._combined([t for t in args if isinstance(t, Tensor)], result.ndim)]
         if kind in _REDUCTIONS:
             return self._reduced(named, first, tree_leaves(result))
@@ -707,13 +707,13 @@ def _marked(mode: _Follow, name: str, layer: nn.Module, forward: Callable[..., A
 
 
 @cache
-def _is_pointwise(kind: Any) -> bool:
+def _is_pointwise(func: Any) -> bool:
     """Return whether an operation acts element by element; the tags of those in place lack it."""
-    name = kind.__name__.removesuffix("_")
+    name = func.overloadpacket.__name__.removesuffix("_")
     if name in _POINTWISE:
         return True
-    packet = getattr(aten, name, kind)
-    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
+    out_of_place = getattr(getattr(aten, name, None), func._overloadname, func)
+    return torch.Tag.pointwise in out_of_place.tags
 
 
 def _bound(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
