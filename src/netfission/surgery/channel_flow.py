@@ -12,8 +12,8 @@ Example:
 
     >>> stage = nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (2, 2)), nn.Softmax(2), nn.Flatten())
     >>> flow = follow(stage, torch.zeros(1, 2))
-    >>> flow.parts[0].tensor, flow.parts[0].labels.tolist()
-    ('0.weight', [1, 2, 3, 4])
+    >>> flow.parts["0.weight", 0].labels.tolist()
+    [1, 2, 3, 4]
     >>> [pairs.t().tolist() for pairs in flow.pairs][0]
     [[1, 2], [3, 4]]
 """
@@ -33,7 +33,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from netfission.utils.modes import in_mode, without_fused_transformers
 
 aten = torch.ops.aten
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WHOLE = 0  # the label of what cannot be left out
 TORCH_ATTENTION = "nn.MultiheadAttention does not allow fewer heads at the same width"
 
@@ -60,14 +59,14 @@ class Flow:
     """What a run has found.
 
     Attributes:
-        parts: where labels lie.
+        parts: tensor and dimension → where labels lie, in the order of the run.
         loose: parameter or buffer that is used outside a layer → labels of all its elements.
         pairs: int64 `(2, n)` tensors: labels that are tied.
         reasons: label → why what is tied to it cannot be left out.
         count: number of labels.
     """
 
-    parts: list[Part] = field(default_factory=list)
+    parts: dict[tuple[str, int], Part] = field(default_factory=dict)
     loose: dict[str, Tensor] = field(default_factory=dict)
     pairs: list[Tensor] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -81,11 +80,8 @@ class Flow:
 
     def add(self, part: Part) -> None:
         """Add a part; if it is there already, as of a layer that runs twice, both are tied."""
-        for other in self.parts:
-            if (other.tensor, other.dim) == (part.tensor, part.dim):
-                self.tie(other.labels, part.labels)
-                return
-        self.parts.append(part)
+        present = self.parts.setdefault((part.tensor, part.dim), part)
+        self.tie(present.labels, part.labels)
 
     def refusal(self, reason: str) -> Tensor:
         """Return a label of what cannot be left out for this reason."""
@@ -133,7 +129,7 @@ def follow(stage: nn.Module, features: Any) -> Flow:
     for tensor in tree_leaves(output):
         for labels in mode.labels_of(tensor):
             flow.keep(labels)
-    for part in flow.parts:
+    for part in flow.parts.values():
         if part.tensor in flow.loose:
             flow.tie(flow.loose[part.tensor].movedim(part.dim, -1), part.labels)
     return flow
@@ -180,7 +176,7 @@ _MOVES = {
     aten.unbind, aten.chunk, aten.narrow, aten.roll, aten.flip, aten.index, aten.index_select, aten.gather,
     aten.repeat, aten.constant_pad_nd, aten.pixel_shuffle, aten.pixel_unshuffle, aten.unfold, aten.im2col,
     aten.channel_shuffle, aten.native_channel_shuffle, aten.diagonal, aten.movedim, aten.rot90,
-    aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d, aten.embedding,
+    aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d,
 }  # fmt: skip
 _VIEWS = {aten.view, aten._unsafe_view, aten._reshape_alias}
 _SPATIAL = {
@@ -333,8 +329,7 @@ class _Follow(TorchDispatchMode):
         elif along is not None:
             flow.add(Part(weight, 1, along))
         flow.add(Part(weight, 0, made, makes=True))
-        for name in others:
-            flow.add(Part(name, 0, made))
+        self._add_all(others, made)
         shape = [1] * result.ndim
         shape[dim] = -1
         self.label(result, [made.view(shape), *passed])
@@ -382,7 +377,8 @@ class _Follow(TorchDispatchMode):
             self._refuse(tensors, f"its channels pass through {kind.__name__}, which is not followed")
             found = [[] for _ in outputs]
         parameters = all(self._is_parameter(t) or not self._is_followed(t) for t in tensors)
-        for tensor, labels in zip(outputs, found, strict=False):
+        for index, tensor in enumerate(outputs):
+            labels = found[index] if index < len(found) else []
             self.label(tensor, [_compact(one) for one in labels])
             if parameters:
                 self._from_parameters[tensor] = True
@@ -413,7 +409,7 @@ class _Follow(TorchDispatchMode):
             mask = named.get("attn_mask", named.get("attn_bias"))
             return [self._attention(args[0], args[1], args[2], mask)]
         if kind in _NORMS:
-            return [self._normed(named, _NORMS[kind], kind)]
+            return [self._normed(named, _NORMS[kind])]
         if kind in _SPATIAL:
             dims = range(first.ndim - _SPATIAL[kind], first.ndim)
             return [[flow.merge(labels, dims) for labels in self.labels_of(first)]] * 2
@@ -428,8 +424,6 @@ class _Follow(TorchDispatchMode):
 
     def _moved(self, kind: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Labels]:
         """Labels move as the elements do."""
-        if kind is aten.embedding:
-            return [[]]
         source, rest = args[0], list(args[1:])
         if kind is aten.constant_pad_nd:
             rest = rest[:1]
@@ -443,7 +437,7 @@ class _Follow(TorchDispatchMode):
                 if index == len(outputs):
                     outputs.append([])
                 outputs[index].append(_compact(tensor.long() - 1))
-        return outputs or [[]] * 1000
+        return outputs
 
     def _joined(self, kind: Any, tensors: Sequence[Tensor], dim: int, result: Tensor) -> Labels:
         """Labels of tensors that are concatenated or stacked."""
@@ -536,8 +530,6 @@ class _Follow(TorchDispatchMode):
         self, named: Mapping[str, Any], source: Tensor, results: Sequence[Any]
     ) -> list[Labels] | None:
         """Labels of a sum, a mean, a maximum over dimensions."""
-        if not isinstance(source, Tensor):
-            return None
         dims = named.get("dim")
         dims = range(source.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
         dims = [dim % max(source.ndim, 1) for dim in dims]
@@ -551,7 +543,7 @@ class _Follow(TorchDispatchMode):
             found.append(labels)
         return found
 
-    def _normed(self, named: Mapping[str, Any], dim: int, kind: Any) -> Labels:
+    def _normed(self, named: Mapping[str, Any], dim: int) -> Labels:
         """Labels of normalised features, where the tensors of the norm belong to the channels."""
         features, flow = named["input"], self._flow
         if not self._is_followed(features):
@@ -568,13 +560,10 @@ class _Follow(TorchDispatchMode):
         for labels in self.labels_of(features):
             others = [d for d in _varies(labels) if d not in dims]
             along = labels.shape[dims[0]] > 1 and not several
-            if kind is aten.native_group_norm and along and not others:
-                groups = int(named["group"])
-                if groups > 1:
-                    size = labels.shape[1]
-                    flow.merge(labels.reshape(groups, size // groups), [1])
-                self._add_all(own, labels)
-            elif along and not others:
+            if along and not others:
+                groups = int(named.get("group", 1))
+                if groups > 1:  # a group norm; with one group it is over all channels, as a layer norm
+                    flow.merge(labels.reshape(groups, -1), [1])
                 self._add_all(own, labels)
             elif others and dim < 0:
                 labels = flow.merge(labels, dims)  # the same norm for each head

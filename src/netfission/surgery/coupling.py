@@ -26,7 +26,7 @@ MIXED = "its channels do not act one by one"
 COUPLED_TWICE = "its channels are coupled in more than one way"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slices:
     """Where the channels of a group lie in one tensor.
 
@@ -53,7 +53,7 @@ class Slices:
         return units[self.units.clamp(min=0)] | (self.units < 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two with equal tensors are not the same group
 class ChannelGroup:
     """Coupled internal channels of a stage, in units that can be kept or left out one by one.
 
@@ -152,7 +152,9 @@ def _channel_groups(stage: nn.Module, flow: Flow) -> tuple[list[ChannelGroup], d
     kept = {int(classes[label]): reason for label, reason in flow.reasons.items()}
     kept[int(classes[WHOLE])] = ON_INTERFACE
     shared = torch.bincount(classes, minlength=flow.count) > 1
-    parts = [Part(part.tensor, part.dim, _of(classes, part.labels), part.makes) for part in flow.parts]
+    parts = [
+        Part(part.tensor, part.dim, _of(classes, part.labels), part.makes) for part in flow.parts.values()
+    ]
     for name, labels in flow.loose.items():
         part = _part_of_loose(name, classes[labels], shared)
         if isinstance(part, Part):
@@ -209,9 +211,10 @@ def _part_of_loose(name: str, classes: Tensor, shared: Tensor) -> Part | set[int
         The part, or the classes that lie along several dimensions.
     """
     used = shared[classes]
-    for dim in [dim for dim, size in enumerate(classes.shape) if size > 1]:
-        rows = classes.movedim(dim, 0).flatten(1) if classes.ndim > 1 else classes[:, None]
-        is_used = used.movedim(dim, 0).flatten(1) if classes.ndim > 1 else used[:, None]
+    for dim, size in enumerate(classes.shape):
+        if size == 1:
+            continue
+        rows, is_used = (tensor.movedim(dim, 0).reshape(size, -1) for tensor in (classes, used))
         largest = rows.masked_fill(~is_used, -1).amax(1)
         smallest = rows.masked_fill(~is_used, torch.iinfo(torch.int64).max).amin(1)
         if bool(((largest == smallest) | (largest < 0)).all()):
@@ -302,7 +305,7 @@ def _sound(stage: nn.Module, example: Any, groups: list[ChannelGroup]) -> list[C
             found += of_kind
         elif any(_separable(stage, example, [group]) for group in (of_kind[0], of_kind[-1])):
             found += _sound_by_halves(stage, example, of_kind)
-    found = [group for group in groups if any(group is other for other in found)]
+    found = [group for group in groups if group in found]
     return found if _separable(stage, example, found) else _sound_by_halves(stage, example, found)
 
 

@@ -96,17 +96,23 @@ class _Widths:
     def refresh(self, module: nn.Module) -> None:
         """Set the widths that the module, or a copy of it, stores to those of its tensors."""
         _refresh(module)
-        of_owner: dict[str, list[tuple[str, _Width, _Width]]] = {}
+        of_owner: dict[str, list[_Change]] = {}
         for name, before in self._layers.items():
-            after = _width_of(module.get_submodule(name))
-            for owner in _owners(module, name):
-                of_owner.setdefault(owner, []).append((name, before, after))
-        for owner, widths in of_owner.items():
-            if any(before != after for _, before, after in widths):
-                _set_widths(module.get_submodule(owner), owner, widths)
+            owner = _owner(module, name)
+            if owner is not None:
+                change = (
+                    name.removeprefix(owner).removeprefix("."),
+                    before,
+                    _width_of(module.get_submodule(name)),
+                )
+                of_owner.setdefault(owner, []).append(change)
+        for owner, changes in of_owner.items():
+            if any(before != after for _, before, after in changes):
+                _set_widths(module.get_submodule(owner), changes)
 
 
-_Width = tuple[int, int]
+_Width = tuple[int, int]  # numbers of input and output channels
+_Change = tuple[str, _Width, _Width]  # name of a layer, its widths before and after
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -116,49 +122,65 @@ def _width_of(layer: nn.Module) -> _Width:
     return weight.shape[1] * int(getattr(layer, "groups", 1)), weight.shape[0]
 
 
-def _owners(module: nn.Module, layer: str) -> list[str]:
-    """Return the module whose code runs a layer: an attention that contains it, or else its parent."""
+def _owner(module: nn.Module, layer: str) -> str | None:
+    """Return the module whose code runs a layer: an attention that contains it, or else its parent.
+
+    None if there are only containers around it.
+    """
     parents = layer.split(".")[:-1]
     names = [".".join(parents[:count]) for count in range(len(parents), -1, -1)]
-    for name in names:
-        part = module.get_submodule(name)
-        if heads_of(part) is not None and any(_runs_directly(part, child) for child in part._modules):
-            return [name]
-    plain = (nn.ModuleList, nn.Sequential)
-    return [name for name in names if not isinstance(module.get_submodule(name), plain)][:1]
+    around = {name: module.get_submodule(name) for name in names}
+    attentions = (
+        name
+        for name, part in around.items()
+        if heads_of(part) is not None and any(_runs_directly(part, child) for child in part._modules)
+    )
+    others = (name for name, part in around.items() if not isinstance(part, nn.ModuleList | nn.Sequential))
+    return next(attentions, next(others, None))
 
 
-def _set_widths(module: nn.Module, path: str, widths: Sequence[tuple[str, _Width, _Width]]) -> None:
-    """Set the integers that a module stores of the widths of its layers.
-
-    Args:
-        module: whose layers have new widths.
-        path: its name.
-        widths: of each layer, its name and its old and new widths.
-    """
-    heads = new_heads = heads_of(module)
-    pairs = [pair for _, before, after in widths for pair in zip(before, after, strict=True)]
-    if heads is not None:  # the input may be of the same width as all heads together
-        pairs = [(before[1], after[1]) for _, before, after in widths if before[1] != after[1]]
-        last = widths[-1]
-        if not pairs:
-            return
-        if last[1][1] == last[2][1]:
-            pairs.append((last[1][0], last[2][0]))  # what the last layer reads of all heads
-    new_of = dict(sorted(pairs, key=lambda pair: pair[0] != pair[1]))  # those that changed last
-    if heads is not None:
-        inside = len(path) + 1 if path else 0
-        ratios = Counter(
-            Fraction(after[1], before[1])  # the outputs of all but the last layer, the projection
-            for layer, before, after in (widths[:-1] or widths)
-            if before[1] != after[1] and _runs_directly(module, layer[inside:].partition(".")[0])
-        )
-        scaled = heads * ratios.most_common(1)[0][0] if ratios else Fraction(heads)
-        heads, new_heads = (heads, int(scaled)) if scaled.denominator == 1 else (None, None)
-    if heads is not None and new_heads is not None:
+def _set_widths(module: nn.Module, changes: Sequence[_Change]) -> None:
+    """Set the integers that a module stores of the widths of its layers."""
+    heads = heads_of(module)
+    if heads is None:
+        pairs = [pair for _, before, after in changes for pair in zip(before, after, strict=True)]
+        _set_sizes(module, _by_old(pairs))
+        return
+    pairs = [(before[1], after[1]) for _, before, after in changes if before[1] != after[1]]
+    if not pairs:
+        return  # only its input has another width
+    _, before, after = changes[-1]
+    if before[1] == after[1]:
+        pairs.append((before[0], after[0]))  # what the output projection reads of all heads
+    new_of = _by_old(pairs)
+    new_heads = _new_heads(module, changes, heads)
+    if new_heads is not None:
         for name, unit in vars(module).items():
             if _is_width(unit) and name not in HEADS and ("dim" in name or "width" in name):
                 new_of.setdefault(heads * unit, new_heads * unit)  # a width of all heads
+    _set_sizes(module, new_of)
+    if new_heads is not None and new_heads != heads:
+        _set_all_heads(module, heads, new_heads)
+
+
+def _by_old(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Return old width → new width; if layers of one width differ, those that changed count."""
+    return dict(sorted(pairs, key=lambda pair: pair[0] != pair[1]))
+
+
+def _new_heads(attention: nn.Module, changes: Sequence[_Change], heads: int) -> int | None:
+    """Return the number of heads after changes of its layers; None if it is no integer."""
+    ratios = Counter(
+        Fraction(after[1], before[1])  # the outputs of all but the last layer, the projection
+        for layer, before, after in (changes[:-1] or changes)
+        if before[1] != after[1] and _runs_directly(attention, layer.partition(".")[0])
+    )
+    scaled = heads * ratios.most_common(1)[0][0] if ratios else Fraction(heads)
+    return int(scaled) if scaled.denominator == 1 else None
+
+
+def _set_sizes(module: nn.Module, new_of: Mapping[int, int]) -> None:
+    """Replace the widths among the attributes of a module, except those of one head."""
     for name, value in list(vars(module).items()):
         if name.startswith("_") or _of_one_head(name):
             continue
@@ -166,13 +188,16 @@ def _set_widths(module: nn.Module, path: str, widths: Sequence[tuple[str, _Width
             setattr(module, name, new_of[value])
         elif isinstance(value, list | tuple) and value and all(map(_is_width, value)):
             setattr(module, name, type(value)(_new_sizes(list(value), new_of)))
-    if new_heads is not None and new_heads != heads:
-        for part in module.modules():  # the attention, and what adds a bias to each head
-            if heads_of(part) == heads:
-                set_heads(part, new_heads)
-                for name, value in list(vars(part).items()):
-                    if name.endswith("_shape") and isinstance(value, tuple):  # of a bias for each head
-                        setattr(part, name, tuple(new_heads if size == heads else size for size in value))
+
+
+def _set_all_heads(attention: nn.Module, heads: int, new_heads: int) -> None:
+    """Set the number of heads of an attention, and of what adds a bias to each of its heads."""
+    for part in attention.modules():
+        if heads_of(part) == heads:
+            set_heads(part, new_heads)
+            for name, value in list(vars(part).items()):
+                if name.endswith("_shape") and isinstance(value, tuple):  # of a bias for each head
+                    setattr(part, name, tuple(new_heads if size == heads else size for size in value))
 
 
 def _of_one_head(name: str) -> bool:
