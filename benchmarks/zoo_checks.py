@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import netfission as nf
 from netfission.grouping import channels
 from netfission.profiling.cost import count
+from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.masks import kept_masks, prunable_weights
 from netfission.surgery.narrowing import narrowed
 from netfission.utils.errors import first_line
@@ -431,13 +432,18 @@ def _is_norm_over_channels(layer: nn.Module) -> bool:
     return not (isinstance(layer, nn.GroupNorm) and layer.num_groups > 1)
 
 
-def _difference_of(pair: tuple[nn.Module, nn.Module], features: Tensor) -> float:
-    expected, found = (module(features.clone()) for module in pair)
-    difference = relative_difference(found, expected)
+def _difference_of(pair: tuple[nn.Module, nn.Module], features: Features) -> float:
+    expected, found = (module(map_tensors(Tensor.clone, features)) for module in pair)
+    difference = _largest_difference(found, expected)
     if not difference <= TOLERANCE:  # rounding adds up over many layers, an error stays
-        expected, found = (module.double()(features.double()) for module in pair)
-        difference = relative_difference(found, expected)
+        expected, found = (module.double()(map_tensors(Tensor.double, features)) for module in pair)
+        difference = _largest_difference(found, expected)
     return difference
+
+
+def _largest_difference(found: Features, expected: Features) -> float:
+    pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
+    return max(relative_difference(*pair) for pair in pairs)
 
 
 def _check_partition(paths: Sequence[nn.Module]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.grouping.base import RepeatedLayer
+from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.surgery.plain import check_plain
 from netfission.utils.errors import check_choice, invalid
@@ -30,12 +31,12 @@ class ExitPath(MaskedModule):
         self.head = head
 
     def forward(
-        self, features: Tensor, keep: Sequence[int] | None = None
-    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        self, features: Features, keep: Sequence[int] | None = None
+    ) -> Tensor | tuple[Tensor, list[Features]]:
         """Map features at the branch point to logits `(batch, classes)`.
 
         Args:
-            features: input of the first stage.
+            features: input of the first stage: a tensor, or a tuple if the stages pass on several.
             keep: numbers of stages, counted from 1, whose features are returned as well; 0 for the input.
 
         Returns:

@@ -193,6 +193,18 @@ class KeepsResidual(nn.Module):
         return (self.fourth(x) + x) * view
 
 
+class ReadsResidual(nn.Module):
+    """A convolution whose residual is its own input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return x + self.second(x)
+
+
 class DependsOnData(nn.Module):
     """Cannot be traced."""
 
@@ -240,7 +252,7 @@ def network_of(*stages: nn.Module, to_maps: nn.Module | None = None) -> FissionN
     )
 
 
-@pytest.mark.parametrize("stage", [Awkward, KeepsResidual, DependsOnData])
+@pytest.mark.parametrize("stage", [Awkward, KeepsResidual, ReadsResidual, DependsOnData])
 def test_what_cannot_be_folded_or_fused_is_kept(stage: type[nn.Module]) -> None:
     torch.manual_seed(0)
     net = network_of(stage(), stage())

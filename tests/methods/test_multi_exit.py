@@ -99,6 +99,15 @@ def test_a_transformer_s_tokens_are_averaged():
     assert (exit_.positions, exit_.linear.in_features) == ((1,), 192)
 
 
+def test_equal_blocks_are_divided_into_as_many_groups_as_there_are_exits():
+    blocks = [nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1)) for _ in range(8)]
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+    of_blocks = BuildPlan(lambda seed: model, FissionConfig(exits=4), torch.rand(2, 3, 8, 8))
+    network = find_method(CONFIG).build(of_blocks)
+    assert network(torch.rand(2, 3, 8, 8)).shape == (2, 4, 10)
+    assert network.single.stage_names == ("1", "3", "5", "7")
+
+
 def test_the_same_seed_gives_the_same_network_and_the_global_generator_stays():
     made = plan(seed=3)
     before = torch.get_rng_state()

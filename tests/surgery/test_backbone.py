@@ -3,8 +3,10 @@
 import copy
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import timm
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import prunable_weights
@@ -428,6 +431,207 @@ def test_no_stage_lies_in_the_stem_or_is_one_downsampling_layer(spoil: str) -> N
     assert {name.partition(".")[0] for name, _ in backbone.stem.named_parameters()} == {"stem"}
 
 
+class Unit(nn.Sequential):
+    """Two layers that halve the sides of an image, with or without a branch around a third."""
+
+    def __init__(self, inputs: int, branch: bool) -> None:
+        super().__init__(nn.Conv2d(inputs, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.branch = nn.Conv2d(4, 4, 1) if branch else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self[2](self[1](self[0](images)))
+        return features if self.branch is None else features + self.branch(features)
+
+
+class Wide(Unit):
+    pass
+
+
+class Deep(Unit):
+    pass
+
+
+class Head(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        ([Unit(3, False), Unit(4, False), Wide(4, True), Deep(4, True), nn.Sequential(Unit(4, True))], "234"),
+        ([Unit(3, False), Unit(4, True), Unit(4, True), Unit(4, True)], "0123"),  # blocks without a stem
+        ([Unit(3, False), Unit(4, False), Unit(4, False)], "012"),  # no branch at all
+    ],
+)
+def test_a_chain_before_the_first_branch_is_the_stem_unless_its_blocks_go_on(
+    units: list[nn.Module], expected: str
+) -> None:
+    model = nn.Sequential(*units, Head())
+    assert cut(model, torch.randn(2, 3, 64, 64)).stage_names == tuple(expected)
+
+
+def by_pattern(coarse: bool) -> dict[str, str]:
+    return {"stem": r"^stem|stage1\.", "blocks": r"^stage(\d)"}
+
+
+def by_function(coarse: bool) -> Callable[[str], int]:
+    return lambda name: int(name.partition(".")[0].removeprefix("stage")) - 1
+
+
+@pytest.mark.parametrize("group_matcher", [by_pattern, by_function])
+def test_no_stage_lies_in_what_timm_calls_the_stem(
+    group_matcher: Callable[[bool], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Chain()
+    model.stage1, model.stage2, model.stage3 = Unit(4, True), Unit(4, True), Unit(4, True)
+    model.stage4 = Unit(4, True)
+    monkeypatch.setattr(
+        Chain,
+        "features",
+        lambda self, images: self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images))))),
+    )
+    images = torch.randn(2, 3, 64, 64)
+    assert cut(model, images).stage_names == (*STAGES, "stage4")
+    model.group_matcher = group_matcher  # type: ignore[assignment]
+    assert cut(model, images).stage_names == ("stage2", "stage3", "stage4")
+
+
+class Permute(nn.Module):
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.permute(*self.dims)
+
+
+class ToTokens(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.flatten(2).transpose(1, 2)
+
+
+class ToMap(nn.Module):
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
+
+
+class Mixer(nn.Sequential):
+    """A residual block on the last dimension."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = features + super().forward(features)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["tokens", "channels last"])
+def test_maps_and_tokens_of_one_number_of_positions_are_one_stage(kind: str) -> None:
+    """In stages that embed maps of channels first, and mix them in another form."""
+    modules: dict[str, nn.Module] = {}
+    for number, side in ((1, 16), (2, 8), (3, 4)):
+        channels = 3 if number == 1 else 4
+        modules[f"embed{number}"] = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+        )
+        tokens = kind == "tokens"
+        modules[f"turn{number}"] = ToTokens() if tokens else Permute(0, 2, 3, 1)
+        modules[f"mixer{number}"] = Mixer()
+        modules[f"back{number}"] = ToMap(side) if tokens else Permute(0, 3, 1, 2)
+    model = nn.Sequential(OrderedDict(modules))
+    model.add_module("head", Head())
+    stages = cut(model, torch.randn(2, 3, 32, 32)).stage_names
+    assert [name[-1] for name in stages] == ["1", "2", "3"]
+
+
+# --- several live tensors ----------------------------------------------------------------------------
+
+
+class SkipOverStage(Chain):
+    def features(self, images: Tensor) -> Tensor:
+        first = self.stage1(self.stem(images))
+        second = self.stage2(first)
+        features: Tensor = self.stage3(second + F.avg_pool2d(first, 2))
+        return features
+
+
+class TwoBranches(Chain):
+    """Stages that read and return a list; the second tensor has two rows per image."""
+
+    class Stage(nn.Module):
+        def __init__(self, stage: nn.Module, in_place: bool) -> None:
+            super().__init__()
+            self.stage = stage
+            self.rows = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+            self.in_place = in_place
+
+        def forward(self, pair: list[Tensor]) -> list[Tensor]:
+            pair[0] = self.stage(pair[0])
+            rows = pair[0].mean((2, 3)).repeat_interleave(2, 0)
+            before = pair[1].mul_(2) if self.in_place else pair[1] * 2
+            return [pair[0], self.rows(before + rows[:, None])]
+
+    def __init__(self, in_place: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.stage1 = self.Stage(self.stage1, in_place)
+            self.stage2 = self.Stage(self.stage2, in_place)
+            self.stage3 = self.Stage(self.stage3, in_place)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        count = images.shape[0]
+        pair = [features, features.mean(3).transpose(1, 2).reshape(2 * count, -1, 4)]
+        maps, rows = self.stage3(self.stage2(self.stage1(pair)))
+        logits: Tensor = self.fc(maps.mean((2, 3)) + rows.reshape(count, -1, 4).sum(1))
+        return logits
+
+
+@pytest.mark.parametrize("make", [SkipOverStage, TwoBranches])
+def test_parts_pass_on_several_tensors_with_a_row_per_image(make: Callable[[], Chain]) -> None:
+    model = make()
+    backbone = cut(model, IMAGES, None if make is TwoBranches else STAGES).eval()
+    assert backbone.stage_names == STAGES
+    features = backbone.stages[0](backbone.stem(IMAGES))
+    if make is TwoBranches:
+        assert [tuple(tensor.shape) for tensor in features] == [(4, 4, 8, 8), (4, 2, 4, 4)]
+    else:
+        features = backbone.stages[1](features)
+        assert [tuple(tensor.shape) for tensor in features] == [(4, 4, 8, 8), (4, 4, 4, 4)]
+    for count in (1, 3):
+        for training in (False, True):
+            images = IMAGES[:count]
+            assert torch.equal(run(backbone, images, training)[0], run(model, images, training)[0])
+
+
+@pytest.mark.parametrize("grouping", ["channels", "weights", "copies"])
+def test_networks_of_several_live_tensors_are_divided_deployed_and_stopped_early(grouping: str) -> None:
+    net, twin = (
+        nf.fission(TwoBranches(in_place), 3, grouping=grouping, example_input=IMAGES)
+        for in_place in (True, False)
+    )
+    net(IMAGES).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    twin(IMAGES)  # the statistics of norms move
+    expected = twin.eval()(IMAGES).detach()
+    assert torch.equal(net.eval()(IMAGES), expected)
+    for joined in (False, True):
+        assert torch.allclose(nf.deploy(net, IMAGES, joined=joined)(IMAGES), expected, atol=1e-5)
+    order = list(range(3))
+    confidence = step_by_step(expected, order, "margin")[1][:, 0]
+    cascade = nf.Cascade(net, [float(confidence.median()), 0.0], order=order).eval()
+    assert cascade.run(IMAGES).exits_used.unique().tolist() == [1, 2]
+    alone = torch.cat([cascade(image[None]) for image in IMAGES])
+    assert torch.allclose(cascade(IMAGES), alone, atol=1e-5)
+
+
 # --- what is refused, and how -----------------------------------------------------------------------
 
 
@@ -456,14 +660,6 @@ class NamedOutput(Chain):
 class Dense(Chain):
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images)
-
-
-class SkipOverStage(Chain):
-    def features(self, images: Tensor) -> Tensor:
-        first = self.stage1(self.stem(images))
-        second = self.stage2(first)
-        features: Tensor = self.stage3(second + F.avg_pool2d(first, 2))
-        return features
 
 
 class Tied(Chain):
@@ -537,12 +733,7 @@ def mlp() -> nn.Module:
             ["stage2", "stage1"],
             r"^stages must be in the order the modules run, got \['stage2', 'stage1'\]$",
         ),
-        (
-            SkipOverStage,
-            list(STAGES),
-            r"^stages must be modules .*, got 'stage2', .* try \['stage1', 'stage3.0', 'stage3'\]",
-        ),
-        (Recurrent, ["stage1", "stage2"], r"'stage1'.* cannot end a stage"),
+        (Recurrent, ["stage1", "stage2"], r"^stages must be modules that run once.*'stage1'.* try \['stage"),
         (Unused, list(STAGES), r"'stage3'.* cannot end a stage"),
         (Tied, None, r"^stages must be .*, got 'stage\d.4.weight', used in 'stage1' and in 'stage3'$"),
         (

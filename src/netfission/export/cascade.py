@@ -26,6 +26,7 @@ from netfission.export.predictor import INPUT, make_exportable
 from netfission.inference.cascade import Cascade, Rule, cascade_confidence, exit_costs, step_by_step
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork
+from netfission.surgery.features import Features
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
 
@@ -137,15 +138,23 @@ class Step(nn.Module):
         exit_logits = [] if before is None else list(before.unbind(dim=1))
         if before is None:
             start = self.cascade.network.stem(self.normalise(start))
-        features = {self._start: start}
+        features: dict[int, Features] = {self._start: start}
         exit_logits.append(self.cascade.run_exit(self.step, features))
         logits = torch.stack(exit_logits, dim=1)
         mean = logits.mean(dim=1)
         probabilities = (mean / self.temperature).softmax(dim=1)
         confidence = cascade_confidence(exit_logits, mean, len(self.cascade.order), self.cascade.rule)
-        new_features = (features[depth] for depth in self._new_depths)
+        new_features = (_one_tensor(features[depth]) for depth in self._new_depths)
         outputs = [probabilities, mean.argmax(dim=1), confidence, logits, *new_features]
         return dict(zip(self.outputs, outputs, strict=True))
+
+
+def _one_tensor(features: Features) -> Tensor:
+    if isinstance(features, tuple):
+        expected = "of a network whose stages give one tensor each to export a cascade"
+        found = f"stages that give {len(features)} tensors"
+        raise invalid("run", expected, found=found, hint="export the whole network")
+    return features
 
 
 def export_cascade(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netfission.config import FissionConfig
 from netfission.profiling.macs import macs_by_weight
 from netfission.surgery.coupling import ChannelGroup, Coupling, find_coupling
+from netfission.surgery.features import Features
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Stage:
 
     Attributes:
         module: features → features.
-        features: an example of its input, batch first.
+        features: an example of its input, batch first; a tuple if the stage reads several tensors.
 
     Example:
         >>> Stage(nn.Conv2d(8, 8, 1, bias=False), torch.zeros(1, 8, 4, 4)).macs
@@ -28,7 +29,7 @@ class Stage:
     """
 
     module: nn.Module
-    features: Tensor
+    features: Features
 
     @cached_property
     def coupling(self) -> Coupling:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from netfission.ensemble import as_logits
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
+from netfission.surgery.features import Features, map_tensors
 from netfission.surgery.plain import check_plain
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode, input_errors
@@ -160,7 +161,8 @@ class Cascade(nn.Module):
                 found="train mode",
                 hint="call cascade.eval() first",
             )
-        features = {0: self.network.stem(images)}  # depth: stages of exit 0 that were run → their features
+        # depth: stages of exit 0 that were run → their features
+        features: dict[int, Features] = {0: self.network.stem(images)}
         exit_logits: list[Tensor] = []  # of the images that continue, one entry per exit so far
         rows: Tensor | None = None  # their indices in the batch; None until some have stopped
         mean: Tensor | None = None
@@ -182,7 +184,7 @@ class Cascade(nn.Module):
             features = {depth: _select(kept, continuing) for depth, kept in features.items()}
         return CascadeOutput(logits, used)
 
-    def run_exit(self, step: int, features: dict[int, Tensor]) -> Tensor:
+    def run_exit(self, step: int, features: dict[int, Features]) -> Tensor:
         """Run one exit, from the features that earlier steps kept.
 
         Args:
@@ -402,7 +404,7 @@ def _cheapest_order(trunk: Sequence[Macs], rests: Sequence[Macs], depths: Sequen
 def _count_parts(network: FissionNetwork, image: Tensor) -> tuple[list[Macs], list[Macs]]:
     """Count the MACs of the stem and each stage of exit 0, and of what each exit runs after its branch."""
     trunk = []
-    features = [image]
+    features: list[Features] = [image]
     with in_mode(network, training=False), input_errors("example_input", image):
         for part in (network.stem, *_path(network, 0).stages):
             trunk.append(count_macs(part, features[-1]))
@@ -442,9 +444,12 @@ def _widened(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _select(features: Tensor, rows: Tensor) -> Tensor:
+def _select(features: Features, rows: Tensor) -> Features:
     # On a CPU index_select is twice as fast, but it loses a channels-last layout.
-    return features.index_select(0, rows) if features.is_contiguous() else features[rows]
+    def of_tensor(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, rows) if tensor.is_contiguous() else tensor[rows]
+
+    return map_tensors(of_tensor, features)
 
 
 def _check_network(network: nn.Module) -> None:

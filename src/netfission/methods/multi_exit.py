@@ -1,6 +1,7 @@
 """Exits without fission: one whole network with auxiliary classifiers on its early features."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method
 from netfission.methods.checks import check_several_exits, unsuitable_model
 from netfission.methods.fission import FissionMethod
 from netfission.network import FissionNetwork
-from netfission.surgery.backbone import resolve_branches
+from netfission.surgery.backbone import cut, resolve_branches
+from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.utils.modes import in_mode
 
@@ -41,6 +43,13 @@ class EarlyExit(nn.Module):
         """Map features to logits `(batch, classes)`."""
         logits: Tensor = self.linear(features.mean(dim=self.positions))
         return logits
+
+
+def _one_tensor(features: Features) -> Tensor:
+    if isinstance(features, tuple):
+        found = f"stages that give {len(features)} tensors"
+        raise unsuitable_model("multi-exit", "a network whose stages give one tensor each", found)
+    return features
 
 
 def _positions(features: Tensor) -> tuple[int, ...]:
@@ -84,7 +93,7 @@ class MultiExit(MaskedModule):
         return torch.stack([logits, *early], dim=1)
 
 
-def run_through(single: FissionNetwork, images: Tensor) -> tuple[list[Tensor], Tensor]:
+def run_through(single: FissionNetwork, images: Tensor) -> tuple[list[Features], Tensor]:
     """Return the features after the stem and after each stage of a network of one exit, and its logits.
 
     Example:
@@ -132,12 +141,20 @@ class MultiExitMethod(Method):
         """
         exits = plan.fission.exits
         self.check(plan.fission)
-        single = FissionMethod(self.config).build(plan.with_one_exit())
-        assert isinstance(single, FissionNetwork)
+        single = self._single(plan, plan.fission.stages)
+        if plan.fission.stages is None and len(single.stage_names) < exits:  # equal blocks in more groups
+            names = cut(plan.create(plan.fission.seed), plan.example, exits=exits).stage_names
+            single = self._single(plan, list(names))
         branches = resolve_branches(plan.fission.branch_after, exits, single.stage_names)
         with in_mode(single, training=False), torch.no_grad():
             features, logits = run_through(single, plan.example)
         with torch.random.fork_rng([]):
             torch.manual_seed(plan.fission.seed)
-            early = [EarlyExit(features[after], logits.shape[1]) for after in branches]
+            early = [EarlyExit(_one_tensor(features[after]), logits.shape[1]) for after in branches]
         return MultiExit(single, branches, early)
+
+    def _single(self, plan: BuildPlan, stages: list[str] | None) -> FissionNetwork:
+        one = plan.with_one_exit()
+        single = FissionMethod(self.config).build(replace(one, fission=replace(one.fission, stages=stages)))
+        assert isinstance(single, FissionNetwork)
+        return single

@@ -110,7 +110,7 @@ class NarrowMethod(Method):
             else self.config.branch_groups
         )
         self.check(fission)
-        backbone = cut(plan.create(fission.seed), plan.example, fission.stages)
+        backbone = cut(plan.create(fission.seed), plan.example, fission.stages, fission.exits)
         together = [1] * (fission.exits - 1)
         after, *others = resolve_branches(
             together if fission.branch_after is None else fission.branch_after,

@@ -1,24 +1,27 @@
 """Cut any traceable classifier into stem → stages → head.
 
-A *cut* is a point of the forward pass after which only one tensor is live. The model is traced twice with
-torch.fx. The first trace goes into every module, to find the cuts. The second goes only as deep as the
-chosen cuts need, so that everything between them runs as the model's own modules, in train or eval mode.
+A *cut* is a point of the forward pass after which only one tensor is live, or several if a model has too few
+such points. The model is traced twice with torch.fx. The first trace goes into every module, to find the
+cuts. The second goes only as deep as the chosen cuts need, so that everything between them runs as the
+model's own modules, in train or eval mode.
 """
 
 import copy
+import itertools
 import warnings
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.plain import check_plain, logits_hint
 from netfission.surgery.splitting import not_a_classifier, split
 from netfission.surgery.stages import find_stages
 from netfission.surgery.tracing import attempts
-from netfission.utils.errors import first_line, invalid
+from netfission.utils.errors import describe, first_line, invalid
 from netfission.utils.modes import in_mode, input_errors
 
 _OWN_PARTS = "a netfission.Backbone of your own parts"
@@ -33,7 +36,8 @@ class Backbone(nn.Module):
 
     Attributes:
         stem: images → features; what comes before the first stage.
-        stages: modules, each of which reads only the output of the one before.
+        stages: modules, each of which reads only the output of the one before: a tensor, or a tuple of
+            tensors, each with the batch first.
         head: features of the last stage → logits `(batch, classes)`.
         stage_names: a name for each stage; `cut` takes the name of the module that ends the stage.
 
@@ -172,21 +176,22 @@ def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | No
     if unknown or not names or len(set(names)) < len(names):
         hint = f"there is no {unknown[0]!r}, {_offer(root, example_input)}" if unknown else ""
         raise invalid("stages", f"distinct names of modules of {type(root).__name__}", names, hint=hint)
+    offer = (lambda: "") if stages is None else cache(partial(_offer, root, example_input))
+    ways = [cache(attempt) for attempt in attempts(root, example_input, names)]
     refused: list[ValueError] = []
     untraceable: list[ValueError] = []
-    offer = (lambda: "") if stages is None else partial(_offer, root, example_input)
-    for attempt in attempts(root, example_input, names):
+    for several, way in itertools.product((False, True), ways):
         try:
-            tracer, graph = attempt()
+            tracer, graph = way()
         except Exception as error:  # a user's model may raise anything while it is traced
             untraceable.append(_untraceable(root, error))
             continue
         try:
-            stem, *parts, head = split(root, tracer, graph, names, offer)
+            stem, *parts, head = split(root, tracer, graph, names, offer, several=several)
             return _checked(root, Backbone(stem, parts, head, names), example_input)
         except ValueError as error:
             refused.append(error)
-    raise [*refused, *untraceable][0]
+    raise refused[-1] if refused else untraceable[0]
 
 
 def _offer(model: nn.Module, example_input: Tensor) -> str:
@@ -312,27 +317,41 @@ def _keep_inputs(backbone: Backbone, example_input: Tensor) -> None:
     trial = copy.deepcopy(backbone).train()  # dropout overwrites in train mode only
     with torch.random.fork_rng([example_input.device] if example_input.is_cuda else []):
         features = trial.stem(example_input.clone())
-        for stage, original in zip(trial.stages, backbone.stages, strict=True):
-            version = features._version
+        for name, stage, original in zip(backbone.stage_names, trial.stages, backbone.stages, strict=True):
+            tensors = _tensors(features, name, len(example_input))
+            versions = [tensor._version for tensor in tensors]
             result = stage(features)
-            if features._version != version:
-                _copy_input(original)
+            if [tensor._version for tensor in tensors] != versions:
+                _copy_input(original, several=isinstance(features, tuple))
             features = result
 
 
-def _copy_input(stage: nn.Module) -> None:
+def _tensors(features: Any, stage: str, batch: int) -> tuple[Tensor, ...]:
+    """Return the tensors that a stage reads, if several each with a row per image."""
+    tensors = tensors_of(features)
+    for tensor in tensors:
+        is_tensor = isinstance(tensor, Tensor)
+        if not is_tensor or (len(tensors) > 1 and tensor.shape[:1] != (batch,)):
+            found = describe(tensor) if is_tensor else type(tensor).__name__
+            expected = "modules that pass on tensors with a row per image"
+            raise invalid("stages", expected, found=f"{stage!r}, which reads {found}")
+    return tensors
+
+
+def _copy_input(stage: nn.Module, *, several: bool) -> None:
     if not isinstance(stage, fx.GraphModule):
         stage.register_forward_pre_hook(_clone)
         return
     (features,) = (node for node in stage.graph.nodes if node.op == "placeholder")  # keeps no hooks in copies
-    with stage.graph.inserting_after(features):
-        clone = stage.graph.call_method("clone", (features,))
-    features.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
+    for tensor in list(features.users) if several else [features]:
+        with stage.graph.inserting_after(tensor):
+            clone = stage.graph.call_method("clone", (tensor,))
+        tensor.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
     stage.recompile()
 
 
-def _clone(_stage: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    return inputs[0].clone()
+def _clone(_stage: nn.Module, inputs: tuple[Features]) -> Features:
+    return map_tensors(Tensor.clone, inputs[0])
 
 
 def _check_same_output(model: nn.Module, backbone: Backbone, example_input: Tensor) -> None:

@@ -1,18 +1,19 @@
 """Shortcuts: layers that lead around the main branch of a residual block, found in the graph of a stage."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.graph import Node
 
+from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.masks import prunable_weights
 
 
-def shortcut_weights(stage: nn.Module, features: Tensor) -> set[str]:
+def shortcut_weights(stage: nn.Module, features: Features) -> set[str]:
     """Return the prunable weights that are the projection of a shortcut.
 
     A shortcut and the main branch of its block begin at one tensor and are added at their ends. The
@@ -29,9 +30,9 @@ def shortcut_weights(stage: nn.Module, features: Tensor) -> set[str]:
     """
     trial = copy.deepcopy(stage).requires_grad_(True).eval()
     with torch.enable_grad():
-        output = trial(features[:1].detach().clone())
+        output = trial(map_tensors(lambda tensor: tensor[:1].detach().clone(), features))
     bits = {id(weight): 1 << bit for bit, weight in enumerate(prunable_weights(trial).values())}
-    before = _weights_before(output.grad_fn, bits)
+    before = _weights_before([tensor.grad_fn for tensor in tensors_of(output)], bits)
     found = 0
     for node in before:
         ends = [end for end, _ in node.next_functions if end is not None]
@@ -44,15 +45,15 @@ def shortcut_weights(stage: nn.Module, features: Tensor) -> set[str]:
     return {name for bit, name in enumerate(prunable_weights(trial)) if found >> bit & 1}
 
 
-def _weights_before(last: Node | None, bits: Mapping[int, int]) -> dict[Node, int]:
+def _weights_before(last: Sequence[Node | None], bits: Mapping[int, int]) -> dict[Node, int]:
     """Return each node of an autograd graph → the weights that it depends on, as a set of bits.
 
     Args:
-        last: the node of the output.
+        last: the nodes of the outputs.
         bits: id of each weight → its bit.
     """
     before: dict[Node, int] = {}
-    waiting = [last]
+    waiting = list(last)
     while waiting:
         node = waiting[-1]
         if node is None or node in before:

@@ -1,18 +1,48 @@
-"""Split a model's graph into stem, stages and head, each a module of one tensor."""
+"""Split a model's graph into stem, stages and head, each a module of one tensor, or of a tuple of tensors."""
 
 import copy
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
 from netfission.surgery.plain import logits_hint
-from netfission.surgery.tracing import ModuleTracer, constants, cuts, is_batch_size, start_of
+from netfission.surgery.tracing import (
+    ModuleTracer,
+    constants,
+    is_batch_size,
+    live_after,
+    rows_per_image,
+    start_of,
+)
 from netfission.utils.errors import invalid
 
 
+@dataclass(frozen=True)
+class _Boundary:
+    """A point between two parts.
+
+    Attributes:
+        position: index in the graph of the first node after it.
+        live: the nodes that are passed on, in the order they run.
+        rows: of each, the number of rows of one image, which are passed on as a second dimension.
+    """
+
+    position: int
+    live: tuple[fx.Node, ...]
+    rows: tuple[int, ...] = (1,)
+
+
 def split(
-    root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, names: Sequence[str], offer: Callable[[], str]
+    root: nn.Module,
+    tracer: ModuleTracer,
+    graph: fx.Graph,
+    names: Sequence[str],
+    offer: Callable[[], str],
+    *,
+    several: bool = False,
 ) -> list[fx.GraphModule]:
     """Return stem, stages and head of a traced model as modules, with the names of its parameters.
 
@@ -22,36 +52,45 @@ def split(
         graph: the model's graph.
         names: names of the modules that end the stages, in the order they run.
         offer: returns what a message says of other names.
+        several: whether parts may pass on several tensors, as a tuple.
 
     Raises:
         ValueError: a name does not end a stage, the names are not in order, or the model returns something
             else than one tensor.
     """
     free = constants(root, graph, tracer)
-    at_cut = set(cuts(graph, free))
+    nodes = list(graph.nodes)
+    order = {node: index for index, node in enumerate(nodes)}
+    live = live_after(graph, free)
     for name in names:
-        if name not in tracer.last or name in tracer.called_again or tracer.last[name] not in at_cut:
+        end = tracer.last.get(name)
+        passed_on = live[end] if end and name not in tracer.called_again else ()
+        if end not in passed_on or (len(passed_on) > 1 and not several):
             raise invalid(
                 "stages",
-                "modules after which only their output is live",
+                "modules that run once, and after which only their output is live",
                 found=f"{name!r}, which cannot end a stage",
                 hint=offer(),
             )
-    order = {node: index for index, node in enumerate(graph.nodes)}
     ends = [tracer.last[name] for name in names]
     if ends != sorted(ends, key=order.__getitem__):
         raise invalid("stages", "in the order the modules run", list(names))
-    (output,) = (node for node in graph.nodes if node.op == "output")
+    output = nodes[-1]
     if not isinstance(output.args[0], fx.Node):
         raise not_a_classifier(root, type(output.args[0]).__name__, logits_hint(output.args[0]))
-    start = start_of(tracer, root, names[0])
-    bounds = [start if start in at_cut else ends[0], *ends]
-    (images,) = (node for node in graph.nodes if node.op == "placeholder")
-    if bounds[0] is bounds[1]:  # no part precedes the first stage: the stem is the identity
-        bounds[0] = images
-    spans = zip([images, *bounds], [*bounds, output.args[0]], strict=True)
+    most = max(len(live[end]) for end in ends)
+    start = order[start_of(tracer, root, names[0])]
+    while len(live[nodes[start]]) > most:
+        start -= 1
+    images = next(node for node in nodes if node.op == "placeholder")
+    inner = [
+        _Boundary(order[end] + 1, live[end], tuple(rows_per_image(node, tracer) for node in live[end]))
+        for end in (nodes[start], *ends)
+    ]
+    last = _Boundary(len(nodes) - 1, (output.args[0],))
+    bounds = [_Boundary(order[images] + 1, (images,)), *inner, last]
     sizes = {node for node in free if is_batch_size(node, tracer)}
-    parts = [_part(root, graph, begin, end, sizes) for begin, end in spans]
+    parts = [_part(root, nodes, begin, end, sizes) for begin, end in itertools.pairwise(bounds)]
     _separate_constants(parts, {str(node.target) for node in free if node.op == "call_module"})
     return parts
 
@@ -63,32 +102,42 @@ def not_a_classifier(model: nn.Module, output: str, hint: str = "") -> ValueErro
 
 
 def _part(
-    root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node, sizes: set[fx.Node]
+    root: nn.Module, nodes: Sequence[fx.Node], begin: _Boundary, end: _Boundary, sizes: set[fx.Node]
 ) -> fx.GraphModule:
-    """Return the nodes after `begin` up to `end` as a module of one tensor.
+    """Return the nodes between two boundaries as a module.
 
     Parameters and constants that other parts use too are fetched or computed again; `sizes` are the nodes
     that count the images.
     """
     part = fx.Graph()
     features = part.placeholder("features")
-    copies = {begin: features}
+    tensors = [features]
+    if len(begin.live) > 1:
+        indices = range(len(begin.live))
+        tensors = [part.call_function(operator.getitem, (features, index)) for index in indices]
+    copies = {
+        node: tensor if rows == 1 else part.call_method("flatten", (tensor, 0, 1))
+        for node, tensor, rows in zip(begin.live, tensors, begin.rows, strict=True)
+    }
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
             if node in sizes:
-                copies[node] = part.call_method("size", (features, 0))
+                copies[node] = part.call_method("size", (tensors[0], 0))
             else:
                 for source in node.all_input_nodes:
                     copied(source)
                 copies[node] = part.node_copy(node, copies.__getitem__)
         return copies[node]
 
-    nodes = list(graph.nodes)
-    for node in nodes[nodes.index(begin) + 1 : nodes.index(end) + 1]:
+    for node in nodes[begin.position : end.position]:
         if node.op != "get_attr" and not (node in sizes and not node.users):
             copied(node)
-    part.output(copies[end])
+    results = tuple(
+        copies[node] if rows == 1 else part.call_method("unflatten", (copies[node], 0, (-1, rows)))
+        for node, rows in zip(end.live, end.rows, strict=True)
+    )
+    part.output(results if len(results) > 1 else results[0])
     return fx.GraphModule(root, part)
 
 

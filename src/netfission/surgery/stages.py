@@ -1,8 +1,10 @@
 """Find the modules that end a model's stages, in the model's graph."""
 
 import itertools
+import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,31 +13,36 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from netfission.surgery.masks import prunable_weights
-from netfission.surgery.tracing import ModuleTracer, attempts, constants, cuts, start_of
+from netfission.surgery.tracing import ModuleTracer, attempts, constants, live_after, start_of
 from netfission.utils.modes import in_mode
 
 FEWEST = 3  # stages of a model whose blocks are all alike
+_DEEPEST = 2  # how deep modules are nested after which several tensors may be live
 
 
 @dataclass(frozen=True)
 class _End:
-    """A module that ends at a cut.
+    """A module after which its output is live.
 
     Attributes:
         names: names in the model of the modules that end here, the outermost first.
         kinds: of each, its parent's name and its type.
         shape: shape of its output, without the batch.
-        size: the spatial part of this shape.
+        positions: number of positions in this shape: pixels or tokens.
         weights: number of prunable weights that have run at its end.
-        node: what it returns, in the graph.
+        node: what it returns, in the graph; the last node if it returns several.
+        live: the nodes whose values are passed on after it, `node` among them.
+        in_chain: whether the graph up to here is a chain of single layers.
     """
 
     names: tuple[str, ...]
     kinds: tuple[tuple[str, type[nn.Module]], ...]
     shape: tuple[int, ...]
-    size: tuple[int, ...]
+    positions: int
     weights: int
     node: fx.Node
+    live: tuple[fx.Node, ...]
+    in_chain: bool
 
     @property
     def name(self) -> str:
@@ -56,15 +63,18 @@ class _End:
 def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[str]:
     """Return the names of the modules that end the stages of a model, in the order they run.
 
-    1. Cuts are grouped by the spatial size of their tensor. A stage ends at the outermost, latest module of
+    1. No stage ends in the stem: in what timm calls so, or in the chain of single layers that precedes the
+       first branch of the graph. A chain of blocks that go on after it is no stem.
+    2. Cuts are grouped by the spatial size of their tensor. A stage ends at the outermost, latest module of
        each size.
-    2. If this gives fewer than three stages, the longest row of modules of one type and one shape of output
+    3. If this gives fewer than three stages, the longest row of modules of one type and one shape of output
        (the blocks of a vision transformer) is divided into equal groups: three, or `exits` if that is more.
        Of sizes that do not divide evenly, the later groups are larger. Layers after the row join the last
        group.
-    3. A stage needs a layer whose channels are internal, that is at least two layers in sequence. A part
+    4. A stage needs a layer whose channels are internal, that is at least two layers in sequence. A part
        without (a downsampling layer) joins the next stage. At the beginning it joins the stem, and so does
        a module that differs in type or parent from most that end stages.
+    5. If there still are fewer than three stages, points at which several tensors are live are cuts, too.
 
     Args:
         root: the model.
@@ -82,45 +92,85 @@ def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[
         >>> find_stages(create_model("wrn-10-1", 10), torch.zeros(2, 3, 32, 32))
         ['block1', 'block2', 'bn']
     """
-    best: list[str] = []
+    traced: list[tuple[ModuleTracer, fx.Graph, list[_End]]] = []
+    best: list[_End] = []
     failure: Exception | None = None
     for attempt in attempts(root, example_input):
         try:
             tracer, graph = attempt()
-            ends = module_ends(root, tracer, graph, example_input)
+            traced.append((tracer, graph, module_ends(root, tracer, graph, example_input)))
         except Exception as error:  # a user's model may raise anything while it is traced
             failure = failure or error
             continue
-        stages, complete = _choose(root, tracer, graph, ends, exits)
-        if len(stages) > len(best):
-            best = [stage.name for stage in stages]
+        single = [end for end in traced[-1][2] if len(end.live) == 1]
+        stages, complete = _choose(root, tracer, graph, single, exits)
+        best = max(best, stages, key=len)
         if complete and len(stages) >= FEWEST:
-            return best
+            return [stage.name for stage in stages]
+    for (tracer, graph, ends), depth in itertools.product(traced, range(_DEEPEST)):
+        if len(best) < FEWEST:  # the outermost, as branches within blocks are live at many points
+            outer = [end for end in ends if end.depth <= depth]
+            best = max(best, _choose(root, tracer, graph, outer, exits)[0], key=len)
     if failure is not None and not best:
         raise failure
-    return best
+    return [stage.name for stage in best]
 
 
 def _choose(
     root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, ends: Sequence[_End], exits: int
 ) -> tuple[list[_End], bool]:
     """Return the ends of the stages, and whether every size of the features gave one."""
+    ends = _after_stem(root, ends)
     found = _by_size([end for end in ends if end.weights > 1])  # one is the stem
-    in_trunk = _without_stem(found)
+    in_trunk = _of_common_kind(found)
     stages = _join(root, tracer, graph, in_trunk)
-    row = _longest_row(ends)
+    row = _row_of_blocks(ends, max(FEWEST, exits))
     if len(stages) < FEWEST <= len(row):
         return _equal_groups(row, found, max(FEWEST, exits)), True
     return stages, len(stages) == len(in_trunk)
+
+
+def _after_stem(root: nn.Module, ends: Sequence[_End]) -> list[_End]:
+    """Drop the ends in the stem: what timm calls so, and a chain before the first branch.
+
+    In the chain, modules of several layers are blocks if modules of their kind come again after it.
+    """
+    is_stem = _stem_of_timm(root)
+    kinds = {kind for end in ends if not end.in_chain for kind in end.kinds}
+
+    def is_block(end: _End) -> bool:
+        layers = prunable_weights(root.get_submodule(end.name))
+        return len(layers) > 1 and not kinds.isdisjoint(end.kinds)
+
+    after_chain = [end for end in ends if not (end.in_chain and kinds) or is_block(end)]
+    return [end for end in after_chain if not is_stem(end.name)]
+
+
+def _stem_of_timm(root: nn.Module) -> Callable[[str], bool]:
+    """Return the function that says whether a name is in a timm model's stem; always False for others."""
+    find_groups = getattr(root, "group_matcher", None)
+    groups = find_groups(coarse=True) if callable(find_groups) else {}
+    stem = () if callable(groups) else groups.get("stem") or ()
+    patterns = [stem] if isinstance(stem, str) else [pattern for pattern, *_ in stem]
+
+    def is_stem(name: str) -> bool:
+        if not callable(groups):
+            return any(re.match(pattern, f"{name}.") for pattern in patterns)
+        try:
+            return bool(groups(name) == 0)
+        except (LookupError, ValueError):  # made for names of parameters
+            return False
+
+    return is_stem
 
 
 def _by_size(ends: Sequence[_End]) -> list[_End]:
     """Return of each spatial size the outermost, then the latest end."""
     stages: list[_End] = []
     ran = 0
-    for size, group in itertools.groupby(ends, key=lambda end: end.size):
+    for positions, group in itertools.groupby(ends, key=lambda end: end.positions):
         members = list(group)
-        if stages and max(size) == 1 and members[0].weights == ran:
+        if stages and positions == 1 and members[0].weights == ran:
             break  # pooled, not convolved, to 1 × 1: the head has begun
         best = min(reversed(members), key=lambda end: end.depth)
         if not stages or best.weights > stages[-1].weights:
@@ -129,7 +179,7 @@ def _by_size(ends: Sequence[_End]) -> list[_End]:
     return stages
 
 
-def _without_stem(stages: list[_End]) -> list[_End]:
+def _of_common_kind(stages: list[_End]) -> list[_End]:
     """Drop the first ends that differ in type or parent from most ends of stages."""
     common = _common_kind(stages)
     return list(itertools.dropwhile(lambda stage: stage.kind != common, stages)) if common else stages
@@ -150,22 +200,30 @@ def _join(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, stages: Sequen
     common = _common_kind(stages)
     for stage in stages:
         begin = kept[-1].node if kept else start_of(tracer, root, stage.name)
-        if has_internal_channels(root, graph, begin, stage.node) or (not kept and stage.kind == common):
+        internal = has_internal_channels(root, graph, begin, stage.node, stage.live)
+        if internal or (not kept and stage.kind == common):
             kept.append(stage)
         elif kept and stage is stages[-1]:
             kept[-1] = stage
     return kept
 
 
-def _longest_row(ends: Sequence[_End]) -> list[_End]:
-    """Return the longest row of ends of one kind and shape, each of which adds layers."""
+def _row_of_blocks(ends: Sequence[_End], groups: int) -> list[_End]:
+    """Return the row of ends of one kind and shape, each of which adds layers, that spans the most layers.
+
+    Rows of fewer ends than groups are only chosen if there is no other; then the longest is.
+    """
     rows: dict[Any, list[_End]] = {}
     for end in ends:
         for name, kind in zip(end.names, end.kinds, strict=True):
             row = rows.setdefault((kind, end.shape), [])
             if end.weights > (row[-1].weights if row else 0):
                 row.append(replace(end, names=(name,), kinds=(kind,)))
-    return max(rows.values(), key=len, default=[])
+    return max(rows.values(), key=lambda row: _length(row, groups), default=[])
+
+
+def _length(row: Sequence[_End], groups: int) -> tuple[int, int]:
+    return min(len(row), groups), row[-1].weights - row[0].weights
 
 
 def _equal_groups(row: Sequence[_End], found: Sequence[_End], groups: int) -> list[_End]:
@@ -178,36 +236,59 @@ def _equal_groups(row: Sequence[_End], found: Sequence[_End], groups: int) -> li
 
 
 def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_input: Tensor) -> list[_End]:
-    """Return each module that ends at a cut before the features are flattened, in the order they end."""
+    """Return each module that ends with its output live, before features are flattened, as they end."""
     with torch.no_grad(), in_mode(root, training=False):
         ShapeProp(fx.GraphModule(root, graph)).propagate(example_input.clone())
     modules = dict(root.named_modules())
-    at_cut = set(cuts(graph, constants(root, graph, tracer)))
+    live = live_after(graph, constants(root, graph, tracer))
     ended: dict[fx.Node, list[str]] = {}
     for name, node in tracer.last.items():
         if name not in tracer.called_again and not isinstance(modules[name], nn.Identity):
             ended.setdefault(node, []).append(name)
-    ends, weights = [], set[int]()
+    ends, weights, in_chain = [], set[int](), True
     for node in graph.nodes:
         if node.op == "call_module":
             weights |= {id(weight) for weight in prunable_weights(modules[str(node.target)]).values()}
+        in_chain = in_chain and len(live[node]) == 1 and _layers(root, node) <= 1
         shape = getattr(node.meta.get("tensor_meta"), "shape", ())
         names = sorted(ended.get(node, ()), key=lambda name: name.count("."))
-        if node in at_cut and names and len(shape) > 2:
-            # (batch, channels, height, width), or tokens (batch, positions, channels)
-            size = tuple(shape[2:] if len(shape) > 3 else shape[1:2])
+        if node in live[node] and names and len(shape) > 2:
             kinds = tuple((name.rpartition(".")[0], type(modules[name])) for name in names)
-            ends.append(_End(tuple(names), kinds, tuple(shape[1:]), size, len(weights), node))
+            features = tuple(shape[1:])
+            where = _positions(features), len(weights), node, live[node], in_chain
+            ends.append(_End(tuple(names), kinds, features, *where))
     return ends
 
 
-def has_internal_channels(root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node) -> bool:
-    """Return whether, between two cuts, the channels of a layer reach the end through other layers alone.
+def _positions(shape: tuple[int, ...]) -> int:
+    """Return the number of positions in a shape without the batch; images are square.
+
+    Example:
+        >>> _positions((64, 8, 8)), _positions((8, 8, 64)), _positions((64, 192))  # tokens
+        (64, 64, 64)
+    """
+    if len(shape) == 2:
+        return shape[0]
+    channels_last = len(shape) == 3 and shape[0] == shape[1] != shape[2]
+    return math.prod(shape[:2] if channels_last else shape[1:])
+
+
+def has_internal_channels(
+    root: nn.Module, graph: fx.Graph, begin: fx.Node, end: fx.Node, live: Sequence[fx.Node]
+) -> bool:
+    """Return whether the channels of a layer reach the end of a part through other layers alone.
 
     A depthwise convolution passes its channels on. A module that stays whole counts if it holds two layers.
+
+    Args:
+        root: the model.
+        graph: its graph.
+        begin: the last node before the part.
+        end: the last node of the part.
+        live: the nodes that the part passes on.
     """
     nodes = list(graph.nodes)
-    reaches = {end}  # nodes whose channels are among those of the end
+    reaches = set(live)  # nodes whose channels are among those passed on
     for node in reversed(nodes[nodes.index(begin) + 1 : nodes.index(end) + 1]):
         layers = _layers(root, node)
         if layers > 1 or (layers and node not in reaches):

@@ -1,4 +1,4 @@
-"""Trace a model into a graph, and find the points of the graph after which only one tensor is live.
+"""Trace a model into a graph, and find which tensors are live at each point of the graph.
 
 A model is first traced symbolically, which works for every size of images. If its forward pass branches on
 shapes, it is traced with the shapes of two batches of the example images: sizes that both share are
@@ -47,8 +47,8 @@ class ModuleTracer(fx.Tracer):
     def __init__(self, ends: Sequence[str] | None = None) -> None:
         super().__init__()
         self._inside = ends and {name[:dot] for name in ends for dot in range(len(name)) if name[dot] == "."}
-        self.first: dict[str, fx.Node] = {}  # module name → the node it reads
-        self.last: dict[str, fx.Node] = {}  # module name → the node it returns
+        self.before: dict[str, fx.Node] = {}  # module name → the last node before it starts
+        self.last: dict[str, fx.Node] = {}  # module name → the node it returns, the last of several
         self.called_again: set[str] = set()  # modules that run more than once
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -59,7 +59,7 @@ class ModuleTracer(fx.Tracer):
         return not any(True for _ in m.children()) or any(tensor is not None for tensor in tensors)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Trace a call of a module, and remember the nodes that it reads and returns."""
+        """Trace a call of a module, and remember where it starts and which node it returns."""
         name = self.path_of_module(m)
         before = next(iter(reversed(self.graph.nodes)))
         try:
@@ -71,12 +71,23 @@ class ModuleTracer(fx.Tracer):
                 if node is before:
                     break
                 self.graph.erase_node(node)
+            for inner in [inner for inner in self.last if inner.startswith(f"{name}.")]:
+                del self.before[inner], self.last[inner]
             result = self.create_proxy("call_module", name, args, kwargs)
         if name in self.last:
             self.called_again.add(name)
-        if args and isinstance(args[0], fx.Proxy) and isinstance(result, fx.Proxy):
-            self.first[name], self.last[name] = args[0].node, result.node
+        returned = _nodes_in(result)
+        if returned and _nodes_in((args, kwargs)):
+            self.before[name] = before
+            self.last[name] = next(node for node in reversed(self.graph.nodes) if node in returned)
         return result
+
+
+def _nodes_in(values: Any) -> set[fx.Node]:
+    """Return the nodes of the proxies in a nested structure."""
+    found: set[fx.Node] = set()
+    map_aggregate(values, lambda part: found.add(part.node) if isinstance(part, fx.Proxy) else None)
+    return found
 
 
 class ShapeTracer(ModuleTracer):
@@ -132,7 +143,7 @@ class ShapeTracer(ModuleTracer):
 
     def _run(self, node: fx.Node, batch: int) -> Any:
         """Compute a node's value for one of the batches."""
-        args, kwargs = map_aggregate((node.args, node.kwargs), lambda part: self._known(part, batch))
+        args, kwargs = self._known((node.args, dict(node.kwargs)), batch)
         self._running = True
         try:
             with torch.no_grad():
@@ -149,9 +160,22 @@ class ShapeTracer(ModuleTracer):
             self._running = False
 
     def _known(self, part: Any, batch: int) -> Any:
-        if isinstance(part, fx.Node):
-            return self.values[part][batch]
-        return bool(part) if isinstance(part, Mode) else part
+        """Return an argument of a node with the values of nodes, in lists that the model may change."""
+        match part:
+            case fx.Node():
+                return self.values[part][batch]
+            case Mode():
+                return bool(part)
+            case list():
+                return [self._known(item, batch) for item in part]
+            case tuple():
+                items = [self._known(item, batch) for item in part]
+                return type(part)(*items) if hasattr(part, "_fields") else tuple(items)
+            case dict():
+                return {key: self._known(item, batch) for key, item in part.items()}
+            case slice():
+                return slice(*(self._known(end, batch) for end in (part.start, part.stop, part.step)))
+        return part
 
 
 class _ShapedProxy(fx.Proxy):
@@ -236,15 +260,20 @@ def trace(root: nn.Module, tracer: ModuleTracer) -> fx.Graph:
     with _symbolic_mode(root, tracer):
         graph = tracer.trace(root, concrete_args=defaults or None)
     images, *rest = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in rest:  # arguments left at their defaults, and fx's assertions that they are
-        _erase(graph, node)
+    unread = [node for node in graph.nodes if node.target is operator.getitem and not node.users]
+    # Arguments left at their defaults, fx's assertions that they are, and constants that the code knows.
+    for node in (*rest, *unread):
+        _erase(tracer, graph, node)
     _read_mode(root, graph, images)
     return graph
 
 
-def _erase(graph: fx.Graph, node: fx.Node) -> None:
+def _erase(tracer: ModuleTracer, graph: fx.Graph, node: fx.Node) -> None:
     for user in list(node.users):
-        _erase(graph, user)
+        _erase(tracer, graph, user)
+    for name, before in tracer.before.items():
+        if before is node:
+            tracer.before[name] = node.prev
     graph.erase_node(node)
 
 
@@ -300,37 +329,50 @@ def is_batch_size(node: fx.Node, tracer: ModuleTracer) -> bool:
     return tracer.values.get(node) == tuple(len(batch) for batch in tracer._batches)
 
 
-def cuts(graph: fx.Graph, free: set[fx.Node]) -> list[fx.Node]:
-    """Return the nodes after which only their own output is live.
+def rows_per_image(node: fx.Node, tracer: ModuleTracer) -> int:
+    """Return how many rows of a node's tensor belong to one image, such as windows; 1 if it is not known."""
+    if not isinstance(tracer, ShapeTracer):
+        return 1
+    values = tracer.values.get(node, ())
+    counts = {
+        len(value) / len(batch)
+        for value, batch in zip(values, tracer._batches, strict=False)
+        if isinstance(value, Tensor) and value.ndim
+    }
+    (rows,) = counts if len(counts) == 1 else (1,)
+    return int(rows) if rows > 1 and rows == int(rows) else 1
+
+
+def live_after(graph: fx.Graph, free: set[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """Return each node → the nodes up to it whose values later nodes read.
 
     Parameters and the `free` nodes are not counted as live; each part fetches or computes them again.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
-    found, live = [], set[fx.Node]()
+    found: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    live: list[fx.Node] = []
     for node in graph.nodes:
-        if node.op in ("get_attr", "output") or node in free:
-            continue
-        live.add(node)
-        live = {n for n in live if last_use[n] > order[node]}
-        if live == {node}:
-            found.append(node)
+        if node.op not in ("get_attr", "output") and node not in free:
+            live.append(node)
+        live = [n for n in live if last_use[n] > order[node]]
+        found[node] = tuple(live)
     return found
 
 
 def start_of(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
-    """Return the node that the first stage reads: the input of the module that ends the stage.
+    """Return the last node before the first stage: before the module that ends the stage.
 
-    If that module is one of several siblings of its type, it is the input of the first sibling: `blocks.3`
-    of twelve equal blocks ends a stage that starts with `blocks.0`.
+    If that module is one of several siblings of its type, it is the node before the first sibling:
+    `blocks.3` of twelve equal blocks ends a stage that starts with `blocks.0`.
     """
     parent, _, _ = name.rpartition(".")
-    siblings = [
-        f"{parent}.{child}"
-        for child, module in root.get_submodule(parent).named_children()
-        if parent and type(module) is type(root.get_submodule(name))
-    ]
-    return tracer.first[next((sibling for sibling in siblings if sibling in tracer.first), name)]
+    kind = type(root.get_submodule(name))
+    if not parent and kind is nn.Sequential:  # stages, or a stem, of whatever layers
+        return tracer.before[name]
+    children = root.get_submodule(parent).named_children()
+    siblings = [f"{parent}.{child}".lstrip(".") for child, module in children if type(module) is kind]
+    return tracer.before[next((sibling for sibling in siblings if sibling in tracer.before), name)]
 
 
 Attempt = Callable[[], tuple[ModuleTracer, fx.Graph]]

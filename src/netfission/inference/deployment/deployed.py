@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 
 from netfission.inference.deployment.folding import folded
 from netfission.inference.deployment.fusing import fuse
-from netfission.inference.deployment.joining import Features, GraphBuilder
+from netfission.inference.deployment.joining import GraphBuilder, PathNodes
 from netfission.network import FissionNetwork, check_network
 from netfission.profiling.timing import inference_times
+from netfission.surgery.features import Features
 from netfission.surgery.masks import discard_masks
 from netfission.utils.errors import invalid
 from netfission.utils.modes import input_errors
@@ -35,9 +36,9 @@ class Deployed(nn.Module):
         self.layers = layers
         self.eval().requires_grad_(False)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Features) -> Features:
         """Compute the output of the original module in eval mode."""
-        result: Tensor = self.layers(features)
+        result: Features = self.layers(features)
         return result
 
     def train(self, mode: bool = True) -> Self:
@@ -155,10 +156,10 @@ def _copy(network: FissionNetwork, example_input: Tensor) -> tuple[FissionNetwor
     return network, logits
 
 
-def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> list[dict[int, Tensor]]:
+def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> list[dict[int, Features]]:
     """Return the input of every part of every step, by exit."""
-    inputs = []
-    outputs = {0: images}
+    inputs: list[dict[int, Features]] = []
+    outputs: dict[int, Features] = {0: images}
     for copies in steps:
         inputs.append({number: outputs.get(number, outputs[0]) for number in copies})
         outputs = {number: part(inputs[-1][number]) for number, part in copies.items()}
@@ -167,12 +168,12 @@ def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> li
 
 def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joined: bool) -> Deployed:
     builder = GraphBuilder(joined=joined)
-    features = Features((_channels_last(builder, images),))
+    features = PathNodes((_channels_last(builder, images),))
     running = [0]
     for step, copies in enumerate(parts):
         if 1 < len(running) < len(copies):  # paths that branch off here read the same as exit 0
             nodes = dict(zip(running, builder.separate(features, len(running)), strict=True))
-            features = Features(tuple(nodes.get(number, nodes[0]) for number in copies))
+            features = PathNodes(tuple(nodes.get(number, nodes[0]) for number in copies))
         name = "stem" if step == 0 else "head" if step == len(parts) - 1 else f"stages.{step - 1}"
         features = builder.add(name, list(copies.values()), features)
         running = list(copies)
@@ -183,21 +184,21 @@ def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joi
     return _finish(builder, logits, images)
 
 
-def _convert(part: nn.Module, features: Tensor) -> Deployed:
+def _convert(part: nn.Module, features: Features) -> Deployed:
     builder = GraphBuilder(joined=False)
-    source = Features((_channels_last(builder, features),))
+    source = PathNodes((_channels_last(builder, features),))
     (result,) = builder.add("part", [folded(part, features)], source).nodes
     return _finish(builder, result, features)
 
 
-def _channels_last(builder: GraphBuilder, features: Tensor) -> fx.Node:
+def _channels_last(builder: GraphBuilder, features: Features) -> fx.Node:
     source = builder.graph.placeholder("features")
-    if features.ndim != 4:
+    if isinstance(features, tuple) or features.ndim != 4:
         return source
     return builder.graph.call_method("contiguous", (source,), {"memory_format": torch.channels_last})
 
 
-def _finish(builder: GraphBuilder, result: fx.Node, features: Tensor) -> Deployed:
+def _finish(builder: GraphBuilder, result: fx.Node, features: Features) -> Deployed:
     layers = builder.finish(result)
     fuse(layers, features)
     return Deployed(layers)

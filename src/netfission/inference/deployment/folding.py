@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from netfission.inference.deployment.convolution import FusedConv2d
+from netfission.surgery.features import Features, map_tensors
 from netfission.surgery.tracing import ModuleTracer
 
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -21,7 +22,7 @@ _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
 _CHECKS = {getattr, operator.eq, operator.getitem, operator.and_}  # of which assertions consist
 
 
-def folded(part: nn.Module, features: Tensor) -> fx.GraphModule:
+def folded(part: nn.Module, features: Features) -> fx.GraphModule:
     """Trace a part in eval mode, and fold its batch norms.
 
     Assertions, dropout and identities are removed. A batch norm that is the only reader of a convolution or
@@ -44,7 +45,8 @@ def folded(part: nn.Module, features: Tensor) -> fx.GraphModule:
     root = nn.Sequential(part).eval()  # so that hooks of the part itself are traced
     graph = fx.GraphModule(root, _LayerTracer().trace(root))
     _erase_unused(graph.graph)
-    ShapeProp(graph).propagate(features.clone())
+    _gather_results(graph)
+    ShapeProp(graph).propagate(map_tensors(Tensor.clone, features))
     calls = Counter(node.target for node in graph.graph.nodes)
     for node in list(graph.graph.nodes):
         if node.target is F.batch_norm:
@@ -91,6 +93,14 @@ def _erase_unused(graph: fx.Graph) -> None:
         unused = not node.users and (node.op == "get_attr" or node.target in _CHECKS)
         if node.target is torch._assert or unused:
             graph.erase_node(node)
+
+
+def _gather_results(graph: fx.GraphModule) -> None:
+    """Let one node hold the output, if it is a tuple."""
+    output = graph.graph.output_node()
+    if isinstance(output.args[0], tuple):
+        with graph.graph.inserting_before(output):
+            output.args = (graph.graph.call_function(tuple, (list(output.args[0]),)),)
 
 
 def _convert_norm(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from netfission.inference.deployment.convolution import FusedConv2d
 from netfission.inference.deployment.folding import layer_of, shape_of
 from netfission.inference.deployment.joining import JoinedLinear
+from netfission.surgery.features import Features
 
 # Layers, functions and methods → their names in `FusedConv2d`.
 _ACTIVATIONS: dict[Any, str] = (
@@ -24,7 +25,7 @@ _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _ALLOCATING = (FusedConv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear, JoinedLinear)
 
 
-def fuse(graph: fx.GraphModule, features: Tensor) -> None:
+def fuse(graph: fx.GraphModule, features: Features) -> None:
     """Fuse residual additions and activations into the convolutions before them, in place.
 
     Args:
@@ -81,9 +82,11 @@ def _fuse_addition(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _is_last_use(graph: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Return whether a convolution may overwrite its residual, as nothing reads that memory later."""
-    residual = node.args[1]
+    """Return whether a convolution may overwrite its residual, as nothing else reads that memory then."""
+    features, residual, *_ = node.args
     assert isinstance(residual, fx.Node)
+    if features is residual:
+        return False
     return (residual.target is torch.cat or isinstance(layer_of(graph, residual), _ALLOCATING)) and all(
         user is node or (order[user] < order[node] and isinstance(layer_of(graph, user), _ALLOCATING))
         for user in residual.users

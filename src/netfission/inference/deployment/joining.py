@@ -34,7 +34,7 @@ class _NotJoinableError(Exception):
     """The paths cannot run joined."""
 
 
-class Features(NamedTuple):
+class PathNodes(NamedTuple):
     """The input or output of the paths: one tensor shared by all, one that joins theirs, or one per path.
 
     Attributes:
@@ -92,7 +92,7 @@ class GraphBuilder:
         self.graph.output(result)
         return fx.GraphModule(self._layers, self.graph)
 
-    def add(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
+    def add(self, name: str, parts: Sequence[fx.GraphModule], features: PathNodes) -> PathNodes:
         """Add one part per path: joined, if every node of it can be.
 
         Args:
@@ -112,9 +112,9 @@ class GraphBuilder:
                 for node in reversed(list(self.graph.nodes)[before:]):
                     self.graph.erase_node(node)
         names = [name] if paths == 1 else [f"{name}.{path}" for path in range(paths)]
-        return Features(tuple(map(self._add_alone, names, parts, self.separate(features, paths))))
+        return PathNodes(tuple(map(self._add_alone, names, parts, self.separate(features, paths))))
 
-    def separate(self, features: Features, paths: int) -> Sequence[fx.Node]:
+    def separate(self, features: PathNodes, paths: int) -> Sequence[fx.Node]:
         """Return one node per path."""
         if features.joined:
             chunks = self.graph.call_method("chunk", (features.nodes[0], paths, 1))
@@ -131,9 +131,9 @@ class GraphBuilder:
                 copies[node] = self._copy(node, copies, name, target)
         return copies[_result(part)]
 
-    def _add_joined(self, name: str, parts: Sequence[fx.GraphModule], features: Features) -> Features:
+    def _add_joined(self, name: str, parts: Sequence[fx.GraphModule], features: PathNodes) -> PathNodes:
         self._joins.clear()
-        copies: dict[fx.Node, Features] = {}
+        copies: dict[fx.Node, PathNodes] = {}
         if len({len(part.graph.nodes) for part in parts}) > 1:
             raise _NotJoinableError
         for nodes in zip(*(part.graph.nodes for part in parts), strict=True):
@@ -147,14 +147,14 @@ class GraphBuilder:
         return copies[_result(parts[0])]
 
     def _add_joined_node(
-        self, name: str, node: fx.Node, layers: Sequence[Any], copies: Mapping[fx.Node, Features]
-    ) -> Features:
+        self, name: str, node: fx.Node, layers: Sequence[Any], copies: Mapping[fx.Node, PathNodes]
+    ) -> PathNodes:
         """Add one node that does the work of all paths, whose nodes have the same signature."""
         inputs = {source: copies[source] for source in node.all_input_nodes}
         shared = all(features.shared for features in inputs.values())
         if shared and not _owns_tensors(node, layers[0]):
             sources = {source: features.nodes[0] for source, features in inputs.items()}
-            return Features((self._copy(node, sources, name, layers[0]),))
+            return PathNodes((self._copy(node, sources, name, layers[0]),))
         if not _separates_channels(node, layers[0]):
             raise _NotJoinableError
         layer = _merged(layers, shared)
@@ -162,7 +162,7 @@ class GraphBuilder:
             sources = {source: features.nodes[0] for source, features in inputs.items()}
         else:
             sources = {source: self._join(features, len(layers)) for source, features in inputs.items()}
-        return Features((self._copy(node, sources, name, layer),), joined=True)
+        return PathNodes((self._copy(node, sources, name, layer),), joined=True)
 
     def _copy(self, node: fx.Node, sources: Mapping[fx.Node, fx.Node], name: str, target: Any) -> fx.Node:
         copied = self.graph.node_copy(node, sources.__getitem__)
@@ -172,7 +172,7 @@ class GraphBuilder:
             self._layers[copied.target] = copy.copy(target) if isinstance(target, FusedConv2d) else target
         return copied
 
-    def _join(self, features: Features, paths: int) -> fx.Node:
+    def _join(self, features: PathNodes, paths: int) -> fx.Node:
         nodes = features.nodes if features.joined else tuple(self.separate(features, paths))
         if len(nodes) > 1 and nodes not in self._joins:
             self._joins[nodes] = self.graph.call_function(torch.cat, (list(nodes), 1))
