@@ -19,6 +19,7 @@ from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import prunable_weights
+from netfission.surgery.tracing import ShapeTracer, attempts
 
 
 @dataclass(frozen=True)
@@ -550,6 +551,34 @@ def test_maps_and_tokens_of_one_number_of_positions_are_one_stage(kind: str) -> 
     assert [name[-1] for name in stages] == ["1", "2", "3"]
 
 
+class Encoder(nn.Module):
+    """Blocks beside a parameter of their parent, which is read once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.blocks = Blocks(6, False).blocks
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.blocks(features * self.positions)
+        return result
+
+
+def test_blocks_of_a_module_that_owns_parameters_are_found() -> None:
+    model = Chain()
+    model.stage1, model.stage2, model.stage3 = Encoder(), nn.Identity(), nn.Identity()
+    assert cut(model, IMAGES).stage_names == tuple(f"stage1.blocks.{number}" for number in (1, 3, 5))
+
+
+def test_data_is_not_kept_after_a_trace() -> None:
+    *_, attempt = attempts(BranchesOnShape(), IMAGES)
+    tracer, _ = attempt()
+    assert isinstance(tracer, ShapeTracer)
+    shapes = {tuple(value.shape) for value, _ in tracer.values.values() if isinstance(value, Tensor)}
+    assert (4, 4, 8, 8) in shapes
+    assert all(value.is_meta for value, _ in tracer.values.values() if isinstance(value, Tensor))
+
+
 # --- several live tensors ----------------------------------------------------------------------------
 
 
@@ -835,6 +864,17 @@ def test_images_that_do_not_fit_the_model_are_named() -> None:
     ) as raised:
         cut(Chain(), torch.randn(2, 1, 8, 8))
     assert "\n" not in str(raised.value)
+
+
+def test_images_that_fit_eval_mode_alone_are_named() -> None:
+    class Auxiliary(Chain):
+        def classify(self, features: Tensor) -> Tensor:
+            if self.training:
+                F.avg_pool2d(features, 5)  # as auxiliary heads of Inception
+            return super().classify(features)
+
+    with pytest.raises(ValueError, match=r"^example_input must be accepted by the network, got .*too small"):
+        cut(Auxiliary(), IMAGES)
 
 
 # --- in-place operations at the beginning of a stage ------------------------------------------------

@@ -154,7 +154,9 @@ def cut(
         if stages is not None:
             raise invalid("stages", "None for a Backbone, which has its own", list(stages))
         return _checked(model, root, example_input)
-    if not isinstance(_run(model, example_input, training=True), Tensor):
+    with input_errors("example_input", example_input):
+        output = _run(model, example_input, training=True)
+    if not isinstance(output, Tensor):
         root = _without_auxiliary_heads(root, example_input)
     return _cut_copy(root, example_input, stages, exits)
 

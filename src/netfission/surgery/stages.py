@@ -17,7 +17,7 @@ from netfission.surgery.tracing import ModuleTracer, attempts, constants, live_a
 from netfission.utils.modes import in_mode
 
 FEWEST = 3  # stages of a model whose blocks are all alike
-_DEEPEST = 2  # how deep modules are nested after which several tensors may be live
+_DEEPEST = 3  # how deep modules are nested after which several tensors may be live
 
 
 @dataclass(frozen=True)

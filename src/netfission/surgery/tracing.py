@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_map_only
 
 from netfission.utils.modes import in_mode
 
@@ -40,12 +41,14 @@ class ModuleTracer(fx.Tracer):
 
     With `ends`, it traces into modules that contain one of these, and into no others. Without, it traces
     into every module with two exceptions. Modules that own parameters or buffers beside children are not
-    traced, since the trace would freeze their mode (timm's `BatchNormAct2d`). Modules that cannot be
-    traced, such as those whose forward pass depends on the data, stay whole.
+    traced, since the trace would freeze their mode (timm's `BatchNormAct2d`); with `into_owners` they are, as
+    encoders may own the embeddings of their positions. Modules that cannot be traced, such as those whose
+    forward pass depends on the data, stay whole.
     """
 
-    def __init__(self, ends: Sequence[str] | None = None) -> None:
+    def __init__(self, ends: Sequence[str] | None = None, *, into_owners: bool = False) -> None:
         super().__init__()
+        self._into_owners = into_owners
         self._inside = ends and {name[:dot] for name in ends for dot in range(len(name)) if name[dot] == "."}
         self.before: dict[str, fx.Node] = {}  # module name → the last node before it starts
         self.last: dict[str, fx.Node] = {}  # module name → the node it returns, the last of several
@@ -56,7 +59,9 @@ class ModuleTracer(fx.Tracer):
         if self._inside is not None:
             return module_qualified_name not in self._inside
         tensors = [*m._parameters.values(), *m._buffers.values()]
-        return not any(True for _ in m.children()) or any(tensor is not None for tensor in tensors)
+        if not any(True for _ in m.children()):
+            return True
+        return not self._into_owners and any(tensor is not None for tensor in tensors)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Trace a call of a module, and remember where it starts and which node it returns."""
@@ -96,13 +101,20 @@ class ShapeTracer(ModuleTracer):
     Args:
         batches: two batches of images of one size; the second has more images.
         ends: see `ModuleTracer`.
+        into_owners: see `ModuleTracer`.
     """
 
-    def __init__(self, batches: tuple[Tensor, Tensor], ends: Sequence[str] | None = None) -> None:
-        super().__init__(ends)
+    def __init__(
+        self, batches: tuple[Tensor, Tensor], ends: Sequence[str] | None = None, *, into_owners: bool = False
+    ) -> None:
+        super().__init__(ends, into_owners=into_owners)
         self._batches = batches
         self._running = False  # a module computes values, and must not be traced
         self.values: dict[fx.Node, tuple[Any, Any]] = {}
+
+    def keep_shapes(self) -> None:
+        """Free the memory of the tensors; their shapes stay known."""
+        self.values = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), self.values)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the stand-in for a node's value."""
@@ -382,8 +394,13 @@ def attempts(root: nn.Module, example_input: Tensor, ends: Sequence[str] | None 
     """Yield the ways to trace a model, each as a function that does it; the simplest first."""
 
     def attempt(tracer: ModuleTracer) -> tuple[ModuleTracer, fx.Graph]:
-        return tracer, trace(root, tracer)
+        graph = trace(root, tracer)
+        if isinstance(tracer, ShapeTracer):
+            tracer.keep_shapes()
+        return tracer, graph
 
     yield lambda: attempt(ModuleTracer(ends))
     more = torch.cat([example_input, example_input[:1].flip(-2)])
     yield lambda: attempt(ShapeTracer((example_input, more), ends))
+    if ends is None:
+        yield lambda: attempt(ShapeTracer((example_input, more), into_owners=True))
