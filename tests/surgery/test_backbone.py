@@ -452,6 +452,20 @@ class Deep(Unit):
     pass
 
 
+class Residual(nn.Sequential):
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = features + super().forward(features)
+        return result
+
+
+class Row(nn.Sequential):
+    """A layer that halves the sides of an image, and residual units."""
+
+    def __init__(self, units: int) -> None:
+        blocks = [Residual(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)) for _ in range(units)]
+        super().__init__(nn.Conv2d(4, 4, 3, 2, 1), *blocks)
+
+
 class Head(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
@@ -463,6 +477,7 @@ class Head(nn.Sequential):
         ([Unit(3, False), Unit(4, False), Wide(4, True), Deep(4, True), nn.Sequential(Unit(4, True))], "234"),
         ([Unit(3, False), Unit(4, True), Unit(4, True), Unit(4, True)], "0123"),  # blocks without a stem
         ([Unit(3, False), Unit(4, False), Unit(4, False)], "012"),  # no branch at all
+        ([nn.Conv2d(3, 4, 3, 2, 1), Row(0), Row(1), Row(1), Row(1)], "1234"),  # as EfficientNets begin
     ],
 )
 def test_a_chain_before_the_first_branch_is_the_stem_unless_its_blocks_go_on(
@@ -480,7 +495,11 @@ def by_function(coarse: bool) -> Callable[[str], int]:
     return lambda name: int(name.partition(".")[0].removeprefix("stage")) - 1
 
 
-@pytest.mark.parametrize("group_matcher", [by_pattern, by_function])
+def by_none(coarse: bool) -> None:
+    raise AssertionError("coarse grouping is not implemented")
+
+
+@pytest.mark.parametrize("group_matcher", [by_pattern, by_function, by_none])
 def test_no_stage_lies_in_what_timm_calls_the_stem(
     group_matcher: Callable[[bool], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,7 +514,8 @@ def test_no_stage_lies_in_what_timm_calls_the_stem(
     images = torch.randn(2, 3, 64, 64)
     assert cut(model, images).stage_names == (*STAGES, "stage4")
     model.group_matcher = group_matcher  # type: ignore[assignment]
-    assert cut(model, images).stage_names == ("stage2", "stage3", "stage4")
+    stem = () if group_matcher is by_none else ("stage1",)
+    assert cut(model, images).stage_names == tuple(s for s in (*STAGES, "stage4") if s not in stem)
 
 
 class Permute(nn.Module):
@@ -521,17 +541,6 @@ class ToMap(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
 
 
-class Mixer(nn.Sequential):
-    """A residual block on the last dimension."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
-
-    def forward(self, features: Tensor) -> Tensor:
-        result: Tensor = features + super().forward(features)
-        return result
-
-
 @pytest.mark.parametrize("kind", ["tokens", "channels last"])
 def test_maps_and_tokens_of_one_number_of_positions_are_one_stage(kind: str) -> None:
     """In stages that embed maps of channels first, and mix them in another form."""
@@ -543,7 +552,7 @@ def test_maps_and_tokens_of_one_number_of_positions_are_one_stage(kind: str) -> 
         )
         tokens = kind == "tokens"
         modules[f"turn{number}"] = ToTokens() if tokens else Permute(0, 2, 3, 1)
-        modules[f"mixer{number}"] = Mixer()
+        modules[f"mixer{number}"] = Residual(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
         modules[f"back{number}"] = ToMap(side) if tokens else Permute(0, 3, 1, 2)
     model = nn.Sequential(OrderedDict(modules))
     model.add_module("head", Head())

@@ -133,23 +133,32 @@ def _choose(
 def _after_stem(root: nn.Module, ends: Sequence[_End]) -> list[_End]:
     """Drop the ends in the stem: what timm calls so, and a chain before the first branch.
 
-    In the chain, modules of several layers are blocks if modules of their kind come again after it.
+    Modules in the chain are blocks if modules of their kind, with several layers, come again after it.
     """
     is_stem = _stem_of_timm(root)
-    kinds = {kind for end in ends if not end.in_chain for kind in end.kinds}
-
-    def is_block(end: _End) -> bool:
-        layers = prunable_weights(root.get_submodule(end.name))
-        return len(layers) > 1 and not kinds.isdisjoint(end.kinds)
-
-    after_chain = [end for end in ends if not (end.in_chain and kinds) or is_block(end)]
-    return [end for end in after_chain if not is_stem(end.name)]
+    branched = any(not end.in_chain for end in ends)
+    blocks: set[tuple[str, type[nn.Module]]] = set()
+    for end in ends:
+        for name, kind in zip(end.names, end.kinds, strict=True):
+            if (
+                not end.in_chain
+                and kind not in blocks
+                and len(prunable_weights(root.get_submodule(name))) > 1
+            ):
+                blocks.add(kind)
+    return [
+        end
+        for end in ends
+        if not is_stem(end.name) and not (branched and end.in_chain and blocks.isdisjoint(end.kinds))
+    ]
 
 
 def _stem_of_timm(root: nn.Module) -> Callable[[str], bool]:
     """Return the function that says whether a name is in a timm model's stem; always False for others."""
-    find_groups = getattr(root, "group_matcher", None)
-    groups = find_groups(coarse=True) if callable(find_groups) else {}
+    try:
+        groups = root.group_matcher(coarse=True)  # type: ignore[operator]
+    except Exception:  # not a model of timm, or one without coarse groups
+        return lambda name: False
     stem = () if callable(groups) else groups.get("stem") or ()
     patterns = [stem] if isinstance(stem, str) else [pattern for pattern, *_ in stem]
 
