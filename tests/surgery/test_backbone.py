@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 import netfission as nf
@@ -577,6 +578,13 @@ def test_blocks_of_a_module_that_owns_parameters_are_found() -> None:
     model = Chain()
     model.stage1, model.stage2, model.stage3 = Encoder(), nn.Identity(), nn.Identity()
     assert cut(model, IMAGES).stage_names == tuple(f"stage1.blocks.{number}" for number in (1, 3, 5))
+
+
+def test_a_module_that_cannot_be_traced_leaves_those_around_it_traced() -> None:
+    model = torchvision.models.VisionTransformer(32, 8, 6, 2, 16, 32, num_classes=5)
+    images = torch.randn(2, 3, 32, 32)
+    blocks = tuple(f"encoder.layers.encoder_layer_{number}" for number in (1, 3, 5))
+    assert cut(model, images).stage_names == blocks
 
 
 def test_data_is_not_kept_after_a_trace() -> None:

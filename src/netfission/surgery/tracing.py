@@ -67,11 +67,13 @@ class ModuleTracer(fx.Tracer):
         """Trace a call of a module, and remember where it starts and which node it returns."""
         name = self.path_of_module(m)
         before = next(iter(reversed(self.graph.nodes)))
+        enclosing = self.module_stack.copy()
         try:
             result = super().call_module(m, forward, args, kwargs)
         except Exception:  # a user's module may raise anything while it is traced
             if self._inside is not None:
                 raise
+            self.module_stack = enclosing  # which fx leaves as it is where a module fails
             for node in reversed(self.graph.nodes):  # erase what was traced of it, and keep it whole
                 if node is before:
                     break
