@@ -7,7 +7,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from netfission.grouping import channels
 from netfission.profiling.cost import count
 from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.masks import kept_masks, prunable_weights
-from netfission.surgery.narrowing import narrowed
+from netfission.surgery.narrowing import ScatteredNorm, narrowed
 from netfission.utils.errors import first_line
 
 Row = dict[str, Any]
@@ -377,6 +377,10 @@ def restricted(
     original, path = copy.deepcopy(original).eval(), copy.deepcopy(path).eval()
     weights, masks = prunable_weights(original), kept_masks(path)
     tensors = dict(path.named_parameters()) | dict(path.named_buffers())
+    scattered = {name for name, module in path.named_modules() if isinstance(module, ScatteredNorm)}
+    for name in scattered:  # its norm has the names of the original
+        norm = path.get_submodule(f"{name}.norm")
+        tensors |= {f"{name}.{key}": tensor for key, tensor in norm.state_dict(keep_vars=True).items()}
     for name, whole in (*original.named_parameters(), *original.named_buffers()):
         if name not in tensors or not whole.is_floating_point():
             continue
@@ -401,6 +405,8 @@ def restricted(
         if scale is None:
             raise CheckError(f"{name} holds other values than the original")
         whole.mul_(scale)
+        if name.rpartition(".")[0] in scattered:
+            whole.copy_(torch.zeros_like(whole).index_copy(0, kept[name][0], part))
     for name in {name.rpartition(".")[0] for name in kept}:
         if _is_norm_over_channels(original.get_submodule(name)):
             for module in (original, path):
@@ -469,8 +475,8 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 def recorded(narrowings: list[tuple[nn.Module, Kept]]) -> Iterator[None]:
     """Add each path's stage that is made by channels within, and the channels that it keeps, to a list."""
 
-    def record(module: nn.Module, kept: Kept) -> nn.Module:
-        result = narrowed(module, kept)
+    def record(module: nn.Module, kept: Kept, scattered: Collection[str]) -> nn.Module:
+        result = narrowed(module, kept, scattered)
         narrowings.append((result, kept))
         return result
 

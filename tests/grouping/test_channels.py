@@ -1,12 +1,14 @@
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, MobileOneBlock, RepVggBlock
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,9 +18,11 @@ from netfission.grouping import ChannelGrouping, StageSplit
 from netfission.grouping.channels import assign_units
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
+from netfission.profiling.cost import count
 from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import prunable_weights
+from netfission.surgery.narrowing import ScatteredNorm
 
 CLASSES = 5
 
@@ -98,9 +102,11 @@ def stages(request: pytest.FixtureRequest, small_model: Callable[[str, int], nn.
     return found
 
 
-def deal(stage: nn.Module, features: Tensor, exact: bool = False) -> StageSplit:
+def deal(
+    stage: nn.Module, features: Tensor, exact: bool = False, shares: Sequence[float] = (1.0, 1.0)
+) -> StageSplit:
     generator = torch.Generator().manual_seed(0)
-    return ChannelGrouping(exact).split(grouping.Stage(stage, features), {}, [1.0, 1.0], generator, {})
+    return ChannelGrouping(exact).split(grouping.Stage(stage, features), {}, shares, generator, {})
 
 
 def macs(module: nn.Module, features: Tensor) -> int:
@@ -358,6 +364,68 @@ def test_the_summary_names_what_every_path_repeats() -> None:
     assert text.count(" + ") == 1 + 2 + 2 + 2  # layer2, layer3, layer4, head
     whole = nf.fission(model, 3, grouping="copies", example_input=torch.zeros(2, 3, 32, 32))
     assert "whole" not in whole.summary()
+
+
+def _scattered(stage: nn.Module) -> bool:
+    return any(isinstance(part, ScatteredNorm) for part in stage.modules())
+
+
+def _rep_vgg_stage() -> nn.Module:
+    return nn.Sequential(RepVggBlock(8, 24, stride=2), RepVggBlock(24, 24), RepVggBlock(24, 24))
+
+
+def _mobile_one_stage() -> nn.Module:
+    return nn.Sequential(
+        MobileOneBlock(8, 8, 3, 2, group_size=1),  # depthwise and pointwise in turn
+        MobileOneBlock(8, 24, 1),
+        MobileOneBlock(24, 24, 3, group_size=1),
+        MobileOneBlock(24, 24, 1, num_conv_branches=2),
+    )
+
+
+@pytest.mark.parametrize("make_stage", [_rep_vgg_stage, _mobile_one_stage])
+def test_channels_that_identity_branches_tie_to_the_interface_are_divided(
+    make_stage: Callable[[], nn.Module],
+) -> None:
+    stage = make_stage().eval()
+    features = torch.randn(2, 8, 6, 6)
+    split = deal(stage, features)
+    assert abs(split.cost - 1) <= 0.05
+    assert all(_scattered(path) and path(features).shape == stage(features).shape for path in split.paths)
+    (whole,) = deal(stage, features, shares=[1.0]).paths
+    assert not _scattered(whole)
+    assert torch.equal(whole(features), stage(features))
+
+
+def _identity_net(num_classes: int = CLASSES, in_channels: int = 3) -> nn.Module:
+    """A tiny RepVGG, whose blocks have no inner channels."""
+    stages = ((2, 16), (3, 32), (1, 48), (1, 64))
+    blocks = tuple(ByoBlockCfg("rep", depth, width, gs=0) for depth, width in stages)
+    return ByobNet(ByoModelCfg(blocks, stem_type="rep", stem_chs=16), num_classes, in_channels)
+
+
+def test_a_network_with_identity_branches_is_divided_deployed_saved_and_loaded(tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = _identity_net()
+    net = nf.fission(model, 3, grouping="channels", example_input=images)
+    assert net.stage_names == ("stages.0", "stages.1", "stages")
+    scattered = [[_scattered(stage) for stage in net.stage_copies(number).values()] for number in range(3)]
+    assert scattered == [
+        [False],
+        [True, True],
+        [False, False, False],
+    ]  # shared; divided; joined with the next
+    assert count(net, images[:1]).size.macs_dense <= 1.05 * count(model, images[:1]).size.macs_dense
+    net.train()(images).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    logits = net.eval()(images)
+    deployed = nf.deploy(net, images, joined=True)
+    torch.testing.assert_close(deployed(images), logits, rtol=1e-4, atol=1e-4)
+    nf.Classifier.from_network(
+        net, model=None, classes=list("abcde"), shape=(3, 64, 64), mean=[0.5] * 3, std=[0.5] * 3
+    ).save_pretrained(tmp_path)
+    loaded = nf.Classifier.from_pretrained(tmp_path, factory=_identity_net).network
+    assert torch.equal(loaded(images), logits)
 
 
 @settings(deadline=None)

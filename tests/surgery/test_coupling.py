@@ -16,6 +16,7 @@ from netfission.surgery.coupling import (
     Coupling,
     find_coupling,
     kept_indices,
+    scattered_norms,
 )
 from netfission.surgery.narrowing import narrowed
 
@@ -429,3 +430,68 @@ def test_sums_over_units() -> None:
         24,
         32,
     ]
+
+
+class _IdentityBlock(nn.Module):
+    """A block of RepVGG: two convolutions, and a batch norm of the input where the width stays."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
+        super().__init__()
+        self.identity = nn.BatchNorm2d(outputs) if inputs == outputs else None
+        self.wide = nn.Sequential(nn.Conv2d(inputs, outputs, 3, 1, 1, groups=groups), nn.BatchNorm2d(outputs))
+        self.small = nn.Sequential(nn.Conv2d(inputs, outputs, 1, groups=groups), nn.BatchNorm2d(outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        identity = 0 if self.identity is None else self.identity(features)
+        return (self.wide(features) + self.small(features) + identity).relu()
+
+
+@pytest.mark.parametrize(
+    ("last_groups", "scattered", "units"), [(1, "2", 12), (3, "1", 12)], ids=["dense", "grouped"]
+)
+def test_the_last_identity_branch_that_frees_channels_is_scattered(
+    last_groups: int, scattered: str, units: int
+) -> None:
+    stage = nn.Sequential(
+        _IdentityBlock(8, 12), _IdentityBlock(12, 12), _IdentityBlock(12, 12, last_groups)
+    ).eval()
+    for tensor in stage.parameters():
+        nn.init.normal_(tensor, std=0.3)
+    coupling = find_coupling(stage, FEATURES)
+    assert layers(coupling) == {"0.wide.0": units}
+    assert scattered_norms(coupling.groups) == {f"{scattered}.identity"}
+    kept = kept_indices(coupling.groups, [torch.arange(units) % 3 == 1])
+    path = narrowed(stage, kept, scattered_norms(coupling.groups))
+    assert path[0].wide[0].weight.shape[0] == units // 3
+    dropped = torch.arange(12) % 3 != 1
+    identity = stage[int(scattered)].identity
+    with torch.no_grad():
+        for block in stage[1 : int(scattered) + 1]:
+            block.wide[0].weight[:, dropped] = block.small[0].weight[:, dropped] = 0
+        identity.weight[dropped] = identity.bias[dropped] = 0
+        torch.testing.assert_close(path(FEATURES), stage(FEATURES))
+
+
+def test_a_stage_that_is_divided_without_it_keeps_its_identity_branches() -> None:
+    stage = nn.Sequential(_IdentityBlock(8, 12), _IdentityBlock(12, 12), _IdentityBlock(12, 8))
+    coupling = find_coupling(stage, FEATURES)
+    assert layers(coupling) == {"0.wide.0": 12}
+    assert not scattered_norms(coupling.groups)
+
+
+class _NormOfSum(nn.Module):
+    """A block of RepViT, whose batch norm no layer stands beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
+        self.mlp = nn.Sequential(nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.norm(features + self.conv(features))
+        return features + self.mlp(features)
+
+
+def test_a_batch_norm_on_the_main_path_is_no_identity_branch() -> None:
+    coupling = find_coupling(nn.Sequential(nn.Conv2d(8, 8, 1), _NormOfSum()), FEATURES)
+    assert layers(coupling) == {"1.mlp.0": 12}

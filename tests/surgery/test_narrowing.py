@@ -6,7 +6,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from netfission.surgery.heads import heads_of
-from netfission.surgery.narrowing import fit, narrowed
+from netfission.surgery.narrowing import ScatteredNorm, fit, narrowed
 
 
 def numbered(module: nn.Module) -> nn.Module:
@@ -114,3 +114,21 @@ def test_fit_takes_the_widths_of_a_state_dict() -> None:
 class Turn(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return features.transpose(1, 2)
+
+
+def test_a_scattered_norm_adds_nothing_for_the_channels_it_lacks_and_is_fitted() -> None:
+    module = numbered(nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1))).eval()
+    keep = torch.tensor([1, 4])
+    rows = ("0.weight", "0.bias", "0.running_mean", "0.running_var")
+    narrow = narrowed(module, {name: {0: keep} for name in rows}, ["0"])
+    features = torch.randn(3, 5, 2, 2)
+    found = narrow.get_submodule("0")(features[:, keep])
+    expected = module.get_submodule("0")(features)
+    assert torch.equal(found[:, keep], expected[:, keep])
+    assert not found[:, [0, 2, 3]].any()
+    fresh = copy.deepcopy(module)
+    fit(fresh, {name: tensor.shape for name, tensor in narrow.state_dict().items()})
+    fresh.load_state_dict(narrow.state_dict())
+    assert torch.equal(fresh(features[:, keep]), narrow(features[:, keep]))
+    whole = narrowed(module, {}, ["0"])
+    assert not any(isinstance(part, ScatteredNorm) for part in whole.modules())

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from netfission.config import FissionConfig
 from netfission.grouping.base import Grouping, RepeatedLayer, Stage, StageSplit
 from netfission.grouping.weights import apportion
 from netfission.grouping.widths import StageMacs, Widths, even_widths, exact_widths
-from netfission.surgery.coupling import ChannelGroup, Coupling, kept_indices
+from netfission.surgery.coupling import ChannelGroup, Coupling, kept_indices, scattered_norms
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import narrowed
 from netfission.utils.errors import invalid
@@ -27,7 +27,9 @@ class ChannelGrouping(Grouping):
     An internal channel touches neither the stage's input nor its output, so each path's stage is a dense
     stage of the same interface with fewer channels inside. Attention is divided by heads, an MLP by
     hidden units. Depthwise convolutions, norms, biases and squeeze-excitation follow their channels.
-    Every path repeats the layers on the interface, such as the projection of a shortcut.
+    Every path repeats the layers on the interface, such as the projection of a shortcut. Batch norms in
+    identity branches may tie all channels to the interface (RepVGG, MobileOne). Then one of the last reads
+    the channels of the path and adds nothing to the others; see `find_coupling`.
 
     By default, widths are multiples of 16 if there are enough channels, and equal for equal shares. All
     paths together need as many multiply-accumulates as the stage, within 5 %, and 97 % if possible; see
@@ -83,7 +85,7 @@ class ChannelGrouping(Grouping):
                     "sparsity", "low enough to keep channels", found=f"no channels left of {group.layer!r}"
                 )
         if len(shares) == 1:
-            return StageSplit([narrowed(stage.module, kept_indices(coupling.groups, left))])
+            return StageSplit([_narrowed_to(stage, left)])
         divided = [group.units >= len(shares) for group in coupling.groups]
         if not any(divided):
             reasons = "; ".join(sorted({*coupling.undivided.values(), *_too_few(coupling, shares)}))
@@ -111,7 +113,7 @@ class ChannelGrouping(Grouping):
             parts = assign_units(order, of_paths) if is_divided else [order] * len(shares)
             for path, part in zip(chosen, parts, strict=True):
                 path.append(torch.zeros(group.units, dtype=torch.bool).index_fill(0, part, True))
-        paths = [narrowed(stage.module, kept_indices(coupling.groups, units)) for units in chosen]
+        paths = [_narrowed_to(stage, units) for units in chosen]
         return StageSplit(paths, _repeated(stage, divided, shares), cost)
 
     def _order(
@@ -123,6 +125,12 @@ class ChannelGrouping(Grouping):
         if self.by_importance:
             units = units[group.sums(scores)[units].argsort(descending=True, stable=True)]
         return units
+
+
+def _narrowed_to(stage: Stage, units: Sequence[Tensor]) -> nn.Module:
+    """Return the stage with some units of each group, of each a bool tensor `(units,)`."""
+    groups = stage.coupling.groups
+    return narrowed(stage.module, kept_indices(groups, units), scattered_norms(groups))
 
 
 def _left(group: ChannelGroup, kept: Mapping[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ Example:
     [[1, 2], [3, 4]]
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,12 +47,14 @@ class Part:
         dim: the dimension they lie along.
         labels: int64 `(size of that dimension,)`.
         makes: whether it is the weight of a layer whose outputs these are.
+        scattered: whether it belongs to a norm whose output stays whole, see `follow`.
     """
 
     tensor: str
     dim: int
     labels: Tensor
     makes: bool = False
+    scattered: bool = False
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Flow:
         loose: parameter or buffer that is used outside a layer → labels of all its elements.
         pairs: int64 `(2, n)` tensors: labels that are tied.
         reasons: label → why what is tied to it cannot be left out.
+        identities: names of the batch norms in identity branches (RepVGG, MobileOne). No layer makes their
+            input, layers read it too, and their output is added to other features.
         count: number of labels.
     """
 
@@ -70,6 +75,7 @@ class Flow:
     loose: dict[str, Tensor] = field(default_factory=dict)
     pairs: list[Tensor] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    identities: list[str] = field(default_factory=list)
     count: int = 1
 
     def fresh(self, number: int) -> Tensor:
@@ -111,15 +117,17 @@ class Flow:
         return merged
 
 
-def follow(stage: nn.Module, features: Any) -> Flow:
+def follow(stage: nn.Module, features: Any, scattered: str | None = None) -> Flow:
     """Run a stage in eval mode, and return which of its channels are tied.
 
     Args:
         stage: features → features, in float32; parameters are not changed.
         features: an example of its input, a tensor or several; all of it is whole, and so is the output.
+        scattered: one of `Flow.identities`, whose input may have fewer channels than its output: see
+            `netfission.surgery.narrowing.ScatteredNorm`.
     """
     flow = Flow()
-    mode = _Follow(stage, flow)
+    mode = _Follow(stage, flow, scattered)
     unfused = without_fused_transformers()
     with unfused, torch.no_grad(), in_mode(stage, training=False), mode.layers_marked(), mode:
         inputs = tree_map_only(Tensor, lambda tensor: tensor.clone(), features)
@@ -197,6 +205,7 @@ _NORMS = {
     aten.native_batch_norm: 1, aten._native_batch_norm_legit_no_training: 1, aten._native_batch_norm_legit: 1,
     aten.native_group_norm: 1, aten.native_layer_norm: -1, aten._fused_rms_norm: -1,
 }  # fmt: skip
+_ADDITIONS = {aten.add, aten.add_}
 _PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}
 _ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu,
@@ -208,10 +217,14 @@ _ATTENTION = {
 class _Follow(TorchDispatchMode):
     """A context that follows the channels of all that runs within."""
 
-    def __init__(self, stage: nn.Module, flow: Flow) -> None:
+    def __init__(self, stage: nn.Module, flow: Flow, scattered: str | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._stage = stage
         self._flow = flow
+        self._scattered = scattered
+        self._made: Any = WeakTensorKeyDictionary()  # outputs of layers
+        self._read: Any = WeakTensorKeyDictionary()  # inputs of layers
+        self._branches: Any = WeakTensorKeyDictionary()  # output of a batch norm → its name and input
         self._labels: Any = WeakTensorKeyDictionary()
         self._names = {id(tensor): name for name, tensor in stage.named_parameters()}
         self._names |= {id(tensor): name for name, tensor in stage.named_buffers()}
@@ -332,6 +345,7 @@ class _Follow(TorchDispatchMode):
         self._add_all(others, made)
         shape = [1] * result.ndim
         shape[dim] = -1
+        self._made[result] = self._read[features] = True
         self.label(result, [made.view(shape), *passed])
 
     def _through_norm(self, prefix: str, norm: nn.Module, features: Tensor) -> Labels:
@@ -409,13 +423,16 @@ class _Follow(TorchDispatchMode):
             mask = named.get("attn_mask", named.get("attn_bias"))
             return [self._attention(args[0], args[1], args[2], mask)]
         if kind in _NORMS:
-            return [self._normed(named, _NORMS[kind])]
+            return [self._normed(named, _NORMS[kind], result)]
         if kind in _SPATIAL:
             dims = range(first.ndim - _SPATIAL[kind], first.ndim)
             return [[flow.merge(labels, dims) for labels in self.labels_of(first)]] * 2
         if kind in _ALONG:
             dim = named["dim"] % first.ndim
             return [[flow.merge(labels, [dim]) for labels in self.labels_of(first)]] * 2
+        if kind in _ADDITIONS:
+            branches = [self._branches[tensor] for tensor in tensors if tensor in self._branches]
+            flow.identities += [name for name, features in branches if features in self._read]
         if _is_pointwise(func):
             return [self._combined([t for t in args if isinstance(t, Tensor)], result.ndim)]
         if kind in _REDUCTIONS:
@@ -543,7 +560,7 @@ class _Follow(TorchDispatchMode):
             found.append(labels)
         return found
 
-    def _normed(self, named: Mapping[str, Any], dim: int) -> Labels:
+    def _normed(self, named: Mapping[str, Any], dim: int, results: Sequence[Tensor]) -> Labels:
         """Labels of normalised features, where the tensors of the norm belong to the channels."""
         features, flow = named["input"], self._flow
         if not self._is_followed(features):
@@ -553,6 +570,14 @@ class _Follow(TorchDispatchMode):
             for key in ("weight", "bias", "running_mean", "running_var")
             if isinstance(tensor := named.get(key), Tensor) and id(tensor) in self._names
         ]
+        norm = own[0].rpartition(".")[0] if own else None
+        if norm is not None and norm == self._scattered:
+            vectors = [labels.flatten() for labels in self.labels_of(features) if _varies(labels) == [dim]]
+            for name, vector in itertools.product(own, vectors):
+                flow.add(Part(name, 0, vector, scattered=True))
+            return []
+        if "running_mean" in named and features.ndim == 4 and len(own) == 4 and features not in self._made:
+            self._branches[results[0]] = norm, features
         normalised = len(named.get("normalized_shape", [1]))
         several = normalised > 1
         dims = list(range(features.ndim - normalised, features.ndim)) if dim < 0 else [dim]

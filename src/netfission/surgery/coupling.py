@@ -8,7 +8,7 @@ internal set can be left out, and the stage keeps its interface.
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from netfission.surgery.narrowing import narrowed
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"
 MIXED = "its channels do not act one by one"
+_TRIED = 2  # identity branches, from the last, each of which costs a run of the stage
 COUPLED_TWICE = "its channels are coupled in more than one way"
 
 
@@ -35,11 +36,13 @@ class Slices:
         dim: the dimension they lie along.
         units: int64 `(size of that dimension,)`: the unit of the group that each index belongs to,
             -1 for indices outside the group.
+        scattered: whether it belongs to a norm whose output keeps all channels, see `find_coupling`.
     """
 
     tensor: str
     dim: int
     units: Tensor
+    scattered: bool = False
 
     def keep(self, units: Tensor) -> Tensor:
         """Return which indices along the dimension stay with these units; those outside the group stay.
@@ -71,7 +74,7 @@ class ChannelGroup:
 
     def within(self, prefix: str) -> "ChannelGroup":
         """Return the same group with `prefix` before all names."""
-        slices = tuple(Slices(prefix + part.tensor, part.dim, part.units) for part in self.slices)
+        slices = tuple(replace(part, tensor=prefix + part.tensor) for part in self.slices)
         return ChannelGroup(prefix + self.layer, self.units, slices)
 
     def sums(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -112,6 +115,12 @@ def find_coupling(stage: nn.Module, features: Any) -> Coupling:
     Groups are tested: without half of each group's units, the stage must compute what it computes if the
     layers that read those units ignore them. A group that fails the test is not divided.
 
+    Blocks of RepVGG and MobileOne add a batch norm of their input to their convolutions. These identity
+    branches tie the channels of all blocks to the stage's output. So one of the last two may be *scattered*:
+    it reads the channels that a path keeps. It adds them, in their places, to the output of the convolutions
+    beside it, which is whole. Such a path computes what the stage does if the removed channels are 0, and if
+    the weight and bias of that identity branch are 0 for them.
+
     Args:
         stage: features → features; not changed.
         features: an example of its input, batch first; a tensor, or several if the stage reads several.
@@ -128,9 +137,15 @@ def find_coupling(stage: nn.Module, features: Any) -> Coupling:
     """
     trial = _in_float32(stage)
     example = tree_map_only(Tensor, lambda tensor: tensor[:1].detach().float(), features)
-    groups, undivided = _channel_groups(trial, follow(trial, example))
-    sound = _sound(trial, example, groups)
-    undivided = {f"{group.layer}.weight": MIXED for group in groups if group not in sound} | undivided
+    flow = follow(trial, example)
+    sound, undivided = _sound_groups(trial, example, flow)
+    held = {part.tensor for group in sound for part in group.slices}
+    whole = [name for name in flow.identities if f"{name}.weight" not in held]
+    for name in reversed(whole[-_TRIED:]):
+        freed, reasons = _sound_groups(trial, example, follow(trial, example, scattered=name))
+        if scattered_norms(freed):
+            sound, undivided = freed, reasons
+            break
     for path, module in stage.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             undivided |= dict.fromkeys((f"{path}.in_proj_weight", f"{path}.out_proj.weight"), TORCH_ATTENTION)
@@ -139,6 +154,13 @@ def find_coupling(stage: nn.Module, features: Any) -> Coupling:
         name: undivided.get(name, ON_INTERFACE) for name in prunable_weights(stage) if name not in divided
     }
     return Coupling(tuple(sound), reasons)
+
+
+def _sound_groups(stage: nn.Module, example: Any, flow: Flow) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Return the groups whose units act one by one, and why other layers are not divided."""
+    groups, undivided = _channel_groups(stage, flow)
+    sound = _sound(stage, example, groups)
+    return sound, {f"{group.layer}.weight": MIXED for group in groups if group not in sound} | undivided
 
 
 def _in_float32(stage: nn.Module) -> nn.Module:
@@ -152,9 +174,7 @@ def _channel_groups(stage: nn.Module, flow: Flow) -> tuple[list[ChannelGroup], d
     kept = {int(classes[label]): reason for label, reason in flow.reasons.items()}
     kept[int(classes[WHOLE])] = ON_INTERFACE
     shared = torch.bincount(classes, minlength=flow.count) > 1
-    parts = [
-        Part(part.tensor, part.dim, _of(classes, part.labels), part.makes) for part in flow.parts.values()
-    ]
+    parts = [replace(part, labels=_of(classes, part.labels)) for part in flow.parts.values()]
     for name, labels in flow.loose.items():
         part = _part_of_loose(name, classes[labels], shared)
         if isinstance(part, Part):
@@ -282,6 +302,7 @@ def _group(
             parts[place].tensor,
             parts[place].dim,
             torch.tensor([unit_of.get(label, -1) for label in parts[place].labels.tolist()]),
+            parts[place].scattered,
         )
         for place in sorted(places, key=lambda place: place != first)
     )
@@ -343,6 +364,11 @@ def kept_indices(groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> dict
     }
 
 
+def scattered_norms(groups: Sequence[ChannelGroup]) -> set[str]:
+    """Return the names of the norms that `narrowed` needs to scatter, see `find_coupling`."""
+    return {part.tensor.rpartition(".")[0] for group in groups for part in group.slices if part.scattered}
+
+
 @torch.no_grad()
 def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) -> bool:
     """Return whether the stage without half of each group's units equals the stage that ignores them.
@@ -359,18 +385,20 @@ def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) 
     kept = [_about_half(group.units) for group in groups]
     present = dict(trial.named_parameters()) | dict(trial.named_buffers())
     indices = {name: dims for name, dims in kept_indices(groups, kept).items() if name in present}
+    scattered = scattered_norms(groups)
     example = tree_map_only(
         Tensor, lambda part: torch.randn(part.shape, generator=generator).to(part.device), features
     )
     try:
-        narrow = narrowed(trial, indices)(_cloned(example))
+        narrow = narrowed(trial, indices, scattered)(_cloned(example))
     except Exception:  # a user's stage may raise anything if a shape is not what it expects
         return False
     for name, dims in indices.items():
-        if 1 in dims:
-            dropped = torch.ones(present[name].shape[1], dtype=torch.bool)
-            dropped[dims[1]] = False
-            present[name][:, dropped.to(present[name].device)] = 0
+        for dim in (1, 0) if name.rpartition(".")[0] in scattered else (1,):
+            if dim in dims:
+                dropped = torch.ones(present[name].shape[dim], dtype=torch.bool)
+                dropped[dims[dim]] = False
+                present[name].movedim(dim, 0)[dropped.to(present[name].device)] = 0
     return all(
         one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
         for one, other in zip(tree_leaves(narrow), tree_leaves(trial(_cloned(example))), strict=True)

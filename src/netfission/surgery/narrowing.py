@@ -2,17 +2,56 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netfission.surgery.heads import NAMES as HEADS
 from netfission.surgery.heads import heads_of, set_heads
 
 
-def narrowed(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.Module:
+class ScatteredNorm(nn.Module):
+    """A batch norm of some channels that returns all channels, with zeros for the others.
+
+    Features `(batch, channels of the norm, height, width)` → `(batch, all channels, height, width)`.
+
+    Attributes:
+        norm: the batch norm.
+        sources: int64 `(all channels,)`: the channel of the norm that each channel is; of those that the norm
+            lacks, their number.
+
+    Example:
+        >>> norm = ScatteredNorm.at(nn.BatchNorm2d(2).eval(), torch.tensor([0, 2]), 4)
+        >>> norm(torch.ones(1, 2, 1, 1)).flatten().round().tolist()
+        [1.0, 0.0, 1.0, 0.0]
+    """
+
+    sources: Tensor
+
+    def __init__(self, norm: nn.Module, sources: Tensor) -> None:
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("sources", sources)
+
+    @classmethod
+    def at(cls, norm: nn.Module, channels: Tensor, width: int) -> Self:
+        """Return a norm whose channels are these, int64 on the CPU, of `width` channels."""
+        sources = torch.full((width,), len(channels)).index_copy(0, channels, torch.arange(len(channels)))
+        return cls(norm, sources.to(next(norm.parameters()).device))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise features, and put each channel in its place."""
+        with_zero = F.pad(self.norm(features), (0, 0, 0, 0, 0, 1))  # a channel of zeros at the end
+        return with_zero.index_select(1, self.sources)
+
+
+def narrowed(
+    module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], scattered: Collection[str] = ()
+) -> nn.Module:
     """Return a copy of `module` that holds only some slices of its tensors.
 
     The widths of its layers follow the new shapes: channels of convolutions and linear layers, and heads of
@@ -22,6 +61,7 @@ def narrowed(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.
         module: the module; not changed.
         kept: parameter or buffer name → dimension → int64 indices to keep along it. The output of a layer and
             the input of the next must keep the same indices.
+        scattered: names of batch norms whose output keeps all channels, with zeros for those they lose.
 
     Returns:
         The smaller module.
@@ -43,6 +83,11 @@ def narrowed(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.
             tensor = tensor.index_select(dim, indices.to(tensor.device))
         _set(result, name, tensor)
     before.refresh(result)
+    for name in scattered:
+        weight = f"{name}.weight"
+        if weight in kept:
+            norm, width = result.get_submodule(name), len(_get(module, weight))
+            result.set_submodule(name, ScatteredNorm.at(norm, kept[weight][0], width))
     return result
 
 
@@ -52,7 +97,8 @@ def fit(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
     Args:
         module: a module of the same structure with other widths.
         shapes: parameter or buffer name → shape. Names that the module lacks are ignored, and so are shapes
-            that differ in more than their widths, such as kernels of another size.
+            that differ in more than their widths, such as kernels of another size. A batch norm becomes a
+            `ScatteredNorm` if the names are of one.
 
     Example:
         >>> layer = nn.Linear(3, 4)
@@ -61,6 +107,12 @@ def fit(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
         Linear(in_features=3, out_features=2, bias=True)
     """
     before = _Widths(module)
+    modules = dict(module.named_modules())
+    for name, shape in shapes.items():
+        owner, _, attribute = name.rpartition(".")
+        if attribute == "sources" and isinstance(norm := modules.get(owner), nn.BatchNorm2d):
+            sources = torch.zeros(shape, dtype=torch.int64, device=next(norm.parameters()).device)
+            module.set_submodule(owner, ScatteredNorm(norm, sources))
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, shape in shapes.items():
         if name in tensors and tensors[name].ndim == len(shape) and tensors[name].shape[2:] == shape[2:]:

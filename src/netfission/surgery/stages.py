@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from netfission.surgery.tracing import ModuleTracer, attempts, constants, live_a
 from netfission.utils.modes import in_mode
 
 FEWEST = 3  # stages of a model whose blocks are all alike
+_ADDITIONS = {operator.add, operator.iadd, torch.add}
 _DEEPEST = 3  # how deep modules are nested after which several tensors may be live
 
 
@@ -103,7 +105,7 @@ def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[
             failure = failure or error
             continue
         single = [end for end in traced[-1][2] if len(end.live) == 1]
-        stages, complete = _choose(root, tracer, graph, single, exits)
+        stages, complete = _choose(root, tracer, graph, single, exits, rows=len(best) < FEWEST)
         best = max(best, stages, key=len)
         if complete and len(stages) >= FEWEST:
             return [stage.name for stage in stages]
@@ -117,14 +119,23 @@ def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[
 
 
 def _choose(
-    root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, ends: Sequence[_End], exits: int
+    root: nn.Module,
+    tracer: ModuleTracer,
+    graph: fx.Graph,
+    ends: Sequence[_End],
+    exits: int,
+    *,
+    rows: bool = True,
 ) -> tuple[list[_End], bool]:
-    """Return the ends of the stages, and whether every size of the features gave one."""
+    """Return the ends of the stages, and whether every size of the features gave one.
+
+    Too few stages are replaced by groups of a row of blocks, if `rows`.
+    """
     ends = _after_stem(root, ends)
     found = _by_size([end for end in ends if end.weights > 1])  # one is the stem
     in_trunk = _of_common_kind(found)
     stages = _join(root, tracer, graph, in_trunk)
-    row = _row_of_blocks(ends, max(FEWEST, exits))
+    row = _row_of_blocks(ends, max(FEWEST, exits)) if rows and len(stages) < FEWEST else []
     if len(stages) < FEWEST <= len(row):
         return _equal_groups(row, found, max(FEWEST, exits)), True
     return stages, len(stages) == len(in_trunk)
@@ -288,6 +299,8 @@ def has_internal_channels(
     """Return whether the channels of a layer reach the end of a part through other layers alone.
 
     A depthwise convolution passes its channels on. A module that stays whole counts if it holds two layers.
+    A batch norm in an identity branch passes none on, as it can be scattered: see
+    `netfission.surgery.coupling.find_coupling`.
 
     Args:
         root: the model.
@@ -302,9 +315,18 @@ def has_internal_channels(
         layers = _layers(root, node)
         if layers > 1 or (layers and node not in reaches):
             return True
-        if node in reaches and not layers:
+        if node in reaches and not layers and not _is_identity_branch(root, node):
             reaches.update(node.all_input_nodes)
     return False
+
+
+def _is_identity_branch(root: nn.Module, node: fx.Node) -> bool:
+    """Return whether a node is a batch norm beside layers that read the same, and is only added to others."""
+    if node.op != "call_module" or not isinstance(root.get_submodule(str(node.target)), nn.BatchNorm2d):
+        return False
+    (source,) = node.all_input_nodes
+    beside_layers = len(source.users) > 1 and not _layers(root, source)
+    return beside_layers and all(user.target in _ADDITIONS for user in node.users)
 
 
 def _layers(root: nn.Module, node: fx.Node) -> int:
