@@ -57,6 +57,10 @@ def test_branch_points_follow_the_stages_named(model: nn.Module) -> None:
     assert [len(path.stages) for path in net.paths] == [2, 1]
 
 
+def test_three_exits_of_a_network_of_two_stages_share_the_branch_point(model: nn.Module) -> None:
+    assert nf.fission(model, 3, stages=["block1", "block2"], example_input=IMAGES).branch_after == (1, 1)
+
+
 def test_several_exits_at_one_branch_point(model: nn.Module) -> None:
     net = nf.fission(model, 4, branch_after=[1, "block1", 2], example_input=IMAGES)
     assert net.branch_after == (1, 1, 2)

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.plain import check_plain, logits_hint
 from netfission.surgery.splitting import not_a_classifier, split
-from netfission.surgery.stages import find_stages
+from netfission.surgery.stages import FEWEST, find_stages
 from netfission.surgery.tracing import attempts
 from netfission.utils.errors import describe, first_line, invalid
-from netfission.utils.modes import in_mode, input_errors
+from netfission.utils.modes import in_mode, input_errors, trial_copy
 
 _OWN_PARTS = "a netfission.Backbone of your own parts"
 
@@ -79,7 +79,8 @@ def resolve_branches(
     """Return how many stages each exit but exit 0 shares with exit 0.
 
     Args:
-        branch_after: one stage per exit but exit 0, by name or 1-based number; default 1, 2, ….
+        branch_after: one stage per exit but exit 0, by name or 1-based number; default 1, 2, …. In a network
+            of two stages, three exits share the branch point.
         exits: number of exits.
         stage_names: names of the backbone's stages, in the order they run.
 
@@ -92,14 +93,14 @@ def resolve_branches(
     """
     last = len(stage_names) - 1
     if branch_after is None:
-        if exits - 1 > last:
+        if exits - 1 > last and not (last and exits <= FEWEST):
             raise invalid(
                 "exits",
                 f"at most {last + 1}, one per stage ({', '.join(stage_names)})",
                 exits,
                 hint="name more stages (stages=[…]) or let exits share a branch point (branch_after=[…])",
             )
-        return list(range(1, exits))
+        return [min(branch, last) for branch in range(1, exits)]
     numbers = {name: number for number, name in enumerate(stage_names, start=1)}
     branches = [numbers.get(stage, 0) if isinstance(stage, str) else stage for stage in branch_after]
     if len(branches) != exits - 1 or not all(branch in range(1, last + 1) for branch in branches):
@@ -239,7 +240,7 @@ def _without_auxiliary_heads(model: nn.Module, example_input: Tensor) -> nn.Modu
 def _modules_run(model: nn.Module, example_input: Tensor, training: bool) -> list[str]:
     """Return the names of the modules that run, in the order they start."""
     ran: list[str] = []
-    trial = copy.deepcopy(model)
+    trial = trial_copy(model)
     for name, module in trial.named_modules():
         module.register_forward_pre_hook(lambda _module, _inputs, name=name: ran.append(name))
     _run(trial, example_input, training)
@@ -316,7 +317,7 @@ def _keep_inputs(backbone: Backbone, example_input: Tensor) -> None:
 
     Several paths may read that input.
     """
-    trial = copy.deepcopy(backbone).train()  # dropout overwrites in train mode only
+    trial = trial_copy(backbone).train()  # dropout overwrites in train mode only
     with torch.random.fork_rng([example_input.device] if example_input.is_cuda else []):
         features = trial.stem(example_input.clone())
         for name, stage, original in zip(backbone.stage_names, trial.stages, backbone.stages, strict=True):
@@ -396,4 +397,4 @@ def _mode(training: bool) -> str:
 def _run(model: nn.Module, images: Tensor, training: bool) -> Any:
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         torch.manual_seed(0)
-        return copy.deepcopy(model).train(training)(images.clone())
+        return trial_copy(model).train(training)(images.clone())

@@ -266,18 +266,33 @@ def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_
         if name not in tracer.called_again and not isinstance(modules[name], nn.Identity):
             ended.setdefault(node, []).append(name)
     ends, weights, in_chain = [], set[int](), True
+    before_last_use = _before_last_uses(root, graph)
     for node in graph.nodes:
         if node.op == "call_module":
             weights |= {id(weight) for weight in prunable_weights(modules[str(node.target)]).values()}
         in_chain = in_chain and len(live[node]) == 1 and _layers(root, node) <= 1
         shape = getattr(node.meta.get("tensor_meta"), "shape", ())
         names = sorted(ended.get(node, ()), key=lambda name: name.count("."))
-        if node in live[node] and names and len(shape) > 2:
+        if node in live[node] and names and len(shape) > 2 and node not in before_last_use:
             kinds = tuple((name.rpartition(".")[0], type(modules[name])) for name in names)
             features = tuple(shape[1:])
             where = _positions(features), len(weights), node, live[node], in_chain
             ends.append(_End(tuple(names), kinds, features, *where))
     return ends
+
+
+def _before_last_uses(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes between two uses of a parameter, after which no stage can end."""
+    modules = dict(root.named_modules())
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for index, node in enumerate(graph.nodes):
+        used = modules[str(node.target)].parameters() if node.op == "call_module" else ()
+        for parameter in used:
+            first.setdefault(id(parameter), index)
+            last[id(parameter)] = index
+    spans = [range(first[key], last[key]) for key in first if last[key] > first[key]]
+    return {node for index, node in enumerate(graph.nodes) if any(index in span for span in spans)}
 
 
 def _positions(shape: tuple[int, ...]) -> int:

@@ -7,8 +7,10 @@ constants, and sizes that differ (the batch) stay symbolic.
 
 import inspect
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -112,15 +114,25 @@ class ShapeTracer(ModuleTracer):
         super().__init__(ends, into_owners=into_owners)
         self._batches = batches
         self._running = False  # a module computes values, and must not be traced
-        self.values: dict[fx.Node, tuple[Any, Any]] = {}
+        self._stand_ins: Counter[fx.Node] = Counter()  # how many there are of a node's value
+        self.values: dict[
+            fx.Node, tuple[Any, Any]
+        ] = {}  # of tensors that are not read again, the shapes alone
 
     def keep_shapes(self) -> None:
-        """Free the memory of the tensors; their shapes stay known."""
-        self.values = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), self.values)
+        """Free the memory of all tensors; their shapes stay known."""
+        self.values = {node: _without_data(values) for node, values in self.values.items()}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the stand-in for a node's value."""
+        self._stand_ins[node] += 1
         return _ShapedProxy(node, self)
+
+    def forget(self, node: fx.Node) -> None:
+        """Free the memory of a node's tensors if no stand-in is left that a model's code could read."""
+        self._stand_ins[node] -= 1
+        if not self._stand_ins[node] and node in self.values:
+            self.values[node] = _without_data(self.values[node])
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return an attribute of a module: a proxy of a parameter, unless a module computes values."""
@@ -192,8 +204,22 @@ class ShapeTracer(ModuleTracer):
         return part
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What is left of a tensor that is not read again."""
+
+    sizes: tuple[int, ...]
+
+
+def _without_data(values: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: _Shape(tuple(tensor.shape)), values)
+
+
 class _ShapedProxy(fx.Proxy):
     """A proxy whose tensor has a shape: integers, and proxies of the sizes that depend on the batch."""
+
+    def __del__(self) -> None:
+        self.tracer.forget(self.node)  # type: ignore[attr-defined]
 
     @property
     def _values(self) -> tuple[Any, Any]:
@@ -349,9 +375,9 @@ def rows_per_image(node: fx.Node, tracer: ModuleTracer) -> int:
         return 1
     values = tracer.values.get(node, ())
     counts = {
-        len(value) / len(batch)
+        value.sizes[0] / len(batch)
         for value, batch in zip(values, tracer._batches, strict=False)
-        if isinstance(value, Tensor) and value.ndim
+        if isinstance(value, _Shape) and value.sizes
     }
     (rows,) = counts if len(counts) == 1 else (1,)
     return int(rows) if rows > 1 and rows == int(rows) else 1

@@ -1,12 +1,16 @@
-"""Modules run for a while in another mode, or with other words for the errors they raise."""
+"""Modules run for a while in another mode, as a copy, or with other words for the errors they raise."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from netfission.utils.errors import describe, first_line, invalid
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @contextmanager
@@ -33,6 +37,21 @@ def in_mode(*modules: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part, mode in before:
             part.training = mode
+
+
+def trial_copy(module: _Module) -> _Module:
+    """Return a copy of a module that shares its parameters, to run it and leave no trace in the original.
+
+    Buffers are copied, as batch norms overwrite theirs.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> trial = trial_copy(norm)
+        >>> _ = trial(torch.randn(4, 2))
+        >>> int(norm.num_batches_tracked), trial.weight is norm.weight
+        (0, True)
+    """
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 @contextmanager
