@@ -43,7 +43,9 @@ PAGE = ROOT / "docs" / "reference" / "models.md"
 # Family of timm → its smallest network, and another one if there is one of at most 130 M parameters.
 FAMILIES = Path(__file__).with_name("zoo_families.json")
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
-GIB = 6.0  # of memory of a process
+GIB = 6.0  # of memory that `fission` may use, with the network itself; more if …
+COPIES = 4.0  # … this many times the network's weights are more
+OF_CHECKS = 2  # The checks, which hold three fissioned networks and copies, may use this many times as much.
 ALL_SECONDS = 300  # of processor time of a process: fission with three exits and with one, and the checks
 BUDGET = 1.05  # multiply-accumulates over the network's
 # What a row depends on: the method, and the measurement itself.
@@ -52,6 +54,7 @@ _SOURCES = (
     *("classifier", "grouping", "inference", "profiling", "pruning", "surgery"),
 )
 _Key = tuple[str, str, bool, str]
+_OF_FISSION = ("create", "fission")  # phases; the others are checks
 
 
 # --- networks ---------------------------------------------------------------------------------------
@@ -114,11 +117,12 @@ def run_limited(
             process.join()
             ended = ended or _words(process.exitcode, all_seconds)
             break
-        if (peak_gib(process.pid or 0) or 0) > gib:
-            ended = f"over {gib:g} GiB of memory"
+        limit = max(gib, COPIES * row.get("weights_gib", 0.0)) * (1 if phase in _OF_FISSION else OF_CHECKS)
+        if (peak_gib(process.pid or 0) or 0) > limit:
+            ended = f"over {limit:.4g} GiB of memory"
             process.kill()
     process.join()
-    if phase in ("create", "fission") and ended:
+    if phase in _OF_FISSION and ended:
         row["error"] = ended
     elif ended:
         row["failed"][phase] = ended
@@ -273,7 +277,7 @@ writes this page.
 - Columns without another name are by channels. *Restriction* and *deployed* are the largest differences that
   these checks found: of a path's features over the largest of them, and of logits over their spread.
 - Seconds are the processor time of `fission`. It may use {SECONDS:.0f},
-  and the process {GIB:g} GiB of memory.
+  and the process {GIB:g} GiB of memory, or {COPIES:g} times the network's weights if that is more.
 - –: refused, or not measured. ✗: a check fails.
 """
 

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack, cast
 
 import torch
@@ -83,10 +84,16 @@ def fission(
     check_plain("model", model)
     example = example_images(model, example_input, batches)
     backbone = cut(model, example, config.stages, exits)
+    stages = _analyse(backbone, example)
+    by_default = config.stages is None and config.branch_after is None and not isinstance(model, Backbone)
+    names = _divisible(backbone.stage_names, stages, divider, exits) if by_default else None
+    if names is not None:
+        config = replace(config, stages=names)
+        backbone = cut(model, example, names, exits)
+        stages = _analyse(backbone, example)
     if divider.masks_weights or config.sparsity > 0:
         check_plain_weights(backbone)
     branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
-    stages = _analyse(backbone, example)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
     if exits > 1:
@@ -116,6 +123,23 @@ def _analyse(backbone: Backbone, example: Tensor) -> list[Stage]:
         for module in backbone.stages[:-1]:
             features.append(module(features[-1]))
     return [Stage(module, inputs) for module, inputs in zip(backbone.stages, features, strict=True)]
+
+
+def _divisible(
+    names: Sequence[str], stages: Sequence[Stage], grouping: Grouping, exits: int
+) -> list[str] | None:
+    """Return the names of stages without those that cannot be divided; None if all can.
+
+    Such a stage joins the next one, the last one the stage before. All exits share the first stage.
+    """
+    if exits == 1:
+        return None
+    divisible = [grouping.can_divide(stage, exits) for stage in stages[1:]]
+    if all(divisible) or not any(divisible):
+        return None
+    if not divisible[-1]:
+        divisible[-2:] = [False, True]
+    return [names[0], *(name for name, can in zip(names[1:], divisible, strict=True) if can)]
 
 
 def _prune(

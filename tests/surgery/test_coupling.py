@@ -390,6 +390,93 @@ def test_norms_of_ones_own_are_over_the_channels_of_a_path() -> None:
     assert ("1.weight", 1) in {(part.tensor, part.dim) for part in group.slices}
 
 
+class _TalkingHeads(nn.Module):
+    """Attention whose scores are mixed between heads, and biased by a part that stores its shape."""
+
+    def __init__(self, heads: int = 6) -> None:
+        super().__init__()
+        self.num_heads, self.width = heads, 4
+        self.qkv, self.proj = nn.Linear(8, 3 * heads * 4), nn.Linear(heads * 4, 8)
+        self.bias = _Bias(heads)
+        self.before, self.after = nn.Conv2d(heads, heads, 1), nn.Conv2d(heads, heads, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, number, _ = tokens.shape
+        q, k, v = self.qkv(tokens).reshape(batch, number, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        scores = self.before(self.bias(q @ k.transpose(-1, -2))).softmax(-1)
+        mixed = self.after(scores) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(batch, number, -1))
+
+
+class _Bias(nn.Module):
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.bias_shape = (5, 5, heads)
+        self.table = nn.Parameter(torch.randn(9, heads))
+        self.register_buffer("index", torch.arange(25) % 9, persistent=False)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores + self.table[self.index].view(self.bias_shape).permute(2, 0, 1)
+
+
+def test_heads_that_talk_to_one_another_are_one_group() -> None:
+    stage, tokens = _TalkingHeads(), torch.randn(2, 5, 8)
+    coupling = find_coupling(stage, tokens)
+    assert layers(coupling) == {"qkv": 6}
+    dims = {(part.tensor, part.dim) for part in coupling.groups[0].slices}
+    assert {("before.weight", 0), ("before.weight", 1), ("after.weight", 0), ("bias.table", 1)} <= dims
+    narrow = without_units(coupling, stage, keep=2)
+    assert (narrow.num_heads, narrow.bias.bias_shape) == (2, (5, 5, 2))
+    assert narrow(tokens).shape == tokens.shape
+
+
+class _Halved(nn.Module):
+    """Two layers whose outputs are put together, and taken apart in equal pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1)
+        self.last, self.other = nn.Conv2d(6, 8, 1), nn.Conv2d(6, 8, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        first, second = torch.cat([self.one(features), self.two(features)], 1).chunk(2, 1)
+        return self.last(first) + self.other(second)
+
+
+def test_groups_that_code_takes_for_equally_wide_stay_whole() -> None:
+    # Each path may get more of one than of the other: half of both at once would fit.
+    assert find_coupling(_Halved(), FEATURES).groups == ()
+
+
+class _Rotated(nn.Module):
+    """Attention over windows of padded tokens, with a constant for each position and channel of a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 3
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 36), nn.Linear(12, 8)
+        self.register_buffer("table", torch.randn(4, 4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, number, _ = tokens.shape
+        windows = self.norm(F.pad(tokens, (0, 0, 0, 8 - number)).reshape(batch * 2, 4, 8))
+        q, k, v = self.qkv(windows).reshape(batch * 2, 4, 3, self.num_heads, 4).permute(2, 0, 3, 1, 4)
+        q = torch.cat([q[:, :, :0], q * self.table], 2)  # no token of a class comes first
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(batch, 8, -1)[:, :number])
+
+
+def test_heads_of_padded_windows_with_positions() -> None:
+    stage, tokens = _Rotated(), torch.randn(2, 7, 8)
+    coupling = find_coupling(stage, tokens)
+    assert layers(coupling) == {"qkv": 3}
+    assert "table" not in {part.tensor for part in coupling.groups[0].slices}
+    narrow = without_units(coupling, stage, keep=1)
+    with torch.no_grad():
+        stage.proj.weight[:, :8] = 0
+        assert torch.allclose(narrow(tokens), stage(tokens), atol=1e-6)
+
+
 class _ConvAttention(nn.Module):
     """Attention by convolutions whose number of heads is in the code; then an MLP."""
 

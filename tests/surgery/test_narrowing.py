@@ -111,6 +111,29 @@ def test_fit_takes_the_widths_of_a_state_dict() -> None:
     assert torch.equal(fresh(images), trained(images))
 
 
+class Offset(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.arange(float(width)), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.offset
+
+
+def test_what_is_left_of_a_constant_is_stored_with_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), Offset(6), nn.Linear(6, 2))
+    kept = torch.tensor([1, 4])
+    narrow = narrowed(
+        model, {"0.weight": {0: kept}, "0.bias": {0: kept}, "1.offset": {0: kept}, "2.weight": {1: kept}}
+    )
+    state = narrow.state_dict()
+    assert state["1.offset"].tolist() == [1, 4] and "1.offset" not in model.state_dict()
+    fit(model, {name: tensor.shape for name, tensor in state.items()})
+    model.load_state_dict(state)
+    features = torch.randn(2, 3)
+    assert torch.equal(model(features), narrow(features))
+
+
 class Turn(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return features.transpose(1, 2)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -196,6 +196,8 @@ class NetworkSpec:
 
 class _FullWidth(Grouping):
     """Gives every path the whole stage, so that finding channel groups again costs no time."""
+
+    masks_weights: ClassVar[bool] = False
 
     def split(
         self,

@@ -119,6 +119,10 @@ class Grouping(ABC):
         """Return the channel groups of which pruning removes whole units; if empty, it removes weights."""
         return ()
 
+    def can_divide(self, stage: Stage, paths: int) -> bool:
+        """Return whether a stage can be divided among some paths; by default all can."""
+        return True
+
     @abstractmethod
     def split(
         self,

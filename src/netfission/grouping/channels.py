@@ -64,6 +64,10 @@ class ChannelGrouping(Grouping):
         """See `Grouping.prunable_units`: all internal channel groups."""
         return stage.coupling.groups
 
+    def can_divide(self, stage: Stage, paths: int) -> bool:
+        """See `Grouping.can_divide`: whether a group has a unit for each path."""
+        return any(group.units >= paths for group in stage.coupling.groups)
+
     def split(
         self,
         stage: Stage,

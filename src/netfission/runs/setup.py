@@ -19,6 +19,7 @@ from netfission.data.summary import CUT, DataSummary
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import find_method
 from netfission.models import create_model
+from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 
 
@@ -163,15 +164,17 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
     return find_method(config.method).build(plan)
 
 
-def network_spec(config: RunConfig, data: ImageData) -> NetworkSpec:
-    """Describe the trained network."""
+def network_spec(config: RunConfig, data: ImageData, network: nn.Module | None = None) -> NetworkSpec:
+    """Describe the trained network, with the stages that it was cut into if they were joined."""
+    made = network.config if isinstance(network, FissionNetwork) else None
+    fission = config.fission if made is None else replace(config.fission, stages=made.stages)
     return NetworkSpec(
         model=config.model.model,
         classes=list(data.classes),
         shape=list(data.shape),
         mean=list(data.mean),
         std=list(data.std),
-        fission=asdict(config.fission),
+        fission=asdict(fission),
         netfission=version("netfission"),
         method=asdict(config.method),
     )

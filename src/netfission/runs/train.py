@@ -101,5 +101,5 @@ def train(
             raise
         if not trainer.is_global_zero:
             return None
-        folder.save_network(network, network_spec(config, data))
+        folder.save_network(network, network_spec(config, data, network))
     return evaluate(folder, config, data)

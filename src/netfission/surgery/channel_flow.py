@@ -170,6 +170,14 @@ def _padded(labels: Tensor, ndim: int) -> Tensor:
     return labels.reshape((1,) * (ndim - labels.ndim) + tuple(labels.shape))
 
 
+def _padded_along(labels: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the labels of a tensor padded with zeros, which have none; they do not tell positions apart."""
+    dims = [labels.ndim - 1 - index // 2 for index in range(len(sizes))]
+    along = [size if labels.shape[dim] > 1 else 0 for size, dim in zip(sizes, dims, strict=True)]
+    with _disable_current_modes():
+        return nn.functional.pad(labels, along, value=-1)
+
+
 def _overlap(first: Tensor, second: Tensor) -> bool:
     return any(one > 1 and other > 1 for one, other in zip(first.shape, second.shape, strict=True))
 
@@ -443,7 +451,7 @@ class _Follow(TorchDispatchMode):
         """Labels move as the elements do."""
         source, rest = args[0], list(args[1:])
         if kind is aten.constant_pad_nd:
-            rest = rest[:1]
+            return [[_padded_along(labels, rest[0]) for labels in self.labels_of(source)]]
         outputs: list[Labels] = []
         for labels in self.labels_of(source):
             # Some operations take no integers, and pad with 0: so labels begin at 0 here.
@@ -459,7 +467,7 @@ class _Follow(TorchDispatchMode):
     def _joined(self, kind: Any, tensors: Sequence[Tensor], dim: int, result: Tensor) -> Labels:
         """Labels of tensors that are concatenated or stacked."""
         flow, dim = self._flow, dim % result.ndim
-        tensors = [tensor for tensor in tensors if tensor.ndim > 1 or tensor.numel()]
+        tensors = [tensor for tensor in tensors if tensor.numel()] or tensors
         if kind is aten.stack:
             sized = [tensor.unsqueeze(dim) for tensor in tensors]
             of_each = [[labels.unsqueeze(dim) for labels in self.labels_of(tensor)] for tensor in tensors]
@@ -511,6 +519,10 @@ class _Follow(TorchDispatchMode):
         for labels, _, is_parameter in operands:
             for one in labels:
                 matches = [index for index, other in enumerate(result) if _overlap(one, other)]
+                if is_parameter and matches:
+                    # Entries of a channel at several positions, as a table of positions has them.
+                    varying = {dim for index in matches for dim in _varies(result[index])}
+                    one = flow.merge(one, [dim for dim in _varies(one) if dim not in varying])
                 if is_parameter:
                     # The same entry for each head: it stays, as long as one head does.
                     for index in matches:

@@ -19,6 +19,7 @@ from netfission.surgery.channel_flow import TORCH_ATTENTION, WHOLE, Flow, Part, 
 from netfission.surgery.heads import heads_of
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import narrowed
+from netfission.utils.modes import trial_copy
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"
@@ -164,7 +165,10 @@ def _sound_groups(stage: nn.Module, example: Any, flow: Flow) -> tuple[list[Chan
 
 
 def _in_float32(stage: nn.Module) -> nn.Module:
-    """Return a copy of a stage whose channels can be followed and tested, whatever its precision."""
+    """Return a copy of a stage whose channels can be followed, whatever its precision."""
+    tensors = (*stage.parameters(), *stage.buffers())
+    if all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()):
+        return trial_copy(stage)
     return copy.deepcopy(stage).float()
 
 
@@ -193,7 +197,8 @@ def _channel_groups(stage: nn.Module, flow: Flow) -> tuple[list[ChannelGroup], d
         heads = heads_of(stage.get_submodule(group.layer.rpartition(".")[0]))
         return heads is None, order[group.layer]
 
-    groups = [_group(places, units, parts, order) for places, units in _units(parts, set(kept), order)]
+    found = _units(parts, set(kept), order, _attentions(stage))
+    groups = [_group(places, units, parts, order) for places, units in found]
     undivided = {f"{group.layer}.weight": MIXED for group in groups if group.units == 1} | undivided
     groups = [group for group in groups if group.units > 1]
     return sorted(groups, key=rank), undivided
@@ -245,14 +250,26 @@ def _part_of_loose(name: str, classes: Tensor, shared: Tensor) -> Part | set[int
 _Places = tuple[int, ...]
 
 
+def _attentions(stage: nn.Module) -> dict[str, tuple[str, int]]:
+    """Return each layer of an attention → the attention's name and its number of heads."""
+    found: dict[str, tuple[str, int]] = {}
+    for name, module in stage.named_modules():
+        heads = heads_of(module)
+        if heads is not None:
+            layers = (f"{name}.{layer}".lstrip(".") for layer, _ in module.named_modules())
+            found |= dict.fromkeys(layers, (name, heads))
+    return found
+
+
 def _units(
-    parts: Sequence[Part], kept: set[int], order: Mapping[str, int]
+    parts: Sequence[Part], kept: set[int], order: Mapping[str, int], attentions: Mapping[str, tuple[str, int]]
 ) -> list[tuple[_Places, list[list[int]]]]:
     """Return the units of each group, as the classes that they consist of, and the parts that hold them.
 
     Classes that lie in the same parts form a group, one class per unit. If several groups of the same size
     begin at one layer, a unit has a class of each: the code that takes the layer's output apart takes equal
-    pieces.
+    pieces. So it has of groups in one attention that each have as many units as heads, since the attention
+    has one number of heads.
     """
     held: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
@@ -266,9 +283,9 @@ def _units(
     joined: list[tuple[_Places, list[list[int]]]] = []
     for places, labels in groups.items():
         units = [[label] for label in _in_order(labels, parts[_first_maker(places, parts, order)])]
-        source = _source(places, parts)
-        same = [other for other in joined if _source(other[0], parts) == source]
-        for other in [other for other in same if len(other[1]) == len(units)]:
+        source = _source(places, parts, len(units), attentions)
+        same = [other for other in joined if len(other[1]) == len(units)]
+        for other in [other for other in same if _source(other[0], parts, len(units), attentions) == source]:
             joined.remove(other)
             places = (*dict.fromkeys((*other[0], *places)),)
             units = [[*one, *more] for one, more in zip(other[1], units, strict=True)]
@@ -276,9 +293,13 @@ def _units(
     return joined
 
 
-def _source(places: Sequence[int], parts: Sequence[Part]) -> int:
-    """Return the part of the first layer to run that makes some channels."""
-    return min(place for place in places if parts[place].makes)
+def _source(
+    places: Sequence[int], parts: Sequence[Part], units: int, attentions: Mapping[str, tuple[str, int]]
+) -> str:
+    """Return the first layer to run that makes the channels of a group; of heads, the attention."""
+    layer = parts[min(place for place in places if parts[place].makes)].tensor.rpartition(".")[0]
+    attention, heads = attentions.get(layer, ("", 0))
+    return f"heads of {attention}" if heads == units else layer
 
 
 def _first_maker(places: Sequence[int], parts: Sequence[Part], order: Mapping[str, int]) -> int:
@@ -375,14 +396,13 @@ def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) 
 
     Weights are random, since a branch may start at 0, and norms over several channels are replaced.
     """
-    trial = _in_float32(stage).eval()
+    trial = copy.deepcopy(stage).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in trial.parameters():
         values = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
         parameter.copy_(values.to(parameter.device))
     _without_norms_over_channels(trial, groups)
-    # Not as many units of each part, as an even pattern would hide code that takes equal pieces.
-    kept = [_about_half(group.units) for group in groups]
+    kept = [_about_half(group.units, index) for index, group in enumerate(groups)]
     present = dict(trial.named_parameters()) | dict(trial.named_buffers())
     indices = {name: dims for name, dims in kept_indices(groups, kept).items() if name in present}
     scattered = scattered_norms(groups)
@@ -405,9 +425,13 @@ def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) 
     )
 
 
-def _about_half(units: int) -> Tensor:
-    """Return a bool tensor that keeps the first half of some units, but the last in place of the first."""
-    kept = torch.arange(units) < (units + 1) // 2
+def _about_half(units: int, index: int) -> Tensor:
+    """Return a bool tensor that keeps the first half of a group's units, but the last in place of the first.
+
+    Every second group keeps one unit more if it has four or more, as a path may get more units of one group
+    than of another: code that takes equal pieces of both fails then.
+    """
+    kept = torch.arange(units) < (units + 1) // 2 + (index % 2 if units > 3 else 0)
     kept[0], kept[-1] = False, True
     return kept
 
@@ -418,9 +442,8 @@ def _cloned(features: Any) -> Any:
 
 def _without_norms_over_channels(trial: nn.Module, groups: Sequence[ChannelGroup]) -> None:
     layers = {part.tensor.rpartition(".")[0] for group in groups for part in group.slices}
-    each_alone = Conv | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.PReLU
     for path in layers:
         layer = trial.get_submodule(path)
-        if path and not isinstance(layer, each_alone) and (is_norm(layer) or not list(layer.children())):
+        if path and (isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm) or is_norm(layer)):
             parent, _, name = path.rpartition(".")
             setattr(trial.get_submodule(parent), name, nn.Identity())

@@ -135,6 +135,7 @@ def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
     if isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
     setattr(layer, attribute, tensor)
+    layer._non_persistent_buffers_set.discard(attribute)  # the model's code would make it at full width
 
 
 class _Widths:
@@ -247,9 +248,11 @@ def _set_all_heads(attention: nn.Module, heads: int, new_heads: int) -> None:
     for part in attention.modules():
         if heads_of(part) == heads:
             set_heads(part, new_heads)
-            for name, value in list(vars(part).items()):
-                if name.endswith("_shape") and isinstance(value, tuple):  # of a bias for each head
-                    setattr(part, name, tuple(new_heads if size == heads else size for size in value))
+        elif not any(new_heads in tensor.shape for tensor in part._parameters.values() if tensor is not None):
+            continue
+        for name, value in list(vars(part).items()):
+            if name.endswith("_shape") and isinstance(value, tuple):  # of a bias for each head
+                setattr(part, name, tuple(new_heads if size == heads else size for size in value))
 
 
 def _of_one_head(name: str) -> bool:
