@@ -14,9 +14,11 @@ from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
 from netfission.network import ExitPath, FissionNetwork
+from netfission.profiling.macs import macs_by_weight
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import Backbone, cut, resolve_branches
 from netfission.surgery.example import example_images
+from netfission.surgery.features import map_tensors
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
 from netfission.surgery.plain import check_plain
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
@@ -96,9 +98,13 @@ def fission(
     branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
+    heads = _split_head(backbone, stages, divider, config, example)
     if exits > 1:
-        _keep_variance(stages, splits, kept, unnormalised_weights(backbone, example))
-    network = _assemble(backbone, splits, branches, config if isinstance(grouping, str) else None)
+        unnormalised = unnormalised_weights(backbone, example)
+        _keep_variance(stages, splits, kept, unnormalised)
+        for head in heads:
+            keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
+    network = _assemble(backbone, splits, heads, branches, config if isinstance(grouping, str) else None)
     _report_costs(backbone.stage_names, splits)
     _report_empty_layers(network, kept)
     for module in (network, network.paths, *network.paths, *(path.stages for path in network.exit_paths)):
@@ -209,13 +215,33 @@ def _split(
     return splits
 
 
+def _split_head(
+    backbone: Backbone, stages: Sequence[Stage], grouping: Grouping, config: FissionConfig, example: Tensor
+) -> list[nn.Module]:
+    """Return the head of each exit: a copy, or a share of its inner channels if copies cost much.
+
+    A head of several layers (MobileNetV3, AlexNet) is divided if copies of it would add over 5 % to the
+    network's multiply-accumulates.
+    """
+    if config.exits > 1 and grouping.divides_heads:
+        with torch.no_grad(), in_mode(backbone, training=False):
+            head = Stage(backbone.head, stages[-1].module(map_tensors(Tensor.clone, stages[-1].features)))
+        others = macs_by_weight(backbone.stem, example), *(stage.macs for stage in stages)
+        total = sum(sum(macs.values()) for macs in (*others, head.macs))
+        added = (config.exits - 1) * sum(head.macs.values())
+        if added > TOLERANCE * total and grouping.can_divide(head, config.exits):
+            generator = torch.Generator().manual_seed(config.seed)
+            return grouping.split(head, {}, config.shares, generator, {}).paths
+    return [copy.deepcopy(backbone.head) for _ in range(config.exits)]
+
+
 def _keep_variance(
     stages: Sequence[Stage], splits: Sequence[StageSplit], kept: Mapping[str, Tensor], names: set[str]
 ) -> None:
     """Scale the layers of which a path reads a part only, if no normalisation runs after them."""
     for index, (stage, split) in enumerate(zip(stages, splits, strict=True)):
         prefix = f"stages.{index}."
-        here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        here = _names_below(names, prefix)
         for path in split.paths if len(split.paths) > 1 else ():
             keep_variance(path, stage.module, _below(kept, prefix), here)
 
@@ -242,14 +268,18 @@ def _shares_in(index: int, branches: Sequence[int], config: FissionConfig) -> li
 
 
 def _assemble(
-    backbone: Backbone, splits: Sequence[StageSplit], branches: Sequence[int], config: FissionConfig | None
+    backbone: Backbone,
+    splits: Sequence[StageSplit],
+    heads: Sequence[nn.Module],
+    branches: Sequence[int],
+    config: FissionConfig | None,
 ) -> FissionNetwork:
-    """Put the parts of each path in a row, with a copy of the head at its end."""
+    """Put the parts of each path in a row, with its head at its end."""
     parts: list[list[nn.Module]] = [[] for _ in range(1 + len(branches))]
     for index, split in enumerate(splits):
         for exit_, part in zip(_exits_in(index, branches), split.paths, strict=True):
             parts[exit_].append(part)
-    paths = [ExitPath(path_stages, copy.deepcopy(backbone.head)) for path_stages in parts]
+    paths = [ExitPath(path_stages, head) for path_stages, head in zip(parts, heads, strict=True)]
     names = backbone.stage_names
     repeated = {name: split.repeated for name, split in zip(names, splits, strict=True) if split.repeated}
     return FissionNetwork(backbone.stem, paths, branches, names, repeated, config)
@@ -258,6 +288,11 @@ def _assemble(
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _names_below(names: set[str], prefix: str) -> set[str]:
+    """Return the names that begin with `prefix`, without it."""
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
 
 def _report_costs(stage_names: Sequence[str], splits: Sequence[StageSplit]) -> None:

@@ -422,6 +422,46 @@ def test_a_stage_without_inner_channels_joins_another_and_is_restored(
     assert torch.equal(loaded(images), net(images))
 
 
+def _with_head(hidden: int) -> nn.Module:
+    blocks = [BasicBlock(8, 8, 2) for _ in range(3)]
+    head = [
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, CLASSES),
+    ]
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, *head).eval()
+
+
+@pytest.mark.parametrize("name", ["channels", "weights", "copies"])
+def test_a_head_whose_copies_cost_much_is_divided_by_channels(name: str, tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for hidden, is_dear in ((3000, True), (90, False)):
+        model = _with_head(hidden)
+        net = nf.fission(model, 3, grouping=name, example_input=images).eval()
+        widths = [path.head.get_submodule("6").out_features for path in net.exit_paths]
+        is_divided = is_dear and name == "channels"
+        assert sum(widths) <= hidden if is_divided else widths == [hidden] * 3
+        macs = [count(network, images[:1]).size.macs_dense for network in (net, model)]
+        assert (macs[0] <= 1.05 * macs[1]) == (name == "channels")
+        assert torch.allclose(nf.deploy(net, images)(images), net(images), atol=1e-5)
+        nf.Classifier.from_network(
+            net, model=None, classes=list("abcde"), shape=(3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3
+        ).save_pretrained(tmp_path)
+        loaded = nf.Classifier.from_pretrained(tmp_path, factory=lambda **_: _with_head(hidden)).network  # noqa: B023
+        assert torch.equal(loaded(images), net(images))
+
+
+def test_a_path_reads_a_part_of_a_head_without_norm_at_full_variance() -> None:
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = _with_head(3000)
+    head = nf.fission(model, 3, grouping="channels", example_input=images).exit_paths[1].head
+    last = head.get_submodule("8")
+    norms = [float(weight.detach().norm()) ** 2 for weight in (last.weight, model[8].weight)]
+    assert norms[0] / norms[1] == pytest.approx(1.0, abs=0.1)  # of a third of the inputs, times three
+
+
 def test_the_summary_names_what_every_path_repeats() -> None:
     model = create_model("cifar-resnet18-w16", CLASSES)
     net = nf.fission(model, 3, grouping="channels", example_input=torch.zeros(2, 3, 32, 32))

@@ -105,6 +105,9 @@ class Grouping(ABC):
     masks_weights: ClassVar[bool] = True
     """Whether pruned weights stay in their layers as masked zeros, in the stem too."""
 
+    divides_heads: ClassVar[bool] = False
+    """Whether heads are divided, too, if copies of them would cost much."""
+
     @property
     def needs_scores(self) -> bool:
         """Whether `split` reads the scores of the pruning criterion."""

@@ -29,7 +29,8 @@ class ChannelGrouping(Grouping):
     hidden units. Depthwise convolutions, norms, biases and squeeze-excitation follow their channels.
     Every path repeats the layers on the interface, such as the projection of a shortcut. Batch norms in
     identity branches may tie all channels to the interface (RepVGG, MobileOne). Then one of the last reads
-    the channels of the path and adds nothing to the others; see `find_coupling`.
+    the channels of the path and adds nothing to the others; see `find_coupling`. A head of several layers is
+    divided as well, if copies of it would add over 5 % to the network's multiply-accumulates.
 
     By default, widths are multiples of 16 if there are enough channels, and equal for equal shares. All
     paths together need as many multiply-accumulates as the stage, within 5 %, and 97 % if possible; see
@@ -49,6 +50,7 @@ class ChannelGrouping(Grouping):
     exact: bool = False
     by_importance: bool = False
     masks_weights: ClassVar[bool] = False
+    divides_heads: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config: FissionConfig) -> Self:
