@@ -146,6 +146,9 @@ def _check_all(
         nonlocal whole
         with processor_limit(seconds):
             whole = nf.fission(model, 1, grouping=grouping, example_input=images)
+            if whole.stage_names != net.stage_names:  # some were joined
+                names = list(net.stage_names)
+                whole = nf.fission(model, 1, grouping=grouping, example_input=images, stages=names)
         check_one_exit(model, whole, images)
 
     def restriction() -> None:

@@ -422,6 +422,31 @@ def test_a_stage_without_inner_channels_joins_another_and_is_restored(
     assert torch.equal(loaded(images), net(images))
 
 
+class _Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = BasicBlock(8, 8, 1)
+        self.again = self.block
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.max_pool2d(self.again(self.block(features)), 2)
+
+
+def test_blocks_that_run_twice_are_saved_and_loaded(tmp_path: Path) -> None:
+    def make(**_: object) -> nn.Module:
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), _Twice(), _Twice(), head)
+
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    net = nf.fission(make(), 2, stages=["1", "2"], grouping="channels", example_input=images).eval()
+    assert len(net.state_dict()) > len([*net.parameters(), *net.buffers()])
+    nf.Classifier.from_network(
+        net, model=None, classes=list("abcde"), shape=(3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3
+    ).save_pretrained(tmp_path)
+    loaded = nf.Classifier.from_pretrained(tmp_path, factory=make).network
+    assert torch.equal(loaded(images), net(images))
+
+
 def _with_head(hidden: int) -> nn.Module:
     blocks = [BasicBlock(8, 8, 2) for _ in range(3)]
     head = [

@@ -357,8 +357,18 @@ class ModelFolder:
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights and masks of a network by name, contiguous and on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """Return the weights and masks of a network by name, contiguous and on the CPU.
+
+    A tensor that shares its memory with another, as that of a layer that runs twice, is copied.
+    """
+    state: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in network.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        state[name] = tensor.clone() if memory in held else tensor
+        held.add(memory)
+    return state
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

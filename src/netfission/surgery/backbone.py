@@ -9,7 +9,7 @@ model's own modules, in train or eval mode.
 import copy
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -154,15 +154,21 @@ def cut(
     if isinstance(root, Backbone):
         if stages is not None:
             raise invalid("stages", "None for a Backbone, which has its own", list(stages))
-        return _checked(model, root, example_input)
+        return _checked(root, root, example_input, {False: output, True: _run(root, example_input, True)})
     with input_errors("example_input", example_input):
-        output = _run(model, example_input, training=True)
-    if not isinstance(output, Tensor):
+        in_training = _run(model, example_input, training=True)
+    if not isinstance(in_training, Tensor):
         root = _without_auxiliary_heads(root, example_input)
-    return _cut_copy(root, example_input, stages, exits)
+        in_training = _main_output(_run(root, example_input, training=True))
+    return _cut_copy(root, example_input, {False: output, True: in_training}, stages, exits)
 
 
-def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | None, exits: int) -> Backbone:
+_Outputs = Mapping[bool, Any]  # whether in train mode → what the model returns for the example images
+
+
+def _cut_copy(
+    root: nn.Module, example_input: Tensor, outputs: _Outputs, stages: Sequence[str] | None, exits: int
+) -> Backbone:
     try:
         names = find_stages(root, example_input, exits) if stages is None else list(stages)
     except Exception as error:  # a user's model may raise anything while it is traced
@@ -191,7 +197,7 @@ def _cut_copy(root: nn.Module, example_input: Tensor, stages: Sequence[str] | No
             continue
         try:
             stem, *parts, head = split(root, tracer, graph, names, offer, several=several)
-            return _checked(root, Backbone(stem, parts, head, names), example_input)
+            return _checked(root, Backbone(stem, parts, head, names), example_input, outputs)
         except ValueError as error:
             refused.append(error)
     raise refused[-1] if refused else untraceable[0]
@@ -214,12 +220,12 @@ def _untraceable(root: nn.Module, error: Exception) -> ValueError:
     )
 
 
-def _checked(model: nn.Module, backbone: Backbone, example_input: Tensor) -> Backbone:
+def _checked(model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Outputs) -> Backbone:
     """Return a backbone that is safe to divide, and repeats the model's output."""
     _check_has_classifier(model, backbone, example_input)
     _check_not_shared(backbone)
     _keep_inputs(backbone, example_input)
-    _check_same_output(model, backbone, example_input)
+    _check_same_output(model, backbone, example_input, outputs)
     return backbone
 
 
@@ -357,12 +363,11 @@ def _clone(_stage: nn.Module, inputs: tuple[Features]) -> Features:
     return map_tensors(Tensor.clone, inputs[0])
 
 
-def _check_same_output(model: nn.Module, backbone: Backbone, example_input: Tensor) -> None:
+def _check_same_output(
+    model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Outputs
+) -> None:
     """Check that the backbone repeats the model's logits in both modes."""
-    for training in (False, True):
-        expected = _run(model, example_input, training)
-        if training:
-            expected = _main_output(expected)
+    for training, expected in outputs.items():
         _check_logits(model, expected, training)
         logits = _run(backbone, example_input, training)
         if not isinstance(logits, Tensor) or not torch.equal(expected, logits):
