@@ -21,7 +21,6 @@ from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import narrowed
 from netfission.utils.modes import trial_copy
 
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ON_INTERFACE = "its channels are the stage's input or output"
 MIXED = "its channels do not act one by one"
 _TRIED = 2  # identity branches, from the last, each of which costs a run of the stage

@@ -115,9 +115,8 @@ class ShapeTracer(ModuleTracer):
         self._batches = batches
         self._running = False  # a module computes values, and must not be traced
         self._stand_ins: Counter[fx.Node] = Counter()  # how many there are of a node's value
-        self.values: dict[
-            fx.Node, tuple[Any, Any]
-        ] = {}  # of tensors that are not read again, the shapes alone
+        # Of tensors that are not read again, the shapes alone.
+        self.values: dict[fx.Node, tuple[Any, Any]] = {}
 
     def keep_shapes(self) -> None:
         """Free the memory of all tensors; their shapes stay known."""
