@@ -193,6 +193,15 @@ def test_table() -> None:
     ]
 
 
+def test_no_metric_is_printed_with_more_digits_than_its_column_has() -> None:
+    huge = Evaluation(1, "logits", [{"nll": 5.7e27}], {"nll": 12345.6}, 0.0, 0.0)
+    assert huge.table().splitlines()[:3] == [
+        "               nll",
+        "exit 0    5.70e+27",
+        "ensemble  1.23e+04",
+    ]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_finite(value: float) -> None:
     logits, labels = random_case()

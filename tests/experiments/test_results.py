@@ -42,6 +42,7 @@ def test_differences_pair_the_seeds_that_both_have():
     assert first.minus(second).values == {0: 0.0, 1: 0.25}
     assert COLUMNS["top1"].difference(SeedValues({0: 0.0125})) == "+1.25"
     assert COLUMNS["top1"].cell(SeedValues({0: 0.5})) == "50.00"
+    assert COLUMNS["nll"].cell(SeedValues({0: 1e20, 1: 1e20})) == "1.00e+20 ± 0.000"
 
 
 @pytest.fixture(scope="module")

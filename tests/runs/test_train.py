@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,6 +204,19 @@ def test_evaluating_a_run_that_has_not_ended_says_so(interrupted):
 def test_weights_that_diverge_in_the_last_step_are_not_saved(tmp_path, settings_of):
     with pytest.raises(DivergedError, match="try a lower learning_rate"):
         train(settings_of(epochs=1, learning_rate=1e30), tmp_path / "run", progress=False)
+    assert not RunFolder(tmp_path / "run").weights.exists()
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.1])
+def test_a_last_step_that_ruins_finite_weights_ends_like_any_divergence(tmp_path, capsys, validation):
+    flags = ["--learning-rate", "100", "--epochs", "1", "--sparsity", "0", "--batch-size", "200"]
+    assert main(training(tmp_path / "run", *flags, "--validation", str(validation))) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"netfission: the trained network's NLL is \d\.\d\de\+\d\d after the last step; try a lower "
+        r"learning_rate or clip=1\n",
+        error,
+    )
     assert not RunFolder(tmp_path / "run").weights.exists()
 
 

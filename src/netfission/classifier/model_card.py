@@ -8,7 +8,7 @@ from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.utils.text import as_text, percent
+from netfission.utils.text import as_text, decimal, percent
 
 _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 _CLASSES = 20  # named in full
@@ -93,7 +93,9 @@ def _figures(evaluation: Evaluation, recipe: RunConfig | None) -> str:
     lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
     for name, metrics in rows.items():
         accuracy, ece = f"{percent(metrics['top1'])} %", f"{percent(metrics['ece'])} %"
-        lines.append(f"| {name} | {accuracy} | {metrics['nll']:.4f} | {ece} | {metrics['brier']:.4f} |")
+        lines.append(
+            f"| {name} | {accuracy} | {decimal(metrics['nll'], 4)} | {ece} | {metrics['brier']:.4f} |"
+        )
     table = "\n".join(lines)
     return f"## Metrics\n\n{evaluation.n} images, test split{data}, before calibration.\n\n{table}"
 
@@ -103,8 +105,9 @@ def _calibrated(calibration: Calibration) -> str:
     guess = " All of them are predicted correctly, so the temperature is a guess." if raw["top1"] == 1 else ""
     return (
         f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
-        f"{calibration.n} {calibration.fitted_on}, where it took NLL from {raw['nll']:.4f} to "
-        f"{scaled['nll']:.4f} and ECE from {percent(raw['ece'])} % to {percent(scaled['ece'])} %." + guess
+        f"{calibration.n} {calibration.fitted_on}, where it took NLL from {decimal(raw['nll'], 4)} to "
+        f"{decimal(scaled['nll'], 4)} and ECE from {percent(raw['ece'])} % to {percent(scaled['ece'])} %."
+        + guess
     )
 
 

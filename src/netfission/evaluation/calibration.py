@@ -11,7 +11,7 @@ from netfission.ensemble import Average, ensemble_log_probabilities, fit_tempera
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.errors import check_positive
-from netfission.utils.text import percent
+from netfission.utils.text import decimal, percent
 from netfission.utils.typed import typed
 
 VALIDATION = "validation images"  # held out of a run's own data set
@@ -44,7 +44,8 @@ def describe_scaling(
     guess = ", all classified correctly, so it is a guess" if flawless else ""
     return (
         f"temperature {temperature:.3f}, from {fitted_on}{guess}; on these {n} images: "
-        f"NLL {raw['nll']:.4f} → {scaled['nll']:.4f}, ECE {percent(raw['ece'])} → {percent(scaled['ece'])} %"
+        f"NLL {decimal(raw['nll'], 4)} → {decimal(scaled['nll'], 4)}, "
+        f"ECE {percent(raw['ece'])} → {percent(scaled['ece'])} %"
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from statistics import fmean
 from typing import Any
@@ -15,7 +16,7 @@ from netfission.ensemble import Average
 from netfission.evaluation.evaluate import evaluate_logits
 from netfission.utils.errors import invalid
 from netfission.utils.extras import extra
-from netfission.utils.text import align_columns, percent
+from netfission.utils.text import align_columns, decimal, percent
 
 STRENGTHS = (1, 2, 3, 4, 5)
 MIN_SIDE = 32  # pixels, required by the library
@@ -98,7 +99,7 @@ class Corruptions:
             rows.append([name.replace("_", " "), *map(percent, [*accuracies, fmean(accuracies)])])
         for title, name, cell in (
             ("mean accuracy %", "top1", percent),
-            ("mean NLL", "nll", "{:.4f}".format),
+            ("mean NLL", "nll", partial(decimal, digits=4)),
             ("mean ECE %", "ece", percent),
         ):
             means = [self.mean(name, strength) for strength in STRENGTHS]
@@ -106,9 +107,9 @@ class Corruptions:
         clean = self.clean.ensemble
         return (
             f"{align_columns(rows)}\n{self.n} test images; without corruption: "
-            f"accuracy {percent(clean['top1'])} %, NLL {clean['nll']:.4f}, ECE {percent(clean['ece'])} %; "
-            f"mean accuracy of the exits under "
-            f"corruption {percent(self.mean_exit())} %"
+            f"accuracy {percent(clean['top1'])} %, NLL {decimal(clean['nll'], 4)}, "
+            f"ECE {percent(clean['ece'])} %; "
+            f"mean accuracy of the exits under corruption {percent(self.mean_exit())} %"
         )
 
 

@@ -19,7 +19,7 @@ from netfission.ensemble import (
 from netfission.evaluation.metrics import classification_metrics
 from netfission.utils.errors import describe, invalid
 from netfission.utils.modes import in_mode
-from netfission.utils.text import percent
+from netfission.utils.text import decimal, percent
 from netfission.utils.typed import typed
 
 _IN_PERCENT = {"top1", "top5", "ece"}  # in table() alone
@@ -194,4 +194,4 @@ def _heading(name: str) -> str:
 
 
 def _cell(name: str, metrics: dict[str, float]) -> str:
-    return percent(metrics[name]) if name in _IN_PERCENT else f"{metrics[name]:.4f}"
+    return percent(metrics[name]) if name in _IN_PERCENT else decimal(metrics[name], 4)

@@ -6,6 +6,8 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student
 
+from netfission.utils.text import decimal
+
 CONFIDENCE = 0.95
 
 
@@ -83,19 +85,19 @@ class Column:
         """Return the mean ± standard deviation as text; a dash if there are no seeds."""
         if not values.n:
             return "–"
-        middle = f"{self.scale * values.mean:.{self.digits}f}"
+        middle = decimal(self.scale * values.mean, self.digits)
         spread = values.deviation
-        return middle if spread is None else f"{middle} ± {self.scale * spread:.{self.digits}f}"
+        return middle if spread is None else f"{middle} ± {decimal(self.scale * spread, self.digits)}"
 
     def difference(self, values: SeedValues) -> str:
         """Return a mean difference with its confidence interval as text; empty if there are no seeds."""
         if not values.n:
             return ""
-        middle = f"{self.scale * values.mean:+.{self.digits}f}"
+        middle = decimal(self.scale * values.mean, self.digits, "+")
         if values.margin is None:
             return middle
         ends = (self.scale * (values.mean + sign * values.margin) for sign in (-1, 1))
-        return middle + " [" + ", ".join(f"{end:+.{self.digits}f}" for end in ends) + "]"
+        return middle + " [" + ", ".join(decimal(end, self.digits, "+") for end in ends) + "]"
 
 
 COLUMNS = {

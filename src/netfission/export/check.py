@@ -16,7 +16,7 @@ from netfission.evaluation.metrics import classification_metrics
 from netfission.export.formats import Runner
 from netfission.export.predictor import INPUT
 from netfission.utils.errors import invalid
-from netfission.utils.text import percent
+from netfission.utils.text import decimal, percent
 
 TOLERANCE = 1e-4  # of probabilities
 _BATCH = 64
@@ -46,7 +46,7 @@ class AccuracyChange:
 
     def __str__(self) -> str:
         accuracy = " → ".join(percent(share) for share in self.accuracy)
-        nll = " → ".join(f"{nats:.4f}" for nats in self.nll)
+        nll = " → ".join(decimal(nats, 4) for nats in self.nll)
         return (
             f"accuracy {accuracy} %, NLL {nll} on {self.n:,} images; largest difference of a probability "
             f"{self.difference:.2g}"

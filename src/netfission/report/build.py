@@ -35,7 +35,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.setup import check_run_data, check_unchanged, load_run_data
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.files import write_together
-from netfission.utils.text import as_text, percent, unsaturated
+from netfission.utils.text import as_text, decimal, percent, unsaturated
 
 
 @dataclass(frozen=True)
@@ -269,6 +269,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": percent,
         "unsaturated": unsaturated,
+        "decimal": decimal,
         "short": short,
         "number": "{:,}".format,
         "error": standard_error,

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from netfission.methods.base import TrainingHook
 from netfission.runs.lightning_module import TrainingModule
 from netfission.utils.files import write_whole
-from netfission.utils.text import percent
+from netfission.utils.text import decimal, percent
 
 
 class EpochTable(Callback):
@@ -145,5 +145,5 @@ def shown_metrics(module: TrainingModule) -> dict[str, str]:
         for name, value in running.metrics(prefix).items():
             short = name.removeprefix("train/")
             if not short.endswith("nll"):
-                shown[short] = f"{value:.3f}" if short == "loss" else percent(value, 1)
+                shown[short] = decimal(value, 3) if short == "loss" else percent(value, 1)
     return shown

@@ -1,5 +1,6 @@
 """The Lightning module: loss, optimiser, schedule, and the metrics shown while training."""
 
+from itertools import islice
 from typing import Any
 
 import lightning
@@ -9,13 +10,19 @@ from torch import Tensor, nn
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
 from netfission.ensemble import Average, ensemble_log_probabilities
+from netfission.evaluation import collect_logits
 from netfission.methods.base import Method
 from netfission.methods.fission import FissionMethod
 from netfission.runs.setup import augmentation, make_batches
+from netfission.utils.text import decimal
+
+LARGEST_NLL = 1e3  # nats, of a network that has not diverged; a guess among a million classes has 14
+_ADVICE = "try a lower learning_rate or clip=1"
+_CHECKED_IMAGES = 32  # of which the NLL is computed
 
 
 class DivergedError(RuntimeError):
-    """The loss or a weight is no longer a finite number."""
+    """The loss or a weight is no longer a finite number, or the trained network's NLL is absurdly large."""
 
 
 class RunningMetrics:
@@ -127,11 +134,27 @@ class TrainingModule(lightning.LightningModule):
         if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
             raise self._diverged("a weight", f"by step {self.global_step}")
 
+    def stop_if_useless(self, data: ImageData) -> None:
+        """Raise DivergedError if the trained network's NLL is above `LARGEST_NLL` on the first few images.
+
+        A step that ruins the weights shows in the loss of the next step, which the last one lacks.
+
+        Args:
+            data: the run's data set, of which validation images are classified, or else training images.
+        """
+        split = data.train if data.validation is None else data.validation
+        batches = make_batches(split, data, _CHECKED_IMAGES)
+        with torch.compiler.set_stance("force_eager"):  # no compiling for a batch of this size
+            logits, labels = collect_logits(self.network, islice(batches, 1), self.device)
+        log_probabilities = ensemble_log_probabilities(logits, self.method.average)
+        nll = -log_probabilities.gather(1, labels[:, None]).mean().item()
+        if not nll <= LARGEST_NLL:  # so that NaN is above it, too
+            raise DivergedError(
+                f"the trained network's NLL is {decimal(nll, 2)} after the last step; {_ADVICE}"
+            )
+
     def _diverged(self, what: str, when: str) -> DivergedError:
-        return DivergedError(
-            f"{what} is no longer finite {when} (epoch {self.current_epoch + 1}); try a lower "
-            "learning_rate or clip=1"
-        )
+        return DivergedError(f"{what} is no longer finite {when} (epoch {self.current_epoch + 1}); {_ADVICE}")
 
     def _watch(self, loss: Tensor) -> None:
         """Note the first step with a loss that is not finite, without waiting for the device."""

@@ -44,7 +44,8 @@ def train(
     Raises:
         ValueError: a setting is not valid.
         OSError: a file cannot be read or written.
-        DivergedError: the loss is no longer finite; the checkpoint of the last whole epoch stays.
+        DivergedError: the loss is no longer finite, or the trained network's NLL is absurdly large; the
+            checkpoint of the last whole epoch stays.
         KeyboardInterrupt: the training was stopped; the checkpoint stays, too.
 
     Example:
@@ -101,5 +102,6 @@ def train(
             raise
         if not trainer.is_global_zero:
             return None
+        module.stop_if_useless(data)
         folder.save_network(network, network_spec(config, data, network))
     return evaluate(folder, config, data)

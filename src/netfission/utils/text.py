@@ -28,6 +28,7 @@ _STAND_INS = {
 }
 _STAND_IN = "netfission.stand_in"  # name of the error handler of encoding
 _CAN_FAIL = ("strict", "surrogateescape", "backslashreplace")  # Python's handlers of standard streams
+_LONG = 1e4  # numbers from here on are written in scientific notation
 _ALMOST_0 = 1e-9  # what float32 may round to 0, and its difference from 1
 
 
@@ -155,6 +156,21 @@ def rounded(number: float, digits: int, *, most: float = inf) -> str:
     if number < most == float(text):
         return f"> {most - step:.{digits}f}"
     return text
+
+
+def decimal(number: float, digits: int, sign: str = "") -> str:
+    """Write a number with `digits` after the point; one of 10,000 or more in scientific notation.
+
+    Args:
+        number: any.
+        digits: number of digits after the point.
+        sign: "+" to write the sign of a positive number, too.
+
+    Example:
+        >>> decimal(4.95, 3), decimal(0.5, 1, "+"), decimal(5.79e27, 4)
+        ('4.950', '+0.5', '5.79e+27')
+    """
+    return f"{number:{sign}.{digits}f}" if abs(number) < _LONG else f"{number:{sign}.2e}"
 
 
 def unsaturated(probability: float) -> float:
