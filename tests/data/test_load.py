@@ -272,8 +272,12 @@ def test_what_splits_share_or_lack_is_said(image_folder: Callable[..., Path]) ->
     assert summary.validation is not None
     assert (summary.train.in_training, summary.validation.in_training, summary.test.in_training) == (0, 6, 2)
     assert summary.line().partition("per class; ")[2] == (
-        "no validation images of Dog, dog; no test images of Dog; 6 validation images with the same content "
-        "as a training image; 2 test images with the same content as a training image; classes that are "
-        "almost equal by name: Dog, dog; left out: 20 without a class or split, extra (not the name of a "
-        "split; rename it to val or test to use it)"
+        "no validation images of Dog, dog; no test images of Dog; classes that are almost equal by name: "
+        "Dog, dog; left out: 20 without a class or split, extra (not the name of a split; rename it to val "
+        "or test to use it)"
     )
+    assert summary.text().splitlines() == [
+        summary.line(),
+        *(f"warning: {warning}" for warning in summary.warnings),
+    ]
+    assert len(summary.warnings) == 4  # for each two splits, and for a cat's image among the dogs

@@ -1,16 +1,53 @@
-"""Files that are copies of others, byte for byte."""
+"""Contents that are equal byte for byte, of files or in memory."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
-_CHUNK = 4096  # bytes from the middle of a file that are compared first
+T = TypeVar("T")
+Content = Path | memoryview  # a file, or bytes in memory
+
+_CHUNK = 4096  # bytes from the middle of a content that are compared first
+
+
+def find_equal(items: Iterable[T], content: Callable[[T], Content | None]) -> list[list[T]]:
+    """Group items whose contents are equal.
+
+    Sizes are compared first, then a piece from the middle, and whole contents only if both are equal.
+
+    Args:
+        items: the items.
+        content: returns the content of an item; None if it has none.
+
+    Returns:
+        Groups of at least two items; an item whose content is unique, empty or unreadable is in none of them.
+
+    Example:
+        >>> find_equal(["one", "two", "one"], lambda text: memoryview(text.encode()))
+        [['one', 'one']]
+    """
+    groups = [list(items)]
+    for fingerprint in (_size, _middle, _digest):
+        groups = [part for group in groups for part in _divide(group, content, fingerprint)]
+    return groups
+
+
+def _divide(
+    items: list[T], content: Callable[[T], Content | None], fingerprint: Callable[[Content], Hashable | None]
+) -> list[list[T]]:
+    """Divide items into groups of equal fingerprints, without those that are alone or have none."""
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        found = content(item)
+        mark = None if found is None else fingerprint(found)
+        if mark is not None:
+            groups.setdefault(mark, []).append(item)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def find_copies(files: Iterable[Path], originals: Iterable[Path]) -> list[Path]:
     """Return which files have the same content as one of others.
-
-    Sizes are compared first, then a piece from the middle, and whole contents only if both are equal.
 
     Args:
         files: the files in question.
@@ -24,38 +61,41 @@ def find_copies(files: Iterable[Path], originals: Iterable[Path]) -> list[Path]:
         ...     [path.name for path in find_copies([a, b], [c])]
         ['b']
     """
-    candidates, others = list(files), list(originals)
-    for fingerprint in (_size, _middle, _digest):
-        if not candidates:
-            break
-        marks = {path: fingerprint(path) for path in dict.fromkeys([*candidates, *others])}
-        shared = {marks[path] for path in candidates} & {marks[path] for path in others} - {None}
-        candidates, others = (
-            [path for path in paths if marks[path] in shared] for paths in (candidates, others)
-        )
-    return candidates
+    candidates, others = list(files), set(originals)
+    copies = set()
+    for group in find_equal(dict.fromkeys([*candidates, *others]), lambda path: path):
+        if others.intersection(group):
+            copies.update(group)
+    return [path for path in candidates if path in copies]
 
 
-def _size(file: Path) -> int | None:
-    """Return the size of a file; None if it is empty or does not exist."""
+def _size(content: Content) -> int | None:
+    """Return the number of bytes; None if there are none or the file does not exist."""
+    if isinstance(content, memoryview):
+        return content.nbytes or None
     try:
-        return file.stat().st_size or None
+        return content.stat().st_size or None
     except OSError:
         return None
 
 
-def _middle(file: Path) -> bytes | None:
+def _middle(content: Content) -> bytes | None:
+    if isinstance(content, memoryview):
+        start = max(0, content.nbytes - _CHUNK) // 2
+        return content[start : start + _CHUNK].tobytes()
     try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _CHUNK) // 2)
+        with content.open("rb") as stream:
+            stream.seek(max(0, content.stat().st_size - _CHUNK) // 2)
             return stream.read(_CHUNK)
     except OSError:
         return None
 
 
-def _digest(file: Path) -> bytes | None:
+def _digest(content: Content) -> bytes | None:
+    if isinstance(content, memoryview):
+        return hashlib.sha256(content).digest()
     try:
-        with file.open("rb") as stream:
+        with content.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
     except OSError:
         return None

@@ -4,19 +4,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netfission.data.copies import find_copies
+from netfission.data.checks import compare_splits
 from netfission.data.sources import Source, find_source
 from netfission.data.split_names import SplitName
 from netfission.data.splits import (
     CorruptImageError,
-    FileRecords,
     Records,
     Rows,
     Split,
@@ -206,11 +204,13 @@ def _part(source: Source, split: SplitName, own: Records | None, cut: Rows) -> _
 def _summarise(
     source: Source, name: str, parts: Mapping[SplitName, _Part], splits: Mapping[SplitName, Split]
 ) -> DataSummary:
+    folder = source.folder or name
+    copies = compare_splits(parts, source.classes, folder)
+
     def summary(split: SplitName) -> SplitSummary:
         labels = splits[split].labels.numpy()
         per_class = np.bincount(labels, minlength=len(source.classes)).tolist()
-        copies = _count_copies(parts[split], parts["train"])
-        return SplitSummary(parts[split].origin, len(labels), per_class, copies)
+        return SplitSummary(parts[split].origin, len(labels), per_class, copies.in_training.get(split, 0))
 
     from_train = sum(len(part.rows) for part in parts.values() if part.records is source.train)
     unused = 0 if source.validation is None or "validation" in parts else len(source.validation.labels)
@@ -220,7 +220,7 @@ def _summarise(
         "of the validation split, which is not used": unused,
     }
     return DataSummary(
-        data=source.folder or name,
+        data=folder,
         classes=source.classes,
         train=summary("train"),
         validation=summary("validation") if "validation" in parts else None,
@@ -228,20 +228,8 @@ def _summarise(
         left_out={reason: count for reason, count in left_out.items() if count},
         unused=source.unused,
         remarks=source.remarks,
+        warnings=copies.remarks,
     )
-
-
-def _count_copies(part: _Part, train: _Part) -> int:
-    """Count the files of a split that are copies of training images."""
-    if part is train:
-        return 0
-    return len(find_copies(_files(part), _files(train)))
-
-
-def _files(part: _Part) -> list[Path]:
-    """Return the files of a split; none if its images lie in other containers."""
-    records = part.records
-    return [records.paths[row] for row in part.rows] if isinstance(records, FileRecords) else []
 
 
 def _check_not_empty(

@@ -26,7 +26,7 @@ class SplitSummary:
             splits.
         images: number of images.
         images_per_class: the same by class, in the order of the classes.
-        in_training: number of images whose files are copies of training images; counted for files alone.
+        in_training: number of images that are copies of training images.
 
     Example:
         >>> SplitSummary("photographs/train", 7, [3, 4]).images
@@ -52,6 +52,7 @@ class DataSummary:
         left_out: reason → number of images, files or folders that are in no split.
         unused: name of a table or folder that is not used → why.
         remarks: what a user should know about the classes.
+        warnings: what is probably wrong with the images, see `netfission.data.checks`.
 
     Example:
         >>> train = SplitSummary("pets", 9, [3, 6])
@@ -69,16 +70,21 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
     left_out: dict[str, int]
     unused: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Return the summary as a line, and each warning as one more."""
+        return "\n".join([self.line(), *(f"warning: {warning}" for warning in self.warnings)])
 
     def line(self) -> str:
-        """Return the summary as one line."""
+        """Return the summary as one line, without the warnings."""
         names = listing(self.classes)
         splits = {"training": self.train, "validation": self.validation, "test": self.test}
         present = {name: split for name, split in splits.items() if split is not None}
         images = count_noun(sum(split.images for split in present.values()), "image")
         counts = ", ".join(self._count(name, split) for name, split in present.items())
         found = f"found {images} of {len(self.classes)} classes ({names}) in {printable(self.data)}: {counts}"
-        remarks = [self._sizes(), *self._missing(), *self._copies(), *self._alike(), *self.remarks]
+        remarks = [self._sizes(), *self._missing(), *self._alike(), *self.remarks]
         return "; ".join([found, *remarks, *self._left_out()])
 
     def to_json(self) -> str:
@@ -112,12 +118,6 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
                 pairs = zip(self.classes, split.images_per_class, strict=True)
                 if missing := [label for label, count in pairs if not count]:
                     yield f"no {name} images of {listing(missing)}"
-
-    def _copies(self) -> Iterator[str]:
-        for name, split in (("validation", self.validation), ("test", self.test)):
-            if split is not None and split.in_training:
-                images = count_noun(split.in_training, f"{name} image")
-                yield f"{images} with the same content as a training image"
 
     def _alike(self) -> Iterator[str]:
         """Name classes that differ in case or blanks alone."""

@@ -159,7 +159,7 @@ def _say_what_was_found(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
     """Say what other processes found in the data sets of their runs."""
     for cell in cells:
         if (summary := run_folder(cell, out).load_data_summary()) is not None:
-            bar.say(summary.line())
+            bar.say(summary.text())
 
 
 def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]) -> Record:
@@ -199,7 +199,7 @@ def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]
 def _found(trainer: lightning.Trainer) -> str:
     """Return the line that says what was found in the data set of a run."""
     data: RunDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    return data.data.summary.line()
+    return data.data.summary.text()
 
 
 class Stopwatch(Callback):

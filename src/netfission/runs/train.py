@@ -89,7 +89,7 @@ def train(
         if is_main:
             write_whole(folder.data_summary, data.summary.to_json())
             if progress:
-                print(data.summary.line(), flush=True)
+                print(data.summary.text(), flush=True)
         try:
             trainer.fit(
                 module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint, weights_only=False
