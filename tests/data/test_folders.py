@@ -163,6 +163,18 @@ def test_other_layouts_are_refused(tmp_path: Path, files: str, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [("", "no image file"), ("test/notes.txt test/.hidden.png", r"no image file \(1 hidden, 1 of another")],
+)
+def test_the_folder_of_a_split_without_images_is_refused(tmp_path: Path, files: str, found: str) -> None:
+    write_files(tmp_path, f"train/a/1.png train/b/2.png {files}")
+    (tmp_path / "test").mkdir(exist_ok=True)
+    message = rf"/test must be a folder of test images, got {found}.*; add some, or remove the folder$"
+    with pytest.raises(ValueError, match=message):
+        read_folder(tmp_path)
+
+
 def test_a_test_class_in_another_case_is_hinted_at(tmp_path: Path) -> None:
     write_files(tmp_path, "train/Daisy/1.png train/rose/1.png test/daisy/1.png")
     with pytest.raises(ValueError, match="got daisy without training images; did you mean Daisy"):

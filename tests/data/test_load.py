@@ -201,7 +201,8 @@ def _damage(folder: Path) -> None:
         ),
         (
             "train/dog",
-            r"images must be a data set with a readable training image of every class, got none of dog",
+            r"/images must be a data set with a readable training image of every class that has images, got "
+            r"none of dog; add",
         ),
     ],
 )

@@ -91,7 +91,15 @@ def test_parquet_without_train_split(tmp_path: Path) -> None:
 
 def test_labels_out_of_range(tmp_path: Path) -> None:
     folder = _parquet(tmp_path, train=_dataset([0, 1] * 5), test=_dataset([0, 1, -1, 0, None]))
-    message = r"with fine_label from 0 to 1, got -1 in row 2 of the test split; 2 of 5 labels are out of"
+    found = "-1 in row 2 of the test split; 2 of 5 labels are missing or out of range"
+    message = f"with fine_label from 0 to 1, got {found}$"
+    with pytest.raises(ValueError, match=message):
+        load_data(folder)
+
+
+def test_missing_labels_are_called_missing(tmp_path: Path) -> None:
+    folder = _parquet(tmp_path, train=_dataset([0, None, 1, 0]))
+    message = r" got no fine_label in row 1 of the train split; 1 of 4 labels are missing or out of range$"
     with pytest.raises(ValueError, match=message):
         load_data(folder)
 
@@ -119,13 +127,53 @@ def test_splits_of_unlike_classes(tmp_path: Path) -> None:
         source_from_arrow(splits, "here")
 
 
-def test_damaged_parquet(tmp_path: Path) -> None:
-    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(
-        ValueError, match=r"must be a folder of readable parquet files, got damaged ones \("
-    ) as caught:
-        load_data(str(tmp_path))
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [(None, r"damaged content in test-00000-of-00001.parquet \("), (0, "0 rows in test-00000-of-00001.par")],
+    ids=["damaged", "empty"],
+)
+def test_a_parquet_file_that_cannot_be_read_is_named(
+    rows: int | None, found: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = _parquet(tmp_path, train=_dataset([0, 1] * 5), test=_dataset([0, 1]))
+    file = tmp_path / "test-00000-of-00001.parquet"
+    if rows is None:
+        file.write_bytes(b"PAR1 and then nothing")
+    else:
+        pq.write_table(pq.read_table(file).slice(0, rows), file)
+    expected = f"must be a folder of readable parquet files with rows, got {found}"
+    with pytest.raises(ValueError, match=expected) as caught:
+        load_data(folder)
     assert "\n" not in str(caught.value)
+    assert "Failed to read" not in capfd.readouterr().err  # the log of `datasets`
+
+
+def test_missing_shards_are_named(tmp_path: Path) -> None:
+    folder = _parquet(tmp_path, test=_dataset([0, 1]))
+    for number in (0, 3):
+        _dataset([0, 1] * 5).to_parquet(tmp_path / f"train-{number:05}-of-00004-ab12.parquet")
+    message = (
+        "must be a folder of all 4 parquet files of train, got 2, without train-00001-of-00004 and 1 more"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_data(folder)
+    for number in (1, 2):
+        _dataset([0, 1] * 5).to_parquet(tmp_path / f"train-{number:05}-of-00004.parquet")
+    assert load_data(folder, validation=0).summary.train.images == 40
+
+
+def test_classes_without_images_are_counted(tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(20)]
+    label = datasets.ClassLabel(names=names)
+    train = _dataset([0, 1] * 5).cast_column("fine_label", label)
+    test = _dataset([0, 1]).cast_column("fine_label", label)
+    line = load_data(_parquet(tmp_path, train=train, test=test), validation=0).summary.line()
+    assert line.endswith("; 5 training images per class; no images of 18 classes (c2, c3, c4, c5, …, c19)")
+    more = datasets.concatenate_datasets([test, _dataset([1]).cast_column("fine_label", label)])
+    more = more.map(lambda row: {"fine_label": 4 if row["fine_label"] else 0}, features=more.features)
+    found = r"got none of c4, and no image at all of 17 classes \(c2, c3, c5, c6, …, c19\); add some"
+    with pytest.raises(ValueError, match=found):
+        load_data(_parquet(tmp_path, test=more), validation=0)
 
 
 def test_corrupt_parquet_row(tmp_path: Path) -> None:

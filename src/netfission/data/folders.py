@@ -171,7 +171,22 @@ def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> di
             classes |= set(part.labels.values())
         elif split == "train":
             raise _no_classes(folder, inner_tables, tables)
+        else:
+            _check_holds_images(folder, split)
     return splits
+
+
+def _check_holds_images(folder: Path, split: SplitName) -> None:
+    """Refuse the folder of a split in which there is no image, with or without a label."""
+    found = find_images(folder)
+    if not found.images:
+        hint = "add some, or remove the folder"
+        raise invalid(str(folder), f"a folder of {split} images", found=_no_image(found), hint=hint)
+
+
+def _no_image(found: FoundImages) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found.counts().items())
+    return f"no image file ({reasons})" if reasons else "no image file"
 
 
 def _read_whole(root: Path, tables: Tables) -> dict[SplitName, LabelledImages]:
@@ -212,9 +227,7 @@ def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> Labe
     found = {path.name: find_images(path) for path in inside}
     for name, below in found.items():
         if not below.images:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in below.counts().items())
-            contents = f"no image file ({reasons})" if reasons else "no image file"
-            raise invalid(str(folder / name), "a class folder with images", found=contents)
+            raise invalid(str(folder / name), "a class folder with images", found=_no_image(below))
     labels = {image: class_name(name) for name, below in found.items() for image in below.images}
     for match in matches:
         _check_below(match, folder, labels)

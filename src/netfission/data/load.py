@@ -25,7 +25,7 @@ from netfission.data.splits import (
     shuffled_by_class,
     stratified_cut,
 )
-from netfission.data.summary import CUT, UNREADABLE, DataSummary, SplitSummary, listing
+from netfission.data.summary import CUT, UNREADABLE, DataSummary, SplitSummary, count_classes
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
@@ -245,8 +245,10 @@ def _check_not_empty(
     present = set().union(*(np.unique(part.records.labels[part.rows]).tolist() for part in parts.values()))
     trained = summary.train.images_per_class
     if untrained := [source.classes[label] for label in sorted(present) if not trained[label]]:
-        expected = "a data set with a readable training image of every class"
-        found = f"none of {listing(untrained)}"
+        expected = "a data set with a readable training image of every class that has images"
+        found = f"none of {count_classes(untrained)}"
+        if nowhere := [label for number, label in enumerate(source.classes) if number not in present]:
+            found += f", and no image at all of {count_classes(nowhere)}"
         raise invalid(name, expected, found=found, hint="add some, or remove the class")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ HUB_NAMES = {
     "tiny-imagenet": "zh-plus/tiny-imagenet",
 }
 NAMES = ("digits", *HUB_NAMES)
+# Parquet files of several are named so: train-00000-of-00002.parquet, also with a hash behind.
+_SHARD = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\b")
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,28 @@ def _digits() -> Source:
 
 
 def _from_parquet(folder: Path) -> Source:
+    _check_all_shards(folder)
     return replace(source_from_arrow(read_parquet(folder), str(folder)), folder=str(folder))
+
+
+def _check_all_shards(folder: Path) -> None:
+    """Refuse a folder that lacks shards, by the numbers in the names of the others."""
+    shards = [path for path in walk_files(folder) if path.suffix == ".parquet"]
+    found: dict[tuple[Path, str, int], set[int]] = {}
+    for path in shards:
+        if numbered := _SHARD.match(path.name):
+            name, number, total = numbered.groups()
+            found.setdefault((path.parent, name, int(total)), set()).add(int(number))
+    for (_, name, total), numbers in sorted(found.items()):
+        if missing := sorted(set(range(total)) - numbers):
+            first = f"{name}-{missing[0]:05}-of-{total:05}"
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise invalid(
+                str(folder),
+                f"a folder of all {total} parquet files of {name}",
+                found=f"{len(numbers)}, without {first}{others}",
+                hint="add the rest, or rename the others if they are all that you want",
+            )
 
 
 def read_parquet(folder: Path) -> Any:
@@ -158,24 +182,42 @@ def read_parquet(folder: Path) -> Any:
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        with _bars_on_terminals():
+        with _quiet_datasets():
             return datasets.load_dataset(str(folder.resolve()))
     except (DatasetGenerationError, ValueError) as error:
-        found = f"damaged ones ({first_line(error.__cause__ or error)})"
-        raise invalid(str(folder), "a folder of readable parquet files", found=found) from error
+        found = _find_damage(folder) or f"damaged ones ({first_line(error.__cause__ or error)})"
+        raise invalid(str(folder), "a folder of readable parquet files with rows", found=found) from error
+
+
+def _find_damage(folder: Path) -> str:
+    """Name a parquet file that cannot be read or has no rows; empty if there is none."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    for path in sorted(walk_files(folder)):
+        if path.suffix == ".parquet":
+            try:
+                if read_metadata(path).num_rows == 0:
+                    return f"0 rows in {path.relative_to(folder)}"
+            except (OSError, ArrowException) as error:
+                return f"damaged content in {path.relative_to(folder)} ({first_line(error)})"
+    return ""
 
 
 @contextmanager
-def _bars_on_terminals() -> Iterator[None]:
-    """Hide Hugging Face's progress bars unless standard error is a terminal."""
+def _quiet_datasets() -> Iterator[None]:
+    """Hide Hugging Face's progress bars unless standard error is a terminal, and its log of errors."""
     import datasets
 
     hide = datasets.is_progress_bar_enabled() and not sys.stderr.isatty()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised, too
     if hide:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if hide:
             datasets.enable_progress_bars()
 
@@ -233,17 +275,17 @@ def _columns(features: Any, where: str) -> tuple[str, str]:
 
 
 def _labels(split: Any, column: str, classes: int, where: str) -> Rows:
-    values = split.data.column(column).fill_null(-1)  # what the hub writes for "no label"
-    labels = np.array(values, dtype=np.int64)
+    values = split.data.column(column)
+    labels = np.array(values.fill_null(-1), dtype=np.int64)
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(bad):
-        raise invalid(
-            where,
-            f"a data set with {column} from 0 to {classes - 1}",
-            found=f"{labels[bad[0]]} in row {bad[0]} of the {split.split} split",
-            hint=f"{len(bad)} of {len(labels)} labels are out of range",
-        )
-    return labels
+    if not len(bad):
+        return labels
+    expected = f"a data set with {column} from 0 to {classes - 1}"
+    label = str(labels[bad[0]]) if values[int(bad[0])].is_valid else f"no {column}"
+    found = f"{label} in row {bad[0]} of the {split.split} split"
+    reason = "missing or out of range" if values.null_count else "out of range"
+    hint = f"{len(bad)} of {len(labels)} labels are {reason}"
+    raise invalid(where, expected, found=found, hint=hint)
 
 
 def _from_image_folder(folder: Path) -> Source:

@@ -100,24 +100,29 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
         return f"{split.images:,} {name}" + (f" ({printable(origin)})" if named else "")
 
     def _sizes(self) -> str:
-        counts = self.train.images_per_class
-        smallest = min(range(len(counts)), key=counts.__getitem__)
-        largest = max(range(len(counts)), key=counts.__getitem__)
+        counts = {name: count for name, count in self._per_class(self.train).items() if count}
+        smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         if counts[smallest] == counts[largest]:
             return f"{count_noun(counts[smallest], 'training image')} per class"
-        few, many = (listing([self.classes[number]]) for number in (smallest, largest))
+        few, many = listing([smallest]), listing([largest])
         images = count_noun(counts[smallest], "training image")
         if counts[largest] >= _UNEVEN * counts[smallest]:
             return f"uneven classes: {images} of {few} to {counts[largest]:,} of {many}"
         return f"smallest class: {few} ({images})"
 
     def _missing(self) -> Iterator[str]:
-        """Name the classes that the validation or the test split lacks."""
+        """Name the classes without images, and those that the validation or the test split lacks."""
+        trained = self._per_class(self.train)
+        if absent := [name for name, count in trained.items() if not count]:
+            yield f"no images of {count_classes(absent)}"
         for name, split in (("validation", self.validation), ("test", self.test)):
             if split is not None:
-                pairs = zip(self.classes, split.images_per_class, strict=True)
-                if missing := [label for label, count in pairs if not count]:
-                    yield f"no {name} images of {listing(missing)}"
+                counts = self._per_class(split)
+                if missing := [label for label in counts if trained[label] and not counts[label]]:
+                    yield f"no {name} images of {count_classes(missing)}"
+
+    def _per_class(self, split: SplitSummary) -> dict[str, int]:
+        return dict(zip(self.classes, split.images_per_class, strict=True))
 
     def _alike(self) -> Iterator[str]:
         """Name classes that differ in case or blanks alone."""
@@ -133,6 +138,16 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
         named = [f"{printable(name)} ({printable(reason)})" for name, reason in self.unused.items()]
         if counts or named:
             yield f"left out: {', '.join([*counts, *named])}"
+
+
+def count_classes(names: Sequence[str]) -> str:
+    """Name classes, and their number if not all of their names are shown.
+
+    Example:
+        >>> count_classes(["cat", "dog"]), count_classes([str(number) for number in range(100)])
+        ('cat, dog', '100 classes (0, 1, 2, 3, …, 99)')
+    """
+    return listing(names) if len(names) <= _NAMES_SHOWN else f"{len(names)} classes ({listing(names)})"
 
 
 def listing(names: Sequence[str]) -> str:
