@@ -300,7 +300,12 @@ def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(rows)
     contents = read_folder(tmp_path)
     assert labels(contents) == {"train": {"1.png": "cat", "2.png": "dog"}}
-    assert contents.left_out == {"without a class or split": 2, "missing": 2, "of another type": 1}
+    assert contents.left_out == {
+        "without a class or split": 1,
+        "without a label in labels.csv": 1,
+        "named in labels.csv without a file": 2,
+        "of another type": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -463,6 +468,16 @@ def test_labels_that_cannot_be_used_are_refused_beside_class_folders(
             "it gives all images one label",
         ),
         ("labels.csv", table("file_name,label", ONE_EACH), "it gives the class folders other names"),
+        (
+            "labels.csv",
+            "file_name,label\n001/a.png,001\n001/b.png,\n",
+            "it agrees with the folders, and labels 1 of 6 images",
+        ),
+        (
+            "labels.csv",
+            table("file_name,label", {name: name for name in ONE_EACH}) + "9.png,001\n",
+            "it agrees with the folders, and labels 6 of 6 images; 1 row without an image, such as 9.png",
+        ),
     ],
 )
 def test_other_tables_beside_class_folders_are_named(
@@ -482,7 +497,6 @@ def test_other_tables_beside_class_folders_are_named(
     [
         table("file_name,label", {name: name for name in ONE_EACH}),
         table("photograph,class,species", {name: f"{name},x" for name in ONE_EACH}),
-        "file_name,label\n001/a.png,001\n",
     ],
 )
 def test_tables_that_agree_with_class_folders_need_no_word(tmp_path: Path, content: str) -> None:
@@ -490,25 +504,113 @@ def test_tables_that_agree_with_class_folders_need_no_word(tmp_path: Path, conte
     (tmp_path / "labels.csv").write_text(content)
     contents = read_folder(tmp_path)
     assert (contents.classes, contents.unused, contents.remarks) == (["001", "002", "003"], {}, [])
+    assert contents.left_out == {}  # the table is not "of another type"
 
 
 @pytest.mark.parametrize(
-    ("given", "classes"),
+    ("given", "classes", "differences"),
     [
-        ({"001": "cat", "002": "dog", "003": "cat"}, ["cat", "dog"]),
-        ({"001": "002", "002": "001", "003": "003"}, ["001", "002", "003"]),
+        ({"001": "cat", "002": "dog", "003": "cat"}, ["cat", "dog"], ""),
+        (
+            {"001": "002", "002": "001", "003": "003"},
+            ["001", "002", "003"],
+            " (4 of 6 images differ, such as 002 for 001/a.png)",
+        ),
     ],
     ids=["coarser", "swapped"],
 )
 def test_a_table_that_contradicts_class_folders_is_used_if_complete(
-    tmp_path: Path, given: dict[str, str], classes: list[str]
+    tmp_path: Path, given: dict[str, str], classes: list[str], differences: str
 ) -> None:
     write_files(tmp_path, PATIENTS)
     (tmp_path / "labels.csv").write_text(table("file_name,label", given))
     contents = read_folder(tmp_path)
     assert contents.classes == classes
     assert labels(contents)["train"]["001/a.png"] == given["001"]
-    assert contents.remarks == ["the classes are those of labels.csv, not the 3 folders"]
+    assert contents.remarks == [f"the classes are those of labels.csv, not the 3 folders{differences}"]
+
+
+def test_a_table_that_contradicts_one_split_must_name_all_images_of_the_others(tmp_path: Path) -> None:
+    write_files(tmp_path, "train/a/1.png train/a/2.png train/b/3.png train/b/4.png test/a/5.png test/b/6.png")
+    rows = "file_name,label\n5.png,b\n6.png,a\n1.png,a\n"
+    (tmp_path / "labels.csv").write_text(rows)
+    message = (
+        "/train must be a folder whose images all have a label in labels.csv, got 3 without one; labels.csv"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_folder(tmp_path)
+    (tmp_path / "labels.csv").write_text(f"{rows}2.png,a\n3.png,b\n4.png,b\n")
+    assert labels(read_folder(tmp_path))["test"] == {"test/a/5.png": "b", "test/b/6.png": "a"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_of_any_unicode_encoding_are_read(tmp_path: Path, encoding: str, end: str) -> None:
+    write_files(tmp_path, "1.png 2.png")
+    text = end.join(["file_name\tlabel", "1.png\trosé", "2.png\tdaisy", ""])
+    mark = "\ufeff" if encoding.startswith("utf-16-") else ""
+    (tmp_path / "labels.csv").write_bytes((mark + text).encode(encoding))
+    assert labels(read_folder(tmp_path)) == {"train": {"1.png": "rosé", "2.png": "daisy"}}
+
+
+def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.png 2.png")
+    (tmp_path / "labels.csv").write_bytes("file_name,label\n1.png,a\n".encode("utf-16") + b"x")
+    with pytest.raises(
+        ValueError, match=r"/labels\.csv must be a table of labels, got damaged content \("
+    ) as caught:
+        read_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("zero", "one"), [("0", "1"), ("0.0", "1.0"), ("0", "1.00")])
+def test_whole_numbers_are_classes(tmp_path: Path, zero: str, one: str) -> None:
+    write_files(tmp_path, "1.png 2.png")
+    (tmp_path / "labels.csv").write_text(f"file_name,label\n1.png,{zero}\n2.png,{one}\n")
+    assert labels(read_folder(tmp_path)) == {"train": {"1.png": "0", "2.png": "1"}}
+
+
+@pytest.mark.parametrize(
+    "labels", [["0.5", "1.5", "0.5", "1.5", "2", "2"], ["1.5", "x1", "3", "4", "5", "6"]]
+)
+def test_numbers_of_few_values_are_classes(tmp_path: Path, labels: list[str]) -> None:
+    rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+    write_files(tmp_path, " ".join(f"{number}.png" for number in range(6)))
+    (tmp_path / "labels.csv").write_text(f"file_name,label\n{rows}")
+    assert read_folder(tmp_path).classes == sorted(set(labels))
+
+
+@pytest.mark.parametrize("layout", ["flat", "folders"])
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (
+            ["0.1", "0.2", "0.3", "1", "2", "2e-1"],
+            "6 different numbers in 6 rows, such as 0.1; measured values cannot be learned$",
+        ),
+        (["a", "b", "NaN", "a", "b", "a"], "NaN for 2.png in row 4; leave the cell empty to leave the image"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(
+    tmp_path: Path, layout: str, given: list[str], found: str
+) -> None:
+    write_files(
+        tmp_path, " ".join(f"{'' if layout == 'flat' else 'ab'[n % 2] + '/'}{n}.png" for n in range(6))
+    )
+    rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(given))
+    (tmp_path / "labels.csv").write_text(f"file_name,label\n{rows}")
+    with pytest.raises(ValueError, match=f"/labels.csv must be a table of classes, got {found}"):
+        read_folder(tmp_path)
+
+
+def test_a_class_without_training_images_is_named_with_its_row(tmp_path: Path) -> None:
+    write_files(tmp_path, "train/1.png train/2.png test/3.png test/4.png")
+    (tmp_path / "train.csv").write_text("file_name,label\n1.png,a\n2.png,b\n")
+    (tmp_path / "test.csv").write_text("file_name,label\n3.png,a\n4.png,bee\n")
+    expected = r"/test\.csv must be a table whose test images are of the 2 training classes"
+    found = r"bee without training images \(4\.png in row 3\)"
+    with pytest.raises(ValueError, match=f"{expected}, got {found}"):
+        read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["images", "data/images", "train/images"])

@@ -222,7 +222,8 @@ def test_unlike_class_folders(image_folder: Callable[..., Path]) -> None:
     image_folder("train")
     folder = image_folder("test", ("cat", "bird"))
     with pytest.raises(
-        ValueError, match=r"/test must be a test split of the 2 training classes, got bird without training"
+        ValueError,
+        match=r"/test must be a folder whose test images are of the 2 training classes, got bird without",
     ):
         load_data(str(folder))
 

@@ -104,9 +104,10 @@ def read_folder(folder: Path) -> FolderContents:
     split_folders = _find_split_folders(root, tables)
     splits = _read_split_folders(split_folders, tables) if split_folders else _read_whole(root, tables)
     _check_disjoint(splits)
-    unused = _unused_tables(folder, root, splits)
+    other_tables = _other_tables(folder, root, splits)
     found = find_images(root)
-    left_out = _count_left_out(found, splits.values(), unused)
+    left_out = _count_left_out(found, splits.values(), other_tables)
+    unused = {table: reason for table, reason in other_tables.items() if reason}
     if split_folders:
         unused |= _unused_folders(root, found.images, splits.values(), split_folders.values())
     named = {as_text(str(path.relative_to(folder))): reason for path, reason in unused.items()}
@@ -161,6 +162,7 @@ def _find_split_folders(root: Path, tables: Tables) -> dict[SplitName, Path]:
 def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> dict[SplitName, LabelledImages]:
     """Read the folder of each split; one whose images have no labels is left out, but that of training."""
     splits: dict[SplitName, LabelledImages] = {}
+    agreeing: list[tuple[Match, LabelledImages]] = []
     classes: set[str] = set()
     for split, folder in folders.items():
         inner_tables = Tables(folder)
@@ -169,10 +171,16 @@ def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> di
         if part is not None:
             splits[split] = part
             classes |= set(part.labels.values())
+            agreeing += [(match, part) for match in matches if part.match is None]
         elif split == "train":
             raise _no_classes(folder, inner_tables, tables)
         else:
             _check_holds_images(folder, split)
+    contradicting = {part.match.table for part in splits.values() if part.match and part.remarks}
+    for match, part in agreeing:
+        if match.table in contradicting:
+            reason = "contradicts the class folders of another split"
+            _check_complete(match, part.origin, len(part.labels), reason)
     return splits
 
 
@@ -234,7 +242,7 @@ def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> Labe
         if _contradicts(match, labels):
             _check_complete(match, folder, len(labels), "contradicts the class folders")
             remark = f"the classes are those of {printable(match.table.name)}, not the {len(inside)} folders"
-            return replace(_from_table(matches), remarks=[remark])
+            return replace(_from_table(matches), remarks=[remark + _differences(match, labels)])
     images = {name: below.images for name, below in found.items()}
     return LabelledImages(folder, labels, remarks=check_content(folder, images) if at_least > 1 else ())
 
@@ -290,6 +298,19 @@ def _contradicts(match: Match, labels: Mapping[Path, str]) -> bool:
     return several and not renames_classes(pairs) and says_labels(match.table)
 
 
+def _differences(match: Match, labels: Mapping[Path, str]) -> str:
+    """Say how many labels of a table differ from the names of the folders, unless all do."""
+    different = [
+        (image, row.label) for image, row in match.rows.items() if labels.get(image, row.label) != row.label
+    ]
+    if len(different) == len(match.rows):
+        return ""
+    image, label = different[0]
+    name = f"{image.parent.name}/{image.name}"
+    of_all = f"{len(different)} of {count_noun(len(match.rows), 'image')}"
+    return f" ({of_all} differ, such as {printable(label)} for {printable(name)})"
+
+
 def _check_complete(match: Match, folder: Path, images: int, reason: str) -> None:
     """Refuse a table that goes before the class folders, but names only a part of their images."""
     if unnamed := images - len(match.rows):
@@ -321,17 +342,23 @@ def _check_disjoint(splits: Mapping[SplitName, LabelledImages]) -> None:
 def _check_classes(classes: Sequence[str], part: LabelledImages, split: SplitName) -> None:
     """Refuse a split with classes that the training split lacks."""
     unknown = sorted(set(part.labels.values()) - set(classes))
-    if unknown:
-        raise invalid(
-            str(part.origin),
-            f"a {split} split of the {len(classes)} training classes",
-            found=f"{', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''} without training images",
-            hint=did_you_mean(unknown[0], classes),
-        )
+    if not unknown:
+        return
+    found = f"{', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''} without training images"
+    if part.match:
+        row = next(row for row in part.match.rows.values() if row.label == unknown[0])
+        found += f" ({row.file} in row {row.number})"
+    kind = "table whose" if part.match else "folder whose"
+    raise invalid(
+        str(part.origin),
+        f"a {kind} {split} images are of the {len(classes)} training classes",
+        found=found,
+        hint=did_you_mean(unknown[0], classes),
+    )
 
 
-def _unused_tables(folder: Path, root: Path, splits: Mapping[SplitName, LabelledImages]) -> dict[Path, str]:
-    """Return why tables between a folder and its images are not used."""
+def _other_tables(folder: Path, root: Path, splits: Mapping[SplitName, LabelledImages]) -> dict[Path, str]:
+    """Return why tables between a folder and its images are not used; "" if there is nothing to say."""
     used = {part.match.table for part in splits.values() if part.match}
     ends = [root, *(part.origin for part in splits.values() if not part.match)]
     places = dict.fromkeys(path for end in ends for path in _between(folder, end))
@@ -343,8 +370,7 @@ def _unused_tables(folder: Path, root: Path, splits: Mapping[SplitName, Labelled
         else:
             labels = {image: label for part in parts for image, label in part.labels.items()}
             reason = why_unused(table, labels, root)
-        if reason:
-            unused[table] = reason
+        unused[table] = reason
     return unused
 
 
@@ -395,6 +421,10 @@ def _count_left_out(
         if row.split and image not in used
     }
     counts.update(other_splits.values())
-    counts["without a class or split"] += len(set(found.images) - used - other_splits.keys())
-    counts["missing"] += sum(match.missing for match in matches.values())
+    unlabelled: set[Path] = set()
+    for table, match in matches.items():
+        counts[f"without a label in {printable(table.name)}"] = len(match.unlabelled - used - unlabelled)
+        counts[f"named in {printable(table.name)} without a file"] = match.missing
+        unlabelled |= match.unlabelled
+    counts["without a class or split"] += len(set(found.images) - used - other_splits.keys() - unlabelled)
     return {reason: count for reason, count in counts.items() if count}

@@ -1,10 +1,12 @@
 """Tables of labels for image files, such as `labels.csv`: their columns, and which image a row names."""
 
+import codecs
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +30,10 @@ FILE_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "species", "breed", "target")
 SPLIT_COLUMN = "split"
+_NO_CLASS = ("nan", "<na>", "#n/a")  # what programs write for a missing label, in lower case
+_WHOLE = re.compile(r"(-?\d+)\.0+")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
+_FEWEST_MEASURED = 5  # rows of a table whose labels may be measured values
 _OF_PREDICTIONS = "exit_0"  # a column of what `netfission predict` writes
 # Words in the name of a table that say that it holds labels.
 _OF_LABELS = {"annotation", "annotations", "class", "classes", "label", "labels"}
@@ -35,11 +41,19 @@ _OF_LABELS = {"annotation", "annotations", "class", "classes", "label", "labels"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: an image as it is named there, its class, and its split if the table has splits."""
+    """One row of a table.
+
+    Attributes:
+        file: the image as it is named there.
+        label: its class; empty if the cell is.
+        split: its split; None if the table has no splits.
+        number: number of the row, with that of the names of columns as 1.
+    """
 
     file: str
     label: str
     split: str | None = None
+    number: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,41 +109,72 @@ remove one
 def read_label_file(path: Path) -> list[Row]:
     """Read a table of labels, separated by commas, semicolons or tabs, with the names of columns first.
 
+    Whole numbers as labels lose their zeros behind the point: `1.0` is the class `1`. The text is UTF-8, or
+    UTF-16 if it begins with its mark.
+
     Returns:
-        The rows that have a file and a label.
+        The rows that have a file; the label may be empty.
 
     Raises:
-        ValueError: see `find_columns`.
+        ValueError: the labels are `nan` or measured values, or see `find_columns`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     _ = Path(folder, "labels.csv").write_text("file_name,label\\n1.png,cat\\n2.png,\\n")
         ...     read_label_file(Path(folder, "labels.csv"))
-        [Row(file='1.png', label='cat', split=None)]
+        [Row(file='1.png', label='cat', split=None), Row(file='2.png', label='', split=None)]
     """
     header, *lines = _read_cells(path) or [[]]
     if not header:
         raise invalid(str(path), "a table of labels", found="no names of columns")
     columns = find_columns(header, str(path))
-    rows = [_row(line + [""] * (len(header) - len(line)), columns) for line in lines]
-    for number, row in enumerate(rows, start=2):
+    rows = [
+        _row(line + [""] * (len(header) - len(line)), columns, number)
+        for number, line in enumerate(lines, start=2)
+    ]
+    for row in rows:
         if "\n" in row.file + row.label:
-            found = f"{printable(row.label)!r} near row {number}"
+            found = f"{printable(row.label)!r} near row {row.number}"
             hint = "a quotation mark is not closed"
             raise invalid(str(path), "a table whose cells have one line", found=found, hint=hint)
-    return [row for row in rows if row.file and row.label]
+    return _check_labels(path, [row for row in rows if row.file])
+
+
+def _check_labels(path: Path, rows: list[Row]) -> list[Row]:
+    """Refuse labels that are no classes, and return rows whose whole numbers have no point."""
+    labels = [row.label for row in rows if row.label]
+    for row in rows:
+        if row.label.casefold() in _NO_CLASS:
+            found = f"{row.label} for {row.file} in row {row.number}"
+            hint = "leave the cell empty to leave the image out"
+            raise invalid(str(path), "a table of classes", found=found, hint=hint)
+    if not all(map(_NUMBER.fullmatch, labels)):
+        return rows
+    fractions = [label for label in labels if not re.fullmatch(r"-?\d+(\.0+)?", label)]
+    if not fractions:
+        return [replace(row, label=_WHOLE.sub(r"\1", row.label)) for row in rows]
+    different = len(set(labels))
+    if len(labels) >= _FEWEST_MEASURED and 2 * different > len(labels):
+        found = f"{different} different numbers in {len(labels)} rows, such as {fractions[0]}"
+        raise invalid(str(path), "a table of classes", found=found, hint="measured values cannot be learned")
+    return rows
 
 
 def _read_cells(path: Path) -> list[list[str]]:
     """Read the cells of a table, that of names of columns first."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    content = path.read_bytes()
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Excel may export it
+            text = content.decode("utf-16")
+        else:
+            text = content.decode("utf-8-sig", errors="surrogateescape")
+        file = io.StringIO(text, newline="")
         separator = max(",;\t", key=file.readline().count)
         file.seek(0)
-        try:
-            return list(csv.reader(file, delimiter=separator))
-        except csv.Error as error:
-            raise invalid(str(path), "a table of labels", found=f"damaged content ({error})") from error
+        return list(csv.reader(file, delimiter=separator))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise invalid(str(path), "a table of labels", found=f"damaged content ({error})") from error
 
 
 def read_columns(path: Path) -> list[list[str]]:
@@ -172,9 +217,9 @@ def class_name(name: str) -> str:
     return text.strip() or text
 
 
-def _row(cells: Sequence[str], columns: Columns) -> Row:
+def _row(cells: Sequence[str], columns: Columns, number: int) -> Row:
     split = None if columns.split is None else cells[columns.split].strip()
-    return Row(cells[columns.file].strip(), class_name(cells[columns.label]), split)
+    return Row(cells[columns.file].strip(), class_name(cells[columns.label]).strip(), split, number)
 
 
 class ImageIndex:
@@ -218,13 +263,15 @@ class Match:
 
     Attributes:
         table: the table.
-        rows: image → its row.
+        rows: image → its row, of the images that have a label.
         missing: number of rows whose image does not exist.
+        unlabelled: the images whose row has no label.
     """
 
     table: Path
     rows: dict[Path, Row]
     missing: int
+    unlabelled: set[Path] = field(default_factory=set)
 
 
 def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
@@ -240,6 +287,7 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
         (['cat'], 1)
     """
     found: dict[Path, Row] = {}
+    unlabelled: set[Path] = set()
     missing = 0
     for row in rows:
         images = index.find(row.file)
@@ -249,10 +297,12 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
             raise invalid(str(table), expected, found=several, hint="name their folders, too")
         if not images:
             missing += 1
+        elif not row.label:
+            unlabelled.add(images[0])
         elif (earlier := found.setdefault(images[0], row)).label != row.label:
             labels = f"{earlier.label} and {row.label} for {row.file}"
             raise invalid(str(table), "a table with one label per image", found=labels)
         elif earlier.split != row.split:
             splits = f"{earlier.split or 'none'} and {row.split or 'none'} for {row.file}"
             raise invalid(str(table), "a table with one split per image", found=splits)
-    return Match(table, found, missing)
+    return Match(table, found, missing, unlabelled - found.keys())

@@ -129,7 +129,8 @@ def match_named(table: Path, rows: Sequence[Row], index: ImageIndex, folder: Pat
     """
     match = match_rows(table, rows, index)
     if not match.rows:
-        found = f"{count_noun(match.missing, 'file')} elsewhere"
+        unlabelled = count_noun(len(match.unlabelled), "image") + " without a label"
+        found = unlabelled if match.unlabelled else f"{count_noun(match.missing, 'file')} elsewhere"
         raise invalid(str(table), f"a table that names images below {folder}", found=found)
     return match
 
@@ -156,7 +157,7 @@ def why_unread(table: Path) -> str:
 
 
 def why_unused(table: Path, labels: Mapping[Path, str], folder: Path) -> str:
-    """Return why a table is not used beside class folders; empty if it agrees with them.
+    """Return why a table is not used beside class folders; empty if it agrees with them and is complete.
 
     Args:
         table: the table.
@@ -207,23 +208,33 @@ def _names_image(cell: str, index: ImageIndex) -> bool:
 
 
 def _agreement(columns: Sequence[Sequence[str]], index: ImageIndex, labels: Mapping[Path, str]) -> str | None:
-    """Return "" if a column names the class of each image, a reason if it renames them; None if none does."""
+    """Return what a column of the images' classes lacks, or that it renames them; None if there is none."""
     files = max(columns, key=lambda column: _names_images(column, index))
     found = [images[0] if len(images) == 1 else None for images in map(index.find, files[1:])]
     renamed = None
     for column in columns:
-        pairs = {
-            (labels[image], class_name(cell))
+        cells = {
+            image: class_name(cell)
             for image, cell in zip(found, column[1:], strict=True)
             if image is not None and cell.strip()
         }
+        pairs = {(labels[image], cell) for image, cell in cells.items()}
         if column is files or not pairs:
             continue
         if all(name.casefold() == cell.casefold() for name, cell in pairs):
-            return ""
+            nowhere = [name for name in files[1:] if name.strip() and not index.find(name.strip())]
+            return _incomplete(len(cells), len(labels), nowhere)
         if renames_classes(pairs):
             renamed = "it gives the class folders other names"
     return renamed
+
+
+def _incomplete(labelled: int, images: int, nowhere: Sequence[str]) -> str:
+    """Say how many images an agreeing table labels, and how many of its rows name none; empty if all."""
+    reasons = [f"it agrees with the folders, and labels {labelled:,} of {count_noun(images, 'image')}"]
+    if nowhere:
+        reasons.append(f"{count_noun(len(nowhere), 'row')} without an image, such as {nowhere[0]}")
+    return "; ".join(reasons) if nowhere or labelled < images else ""
 
 
 def renames_classes(pairs: Collection[tuple[str, str]]) -> bool:
