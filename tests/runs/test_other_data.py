@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from sklearn.datasets import load_digits
 
 from netfission.classifier import Classifier
 from netfission.cli import main
+from netfission.data.load import find_splits
+from netfission.data.split_names import SplitName
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.other_data import OtherEvaluation
 from netfission.runs.folder import RunFolder
@@ -212,13 +215,33 @@ def test_a_data_set_that_has_moved_is_still_the_runs_own(folder_run: RunFolder, 
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
-    folder_run: RunFolder, other: Path, capsys
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_copies_of_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
+    split: SplitName, folder_run: RunFolder, other: Path, tmp_path: Path, capsys
 ) -> None:
-    (other / "part").mkdir()
-    shutil.copytree(other / "3", other / "part" / "3")
-    assert evaluate(folder_run, "--data", other / "part") == 0
-    assert "the network may have been trained on some of these images" in capsys.readouterr().err
+    config = folder_run.load_config()
+    own = find_splits(str(other), validation=config.data.validation, seed=config.fission.seed)[split]
+    copies = tmp_path / "copies"
+    for file in (own.records.paths[row] for row in own.rows[:4]):
+        (copies / "3").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copies / "3" / f"{file.parent.name}-{file.name}")
+    new = write_digits(tmp_path / "new", "2", count=3) / "2"
+    new.rename(copies / "7")
+    number = len(list((copies / "3").iterdir()))
+    warned = f"netfission: warning: {number} of {number + 3} images of copies (such as 3/"
+    trained_on = f"{warned}*) have the same content as images that the network was trained on"
+    own_images = f"{warned}*) have the same content as images of the run's own data set"
+    for command, expected in {
+        ("evaluate", "--data"): trained_on if split == "train" else "",
+        ("calibrate", "--data"): trained_on if split == "train" else "",
+        ("evaluate", "--ood"): own_images,
+    }.items():
+        assert main([command[0], str(folder_run.path), command[1], str(copies)]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert [fnmatch(line, f"{expected}*") for line in lines] == [True] * bool(expected)
+    other.rename(other.with_name("moved"))
+    assert evaluate(folder_run, "--data", copies) == 0
+    assert "same content" not in capsys.readouterr().err  # the run's own data set cannot be read any more
 
 
 @pytest.mark.parametrize("command", ["report", "export"])

@@ -31,7 +31,8 @@ class _Image:
 
     def name(self, folder: str) -> str:
         """Name the image; a file by its path in the folder of the data set."""
-        return printable(self.records.describe(self.row).removeprefix(f"{folder}/"))
+        name = self.records.describe(self.row)
+        return printable(name.removeprefix(f"{folder}/") if folder else name)
 
 
 def _find_equal(parts: Mapping[str, Iterable[Selection]]) -> list[list[_Image]]:
@@ -108,8 +109,15 @@ def compare_splits(splits: Mapping[SplitName, Selection], classes: Sequence[str]
     return Copies(in_training, remarks)
 
 
-def count_copies(images: Iterable[Selection], originals: Iterable[Selection]) -> tuple[int, str]:
+def count_copies(
+    images: Iterable[Selection], originals: Iterable[Selection], folder: str = ""
+) -> tuple[int, str]:
     """Count the images that have the same content as one of others.
+
+    Args:
+        images: the images in question.
+        originals: the images that they may be copies of.
+        folder: folder of the images in question; the file name that is returned is relative to it.
 
     Returns:
         The number, and the name of the first such image; empty if there is none.
@@ -125,7 +133,7 @@ def count_copies(images: Iterable[Selection], originals: Iterable[Selection]) ->
     groups = _find_equal({"image": images, "original": originals})
     shared = [group for group in groups if {image.part for image in group} == {"image", "original"}]
     copies = [image for group in shared for image in group if image.part == "image"]
-    return len(copies), copies[0].name("") if copies else ""
+    return len(copies), copies[0].name(folder) if copies else ""
 
 
 def _have(number: int) -> str:

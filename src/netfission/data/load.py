@@ -17,6 +17,7 @@ from netfission.data.splits import (
     CorruptImageError,
     Records,
     Rows,
+    Selection,
     Split,
     StreamedSplit,
     TensorSplit,
@@ -151,6 +152,18 @@ def load_data(
         test=splits["test"],
         summary=summary,
     )
+
+
+def find_splits(
+    name: str, *, validation: float = 0.1, seed: int = 0, limit_per_class: int | None = None
+) -> Mapping[SplitName, Selection]:
+    """Find the images of each split as `load_data` does with these arguments, without decoding them.
+
+    Example:
+        >>> {split: len(images.rows) for split, images in find_splits("digits").items()}
+        {'train': 1293, 'validation': 145, 'test': 359}
+    """
+    return _assign_rows(find_source(name), name, validation, seed, limit_per_class)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from netfission.runs.evaluate import (
     readable_calibration,
 )
 from netfission.runs.folder import RunFolder
-from netfission.runs.other_data import matched_logits, warn_if_seen
+from netfission.runs.other_data import matched_logits
+from netfission.runs.overlap import warn_of_training_images
 from netfission.runs.setup import make_batches
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
@@ -82,7 +83,7 @@ def calibrate(
             preferred=("validation", "train"),
             corrupt=config.data.corrupt,
         )
-        warn_if_seen(images, config)
+        warn_of_training_images(images.name, images.splits, config)
         logits, labels = matched_logits(network, spec, images, config, device)
         calibration = replace(Calibration.fit(logits, labels, average=spec.average), fitted_on=images.kind)
     reliability = None

@@ -15,6 +15,7 @@ from netfission.evaluation.other_data import OtherEvaluation
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.runs.evaluate import EVALUATION_BATCH, load_on_device
 from netfission.runs.folder import RunFolder
+from netfission.runs.overlap import warn_of_training_images
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 from netfission.utils.typed import read_json
@@ -49,7 +50,7 @@ def evaluate_other_data(
     network, spec, device = load_on_device(folder, config)
     calibration = folder.load_calibration()
     images = load_matched(name, spec.classes, spec.shape, part=split, corrupt=config.data.corrupt)
-    warn_if_seen(images, config)
+    warn_of_training_images(images.name, images.splits, config)
     if calibration is not None and (calibration.n, calibration.fitted_on) == (len(images), images.kind):
         warnings.warn(
             f"the run is calibrated on {images}: ECE and abstention look better on them than on others",
@@ -87,17 +88,6 @@ def matched_logits(
         for split in images.splits
     )
     return collect_logits(network, batches, device)
-
-
-def warn_if_seen(images: MatchedImages, config: RunConfig) -> None:
-    """Warn if images lie in the folder of a run's own data set, or around it."""
-    scored, trained_on = Path(images.name), Path(config.data.data)
-    if trained_on.is_absolute() and (scored in trained_on.parents or trained_on in scored.parents):
-        warnings.warn(
-            f"{images.name} and the run's own data set, {trained_on}, share files: the network may have been "
-            "trained on some of these images",
-            stacklevel=2,
-        )
 
 
 def _check_out(out: Path) -> None:

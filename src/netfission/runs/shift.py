@@ -28,6 +28,7 @@ from netfission.evaluation.corruption import (
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.runs.evaluate import EVALUATION_BATCH, load_for_evaluation
 from netfission.runs.folder import RunFolder
+from netfission.runs.overlap import warn_of_own_images
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 
@@ -125,7 +126,9 @@ def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split,
         raise invalid("ood", "images that the run was not trained on", name)
     check_data_name(name, "ood", [*TRANSFORMS])
     if name not in TRANSFORMS:
-        return load_unlabelled(name, data.shape), _unchanged
+        images = load_unlabelled(name, data.shape)
+        warn_of_own_images(name, [images], config)
+        return images, _unchanged
     _, height, width = data.shape
     if name == "rotated" and height != width:
         raise invalid("ood", f"other than 'rotated' on images of {height}×{width}", name)

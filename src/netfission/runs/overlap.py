@@ -1,0 +1,65 @@
+"""Images of another data set that are copies of a run's own."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from netfission.config import RunConfig
+from netfission.data.checks import count_copies
+from netfission.data.load import find_splits
+from netfission.data.matched import full_name
+from netfission.data.sources import HUB_NAMES
+from netfission.data.split_names import SplitName
+from netfission.data.splits import Selection
+from netfission.utils.text import count_noun
+
+
+def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
+    """Warn if images have the same content as some that a run's network was trained on.
+
+    Nothing is said if the run's own data set cannot be read any more.
+
+    Args:
+        name: name or folder of the images.
+        images: the images.
+        config: the run's settings.
+
+    Warns:
+        UserWarning: there are such images; the message has their number and an example.
+    """
+    found = _copies(name, images, config, ["train"])
+    if found:
+        warnings.warn(f"{found} as images that the network was trained on", stacklevel=3)
+
+
+def warn_of_own_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
+    """Warn if out-of-distribution images have the same content as some of a run's own data set.
+
+    Arguments and warnings are those of `warn_of_training_images`.
+    """
+    found = _copies(name, images, config, ["train", "validation", "test"])
+    if found:
+        warnings.warn(f"{found} as images of the run's own data set", stacklevel=3)
+
+
+def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: Sequence[SplitName]) -> str:
+    """Say how many images have the same content as those of some splits of a run; empty if none has."""
+    recorded = config.data.data
+    if recorded in HUB_NAMES and full_name(name) != recorded:
+        return ""  # no reason to download it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its splits
+            own = find_splits(
+                recorded,
+                validation=config.data.validation,
+                seed=config.fission.seed,
+                limit_per_class=config.data.limit_per_class,
+            )
+    except (OSError, ValueError):  # it has moved or changed
+        return ""
+    number, example = count_copies(images, [own[split] for split in splits if split in own], name)
+    if not number:
+        return ""
+    of_all = f"{number:,} of {count_noun(sum(len(part.rows) for part in images), 'image')}"
+    return f"{of_all} of {Path(name).name} (such as {example}) have the same content"
