@@ -100,7 +100,7 @@ def fission(
     splits = _split(stages, kept, scores, divider, branches, config)
     heads = _split_head(backbone, stages, divider, config, example)
     if exits > 1:
-        unnormalised = unnormalised_weights(backbone, example)
+        unnormalised = unnormalised_weights(backbone, example[:1])
         _keep_variance(stages, splits, kept, unnormalised)
         for head in heads:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))

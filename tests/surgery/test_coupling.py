@@ -448,6 +448,31 @@ def test_groups_that_code_takes_for_equally_wide_stay_whole() -> None:
     assert find_coupling(_Halved(), FEATURES).groups == ()
 
 
+class _InPieces(nn.Module):
+    """A layer whose output is taken apart in equal pieces, of which a grouped convolution reads one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.first, self.last = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+
+    def forward(self, features: Tensor) -> Tensor:
+        one, other = self.first(features).split(self.width, 1)
+        return self.last(torch.cat([self.grouped(one), other], 1))
+
+
+def test_pieces_of_a_layer_with_larger_and_smaller_units_are_one_group() -> None:
+    stage = _InPieces()
+    coupling = find_coupling(stage, FEATURES)
+    assert layers(coupling) == {"first": 4}
+    narrow = without_units(coupling, stage, keep=3)
+    assert (narrow.width, narrow.grouped.groups) == (6, 3)
+    with torch.no_grad():
+        stage.last.weight[:, [0, 1, 8, 9]] = 0
+        assert torch.allclose(narrow(FEATURES), stage(FEATURES), atol=1e-6)
+
+
 class _Rotated(nn.Module):
     """Attention over windows of padded tokens, with a constant for each position and channel of a head."""
 

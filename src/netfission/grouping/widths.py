@@ -40,7 +40,8 @@ from netfission.surgery.masks import prunable_weights
 # less than all, since every path also reads and writes its own features.
 TOLERANCE = 0.05
 USED = 0.97
-# The smallest scale of widths where every path repeats much of the stage. It is 0.5 if this is not enough.
+# The smallest scale of widths where every path repeats much of the stage. It is 0.5 if this is not enough for
+# the tolerance.
 NARROWEST = 0.25
 # Below this number of units per path, widths may differ between paths by one unit to meet the cost.
 FEW = 8
@@ -134,7 +135,7 @@ def _widths_in_blocks(
         ]
 
     low, high = 0.5, 2.0
-    if ratio(scaled(low)) > USED >= ratio(scaled(NARROWEST)):
+    if ratio(scaled(low)) > USED and ratio(scaled(NARROWEST)) <= 1 + TOLERANCE:
         low, high = NARROWEST, low
     for _ in range(30):
         middle = (low + high) / 2

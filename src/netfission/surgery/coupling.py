@@ -7,7 +7,7 @@ internal set can be left out, and the stage keeps its interface.
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,6 +160,12 @@ def _sound_groups(stage: nn.Module, example: Any, flow: Flow) -> tuple[list[Chan
     """Return the groups whose units act one by one, and why other layers are not divided."""
     groups, undivided = _channel_groups(stage, flow)
     sound = _sound(stage, example, groups)
+    joined = _joined(groups, sound)
+    if joined:
+        layers = {group.layer for group in joined}
+        others = [group for group in sound if group.layer not in layers]
+        candidates = sorted([*others, *joined], key=_rank(stage))
+        sound = candidates if _separable(stage, example, candidates) else sound
     return sound, {f"{group.layer}.weight": MIXED for group in groups if group not in sound} | undivided
 
 
@@ -191,16 +197,47 @@ def _channel_groups(stage: nn.Module, flow: Flow) -> tuple[list[ChannelGroup], d
             if reasons:
                 undivided[part.tensor] = reasons[0]
     order = {name: index for index, (name, _) in enumerate(stage.named_modules())}
+    found = _units(parts, set(kept), order, _attentions(stage))
+    groups = [_group(places, units, parts, order) for places, units in found]
+    undivided = {f"{group.layer}.weight": MIXED for group in groups if group.units == 1} | undivided
+    groups = [group for group in groups if group.units > 1]
+    return sorted(groups, key=_rank(stage)), undivided
+
+
+def _rank(stage: nn.Module) -> Callable[[ChannelGroup], tuple[bool, int]]:
+    """Return the key that sorts groups: attention heads first, then by the order of their layers."""
+    order = {name: index for index, (name, _) in enumerate(stage.named_modules())}
 
     def rank(group: ChannelGroup) -> tuple[bool, int]:
         heads = heads_of(stage.get_submodule(group.layer.rpartition(".")[0]))
         return heads is None, order[group.layer]
 
-    found = _units(parts, set(kept), order, _attentions(stage))
-    groups = [_group(places, units, parts, order) for places, units in found]
-    undivided = {f"{group.layer}.weight": MIXED for group in groups if group.units == 1} | undivided
-    groups = [group for group in groups if group.units > 1]
-    return sorted(groups, key=rank), undivided
+    return rank
+
+
+def _joined(groups: Sequence[ChannelGroup], sound: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """Return of each layer with a group that is not sound one group of all, if their units divide evenly.
+
+    Code may take equal pieces of a layer's output and send one through a grouped convolution, which makes
+    larger units (Res2NeXt). Then pieces stay equal if several units of the other piece are one unit.
+    """
+    of_layer: dict[str, list[ChannelGroup]] = {}
+    for group in groups:
+        of_layer.setdefault(group.layer, []).append(group)
+    found = []
+    for layer, several in of_layer.items():
+        units = min(group.units for group in several)
+        is_sound = all(group in sound for group in several)
+        if len(several) > 1 and not is_sound and all(group.units % units == 0 for group in several):
+            slices: dict[tuple[str, int], Slices] = {}
+            for group in several:
+                for part in group.slices:
+                    place = part.tensor, part.dim
+                    coarse = torch.where(part.units < 0, -1, part.units // (group.units // units))
+                    before = slices[place].units if place in slices else coarse
+                    slices[place] = replace(part, units=torch.maximum(before, coarse))
+            found.append(ChannelGroup(layer, units, tuple(slices.values())))
+    return found
 
 
 def _classes(flow: Flow) -> Tensor:

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from netfission.surgery.masks import prunable_weights
-from netfission.surgery.tracing import ModuleTracer, attempts, constants, live_after, start_of
-from netfission.utils.modes import in_mode
+from netfission.surgery.tracing import ModuleTracer, attempts, constants, live_after, shapes, start_of
 
 FEWEST = 3  # stages of a model whose blocks are all alike
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
@@ -257,8 +255,7 @@ def _equal_groups(row: Sequence[_End], found: Sequence[_End], groups: int) -> li
 
 def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_input: Tensor) -> list[_End]:
     """Return each module that ends with its output live, before features are flattened, as they end."""
-    with torch.no_grad(), in_mode(root, training=False):
-        ShapeProp(fx.GraphModule(root, graph)).propagate(example_input.clone())
+    shape_of = shapes(root, tracer, graph, example_input)
     modules = dict(root.named_modules())
     live = live_after(graph, constants(root, graph, tracer))
     ended: dict[fx.Node, list[str]] = {}
@@ -271,7 +268,7 @@ def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_
         if node.op == "call_module":
             weights |= {id(weight) for weight in prunable_weights(modules[str(node.target)]).values()}
         in_chain = in_chain and len(live[node]) == 1 and _layers(root, node) <= 1
-        shape = getattr(node.meta.get("tensor_meta"), "shape", ())
+        shape = shape_of.get(node, ())
         names = sorted(ended.get(node, ()), key=lambda name: name.count("."))
         if node in live[node] and names and len(shape) > 2 and node not in before_last_use:
             kinds = tuple((name.rpartition(".")[0], type(modules[name])) for name in names)

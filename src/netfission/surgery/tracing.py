@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.utils._pytree import tree_map_only
 
 from netfission.utils.modes import in_mode
@@ -380,6 +381,18 @@ def rows_per_image(node: fx.Node, tracer: ModuleTracer) -> int:
     }
     (rows,) = counts if len(counts) == 1 else (1,)
     return int(rows) if rows > 1 and rows == int(rows) else 1
+
+
+def shapes(
+    root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, images: Tensor
+) -> dict[fx.Node, tuple[int, ...]]:
+    """Return the shape of each node's tensor in eval mode, for these images."""
+    if isinstance(tracer, ShapeTracer):
+        return {node: first.sizes for node, (first, _) in tracer.values.items() if isinstance(first, _Shape)}
+    with torch.no_grad(), in_mode(root, training=False):
+        ShapeProp(fx.GraphModule(root, graph)).propagate(images.clone())
+    metas = {node: node.meta.get("tensor_meta") for node in graph.nodes}
+    return {node: tuple(meta.shape) for node, meta in metas.items() if isinstance(meta, TensorMetadata)}
 
 
 def live_after(graph: fx.Graph, free: set[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
