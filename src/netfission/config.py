@@ -10,6 +10,9 @@ from netfission.utils.typed import typed
 
 DEFAULT_RISK = 0.05  # accepted share of wrong answers, where a network abstains by default
 
+LARGEST_INTEGER = 2**31 - 1  # of a setting
+LARGEST_SEED = 2**32 - 1  # that NumPy accepts
+
 ONE_PREDICTION = frozenset({"born-again"})  # methods with one exit, whose default number of exits is 1
 
 Teacher = Literal["logits", "probabilities", "others"]
@@ -282,6 +285,11 @@ class TrainingConfig:
     devices: int = 1
     machines: int = 1
 
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate: `learning_rate`, or the optimiser's default."""
+        return self.learning_rate or (0.1 if self.optimizer == "sgd" else 1e-3)
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "devices", "machines", "pruning_batches"):
             check_positive_integer(name, getattr(self, name))
@@ -316,6 +324,9 @@ class RunConfig:
         >>> config = RunConfig.from_dict({"model": "wrn-28-10", "exits": 2, "epochs": 200})
         >>> config.fission.exits, config.training.epochs
         (2, 200)
+
+    Raises:
+        ValueError: an integer is too large, or the seed is negative.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -323,6 +334,13 @@ class RunConfig:
     fission: FissionConfig = field(default_factory=FissionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            if isinstance(value, int) and value > LARGEST_INTEGER and name != "seed":
+                raise invalid(name, f"an integer of at most {LARGEST_INTEGER}", value)
+        if not 0 <= self.fission.seed <= LARGEST_SEED:
+            raise invalid("seed", f"an integer from 0 to {LARGEST_SEED}", self.fission.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings in one dict: name → value."""

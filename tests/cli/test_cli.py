@@ -11,6 +11,8 @@ from netfission.cli import COMMANDS, command_module, command_parser, main
 from netfission.cli.parser import run_config
 from netfission.cli.train import default_name
 from netfission.config import RunConfig
+from netfission.methods.effects import check_effects, chosen
+from netfission.methods.registry import check_settings
 from netfission.runs.folder import RunFolder
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -55,6 +57,25 @@ def test_only_what_is_given_overrides_a_default(tmp_path):
         ("export RUN --format zip", "--format must be one of onnx, pt2, got 'zip'$"),
         ("train --exits 0", "^--exits must be a positive integer, got 0$"),
         ("train --exits 9", r"^--exits must be at most 3, one per stage \(block1, block2, bn\), got 9; "),
+        ("train --mix-alpha 1", "^--mix-alpha must be left out unless mix=cutmix or mix=mixup, got 1.0$"),
+        (
+            "train --teacher logits --distillation-weight 0",
+            "^--teacher must be left out unless --distillation-weight is above 0, got 'logits'$",
+        ),
+        (
+            "train --exits 1 --reduction sum",
+            "^--reduction must be left out unless exits is 2 or more, got 'sum'$",
+        ),
+        (
+            "compare --methods [single,mimo] --sparsity 0 --criterion snip",
+            "^--criterion must be left out, since it has no effect on any contender, got 'snip'$",
+        ),
+        ("train --seed -1", "^--seed must be an integer from 0 to 4294967295, got -1$"),
+        ("train --seed 4294967296", "^--seed must be an integer from 0 to 4294967295, got 4294967296$"),
+        (
+            "train --batch-size 2147483648",
+            "^--batch-size must be an integer of at most 2147483647, got 2147483648$",
+        ),
         ("train --sparsity 1", r"^--sparsity must be the share of weights to remove, in \[0, 1\), got 1\.0$"),
         ("train --sparsity -0.1", r"^--sparsity must be the share of weights .*, got -0\.1$"),
         ("train --ratio [1,2]", r"^--ratio must be 3 positive numbers, one per exit, got \[1\.0, 2\.0\]$"),
@@ -283,6 +304,25 @@ def test_every_flag_is_shown_with_hyphens_and_explained(name):
 def test_the_flags_of_training_stand_in_groups():
     titles = re.findall(r"^(\w.*):$", command_parser("train").format_help(), re.MULTILINE)
     assert titles == ["options", "data", "model", "fission", "method", "training", "run"]
+
+
+def test_a_file_of_all_settings_is_accepted_and_one_without_effect_is_not(tmp_path, capsys):
+    flags = ["train", "--out", str(tmp_path / "out"), "--limit-per-class", "0", "--config"]
+    file = tmp_path / "config.yaml"
+    file.write_text(RunConfig().to_yaml())
+    assert main([*flags, str(file)]) == 2  # by its last check alone
+    assert "--limit-per-class must be a positive integer, got 0" in capsys.readouterr().err
+    file.write_text("momentum: 0.8\noptimizer: adamw\n")
+    assert main(["train", "--config", str(file)]) == 2
+    assert "--momentum must be left out unless optimizer=sgd, got 0.8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_every_setting_of_a_recipe_has_an_effect(recipe):
+    given = yaml.safe_load(recipe.read_text())
+    config = RunConfig.from_dict(given)
+    check_settings(config)
+    check_effects(config, chosen(given))
 
 
 def test_there_are_recipes():

@@ -73,7 +73,9 @@ def test_a_method_of_one_prediction_needs_no_number_of_exits():
     spelt = Grid({"again": CONTENDERS["born-again"]}, range(1), {"epochs": 2}, "again")
     assert alone.cells()[0].key == among.cells()[0].key == spelt.cells()[0].key
     assert among.cells()[1].config.fission.exits == 4
-    with pytest.raises(ValueError, match=r"^exits must be left out, since no contender reads it, got 4$"):
+    with pytest.raises(
+        ValueError, match=r"^exits must be left out, since it has no effect on any contender, got 4$"
+    ):
         Grid({"again": {"method": "born-again"}}, range(1), {"exits": 4, "epochs": 2}, "again").cells()
 
 
@@ -105,5 +107,7 @@ def test_settings_of_a_method_reach_only_those_who_read_them(grid_of):
     cells = {cell.contender: cell.config.fission for cell in grid.cells()}
     assert [cells[name].assignment for name in grid.contenders] == ["random", "importance", "random"]
     assert [cells[name].keep_shortcuts for name in grid.contenders] == [True, False, True]
-    with pytest.raises(ValueError, match=r"rho must be left out, since no contender reads it, got 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"rho must be left out, since it has no effect on any contender, got 0\.5"
+    ):
         grid_of("single", "mc-dropout", rho=0.5).cells()

@@ -1,8 +1,15 @@
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from netfission.experiments.grid_files import find_grid, read_grid
-from netfission.experiments.plots import plot_against_setting
+from netfission.experiments.plots import plot_against_cost, plot_against_setting
+from netfission.experiments.results import Comparison
 from netfission.experiments.statistics import COLUMNS, SeedValues
+from netfission.utils.typed import typed
 
 METRICS = {key: COLUMNS[key] for key in ("top1", "nll")}
 
@@ -44,6 +51,51 @@ def test_numbers_run_upwards_whatever_the_contenders_are_called():
     )
     _, _, curves = drawn_against(grid.at("laptop"), "sparsity")
     assert [x for x, _ in curves.values()] == [[0.5, 0.9], [0.1]]
+
+
+def test_levels_have_a_band_of_their_deviation():
+    grid = find_grid("figure4").at("laptop")
+    axes, names, _ = drawn_against(grid, "sparsity")
+    bands = [patch.get_y() + patch.get_height() / 2 for patch in axes.patches]
+    levels = [name for name in names if "sparsity" not in grid.contenders[name]]
+    assert bands == pytest.approx([names.index(name) + 1 for name in levels])
+    height = 100 * SeedValues({0: 0.0, 1: 0.02}).deviation * 2
+    assert [patch.get_height() for patch in axes.patches] == pytest.approx([height] * len(levels))
+
+
+@pytest.mark.parametrize("name", ["search", "figure3", "ablation-distillation", "grouping"])
+def test_no_number_covers_another_or_a_point(name):
+    folder = Path(__file__).parents[2] / "results" / f"{name}-laptop"
+    shown = typed(Comparison, json.loads((folder / "comparison.json").read_text()))
+    picture = plot_against_cost("a title", METRICS, shown.metrics, shown.costs, shown.settings)
+    picture.draw_without_rendering()
+    for axes in picture.axes:
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        points = [bar.lines[0].get_window_extent() for bar in axes.containers]
+        assert len(boxes) == len(points) == len(shown.metrics)
+        assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    (legend,) = picture.legends
+    names = [text.get_text().split("  ", 1)[1] for text in legend.get_texts()]
+    assert names == list(shown.metrics)
+
+
+def test_fission_of_whole_copies_is_round_and_hollow():
+    metrics = {
+        name: {key: SeedValues({0: 0.5}) for key in METRICS} for name in ("single", "channels", "copies")
+    }
+    settings = {
+        "single": {"exits": 1},
+        "channels": {"grouping": "channels"},
+        "copies": {"grouping": "copies"},
+    }
+    grouping = Path(__file__).parents[2] / "results" / "grouping-laptop"
+    costs = typed(Comparison, json.loads((grouping / "comparison.json").read_text())).costs
+    costs = replace(costs, contenders={name: costs.contenders[name] for name in metrics})
+    drawn = [
+        bar.lines[0] for bar in plot_against_cost("", METRICS, metrics, costs, settings).axes[0].containers
+    ]
+    assert [line.get_marker() for line in drawn] == ["s", "o", "o"]
+    assert [line.get_fillstyle() for line in drawn] == ["full", "full", "none"]
 
 
 def test_values_that_are_no_numbers_stand_in_a_row():

@@ -12,10 +12,11 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from netfission.cli import main
-from netfission.experiments.compare import CostsFile, compare
+from netfission.experiments.compare import CostsFile, compare, summarise
 from netfission.experiments.contenders import CONTENDERS
 from netfission.experiments.grid import Grid
 from netfission.experiments.plots import plot_against_cost
+from netfission.experiments.records import Records
 from netfission.experiments.runner import run_folder
 from netfission.experiments.statistics import COLUMNS, SeedValues
 from netfission.utils.typed import typed
@@ -163,6 +164,27 @@ def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_table_says_which_settings_all_share_and_whom_one_does_not_apply_to(grid_of, tmp_path):
+    grid = grid_of("single", "fission-weights", "mimo", "neurotrails", sparsity=0.5)
+    cell, *_ = grid.cells()
+    comparison = compare(replace(grid, contenders={"single": grid.contenders["single"]}), tmp_path, rounds=1)
+    assert comparison.conditions == (
+        "common settings: image size the images’ own, epochs 1, batch size 25, optimizer sgd, "
+        "learning rate 0.1, schedule paper, sparsity 0.5, validation 0.0, exits 2, accelerator cpu"
+    )
+    assert comparison.notes == []
+    notes = ["sparsity 0.5 applies to all but: mimo; neurotrails with 0.8"]
+    records = [Records(tmp_path / "records").find(cell)]
+    whole = summarise(grid, [cell], records, comparison.costs)
+    assert whole.notes == notes
+    for shown in (whole.table(), whole.markdown()):
+        assert f"\n{whole.conditions}\n\n" in shown
+        assert f"\n\n{notes[0]}" in shown
+    assert whole.record()["notes"] == notes
+    assert "–: it does not support such a network" in whole.table()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_records_of_other_data_of_the_same_name_are_refused(grid_of, tmp_path):
     for place, shade in (("a", 50), ("b", 200)):
         for split, label, number in itertools.product(("train", "test"), ("dark", "light"), range(6)):
@@ -186,7 +208,8 @@ def test_pictures_are_drawn(compared):
     out, _ = compared
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     drawn = (out / "comparison.svg").read_text()
-    assert drawn.count("<!-- fission-channels -->") == 4
+    assert drawn.count("<!-- 3 -->") == 4
+    assert "<!-- 3  fission-channels -->" in drawn
 
 
 def test_equal_costs_lie_close_together(compared):

@@ -48,6 +48,6 @@ def run(settings: Namespace) -> None:
     reference = check_choice("--reference", settings.reference or next(iter(contenders)), contenders)
     common = run_settings(settings, {"methods", "seeds", "reference", *options})
     out = Path(settings.out)
-    grid = Grid(contenders, range(settings.seeds), common, reference)
+    grid = Grid(contenders, range(settings.seeds), common, reference, explicit=settings.flags)
     print(f"{count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
     print_comparison(compare_grid(grid, out, **options), out)

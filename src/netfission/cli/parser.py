@@ -70,6 +70,7 @@ class Parser(ArgumentParser):
         self._flags: set[str] = set()  # destinations of flags
         self._values: dict[str, Any] = {}  # default by destination
         self._several: set[str] = set()  # destinations of flags with several values
+        self._settings: set[str] = set()  # destinations of settings of runs
         if config:
             self._kinds["config"] = str
             self.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it")
@@ -135,6 +136,7 @@ class Parser(ArgumentParser):
             if field.name not in skip:
                 flag, text = flag_name(field.name), explained.get(field.name, "")
                 self.add(flag, hints[field.name], field.default, text, group=group, filled=False)
+                self._settings.add(field.name)
 
     def parse_args(  # type: ignore[override]  # one namespace out, none in
         self, args: Sequence[str] | None = None
@@ -145,7 +147,8 @@ class Parser(ArgumentParser):
             args: after the command's name; default `sys.argv[1:]`.
 
         Returns:
-            Every argument's value by its name with underscores; without settings that are not given.
+            Every argument's value by its name with underscores; without settings that are not given. Of a
+            command with settings of runs also `flags`, the names of those settings that are not from a file.
 
         Raises:
             ValueError: an argument is missing, unknown, or not what it must be.
@@ -163,6 +166,8 @@ class Parser(ArgumentParser):
         for name, text in texts.items():
             shown = flag_name(name) if name in self._flags else name
             values[name] = text if text is True else _from_command_line(self._kinds[name], text, shown)
+        if self._settings:
+            values["flags"] = self._settings & texts.keys()
         return Namespace(**values)
 
     def in_flags(self, message: str) -> str:
@@ -304,8 +309,9 @@ def run_config(settings: Namespace) -> RunConfig:
 
 def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any]:
     """Return the settings of runs among those of a command, which has `out` and `others` as well."""
-    chosen = {name: value for name, value in vars(settings).items() if name not in {"out", *others}}
-    return chosen | {"data": absolute_data(chosen.get("data", DataConfig.data))}
+    left_out = {"out", "flags", *others}
+    given = {name: value for name, value in vars(settings).items() if name not in left_out}
+    return given | {"data": absolute_data(given.get("data", DataConfig.data))}
 
 
 def absolute_data(data: str) -> str:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from netfission.cli.parser import PARTS, Parser, run_config
+from netfission.cli.parser import PARTS, Parser, run_config, run_settings
 from netfission.config import RunConfig
 from netfission.utils.outputs import is_output
 from netfission.utils.text import as_text
@@ -33,8 +33,14 @@ def run(settings: Namespace) -> None:
     try:
         from lightning.pytorch.callbacks import LambdaCallback
 
+        from netfission.methods.effects import check_effects, chosen
+        from netfission.methods.registry import check_settings
         from netfission.runs.train import train as train_run
 
+        check_settings(config)
+        given = run_settings(settings, {"resume"})
+        # A file may hold every setting, as a run's config.yaml does; a flag is there for its effect.
+        check_effects(config, [name for name in given if name in {*settings.flags, *chosen(given)}])
         # Once the settings are known to be valid.
         announce = LambdaCallback(on_fit_start=lambda *_: print(f"writing to {out}", flush=True))
         evaluation = train_run(config, out, resume=settings.resume, callbacks=[announce])

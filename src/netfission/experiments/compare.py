@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from netfission.config import TrainingConfig
+from netfission.config import RunConfig, TrainingConfig
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import readable
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Costs, TimedContender, measure_costs
@@ -165,7 +165,45 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         settings={name: dict(settings) for name, settings in grid.contenders.items()},
         epochs={name: _epochs(grid, name) for name in grid.contenders},
         x_axis=grid.x_axis,
+        conditions=_conditions(grid),
+        notes=_notes(grid),
     )
+
+
+_ALWAYS_SHOWN = ("image_size", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "sparsity")
+_IN_TITLE = ("data", "model", "limit_per_class")
+
+
+def _conditions(grid: Grid) -> str:
+    """The settings that all contenders have unless they have their own, in one line."""
+    config = {**RunConfig().to_dict(), **grid.common}
+    training = TrainingConfig(optimizer=config["optimizer"], learning_rate=config["learning_rate"])
+    shown = config | {
+        "learning_rate": training.peak_rate,
+        "image_size": config["image_size"] or "the images’ own",
+    }
+    names = dict.fromkeys((*_ALWAYS_SHOWN, *grid.chosen))
+    settings = (f"{readable(name)} {readable(shown[name])}" for name in names if name not in _IN_TITLE)
+    return f"common settings: {', '.join(settings)}"
+
+
+def _notes(grid: Grid) -> list[str]:
+    """Which contenders a common setting does not apply to, one line per setting."""
+    notes = []
+    for name in grid.chosen:
+        affected, value = grid.affected(name), grid.common[name]
+        spared = [
+            other for other, own in grid.contenders.items() if other not in affected and name not in own
+        ]
+        different = [
+            f"{other} with {readable(own[name])}"
+            for other, own in grid.contenders.items()
+            if own.get(name) not in (None, value)
+        ]
+        if spared:
+            listed = "; ".join([*spared, *different])
+            notes.append(f"{readable(name)} {readable(value)} applies to all but: {listed}")
+    return notes
 
 
 def _average(evaluations: Iterable[Evaluation]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from netfission.config import ONE_PREDICTION, FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import NAMES
 from netfission.experiments.contenders import Settings
+from netfission.methods.effects import check_effects, chosen, unmet_condition
 from netfission.methods.registry import METHODS, check_settings, reads_setting
 from netfission.utils.errors import check_choice, invalid, within
 from netfission.utils.typed import typed
@@ -52,6 +53,7 @@ class Grid:
         reference: the contender that the others are compared with.
         title: what is compared; by default the settings.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
+        explicit: names of common settings that a user chose even if they have their default.
 
     Example:
         >>> contenders = {"single": {"exits": 1}, "fission": {"grouping": "channels"}}
@@ -68,25 +70,49 @@ class Grid:
     reference: str
     title: str = ""
     x_axis: str = ""
+    explicit: Set[str] = frozenset()
+
+    @property
+    def chosen(self) -> list[str]:
+        """The names of the common settings that differ from their defaults or are explicit."""
+        different = chosen(self.common)
+        return [name for name in self.common if name in different or name in self.explicit]
+
+    def affected(self, setting: str) -> list[str]:
+        """Return the contenders on which a common setting has an effect, since they do not have their own.
+
+        Example:
+            >>> contenders = {"single": {"exits": 1}, "fission": {}, "mimo": {"method": "mimo"}}
+            >>> grid = Grid(contenders, range(1), {"sparsity": 0.5, "teacher": "others"}, "single")
+            >>> grid.affected("sparsity"), grid.affected("teacher")
+            (['single', 'fission'], ['fission'])
+        """
+        return [
+            name
+            for name, own in self.contenders.items()
+            if setting not in own
+            and setting not in self._ignored(name)
+            and unmet_condition(setting, self.config(name, self.seeds[0])) is None
+        ]
 
     def cells(self) -> list[Cell]:
         """Return all runs, seed by seed, so that a grid that is stopped early has compared whole seeds.
 
         Raises:
-            ValueError: a setting is unknown or not valid, or no contender's method reads it; or a
-                contender's method cannot be trained with its settings. The message names the contender
-                unless the setting is one of all contenders.
+            ValueError: a setting is unknown or not valid, or has no effect on any contender; or a contender's
+                method cannot be trained with its settings. The message names the contender unless the setting
+                is one of all contenders.
         """
-        ignored_by_all = set.intersection(*map(self._ignored, self.contenders))
-        for name, value in self.common.items():
-            if name in ignored_by_all and value != _DEFAULTS[name]:
-                raise invalid(name, "left out, since no contender reads it", value)
         cells = [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
         for name, cell in {cell.contender: cell for cell in cells}.items():
             try:
                 check_settings(cell.config)
+                check_effects(cell.config, chosen(self.contenders[name]))
             except ValueError as error:
                 raise within(f"contender {name}", error) from error
+        for name in self.chosen:
+            if not self.affected(name) and all(name not in settings for settings in self.contenders.values()):
+                raise invalid(name, "left out, since it has no effect on any contender", self.common[name])
         return cells
 
     def config(self, contender: str, seed: int) -> RunConfig:

@@ -1,12 +1,12 @@
 """Pictures of a comparison: metrics against cost, or against a setting."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from itertools import cycle
 from typing import Any
 
-from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from netfission.experiments.contenders import Settings, readable
 from netfission.experiments.costs import BATCH_SIZES, Costs
@@ -18,6 +18,7 @@ from netfission.utils.plot_style import (
     MARKERS,
     OTHER,
     PRIMARY,
+    REFERENCE,
     SERIES,
     TEXT,
     TITLE_SIZE,
@@ -25,6 +26,7 @@ from netfission.utils.plot_style import (
     new_figure,
 )
 
+_NUMBER_GAP = 5.0  # points between a point and its number
 Points = Mapping[str, tuple[float, SeedValues]]  # contender → its place on the x-axis and its values
 
 
@@ -55,59 +57,75 @@ def plot_against_cost(
         for row, key in zip(rows, columns, strict=True)
         for axes, (kind, x) in zip(row, x_by_kind.items(), strict=True)
     ]
-    fissioned = {name for name, contender in settings.items() if _is_fission(contender)}
     for axes, key, kind, points in panels:
-        _draw_points(axes, columns[key], points, fissioned)
+        _draw_points(axes, columns[key], points, settings)
         axes.set_xlabel(f"{kind} ÷ single network's")
         _label_y(axes, columns[key], key)
-    picture.suptitle(f"{title}; round: fission; dashed: the single network's cost", fontsize=TITLE_SIZE)
+    kinds = "round: fission, hollow: of whole copies; square: other methods"
+    picture.suptitle(f"{title}; {kinds}; dashed: the single network's cost", fontsize=TITLE_SIZE)
+    numbers = {name: f"{number}" for number, name in enumerate(metrics, start=1)}
+    names = [
+        Line2D([], [], linestyle="none", label=f"{number}  {name}", **_marker(settings[name]))
+        for name, number in numbers.items()
+    ]
+    picture.legend(handles=names, loc="outside right center", fontsize=LEGEND_SIZE, frameon=False)
     picture.draw_without_rendering()
     for axes, key, _, points in panels:
-        _name_points(axes, columns[key], points, fissioned)
+        _number_points(axes, columns[key], points, numbers)
     return picture
 
 
-def _is_fission(settings: Settings) -> bool:
-    """Whether a contender divides a network among several exits."""
-    divided = settings.get("grouping") != "copies" and settings.get("exits") != 1
-    return divided and settings.get("method", "fission") not in METHODS.keys() - {"fission"}
+def _marker(settings: Settings) -> dict[str, Any]:
+    """Return how the points of a contender are drawn: those of fission round."""
+    is_fission = settings.get("method", "fission") not in METHODS.keys() - {"fission"}
+    if not is_fission or settings.get("exits") == 1:
+        return {"marker": "s", "color": OTHER, "markersize": 5}
+    return {
+        "marker": "o",
+        "color": PRIMARY,
+        "markersize": 5,
+        "fillstyle": "none" if settings.get("grouping") == "copies" else "full",
+    }
 
 
-def _draw_points(axes: Axes, column: Column, points: Points, fissioned: Set[str]) -> None:
+def _draw_points(axes: Axes, column: Column, points: Points, settings: Mapping[str, Settings]) -> None:
     for name, (x, values) in points.items():
-        axes.errorbar(
-            x,
-            column.scale * values.mean,
-            yerr=column.scale * (values.deviation or 0),
-            fmt="o" if name in fissioned else "s",
-            markersize=5,
-            color=PRIMARY if name in fissioned else OTHER,
-            elinewidth=1,
-        )
+        y, error = column.scale * values.mean, column.scale * (values.deviation or 0)
+        axes.errorbar(x, y, yerr=error, linestyle="none", elinewidth=1, **_marker(settings[name]))
     mark_reference(axes, x=1)
     axes.margins(x=0.2)
     left, right = axes.get_xlim()
     axes.set_xlim(min(left, 0.5), max(right, 1.5))  # else a cost of 0.99 would look far from 1
 
 
-def _name_points(axes: Axes, column: Column, points: Points, fissioned: Set[str]) -> None:
-    """Write names beside points, none on another; needs a picture whose layout has been computed."""
-    x = [place for place, _ in points.values()]
-    y = [column.scale * values.mean for _, values in points.values()]
-    names = [
-        axes.text(*place, name, fontsize=7.5, color=PRIMARY if name in fissioned else TEXT)
-        for name, place in zip(points, zip(x, y, strict=True), strict=True)
-    ]
-    adjust_text(
-        names,
-        x=x,
-        y=y,
-        ax=axes,
-        expand=(1.1, 1.6),
-        force_text=(0.2, 0.5),
-        iter_lim=500,  # not a time limit, so that the same values give the same picture
-        arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.5},
-    )
+def _number_points(axes: Axes, column: Column, points: Points, numbers: Mapping[str, str]) -> None:
+    """Write a number to the right of each point, as far from it as no number covers another or a point.
+
+    The picture's layout must have been computed.
+    """
+    y = {name: column.scale * values.mean for name, (_, values) in points.items()}
+    pixels = {name: axes.transData.transform((x, y[name])) for name, (x, _) in points.items()}
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    point = figure.dpi / 72  # in pixels
+    taken = [(*position, 5.0) for position in pixels.values()]
+    for name in sorted(points, key=lambda name: -y[name]):
+        (across, up), shift = pixels[name], _NUMBER_GAP
+        half = 2.5 * len(numbers[name])  # of the number's width in points
+        while any(
+            abs(across / point + shift + half - x / point) < half + width / 2 + 1
+            and abs(up - above) / point < 9
+            for x, above, width in taken
+        ):
+            shift += 2
+        taken.append((across + point * (shift + half), up, 2 * half))
+        place = (points[name][0], y[name])
+        style: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "va": "center"}
+        if shift > _NUMBER_GAP:
+            line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", place, **style, arrowprops=line, zorder=1)
+        box = {"facecolor": "white", "linewidth": 0, "pad": 0.3}  # hides lines to other numbers
+        axes.annotate(numbers[name], place, **style, fontsize=7.5, color=TEXT, bbox=box, zorder=4)
 
 
 def plot_against_setting(
@@ -154,17 +172,19 @@ def plot_against_setting(
         axes.set_xlabel(readable(x_axis))
         _label_y(axes, column, key)
         level = [name for name in metrics if x_axis not in settings[name]]
-        _name_levels(axes, {name: column.scale * metrics[name][key].mean for name in level})
+        _name_levels(axes, column, {name: metrics[name][key] for name in level})
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
         panels[0].legend(fontsize=LEGEND_SIZE, frameon=False)
     picture.suptitle(title, fontsize=TITLE_SIZE)
     return picture
 
 
-def _name_levels(axes: Axes, levels: Mapping[str, float]) -> None:
-    """Draw level lines, each with its name at its right end."""
-    for name, y in levels.items():
+def _name_levels(axes: Axes, column: Column, levels: Mapping[str, SeedValues]) -> None:
+    """Draw level lines in a band of ± their standard deviation, each with its name at its right end."""
+    for name, values in levels.items():
+        y, error = column.scale * values.mean, column.scale * (values.deviation or 0)
         mark_reference(axes, y=y)
+        axes.axhspan(y - error, y + error, color=REFERENCE, alpha=0.12, linewidth=0)
         axes.annotate(
             name,
             (1, y),

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from netfission.evaluation import Evaluation
-from netfission.experiments.contenders import Settings
 from netfission.experiments.costs import BATCH_SIZES, Costs
 from netfission.experiments.plots import plot_against_cost, plot_against_setting
 from netfission.experiments.statistics import COLUMNS, MAIN_COLUMNS, OTHER_COLUMNS, SeedValues
@@ -36,6 +35,8 @@ class Comparison:
         settings: contender → its own settings.
         epochs: contender → epochs of its training over those that the settings of all contenders have.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
+        conditions: the settings that all contenders share, in one line.
+        notes: what holds for some of the contenders only, one line each.
     """
 
     title: str
@@ -45,35 +46,40 @@ class Comparison:
     costs: Costs
     remarks: dict[str, list[str]]
     failed: dict[str, dict[int, str]]
-    settings: dict[str, Settings]
+    settings: dict[str, dict[str, Any]]
     epochs: dict[str, float]
     x_axis: str = ""
+    conditions: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def table(self) -> str:
         """Return all results as aligned plain text."""
         blocks = [
-            self.title,
+            "\n".join(line for line in (self.title, self.conditions) if line),
             align_columns(self._metric_rows()),
             align_columns(self._difference_rows()),
             align_columns(self._size_rows()),
             align_columns(self._time_rows()),
             f"Times: median and quartiles of {count_noun(self.costs.rounds, 'round')} side by side; "
-            "deployed: both networks optimised by netfission.deploy.",
+            "deployed: both networks optimised by netfission.deploy; –: it does not support such a network.",
+            "MACs of the training: those of a step times the epochs. Records hold its duration.",
             "averages: what a method averages over its predictions, by its authors; other rule: the other of "
             "logits and probabilities.",
         ]
+        blocks += ["\n".join(self.notes)] if self.notes else []
         blocks += ["\n".join(self._remark_lines())] if self.remarks or self.failed else []
         return "\n\n".join(blocks)
 
     def markdown(self) -> str:
         """Return the main results as a Markdown table, below a line that says what they are of."""
         titles = [column.title for column in (*MAIN_COLUMNS.values(), *OTHER_COLUMNS.values())]
-        head = ["", "averages", *titles, "MACs", "training step", "inference"]
+        head = ["", "averages", *titles, "MACs", "training MACs", "training step", "inference"]
         rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
         for name, metrics in self.metrics.items():
             cost = self.costs.contenders[name]
             ratios = (
                 cost.size.macs_dense / self.costs.single.size.macs_dense,
+                self._training_macs(name),
                 cost.training.median,
                 cost.inference[BATCH_SIZES[-1]].median,
             )
@@ -88,7 +94,17 @@ class Comparison:
             )
         title = " · ".join(self.title.splitlines())
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return f"{title}; times on batches of {BATCH_SIZES[-1]}, not deployed\n\n{table}"
+        kinds = (
+            f"training MACs: of the whole training; times on batches of {BATCH_SIZES[-1]}, not deployed; "
+            "–: a single prediction has no average"
+        )
+        above = "\n".join(line for line in (f"{title}; {kinds}", self.conditions) if line)
+        return "\n\n".join([above, table, *self.notes])
+
+    def _training_macs(self, name: str) -> float:
+        """Return the multiply-accumulates of a contender's training over those of the single network's."""
+        step = self.costs.contenders[name].training_macs / self.costs.single.training_macs
+        return step * self.epochs[name]
 
     def _metric_rows(self) -> list[list[str]]:
         titles = [column.title for column in COLUMNS.values()]
@@ -118,8 +134,7 @@ class Comparison:
         for name, cost in self.costs.contenders.items():
             counts = zip(astuple(cost.size), astuple(single.size), strict=True)
             ratios = [count / single_count for count, single_count in counts]
-            step = cost.training_macs / single.training_macs
-            ratios += [step, step * self.epochs[name]]
+            ratios += [cost.training_macs / single.training_macs, self._training_macs(name)]
             rows.append([name, *(f"{ratio:.2f}×" for ratio in ratios)])
         return rows
 

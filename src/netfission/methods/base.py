@@ -148,6 +148,8 @@ class Method:
         average_source: where the authors say so.
         reduction: of the losses of the predictions, sum or mean, if the settings leave it open.
         distillation: the weight of the distillation term, if the settings leave it open.
+        joint: whether a training step has several predictions of each image, so that it can distil.
+        follows_schedule: whether the learning rate depends on the schedule in the settings.
         revision: raised when the training of the method changes, so that earlier results are not taken for
             results of the new one.
         deviations: how the training departs from the common one, in words for a reader.
@@ -183,6 +185,8 @@ class Method:
     average_source: ClassVar[str] = "Lakshminarayanan et al. 2017, section 2.4"
     reduction: ClassVar[Reduction] = "sum"
     distillation: ClassVar[float] = 0.0
+    joint: ClassVar[bool] = True
+    follows_schedule: ClassVar[bool] = True
     revision: ClassVar[int] = 0
     deviations: ClassVar[tuple[str, ...]] = ()
     differences: ClassVar[tuple[str, ...]] = ()

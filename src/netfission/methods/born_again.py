@@ -144,6 +144,7 @@ class BornAgainMethod(Method):
     """
 
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS | {"generations"}
+    joint = False
     average = "logits"
     average_source = "it has one prediction"
     distillation = 1.0

@@ -84,6 +84,7 @@ class McDropoutMethod(Method):
     """
 
     settings = frozenset({"dropout_rate"})
+    joint = False
     average_source = "Gal & Ghahramani 2016, and uncertainty-baselines' baselines/cifar/dropout.py"
     deviations = (
         "in training each image goes once through the network, under fresh dropout",

@@ -90,6 +90,7 @@ class MimoMethod(Method):
     """
 
     settings = frozenset({"repetitions", "rho"})
+    joint = False
     average_source = "Havasi et al. 2021, and uncertainty-baselines' baselines/cifar/mimo.py"
     deviations = (
         "each image stands several times in a batch (repetitions, 4 unless set)",

@@ -122,6 +122,7 @@ class SingleTrainingMethod(Method):
     """
 
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS
+    joint = False
 
     def check(self, fission: FissionConfig) -> None:
         """Check the settings of a network.
@@ -163,6 +164,7 @@ class SnapshotMethod(SingleTrainingMethod):
     `exits`-th of the training, which is the same if that is an integer number of steps.
     """
 
+    follows_schedule = False
     average_source = "the authors' code (github.com/gaohuang/SnapshotEnsemble, test_ensemble.lua)"
     deviations = (
         "one network is trained; its learning rate restarts once an exit, whatever schedule is asked for",

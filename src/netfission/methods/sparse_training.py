@@ -285,6 +285,8 @@ class EDSTEnsembleMethod(SparseTrainingMethod):
     network (FreeTickets' is longer: 450 epochs beside 250).
     """
 
+    joint = False
+    follows_schedule = False
     deviations = (
         *SparseTrainingMethod.deviations,
         "one network is trained; the exits are what it was at the end of each refinement",

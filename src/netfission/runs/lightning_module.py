@@ -179,7 +179,7 @@ class TrainingModule(lightning.LightningModule):
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(
                 self.network.parameters(),
-                lr=config.learning_rate or 0.1,
+                lr=config.peak_rate,
                 momentum=config.momentum,
                 weight_decay=5e-4 if config.weight_decay is None else config.weight_decay,
                 nesterov=config.momentum > 0,
@@ -190,7 +190,7 @@ class TrainingModule(lightning.LightningModule):
             groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
             optimizer = torch.optim.AdamW(
                 groups,
-                lr=config.learning_rate or 1e-3,
+                lr=config.peak_rate,
                 weight_decay=0.05 if config.weight_decay is None else config.weight_decay,
             )
         schedule = self.method.schedule(config.schedule, self.exits)

@@ -1,0 +1,186 @@
+"""When each setting of a run has an effect, so that one without an effect is refused or named."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from netfission.config import ONE_PREDICTION, FissionConfig, MethodConfig, RunConfig
+from netfission.methods.registry import METHODS, reads_setting
+from netfission.pruning.prune import CRITERIA
+from netfission.utils.errors import invalid
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What must hold for a setting to have an effect.
+
+    Attributes:
+        words: what else it must be, after "must be left out": "unless …" or "with …".
+        holds: whether a run's settings meet it.
+    """
+
+    words: str
+    holds: Callable[[RunConfig], bool]
+
+
+def _joint(config: RunConfig) -> bool:
+    return METHODS[config.method.method].joint
+
+
+def _other_network_teaches(config: RunConfig) -> bool:
+    return config.method.method in ONE_PREDICTION
+
+
+def _weight(config: RunConfig) -> float:
+    """Return the factor on the distillation term."""
+    weight = config.training.distillation_weight
+    return METHODS[config.method.method].distillation if weight is None else weight
+
+
+_ANY: tuple[Condition, ...] = ()
+_READ = Condition("with method={method}", lambda run: True)  # stands for `reads_setting`
+_FILES = Condition("with data=digits", lambda run: run.data.data != "digits")
+_MIXED = Condition("unless mix=cutmix or mix=mixup", lambda run: run.data.mix != "none")
+_SEVERAL = Condition("unless exits is 2 or more", lambda run: run.fission.exits > 1)
+_PRUNED = Condition("unless sparsity is above 0", lambda run: run.fission.sparsity > 0)
+_SCORED = Condition(
+    "unless sparsity is above 0 or assignment=importance",
+    lambda run: run.fission.sparsity > 0 or run.fission.assignment == "importance",
+)
+_READS_BATCHES = Condition(
+    f"unless criterion={' or criterion='.join(name for name in CRITERIA if CRITERIA[name].needs == 'data')}",
+    lambda run: CRITERIA[run.fission.criterion].needs == "data",
+)
+_DIVIDED = Condition(
+    "unless exits is 2 or more, or sparsity is above 0",
+    lambda run: run.fission.exits > 1 or run.fission.sparsity > 0,
+)
+_SHARED_OUT = Condition("with grouping=copies", lambda run: run.fission.grouping != "copies")
+_BY_WEIGHTS = Condition("unless grouping=weights", lambda run: run.fission.grouping == "weights")
+_BY_CHANNELS = Condition("unless grouping=channels", lambda run: run.fission.grouping == "channels")
+_SGD = Condition("unless optimizer=sgd", lambda run: run.training.optimizer == "sgd")
+_SCHEDULED = Condition(
+    "with method={method}, which has its own",
+    lambda run: METHODS[run.method.method].follows_schedule,
+)
+_JOINT = Condition("with method={method}, which trains one prediction at a time", _joint)
+_TOGETHER = Condition("with one_by_one", lambda run: not run.method.one_by_one)
+_TAUGHT = Condition(_JOINT.words, lambda run: _joint(run) or _other_network_teaches(run))
+_HAS_TEACHER = Condition(_SEVERAL.words, lambda run: _SEVERAL.holds(run) or _other_network_teaches(run))
+_DISTILS = Condition("unless distillation_weight is above 0", lambda run: _weight(run) > 0)
+
+# Setting → what must hold for it to have an effect. A method must also read what is part of `MethodConfig` or
+# `FissionConfig`.
+EFFECTS: Mapping[str, tuple[Condition, ...]] = {
+    "data": _ANY,
+    "image_size": _ANY,
+    "validation": _ANY,
+    "limit_per_class": _ANY,
+    "corrupt": (_FILES,),
+    "crop_padding": _ANY,
+    "flip": _ANY,
+    "mix": _ANY,
+    "mix_alpha": (_MIXED,),
+    "workers": (_FILES,),
+    "model": _ANY,
+    "pretrained": _ANY,
+    "exits": _ANY,
+    "branch_after": (_SEVERAL,),
+    "stages": _ANY,
+    "grouping": (_DIVIDED,),
+    "keep_shortcuts": (_BY_WEIGHTS, _SEVERAL),
+    "exact_partition": (_BY_CHANNELS, _SEVERAL),
+    "assignment": (_BY_CHANNELS, _SEVERAL),
+    "ratio": (_SEVERAL, _SHARED_OUT),
+    "sparsity": _ANY,
+    "criterion": (_SCORED,),
+    "pruning_steps": (_PRUNED,),
+    "seed": _ANY,
+    "method": _ANY,
+    "alpha": _ANY,
+    "branch_groups": _ANY,
+    "cycling": _ANY,
+    "dropout_rate": _ANY,
+    "gamma": _ANY,
+    "generations": _ANY,
+    "one_by_one": _ANY,
+    "regrow": _ANY,
+    "regrow_every": _ANY,
+    "regrow_share": _ANY,
+    "repetitions": _ANY,
+    "rho": _ANY,
+    "scale": _ANY,
+    "epochs": _ANY,
+    "batch_size": _ANY,
+    "optimizer": _ANY,
+    "learning_rate": _ANY,
+    "momentum": (_SGD,),
+    "weight_decay": _ANY,
+    "schedule": (_SCHEDULED,),
+    "temperature": (_TAUGHT, _TOGETHER, _HAS_TEACHER, _DISTILS),
+    "distillation_weight": (_TAUGHT, _TOGETHER, _HAS_TEACHER),
+    "teacher": (_JOINT, _TOGETHER, _SEVERAL, _DISTILS),
+    "reduction": (_JOINT, _TOGETHER, _SEVERAL),
+    "pruning_batches": (_SCORED, _READS_BATCHES),
+    "precision": _ANY,
+    "channels_last": _ANY,
+    "compile": _ANY,
+    "accumulate": _ANY,
+    "clip": _ANY,
+    "ema": _ANY,
+    "accelerator": _ANY,
+    "devices": _ANY,
+    "machines": _ANY,
+}
+
+_READ_BY_METHODS = {setting.name for part in (FissionConfig, MethodConfig) for setting in fields(part)}
+_OFF: Mapping[str, Any] = {"sparsity": 0, "distillation_weight": 0}  # values that ask for nothing
+
+
+def unmet_condition(name: str, config: RunConfig) -> Condition | None:
+    """Return the condition for which a setting has no effect on a run; None if it has one.
+
+    Example:
+        >>> unmet_condition("mix_alpha", RunConfig()).words
+        'unless mix=cutmix or mix=mixup'
+        >>> unmet_condition("mix_alpha", RunConfig.from_dict({"mix": "cutmix"}))
+    """
+    if name in _READ_BY_METHODS and not reads_setting(config.method.method, name):
+        return _READ
+    return next((condition for condition in EFFECTS[name] if not condition.holds(config)), None)
+
+
+def check_effects(config: RunConfig, given: Iterable[str]) -> None:
+    """Check that each setting that a user gave has an effect on the run.
+
+    Args:
+        config: all settings.
+        given: names of those that the user gave. One that is None, or asks for nothing, is left out.
+
+    Raises:
+        ValueError: a setting has no effect beside the others.
+
+    Example:
+        >>> check_effects(RunConfig.from_dict({"exits": 1, "reduction": "mean"}), ["exits", "reduction"])
+        Traceback (most recent call last):
+        ValueError: reduction must be left out unless exits is 2 or more, got 'mean'
+    """
+    values = config.to_dict()
+    for name in given:
+        value = values[name]
+        condition = None if value is None or value == _OFF.get(name) else unmet_condition(name, config)
+        if condition is not None:
+            raise invalid(name, f"left out {condition.words.format(method=config.method.method)}", value)
+
+
+def chosen(settings: Mapping[str, Any]) -> list[str]:
+    """Return the names of the known settings that differ from their defaults.
+
+    Example:
+        >>> chosen({"exits": 3, "mix": "cutmix"})
+        ['mix']
+    """
+    return [name for name, value in settings.items() if value != _DEFAULTS.get(name, value)]
+
+
+_DEFAULTS = RunConfig().to_dict()

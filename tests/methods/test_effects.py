@@ -1,0 +1,138 @@
+"""The table of effects against what settings really change."""
+
+import re
+from functools import partial
+
+import pytest
+import torch
+
+from netfission.config import RunConfig
+from netfission.experiments.contenders import CONTENDERS
+from netfission.methods.base import BuildPlan, call_with_seed
+from netfission.methods.effects import EFFECTS, check_effects, unmet_condition
+from netfission.methods.registry import METHODS, find_method
+from netfission.models import create_model
+
+# What each setting is changed to, with the settings that give it an effect.
+LOSS_CHANGES = {
+    "temperature": ({"distillation_weight": 1.0}, 1.5),
+    "distillation_weight": ({"distillation_weight": 1.0}, 2.0),
+    "teacher": ({"distillation_weight": 1.0}, "others"),
+    "reduction": ({"reduction": "sum"}, "mean"),
+}
+
+
+def test_every_setting_has_its_line():
+    assert list(EFFECTS) == [
+        name
+        for part in ("data", "model", "fission", "method", "training")
+        for name in vars(getattr(RunConfig(), part))
+    ]
+
+
+def settings_of(method, **changes):
+    own = CONTENDERS.get(method, {"method": method})
+    return {"model": "wrn-10-1", "exits": 2, "epochs": 2} | dict(own) | changes
+
+
+def step_loss(config):
+    """The loss of a step in the second of two epochs."""
+    method = find_method(config.method)
+    create = partial(call_with_seed, lambda: create_model("wrn-10-1", 10, in_channels=1))
+    plan = BuildPlan(create, config.fission, torch.zeros(2, 1, 8, 8))
+    network = method.build(plan).train()
+    for hook in method.hooks(config.fission.exits, config.training):
+        hook.on_epoch_start(network, 1)  # of two: the second member or generation, if they train in turn
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+    return method.step(network, images, labels, method.loss(config.training)).loss
+
+
+@pytest.mark.parametrize("setting", LOSS_CHANGES)
+@pytest.mark.parametrize("method", [*sorted(METHODS), "single", "one by one"])
+def test_settings_of_the_loss_have_an_effect_as_the_table_says(method, setting):
+    before, value = LOSS_CHANGES[setting]
+    if method == "one by one":
+        before, method = {**before, "one_by_one": True}, "deep-ensemble"
+    if (method, setting) == ("mimo", "reduction"):
+        return  # refused, see its own test
+    first, second = (
+        RunConfig.from_dict(settings_of(method, **{**before, **changes}))
+        for changes in ({}, {setting: value})
+    )
+    changed = not torch.equal(step_loss(first), step_loss(second))
+    assert changed == (unmet_condition(setting, second) is None)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_schedules_have_an_effect_as_the_table_says(method):
+    config = RunConfig.from_dict(settings_of(method))
+    schedules = [find_method(config.method).schedule(name, 2) for name in ("paper", "cosine")]
+    changed = any(schedules[0](step / 10) != schedules[1](step / 10) for step in range(10))
+    assert changed == (unmet_condition("schedule", config) is None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mix_alpha": 1.0}, "mix_alpha must be left out unless mix=cutmix or mix=mixup, got 1.0"),
+        ({"corrupt": "skip"}, "corrupt must be left out with data=digits, got 'skip'"),
+        ({"workers": 1}, "workers must be left out with data=digits, got 1"),
+        ({"exits": 1, "branch_after": []}, "branch_after must be left out unless exits is 2 or more, got []"),
+        (
+            {"exits": 1, "grouping": "channels"},
+            "grouping must be left out unless exits is 2 or more, or sparsity is above 0, got 'channels'",
+        ),
+        ({"exits": 1, "ratio": [1.0]}, "ratio must be left out unless exits is 2 or more, got [1.0]"),
+        (
+            {"grouping": "copies", "ratio": [1.0, 2.0, 1.0]},
+            "ratio must be left out with grouping=copies, got [1.0, 2.0, 1.0]",
+        ),
+        (
+            {"exits": 1, "keep_shortcuts": True},
+            "keep_shortcuts must be left out unless exits is 2 or more, got True",
+        ),
+        ({"exact_partition": False}, "exact_partition must be left out unless grouping=channels, got False"),
+        ({"assignment": "random"}, "assignment must be left out unless grouping=channels, got 'random'"),
+        (
+            {"criterion": "snip"},
+            "criterion must be left out unless sparsity is above 0 or assignment=importance, got 'snip'",
+        ),
+        ({"pruning_steps": 2}, "pruning_steps must be left out unless sparsity is above 0, got 2"),
+        (
+            {"pruning_batches": 4},
+            "pruning_batches must be left out unless sparsity is above 0 or assignment=importance, got 4",
+        ),
+        (
+            {"pruning_batches": 4, "sparsity": 0.5, "criterion": "erk"},
+            "pruning_batches must be left out unless criterion=snip or criterion=grasp, got 4",
+        ),
+        ({"optimizer": "adamw", "momentum": 0.9}, "momentum must be left out unless optimizer=sgd, got 0.9"),
+        (
+            {"method": "mimo", "temperature": 3.0},
+            "temperature must be left out with method=mimo, which trains one prediction at a time, got 3.0",
+        ),
+        (
+            {"distillation_weight": 0.0, "teacher": "logits"},
+            "teacher must be left out unless distillation_weight is above 0, got 'logits'",
+        ),
+        (
+            {"method": "deep-ensemble", "one_by_one": True, "reduction": "sum"},
+            "reduction must be left out with one_by_one, got 'sum'",
+        ),
+        (
+            {"method": "snapshot", "schedule": "cosine"},
+            "schedule must be left out with method=snapshot, which has its own, got 'cosine'",
+        ),
+        ({"method": "mimo", "alpha": 2.0}, "alpha must be left out with method=mimo, got 2.0"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_is_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_effects(RunConfig.from_dict(settings), settings)
+
+
+def test_what_asks_for_nothing_is_accepted():
+    check_effects(RunConfig.from_dict({"method": "mimo", "sparsity": 0.0}), ["method", "sparsity"])
+    config = RunConfig.from_dict({"exits": 1, "distillation_weight": 0.0, "ratio": None})
+    check_effects(config, ["exits", "distillation_weight", "ratio"])
