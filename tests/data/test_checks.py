@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from netfission.cli import main
-from netfission.data import load_data
+from netfission.data import checks, load_data
 
 CLASSES = ("cat", "dog")
 
@@ -118,3 +118,63 @@ def test_the_command_says_it_before_the_first_epoch_and_records_it(
         "warning: 12 of 12 test images have the same content as a training image, such"
     )
     assert json.loads((run / "data.json").read_text())["warnings"] == [shown[1].removeprefix("warning: ")]
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 20])
+def test_images_of_a_single_colour_are_said_with_the_classes_that_hold_no_others(
+    image_folder: Callable[..., Path], memory_limit: int
+) -> None:
+    image_folder("train", ("cat", "dog", "emu"), count=4)
+    folder = image_folder("test", ("cat", "dog", "emu"), count=3, size=(7, 8))
+    for number, file in enumerate(sorted(folder.glob("t*/dog/*.png"))):
+        Image.new("RGB", (8, 8), (number, 0, 9)).save(file)
+    Image.new("RGB", (8, 8), "white").save(folder / "train" / "emu" / "RGB001.png")
+    almost = Image.new("RGB", (8, 8), "black")
+    almost.putpixel((5, 3), (0, 0, 1))
+    almost.save(folder / "train" / "cat" / "RGB001.png")
+    said = load_data(str(folder), validation=0, image_size=8, memory_limit=memory_limit).summary.warnings
+    sampled = "" if memory_limit else "sampled "
+    test = (
+        "3 of 9 test images are of a single colour, such as test/dog/RGB000.png; no other test images of dog"
+    )
+    assert said == [
+        f"5 of 12 {sampled}training images are of a single colour, such as train/dog/RGB000.png; "
+        f"no other {sampled}training images of dog",
+        *([test] if memory_limit else []),
+    ]
+
+
+def test_tiny_and_long_images_are_said(image_folder: Callable[..., Path]) -> None:
+    image_folder("train", count=5)
+    folder = image_folder("test", count=3, size=(7, 8))
+    rng = np.random.default_rng(0)
+    for name, size in {"a/1": (1, 1), "a/2": (3, 2), "b/3": (3, 100), "a/4": (4, 1), "a/5": (60, 3)}.items():
+        split, number = ("train" if name[0] == "a" else "test"), name[2]
+        pixels = rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / split / "cat" / f"{number}.png")
+    said = load_data(str(folder), validation=0, image_size=8).summary.warnings
+    assert [warning for warning in said if "colour" not in warning] == [
+        "2 images are smaller than 4×4 pixels, such as train/cat/1.png (1×1)",
+        "1 image is more than 20 times as long as wide, such as test/cat/3.png (3×100); only its middle is "
+        "used",
+    ]
+
+
+def test_of_many_images_a_sample_of_sizes_is_read(
+    image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = image_folder("train", count=30, size=(1, 25))
+    monkeypatch.setattr(checks, "_PROBED", 7)
+    (said,) = (w for w in load_data(str(folder), validation=0, image_size=8).summary.warnings if "long" in w)
+    assert said.startswith("8 probed images are more than 20 times as long")
+
+
+def test_skipped_images_leave_no_wrong_example(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(count=10)
+    (folder / "cat" / "RGB000.png").write_bytes(b"damaged")
+    Image.new("RGB", (8, 6), "white").save(folder / "dog" / "RGB003.png")
+    with pytest.warns(UserWarning, match="left out 1 corrupt"):
+        summary = load_data(str(folder), validation=0, corrupt="skip").summary
+    (said,) = summary.warnings
+    assert "1 of " in said
+    assert said.endswith(" of a single colour") or "such as dog/RGB003.png" in said

@@ -1,11 +1,14 @@
-"""What is probably wrong with the images of a data set: those that are equal though they should differ."""
+"""What is probably wrong with the images of a data set: equal ones that should differ, and empty ones."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from netfission.data.copies import find_equal
 from netfission.data.split_names import SplitName
-from netfission.data.splits import Records, Selection
+from netfission.data.splits import Records, Selection, TensorSplit
+from netfission.data.summary import count_classes
 from netfission.utils.text import count_noun, printable
 
 IN_WORDS: dict[SplitName, str] = {"train": "training", "validation": "validation", "test": "test"}
@@ -15,6 +18,10 @@ _DISJOINT: tuple[tuple[SplitName, SplitName], ...] = (
     ("test", "train"),
     ("validation", "test"),
 )
+_PROBED = 1000  # images whose size is read
+_SMALLEST = 4  # pixels; an image that is smaller in both directions shows nothing
+_LONGEST = 20  # times its width
+_PROBED_PIXELS = 16  # pixels of an image that are compared first
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,98 @@ def compare_splits(splits: Mapping[SplitName, Selection], classes: Sequence[str]
     return Copies(in_training, remarks)
 
 
+def check_sizes(splits: Mapping[SplitName, Selection], folder: str) -> list[str]:
+    """Find images that are tiny or extremely long, among at most 1,000 images; only their headers are read.
+
+    Args:
+        splits: the images of each split.
+        folder: folder of the data set; file names are relative to it.
+
+    Example:
+        >>> import numpy as np
+        >>> from netfission.data.splits import ArrayRecords, StreamedSplit
+        >>> records = ArrayRecords(np.ones((2, 1, 90), np.uint8), np.array([0, 1]))
+        >>> check_sizes({"train": StreamedSplit(records, np.arange(2), (8, 8))}, "")
+        ['2 images are more than 20 times as long as wide, such as row 0 (90×1); only their middle is used']
+    """
+    total = sum(len(selection.rows) for selection in splits.values())
+    step = -(-total // _PROBED) or 1
+    tiny, long = [], []
+    for split, selection in splits.items():
+        for row in selection.rows[::step]:
+            image = _Image(split, selection.records, int(row))
+            try:
+                with selection.records.open(image.row) as opened:
+                    width, height = opened.size
+            except Exception:  # decoders raise many types; unreadable images are refused elsewhere
+                continue
+            if max(width, height) < _SMALLEST:
+                tiny.append(f"{image.name(folder)} ({width}×{height})")
+            elif max(width, height) > _LONGEST * min(width, height):
+                long.append(f"{image.name(folder)} ({width}×{height})")
+    noun = "image" if step == 1 else "probed image"
+    remarks = []
+    if tiny:
+        size = f"smaller than {_SMALLEST}×{_SMALLEST} pixels"
+        remarks.append(f"{count_noun(len(tiny), noun)} {_are(len(tiny))} {size}, such as {tiny[0]}")
+    if long:
+        shape = f"more than {_LONGEST} times as long as wide"
+        middle = f"only {'its' if len(long) == 1 else 'their'} middle is used"
+        remarks.append(
+            f"{count_noun(len(long), noun)} {_are(len(long))} {shape}, such as {long[0]}; {middle}"
+        )
+    return remarks
+
+
+def check_colours(
+    images: TensorSplit, selection: Selection, kind: str, classes: Sequence[str], folder: str
+) -> list[str]:
+    """Find images of a single colour.
+
+    Args:
+        images: the decoded images.
+        selection: where they come from; of another length if some are unreadable, and then none is named.
+        kind: what they are in words, such as "training".
+        classes: names of the classes.
+        folder: folder of the data set; file names are relative to it.
+
+    Returns:
+        At most one remark: the number of such images, and the classes of which no other image is there.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from netfission.data.splits import ArrayRecords, StreamedSplit
+        >>> images = TensorSplit(torch.full((1, 1, 8, 8), 7, dtype=torch.uint8), torch.tensor([0]))
+        >>> records = ArrayRecords(images.images[0].numpy(), np.array([0]))
+        >>> origin = StreamedSplit(records, np.array([0]), (8, 8))
+        >>> check_colours(images, origin, "training", ["cat", "dog"], "")
+        ['1 of 1 training image is of a single colour, such as row 0; no other training images of cat']
+    """
+    pixels = images.images.flatten(2)
+    some = pixels[..., :: max(1, pixels.shape[-1] // _PROBED_PIXELS)]
+    likely = _is_constant(some).nonzero().flatten()
+    plain = likely[_is_constant(pixels[likely])]
+    if not len(plain):
+        return []
+    of_all = count_noun(len(images), f"{kind} image")
+    remark = f"{len(plain):,} of {of_all} {_are(len(plain))} of a single colour"
+    if len(selection.rows) == len(images):
+        first = _Image(kind, selection.records, int(selection.rows[plain[0]]))
+        remark += f", such as {first.name(folder)}"
+    counts, plain_counts = (
+        labels.bincount(minlength=len(classes)).tolist() for labels in (images.labels, images.labels[plain])
+    )
+    pairs = zip(classes, counts, plain_counts, strict=True)
+    whole = [name for name, count, plain_count in pairs if count == plain_count > 0]
+    return [remark + (f"; no other {kind} images of {count_classes(whole)}" if whole else "")]
+
+
+def _is_constant(pixels: Tensor) -> Tensor:
+    """Return for each of `(n, channels, pixels)` whether all pixels are equal."""
+    return (pixels == pixels[..., :1]).all(2).all(1)
+
+
 def count_copies(
     images: Iterable[Selection], originals: Iterable[Selection], folder: str = ""
 ) -> tuple[int, str]:
@@ -134,6 +233,10 @@ def count_copies(
     shared = [group for group in groups if {image.part for image in group} == {"image", "original"}]
     copies = [image for group in shared for image in group if image.part == "image"]
     return len(copies), copies[0].name(folder) if copies else ""
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _have(number: int) -> str:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netfission.data.checks import compare_splits
+from netfission.data.checks import check_colours, check_sizes, compare_splits
 from netfission.data.sources import Source, find_source
 from netfission.data.split_names import SplitName
 from netfission.data.splits import (
@@ -140,7 +140,17 @@ def load_data(
     _check_not_empty(source, name, parts, summary)
     if skipped := summary.left_out.get(UNREADABLE):
         warnings.warn(f"left out {skipped} corrupt images of {name}", stacklevel=2)
-    mean, std = _statistics(splits["train"])
+    train, rows = _shown(splits["train"], parts["train"])
+    mean, std = _statistics(train.images)
+    kind = "training" if train is splits["train"] else "sampled training"
+    remarks = [
+        *summary.warnings,
+        *check_sizes(parts, summary.data),
+        *check_colours(train, replace(parts["train"], rows=rows), kind, source.classes, summary.data),
+    ]
+    for split, images in splits.items():
+        if split != "train" and isinstance(images, TensorSplit):
+            remarks += check_colours(images, parts[split], split, source.classes, summary.data)
     return ImageData(
         name=name,
         classes=source.classes,
@@ -150,7 +160,7 @@ def load_data(
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits["test"],
-        summary=summary,
+        summary=replace(summary, warnings=remarks),
     )
 
 
@@ -292,9 +302,8 @@ def _decode(part: _Part, size: tuple[int, int], *, skip: bool, stream: bool) -> 
     return StreamedSplit(records, readable(records, rows, size) if skip else rows, size)
 
 
-def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
-    images = split.images if isinstance(split, TensorSplit) else _sample(split)
     counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)])
     share = counts.double() / counts.sum(1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255
@@ -305,7 +314,11 @@ def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _sample(split: StreamedSplit) -> Tensor:
-    """Decode images evenly spaced over a split."""
+def _shown(split: Split, part: _Part) -> tuple[TensorSplit, Rows]:
+    """Return a split in memory and its rows; of a streamed one, images evenly spaced over it."""
+    if isinstance(split, TensorSplit):
+        return split, part.rows
     count = min(len(split), _STATISTICS_IMAGES)
-    return torch.stack([split[i * len(split) // count][0] for i in range(count)])
+    positions = [i * len(split) // count for i in range(count)]
+    images = torch.stack([split[position][0] for position in positions])
+    return TensorSplit(images, split.labels[positions]), split.rows[positions]
