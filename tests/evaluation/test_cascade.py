@@ -213,6 +213,28 @@ def test_the_test_images_choose_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("bound", [{"max_cost": 1.4}, {"max_accuracy_drop": 1.0}])
+def test_a_bound_that_the_test_images_exceed_is_marked_in_its_row(bound) -> None:
+    logits, labels = labelled(300, 1)
+    unsure = logits / 100  # so that more exits run than for the validation images
+    wrong_at_first = logits.clone()
+    wrong_at_first[:, 0] = -logits[:, 0].sign() * 100  # unlike the ensemble of the others
+    wrong_at_first[:, 1:] *= 1000
+    test = unsure if "max_cost" in bound else wrong_at_first
+    remark = "exceeded: kept on the validation images, but not on the test images."
+    for shown, exceeds in ((test, True), (labelled(200, 0)[0], False)):
+        answers = labels if exceeds else labelled(200, 0)[1]
+        evaluation = evaluate_cascade(NETWORK, MODEL, labelled(200, 0), (shown, answers), IMAGES, **bound)
+        (chosen,) = (point for point in evaluation.points if point.kind == "chosen")
+        if "max_cost" in bound:
+            assert (chosen.macs > bound["max_cost"]) == exceeds
+        else:
+            assert (100 * chosen.accuracy_drop > bound["max_accuracy_drop"]) == exceeds
+        (row,) = (line for line in evaluation.table().splitlines() if line.startswith(f"{chosen.name} "))
+        assert row.startswith(f"{chosen.name} (exceeded) ") == chosen.exceeds == exceeds
+        assert (remark in evaluation.table()) == exceeds
+
+
 def test_losses_come_with_their_standard_error() -> None:
     evaluation = measured()
     logits, labels = labelled(300, 1)

@@ -15,6 +15,7 @@ from netfission.evaluation.out_of_distribution import Detection, OutOfDistributi
 from netfission.inference.thresholds import CascadeChoice
 from netfission.profiling.timing import Quartiles
 from netfission.report import figures, write_report
+from netfission.report.run_data import load_runs
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
 
@@ -209,6 +210,7 @@ def test_runs_stand_side_by_side(run, settings_of, tmp_path):
     assert re.search(rf"accuracy, % {first} {second} NLL", text)
     assert "exits 2 1" in text and "epochs 2 1" in text and "sparsity 0.5 0.0" in text
     assert "batch_size 50 50" not in text
+    assert "They were trained on" not in text and "Their seeds cut" not in text
     assert "With one exit there is no disagreement." in text
     anchors = re.findall(r'\bid="([^"]+)"', page)
     assert len(anchors) == len(set(anchors))
@@ -220,6 +222,25 @@ def test_runs_stand_side_by_side(run, settings_of, tmp_path):
     }
     assert {each.stem for each in (tmp_path / "both" / "run-1").iterdir()} == FIGURES
     assert not (run / "report").exists()
+
+
+def test_runs_on_different_images_are_told_apart_in_a_line(run, settings_of, tmp_path):
+    other = tmp_path / "other"
+    train(settings_of(limit_per_class=10, seed=4, epochs=1), other, progress=False)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("data: digits", "data: /elsewhere/digits"))
+    text = text_of(page_of(run, other, out=tmp_path / "both.html"))
+    assert "They were trained on data in different places: A /elsewhere/digits, B digits." in text
+    assert "They were trained on different numbers of images: A 200, B 100." in text
+    assert "Their seeds cut different validation images from the training images." in text
+
+
+def test_one_epoch_is_a_point_of_each_curve(settings_of, tmp_path):
+    run = tmp_path / "run"
+    train(settings_of(epochs=1), run, progress=False)
+    lines = figures.learning_curves(load_runs([run])[0]).axes[0].lines
+    assert len(lines) == 6  # two exits and the ensemble, on training and validation images
+    assert {(len(line.get_xdata()), line.get_marker()) for line in lines} == {(1, "o")}
 
 
 def test_a_baseline_is_reported_without_paths(settings_of, tmp_path):

@@ -121,6 +121,22 @@ def test_a_form_of_several_files(served, classifier, make_image, make_form):
         assert_tells(own, expected(classifier, content), classifier.spec.classes)
 
 
+def test_a_damaged_image_in_a_form_gets_its_message_and_the_others_their_answers(
+    served, classifier, make_image, make_form
+):
+    contents = [make_image(1), make_image(size=(200, 100), format_="JPEG")[:3000], b"hello", make_image(2)]
+    body, headers = make_form(*contents)
+    status, _, answer = served.predict(body, headers=headers)
+    first, damaged, text, last = answer["predictions"]
+    assert status == 200
+    assert list(damaged) == list(text) == ["error"]
+    assert damaged["error"].startswith("image 2 of 4 must be an undamaged file, got a damaged file (")
+    assert text["error"].startswith("image 3 of 4 must be a file in ")
+    for own, content in ((first, contents[0]), (last, contents[3])):
+        own["seconds"] = answer["seconds"]
+        assert_tells(own, expected(classifier, content), classifier.spec.classes)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/nothing", 404), ("GET", "/predict", 405), ("POST", "/", 405), ("GET", "/../config.yaml", 404)],
@@ -163,7 +179,7 @@ def test_requests_that_cannot_be_answered(served, make_image, make_form):
             "form must be multipart/form-data with one image file or more, got no file",
         ),
         (make_form(*[image] * 9)[0], headers, 400, "Too many files"),
-        (make_form(image, b"hello", image)[0], headers, 415, "image 2 of 3 must be a file in "),
+        (make_form(b"hello", b"", b"hello")[0], headers, 415, "image 1 of 3 must be a file in "),
         (make_form(b"hello")[0], headers, 415, "image must be a file in "),
     ]
     for body, sent, status, told in cases:

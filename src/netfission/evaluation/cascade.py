@@ -22,6 +22,8 @@ CURVE_COSTS = 13  # maximum costs for which the curve's thresholds are chosen
 CURVE_TIMED = 5  # largest number of the curve's points that are timed
 IMAGES_PER_ROUND = {1: 20, 256: 256}  # batch size → images that are timed together
 MIN_ROUNDS, MAX_ROUNDS = 3, 10
+_EXCEEDED = "exceeded"  # marks the name of a row
+_ROUNDING = 1e-9  # by which a bound may be exceeded
 SECONDS = 60.0  # of timing per batch size, after which `MIN_ROUNDS` are enough
 
 Labelled = tuple[Tensor, Tensor]  # logits `(n, exits, classes)` and labels `(n,)`
@@ -45,6 +47,8 @@ class Point:
         thresholds: of a cascade.
         times: batch size → measured time over the single network's, both deployed; empty if it was not
             timed.
+        exceeds: whether a cascade exceeds on the test images the bound that its thresholds keep on the
+            validation images.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Point:
     exits_used: float | None = None
     thresholds: tuple[float, ...] | None = None
     times: dict[int, Quartiles] = field(default_factory=dict)
+    exceeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class CascadeEvaluation:
         order = ", ".join(map(str, self.order))
         stops = describe_stops(self.rule, self.choice.thresholds)
         chosen, full = percent(self.choice.accuracy), percent(self.validation_accuracy)
+        exceeded = any(point.exceeds for point in self.points if point.times)
+        marked = f"{_EXCEEDED}: kept on the validation images, but not on the test images."
         return "\n".join(
             [
                 align_columns(rows),
@@ -109,6 +116,7 @@ class CascadeEvaluation:
                 f"{self.validation_images} validation images, "
                 f"with {chosen} % accuracy there (full ensemble {full} %)",
                 f"at {self.choice.cost:.3f}× the MACs.",
+                *([marked] if exceeded else []),
             ]
         )
 
@@ -151,7 +159,14 @@ def evaluate_cascade(
     choice = choose(max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     variants = [
         *_fixed(network, image, costs),
-        _Variant(f"cascade, {_target(max_accuracy_drop, max_cost)}", "chosen", costs, choice.thresholds),
+        _Variant(
+            f"cascade, {_target(max_accuracy_drop, max_cost)}",
+            "chosen",
+            costs,
+            choice.thresholds,
+            max_accuracy_drop=max_accuracy_drop,
+            max_cost=max_cost,
+        ),
         *_curve(choose, costs, relative),
     ]
     timed = [variant for variant in variants if variant.timed]
@@ -182,6 +197,8 @@ class _Variant:
     costs: ExitCosts
     thresholds: tuple[float, ...]
     timed: bool = True
+    max_accuracy_drop: float | None = None
+    max_cost: float | None = None
 
     def deployed(
         self, network: FissionNetwork, exits: FissionNetwork, rule: Rule, batch: Tensor
@@ -218,7 +235,9 @@ def _curve(
         limit_of.setdefault(choose(max_cost=limit).thresholds, limit)
     spacing = ceil(len(limit_of) / CURVE_TIMED)
     return [
-        _Variant(f"cascade, cost ≤ {limit:.3f}×", "curve", costs, thresholds, timed=index % spacing == 0)
+        _Variant(
+            f"cascade, cost ≤ {limit:.3f}×", "curve", costs, thresholds, index % spacing == 0, max_cost=limit
+        )
         for index, (thresholds, limit) in enumerate(limit_of.items())
     ]
 
@@ -228,17 +247,20 @@ def _point(variant: _Variant, rule: Rule, test: Labelled, unit: Macs, times: dic
     output = cascade_logits(logits, variant.thresholds, order=variant.costs.order, rule=rule)
     correct = (output.logits.argmax(dim=1) == labels).double()
     drop = _ensemble_correct(logits, labels) - correct
+    macs, accuracy_drop = _mean_cost(variant.costs.dense, output.exits_used) / unit.dense, drop.mean().item()
+    bounds = ((macs, variant.max_cost), (100 * accuracy_drop, variant.max_accuracy_drop))
     return Point(
         name=variant.name,
         kind=variant.kind,
-        macs=_mean_cost(variant.costs.dense, output.exits_used) / unit.dense,
+        macs=macs,
         effective_macs=_mean_cost(variant.costs.effective, output.exits_used) / unit.effective,
         accuracy=correct.mean().item(),
-        accuracy_drop=drop.mean().item(),
+        accuracy_drop=accuracy_drop,
         accuracy_drop_error=drop.std(correction=0).item() / sqrt(len(drop)),
         exits_used=output.exits_used.double().mean().item(),
         thresholds=variant.thresholds,
         times=times,
+        exceeds=any(bound is not None and value > bound + _ROUNDING for value, bound in bounds),
     )
 
 
@@ -317,4 +339,5 @@ def _cells(point: Point) -> list[str]:
         exits_used = f"{point.exits_used:.2f}"
     costs = [f"{point.macs:.3f}×", f"{point.effective_macs:.3f}×"]
     times = [f"{t.median:.2f}× ({t.lower:.2f}–{t.upper:.2f})" for t in point.times.values()]
-    return [point.name, accuracy, drop, exits_used, *costs, *times]
+    name = f"{point.name} ({_EXCEEDED})" if point.exceeds else point.name
+    return [name, accuracy, drop, exits_used, *costs, *times]

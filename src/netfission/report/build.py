@@ -22,7 +22,7 @@ from netfission.network import FissionNetwork
 from netfission.report.diagram import short
 from netfission.report.figures import standard_error
 from netfission.report.plots import PlotSpec, comparison_plots, run_plots
-from netfission.report.run_data import Run, load_runs
+from netfission.report.run_data import Run, data_differences, load_runs
 from netfission.report.style import (
     RENDERING,
     css_variables,
@@ -131,6 +131,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
         runs=runs,
         compared=compared,
         differing=_differing_settings(runs),
+        data_differences=data_differences(runs),
         sections=sections,
         figures=quote(figures.folder.name),
         version=version("netfission"),

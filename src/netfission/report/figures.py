@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from math import hypot, sqrt
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -80,7 +81,10 @@ def learning_curves(run: Run) -> Figure:
         width = 2.0 if name == "ensemble" else 1.3
         if held_out and name in in_training:
             training = _column(run, f"train/{name}", 100)
-            axes.plot(epochs, training, color=line_colour, linewidth=0.9, linestyle=(0, (2, 2)), alpha=0.6)
+            style: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "alpha": 0.6}
+            if len(epochs) == 1:  # which make no line
+                style |= {"marker": "o", "markersize": 3, "fillstyle": "none"}
+            axes.plot(epochs, training, color=line_colour, **style)
         values = _column(run, f"{split}/{name}", 100)
         axes.plot(epochs, values, color=line_colour, linewidth=width, marker=_marker(run), markersize=3)
         ends.append((values[-1], title, line_colour))

@@ -148,7 +148,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
         runs.append(Run.load(RunFolder(path), key=f"run-{index + 1}", letter=letter, name=name))
     first = runs[0]
     for run in runs[1:]:
-        if run.spec.classes != first.spec.classes or _count_tested(run) != _count_tested(first):
+        if _tested(run) != _tested(first):
             raise invalid(
                 "run",
                 "folders of runs on the same data",
@@ -164,8 +164,35 @@ def _letter(index: int) -> str:
     return letter if index < 26 else f"{letter}{index // 26 + 1}"
 
 
-def _count_tested(run: Run) -> int | None:
-    return None if run.evaluation is None else run.evaluation.n
+def data_differences(runs: Sequence[Run]) -> list[str]:
+    """Say in what the data differ that runs were trained on, one sentence per difference.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    summaries = [run.folder.load_data_summary() for run in runs]
+    places = [as_text(run.config.data.data) for run in runs]
+    columns = {
+        "They were trained on data in different places": places,
+        "They were trained on different numbers of images": [
+            "unknown" if summary is None else f"{summary.train.images:,}" for summary in summaries
+        ],
+    }
+    seeds = {run.config.fission.seed for run in runs}
+    cut = any(summary is not None and summary.validation is not None for summary in summaries)
+    differences = [
+        f"{sentence}: {', '.join(f'{run.letter} {value}' for run, value in zip(runs, values, strict=True))}."
+        for sentence, values in columns.items()
+        if len(set(values)) > 1
+    ]
+    if cut and len(seeds) > 1:
+        differences.append("Their seeds cut different validation images from the training images.")
+    return differences
+
+
+def _tested(run: Run) -> tuple[list[str], int | None]:
+    """The classes of a run and the number of its test images, which runs beside each other share."""
+    return run.spec.classes, None if run.evaluation is None else run.evaluation.n
 
 
 def _data(run: Run) -> str:

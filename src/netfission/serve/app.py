@@ -154,18 +154,31 @@ class Service:
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
         async with self._bodies.read(request) as body:
             contents = await read_form(request, body, self._limits) if is_form else [body]
+            refused: dict[int, HTTPException] = {}
             try:
                 async with asyncio.timeout(self._limits.timeout_s):
-                    results = await self._batcher.answers(len(contents), partial(self._decode, contents))
+                    decode = partial(self._decode, contents, refused)
+                    results = await self._batcher.answers(len(contents), decode)
             except TimeoutError as error:
                 raise HTTPException(504, f"no answer within {self._limits.timeout_s:g} s") from error
         self._metrics.images.inc(len(results))
         names = self._classifier.spec.classes
-        answers = [result.with_all_classes(names) if all_classes else result.answer for result in results]
+        classified = iter(
+            result.with_all_classes(names) if all_classes else result.answer for result in results
+        )
+        answers = [
+            {"error": refused[row].detail} if row in refused else next(classified)
+            for row in range(len(contents))
+        ]
         seconds = {"seconds": time.perf_counter() - start}
         return JSONResponse({"predictions": answers} | seconds if is_form else answers[0] | seconds)
 
-    async def _decode(self, contents: Sequence[bytes]) -> list[Tensor]:
+    async def _decode(self, contents: Sequence[bytes], refused: dict[int, HTTPException]) -> list[Tensor]:
+        """Return the pixels of the images, and put the errors of those that are refused into `refused`.
+
+        Raises:
+            HTTPException: all images are refused, or they have too many pixels together.
+        """
         await asyncio.sleep(0)  # until all that arrived together count as decoding: they make one batch
         decode = [partial(self._decode_one, contents, row) for row in range(len(contents))]
         if len(contents) == 1 and is_small(contents[0]):
@@ -173,7 +186,16 @@ class Service:
         loop = asyncio.get_running_loop()
         if len(contents) > 1:
             await loop.run_in_executor(self._decoders, check_total_pixels, contents, self._limits)
-        return await asyncio.gather(*(loop.run_in_executor(self._decoders, one) for one in decode))
+        decoding = (loop.run_in_executor(self._decoders, one) for one in decode)
+        decoded = await asyncio.gather(*decoding, return_exceptions=True)
+        for row, error in enumerate(decoded):
+            if isinstance(error, HTTPException):
+                refused[row] = error
+            elif isinstance(error, BaseException):
+                raise error
+        if len(refused) == len(contents):
+            raise refused[0]
+        return [pixels for pixels in decoded if isinstance(pixels, Tensor)]
 
     def _decode_one(self, contents: Sequence[bytes], row: int) -> Tensor:
         name = f"image {row + 1} of {len(contents)}" if len(contents) > 1 else "image"
