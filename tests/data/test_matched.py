@@ -1,12 +1,13 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
-from netfission.data import matched
+from netfission.data import load_data, matched
 from netfission.data.matched import load_matched
-from netfission.data.sources import Source
 from netfission.data.splits import ArrayRecords
 
 Folders = Callable[..., Path]
@@ -74,8 +75,42 @@ def test_classes_are_matched_in_any_unicode_form(known: list[str], image_folder:
 
 def test_classes_of_other_sources_are_matched_in_any_unicode_form(monkeypatch: pytest.MonkeyPatch) -> None:
     records = ArrayRecords(np.zeros((2, 8, 8), np.uint8), np.array([1, 0]))
-    monkeypatch.setattr(matched, "find_source", lambda name: Source(["rose\u0301", "dog"], records))
+    monkeypatch.setattr(matched, "find_labelled", lambda name: (["rose\u0301", "dog"], {"train": records}))
     assert labels(load_matched("digits", ["dog", "ros\xe9"], (1, 8, 8))) == [0, 1]
+
+
+@pytest.mark.parametrize("layout", ["folders", "parquet"])
+@pytest.mark.parametrize("splits", [["test"], ["val"], ["val", "test"]])
+def test_a_data_set_without_a_training_split_is_loaded(
+    layout: str, splits: list[str], image_folder: Folders
+) -> None:
+    for split in splits:
+        folder = image_folder(split, count=3)
+    if layout == "parquet":
+        label = datasets.ClassLabel(names=["cat", "dog"])
+        features = datasets.Features({"image": datasets.Image(), "label": label})
+        for split in splits:
+            files = sorted((folder / split).rglob("*.png"))
+            images = [{"bytes": file.read_bytes(), "path": None} for file in files]
+            rows = {"image": images, "label": [file.parent.name for file in files]}
+            shutil.rmtree(folder / split)
+            datasets.Dataset.from_dict(rows, features).to_parquet(folder / f"{split}.parquet")
+    part = "test" if "test" in splits else "validation"
+    preferred = ("test", "validation")
+    images = load_matched(str(folder), ["dog", "elk", "cat"], (3, 8, 8), preferred=preferred)
+    assert (len(images), images.part, images.classes) == (6, part, ["dog", "cat"])
+    assert labels(images) == [2, 2, 2, 0, 0, 0]
+    every = load_matched(str(folder), ["dog", "elk", "cat"], (3, 8, 8), part="all")
+    assert len(every) == 6 * len(splits)
+    with pytest.raises(ValueError, match="must be a data set with a train split, got the splits"):
+        load_data(str(folder))
+
+
+def test_a_folder_beside_that_of_a_split_makes_the_data_set_unclear(image_folder: Folders) -> None:
+    folder = image_folder("test")
+    (folder / "photographs").mkdir()
+    with pytest.raises(ValueError, match=r"must be a data set with a train split, got the splits test$"):
+        load_matched(str(folder), ["cat", "dog"], (3, 8, 8))
 
 
 def test_only_classes_with_images_in_the_part_count() -> None:

@@ -41,7 +41,7 @@ class FolderContents:
 
     Attributes:
         folder: the folder of the splits or classes, which may be below the one that was given.
-        splits: at least `train`.
+        splits: at least `train`, or any one if no training split is required.
         left_out: reason → number of files and folders that are in no split.
         unused: name of a table or folder that is not used → why.
     """
@@ -53,8 +53,9 @@ class FolderContents:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes of the training images, sorted."""
-        return sorted(set(self.splits["train"].labels.values()))
+        """Names of the classes of the training images, or else of all images, sorted."""
+        parts = [self.splits["train"]] if "train" in self.splits else self.splits.values()
+        return sorted({label for part in parts for label in part.labels.values()})
 
     @property
     def remarks(self) -> list[str]:
@@ -77,12 +78,16 @@ def find_test_folder(folder: Path) -> Path:
     return root / name if name else root
 
 
-def read_folder(folder: Path) -> FolderContents:
+def read_folder(folder: Path, *, train_required: bool = True) -> FolderContents:
     """Find the splits, classes and images of a folder.
 
     Images are in one folder per class, or in any folder with their labels in a table, see `read_label_file`.
     Splits are folders, see `assign_splits`, or are named by a table; they can be missing. A single folder
     inside the one given is looked through.
+
+    Args:
+        folder: the folder.
+        train_required: refuse a folder of other splits without a training split.
 
     Raises:
         ValueError: the folder has another layout, a class has no image, or a split has classes that the
@@ -101,7 +106,7 @@ def read_folder(folder: Path) -> FolderContents:
     """
     root = _look_through(folder)
     tables = Tables(root)
-    split_folders = _find_split_folders(root, tables)
+    split_folders = _find_split_folders(root, tables, train_required)
     splits = _read_split_folders(split_folders, tables) if split_folders else _read_whole(root, tables)
     _check_disjoint(splits)
     other_tables = _other_tables(folder, root, splits)
@@ -145,7 +150,7 @@ def _holds_outputs_alone(folder: Path) -> bool:
     return next(walk_files(folder), None) is None and "written by netfission" in find_images(folder).left_out
 
 
-def _find_split_folders(root: Path, tables: Tables) -> dict[SplitName, Path]:
+def _find_split_folders(root: Path, tables: Tables, train_required: bool) -> dict[SplitName, Path]:
     """Return the folder of each split; none if the folders are classes."""
     inside = _subfolders(root)
     named = [path.name for path in inside if split_of(path.name)]
@@ -156,7 +161,10 @@ def _find_split_folders(root: Path, tables: Tables) -> dict[SplitName, Path]:
         return {}
     if "train" in map(split_of, named):
         named = [path.name for path in inside]
-    return {split: root / name for split, name in assign_splits(named, str(root)).items()}
+    # Beside other folders, one by the name of a split may be anything.
+    required = train_required or len(named) < len(inside)
+    assigned = assign_splits(named, str(root), train_required=required)
+    return {split: root / name for split, name in assigned.items()}
 
 
 def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> dict[SplitName, LabelledImages]:
@@ -172,7 +180,7 @@ def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> di
             splits[split] = part
             classes |= set(part.labels.values())
             agreeing += [(match, part) for match in matches if part.match is None]
-        elif split == "train":
+        elif split == "train" or len(folders) == 1:
             raise _no_classes(folder, inner_tables, tables)
         else:
             _check_holds_images(folder, split)

@@ -1,6 +1,6 @@
 """Labelled images of any data set, matched to the classes and the image shape of a trained network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,8 @@ import numpy as np
 
 from netfission.data.images import Mode
 from netfission.data.label_files import class_name
-from netfission.data.sources import NAMES, Source, check_data_name, find_source
+from netfission.data.sources import NAMES, check_data_name, find_labelled
+from netfission.data.split_names import SplitName
 from netfission.data.splits import Rows, StreamedSplit, readable
 from netfission.utils.errors import check_choice, did_you_mean, invalid
 
@@ -90,16 +91,16 @@ def load_matched(
         >>> tuple(pixels.shape), label
         ((3, 16, 16), 9)
     """
-    source = find_source(name)
-    found = _parts(source)
+    known_classes, splits_found = find_labelled(name)
+    found = _parts(splits_found)
     default: Part = next((split for split in preferred if split in found), "all")
     chosen = default if part is None else part
     check_choice("split", chosen, dict.fromkeys([*found, "all"]))
     records = list(found.values()) if chosen == "all" else [found[chosen]]
     present = sorted({int(label) for rows in records for label in np.unique(rows.labels)})
-    names = [source.classes[label] for label in present]
+    names = [known_classes[label] for label in present]
     numbers = _number_classes(name, names, classes)
-    label_of = np.full(len(source.classes), -1)
+    label_of = np.full(len(known_classes), -1)
     label_of[present] = numbers
     channels, *size = shape
     mode: Mode = "L" if channels == 1 else "RGB"
@@ -129,12 +130,11 @@ def full_name(name: str) -> str:
     return name if name in NAMES else str(Path(name).resolve())
 
 
-def _parts(source: Source) -> dict[Part, Any]:
+def _parts(splits: Mapping[SplitName, Any]) -> dict[str, Any]:
     """Return the records of each split, or {"all": …} if the images are not split."""
-    if source.validation is None and source.test is None:
-        return {"all": source.train}
-    parts: dict[Part, Any] = {"train": source.train, "validation": source.validation, "test": source.test}
-    return {part: records for part, records in parts.items() if records is not None}
+    if list(splits) == ["train"]:
+        return {"all": splits["train"]}
+    return {str(split): records for split, records in splits.items()}
 
 
 def _number_classes(name: str, names: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from netfission.data.files import walk_files
-from netfission.data.folders import LabelledImages, read_folder
-from netfission.data.split_names import SPLIT_NAMES, SplitName, assign_splits
+from netfission.data.folders import FolderContents, LabelledImages, read_folder
+from netfission.data.split_names import SplitName, assign_splits
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
 from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
@@ -76,6 +76,33 @@ def find_source(name: str) -> Source:
         return source_from_arrow(load_from_hub(HUB_NAMES[name]), name)
     folder = Path(name)
     return _from_parquet(folder) if has_parquet(folder) else _from_image_folder(folder)
+
+
+def find_labelled(name: str) -> tuple[list[str], dict[SplitName, Records]]:
+    """Find the classes of a data set, and the images of each split; it need not have a training split.
+
+    Raises:
+        Those of `find_source`.
+
+    Example:
+        >>> classes, splits = find_labelled("digits")
+        >>> {split: len(images.labels) for split, images in splits.items()}
+        {'train': 1797}
+    """
+    check_data_name(name)
+    folder = Path(name)
+    if name not in NAMES:
+        if has_parquet(folder):
+            _check_all_shards(folder)
+            return _arrow_records(read_parquet(folder), str(folder), train_required=False)
+        return _file_records(read_folder(folder, train_required=False))
+    source = find_source(name)
+    splits: dict[SplitName, Records | None] = {
+        "train": source.train,
+        "validation": source.validation,
+        "test": source.test,
+    }
+    return source.classes, {split: records for split, records in splits.items() if records is not None}
 
 
 def has_parquet(folder: Path) -> bool:
@@ -232,31 +259,34 @@ def source_from_arrow(splits: Any, where: str) -> Source:
     Raises:
         ValueError: a split or column is missing, the splits differ, or a label is out of range.
     """
+    classes, records = _arrow_records(splits, where)
     names = assign_splits(splits, where)
-    train = splits[names["train"]]
-    image, label = _columns(train.features, where)
-    classes = list(train.features[label].names)
-    if any(splits[name].features != train.features for name in names.values()):
-        expected = "a data set whose splits have the same columns and class names"
-        raise invalid(where, expected, found="different ones")
-
-    def records(split: SplitName) -> ArrowRecords | None:
-        if split not in names:
-            return None
-        rows = splits[names[split]]
-        return ArrowRecords(rows, image, _labels(rows, label, len(classes), where))
-
-    in_train = records("train")
-    assert in_train is not None
     others = {f"of the {name} split": len(splits[name]) for name in splits if name not in names.values()}
     return Source(
         classes,
-        in_train,
-        records("validation"),
-        records("test"),
+        records["train"],
+        records.get("validation"),
+        records.get("test"),
         origins={split: f"the {name} split" for split, name in names.items()},
         left_out=others,
     )
+
+
+def _arrow_records(
+    splits: Any, where: str, *, train_required: bool = True
+) -> tuple[list[str], dict[SplitName, Records]]:
+    """Return the classes of a `datasets.DatasetDict`, and the records of each split."""
+    names = assign_splits(splits, where, train_required=train_required)
+    features = splits[next(iter(names.values()))].features
+    image, label = _columns(features, where)
+    classes = list(features[label].names)
+    if any(splits[name].features != features for name in names.values()):
+        expected = "a data set whose splits have the same columns and class names"
+        raise invalid(where, expected, found="different ones")
+    return classes, {
+        split: ArrowRecords(splits[name], image, _labels(splits[name], label, len(classes), where))
+        for split, name in names.items()
+    }
 
 
 def _columns(features: Any, where: str) -> tuple[str, str]:
@@ -290,27 +320,28 @@ def _labels(split: Any, column: str, classes: int, where: str) -> Rows:
 
 def _from_image_folder(folder: Path) -> Source:
     contents = read_folder(folder)
-    classes = contents.classes
-    numbers = {name: number for number, name in enumerate(classes)}
-
-    def records(part: LabelledImages | None) -> FileRecords | None:
-        if part is None:
-            return None
-        rows = sorted((numbers[label], image) for image, label in part.labels.items())
-        labels = np.array([number for number, _ in rows], dtype=np.int64)
-        return FileRecords([image for _, image in rows], labels)
-
-    train, validation, test = (records(contents.splits.get(split)) for split in SPLIT_NAMES)
-    assert train is not None
+    classes, records = _file_records(contents)
     origins = {split: str(part.origin) for split, part in contents.splits.items()}
     return Source(
         classes,
-        train,
-        validation,
-        test,
+        records["train"],
+        records.get("validation"),
+        records.get("test"),
         str(contents.folder),
         origins,
         contents.left_out,
         contents.unused,
         contents.remarks,
     )
+
+
+def _file_records(contents: FolderContents) -> tuple[list[str], dict[SplitName, Records]]:
+    """Return the classes of a folder, and the records of each split."""
+    numbers = {name: number for number, name in enumerate(contents.classes)}
+
+    def records(part: LabelledImages) -> FileRecords:
+        rows = sorted((numbers[label], image) for image, label in part.labels.items())
+        labels = np.array([number for number, _ in rows], dtype=np.int64)
+        return FileRecords([image for _, image in rows], labels)
+
+    return contents.classes, {split: records(part) for split, part in contents.splits.items()}

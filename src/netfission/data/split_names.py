@@ -30,7 +30,7 @@ def split_of(name: str) -> SplitName | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.casefold() in names), None)
 
 
-def assign_splits(names: Iterable[str], where: str) -> dict[SplitName, str]:
+def assign_splits(names: Iterable[str], where: str, *, train_required: bool = True) -> dict[SplitName, str]:
     """Return which of some names stands for which split, training first.
 
     Without a test split, the validation split is the test split. Beside a training split, `tests`, `holdout`,
@@ -40,9 +40,11 @@ def assign_splits(names: Iterable[str], where: str) -> dict[SplitName, str]:
     Args:
         names: those that stand for no split are left out.
         where: name of the data set, for messages.
+        train_required: refuse names of which none stands for the training split; if False, the validation
+            split stays one without a training split.
 
     Raises:
-        ValueError: two names stand for one split, or none stands for the training split.
+        ValueError: two names stand for one split, or a split is required that none stands for.
 
     Example:
         >>> assign_splits(["Test", "Training", "extra"], "here")
@@ -58,12 +60,13 @@ def assign_splits(names: Iterable[str], where: str) -> dict[SplitName, str]:
         split = split_of(name)
         if split is not None and found.setdefault(split, name) != name:
             raise invalid(where, f"a data set with one {split} split", found=f"{found[split]} and {name}")
-    if "train" not in found:
+    if "train" in found:
+        _assign_synonyms(given, found)
+        if "test" not in found and "validation" in found:
+            found["test"] = found.pop("validation")
+    elif train_required or not found:
         listed = ", ".join(given) or "none"
         raise invalid(where, "a data set with a train split", found=f"the splits {listed}")
-    _assign_synonyms(given, found)
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
