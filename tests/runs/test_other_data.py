@@ -217,7 +217,7 @@ def test_a_data_set_that_has_moved_is_still_the_runs_own(folder_run: RunFolder, 
 @pytest.mark.filterwarnings("always::UserWarning")
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_copies_of_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
-    split: SplitName, folder_run: RunFolder, other: Path, tmp_path: Path, capsys
+    split: SplitName, folder_run: RunFolder, other: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     config = folder_run.load_config()
     own = find_splits(str(other), validation=config.data.validation, seed=config.fission.seed)[split]
@@ -228,6 +228,7 @@ def test_copies_of_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
     new = write_digits(tmp_path / "new", "2", count=3) / "2"
     new.rename(copies / "7")
     number = len(list((copies / "3").iterdir()))
+    monkeypatch.chdir(tmp_path)
     warned = f"netfission: warning: {number} of {number + 3} images of copies (such as 3/"
     trained_on = f"{warned}*) have the same content as images that the network was trained on"
     own_images = f"{warned}*) have the same content as images of the run's own data set"
@@ -236,7 +237,7 @@ def test_copies_of_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
         ("calibrate", "--data"): trained_on if split == "train" else "",
         ("evaluate", "--ood"): own_images,
     }.items():
-        assert main([command[0], str(folder_run.path), command[1], str(copies)]) == 0
+        assert main([command[0], str(folder_run.path), command[1], "copies/"]) == 0
         lines = capsys.readouterr().err.splitlines()
         assert [fnmatch(line, f"{expected}*") for line in lines] == [True] * bool(expected)
     other.rename(other.with_name("moved"))

@@ -83,7 +83,7 @@ def calibrate(
             preferred=("validation", "train"),
             corrupt=config.data.corrupt,
         )
-        warn_of_training_images(images.name, images.splits, config)
+        warn_of_training_images(name, images.splits, config)
         logits, labels = matched_logits(network, spec, images, config, device)
         calibration = replace(Calibration.fit(logits, labels, average=spec.average), fitted_on=images.kind)
     reliability = None

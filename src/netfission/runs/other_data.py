@@ -50,7 +50,7 @@ def evaluate_other_data(
     network, spec, device = load_on_device(folder, config)
     calibration = folder.load_calibration()
     images = load_matched(name, spec.classes, spec.shape, part=split, corrupt=config.data.corrupt)
-    warn_of_training_images(images.name, images.splits, config)
+    warn_of_training_images(name, images.splits, config)
     if calibration is not None and (calibration.n, calibration.fitted_on) == (len(images), images.kind):
         warnings.warn(
             f"the run is calibrated on {images}: ECE and abstention look better on them than on others",

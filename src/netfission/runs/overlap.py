@@ -58,7 +58,7 @@ def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: S
             )
     except (OSError, ValueError):  # it has moved or changed
         return ""
-    number, example = count_copies(images, [own[split] for split in splits if split in own], name)
+    number, example = count_copies(images, [own[split] for split in splits if split in own], str(Path(name)))
     if not number:
         return ""
     of_all = f"{number:,} of {count_noun(sum(len(part.rows) for part in images), 'image')}"
