@@ -238,7 +238,10 @@ def test_runs_on_different_images_are_told_apart_in_a_line(run, settings_of, tmp
 def test_one_epoch_is_a_point_of_each_curve(settings_of, tmp_path):
     run = tmp_path / "run"
     train(settings_of(epochs=1), run, progress=False)
-    lines = figures.learning_curves(load_runs([run])[0]).axes[0].lines
+    axes = figures.learning_curves(load_runs([run])[0]).axes[0]
+    lines, (left, right) = axes.lines, axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1]
+    assert "Hollow: augmented training images" in text_of(page_of(run))
     assert len(lines) == 6  # two exits and the ensemble, on training and validation images
     assert {(len(line.get_xdata()), line.get_marker()) for line in lines} == {(1, "o")}
 

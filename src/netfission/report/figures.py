@@ -374,7 +374,7 @@ def _label_ends(axes: Axes, x: float, ends: Iterable[tuple[float, str, str]]) ->
 
 def _epoch_axis(axes: Axes, title: str) -> None:
     axes.set(xlabel="epoch", ylabel=title)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 def _marker(run: Run) -> str:

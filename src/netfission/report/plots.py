@@ -103,7 +103,8 @@ def _training_plots(run: Run) -> Iterator[PlotSpec]:
     if not run.epochs:
         return
     split = _watched_split([run])
-    dashed = " Dashed: augmented training images, during the epoch." if split == "validation" else ""
+    style = "Hollow" if len(run.epochs) == 1 else "Dashed"
+    dashed = f" {style}: augmented training images, during the epoch." if split == "validation" else ""
     n = "" if run.calibration is None else f" (n = {run.calibration.n:,})"
     yield _spec(
         "learning",
