@@ -17,7 +17,7 @@ from netfission.utils.text import count_noun
 def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
     """Warn if images have the same content as some that a run's network was trained on.
 
-    Nothing is said if the run's own data set cannot be read any more.
+    There is no warning if the run's own data set cannot be read any more.
 
     Args:
         name: name or folder of the images.
@@ -50,7 +50,7 @@ def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: S
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its splits
-            own = find_splits(
+            splits_of_run = find_splits(
                 recorded,
                 validation=config.data.validation,
                 seed=config.fission.seed,
@@ -58,7 +58,9 @@ def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: S
             )
     except (OSError, ValueError):  # it has moved or changed
         return ""
-    number, example = count_copies(images, [own[split] for split in splits if split in own], str(Path(name)))
+    number, example = count_copies(
+        images, [splits_of_run[split] for split in splits if split in splits_of_run], str(Path(name))
+    )
     if not number:
         return ""
     of_all = f"{number:,} of {count_noun(sum(len(part.rows) for part in images), 'image')}"
