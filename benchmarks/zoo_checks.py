@@ -25,6 +25,7 @@ from netfission.profiling.cost import count
 from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.masks import kept_masks, prunable_weights
 from netfission.surgery.narrowing import ScatteredNorm, narrowed
+from netfission.surgery.standardised import leave_out_standardisation, standardises
 from netfission.utils.errors import first_line
 
 Row = dict[str, Any]
@@ -340,8 +341,8 @@ def check_restriction(
 ) -> float:
     """Check that each path computes what the original does with the weights of that path alone.
 
-    Norms over channels that a path has only a part of are left out on both sides, as their statistics
-    depend on all channels.
+    Norms over channels that a path has only a part of are left out on both sides, and so is the
+    standardisation of weights, as their statistics depend on all channels.
 
     Args:
         net: the fissioned network.
@@ -414,18 +415,32 @@ def restricted(
             selected = selected.index_select(dim, indices)
         if selected.shape != part.shape:
             raise CheckError(f"{name} has another shape than the original's channels")
-        scale = variance_scale(part, selected, masks.get(name), whole[0].numel() if whole.ndim else 1)
+        weight = _scaled_by(original, name)
+        inputs = original.get_parameter(weight)[0].numel() if weight in masks else 1
+        scale = variance_scale(part, selected, masks.get(weight), inputs)
         if scale is None:
             raise CheckError(f"{name} holds other values than the original")
         whole.mul_(scale)
         if name.rpartition(".")[0] in scattered:
             whole.copy_(torch.zeros_like(whole).index_copy(0, kept[name][0], part))
     for name in {name.rpartition(".")[0] for name in kept}:
-        if _is_norm_over_channels(original.get_submodule(name)):
+        layer = original.get_submodule(name)
+        if _is_norm_over_channels(layer):
             for module in (original, path):
                 parent, _, attribute = name.rpartition(".")
                 setattr(module.get_submodule(parent), attribute, nn.Identity())
+        elif isinstance(layer, nn.Conv2d) and standardises(layer):
+            for module in (original, path):
+                leave_out_standardisation(module.get_submodule(name))
     return original, path
+
+
+def _scaled_by(original: nn.Module, name: str) -> str:
+    """Return the weight whose inputs decide how a parameter is scaled: of a gain, that of its layer."""
+    layer, _, attribute = name.rpartition(".")
+    if attribute == "gain" and standardises(original.get_submodule(layer)):
+        return f"{layer}.weight"
+    return name
 
 
 def variance_scale(part: Tensor, selected: Tensor, mask: Tensor | None, inputs: int) -> float | None:

@@ -131,17 +131,36 @@ def test_a_backbone_of_ones_own_names_its_own_stages() -> None:
         nf.fission(backbone, 2, stages=["a"], example_input=IMAGES)
 
 
-@pytest.mark.parametrize("kind", ["standardised", "parametrized"])
-def test_layers_that_compute_their_weight_are_refused(kind: str) -> None:
-    conv: nn.Module = StdConv2d(3, 4, 3)
-    if kind == "parametrized":
-        conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    stages = [nn.Sequential(conv, nn.ReLU()), nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU())]
+def _computing_its_weight(conv: nn.Module) -> nf.Backbone:
+    """A network whose second stage has a layer that computes its weight from another."""
+    stages = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Sequential(conv, nn.ReLU())]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
-    backbone = nf.Backbone(nn.Identity(), stages, head, ["a", "b"])
-    message = r"^model must be made of plain .*, got layer 'stages\.0\.0' .* computes its weight from another"
+    return nf.Backbone(nn.Identity(), stages, head, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("standardised", {}),
+        ("standardised", {"grouping": "copies", "sparsity": 0.5}),
+        ("parametrized", {}),
+        ("parametrized", {"grouping": "copies"}),  # its weight is no parameter: copies would stay equal
+    ],
+)
+def test_layers_that_compute_their_weight_are_refused(kind: str, settings: dict[str, Any]) -> None:
+    conv: nn.Module = StdConv2d(4, 6, 3)
+    if kind == "parametrized":
+        conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3))
+    message = r"^model must be made of plain .*, got layer '.*0' .* computes its weight from another"
     with pytest.raises(ValueError, match=message):
-        nf.fission(backbone, 2, example_input=IMAGES)
+        nf.fission(_computing_its_weight(conv), 2, example_input=IMAGES, batches=BATCHES, **settings)
+
+
+def test_copies_of_layers_that_standardise_their_weight_are_made() -> None:
+    backbone = _computing_its_weight(StdConv2d(4, 6, 3))
+    net = nf.fission(backbone, 2, grouping="copies", example_input=IMAGES)
+    first, second = net(IMAGES).unbind(1)
+    assert torch.equal(first, backbone(IMAGES)) and not torch.allclose(first, second)
 
 
 def test_layers_that_only_pad_otherwise_are_taken() -> None:

@@ -17,10 +17,15 @@ import zoo_checks
 from zoo_checks import CheckError, Network
 
 SAMPLE = [  # the smallest network of each kind
+    "mobilenetv3_small_050",  # a head of several layers, which is divided
     "test_byobnet",  # blocks by configuration
+    "test_coatnet",  # convolutions, then attention with biases of positions
     "test_convnext",
     "test_efficientnet",  # inverted bottlenecks with squeeze and excitation
+    "test_mambaout",  # gated convolutions
+    "test_nfnet",  # standardised weights
     "test_resnet",
+    "test_vit",  # equal groups of blocks
     "starnet_s050",  # products of two branches
 ]
 SMALLEST = Network("timm", "resnet", "test_resnet")

@@ -94,7 +94,7 @@ def fission(
         backbone = cut(model, example, names, exits)
         stages = _analyse(backbone, example)
     if divider.masks_weights or config.sparsity > 0:
-        check_plain_weights(backbone)
+        check_plain_weights(backbone, standardised=config.sparsity > 0)  # else where a mask is applied
     branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
@@ -140,7 +140,8 @@ def _divisible(
     """
     if exits == 1:
         return None
-    divisible = [grouping.can_divide(stage, exits) for stage in stages[1:]]
+    paths = [min(index + 1, exits) for index in range(len(stages))]  # an exit leaves after each stage
+    divisible = [grouping.can_divide(*pair) for pair in zip(stages[1:], paths[1:], strict=True)]
     if all(divisible) or not any(divisible):
         return None
     if not divisible[-1]:

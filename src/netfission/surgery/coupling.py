@@ -19,6 +19,7 @@ from netfission.surgery.channel_flow import TORCH_ATTENTION, WHOLE, Flow, Part, 
 from netfission.surgery.heads import heads_of
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import narrowed
+from netfission.surgery.standardised import leave_out_standardisation, standardises
 from netfission.utils.modes import trial_copy
 
 ON_INTERFACE = "its channels are the stage's input or output"
@@ -430,14 +431,14 @@ def scattered_norms(groups: Sequence[ChannelGroup]) -> set[str]:
 def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) -> bool:
     """Return whether the stage without half of each group's units equals the stage that ignores them.
 
-    Weights are random, since a branch may start at 0, and norms over several channels are replaced.
+    Weights are random, since a branch may start at 0. What depends on all channels of a layer is left out.
     """
     trial = copy.deepcopy(stage).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in trial.parameters():
         values = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
         parameter.copy_(values.to(parameter.device))
-    _without_norms_over_channels(trial, groups)
+    _leave_out_statistics(trial, groups)
     kept = [_about_half(group.units, index) for index, group in enumerate(groups)]
     present = dict(trial.named_parameters()) | dict(trial.named_buffers())
     indices = {name: dims for name, dims in kept_indices(groups, kept).items() if name in present}
@@ -476,10 +477,13 @@ def _cloned(features: Any) -> Any:
     return tree_map_only(Tensor, torch.clone, features)
 
 
-def _without_norms_over_channels(trial: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+def _leave_out_statistics(trial: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+    """Leave out norms over channels and the standardisation of weights, which depend on all channels."""
     layers = {part.tensor.rpartition(".")[0] for group in groups for part in group.slices}
     for path in layers:
         layer = trial.get_submodule(path)
         if path and (isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm) or is_norm(layer)):
             parent, _, name = path.rpartition(".")
             setattr(trial.get_submodule(parent), name, nn.Identity())
+        elif isinstance(layer, nn.Conv2d) and standardises(layer):
+            leave_out_standardisation(layer)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from netfission.surgery.standardised import standardises
 from netfission.utils.errors import invalid
 
 # The layers whose weights are prunable, and the name of that weight. Attention keeps its three input
@@ -47,11 +47,15 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def check_plain_weights(module: nn.Module) -> None:
+def check_plain_weights(module: nn.Module, *, standardised: bool = True) -> None:
     """Check that every convolution and linear layer computes with the weight it stores.
 
     Weight standardisation and `torch.nn.utils.parametrize` turn a stored 0 into another number. Such a
     weight can neither be removed nor belong to one path alone.
+
+    Args:
+        module: the module.
+        standardised: whether layers that standardise their weight are refused, too.
 
     Raises:
         ValueError: a layer of `module` computes its weight from the stored one; the message names it.
@@ -63,25 +67,19 @@ def check_plain_weights(module: nn.Module) -> None:
         ValueError: model must be made of plain convolutions and linear layers, got layer ...
     """
     for path, layer in module.named_modules():
-        kind = next((kind for kind in _PRUNABLE if isinstance(layer, kind)), None)
-        if kind is None or not (is_parametrized(layer) or _rescales(layer, kind)):
-            continue
+        _check_plain_weight(path, layer, standardised=standardised)
+
+
+def _check_plain_weight(path: str, layer: nn.Module, *, standardised: bool = True) -> None:
+    if isinstance(layer, tuple(_PRUNABLE)) and (
+        is_parametrized(layer) or (standardised and standardises(layer))
+    ):
         raise invalid(
             "model",
             "made of plain convolutions and linear layers",
             found=f"layer {path!r} ({type(layer).__name__}), which computes its weight from another",
-            hint="remove its parametrizations first",
+            hint="remove its parametrizations first, or use grouping='channels' with sparsity=0",
         )
-
-
-def _rescales(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a convolution with its own `forward` is not linear in its weight."""
-    if type(layer).forward is kind.forward or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return False
-    weight = layer.weight
-    features = torch.ones(1, layer.in_channels, *(2 * size for size in layer.kernel_size)).to(weight)
-    zero, one, two = (functional_call(layer, {"weight": k * weight}, (features,)) for k in (0, 1, 2))
-    return not torch.allclose(two - zero, 2 * (one - zero), rtol=1e-3, atol=1e-5)
 
 
 def apply_masks(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
@@ -112,6 +110,7 @@ def apply_masks(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
 
     Raises:
         AttributeError: a name is not a parameter of `module`.
+        ValueError: a layer computes its weight from the stored one, see `check_plain_weights`.
 
     Example:
         >>> layer = nn.Linear(2, 2, bias=False)
@@ -127,6 +126,7 @@ def apply_masks(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
     for name, mask in kept.items():
         path, _, attribute = name.rpartition(".")
         layer = module.get_submodule(path)
+        _check_plain_weight(path, layer)
         weight = layer.get_parameter(attribute)
         assert mask.shape == weight.shape and mask.dtype is torch.bool
         layer.register_buffer(attribute + _SUFFIX, ~mask.to(weight.device))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from netfission.surgery.masks import kept_masks, prunable_weights
+from netfission.surgery.standardised import standardises
 from netfission.utils.modes import in_mode
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -83,7 +84,14 @@ def keep_variance(path: nn.Module, stage: nn.Module, kept: Mapping[str, Tensor],
     for name in names & before.keys() & after.keys():
         inputs, of_path = _inputs(before[name]), _inputs(after[name])
         if 0 < of_path < inputs:
-            path.get_parameter(name).mul_(sqrt(inputs / of_path))
+            _scaled(path, name).mul_(sqrt(inputs / of_path))
+
+
+def _scaled(path: nn.Module, name: str) -> nn.Parameter:
+    """Return the parameter that scales a layer: its weight, or the gain if that is standardised."""
+    layer = path.get_submodule(name.rpartition(".")[0])
+    gain = getattr(layer, "gain", None)
+    return gain if isinstance(gain, nn.Parameter) and standardises(layer) else path.get_parameter(name)
 
 
 def _inputs(mask: Tensor) -> float:
