@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from netfission.cli import main
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
-from netfission.runs.lightning_module import DivergedError
+from netfission.runs.lightning_module import LARGEST_NLL, DivergedError
 from netfission.runs.train import train
 
 
@@ -218,6 +218,15 @@ def test_a_last_step_that_ruins_finite_weights_ends_like_any_divergence(tmp_path
         error,
     )
     assert not RunFolder(tmp_path / "run").weights.exists()
+
+
+def test_a_network_that_only_lacks_running_statistics_is_kept(tmp_path, settings_of):
+    # After two steps those of 22 layers are far from the statistics of a batch, by which the NLL is 5.
+    settings = {"model": "wrn-22-1", "exits": 1, "sparsity": 0.0, "epochs": 1, "learning_rate": 4.0}
+    evaluation = train(settings_of(**settings, limit_per_class=10), tmp_path / "run", progress=False)
+    assert evaluation is not None and evaluation.ensemble["nll"] > LARGEST_NLL
+    running = {name: tensor for name, tensor in state_of(tmp_path / "run").items() if "running_var" in name}
+    assert running and all((variance != 1).any() for variance in running.values())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

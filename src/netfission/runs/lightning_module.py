@@ -1,11 +1,14 @@
 """The Lightning module: loss, optimiser, schedule, and the metrics shown while training."""
 
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
@@ -135,23 +138,30 @@ class TrainingModule(lightning.LightningModule):
             raise self._diverged("a weight", f"by step {self.global_step}")
 
     def stop_if_useless(self, data: ImageData) -> None:
-        """Raise DivergedError if the trained network's NLL is above `LARGEST_NLL` on the first few images.
+        """Raise DivergedError if the trained network's NLL is above `LARGEST_NLL` on a few training images.
 
-        A step that ruins the weights shows in the loss of the next step, which the last one lacks.
+        A step that ruins the weights shows in the loss of the next step, which the last one lacks. An NLL
+        that is finite, and is large by the running statistics of batch norms alone, is no sign of that: after
+        few steps they are far from those of a batch.
 
         Args:
-            data: the run's data set, of which validation images are classified, or else training images.
+            data: the run's data set.
         """
-        split = data.train if data.validation is None else data.validation
-        batches = make_batches(split, data, _CHECKED_IMAGES)
+        batch = next(iter(make_batches(data.train, data, _CHECKED_IMAGES, shuffle=True)))
         with torch.compiler.set_stance("force_eager"):  # no compiling for a batch of this size
-            logits, labels = collect_logits(self.network, islice(batches, 1), self.device)
+            nll = self._nll(batch)
+            if nll <= LARGEST_NLL:
+                return
+            if isfinite(nll):
+                with _statistics_of_batches(self.network):
+                    if self._nll(batch) <= LARGEST_NLL:
+                        return
+        raise DivergedError(f"the trained network's NLL is {decimal(nll, 2)} after the last step; {_ADVICE}")
+
+    def _nll(self, batch: tuple[Tensor, Tensor]) -> float:
+        logits, labels = collect_logits(self.network, [batch], self.device)
         log_probabilities = ensemble_log_probabilities(logits, self.method.average)
-        nll = -log_probabilities.gather(1, labels[:, None]).mean().item()
-        if not nll <= LARGEST_NLL:  # so that NaN is above it, too
-            raise DivergedError(
-                f"the trained network's NLL is {decimal(nll, 2)} after the last step; {_ADVICE}"
-            )
+        return -log_probabilities.gather(1, labels[:, None]).mean().item()
 
     def _diverged(self, what: str, when: str) -> DivergedError:
         return DivergedError(f"{what} is no longer finite {when} (epoch {self.current_epoch + 1}); {_ADVICE}")
@@ -231,3 +241,17 @@ class RunDataModule(lightning.LightningDataModule):
             world_size=self.trainer.world_size,
             workers=self.config.data.workers,
         )
+
+
+@contextmanager
+def _statistics_of_batches(network: nn.Module) -> Iterator[None]:
+    """Let batch norms use the statistics of each batch, as in training, and keep their running ones."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    running = [(norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        for norm in norms:
+            norm.running_mean = norm.running_var = None
+        yield
+    finally:
+        for norm, (mean, variance) in zip(norms, running, strict=True):
+            norm.running_mean, norm.running_var = mean, variance
