@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from netfission.cli import main
-from netfission.data import checks, load_data
+from netfission.data import checks, copies, load_data
 
 CLASSES = ("cat", "dog")
 
@@ -178,3 +178,15 @@ def test_skipped_images_leave_no_wrong_example(image_folder: Callable[..., Path]
     (said,) = summary.warnings
     assert "1 of " in said
     assert said.endswith(" of a single colour") or "such as dog/RGB003.png" in said
+
+
+def test_copies_in_the_same_split_and_class_are_not_read(
+    image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder("train", ("cat", "dog"), count=5)
+    folder = image_folder("test", ("cat", "dog"), size=(7, 7))
+    shutil.copy(folder / "train" / "cat" / "RGB000.png", folder / "train" / "cat" / "copy.png")
+    opened: list[copies.Content] = []
+    monkeypatch.setattr(copies, "_digest", lambda content: opened.append(content))
+    assert load_data(str(folder), validation=0, image_size=8).summary.warnings == []
+    assert opened == []

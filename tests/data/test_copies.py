@@ -32,3 +32,16 @@ def test_files_of_other_sizes_are_not_opened(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(copies, "_middle", lambda path: opened.append(path.name) or path.read_bytes())
     assert [path.name for path in find_copies(files, originals)] == ["a"]
     assert opened == ["a", "d"]
+
+
+def test_files_that_equal_no_original_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write(tmp_path / "a", a=b"1", b=b"12", c=b"34", d=b"34")
+    originals = write(tmp_path / "b", e=b"1", f=b"567", g=b"567")
+    read = []
+    monkeypatch.setattr(copies, "_digest", lambda path: read.append(path.name) or path.read_bytes())
+    assert [path.name for path in find_copies(files, originals)] == ["a"]
+    assert read == ["a", "e"]
+
+
+def test_contents_are_compared_by_little_memory() -> None:
+    assert len(copies._middle(memoryview(bytes(9000)))) == 32

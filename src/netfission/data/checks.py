@@ -1,6 +1,6 @@
 """What is probably wrong with the images of a data set: equal ones that should differ, and empty ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,15 +42,21 @@ class _Image:
         return printable(name.removeprefix(f"{folder}/") if folder else name)
 
 
-def _find_equal(parts: Mapping[str, Iterable[Selection]]) -> list[list[_Image]]:
-    """Group images of the same content, of all parts together."""
+def _find_equal(
+    parts: Mapping[str, Iterable[Selection]], kind: Callable[[_Image], object]
+) -> list[list[_Image]]:
+    """Group images of the same content, of all parts together; without groups of a single kind."""
     images = (
         _Image(part, selection.records, int(row))
         for part, selections in parts.items()
         for selection in selections
         for row in selection.rows
     )
-    return find_equal(images, lambda image: image.records.content(image.row))
+    return find_equal(
+        images,
+        lambda image: image.records.content(image.row),
+        lambda group: len({kind(image) for image in group}) > 1,
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,9 @@ def compare_splits(splits: Mapping[SplitName, Selection], classes: Sequence[str]
         1 of 1 test image has the same content as a training image, such as row 1 and row 0
         2 images have the content of an image of another class, such as row 0 (cat) and row 1 (dog)
     """
-    groups = _find_equal({split: [selection] for split, selection in splits.items()})
+    groups = _find_equal(
+        {split: [selection] for split, selection in splits.items()}, lambda image: (image.part, image.label)
+    )
     in_training: dict[SplitName, int] = {}
     remarks = []
     for split, other in _DISJOINT:
@@ -229,9 +237,8 @@ def count_copies(
         >>> count_copies([split], [split])
         (1, 'row 0')
     """
-    groups = _find_equal({"image": images, "original": originals})
-    shared = [group for group in groups if {image.part for image in group} == {"image", "original"}]
-    copies = [image for group in shared for image in group if image.part == "image"]
+    groups = _find_equal({"image": images, "original": originals}, lambda image: image.part)
+    copies = [image for group in groups for image in group if image.part == "image"]
     return len(copies), copies[0].name(folder) if copies else ""
 
 

@@ -11,7 +11,11 @@ Content = Path | memoryview  # a file, or bytes in memory
 _CHUNK = 4096  # bytes from the middle of a content that are compared first
 
 
-def find_equal(items: Iterable[T], content: Callable[[T], Content | None]) -> list[list[T]]:
+def find_equal(
+    items: Iterable[T],
+    content: Callable[[T], Content | None],
+    matters: Callable[[list[T]], bool] = lambda group: True,
+) -> list[list[T]]:
     """Group items whose contents are equal.
 
     Sizes are compared first, then a piece from the middle, and whole contents only if both are equal.
@@ -19,9 +23,12 @@ def find_equal(items: Iterable[T], content: Callable[[T], Content | None]) -> li
     Args:
         items: the items.
         content: returns the content of an item; None if it has none.
+        matters: whether it matters that the items of a group are equal. If it is False of a group, it must be
+            False of each part of it. The contents of others are not read.
 
     Returns:
-        Groups of at least two items; an item whose content is unique, empty or unreadable is in none of them.
+        Groups of at least two items, those that matter; an item whose content is unique, empty or unreadable
+        is in none of them.
 
     Example:
         >>> find_equal(["one", "two", "one"], lambda text: memoryview(text.encode()))
@@ -29,7 +36,7 @@ def find_equal(items: Iterable[T], content: Callable[[T], Content | None]) -> li
     """
     groups = [list(items)]
     for fingerprint in (_size, _middle, _digest):
-        groups = [part for group in groups for part in _divide(group, content, fingerprint)]
+        groups = [part for group in groups for part in _divide(group, content, fingerprint) if matters(part)]
     return groups
 
 
@@ -62,10 +69,13 @@ def find_copies(files: Iterable[Path], originals: Iterable[Path]) -> list[Path]:
         ['b']
     """
     candidates, others = list(files), set(originals)
-    copies = set()
-    for group in find_equal(dict.fromkeys([*candidates, *others]), lambda path: path):
-        if others.intersection(group):
-            copies.update(group)
+    in_question = set(candidates)
+    groups = find_equal(
+        dict.fromkeys([*candidates, *others]),
+        lambda path: path,
+        lambda group: not (in_question.isdisjoint(group) or others.isdisjoint(group)),
+    )
+    copies = {path for group in groups for path in group}
     return [path for path in candidates if path in copies]
 
 
@@ -80,13 +90,14 @@ def _size(content: Content) -> int | None:
 
 
 def _middle(content: Content) -> bytes | None:
+    """Return the hash of a piece from the middle, which takes less memory than the piece."""
     if isinstance(content, memoryview):
         start = max(0, content.nbytes - _CHUNK) // 2
-        return content[start : start + _CHUNK].tobytes()
+        return hashlib.sha256(content[start : start + _CHUNK]).digest()
     try:
         with content.open("rb") as stream:
             stream.seek(max(0, content.stat().st_size - _CHUNK) // 2)
-            return stream.read(_CHUNK)
+            return hashlib.sha256(stream.read(_CHUNK)).digest()
     except OSError:
         return None
 
