@@ -235,6 +235,20 @@ def test_runs_on_different_images_are_told_apart_in_a_line(run, settings_of, tmp
     assert "Their seeds cut different validation images from the training images." in text
 
 
+def test_what_is_not_known_or_not_cut_is_no_difference(run, settings_of, tmp_path):
+    other = tmp_path / "other"
+    train(settings_of(limit_per_class=10, seed=4, epochs=1), other, progress=False)
+    for path in (run, other):
+        summary = json.loads((path / "data.json").read_text())
+        change(path / "data.json", validation=summary["validation"] | {"origin": "digits/val"})
+    text = text_of(page_of(run, other, out=tmp_path / "own.html"))
+    assert "They were trained on different numbers of images: A 200, B 100." in text
+    assert "Their seeds cut" not in text
+    (run / "data.json").unlink()  # as in a run of an earlier version
+    text = text_of(page_of(run, other, out=tmp_path / "unknown.html"))
+    assert "They were trained on" not in text and "Their seeds cut" not in text
+
+
 def test_one_epoch_is_a_point_of_each_curve(settings_of, tmp_path):
     run = tmp_path / "run"
     train(settings_of(epochs=1), run, progress=False)

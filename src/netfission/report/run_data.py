@@ -11,6 +11,7 @@ from torch import nn
 
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
+from netfission.data.summary import CUT
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.cascade import CascadeEvaluation
@@ -171,21 +172,24 @@ def data_differences(runs: Sequence[Run]) -> list[str]:
         ValueError: a file is damaged.
     """
     summaries = [run.folder.load_data_summary() for run in runs]
-    places = [as_text(run.config.data.data) for run in runs]
-    columns = {
-        "They were trained on data in different places": places,
+    columns: dict[str, list[str | None]] = {
+        "They were trained on data in different places": [as_text(run.config.data.data) for run in runs],
         "They were trained on different numbers of images": [
-            "unknown" if summary is None else f"{summary.train.images:,}" for summary in summaries
+            None if summary is None else f"{summary.train.images:,}" for summary in summaries
         ],
     }
-    seeds = {run.config.fission.seed for run in runs}
-    cut = any(summary is not None and summary.validation is not None for summary in summaries)
-    differences = [
-        f"{sentence}: {', '.join(f'{run.letter} {value}' for run, value in zip(runs, values, strict=True))}."
-        for sentence, values in columns.items()
-        if len(set(values)) > 1
-    ]
-    if cut and len(seeds) > 1:
+    differences = []
+    for sentence, values in columns.items():
+        known = {run.letter: value for run, value in zip(runs, values, strict=True) if value is not None}
+        if len(set(known.values())) > 1:
+            differences.append(f"{sentence}: {', '.join(map(' '.join, known.items()))}.")
+    validation = [None if summary is None else summary.validation for summary in summaries]
+    cut_by = {
+        run.config.fission.seed
+        for run, split in zip(runs, validation, strict=True)
+        if split is not None and split.origin == CUT
+    }
+    if len(cut_by) > 1:
         differences.append("Their seeds cut different validation images from the training images.")
     return differences
 
