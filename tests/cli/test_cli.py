@@ -205,6 +205,17 @@ def test_training_that_had_begun_goes_on_with_resume(tmp_path, capsys, monkeypat
     assert capsys.readouterr().err == told
 
 
+def test_a_run_that_began_with_a_setting_without_effect_is_resumed(tmp_path, monkeypatch):
+    config, out = RunConfig.from_dict({"optimizer": "adamw", "momentum": 0.8}), tmp_path / "run"
+    RunFolder(out).claim(config, resume=False)  # as an earlier version did
+    resumed = []
+    monkeypatch.setattr("netfission.runs.train.train", lambda config, out, **rest: resumed.append(config))
+    flags = ["train", "--optimizer", "adamw", "--momentum", "0.8", "--out", str(out)]
+    assert main([*flags, "--resume"]) == 0
+    assert resumed == [config]
+    assert main(flags) == 2
+
+
 def test_only_settings_of_the_command_are_written_as_flags():
     parser = command_parser("evaluate")
     assert parser.in_flags("max_cost must be above max_accuracy_drop") == (

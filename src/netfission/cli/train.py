@@ -38,9 +38,10 @@ def run(settings: Namespace) -> None:
         from netfission.runs.train import train as train_run
 
         check_settings(config)
-        given = run_settings(settings, {"resume"})
-        # A file may hold every setting, as a run's config.yaml does; a flag is there for its effect.
-        check_effects(config, [name for name in given if name in {*settings.flags, *chosen(given)}])
+        if not settings.resume:  # which needs the settings that the run began with
+            given = run_settings(settings, {"resume"})
+            # A file may hold every setting, as a run's config.yaml does; a flag is there for its effect.
+            check_effects(config, [name for name in given if name in {*settings.flags, *chosen(given)}])
         # Once the settings are known to be valid.
         announce = LambdaCallback(on_fit_start=lambda *_: print(f"writing to {out}", flush=True))
         evaluation = train_run(config, out, resume=settings.resume, callbacks=[announce])
