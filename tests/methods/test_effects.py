@@ -110,7 +110,8 @@ def test_schedules_have_an_effect_as_the_table_says(method):
         ({"optimizer": "adamw", "momentum": 0.9}, "momentum must be left out unless optimizer=sgd, got 0.9"),
         (
             {"method": "mimo", "temperature": 3.0},
-            "temperature must be left out with method=mimo, which trains one prediction at a time, got 3.0",
+            "temperature must be left out with method=mimo, which trains with one prediction per image, "
+            "got 3.0",
         ),
         (
             {"distillation_weight": 0.0, "teacher": "logits"},

@@ -63,7 +63,7 @@ _SCHEDULED = Condition(
     "with method={method}, which has its own",
     lambda run: METHODS[run.method.method].follows_schedule,
 )
-_JOINT = Condition("with method={method}, which trains one prediction at a time", _joint)
+_JOINT = Condition("with method={method}, which trains with one prediction per image", _joint)
 _TOGETHER = Condition("with one_by_one", lambda run: not run.method.one_by_one)
 _TAUGHT = Condition(_JOINT.words, lambda run: _joint(run) or _other_network_teaches(run))
 _HAS_TEACHER = Condition(_SEVERAL.words, lambda run: _SEVERAL.holds(run) or _other_network_teaches(run))
