@@ -205,14 +205,57 @@ def test_training_that_had_begun_goes_on_with_resume(tmp_path, capsys, monkeypat
     assert capsys.readouterr().err == told
 
 
-def test_a_run_that_began_with_a_setting_without_effect_is_resumed(tmp_path, monkeypatch):
+@pytest.fixture
+def trained(monkeypatch) -> list[RunConfig]:
+    """The settings of the runs that `train` would do."""
+    configs = []
+    monkeypatch.setattr("netfission.runs.train.train", lambda config, out, **rest: configs.append(config))
+    return configs
+
+
+@pytest.mark.parametrize(
+    ("content", "flags"),
+    [
+        ("exits: 3\ngrouping: channels\n", "--exits 1"),
+        ("momentum: 0.8\n", "--optimizer adamw"),
+        ("mix_alpha: 0.5\n", "--mix cutmix"),
+        ("ratio: [2, 1]\nsparsity: 0.0\n", "--exits 2"),
+    ],
+)
+def test_flags_may_take_the_effect_of_a_files_settings(content, flags, tmp_path, trained):
+    (tmp_path / "recipe.yaml").write_text(content)
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml"), *flags.split()]) == 0
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (
+            "mix_alpha: 0.5\n",
+            "--exits 2",
+            "--mix-alpha must be left out unless mix=cutmix or mix=mixup, got 0.5",
+        ),
+        ("ratio: [2, 1]\nmix_alpha: 0.5\n", "--exits 2", "--mix-alpha must be left out"),
+        ("method: nothing\nmix_alpha: 0.5\n", "--method fission", "--mix-alpha must be left out"),
+        ("exits: 3\n", "--exits 1 --grouping weights", "--grouping must be left out"),
+    ],
+)
+def test_no_flag_gives_an_effect_to_what_has_none_in_a_file(
+    content, flags, message, tmp_path, trained, capsys
+):
+    (tmp_path / "recipe.yaml").write_text(content)
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml"), *flags.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert not trained
+
+
+def test_a_run_that_began_with_a_setting_without_effect_is_resumed(tmp_path, trained):
     config, out = RunConfig.from_dict({"optimizer": "adamw", "momentum": 0.8}), tmp_path / "run"
     RunFolder(out).claim(config, resume=False)  # as an earlier version did
-    resumed = []
-    monkeypatch.setattr("netfission.runs.train.train", lambda config, out, **rest: resumed.append(config))
     flags = ["train", "--optimizer", "adamw", "--momentum", "0.8", "--out", str(out)]
     assert main([*flags, "--resume"]) == 0
-    assert resumed == [config]
+    assert trained == [config]
     assert main(flags) == 2
 
 
@@ -317,12 +360,11 @@ def test_the_flags_of_training_stand_in_groups():
     assert titles == ["options", "data", "model", "fission", "method", "training", "run"]
 
 
-def test_a_file_of_all_settings_is_accepted_and_one_without_effect_is_not(tmp_path, capsys):
-    flags = ["train", "--out", str(tmp_path / "out"), "--limit-per-class", "0", "--config"]
+def test_a_file_of_all_settings_is_accepted_and_one_without_effect_is_not(tmp_path, trained, capsys):
     file = tmp_path / "config.yaml"
     file.write_text(RunConfig().to_yaml())
-    assert main([*flags, str(file)]) == 2  # by its last check alone
-    assert "--limit-per-class must be a positive integer, got 0" in capsys.readouterr().err
+    assert main(["train", "--config", str(file)]) == 0
+    assert trained == [RunConfig()]
     file.write_text("momentum: 0.8\noptimizer: adamw\n")
     assert main(["train", "--config", str(file)]) == 2
     assert "--momentum must be left out unless optimizer=sgd, got 0.8" in capsys.readouterr().err

@@ -148,7 +148,8 @@ class Parser(ArgumentParser):
 
         Returns:
             Every argument's value by its name with underscores; without settings that are not given. Of a
-            command with settings of runs also `flags`, the names of those settings that are not from a file.
+            command with settings of runs also `flags`, the names of those that are given by flags, and
+            `file`, those that the file has.
 
         Raises:
             ValueError: an argument is missing, unknown, or not what it must be.
@@ -162,12 +163,14 @@ class Parser(ArgumentParser):
         if rest:
             raise self._unknown("argument", rest[0], ())
         texts = vars(given)
-        values = self._values | self._read(texts.pop("config", None))
+        from_file = self._read(texts.pop("config", None))
+        values = self._values | from_file
         for name, text in texts.items():
             shown = flag_name(name) if name in self._flags else name
             values[name] = text if text is True else _from_command_line(self._kinds[name], text, shown)
         if self._settings:
             values["flags"] = self._settings & texts.keys()
+            values["file"] = {name: from_file[name] for name in self._settings & from_file.keys()}
         return Namespace(**values)
 
     def in_flags(self, message: str) -> str:
@@ -309,7 +312,7 @@ def run_config(settings: Namespace) -> RunConfig:
 
 def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any]:
     """Return the settings of runs among those of a command, which has `out` and `others` as well."""
-    left_out = {"out", "flags", *others}
+    left_out = {"out", "flags", "file", *others}
     given = {name: value for name, value in vars(settings).items() if name not in left_out}
     return given | {"data": absolute_data(given.get("data", DataConfig.data))}
 

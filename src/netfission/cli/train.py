@@ -33,15 +33,12 @@ def run(settings: Namespace) -> None:
     try:
         from lightning.pytorch.callbacks import LambdaCallback
 
-        from netfission.methods.effects import check_effects, chosen
         from netfission.methods.registry import check_settings
         from netfission.runs.train import train as train_run
 
         check_settings(config)
         if not settings.resume:  # which needs the settings that the run began with
-            given = run_settings(settings, {"resume"})
-            # A file may hold every setting, as a run's config.yaml does; a flag is there for its effect.
-            check_effects(config, [name for name in given if name in {*settings.flags, *chosen(given)}])
+            _check_effects(config, settings)
         # Once the settings are known to be valid.
         announce = LambdaCallback(on_fit_start=lambda *_: print(f"writing to {out}", flush=True))
         evaluation = train_run(config, out, resume=settings.resume, callbacks=[announce])
@@ -55,6 +52,22 @@ def run(settings: Namespace) -> None:
         assert reliability is not None
         print(f"\ntest split of {config.data.data}\n{evaluation.table()}\n{reliability.summary()}")
         print(f"wrote {out}")
+
+
+def _check_effects(config: RunConfig, settings: Namespace) -> None:
+    """Check that flags have an effect, and settings of the file unless flags take it from them."""
+    from netfission.methods.effects import check_effects, chosen, unmet_condition
+    from netfission.methods.registry import check_settings
+
+    try:
+        by_file = RunConfig.from_dict(settings.file)
+        check_settings(by_file)
+    except ValueError:  # without the flags, it is not valid
+        by_file = config
+    # A file may hold every setting, as a run's config.yaml does; a flag is there for its effect.
+    in_vain = {name for name in chosen(settings.file) if unmet_condition(name, by_file)}
+    given = run_settings(settings, {"resume"})
+    check_effects(config, [name for name in given if name in settings.flags | in_vain])
 
 
 def default_name(config: RunConfig) -> str:
