@@ -563,6 +563,20 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_may_differ_for_one_image(tmp_path: Path) -> None:
+    write_files(tmp_path, PATIENTS)
+    content = table("file_name,label", {name: name for name in ONE_EACH})
+    (tmp_path / "labels.csv").write_text(content.replace("003/f.png,003", "003/f.png,001"))
+    (remark,) = read_folder(tmp_path).remarks
+    assert remark.endswith(" (1 of 6 images differs, such as 001 for 003/f.png)")
+
+
+def test_nan_as_people_write_it_is_a_class(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.png 2.png")
+    (tmp_path / "labels.csv").write_text("file_name,label\n1.png,Nan\n2.png,Pita\n")
+    assert read_folder(tmp_path).classes == ["Nan", "Pita"]
+
+
 @pytest.mark.parametrize(("zero", "one"), [("0", "1"), ("0.0", "1.0"), ("0", "1.00")])
 def test_whole_numbers_are_classes(tmp_path: Path, zero: str, one: str) -> None:
     write_files(tmp_path, "1.png 2.png")

@@ -316,7 +316,8 @@ def _differences(match: Match, labels: Mapping[Path, str]) -> str:
     image, label = different[0]
     name = f"{image.parent.name}/{image.name}"
     of_all = f"{len(different)} of {count_noun(len(match.rows), 'image')}"
-    return f" ({of_all} differ, such as {printable(label)} for {printable(name)})"
+    verb = "differs" if len(different) == 1 else "differ"
+    return f" ({of_all} {verb}, such as {printable(label)} for {printable(name)})"
 
 
 def _check_complete(match: Match, folder: Path, images: int, reason: str) -> None:

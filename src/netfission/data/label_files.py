@@ -30,7 +30,7 @@ FILE_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "species", "breed", "target")
 SPLIT_COLUMN = "split"
-_NO_CLASS = ("nan", "<na>", "#n/a")  # what programs write for a missing label, in lower case
+_NO_CLASS = ("nan", "NaN", "NAN", "<NA>", "#N/A")  # what programs write for a missing label
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 _FEWEST_MEASURED = 5  # rows of a table whose labels may be measured values
@@ -145,7 +145,7 @@ def _check_labels(path: Path, rows: list[Row]) -> list[Row]:
     """Refuse labels that are no classes, and return rows whose whole numbers have no point."""
     labels = [row.label for row in rows if row.label]
     for row in rows:
-        if row.label.casefold() in _NO_CLASS:
+        if row.label in _NO_CLASS:
             found = f"{row.label} for {row.file} in row {row.number}"
             hint = "leave the cell empty to leave the image out"
             raise invalid(str(path), "a table of classes", found=found, hint=hint)
