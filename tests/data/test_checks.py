@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from netfission.cli import main
-from netfission.data import checks, copies, load_data
+from netfission.data import checks, copies, load, load_data
+from netfission.runs.evaluate import evaluate
+from netfission.runs.folder import RunFolder
 
 CLASSES = ("cat", "dog")
 
@@ -190,3 +192,12 @@ def test_copies_in_the_same_split_and_class_are_not_read(
     monkeypatch.setattr(copies, "_digest", lambda content: opened.append(content))
     assert load_data(str(folder), validation=0, image_size=8).summary.warnings == []
     assert opened == []
+
+
+def test_only_a_training_looks_for_what_is_wrong(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for check in ("compare_splits", "check_sizes", "check_colours"):
+        monkeypatch.setattr(load, check, None)
+    run = RunFolder(finished_run)
+    assert evaluate(run, run.load_config()).n == 359
+    with pytest.raises(TypeError):
+        load_data("digits")

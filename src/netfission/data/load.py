@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netfission.data.checks import check_colours, check_sizes, compare_splits
+from netfission.data.checks import Copies, check_colours, check_sizes, compare_splits
 from netfission.data.sources import Source, find_source
 from netfission.data.split_names import SplitName
 from netfission.data.splits import (
@@ -78,6 +78,7 @@ def load_data(
     corrupt: Literal["refuse", "skip"] = "refuse",
     limit_per_class: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    checks: bool = True,
 ) -> ImageData:
     """Load a data set, and split a validation set from its training images.
 
@@ -101,6 +102,8 @@ def load_data(
             smaller limit keeps a subset of what a larger one keeps. Default: all.
         memory_limit: bytes of decoded images up to which they are held in memory, default 2 GiB; larger data
             sets are decoded on access.
+        checks: look for what is probably wrong with the images, see `netfission.data.checks`, which reads a
+            part of many files. If False, the summary has no warnings and counts no copies.
 
     Raises:
         ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
@@ -136,21 +139,25 @@ def load_data(
         split: _decode(part, size, skip=corrupt == "skip", stream=pixels > memory_limit)
         for split, part in parts.items()
     }
-    summary = _summarise(source, name, parts, splits)
+    folder = source.folder or name
+    copies = compare_splits(parts, source.classes, folder) if checks else Copies({}, [])
+    summary = _summarise(source, folder, parts, splits, copies)
     _check_not_empty(source, name, parts, summary)
     if skipped := summary.left_out.get(UNREADABLE):
         warnings.warn(f"left out {skipped} corrupt images of {name}", stacklevel=2)
     train, rows = _shown(splits["train"], parts["train"])
     mean, std = _statistics(train.images)
-    kind = "training" if train is splits["train"] else "sampled training"
-    remarks = [
-        *summary.warnings,
-        *check_sizes(parts, summary.data),
-        *check_colours(train, replace(parts["train"], rows=rows), kind, source.classes, summary.data),
-    ]
-    for split, images in splits.items():
-        if split != "train" and isinstance(images, TensorSplit):
-            remarks += check_colours(images, parts[split], split, source.classes, summary.data)
+    remarks = []
+    if checks:
+        kind = "training" if train is splits["train"] else "sampled training"
+        remarks = [
+            *copies.remarks,
+            *check_sizes(parts, folder),
+            *check_colours(train, replace(parts["train"], rows=rows), kind, source.classes, folder),
+        ]
+        for split, images in splits.items():
+            if split != "train" and isinstance(images, TensorSplit):
+                remarks += check_colours(images, parts[split], split, source.classes, folder)
     return ImageData(
         name=name,
         classes=source.classes,
@@ -225,11 +232,12 @@ def _part(source: Source, split: SplitName, own: Records | None, cut: Rows) -> _
 
 
 def _summarise(
-    source: Source, name: str, parts: Mapping[SplitName, _Part], splits: Mapping[SplitName, Split]
+    source: Source,
+    folder: str,
+    parts: Mapping[SplitName, _Part],
+    splits: Mapping[SplitName, Split],
+    copies: Copies,
 ) -> DataSummary:
-    folder = source.folder or name
-    copies = compare_splits(parts, source.classes, folder)
-
     def summary(split: SplitName) -> SplitSummary:
         labels = splits[split].labels.numpy()
         per_class = np.bincount(labels, minlength=len(source.classes)).tolist()
@@ -251,7 +259,6 @@ def _summarise(
         left_out={reason: count for reason, count in left_out.items() if count},
         unused=source.unused,
         remarks=source.remarks,
-        warnings=copies.remarks,
     )
 
 

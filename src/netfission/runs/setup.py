@@ -23,12 +23,13 @@ from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 
 
-def load_run_data(config: DataConfig, seed: int) -> ImageData:
+def load_run_data(config: DataConfig, seed: int, *, checks: bool = False) -> ImageData:
     """Load the data set that the settings name.
 
     Args:
         config: the settings.
         seed: seed that chooses the validation split.
+        checks: look for what is probably wrong with the images, as before a training.
 
     Raises:
         ValueError: see `netfission.data.load_data`.
@@ -45,6 +46,7 @@ def load_run_data(config: DataConfig, seed: int) -> ImageData:
         seed=seed,
         corrupt=config.corrupt,
         limit_per_class=config.limit_per_class,
+        checks=checks,
     )
 
 

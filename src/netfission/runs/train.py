@@ -71,7 +71,7 @@ def train(
         seed, exits = config.fission.seed, config.fission.exits
         try:
             method = check_settings(config)
-            data = load_run_data(config.data, seed)
+            data = load_run_data(config.data, seed, checks=True)
             check_unchanged(data, folder.load_data_summary() if resume else None)
             network = build_network(config, data)
             hooks = MethodHooks(method.hooks(exits, config.training))
