@@ -74,6 +74,7 @@ def test_no_number_covers_another_or_a_point(name):
         points = [bar.lines[0].get_window_extent() for bar in axes.containers]
         assert len(boxes) == len(points) == len(shown.metrics)
         assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+        assert not [pair for pair in itertools.product(boxes, points) if pair[0].overlaps(pair[1])]
     (legend,) = picture.legends
     names = [text.get_text().split("  ", 1)[1] for text in legend.get_texts()]
     assert names == list(shown.metrics)
