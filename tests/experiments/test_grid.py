@@ -79,6 +79,23 @@ def test_a_method_of_one_prediction_needs_no_number_of_exits():
         Grid({"again": {"method": "born-again"}}, range(1), {"exits": 4, "epochs": 2}, "again").cells()
 
 
+def test_values_that_switch_each_other_off_can_be_multiplied():
+    swept = {
+        f"weight {weight}, temperature {temperature}": {
+            "distillation_weight": weight,
+            "temperature": temperature,
+        }
+        for weight in (0.0, 1.0)
+        for temperature in (1.0, 4.0)
+    }
+    assert len(Grid(swept, range(1), {"epochs": 2}, "weight 0.0, temperature 1.0").cells()) == 4
+    off = {name: settings for name, settings in swept.items() if not settings["distillation_weight"]}
+    with pytest.raises(
+        ValueError, match="temperature must be left out unless distillation_weight is above 0"
+    ):
+        Grid(off, range(1), {"epochs": 2}, "weight 0.0, temperature 1.0").cells()
+
+
 def test_every_method_can_be_compared():
     named = {settings.get("method", "fission") for settings in CONTENDERS.values()}
     assert named == set(METHODS)

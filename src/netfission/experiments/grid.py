@@ -104,10 +104,17 @@ class Grid:
                 is one of all contenders.
         """
         cells = [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
-        for name, cell in {cell.contender: cell for cell in cells}.items():
+        configs = {cell.contender: cell.config for cell in cells}
+        effective = {  # on one contender at least: values under `each` may switch each other off
+            setting
+            for name, own in self.contenders.items()
+            for setting in chosen(own)
+            if unmet_condition(setting, configs[name]) is None
+        }
+        for name, config in configs.items():
             try:
-                check_settings(cell.config)
-                check_effects(cell.config, chosen(self.contenders[name]))
+                check_settings(config)
+                check_effects(config, [own for own in chosen(self.contenders[name]) if own not in effective])
             except ValueError as error:
                 raise within(f"contender {name}", error) from error
         for name in self.chosen:
