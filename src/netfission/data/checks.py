@@ -227,7 +227,7 @@ def count_copies(
         folder: folder of the images in question; the file name that is returned is relative to it.
 
     Returns:
-        The number, and the name of the first such image; empty if there is none.
+        The number of such images, and the name of the first; an empty name if the number is 0.
 
     Example:
         >>> import numpy as np

@@ -217,7 +217,7 @@ def read_parquet(folder: Path) -> Any:
 
 
 def _find_damage(folder: Path) -> str:
-    """Name a parquet file that cannot be read or has no rows; empty if there is none."""
+    """Name the first parquet file that cannot be read or has no rows; an empty string if all are sound."""
     from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 

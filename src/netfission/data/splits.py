@@ -36,7 +36,7 @@ class Records(Protocol):
         """Open the image of a row."""
 
     def content(self, row: int) -> Content | None:
-        """Return the encoded image of a row, or its file; None if there is none."""
+        """Return the encoded image of a row, or its file; None if the row holds no image."""
 
     def describe(self, row: int) -> str:
         """Name a row in messages."""
@@ -112,7 +112,7 @@ class ArrowRecords:
         return open_image(io.BytesIO(encoded))
 
     def content(self, row: int) -> Content | None:
-        """Return the encoded image of a row; None if there is none."""
+        """Return the encoded image of a row; None if the row holds no image."""
         encoded = self.dataset.data.column(self.column)[row]["bytes"].as_buffer()
         return None if encoded is None else memoryview(encoded)
 

@@ -208,7 +208,7 @@ def _names_image(cell: str, index: ImageIndex) -> bool:
 
 
 def _agreement(columns: Sequence[Sequence[str]], index: ImageIndex, labels: Mapping[Path, str]) -> str | None:
-    """Return what a column of the images' classes lacks, or that it renames them; None if there is none."""
+    """Say what a column of the images' classes lacks, or that it renames them; None without such a column."""
     files = max(columns, key=lambda column: _names_images(column, index))
     found = [images[0] if len(images) == 1 else None for images in map(index.find, files[1:])]
     renamed = None
