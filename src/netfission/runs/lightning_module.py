@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -161,7 +162,7 @@ class TrainingModule(lightning.LightningModule):
     def _nll(self, batch: tuple[Tensor, Tensor]) -> float:
         logits, labels = collect_logits(self.network, [batch], self.device)
         log_probabilities = ensemble_log_probabilities(logits, self.method.average)
-        return -log_probabilities.gather(1, labels[:, None]).mean().item()
+        return F.nll_loss(log_probabilities, labels).item()
 
     def _diverged(self, what: str, when: str) -> DivergedError:
         return DivergedError(f"{what} is no longer finite {when} (epoch {self.current_epoch + 1}); {_ADVICE}")
