@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ import netfission as nf
 from netfission.config import FissionSettings
 from netfission.grouping import CopyGrouping, Grouping, StageSplit, WeightGrouping
 from netfission.models import create_model
+from netfission.profiling.macs import run_counted
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(4, 3, 8, 8, generator=GENERATOR)
@@ -55,6 +57,47 @@ def test_branch_points_follow_the_stages_named(model: nn.Module) -> None:
     net = nf.fission(model, 2, stages=["block2", "block3"], branch_after=["block2"], example_input=IMAGES)
     assert net.stage_names == ("block2", "block3")
     assert [len(path.stages) for path in net.paths] == [2, 1]
+
+
+class _Block(nn.Module):
+    """Features at half the size, and what two convolutions add to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        smaller = F.avg_pool2d(features, 2)
+        added: Tensor = self.inner(smaller)
+        return smaller + added
+
+
+class _Wide(nn.Module):
+    """Three stages, a convolution as wide as asked for, and a classifier."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.stage1, self.stage2, self.stage3 = (_Block() for _ in range(3))
+        self.wide = nn.Conv2d(8, width, 1)
+        self.classifier = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.wide(self.stage3(self.stage2(self.stage1(self.stem(images)))))
+        logits: Tensor = self.classifier(features.relu().mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(("width", "last"), [(16, "wide"), (4096, "stage3")])
+def test_a_wide_layer_before_the_pooling_belongs_to_the_head_if_copies_cost_much(
+    width: int, last: str
+) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    net = nf.fission(_Wide(width), grouping="channels", example_input=images)
+    assert net.stage_names == ("stage1", "stage2", last)
+    assert net.config is not None and (net.config.stages is None) == (last == "wide")
+    macs = [run_counted(module, images[:1]).total.dense for module in (_Wide(width), net)]
+    assert macs[1] <= 1.05 * macs[0]
 
 
 def test_three_exits_of_a_network_of_two_stages_share_the_branch_point(model: nn.Module) -> None:

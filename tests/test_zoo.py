@@ -306,7 +306,7 @@ def test_rows_of_the_same_source_are_not_measured_again(measured, tmp_path, caps
     assert measured[2:] == ["test_convnext weights", "test_resnet weights"]
     assert zoo.main([*flags, "--again"]) == 0
     assert len(measured) == 6
-    monkeypatch.setattr(zoo, "source", lambda: "another")
+    monkeypatch.setattr(zoo, "source", lambda grouping: "another")
     assert zoo.main(flags) == 0
     assert len(measured) == 8
     assert "2 rows of another version of the source" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Unpack, cast
 
 import torch
@@ -14,7 +14,7 @@ from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
 from netfission.network import ExitPath, FissionNetwork
-from netfission.profiling.macs import macs_by_weight
+from netfission.profiling.macs import macs_by_weight, run_counted
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import Backbone, cut, resolve_branches
 from netfission.surgery.example import example_images
@@ -85,31 +85,84 @@ def fission(
     divider = find_grouping(grouping, config)
     check_plain("model", model)
     example = example_images(model, example_input, batches)
-    backbone = cut(model, example, config.stages, exits)
+    division = _divide(model, example, divider, config, batches)
+    if _by_default(config, model) and divider.divides_heads and division.splits[-1].cost > 1 + TOLERANCE:
+        names = _with_larger_head(model, division.backbone.stage_names)
+        if names != list(division.backbone.stage_names):
+            other = _divide(model, example, divider, replace(config, stages=names), batches)
+            division = min(division, other, key=lambda one: run_counted(one.network, example[:1]).total)
+    _report_costs(division.backbone.stage_names, division.splits)
+    _report_empty_layers(division.network, division.kept)
+    network = division.network
+    if not isinstance(grouping, str):
+        network.config = None
+    for module in (network, network.paths, *network.paths, *(path.stages for path in network.exit_paths)):
+        module.training = model.training
+    return network
+
+
+@dataclass(frozen=True)
+class _Division:
+    """A network that was divided.
+
+    Attributes:
+        backbone: its parts, whole.
+        kept: what pruning kept of it, see `_prune`.
+        splits: of each stage.
+        network: the result.
+    """
+
+    backbone: Backbone
+    kept: Mapping[str, Tensor]
+    splits: Sequence[StageSplit]
+    network: FissionNetwork
+
+
+def _divide(
+    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+) -> _Division:
+    """Cut, prune and split a model, and assemble its paths."""
+    backbone = cut(model, example, config.stages, config.exits)
     stages = _analyse(backbone, example)
-    by_default = config.stages is None and config.branch_after is None and not isinstance(model, Backbone)
-    names = _divisible(backbone.stage_names, stages, divider, exits) if by_default else None
+    names = (
+        _divisible(backbone.stage_names, stages, divider, config.exits)
+        if _by_default(config, model)
+        else None
+    )
     if names is not None:
         config = replace(config, stages=names)
-        backbone = cut(model, example, names, exits)
+        backbone = cut(model, example, names, config.exits)
         stages = _analyse(backbone, example)
     if divider.masks_weights or config.sparsity > 0:
         check_plain_weights(backbone, standardised=config.sparsity > 0)  # else where a mask is applied
-    branches = resolve_branches(config.branch_after, exits, backbone.stage_names)
+    branches = resolve_branches(config.branch_after, config.exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
     heads = _split_head(backbone, stages, divider, config, example)
-    if exits > 1:
+    if config.exits > 1:
         unnormalised = unnormalised_weights(backbone, example[:1])
         _keep_variance(stages, splits, kept, unnormalised)
         for head in heads:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
-    network = _assemble(backbone, splits, heads, branches, config if isinstance(grouping, str) else None)
-    _report_costs(backbone.stage_names, splits)
-    _report_empty_layers(network, kept)
-    for module in (network, network.paths, *network.paths, *(path.stages for path in network.exit_paths)):
-        module.training = model.training
-    return network
+    return _Division(backbone, kept, splits, _assemble(backbone, splits, heads, branches, config))
+
+
+def _by_default(config: FissionConfig, model: nn.Module) -> bool:
+    """Return whether the stages and branch points are ours to choose."""
+    return config.stages is None and config.branch_after is None and not isinstance(model, Backbone)
+
+
+def _with_larger_head(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the names of stages of which the last one ends earlier, after a module of the others' kind.
+
+    What follows that module belongs to the head then: a wide convolution before the pooling, of which copies
+    would cost much. The names are the same if there is no such module.
+    """
+    modules = {name: (name.rpartition(".")[0], type(module)) for name, module in model.named_modules()}
+    order = list(modules)
+    between = order[order.index(names[-2]) + 1 : order.index(names[-1])] if len(names) > 1 else []
+    alike = [name for name in between if modules[name] == modules[names[-2]]]
+    return [*names[:-1], *(alike or names)[-1:]]
 
 
 def _check_keywords(settings: Mapping[str, object]) -> None:
@@ -273,7 +326,7 @@ def _assemble(
     splits: Sequence[StageSplit],
     heads: Sequence[nn.Module],
     branches: Sequence[int],
-    config: FissionConfig | None,
+    config: FissionConfig,
 ) -> FissionNetwork:
     """Put the parts of each path in a row, with its head at its end."""
     parts: list[list[nn.Module]] = [[] for _ in range(1 + len(branches))]

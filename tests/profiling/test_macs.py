@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.swin_transformer import ShiftedWindowAttentionV2
 
 import netfission as nf
 from netfission.models import create_model
-from netfission.profiling.macs import count_macs, count_training_macs, list_calls, run_counted
+from netfission.profiling.macs import count_macs, count_training_macs, list_calls, macs_by_weight, run_counted
 from netfission.surgery.masks import apply_masks, discard_masks, prunable_weights
 
 
@@ -256,6 +257,14 @@ def test_operations_without_a_formula_are_listed_and_warned_of(function, names):
     assert counter.total == (0, 0)
     with pytest.warns(UserWarning, match=f"MACs leave out .*{names[0]} ×1"):
         count_macs(Function(function), X)
+
+
+def test_products_of_an_attention_count_with_its_projection_not_with_an_mlp_beside_it():
+    attention = ShiftedWindowAttentionV2(8, [2, 2], [0, 0], 2)
+    macs = macs_by_weight(attention, torch.randn(1, 4, 4, 8))
+    layers, products = 4 * 16 * 8 * 8, 2 * 16 * 4 * 8
+    assert macs["qkv.weight"] + macs["proj.weight"] == layers + products
+    assert macs["cpb_mlp.2.weight"] == 9 * 512 * 2
 
 
 def test_calls_of_an_uncounted_operation_add_up():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
 from netfission.profiling.macs import macs_by_weight
+from netfission.surgery import channel_flow
 from netfission.surgery.coupling import (
     MIXED,
     ON_INTERFACE,
@@ -189,15 +190,14 @@ def test_precision_does_not_change_what_is_divided(dtype: torch.dtype) -> None:
     assert {parameter.dtype for parameter in block.parameters()} == {dtype}
 
 
-def test_torch_attention_stays_whole_with_its_reason_and_its_whole_cost() -> None:
+def test_torch_attention_is_divided_by_heads_and_carries_its_whole_cost() -> None:
     stage = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     coupling = find_coupling(stage, torch.randn(2, 5, 8))
     projections, products, mlp = 4 * 5 * 8 * 8, 2 * 5 * 5 * 8, 2 * 5 * 8 * 16
     macs = macs_by_weight(stage, torch.randn(2, 5, 8))
     assert macs["self_attn.in_proj_weight"] == projections + products
     assert sum(macs.values()) == projections + products + mlp
-    assert "MultiheadAttention" in coupling.undivided["self_attn.in_proj_weight"]
-    assert "linear1" in layers(coupling)
+    assert layers(coupling) == {"self_attn": 2, "linear1": 16}
 
 
 class _CutUp(nn.Module):
@@ -243,6 +243,21 @@ def test_halves_of_a_layer(mix: Callable[[Tensor, Tensor], list[Tensor]], first:
 def test_an_operation_that_is_not_followed_is_named() -> None:
     coupling = find_coupling(_CutUp(lambda u, v: [torch.fft.fft(u, dim=1).real, v]), FEATURES)
     assert coupling.undivided["first.weight"] == "its channels pass through _fft_r2c, which is not followed"
+
+
+def test_an_operation_that_its_rule_does_not_expect_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def joined(*_: object) -> None:
+        raise KeyError("dim")
+
+    monkeypatch.setattr(channel_flow._Follow, "_joined", joined)
+    coupling = find_coupling(_CutUp(lambda u, v: [v, u]), FEATURES)
+    assert coupling.undivided["first.weight"] == "its channels pass through cat, which is not followed"
+    assert layers(coupling) == {"plain.0": 12}
+
+
+def test_sorting_over_the_last_dimension_by_default_is_followed() -> None:
+    coupling = find_coupling(_CutUp(lambda u, v: [torch.cat([u, v], 1).sort()[0]]), FEATURES)
+    assert layers(coupling) == {"first": 16, "plain.0": 12}
 
 
 def test_a_maximum_over_channels_reads_them_all_and_one_of_two_tensors_each_alone() -> None:

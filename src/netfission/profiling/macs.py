@@ -25,7 +25,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from netfission.surgery.features import Features, map_tensors
-from netfission.surgery.heads import heads_of
+from netfission.surgery.heads import heads_of, runs_directly
 from netfission.surgery.masks import kept_masks, prunable_weights
 from netfission.utils.modes import in_mode, without_fused_transformers
 
@@ -132,8 +132,8 @@ def run_counted(module: nn.Module, images: Features, parts: Sequence[nn.Module] 
 def macs_by_weight(module: nn.Module, features: Features) -> dict[str, int]:
     """Count the multiply-accumulates of one example per prunable weight.
 
-    The products of an attention's queries, keys and values count with its last layer, the output projection;
-    all of an `nn.MultiheadAttention` counts with its input projection.
+    The products of an attention's queries, keys and values count with its last layer, the output projection,
+    not with an MLP beside it; all of an `nn.MultiheadAttention` counts with its input projection.
 
     Args:
         module: any module of one tensor, or of a tuple of tensors; not changed.
@@ -148,9 +148,11 @@ def macs_by_weight(module: nn.Module, features: Features) -> dict[str, int]:
     counter = run_counted(module, example, [*layers.values(), *attention.values()])
     macs = {name: counter.dense[layer] for name, layer in layers.items()}
     for path, part in attention.items():
-        inside = [name for name in macs if name.startswith(f"{path}." if path else "")]
+        prefix = f"{path}." if path else ""
+        inside = [name for name in macs if name.startswith(prefix)]
+        direct = [name for name in inside if runs_directly(part, name.removeprefix(prefix).split(".")[0])]
         if inside:
-            macs[inside[-1]] += counter.dense[part]
+            macs[(direct or inside)[-1]] += counter.dense[part]
     return macs
 
 

@@ -31,11 +31,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from netfission.surgery.heads import divides
 from netfission.utils.modes import in_mode, without_fused_transformers
 
 aten = torch.ops.aten
 WHOLE = 0  # the label of what cannot be left out
-TORCH_ATTENTION = "nn.MultiheadAttention does not allow fewer heads at the same width"
+TORCH_ATTENTION = "nn.MultiheadAttention has several input projections, or keys that are added to the others"
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
 
 _SAME = {
     aten.clone, aten.detach, aten.alias, aten._to_copy, aten.contiguous, aten.lift_fresh, aten.dropout,
-    aten.native_dropout, aten.to,
+    aten.native_dropout, aten.to, aten.zero_, aten.fill_,
 }  # fmt: skip
 _MOVES = {
     aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.permute, aten.transpose, aten.t,
@@ -294,7 +295,7 @@ class _Follow(TorchDispatchMode):
             self.label(result, self._through_norm(prefix, layer, features))
             return result
         if isinstance(layer, nn.MultiheadAttention):
-            self._refuse([*args, *kwargs.values()], TORCH_ATTENTION)
+            self._torch_attention(prefix, layer, [*args, *kwargs.values()])
             self.label(result[0], [])
             return result
         own = [
@@ -307,6 +308,20 @@ class _Follow(TorchDispatchMode):
         dim = features.ndim - 1 if isinstance(layer, nn.Linear) else features.ndim - layer.weight.ndim + 1
         self._layer(prefix + "weight", own, features, result, dim, groups, isinstance(layer, nn.Linear))
         return result
+
+    def _torch_attention(self, prefix: str, attention: nn.MultiheadAttention, inputs: Sequence[Any]) -> None:
+        """Label the heads of an attention, which reads and returns what stays whole."""
+        if not divides(attention):
+            self._refuse(inputs, TORCH_ATTENTION)
+            return
+        for tensor in inputs:
+            for labels in self.labels_of(tensor):
+                self._flow.keep(labels)
+        heads = self._flow.fresh(attention.num_heads).repeat_interleave(attention.head_dim)
+        self._flow.add(Part(f"{prefix}in_proj_weight", 0, heads.repeat(3), makes=True))
+        if attention.in_proj_bias is not None:
+            self._add_all([f"{prefix}in_proj_bias"], heads.repeat(3))
+        self._flow.add(Part(f"{prefix}out_proj.weight", 1, heads))
 
     def _layer(
         self,
@@ -391,7 +406,10 @@ class _Follow(TorchDispatchMode):
         if kind is aten.t and id(args[0]) in self._names:
             self._transposed[result] = self._names[id(args[0])]
             return result
-        found = self._results(kind, func, named, args, kwargs, tensors, result)
+        try:
+            found = self._results(kind, func, named, args, kwargs, tensors, result)
+        except Exception:  # called with arguments that its rule does not expect
+            found = None
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if found is None:
             if not any(self._is_followed(tensor) for tensor in tensors):
@@ -436,7 +454,7 @@ class _Follow(TorchDispatchMode):
             dims = range(first.ndim - _SPATIAL[kind], first.ndim)
             return [[flow.merge(labels, dims) for labels in self.labels_of(first)]] * 2
         if kind in _ALONG:
-            dim = named["dim"] % first.ndim
+            dim = named.get("dim", -1) % first.ndim
             return [[flow.merge(labels, [dim]) for labels in self.labels_of(first)]] * 2
         if kind in _ADDITIONS:
             branches = [self._branches[tensor] for tensor in tensors if tensor in self._branches]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from netfission.surgery.channel_flow import TORCH_ATTENTION, WHOLE, Flow, Part, follow, is_norm
-from netfission.surgery.heads import heads_of
+from netfission.surgery.heads import divides, heads_of
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import narrowed
 from netfission.surgery.standardised import leave_out_standardisation, standardises
@@ -148,7 +148,7 @@ def find_coupling(stage: nn.Module, features: Any) -> Coupling:
             sound, undivided = freed, reasons
             break
     for path, module in stage.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, nn.MultiheadAttention) and not divides(module):
             undivided |= dict.fromkeys((f"{path}.in_proj_weight", f"{path}.out_proj.weight"), TORCH_ATTENTION)
     divided = {part.tensor for group in sound for part in group.slices}
     reasons = {

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netfission.surgery.heads import LAYERS, FewerHeads, heads_of, runs_directly, set_heads
 from netfission.surgery.heads import NAMES as HEADS
-from netfission.surgery.heads import heads_of, set_heads
 
 
 class ScatteredNorm(nn.Module):
@@ -143,7 +143,7 @@ class _Widths:
 
     def __init__(self, module: nn.Module) -> None:
         self._layers = {
-            name: _width_of(layer) for name, layer in module.named_modules() if isinstance(layer, _LAYERS)
+            name: _width_of(layer) for name, layer in module.named_modules() if isinstance(layer, LAYERS)
         }
 
     def refresh(self, module: nn.Module) -> None:
@@ -166,7 +166,6 @@ class _Widths:
 
 _Width = tuple[int, int]  # numbers of input and output channels
 _Change = tuple[str, _Width, _Width]  # name of a layer, its widths before and after
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def _width_of(layer: nn.Module) -> _Width:
@@ -186,7 +185,7 @@ def _owner(module: nn.Module, layer: str) -> str | None:
     attentions = (
         name
         for name, part in around.items()
-        if heads_of(part) is not None and any(_runs_directly(part, child) for child in part._modules)
+        if heads_of(part) is not None and any(runs_directly(part, child) for child in part._modules)
     )
     others = (name for name, part in around.items() if not isinstance(part, nn.ModuleList | nn.Sequential))
     return next(attentions, next(others, None))
@@ -194,6 +193,8 @@ def _owner(module: nn.Module, layer: str) -> str | None:
 
 def _set_widths(module: nn.Module, changes: Sequence[_Change]) -> None:
     """Set the integers that a module stores of the widths of its layers."""
+    if isinstance(module, nn.MultiheadAttention):
+        return  # `FewerHeads` reads no other width than that of a head
     heads = heads_of(module)
     if heads is None:
         pairs = [pair for _, before, after in changes for pair in zip(before, after, strict=True)]
@@ -226,7 +227,7 @@ def _new_heads(attention: nn.Module, changes: Sequence[_Change], heads: int) -> 
     ratios = Counter(
         Fraction(after[1], before[1])  # the outputs of all but the last layer, the projection
         for layer, before, after in (changes[:-1] or changes)
-        if before[1] != after[1] and _runs_directly(attention, layer.partition(".")[0])
+        if before[1] != after[1] and runs_directly(attention, layer.partition(".")[0])
     )
     scaled = heads * ratios.most_common(1)[0][0] if ratios else Fraction(heads)
     return int(scaled) if scaled.denominator == 1 else None
@@ -258,14 +259,6 @@ def _set_all_heads(attention: nn.Module, heads: int, new_heads: int) -> None:
 def _of_one_head(name: str) -> bool:
     """Return whether an attribute counts heads or is the width of one, as `num_heads` and `head_dim`."""
     return name in HEADS or ("head" in name and "all" not in name)
-
-
-def _runs_directly(attention: nn.Module, child: str) -> bool:
-    """Return whether a child is a layer of the attention's own, not an MLP beside it."""
-    part = attention._modules.get(child)
-    if part is None:
-        return False
-    return isinstance(part, nn.ModuleList) or sum(isinstance(layer, _LAYERS) for layer in part.modules()) == 1
 
 
 def _new_sizes(sizes: list[int], new_of: Mapping[int, int]) -> list[int]:
@@ -300,5 +293,8 @@ def _refresh(module: nn.Module) -> None:
                 layer.num_channels = layer.weight.shape[0]
             case nn.LayerNorm() if layer.elementwise_affine:
                 layer.normalized_shape = tuple(layer.weight.shape)
+            case nn.MultiheadAttention() if layer._parameters.get("in_proj_weight") is not None:
+                if len(layer.in_proj_weight) != 3 * layer.num_heads * layer.head_dim:
+                    FewerHeads.change(layer)
             case nn.PReLU():
                 layer.num_parameters = layer.weight.shape[0]
