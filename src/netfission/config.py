@@ -232,11 +232,16 @@ class TrainingConfig:
     Args:
         epochs: passes over the training images.
         batch_size: images per step on each device.
-        optimizer: sgd (Nesterov momentum) or adamw.
-        learning_rate: peak learning rate; default 0.1 for sgd, 0.001 for adamw.
-        momentum: momentum of sgd, in [0, 1).
-        weight_decay: weight decay; default 0.0005 for sgd on all parameters, 0.05 for adamw on weights alone.
+        optimizer: sgd (Nesterov momentum), adamw, or another optimiser of timm by name, such as lamb.
+        learning_rate: peak learning rate; default 0.1 for sgd, 0.001 for others.
+        momentum: momentum of sgd and of timm's optimisers that have one, in [0, 1).
+        weight_decay: weight decay; default 0.0005 for sgd on all parameters, 0.05 for adamw on weights alone,
+            0 for others.
+        layer_decay: factor on the learning rate per layer (of timm's models: per block), from the last one
+            back, in (0, 1); default one rate for all.
         schedule: of the learning rate: paper (constant, then linear), cosine or one_cycle.
+        warmup: share of the training in which the learning rate rises linearly before the schedule, in
+            [0, 1); one_cycle has its own rise.
         temperature: temperature of the ensemble distillation.
         distillation_weight: factor on the distillation term; default 1 for fission, 0 (cross-entropy alone)
             for baselines defined without distillation.
@@ -265,11 +270,13 @@ class TrainingConfig:
 
     epochs: int = 30
     batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float | None = None
+    layer_decay: float | None = None
     schedule: Literal["paper", "cosine", "one_cycle"] = "paper"
+    warmup: float = 0.0
     temperature: float = 3.0
     distillation_weight: float | None = None
     teacher: Teacher = "logits"
@@ -299,8 +306,11 @@ class TrainingConfig:
         for name in ("weight_decay", "distillation_weight"):
             if (value := getattr(self, name)) is not None and not 0 <= value < inf:
                 raise invalid(name, "a finite number of at least 0", value)
-        if not 0 <= self.momentum < 1:
-            raise invalid("momentum", "a number in [0, 1)", self.momentum)
+        for name in ("momentum", "warmup"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise invalid(name, "a number in [0, 1)", value)
+        if self.layer_decay is not None and not 0 < self.layer_decay < 1:
+            raise invalid("layer_decay", "a factor between 0 and 1, such as 0.75", self.layer_decay)
         if self.ema is not None and not 0 < self.ema < 1:
             raise invalid("ema", "a decay between 0 and 1, such as 0.999", self.ema)
 

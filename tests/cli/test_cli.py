@@ -87,7 +87,10 @@ def test_only_what_is_given_overrides_a_default(tmp_path):
         ("train --model wrn-16-22x", "wrn-16-2"),
         ("train --data digitz", "^--data must be one of digits, .*, got 'digitz'; did you mean digits"),
         ("train --data ./nowhere", "nowhere"),
-        ("train --optimizer sdg", "--optimizer must be one of sgd, adamw, got 'sdg'; did you mean sgd"),
+        (
+            "train --optimizer sdg",
+            r"^--optimizer must be one of sgd, adamw, .*, …, got 'sdg'; did you mean .*sgd.*\?$",
+        ),
         ("train --clip -1e-3", r"^--clip must be .*, got -0\.001$"),
         ("train --temperature 1" + 400 * "0", "--temperature must be a number, got '1000"),
         ("train --epochs 0", "^--epochs must be a positive integer, got 0$"),
@@ -137,7 +140,10 @@ def test_a_bad_request_ends_in_one_line_and_status_2(request_, message, capsys, 
     ("text", "message"),
     [
         ("epochs: soon", 'epochs must be an integer, got "soon"$'),
-        ("optimizer: sdg", "optimizer must be one of sgd, adamw, got 'sdg'; did you mean sgd"),
+        (
+            "schedule: cosin",
+            "schedule must be one of paper, cosine, one_cycle, got 'cosin'; did you mean cosine",
+        ),
         ("ratio: [1, a]", r'ratio\[1\] must be a number, got "a"$'),
         ("exit: 2", "setting must be one that netfission train accepts, got 'exit'; did you mean exits"),
         ("batch-size: 2", r"setting must be .*, got 'batch-size'; did you mean batch_size\?$"),
@@ -367,7 +373,10 @@ def test_a_file_of_all_settings_is_accepted_and_one_without_effect_is_not(tmp_pa
     assert trained == [RunConfig()]
     file.write_text("momentum: 0.8\noptimizer: adamw\n")
     assert main(["train", "--config", str(file)]) == 2
-    assert "--momentum must be left out unless optimizer=sgd, got 0.8" in capsys.readouterr().err
+    assert (
+        "--momentum must be left out unless optimizer=sgd or another with momentum, got 0.8"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from netfission.config import RunConfig
+from netfission.config import RunConfig, TrainingConfig
 from netfission.experiments.contenders import CONTENDERS
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.effects import EFFECTS, check_effects, unmet_condition
@@ -67,7 +67,8 @@ def test_settings_of_the_loss_have_an_effect_as_the_table_says(method, setting):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_schedules_have_an_effect_as_the_table_says(method):
     config = RunConfig.from_dict(settings_of(method))
-    schedules = [find_method(config.method).schedule(name, 2) for name in ("paper", "cosine")]
+    trainings = [TrainingConfig(schedule=name) for name in ("paper", "cosine")]
+    schedules = [find_method(config.method).schedule(training, 2) for training in trainings]
     changed = any(schedules[0](step / 10) != schedules[1](step / 10) for step in range(10))
     assert changed == (unmet_condition("schedule", config) is None)
 
@@ -107,7 +108,22 @@ def test_schedules_have_an_effect_as_the_table_says(method):
             {"pruning_batches": 4, "sparsity": 0.5, "criterion": "erk"},
             "pruning_batches must be left out unless criterion=snip or criterion=grasp, got 4",
         ),
-        ({"optimizer": "adamw", "momentum": 0.9}, "momentum must be left out unless optimizer=sgd, got 0.9"),
+        (
+            {"optimizer": "adamw", "momentum": 0.9},
+            "momentum must be left out unless optimizer=sgd or another with momentum, got 0.9",
+        ),
+        (
+            {"optimizer": "lion", "momentum": 0.9},
+            "momentum must be left out unless optimizer=sgd or another with momentum, got 0.9",
+        ),
+        (
+            {"schedule": "one_cycle", "warmup": 0.1},
+            "warmup must be left out with schedule=one_cycle, got 0.1",
+        ),
+        (
+            {"method": "snapshot", "warmup": 0.1},
+            "warmup must be left out with method=snapshot, which has its own, got 0.1",
+        ),
         (
             {"method": "mimo", "temperature": 3.0},
             "temperature must be left out with method=mimo, which trains with one prediction per image, "

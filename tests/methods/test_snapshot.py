@@ -69,12 +69,12 @@ def test_snapshot_follows_equation_2(cycles, length, done):
     step = done % steps + 1  # t of the paper
     rounded_up = ceil(steps / cycles)
     expected = 0.5 * (cos(pi * ((step - 1) % rounded_up) / rounded_up) + 1)
-    schedule = find_method(SNAPSHOT).schedule("paper", cycles)
+    schedule = find_method(SNAPSHOT).schedule(TrainingConfig(schedule="paper"), cycles)
     assert schedule((step - 1) / steps) == pytest.approx(expected, abs=1e-6)
 
 
 def test_cycles_of_no_whole_number_of_steps_restart_at_the_first_step_of_the_next():
-    schedule = find_method(SNAPSHOT).schedule("paper", 3)
+    schedule = find_method(SNAPSHOT).schedule(TrainingConfig(schedule="paper"), 3)
     rates = [schedule(step / 10) for step in range(10)]
     restarts = [step for step in range(1, 10) if rates[step] > rates[step - 1]]
     assert restarts == [4, 7]  # 10 / 3 and 20 / 3
@@ -82,9 +82,9 @@ def test_cycles_of_no_whole_number_of_steps_restart_at_the_first_step_of_the_nex
 
 
 def test_fge_follows_what_is_asked_for_and_then_the_paper_s_triangles():
-    schedule = find_method(FGE).schedule("cosine", 3)
+    schedule = find_method(FGE).schedule(TrainingConfig(schedule="cosine"), 3)
     assert [schedule(p) for p in (0.0, 0.3, 0.79)] == [cosine(p) for p in (0.0, 0.3, 0.79)]
-    assert find_method(FGE).schedule("paper", 3)(0.6) == paper(0.6)
+    assert find_method(FGE).schedule(TrainingConfig(schedule="paper"), 3)(0.6) == paper(0.6)
     high, low = 0.5, 0.1
     for number in range(2):  # cycles of 0.08
         for t in (0.01, 0.2, 0.5, 0.7, 0.99):
@@ -98,7 +98,7 @@ def test_fge_follows_what_is_asked_for_and_then_the_paper_s_triangles():
 @pytest.mark.parametrize(("config", "exits"), [(SNAPSHOT, 4), (FGE, 4), (replace(FGE, cycling=1.0), 2)])
 def test_snapshots_are_due_where_the_rate_is_low(config, exits):
     method = find_method(config)
-    schedule = method.schedule("paper", exits)
+    schedule = method.schedule(TrainingConfig(schedule="paper"), exits)
     ends = method.ends(exits)
     assert len(ends) == exits - 1
     low = schedule(1 - 1e-6)

@@ -71,6 +71,7 @@ def test_channels_are_dealt_by_what_the_training_images_say_of_them(tmp_path):
         {"accumulate": 2, "mix": "cutmix", "validation": 0.0},
         {"ema": 0.9, "mix": "mixup", "distillation_weight": 0.0},
         {"compile": True, "grouping": "copies", "sparsity": 0.0, "exits": 3},
+        {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.2},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -123,16 +124,43 @@ class Stop(Callback):
             raise KeyboardInterrupt
 
 
-def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, finished_run):
+# Settings under which a run that was stopped goes on to the same bits.
+RESUMED = [
+    {},
+    {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.5},
+]
+
+
+@pytest.mark.parametrize("changes", RESUMED, ids=lambda changes: "-".join(changes))
+def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, changes):
+    config = settings_of(**changes)
+    train(config, tmp_path / "whole", progress=False)
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(KeyboardInterrupt):
-            train(settings_of(), tmp_path / "run", progress=False, callbacks=[Stop()])
+            train(config, tmp_path / "run", progress=False, callbacks=[Stop()])
     finally:
         signal.signal(signal.SIGINT, handler)
     assert len(rows_of(tmp_path / "run")) == 1
-    train(settings_of(), tmp_path / "run", progress=False, resume=True)
-    assert_equal_states(state_of(finished_run), state_of(tmp_path / "run"))
+    train(config, tmp_path / "run", progress=False, resume=True)
+    assert_equal_states(state_of(tmp_path / "whole"), state_of(tmp_path / "run"))
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "run")
+
+
+def test_layers_get_rates_of_their_own(tmp_path, settings_of):
+    rates = {}
+
+    class Rates(Callback):
+        def on_train_start(self, trainer, pl_module):
+            names = {id(parameter): name for name, parameter in pl_module.network.named_parameters()}
+            for group in trainer.optimizers[0].param_groups:
+                rates.update({names[id(parameter)]: group["initial_lr"] for parameter in group["params"]})
+
+    config = settings_of(epochs=1, layer_decay=0.5)
+    train(config, tmp_path / "run", progress=False, callbacks=[Rates()])
+    assert rates["paths.1.head.fc.weight"] == 0.1
+    assert rates["stem.conv1.weight"] == pytest.approx(0.1 * 0.5**5)
+    assert rows_of(tmp_path / "run")[0]["learning_rate"] < 0.1
 
 
 def test_resuming_what_has_ended_changes_nothing(tmp_path, settings_of):

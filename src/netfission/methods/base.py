@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from netfission.config import FissionConfig, MethodConfig, Reduction, TrainingConfig
 from netfission.ensemble import Average
 from netfission.losses import EnsembleDistillationLoss
-from netfission.methods.schedules import SCHEDULES, Schedule
+from netfission.methods.schedules import SCHEDULES, Schedule, warmed_up
 
 Network = Callable[[Tensor], Tensor]  # images → logits `(batch, exits, classes)`
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels → a scalar
@@ -255,14 +255,14 @@ class Method:
         """
         return epochs
 
-    def schedule(self, name: str, exits: int) -> Schedule:
+    def schedule(self, training: TrainingConfig, exits: int) -> Schedule:
         """Return the schedule of the learning rate.
 
         Args:
-            name: of the schedule in the settings.
+            training: the settings, with the name of a schedule and the share of the warm-up.
             exits: number of predictions.
         """
-        return SCHEDULES[name]
+        return warmed_up(SCHEDULES[training.schedule], training.warmup)
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """Return what happens beside the training steps.

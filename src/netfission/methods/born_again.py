@@ -195,9 +195,9 @@ class BornAgainMethod(Method):
         logits = network(images)
         return StepResult(loss_fn(logits, labels), logits[:, :1], labels)
 
-    def schedule(self, name: str, exits: int) -> Schedule:
+    def schedule(self, training: TrainingConfig, exits: int) -> Schedule:
         """Return the schedule in the settings, repeated per generation."""
-        return repeated(super().schedule(name, exits), self.config.generations)
+        return repeated(super().schedule(training, exits), self.config.generations)
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:
         """Start each generation at its epoch.

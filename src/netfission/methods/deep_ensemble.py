@@ -82,9 +82,9 @@ class DeepEnsembleMethod(Method):
         """Return the epochs in the settings, times the members if they are trained one by one."""
         return epochs * exits if self.config.one_by_one else epochs
 
-    def schedule(self, name: str, exits: int) -> Schedule:
+    def schedule(self, training: TrainingConfig, exits: int) -> Schedule:
         """Return the schedule in the settings, repeated per member if they are trained one by one."""
-        schedule = super().schedule(name, exits)
+        schedule = super().schedule(training, exits)
         return repeated(schedule, exits) if self.config.one_by_one else schedule
 
     def hooks(self, exits: int, training: TrainingConfig) -> list[TrainingHook]:

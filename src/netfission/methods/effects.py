@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from netfission.config import ONE_PREDICTION, FissionConfig, MethodConfig, RunConfig
+from netfission.methods.optimizers import has_momentum
 from netfission.methods.registry import METHODS, reads_setting
 from netfission.pruning.prune import CRITERIA
 from netfission.utils.errors import invalid
@@ -58,11 +59,14 @@ _DIVIDED = Condition(
 _SHARED_OUT = Condition("with grouping=copies", lambda run: run.fission.grouping != "copies")
 _BY_WEIGHTS = Condition("unless grouping=weights", lambda run: run.fission.grouping == "weights")
 _BY_CHANNELS = Condition("unless grouping=channels", lambda run: run.fission.grouping == "channels")
-_SGD = Condition("unless optimizer=sgd", lambda run: run.training.optimizer == "sgd")
+_MOMENTUM = Condition(
+    "unless optimizer=sgd or another with momentum", lambda run: has_momentum(run.training.optimizer)
+)
 _SCHEDULED = Condition(
     "with method={method}, which has its own",
     lambda run: METHODS[run.method.method].follows_schedule,
 )
+_NO_RISE = Condition("with schedule=one_cycle", lambda run: run.training.schedule != "one_cycle")
 _JOINT = Condition("with method={method}, which trains with one prediction per image", _joint)
 _TOGETHER = Condition("with one_by_one", lambda run: not run.method.one_by_one)
 _TAUGHT = Condition(_JOINT.words, lambda run: _joint(run) or _other_network_teaches(run))
@@ -114,9 +118,11 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "batch_size": _ANY,
     "optimizer": _ANY,
     "learning_rate": _ANY,
-    "momentum": (_SGD,),
+    "momentum": (_MOMENTUM,),
     "weight_decay": _ANY,
+    "layer_decay": _ANY,
     "schedule": (_SCHEDULED,),
+    "warmup": (_SCHEDULED, _NO_RISE),
     "temperature": (_TAUGHT, _TOGETHER, _HAS_TEACHER, _DISTILS),
     "distillation_weight": (_TAUGHT, _TOGETHER, _HAS_TEACHER),
     "teacher": (_JOINT, _TOGETHER, _SEVERAL, _DISTILS),
@@ -134,7 +140,11 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
 }
 
 _READ_BY_METHODS = {setting.name for part in (FissionConfig, MethodConfig) for setting in fields(part)}
-_OFF: Mapping[str, Any] = {"sparsity": 0, "distillation_weight": 0}  # values that ask for nothing
+_OFF: Mapping[str, Any] = {
+    "sparsity": 0,
+    "distillation_weight": 0,
+    "warmup": 0,
+}  # values that ask for nothing
 
 
 def unmet_condition(name: str, config: RunConfig) -> Condition | None:

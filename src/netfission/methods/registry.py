@@ -7,6 +7,7 @@ from importlib import import_module
 from netfission.config import FissionConfig, MethodConfig, RunConfig, changed
 from netfission.grouping import find_grouping
 from netfission.methods.base import Method
+from netfission.methods.optimizers import check_optimizer
 from netfission.pruning.prune import CRITERIA
 from netfission.utils.errors import check_choice, invalid
 
@@ -121,7 +122,8 @@ def check_settings(config: RunConfig) -> Method:
     if branch_after is not None and len(branch_after) != exits - 1:
         raise invalid("branch_after", f"{exits - 1} stages, one per exit but the first", branch_after)
     method.loss(config.training)
-    method.schedule(config.training.schedule, exits)
+    method.schedule(config.training, exits)
+    check_optimizer(config.training)
     method.hooks(exits, config.training)
     return method
 

@@ -56,4 +56,27 @@ def repeated(schedule: Schedule, times: int) -> Schedule:
     return lambda progress: schedule(progress * times % 1.0)
 
 
+def warmed_up(schedule: Schedule, share: float) -> Schedule:
+    """Return a schedule that starts with a linear rise from 1 % to 100 % of the peak rate.
+
+    Args:
+        schedule: what follows the rise, as a whole.
+        share: of the training, in [0, 1); 0 returns the schedule itself.
+
+    Example:
+        >>> warm = warmed_up(cosine, 0.2)
+        >>> [round(warm(progress), 3) for progress in (0.0, 0.1, 0.2, 0.6)]
+        [0.01, 0.505, 1.0, 0.5]
+    """
+    if share == 0:
+        return schedule
+
+    def warming(progress: float) -> float:
+        if progress < share:
+            return 0.01 + 0.99 * progress / share
+        return schedule((progress - share) / (1 - share))
+
+    return warming
+
+
 SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "one_cycle": one_cycle, "paper": paper}

@@ -12,7 +12,7 @@ from netfission.config import FissionConfig, MethodConfig, TrainingConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method, TrainingHook
 from netfission.methods.checks import check_several_exits, check_unused
 from netfission.methods.fission import FissionMethod
-from netfission.methods.schedules import SCHEDULES, Schedule
+from netfission.methods.schedules import Schedule
 from netfission.surgery.masks import MaskedModule
 from netfission.utils.errors import invalid
 
@@ -174,7 +174,7 @@ class SnapshotMethod(SingleTrainingMethod):
         "the rate restarts at the common peak, 0.1 in the grids (authors: 0.2)",
     )
 
-    def schedule(self, name: str, exits: int) -> Schedule:
+    def schedule(self, training: TrainingConfig, exits: int) -> Schedule:
         """Return cosine cycles, whatever the schedule in the settings."""
 
         def restarting(progress: float) -> float:
@@ -217,14 +217,15 @@ class FastGeometricMethod(SingleTrainingMethod):
         if not 0 < config.cycling <= 1:
             raise invalid("cycling", "a share of the epochs, in (0, 1]", config.cycling)
 
-    def schedule(self, name: str, exits: int) -> Schedule:
+    def schedule(self, training: TrainingConfig, exits: int) -> Schedule:
         """Return the schedule in the settings, followed by triangular cycles."""
+        common = super().schedule(training, exits)
         start = 1 - self.config.cycling
         length = self.config.cycling / (exits - 0.5)
 
         def cycling(progress: float) -> float:
             if progress < start:
-                return SCHEDULES[name](progress)
+                return common(progress)
             in_cycle = (progress - start) / length % 1
             from_low = abs(2 * in_cycle - 1)  # 1 at both ends of a cycle, 0 in its middle
             return from_low * self.high + (1 - from_low) * self.low

@@ -302,7 +302,7 @@ class EDSTEnsembleMethod(SparseTrainingMethod):
         self.check(plan.fission)
         return Snapshots(self.sparse_network(plan.with_one_exit()), plan.fission.exits)
 
-    def schedule(self, name: str, exits: int) -> Schedule:
+    def schedule(self, training: TrainingConfig, exits: int) -> Schedule:
         """Return `refining`, whatever the schedule in the settings."""
         return partial(refining, exits)
 

@@ -1,6 +1,6 @@
 """The Lightning module: loss, optimiser, schedule, and the metrics shown while training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
@@ -17,6 +17,7 @@ from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.evaluation import collect_logits
 from netfission.methods.base import Method
 from netfission.methods.fission import FissionMethod
+from netfission.methods.optimizers import make_optimizer
 from netfission.runs.setup import augmentation, make_batches
 from netfission.utils.text import decimal
 
@@ -76,6 +77,7 @@ class TrainingModule(lightning.LightningModule):
         seed: seed of dropout and mixing, set anew per epoch so that a resumed epoch repeats.
         exits: number of predictions in the settings.
         method: loss, steps and schedule of the training; default those of fission.
+        scales: name of a parameter → factor on its learning rate; default 1 for all.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TrainingModule(lightning.LightningModule):
         seed: int = 0,
         exits: int = 1,
         method: Method | None = None,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -92,6 +95,7 @@ class TrainingModule(lightning.LightningModule):
         self.seed = seed
         self.exits = exits
         self.method = method or FissionMethod(MethodConfig())
+        self.scales = scales
         self.loss = self.method.loss(config)
         self.running = {name: RunningMetrics(self.method.average) for name in ("train", "val")}
         self.first_bad_step: Tensor | None = None
@@ -185,26 +189,8 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and the schedule that sets its learning rate at every step."""
-        config = self.config
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(
-                self.network.parameters(),
-                lr=config.peak_rate,
-                momentum=config.momentum,
-                weight_decay=5e-4 if config.weight_decay is None else config.weight_decay,
-                nesterov=config.momentum > 0,
-            )
-        else:
-            matrices = [p for p in self.network.parameters() if p.ndim > 1]
-            vectors = [p for p in self.network.parameters() if p.ndim <= 1]
-            groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-            optimizer = torch.optim.AdamW(
-                groups,
-                lr=config.peak_rate,
-                weight_decay=0.05 if config.weight_decay is None else config.weight_decay,
-            )
-        schedule = self.method.schedule(config.schedule, self.exits)
+        optimizer = make_optimizer(self.network, self.config, self.scales)
+        schedule = self.method.schedule(self.config, self.exits)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -17,6 +17,7 @@ from netfission.data.matched import full_name
 from netfission.data.sources import NAMES, fingerprint
 from netfission.data.summary import CUT, DataSummary
 from netfission.methods.base import BuildPlan, call_with_seed
+from netfission.methods.optimizers import layer_scales
 from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.network import FissionNetwork
@@ -164,6 +165,15 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
     plan = BuildPlan(partial(call_with_seed, create), config.fission, torch.zeros(2, *data.shape), batches)
     return find_method(config.method).build(plan)
+
+
+def rate_scales(config: RunConfig, data: ImageData, network: nn.Module) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter of a run's network; none if all are 1."""
+    decay = config.training.layer_decay
+    if decay is None:
+        return {}
+    create = partial(create_model, config.model.model, len(data.classes), in_channels=data.shape[0])
+    return layer_scales(network, call_with_seed(create, seed=0), decay)
 
 
 def network_spec(config: RunConfig, data: ImageData, network: nn.Module | None = None) -> NetworkSpec:

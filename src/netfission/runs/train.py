@@ -14,7 +14,7 @@ from netfission.runs.callbacks import MethodHooks
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import RunDataModule, TrainingModule
-from netfission.runs.setup import build_network, check_unchanged, load_run_data, network_spec
+from netfission.runs.setup import build_network, check_unchanged, load_run_data, network_spec, rate_scales
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
 from netfission.utils.files import write_whole
 
@@ -74,6 +74,7 @@ def train(
             data = load_run_data(config.data, seed, checks=True)
             check_unchanged(data, folder.load_data_summary() if resume else None)
             network = build_network(config, data)
+            scales = rate_scales(config, data, network)
             hooks = MethodHooks(method.hooks(exits, config.training))
             epochs = method.epochs(config.training.epochs, exits)
             trainer = make_trainer(
@@ -83,7 +84,7 @@ def train(
             if is_main and not resume:
                 folder.release()
             raise
-        module = TrainingModule(network, config.training, seed, exits, method)
+        module = TrainingModule(network, config.training, seed, exits, method, scales)
         if config.training.compile:
             network.compile()
         if is_main:
