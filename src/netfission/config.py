@@ -34,6 +34,9 @@ class DataConfig:
         flip: flip images left to right at random; default true, false for digits.
         mix: mix pairs of images and their labels: none, cutmix or mixup.
         mix_alpha: parameter of the Beta distribution of the mixing share.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1).
+        balance: with uneven classes: none, weights (the loss of an image has a factor inverse to the size of
+            its class) or sampler (images of all classes are drawn equally often).
         workers: processes that decode images, for data sets too large for memory.
 
     Raises:
@@ -54,6 +57,8 @@ class DataConfig:
     flip: bool | None = None
     mix: Literal["none", "cutmix", "mixup"] = "none"
     mix_alpha: float = 1.0
+    label_smoothing: float = 0.0
+    balance: Literal["none", "weights", "sampler"] = "none"
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -66,6 +71,8 @@ class DataConfig:
             if (value := getattr(self, name)) is not None and value < 0:
                 raise invalid(name, "an integer of at least 0", value)
         check_positive("mix_alpha", self.mix_alpha)
+        if not 0 <= self.label_smoothing < 1:
+            raise invalid("label_smoothing", "a share in [0, 1)", self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -255,6 +262,8 @@ class TrainingConfig:
         accumulate: batches whose gradients are added for one step.
         clip: maximum norm of the gradient; default no clipping.
         ema: decay of an exponential moving average of the weights, which becomes the result; default none.
+        patience: stop after this number of epochs without a lower validation NLL, and keep the weights of
+            the epoch with the lowest; default all epochs, and the last one is kept.
         accelerator: auto, cpu or gpu.
         devices: number of devices on each machine.
         machines: number of machines.
@@ -288,6 +297,7 @@ class TrainingConfig:
     accumulate: int = 1
     clip: float | None = None
     ema: float | None = None
+    patience: int | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     machines: int = 1
@@ -300,6 +310,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "devices", "machines", "pruning_batches"):
             check_positive_integer(name, getattr(self, name))
+        if self.patience is not None:
+            check_positive_integer("patience", self.patience)
         for name in ("learning_rate", "clip", "temperature"):
             if (value := getattr(self, name)) is not None:
                 check_positive(name, value)

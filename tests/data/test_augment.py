@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netfission.data import Augmentation
-from netfission.data.augment import crop_and_flip, make_mix
+from netfission.data.augment import class_weights, crop_and_flip, make_mix, soften
 
 
 @settings(deadline=None, max_examples=40)
@@ -86,3 +86,20 @@ def test_no_mix() -> None:
 def test_bad_settings(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**options)
+
+
+def test_soft_labels_are_those_of_pytorch_s_cross_entropy():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 2, 2])
+    soft = soften(labels, 4, smoothing=0.2)
+    torch.testing.assert_close(
+        F.cross_entropy(logits, soft), F.cross_entropy(logits, labels, label_smoothing=0.2)
+    )
+    weights = class_weights(labels, 4)
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 2.0, 1.0, 0.0]))
+    assert weights[labels].mean() == 1
+    weighted = F.cross_entropy(logits, labels, weight=weights)  # divided by the sum of weights, here 6
+    torch.testing.assert_close(F.cross_entropy(logits, soften(labels, 4, weights=weights)), weighted)
+    # The label stays the largest, even if another class has a much larger weight.
+    uneven = soften(torch.tensor([0, 1]), 2, smoothing=0.4, weights=torch.tensor([0.1, 9.0]))
+    assert uneven.argmax(1).tolist() == [0, 1]

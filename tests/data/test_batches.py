@@ -184,3 +184,26 @@ def test_mixed_labels_are_soft() -> None:
 def test_bad_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _batches(_splits()[0], **options)
+
+
+def test_a_sampler_draws_each_class_equally_often_anew_in_each_epoch() -> None:
+    images = torch.zeros(1000, 1, 2, 2, dtype=torch.uint8)
+    split = TensorSplit(images, torch.tensor([0] * 900 + [1] * 100))
+    batches = _batches(split, 50, classes=2, shuffle=True, balance="sampler")
+    first = torch.cat([labels for _, labels in batches])
+    assert len(first) == 1000
+    assert 420 < first.sum() < 580  # of 500, with a standard deviation of 16
+    assert torch.equal(first, torch.cat([labels for _, labels in batches]))
+    batches.set_epoch(1)
+    assert not torch.equal(first, torch.cat([labels for _, labels in batches]))
+
+
+def test_weights_and_smoothing_make_labels_soft_after_mixing() -> None:
+    split = TensorSplit(torch.zeros(40, 1, 4, 4, dtype=torch.uint8), torch.tensor([0] * 30 + [1] * 10))
+    batches = _batches(split, 40, classes=2, shuffle=True, balance="weights")
+    ((_, labels),) = batches
+    assert sorted(set(map(tuple, labels.tolist()))) == [(0.0, 2.0), (pytest.approx(2 / 3), 0.0)]
+    augment = Augmentation(mix="mixup", label_smoothing=0.5)
+    ((_, labels),) = _batches(split, 40, classes=2, shuffle=True, augment=augment)
+    torch.testing.assert_close(labels.sum(1), torch.ones(40))
+    assert 0.25 <= labels.min() < labels.max() <= 0.75

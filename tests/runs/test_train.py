@@ -72,6 +72,7 @@ def test_channels_are_dealt_by_what_the_training_images_say_of_them(tmp_path):
         {"ema": 0.9, "mix": "mixup", "distillation_weight": 0.0},
         {"compile": True, "grouping": "copies", "sparsity": 0.0, "exits": 3},
         {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.2},
+        {"label_smoothing": 0.1, "balance": "weights", "mix": "cutmix", "patience": 1},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -128,6 +129,7 @@ class Stop(Callback):
 RESUMED = [
     {},
     {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.5},
+    {"label_smoothing": 0.1, "balance": "sampler", "patience": 1, "ema": 0.9},
 ]
 
 
@@ -145,6 +147,63 @@ def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, changes):
     train(config, tmp_path / "run", progress=False, resume=True)
     assert_equal_states(state_of(tmp_path / "whole"), state_of(tmp_path / "run"))
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "run")
+
+
+class Validated(Callback):
+    """Notes the weights that are validated, and sets the NLL of each epoch."""
+
+    def __init__(self, nlls):
+        self.nlls = nlls
+        self.states = {}
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        state = pl_module.network.state_dict()
+        self.states[trainer.current_epoch] = {name: tensor.clone() for name, tensor in state.items()}
+        sums = pl_module.running["val"].sums
+        sums[1] = sums[0] * self.nlls[trainer.current_epoch]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_patience_keeps_the_weights_of_the_lowest_validation_nll(tmp_path, settings_of, capsys, ema):
+    config = settings_of(epochs=6, patience=2, ema=ema, limit_per_class=10)
+    validated = Validated([3.0, 2.0, 2.5, 2.0, 1.0, 1.0])
+    train(config, tmp_path / "run", callbacks=[validated])
+    assert [row["val/nll"] for row in rows_of(tmp_path / "run")] == [3.0, 2.0, 2.5, 2.0]
+    assert_equal_states(state_of(tmp_path / "run"), validated.states[1])
+    assert "kept epoch 2 of 4, with the lowest validation NLL (2.000)" in capsys.readouterr().out
+    assert any(
+        not torch.equal(validated.states[1][name], tensor) for name, tensor in validated.states[3].items()
+    )
+
+
+def test_a_run_that_stopped_early_and_lost_its_result_stops_again(tmp_path, settings_of):
+    config = settings_of(epochs=6, patience=1, limit_per_class=10)
+    train(config, tmp_path / "run", progress=False, callbacks=[Validated([1.0, 2.0])])
+    before = state_of(tmp_path / "run")
+    RunFolder(tmp_path / "run").weights.unlink()
+    train(config, tmp_path / "run", progress=False, resume=True)
+    assert len(rows_of(tmp_path / "run")) == 2
+    assert_equal_states(state_of(tmp_path / "run"), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": 0.0}, "patience must be left out unless validation is above 0, got 2"),
+        (
+            {"method": "snapshot", "sparsity": 0.0},
+            "patience must be left out with method=snapshot, whose training must reach its end, got 2",
+        ),
+        (
+            {"method": "deep-ensemble", "one_by_one": True},
+            "patience must be left out with one_by_one, got 2",
+        ),
+    ],
+)
+def test_patience_is_refused_where_no_epoch_can_be_chosen(tmp_path, settings_of, changes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(settings_of(patience=2, **changes), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_layers_get_rates_of_their_own(tmp_path, settings_of):

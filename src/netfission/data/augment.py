@@ -11,6 +11,7 @@ from torch import Tensor
 from netfission.utils.errors import check_choice, check_positive, invalid
 
 MixKind = Literal["none", "cutmix", "mixup"]
+Balance = Literal["none", "weights", "sampler"]
 Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -25,9 +26,10 @@ class Augmentation:
         mix: `cutmix` (Yun et al. 2019) or `mixup` (Zhang et al. 2018) within each batch, which makes the
             labels soft; default `none`.
         mix_alpha: both parameters of the Beta distribution of the mixing share; default 1.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1); default 0.
 
     Raises:
-        ValueError: the padding is negative, the mix unknown, or alpha not positive.
+        ValueError: the padding is negative, the mix unknown, alpha not positive, or the smoothing no share.
 
     Example:
         >>> Augmentation(crop_padding=4, flip=True).mix
@@ -41,6 +43,7 @@ class Augmentation:
     flip: bool = False
     mix: MixKind = "none"
     mix_alpha: float = 1.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -48,6 +51,8 @@ class Augmentation:
             raise invalid("crop_padding", "an integer of at least 0", self.crop_padding)
         check_choice("mix", self.mix, get_args(MixKind))
         check_positive("mix_alpha", self.mix_alpha)
+        if not 0 <= self.label_smoothing < 1:
+            raise invalid("label_smoothing", "a share in [0, 1)", self.label_smoothing)
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -79,6 +84,51 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     source = source.to(images.device, non_blocking=True).view(batch, 1, -1)
     padded = F.pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, source.expand(-1, channels, -1)).view(images.shape)
+
+
+def soften(labels: Tensor, classes: int, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Return soft labels: smoothed, and times the weight of their class.
+
+    With hard labels, the cross-entropy of the result is that of `torch.nn.functional.cross_entropy` with
+    `label_smoothing` and the factor `weights[label]` per image.
+
+    Args:
+        labels: `(batch,)` int64, or soft `(batch, classes)` float.
+        classes: number of classes.
+        smoothing: share of each label that is spread over all classes, in [0, 1).
+        weights: `(classes,)` float, on the device of the labels; default 1 for all.
+
+    Returns:
+        `(batch, classes)` float32.
+
+    Example:
+        >>> soften(torch.tensor([0]), 2, smoothing=0.2)
+        tensor([[0.9000, 0.1000]])
+        >>> soften(torch.tensor([0]), 2, weights=torch.tensor([3.0, 1.0]))
+        tensor([[3., 0.]])
+    """
+    soft = labels if labels.is_floating_point() else F.one_hot(labels, classes).float()
+    factor = 1.0 if weights is None else (soft @ weights)[:, None]
+    return factor * ((1 - smoothing) * soft + smoothing / classes)
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Return weights inverse to the sizes of the classes, whose mean over the labels is 1.
+
+    Args:
+        labels: `(images,)` int64.
+        classes: number of classes; one without an image has the weight 0.
+
+    Returns:
+        `(classes,)` float32.
+
+    Example:
+        >>> class_weights(torch.tensor([0, 0, 0, 1]), 2)
+        tensor([0.6667, 2.0000])
+    """
+    counts = labels.bincount(minlength=classes)
+    share = len(labels) / (counts > 0).sum()
+    return torch.where(counts > 0, share / counts, 0.0)
 
 
 def make_mix(augmentation: Augmentation, classes: int) -> Mix | None:

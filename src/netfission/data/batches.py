@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from netfission.data.augment import Augmentation, crop_and_flip, make_mix
+from netfission.data.augment import Augmentation, Balance, class_weights, crop_and_flip, make_mix, soften
 from netfission.data.splits import CorruptImageError, Split, StreamedSplit, TensorSplit
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.interrupts import no_interrupts
@@ -82,8 +82,8 @@ def _with_plain_errors(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tup
 class Batches:
     """Iterable over a split in batches: images `(batch, channels, height, width)` float32 and labels.
 
-    Labels are `(batch,)` int64, or `(batch, classes)` float if the augmentation mixes images. Images are
-    normalised to `(pixel / 255 - mean) / std`, after augmentation.
+    Labels are `(batch,)` int64, or `(batch, classes)` float if images are mixed, labels are smoothed or
+    classes have weights. Images are normalised to `(pixel / 255 - mean) / std`, after augmentation.
 
     A split in memory is kept on `device` as uint8, and whole batches are gathered, augmented and normalised
     there. A streamed split is decoded by worker processes.
@@ -101,6 +101,8 @@ class Batches:
         shuffle: draw a new order in each epoch; default the order of the split.
         drop_last: leave out the last batch if it is not full.
         augment: default no augmentation.
+        balance: of uneven classes, with `shuffle`: `weights` scales labels by `class_weights`, `sampler`
+            draws as many images as there are with replacement, each class equally often; default `none`.
         seed: of order and augmentation.
         rank: number of this process, whose share is every `world_size`-th row of one common order.
         world_size: number of processes. With `shuffle`, some rows are repeated so that all shares are equal,
@@ -130,6 +132,7 @@ class Batches:
         shuffle: bool = False,
         drop_last: bool = False,
         augment: Augmentation | None = None,
+        balance: Balance = "none",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -146,6 +149,8 @@ class Batches:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.augment = augment or Augmentation()
+        self.balance = balance
+        self.classes = classes
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -156,6 +161,9 @@ class Batches:
             raise invalid("batch_size", expected, batch_size)
         self._normalise = Normalisation(mean, std, self.device)
         self._mix = make_mix(self.augment, classes)
+        weights = None if balance == "none" else class_weights(split.labels, classes)
+        self._drawn = weights if balance == "sampler" else None
+        self._weights = weights.to(self.device) if weights is not None and balance == "weights" else None
         self._held = (
             TensorSplit(split.images.to(self.device), split.labels.to(self.device))
             if isinstance(split, TensorSplit)
@@ -189,9 +197,16 @@ class Batches:
         rows = len(self.split)
         order = torch.arange(rows)
         if self.shuffle:
-            order = torch.randperm(rows, generator=self._generator(_ORDER))
+            order = self._shuffled(self._generator(_ORDER))
             order = order[torch.arange(self._share() * self.world_size) % rows]
         return order[self.rank :: self.world_size]
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        rows = len(self.split)
+        if self._drawn is None:
+            return torch.randperm(rows, generator=generator)
+        weights = self._drawn[self.split.labels].double()
+        return torch.multinomial(weights, rows, replacement=True, generator=generator)
 
     def _generator(self, stream: int, rank: int = 0) -> torch.Generator:
         words = np.random.SeedSequence((self.seed, self.epoch, stream, rank))
@@ -221,9 +236,13 @@ class Batches:
             )
 
     def _finish(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augment the raw pixels, normalise, mix."""
+        """Augment the raw pixels, normalise, mix, soften the labels."""
         padding, flip = self.augment.crop_padding, self.augment.flip
         if padding or flip:
             images = crop_and_flip(images, padding, flip, generator)
         normalised = self._normalise(images)
-        return self._mix(normalised, labels, generator) if self._mix else (normalised, labels)
+        if self._mix:
+            normalised, labels = self._mix(normalised, labels, generator)
+        if self.augment.label_smoothing or self._weights is not None:
+            labels = soften(labels, self.classes, self.augment.label_smoothing, self._weights)
+        return normalised, labels

@@ -150,6 +150,7 @@ class Method:
         distillation: the weight of the distillation term, if the settings leave it open.
         joint: whether a training step has several predictions of each image, so that it can distil.
         follows_schedule: whether the learning rate depends on the schedule in the settings.
+        may_stop_early: whether the network of an epoch before the last one is a whole result.
         revision: raised when the training of the method changes, so that earlier results are not taken for
             results of the new one.
         deviations: how the training departs from the common one, in words for a reader.
@@ -187,6 +188,7 @@ class Method:
     distillation: ClassVar[float] = 0.0
     joint: ClassVar[bool] = True
     follows_schedule: ClassVar[bool] = True
+    may_stop_early: ClassVar[bool] = True
     revision: ClassVar[int] = 0
     deviations: ClassVar[tuple[str, ...]] = ()
     differences: ClassVar[tuple[str, ...]] = ()

@@ -145,6 +145,7 @@ class BornAgainMethod(Method):
 
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS | {"generations"}
     joint = False
+    may_stop_early = False
     average = "logits"
     average_source = "it has one prediction"
     distillation = 1.0

@@ -72,6 +72,11 @@ _TOGETHER = Condition("with one_by_one", lambda run: not run.method.one_by_one)
 _TAUGHT = Condition(_JOINT.words, lambda run: _joint(run) or _other_network_teaches(run))
 _HAS_TEACHER = Condition(_SEVERAL.words, lambda run: _SEVERAL.holds(run) or _other_network_teaches(run))
 _DISTILS = Condition("unless distillation_weight is above 0", lambda run: _weight(run) > 0)
+_VALIDATED = Condition("unless validation is above 0", lambda run: run.data.validation > 0)
+_WHOLE = Condition(
+    "with method={method}, whose training must reach its end",
+    lambda run: METHODS[run.method.method].may_stop_early,
+)
 
 # Setting → what must hold for it to have an effect. A method must also read what is part of `MethodConfig` or
 # `FissionConfig`.
@@ -85,6 +90,8 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "flip": _ANY,
     "mix": _ANY,
     "mix_alpha": (_MIXED,),
+    "label_smoothing": _ANY,
+    "balance": _ANY,
     "workers": (_FILES,),
     "model": _ANY,
     "pretrained": _ANY,
@@ -134,6 +141,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "accumulate": _ANY,
     "clip": _ANY,
     "ema": _ANY,
+    "patience": (_VALIDATED, _WHOLE, _TOGETHER),
     "accelerator": _ANY,
     "devices": _ANY,
     "machines": _ANY,

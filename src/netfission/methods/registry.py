@@ -124,8 +124,22 @@ def check_settings(config: RunConfig) -> Method:
     method.loss(config.training)
     method.schedule(config.training, exits)
     check_optimizer(config.training)
+    if config.training.patience is not None:
+        _check_may_stop(method, config)
     method.hooks(exits, config.training)
     return method
+
+
+def _check_may_stop(method: Method, config: RunConfig) -> None:
+    """Refuse `patience` without a validation split, and for a training that must reach its end."""
+    patience = config.training.patience
+    if config.data.validation == 0:
+        raise invalid("patience", "left out unless validation is above 0", patience)
+    if config.method.one_by_one:
+        raise invalid("patience", "left out with one_by_one", patience)
+    if not method.may_stop_early:
+        reason = f"with method={config.method.method}, whose training must reach its end"
+        raise invalid("patience", f"left out {reason}", patience)
 
 
 def reads_setting(method: str, setting: str) -> bool:

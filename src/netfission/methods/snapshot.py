@@ -123,6 +123,7 @@ class SingleTrainingMethod(Method):
 
     settings: ClassVar[frozenset[str]] = SINGLE_EXIT_SETTINGS
     joint = False
+    may_stop_early = False
 
     def check(self, fission: FissionConfig) -> None:
         """Check the settings of a network.

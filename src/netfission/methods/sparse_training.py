@@ -287,6 +287,7 @@ class EDSTEnsembleMethod(SparseTrainingMethod):
 
     joint = False
     follows_schedule = False
+    may_stop_early = False
     deviations = (
         *SparseTrainingMethod.deviations,
         "one network is trained; the exits are what it was at the end of each refinement",

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from torch import Tensor
 
 from netfission.methods.base import TrainingHook
 from netfission.runs.lightning_module import TrainingModule
@@ -59,6 +61,64 @@ class EpochTable(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the rows."""
         self.rows = list(state_dict["rows"])
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the epoch with the lowest validation NLL, and stops the training by patience.
+
+    The weights are those that were validated: the average, if weights are averaged. Its place is after the
+    table, whose rows it reads, and before the callback that averages, which puts other weights back after
+    the validation. The checkpoint holds the weights, so that a resumed run keeps and stops as one piece.
+
+    Args:
+        patience: epochs without a lower NLL after which the training stops.
+        table: the table of the epochs' metrics.
+        progress: print which epoch is kept.
+    """
+
+    def __init__(self, patience: int, table: EpochTable, *, progress: bool = True) -> None:
+        self.patience = patience
+        self.table = table
+        self.progress = progress
+        self.validated: dict[str, Tensor] = {}
+        self.best: dict[str, Any] = {"epoch": 0, "nll": inf, "weights": {}}
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Copy the weights that were validated."""
+        state = pl_module.network.state_dict()
+        self.validated = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Stop a resumed training that had stopped already."""
+        self._stop_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Keep the epoch's weights if they are the best, or stop the training."""
+        row = self.table.rows[-1]
+        if row["val/nll"] < self.best["nll"]:
+            self.best = {"epoch": int(row["epoch"]), "nll": row["val/nll"], "weights": self.validated}
+        self._stop_if_due(trainer)
+
+    def _stop_if_due(self, trainer: lightning.Trainer) -> None:
+        if len(self.table.rows) - self.best["epoch"] >= self.patience:
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Load the best weights; after the end of the training, at which an average is loaded."""
+        if self.best["epoch"]:
+            pl_module.network.load_state_dict(self.best["weights"])
+            if self.progress and trainer.is_global_zero:
+                of_all = f"epoch {self.best['epoch']} of {len(self.table.rows)}"
+                nll = decimal(self.best["nll"], 3)
+                print(f"kept {of_all}, with the lowest validation NLL ({nll})", flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps."""
+        return dict(self.best)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best epoch."""
+        self.best = dict(state_dict)
 
 
 class EpochLines(Callback):

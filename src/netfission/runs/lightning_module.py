@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
+from netfission.data.augment import Balance
 from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.evaluation import collect_logits
 from netfission.methods.base import Method
@@ -206,14 +207,22 @@ class RunDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Return the shuffled, augmented training batches."""
-        return self._batches(self.data.train, shuffle=True, augment=augmentation(self.config.data, self.data))
+        config = self.config.data
+        return self._batches(
+            self.data.train, shuffle=True, augment=augmentation(config, self.data), balance=config.balance
+        )
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Return the validation batches; none if there is no validation split."""
         return [] if self.data.validation is None else self._batches(self.data.validation)
 
     def _batches(
-        self, split: Split, *, shuffle: bool = False, augment: Augmentation | None = None
+        self,
+        split: Split,
+        *,
+        shuffle: bool = False,
+        augment: Augmentation | None = None,
+        balance: Balance = "none",
     ) -> Batches:
         assert self.trainer is not None
         return make_batches(
@@ -223,6 +232,7 @@ class RunDataModule(lightning.LightningDataModule):
             device=self.trainer.strategy.root_device,
             shuffle=shuffle,
             augment=augment,
+            balance=balance,
             seed=self.config.fission.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
+from netfission.data.augment import Balance
 from netfission.data.matched import full_name
 from netfission.data.sources import NAMES, fingerprint
 from netfission.data.summary import CUT, DataSummary
@@ -200,6 +201,7 @@ def make_batches(
     device: torch.device | str = "cpu",
     shuffle: bool = False,
     augment: Augmentation | None = None,
+    balance: Balance = "none",
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -218,6 +220,7 @@ def make_batches(
         shuffle=shuffle,
         drop_last=shuffle and len(split) >= batch_size * world_size,
         augment=augment,
+        balance=balance,
         seed=seed,
         rank=rank,
         world_size=world_size,
@@ -235,4 +238,5 @@ def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
         flip=photographs if config.flip is None else config.flip,
         mix=config.mix,
         mix_alpha=config.mix_alpha,
+        label_smoothing=config.label_smoothing,
     )

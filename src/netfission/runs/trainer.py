@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from netfission.config import TrainingConfig
-from netfission.runs.callbacks import AccuracyBar, EpochLines, EpochTable, WholeCheckpoints
+from netfission.runs.callbacks import AccuracyBar, EpochLines, EpochTable, KeepBest, WholeCheckpoints
 from netfission.runs.folder import RunFolder
 from netfission.utils.errors import first_line, invalid
 
@@ -51,8 +51,9 @@ def make_trainer(
     Raises:
         ValueError: the machine lacks the accelerator or the devices.
     """
+    table = EpochTable(folder.metrics)
     writers: list[Callback] = [
-        EpochTable(folder.metrics),
+        table,
         ModelCheckpoint(
             folder.checkpoint.parent,
             filename=folder.checkpoint.stem,
@@ -63,6 +64,8 @@ def make_trainer(
     on_terminal = sys.stdout.isatty()
     if progress:
         writers.append(AccuracyBar() if on_terminal else EpochLines())
+    if config.patience is not None:  # before the average, see `KeepBest`
+        writers.append(KeepBest(config.patience, table, progress=progress))
     if config.ema is not None:
         writers.append(EMAWeightAveraging(decay=config.ema))
     try:
