@@ -83,14 +83,24 @@ class ModelConfig:
         model: cifar-resnet18, cifar-resnet34, cifar-resnet50 (with -wN for base width N), wrn-DEPTH-WIDTH, a
             timm name or torchvision/NAME.
         pretrained: start from published weights.
+        weights: start from the weights in a file (safetensors, or a state dict saved by PyTorch), or in the
+            folder of a run of one exit; a classifier of other classes is drawn anew.
+
+    Raises:
+        ValueError: both `pretrained` and `weights` are given.
 
     Example:
         >>> ModelConfig("wrn-28-10")
-        ModelConfig(model='wrn-28-10', pretrained=False)
+        ModelConfig(model='wrn-28-10', pretrained=False, weights=None)
     """
 
     model: str = "wrn-16-2"
     pretrained: bool = False
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.weights is not None:
+            raise invalid("weights", "left out with pretrained, which loads others", self.weights)
 
 
 @dataclass(frozen=True)

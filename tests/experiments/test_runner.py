@@ -16,6 +16,7 @@ from netfission.cli import main
 from netfission.evaluation import evaluate_logits
 from netfission.experiments.records import Records
 from netfission.experiments.runner import run_folder, run_missing
+from netfission.models import create_model, read_weights
 
 FLAGS = (
     "--data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --batch_size 25 "
@@ -57,6 +58,24 @@ def test_a_folder_that_a_kill_left_without_settings_is_begun_anew(grid_of, tmp_p
     folder.mkdir(parents=True)
     (folder / ".config.yaml.12345678.tmp").touch()
     assert run_missing([cell], tmp_path)[0].error is None
+
+
+def test_records_of_other_weights_under_the_name_are_refused(grid_of, tmp_path):
+    file, out = tmp_path / "net.pt", tmp_path / "out"
+    cells = grid_of("single", weights=str(file)).cells()
+    with pytest.raises(ValueError, match=r"net\.pt must be a file of weights .*, got no such file"):
+        run_missing(cells, out)
+    assert not out.exists()  # it is said before any run
+    torch.save(create_model("wrn-10-1", 10, in_channels=1).state_dict(), file)
+    (record,) = run_missing(cells, out)
+    assert record.error is None
+    assert record.weights == read_weights(file).sha256
+    assert run_missing(cells, out) == [record]
+    torch.save({name: tensor + 1 for name, tensor in torch.load(file).items()}, file)
+    with pytest.raises(ValueError, match=r"^weights must be the file of .*\.json, got .*net\.pt with other"):
+        run_missing(cells, out)
+    file.unlink()
+    assert run_missing(cells, out) == [record]  # which needs it no more
 
 
 def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):

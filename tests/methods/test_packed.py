@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from netfission.config import FissionConfig, MethodConfig
+from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.methods.base import BuildPlan, call_with_seed
-from netfission.methods.registry import find_method
+from netfission.methods.registry import check_settings, find_method
 from netfission.models import create_model
 
 WRN = partial(create_model, "wrn-10-1", 10)
@@ -165,6 +165,14 @@ def test_groups_and_widths_that_do_not_fit_are_refused():
     ):
         find_method(CONFIG).build(plan(flattened, exits=3))
     assert find_method(CONFIG).build(plan(flattened, exits=4))(torch.rand(1, 3, 8, 8)).shape == (1, 4, 10)
+
+
+def test_weights_of_a_file_are_refused():
+    settings = {"method": "packed", "weights": "net.pt"}
+    with pytest.raises(
+        ValueError, match=r"^weights must be None with method=packed, got 'net\.pt'; its members"
+    ):
+        check_settings(RunConfig.from_dict(settings))
 
 
 def test_pretrained_weights_are_refused():

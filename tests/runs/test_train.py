@@ -1,5 +1,6 @@
 import csv
 import errno
+import hashlib
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from netfission.cli import main
+from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import LARGEST_NLL, DivergedError
@@ -61,6 +63,82 @@ def test_channels_are_dealt_by_what_the_training_images_say_of_them(tmp_path):
     flags = "--data digits --limit_per_class 5 --model wrn-10-1 --epochs 1 --exits 2"
     flags += " --grouping channels --assignment importance --pruning_batches 1"
     assert main(["train", *flags.split(), "--out", str(tmp_path / "run")]) == 0
+
+
+FROM_WEIGHTS = "--data digits --limit-per-class 5 --model wrn-10-1 --exits 2 --grouping channels --epochs 1"
+
+
+def test_a_run_from_a_file_of_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    trained = create_model("wrn-10-1", 7, in_channels=1)
+    torch.save({"module." + name: tensor for name, tensor in trained.state_dict().items()}, "net.pt")
+    flags = [*FROM_WEIGHTS.split(), "--weights", "net.pt", "--learning-rate", "1e-9", "--weight-decay", "0"]
+    assert main(["train", *flags, "--out", "run"]) == 0
+    path = tmp_path / "net.pt"
+    assert f"\n44 of 46 tensors from {path} (prefix module.); new weights: fc.weight, fc.bias\n" in (
+        capsys.readouterr().out
+    )
+    folder = RunFolder(tmp_path / "run")
+    assert folder.load_config().model.weights == str(path)
+    report = folder.load_weights_report()
+    assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (report.loaded, report.new) == (44, ("fc.weight", "fc.bias"))
+    stem = load_file(folder.weights)["stem.conv1.weight"]
+    assert torch.allclose(stem, trained.get_parameter("conv1.weight"), atol=1e-6)
+
+    path.unlink()  # a finished run does without
+    evaluation = folder.evaluation.read_bytes()
+    folder.evaluation.unlink()
+    assert main(["evaluate", "run"]) == 0
+    assert folder.evaluation.read_bytes() == evaluation
+    assert main(["train", *flags, "--out", "run", "--resume"]) == 0
+
+
+def test_resuming_with_other_weights_under_the_name_is_refused(tmp_path, capsys):
+    path, out = tmp_path / "net.pt", str(tmp_path / "run")
+    torch.save(create_model("wrn-10-1", 10, in_channels=1).state_dict(), path)
+    flags = [*FROM_WEIGHTS.split(), "--weights", str(path), "--out", out]
+    assert main(["train", *flags]) == 0
+    RunFolder(tmp_path / "run").weights.unlink()  # as if it had been stopped
+    assert main(["train", *flags, "--resume"]) == 0
+    RunFolder(tmp_path / "run").weights.unlink()
+    others = {name: tensor + 1 for name, tensor in torch.load(path).items()}
+    torch.save(others, path)
+    capsys.readouterr()
+    assert main(["train", *flags, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "--weights must be the file that the run began with (SHA-256 " in error
+    assert f"got {path} with other content" in error
+    assert RunFolder(tmp_path / "run").config.is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--weights none.pt", "none.pt must be a file of weights (safetensors, or a state dict saved by"),
+        ("--weights none.pt --pretrained true", "--weights must be left out with pretrained, which loads"),
+    ],
+)
+def test_weights_that_cannot_be_read_leave_no_run(flags, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *FROM_WEIGHTS.split(), *flags.split(), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_run_from_the_folder_of_a_run(tmp_path):
+    flags = "--data digits --limit-per-class 5 --model wrn-10-1 --epochs 1"
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", *flags.split(), "--exits", "1", "--out", str(first)]) == 0
+    second_flags = f"--exits 2 --weights {first} --learning-rate 1e-9 --weight-decay 0 --grouping copies"
+    assert main(["train", *flags.split(), *second_flags.split(), "--out", str(second)]) == 0
+    before, after = state_of(first), state_of(second)
+    for name in ("stem.conv1.weight", "paths.0.head.fc.weight"):
+        assert torch.allclose(before[name], after[name], atol=1e-6)
+    assert RunFolder(second).load_weights_report().new == ()
 
 
 @pytest.mark.parametrize(

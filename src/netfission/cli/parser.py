@@ -314,7 +314,10 @@ def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any
     """Return the settings of runs among those of a command, which has `out` and `others` as well."""
     left_out = {"out", "flags", "file", *others}
     given = {name: value for name, value in vars(settings).items() if name not in left_out}
-    return given | {"data": absolute_data(given.get("data", DataConfig.data))}
+    paths = {"data": absolute_data(given.get("data", DataConfig.data))}
+    if (weights := given.get("weights")) is not None:
+        paths["weights"] = str(Path(weights).resolve())
+    return given | paths
 
 
 def absolute_data(data: str) -> str:

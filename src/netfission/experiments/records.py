@@ -14,6 +14,7 @@ from netfission.data.sources import NAMES, fingerprint
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
 from netfission.methods.registry import METHODS
+from netfission.models.weights import file_digest
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 from netfission.utils.typed import read_json
@@ -33,6 +34,7 @@ class Record:
         evaluation: on the test split; None if the run failed.
         error: why the run failed, in one line; None if it did not.
         data: `fingerprint` of the data set's folder; None for a data set by name.
+        weights: SHA-256 of the file of weights that the run started from; None if it started from others.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Record:
     evaluation: dict[str, Any] | None = None
     error: str | None = None
     data: str | None = None
+    weights: str | None = None
 
     def read_evaluation(self) -> Evaluation:
         """Return the evaluation of a run that succeeded."""
@@ -60,6 +63,12 @@ def _data_fingerprint(cell: Cell) -> str | None:
     """The fingerprint of a run's folder of data; None for a data set by name."""
     data = cell.config.data.data
     return None if data in NAMES else _fingerprint(Path(data).resolve())
+
+
+def _weights_digest(cell: Cell) -> str | None:
+    """The SHA-256 of the file of weights that a run starts from; None if it is gone, or there is none."""
+    path = cell.config.model.weights
+    return file_digest(path) if path is not None and Path(path).exists() else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Records:
         version wrote it.
 
         Raises:
-            ValueError: the file is damaged, or the run had other data of the same name.
+            ValueError: the file is damaged, or the run had other data or weights of the same name.
         """
         record = self.find(cell)
         if record is None or record.error is not None:
@@ -108,6 +117,14 @@ class Records:
                 found=f"other data of the same name ({cell.config.data.data})",
                 hint="choose another folder for the runs on these data",
             )
+        weights = _weights_digest(cell)
+        if record.weights is not None and weights not in (None, record.weights):
+            raise invalid(
+                "weights",
+                f"the file of {self.file(cell)}",
+                found=f"{cell.config.model.weights} with other content",
+                hint="choose another folder for the runs from these weights",
+            )
         return record
 
     def write(self, cell: Cell, **result: Any) -> Record:
@@ -118,7 +135,8 @@ class Records:
             result: the other fields of `Record`.
         """
         settings, data = chosen_settings(cell.config), _data_fingerprint(cell)
-        record = Record(cell.key, cell.contender, cell.seed, settings, data=data, **result)
+        weights = _weights_digest(cell)
+        record = Record(cell.key, cell.contender, cell.seed, settings, data=data, weights=weights, **result)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.file(cell), json.dumps(asdict(record), indent=1) + "\n")
         return record

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records
+from netfission.models import read_weights
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.train import train
@@ -60,13 +61,17 @@ def run_missing(
         ray: address of a Ray cluster that does the runs instead, see `netfission.experiments.ray_cluster`.
 
     Raises:
-        ValueError: `workers` is not positive, no cluster answers, or a record is damaged.
+        ValueError: `workers` is not positive, no cluster answers, a record is damaged, or a file of weights
+            cannot be read.
         OSError: the disk is full, or the folder cannot be written.
         RuntimeError: a worker died.
     """
     check_positive_integer("workers", workers)
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
+    for path in {cell.config.model.weights for cell in missing}:
+        if path is not None:  # or each of the runs would fail
+            read_weights(path)
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
     with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:

@@ -95,6 +95,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "workers": (_FILES,),
     "model": _ANY,
     "pretrained": _ANY,
+    "weights": _ANY,
     "exits": _ANY,
     "branch_after": (_SEVERAL,),
     "stages": _ANY,

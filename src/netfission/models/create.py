@@ -1,11 +1,15 @@
 """Creation of classifiers by name: CIFAR networks of this library, timm's and torchvision's."""
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from netfission.models.cifar_resnet import CifarResNet
+from netfission.models.weights import TrainedWeights, WeightsReport, load_weights, read_weights
 from netfission.models.wide_resnet import WideResNet
 from netfission.utils.errors import check_positive_integer, did_you_mean, invalid
 from netfission.utils.extras import extra
@@ -17,7 +21,15 @@ _WIDE_RESNET = re.compile(r"wrn-(\d+)-(\d+)")
 _TORCHVISION_WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
 
 
-def create_model(name: str, num_classes: int, *, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    weights: TrainedWeights | str | Path | None = None,
+    report: Callable[[WeightsReport], object] | None = None,
+) -> nn.Module:
     """Create a classifier: images `(batch, in_channels, height, width)` → logits `(batch, num_classes)`.
 
     These names are known:
@@ -34,10 +46,15 @@ def create_model(name: str, num_classes: int, *, in_channels: int = 3, pretraine
         in_channels: channels of the images.
         pretrained: load published weights, which are downloaded on first use. The last layer gets new weights
             if the number of classes differs. New weights are drawn from PyTorch's global generator.
+        weights: a file of trained weights, or the folder of a run of one exit, see
+            `netfission.models.read_weights`. The classifier gets new weights if the file lacks it, or has
+            one of other classes; all other tensors must fit, see `netfission.models.load_weights`.
+        report: called with what was loaded, such as `print`.
 
     Raises:
-        ValueError: the name is unknown, the model has no published weights but `pretrained` is True, or
-            `num_classes` or `in_channels` is not valid (torchvision's models read 3 channels).
+        ValueError: the name is unknown, or `num_classes` or `in_channels` is not valid (torchvision's models
+            read 3 channels). Or the model has no published weights but `pretrained` is True, or the file of
+            weights cannot be read or does not fit.
         ConnectionError: the weights cannot be downloaded.
 
     Example:
@@ -48,6 +65,22 @@ def create_model(name: str, num_classes: int, *, in_channels: int = 3, pretraine
     """
     check_positive_integer("num_classes", num_classes)
     check_positive_integer("in_channels", in_channels)
+    if weights is None:
+        return _create(name, num_classes, in_channels, pretrained)
+    if pretrained:
+        raise invalid("weights", "None with pretrained=True, which loads others", found="both")
+    trained = weights if isinstance(weights, TrainedWeights) else read_weights(weights)
+    model = _create(name, num_classes, in_channels, pretrained=False)
+    with torch.random.fork_rng([]):
+        other = _create(name, num_classes + 1, in_channels, pretrained=False).state_dict()
+    classifier = {key for key, value in model.state_dict().items() if value.shape != other[key].shape}
+    loaded = load_weights(model, trained, classifier=classifier, name=name)
+    if report is not None:
+        report(loaded)
+    return model
+
+
+def _create(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
     cifar_model = _create_cifar(name, num_classes, in_channels)
     if cifar_model is not None:
         if pretrained:

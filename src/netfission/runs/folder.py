@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
+import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.other_data import OtherEvaluation
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
+from netfission.models import TrainedWeights, WeightsReport, read_weights
 from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 from netfission.utils.files import safe_name, write_whole
@@ -51,6 +53,11 @@ class RunFolder(ModelFolder):
     def data_summary(self) -> Path:
         """Classes, images in each split, and what was left out of the data set."""
         return self.path / "data.json"
+
+    @property
+    def weights_report(self) -> Path:
+        """The file of weights that the training started from, its SHA-256, and which tensors it gave."""
+        return self.path / "weights.json"
 
     @property
     def metrics(self) -> Path:
@@ -215,6 +222,33 @@ class RunFolder(ModelFolder):
     def load_data_summary(self) -> DataSummary | None:
         """Read `data_summary`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.data_summary, DataSummary)
+
+    def load_weights_report(self) -> WeightsReport | None:
+        """Read `weights_report`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.weights_report, WeightsReport)
+
+    def save_weights_report(self, reports: Sequence[WeightsReport]) -> None:
+        """Write the first of some reports, which tell the same of each network of a method; none if empty."""
+        if reports:
+            write_whole(self.weights_report, json.dumps(asdict(reports[0]), indent=1) + "\n")
+
+    def read_weights(self, config: RunConfig) -> TrainedWeights | None:
+        """Read the weights that a run starts from; None if it starts from others.
+
+        Raises:
+            ValueError: they cannot be read, or a run that began with other content of the file is resumed.
+        """
+        if config.model.weights is None:
+            return None
+        weights, begun = read_weights(config.model.weights), self.load_weights_report()
+        if begun is not None and begun.sha256 != weights.sha256:
+            raise invalid(
+                "weights",
+                f"the file that the run began with (SHA-256 {begun.sha256[:12]}…)",
+                found=f"{weights.path} with other content ({weights.sha256[:12]}…)",
+                hint="restore the file, or start another run",
+            )
+        return weights
 
     def load_metrics(self) -> list[dict[str, float]]:
         """Read the rows of `metrics`; none if there is no such file.

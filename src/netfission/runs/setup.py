@@ -1,6 +1,7 @@
 """From settings to a data set, a network, its description and batches of images."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from netfission.data.summary import CUT, DataSummary
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.optimizers import layer_scales
 from netfission.methods.registry import find_method
-from netfission.models import create_model
+from netfission.models import TrainedWeights, WeightsReport, create_model
 from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 
@@ -135,11 +136,23 @@ def check_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> None:
         raise invalid("data", expected, found=f"{name}, another data set")
 
 
-def build_network(config: RunConfig, data: ImageData) -> nn.Module:
+def build_network(
+    config: RunConfig,
+    data: ImageData,
+    weights: TrainedWeights | None = None,
+    report: Callable[[WeightsReport], object] | None = None,
+) -> nn.Module:
     """Build the network that the settings name, on the CPU, with its weights drawn from the seed.
 
+    Args:
+        config: the settings.
+        data: the data set.
+        weights: content of the file that `config.model.weights` names, if it is read already.
+        report: called with what was loaded from the file, once for each network that the method makes.
+
     Raises:
-        ValueError: the model or the method is unknown, or the method cannot build it.
+        ValueError: the model or the method is unknown, the method cannot build it, or the weights of the file
+            cannot be read or do not fit.
 
     Example:
         >>> from netfission.config import FissionConfig, ModelConfig
@@ -155,6 +168,8 @@ def build_network(config: RunConfig, data: ImageData) -> nn.Module:
             len(data.classes),
             in_channels=data.shape[0],
             pretrained=config.model.pretrained,
+            weights=weights or config.model.weights,
+            report=report,
         )
         return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
 

