@@ -43,6 +43,24 @@ def test_values_of_another_type_are_refused(settings, message):
         RunConfig.from_dict(settings)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("crop_scale", 0.0, "crop_scale must be a share of an image's area, in (0, 1], got 0.0"),
+        ("rand_augment", 31, "rand_augment must be an integer from 0 to 30, got 31"),
+        ("color_jitter", 1.5, "color_jitter must be a number in [0, 1], got 1.5"),
+        ("erase", -0.1, "erase must be a number in [0, 1], got -0.1"),
+        ("label_smoothing", 1.0, "label_smoothing must be a share in [0, 1), got 1.0"),
+        ("warmup", 1.0, "warmup must be a number in [0, 1), got 1.0"),
+        ("layer_decay", 1.0, "layer_decay must be a factor between 0 and 1, such as 0.75, got 1.0"),
+        ("patience", 0, "patience must be a positive integer, got 0"),
+    ],
+)
+def test_settings_of_fine_tuning_are_checked(setting, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        RunConfig.from_dict({setting: value})
+
+
 def test_whole_numbers_are_numbers_and_so_is_what_yaml_takes_for_text():
     read = RunConfig.from_dict(yaml.safe_load("learning_rate: 1e-3\nbranch_after: [1, 1]"))
     assert read.training.learning_rate == 0.001

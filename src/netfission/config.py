@@ -31,7 +31,13 @@ class DataConfig:
         limit_per_class: train on at most this number of images per class; default all.
         corrupt: what to do with an image that cannot be read: refuse or skip.
         crop_padding: pixels of zero padding for random crops; default an eighth of the image, 0 for digits.
+        crop_scale: smallest share of an image's area that a random crop keeps, in (0, 1]; the crop is resized
+            to the image's size, and there is no padding; default no such crops.
         flip: flip images left to right at random; default true, false for digits.
+        rand_augment: strength of RandAugment (two random changes of colour or geometry per image), from 0 to
+            30; default none.
+        color_jitter: largest relative change of brightness, contrast and saturation, in [0, 1].
+        erase: probability that a random rectangle of an image is erased, in [0, 1].
         mix: mix pairs of images and their labels: none, cutmix or mixup.
         mix_alpha: parameter of the Beta distribution of the mixing share.
         label_smoothing: share of each label that is spread over all classes, in [0, 1).
@@ -54,7 +60,11 @@ class DataConfig:
     limit_per_class: int | None = None
     corrupt: Literal["refuse", "skip"] = "refuse"
     crop_padding: int | None = None
+    crop_scale: float | None = None
     flip: bool | None = None
+    rand_augment: int | None = None
+    color_jitter: float = 0.0
+    erase: float = 0.0
     mix: Literal["none", "cutmix", "mixup"] = "none"
     mix_alpha: float = 1.0
     label_smoothing: float = 0.0
@@ -71,6 +81,13 @@ class DataConfig:
             if (value := getattr(self, name)) is not None and value < 0:
                 raise invalid(name, "an integer of at least 0", value)
         check_positive("mix_alpha", self.mix_alpha)
+        if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
+            raise invalid("crop_scale", "a share of an image's area, in (0, 1]", self.crop_scale)
+        if self.rand_augment is not None and not 0 <= self.rand_augment <= 30:
+            raise invalid("rand_augment", "an integer from 0 to 30", self.rand_augment)
+        for name in ("color_jitter", "erase"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise invalid(name, "a number in [0, 1]", share)
         if not 0 <= self.label_smoothing < 1:
             raise invalid("label_smoothing", "a share in [0, 1)", self.label_smoothing)
 

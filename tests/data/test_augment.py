@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netfission.data import Augmentation
-from netfission.data.augment import class_weights, crop_and_flip, make_mix, soften
+from netfission.data.augment import PhotographTransform, class_weights, crop_and_flip, erase, make_mix, soften
 
 
 @settings(deadline=None, max_examples=40)
@@ -103,3 +103,44 @@ def test_soft_labels_are_those_of_pytorch_s_cross_entropy():
     # The label stays the largest, even if another class has a much larger weight.
     uneven = soften(torch.tensor([0, 1]), 2, smoothing=0.4, weights=torch.tensor([0.1, 9.0]))
     assert uneven.argmax(1).tolist() == [0, 1]
+
+
+def ramp(size: int) -> torch.Tensor:
+    """An image whose pixels say where they are."""
+    return torch.stack([torch.arange(size).repeat(size, 1), torch.arange(size)[:, None].repeat(1, size)])[
+        [0, 1, 0]
+    ].to(torch.uint8)
+
+
+def test_a_crop_keeps_the_share_of_the_image_that_is_asked_for() -> None:
+    transform = PhotographTransform(Augmentation(crop_scale=0.25), (100, 100))
+    shares = []
+    for seed in range(50):
+        crop = transform(ramp(100), seed)
+        assert crop.shape == (3, 100, 100)
+        width, height = (int(axis.max()) - int(axis.min()) + 1 for axis in crop[:2])
+        shares.append(width * height / 100**2)
+    assert 0.2 < min(shares) < 0.4 < 0.8 < max(shares)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"crop_scale": 0.2}, {"rand_augment": 20}, {"color_jitter": 0.5}],
+    ids=lambda settings: "-".join(settings),
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_transform_changes_images_by_its_seed(settings: dict[str, float], channels: int) -> None:
+    transform = PhotographTransform(Augmentation(**settings), (32, 32))
+    image = ramp(32)[:channels]
+    results = [transform(image, seed) for seed in (0, 0, 1, 2, 3)]
+    assert torch.equal(results[0], results[1])
+    assert len(torch.stack(results).unique(dim=0)) >= 3
+    assert results[0].dtype == torch.uint8
+    assert results[0].shape == (channels, 32, 32)
+
+
+def test_rectangles_are_erased_with_their_probability() -> None:
+    generator = torch.Generator().manual_seed(0)
+    erased = (erase(torch.ones(400, 3, 16, 16), 0.25, generator) == 0).flatten(1).float().mean(1)
+    assert 70 < (erased > 0).sum() < 130
+    assert erased.max() < 0.4

@@ -13,6 +13,7 @@ from netfission.data import Augmentation, Batches, StreamedSplit, TensorSplit
 from netfission.data.splits import ArrayRecords
 
 PAPER = Augmentation(crop_padding=4, flip=True)
+PHOTOGRAPH = Augmentation(crop_scale=0.3, flip=True, rand_augment=9, color_jitter=0.4, erase=0.5)
 
 
 def _splits(count: int = 23) -> tuple[TensorSplit, StreamedSplit]:
@@ -83,10 +84,13 @@ def test_ranks_share_the_rows(
 
 
 @pytest.mark.parametrize("kind", ["held", "streamed"])
-@pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
-def test_an_epoch_repeats_exactly_and_leaves_the_global_state(kind: str, mix: Any) -> None:
+@pytest.mark.parametrize(
+    "augment",
+    [*(Augmentation(crop_padding=2, flip=True, mix=mix) for mix in ("none", "cutmix", "mixup")), PHOTOGRAPH],
+    ids=["none", "cutmix", "mixup", "photograph"],
+)
+def test_an_epoch_repeats_exactly_and_leaves_the_global_state(kind: str, augment: Augmentation) -> None:
     split = _splits()[kind == "streamed"]
-    augment = Augmentation(crop_padding=2, flip=True, mix=mix)
     batches = _batches(split, shuffle=True, augment=augment, seed=3)
     before = torch.random.get_rng_state()
 
@@ -116,8 +120,9 @@ def test_drop_last_leaves_full_batches_only(kind: str) -> None:
     assert len(batches) == 4
 
 
-def test_held_and_streamed_give_the_same_batches() -> None:
-    options = {"shuffle": True, "augment": PAPER, "seed": 1}
+@pytest.mark.parametrize("augment", [PAPER, PHOTOGRAPH], ids=["paper", "photograph"])
+def test_held_and_streamed_give_the_same_batches(augment: Augmentation) -> None:
+    options = {"shuffle": True, "augment": augment, "seed": 1}
     for held, streamed in zip(*(_batches(split, **options) for split in _splits()), strict=True):
         assert torch.equal(held[0], streamed[0])
         assert torch.equal(held[1], streamed[1])
@@ -141,19 +146,22 @@ def test_workers_leave_interruptions_to_the_main_process(workers: int) -> None:
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_workers_change_nothing() -> None:
-    _, streamed = _splits()
-    options = {"shuffle": True, "augment": PAPER}
-    alone, helped = (list(_batches(streamed, workers=n, **options)) for n in (0, 2))
+@pytest.mark.parametrize("kind", ["held", "streamed"])
+@pytest.mark.parametrize("augment", [PAPER, PHOTOGRAPH], ids=["paper", "photograph"])
+def test_workers_change_nothing(kind: str, augment: Augmentation) -> None:
+    split = _splits()[kind == "streamed"]
+    options = {"shuffle": True, "augment": augment}
+    alone, helped = (list(_batches(split, workers=n, **options)) for n in (0, 2))
     for expected, value in zip(alone, helped, strict=True):
         assert torch.equal(value[0], expected[0])
         assert torch.equal(value[1], expected[1])
 
 
-def test_ranks_augment_differently() -> None:
+@pytest.mark.parametrize("augment", [PAPER, Augmentation(color_jitter=0.9)], ids=["paper", "colour"])
+def test_ranks_augment_differently(augment: Augmentation) -> None:
     split = TensorSplit(torch.full((64, 1, 8, 8), 9, dtype=torch.uint8), torch.zeros(64).long())
     images = [
-        next(iter(_batches(split, 32, shuffle=True, augment=PAPER, rank=rank, world_size=2)))[0]
+        next(iter(_batches(split, 32, shuffle=True, augment=augment, rank=rank, world_size=2)))[0]
         for rank in range(2)
     ]
     assert not torch.equal(*images)
@@ -207,3 +215,14 @@ def test_weights_and_smoothing_make_labels_soft_after_mixing() -> None:
     ((_, labels),) = _batches(split, 40, classes=2, shuffle=True, augment=augment)
     torch.testing.assert_close(labels.sum(1), torch.ones(40))
     assert 0.25 <= labels.min() < labels.max() <= 0.75
+
+
+def test_an_image_drawn_twice_is_transformed_anew() -> None:
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(16, 1, 1, 1)
+    split = TensorSplit(images, torch.tensor([0] * 15 + [1]))
+    augment = Augmentation(crop_scale=0.1)
+    batches = _batches(split, 16, classes=2, shuffle=True, balance="sampler", augment=augment)
+    ((images, labels),) = batches
+    drawn = images[labels == 1]  # one image
+    assert len(drawn) > 4
+    assert len(drawn.unique(dim=0)) > 4

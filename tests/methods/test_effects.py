@@ -76,6 +76,7 @@ def test_schedules_have_an_effect_as_the_table_says(method):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"crop_scale": 0.5, "crop_padding": 4}, "crop_padding must be left out with crop_scale, got 4"),
         ({"mix_alpha": 1.0}, "mix_alpha must be left out unless mix=cutmix or mix=mixup, got 1.0"),
         ({"corrupt": "skip"}, "corrupt must be left out with data=digits, got 'skip'"),
         ({"workers": 1}, "workers must be left out with data=digits, got 1"),
@@ -150,6 +151,7 @@ def test_a_setting_without_effect_is_refused(settings, message):
 
 
 def test_what_asks_for_nothing_is_accepted():
+    check_effects(RunConfig.from_dict({"workers": 1, "rand_augment": 5}), ["workers"])
     check_effects(RunConfig.from_dict({"method": "mimo", "sparsity": 0.0}), ["method", "sparsity"])
     config = RunConfig.from_dict({"exits": 1, "distillation_weight": 0.0, "ratio": None})
     check_effects(config, ["exits", "distillation_weight", "ratio"])

@@ -208,6 +208,7 @@ RESUMED = [
     {},
     {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.5},
     {"label_smoothing": 0.1, "balance": "sampler", "patience": 1, "ema": 0.9},
+    {"crop_scale": 0.5, "rand_augment": 5, "color_jitter": 0.3, "erase": 0.3, "flip": True},
 ]
 
 

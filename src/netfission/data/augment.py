@@ -1,6 +1,7 @@
 """Augmentation of whole batches, on the device they lie on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,7 +23,13 @@ class Augmentation:
     Args:
         crop_padding: pixels of zeros added around the raw image before a window of the old size is cropped at
             random, per image (the paper: 4). Raw zeros: the border is black, not the mean.
+        crop_scale: smallest share of the image's area that a crop of random size and shape keeps; it is
+            resized to the size of the image. Default no such crops.
         flip: mirror each image left to right with probability ½.
+        rand_augment: magnitude of RandAugment (Cubuk et al. 2020), from 0 to 30, with two operations per
+            image; default none.
+        color_jitter: largest relative change of brightness, contrast and saturation, in [0, 1].
+        erase: probability that a random rectangle of the normalised image becomes 0, the mean.
         mix: `cutmix` (Yun et al. 2019) or `mixup` (Zhang et al. 2018) within each batch, which makes the
             labels soft; default `none`.
         mix_alpha: both parameters of the Beta distribution of the mixing share; default 1.
@@ -40,10 +47,19 @@ class Augmentation:
     """
 
     crop_padding: int = 0
+    crop_scale: float | None = None
     flip: bool = False
+    rand_augment: int | None = None
+    color_jitter: float = 0.0
+    erase: float = 0.0
     mix: MixKind = "none"
     mix_alpha: float = 1.0
     label_smoothing: float = 0.0
+
+    @property
+    def changes_photographs(self) -> bool:
+        """Whether images are changed one by one, see `PhotographTransform`."""
+        return self.crop_scale is not None or self.rand_augment is not None or self.color_jitter > 0
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -84,6 +100,76 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     source = source.to(images.device, non_blocking=True).view(batch, 1, -1)
     padded = F.pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, source.expand(-1, channels, -1)).view(images.shape)
+
+
+class PhotographTransform:
+    """The random crops, RandAugment and colour jitter of an augmentation, by torchvision, of one image.
+
+    PyTorch's global random state does not change.
+
+    Args:
+        augmentation: the settings; see `changes_photographs`.
+        size: height and width of the result.
+
+    Example:
+        >>> transform = PhotographTransform(Augmentation(crop_scale=0.5, rand_augment=9), (16, 16))
+        >>> image = torch.zeros(3, 32, 24, dtype=torch.uint8)
+        >>> transform(image, seed=0).shape
+        torch.Size([3, 16, 16])
+    """
+
+    def __init__(self, augmentation: Augmentation, size: tuple[int, int]) -> None:
+        from torchvision.transforms import v2
+
+        steps: list[Callable[[Tensor], Tensor]] = []
+        if augmentation.crop_scale is not None:
+            steps.append(v2.RandomResizedCrop(size, scale=(augmentation.crop_scale, 1.0), antialias=True))
+        if augmentation.rand_augment is not None:
+            steps.append(v2.RandAugment(num_ops=2, magnitude=augmentation.rand_augment))
+        if strength := augmentation.color_jitter:
+            steps.append(v2.ColorJitter(strength, strength, strength))
+        self._steps = steps
+
+    def __call__(self, image: Tensor, seed: int) -> Tensor:
+        """Transform pixels `(channels, height, width)` uint8; the seed determines the result."""
+        with _drawing_from(seed):
+            for step in self._steps:
+                image = step(image)
+        return image
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Let torchvision, which draws from the CPU's global generator, draw from a seed."""
+    # torch.manual_seed would also reset the generators of accelerators, which nothing here restores.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Set a random rectangle of each image to 0 with a probability (Zhong et al. 2020).
+
+    A rectangle covers 2 to 33 % of the image. PyTorch's global random state does not change.
+
+    Args:
+        images: `(batch, channels, height, width)`, normalised.
+        probability: of each image.
+        generator: on the CPU.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Example:
+        >>> images = torch.ones(4, 3, 16, 16)
+        >>> bool((erase(images, 1.0, torch.Generator()) == 0).flatten(1).any(1).all())
+        True
+    """
+    from torchvision.transforms import v2
+
+    transform = v2.RandomErasing(p=probability)
+    with _drawing_from(int(torch.randint(2**62, (), generator=generator))):
+        return torch.stack([transform(image) for image in images])
 
 
 def soften(labels: Tensor, classes: int, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -151,11 +237,7 @@ def make_mix(augmentation: Augmentation, classes: int) -> Mix | None:
     transform = kind(num_classes=classes, alpha=augmentation.mix_alpha)
 
     def mix(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        # torchvision draws from the CPU's global generator; torch.manual_seed would also reset
-        # those of the accelerators, which nothing here restores.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with _drawing_from(int(torch.randint(2**62, (), generator=generator))):
             mixed, soft = transform(images, labels)
         return mixed, soft
 

@@ -1,20 +1,30 @@
 """Batches ready for the network: normalised, augmented, on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from netfission.data.augment import Augmentation, Balance, class_weights, crop_and_flip, make_mix, soften
-from netfission.data.splits import CorruptImageError, Split, StreamedSplit, TensorSplit
+from netfission.data.augment import (
+    Augmentation,
+    Balance,
+    PhotographTransform,
+    class_weights,
+    crop_and_flip,
+    erase,
+    make_mix,
+    soften,
+)
+from netfission.data.splits import CorruptImageError, Split, TensorSplit
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.interrupts import no_interrupts
 
 # Streams of random numbers, one per purpose: those of one epoch never overlap.
-_ORDER, _AUGMENTATION, _WORKERS = range(3)
+_ORDER, _AUGMENTATION, _WORKERS, _PHOTOGRAPHS = range(4)
 
 
 class Normalisation:
@@ -43,12 +53,12 @@ class Normalisation:
 
 
 def decode_batches(
-    split: StreamedSplit, batch_size: int, *, workers: int = 0, **settings: Any
+    split: Dataset[tuple[Tensor, int]], batch_size: int, *, workers: int = 0, **settings: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Return an iterator over the batches of a streamed split: pixels uint8, and labels.
 
     Args:
-        split: the images and labels.
+        split: the images and labels, such as a `StreamedSplit`.
         batch_size: images per batch.
         workers: processes that decode, which Ctrl-C does not reach; default 0, in this process.
         settings: of `torch.utils.data.DataLoader`.
@@ -79,6 +89,33 @@ def _with_plain_errors(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tup
         raise CorruptImageError(last.rpartition(f"{CorruptImageError.__name__}: ")[2]) from None
 
 
+class _TransformedSplit(Dataset[tuple[Tensor, int]]):
+    """A split whose images are transformed one by one.
+
+    An item is asked for by its position in the epoch and its row. The position determines the transform, so
+    that it does not depend on which worker applies it.
+
+    Args:
+        split: the images.
+        augment: with transforms of photographs.
+        seed: position → seed.
+    """
+
+    def __init__(self, split: Split, augment: Augmentation, seed: Callable[[int], int]) -> None:
+        self.split = split
+        self.seed = seed
+        size = split.images.shape[2:] if isinstance(split, TensorSplit) else split.size
+        self.transform = PhotographTransform(augment, (size[0], size[1]))
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        position, row = place
+        if isinstance(self.split, TensorSplit):
+            image, label = self.split.images[row], int(self.split.labels[row])
+        else:
+            image, label = self.split[row]
+        return self.transform(image, self.seed(position)), label
+
+
 class Batches:
     """Iterable over a split in batches: images `(batch, channels, height, width)` float32 and labels.
 
@@ -86,7 +123,8 @@ class Batches:
     classes have weights. Images are normalised to `(pixel / 255 - mean) / std`, after augmentation.
 
     A split in memory is kept on `device` as uint8, and whole batches are gathered, augmented and normalised
-    there. A streamed split is decoded by worker processes.
+    there. A streamed split is decoded by worker processes. If the augmentation has transforms for
+    photographs, the workers apply them to each image, of a split in memory, too.
 
     The seed and the epoch determine order and augmentation. Set the epoch by `set_epoch` (it starts at 0);
     iteration does not advance it. PyTorch's global random state is neither used nor changed.
@@ -107,7 +145,7 @@ class Batches:
         rank: number of this process, whose share is every `world_size`-th row of one common order.
         world_size: number of processes. With `shuffle`, some rows are repeated so that all shares are equal,
             since gradients are averaged; without, no row is repeated, since results are counted.
-        workers: processes that decode a streamed split; default 0, in this process.
+        workers: processes that decode a streamed split, or transform photographs; default 0, in this process.
 
     Raises:
         ValueError: the batch size is not positive, the rank is not below `world_size`, mean and std differ in
@@ -166,7 +204,7 @@ class Batches:
         self._weights = weights.to(self.device) if weights is not None and balance == "weights" else None
         self._held = (
             TensorSplit(split.images.to(self.device), split.labels.to(self.device))
-            if isinstance(split, TensorSplit)
+            if isinstance(split, TensorSplit) and not self.augment.changes_photographs
             else None
         )
 
@@ -209,8 +247,11 @@ class Batches:
         return torch.multinomial(weights, rows, replacement=True, generator=generator)
 
     def _generator(self, stream: int, rank: int = 0) -> torch.Generator:
-        words = np.random.SeedSequence((self.seed, self.epoch, stream, rank))
-        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        return torch.Generator().manual_seed(self._seed(stream, rank))
+
+    def _seed(self, *numbers: int) -> int:
+        words = np.random.SeedSequence((self.seed, self.epoch, *numbers))
+        return int(words.generate_state(1, np.uint64)[0])
 
     def _gathered(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._held is not None
@@ -219,12 +260,17 @@ class Batches:
             yield self._held.images[rows], self._held.labels[rows]
 
     def _streamed(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        assert isinstance(self.split, StreamedSplit)
+        split: Split | _TransformedSplit = self.split
+        sampler: list[Any] = order.tolist()
+        if self.augment.changes_photographs:
+            split = _TransformedSplit(self.split, self.augment, partial(self._seed, _PHOTOGRAPHS, self.rank))
+            sampler = list(enumerate(sampler))
+        assert isinstance(split, Dataset)
         decoded = decode_batches(
-            self.split,
+            split,
             self.batch_size,
             workers=self.workers,
-            sampler=order.tolist(),
+            sampler=sampler,
             drop_last=self.drop_last,
             pin_memory=self.device.type == "cuda",
             generator=self._generator(_WORKERS, self.rank),  # else it draws from the global one
@@ -236,11 +282,13 @@ class Batches:
             )
 
     def _finish(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augment the raw pixels, normalise, mix, soften the labels."""
+        """Augment the raw pixels, normalise, erase, mix, soften the labels."""
         padding, flip = self.augment.crop_padding, self.augment.flip
         if padding or flip:
             images = crop_and_flip(images, padding, flip, generator)
         normalised = self._normalise(images)
+        if self.augment.erase:
+            normalised = erase(normalised, self.augment.erase, generator)
         if self._mix:
             normalised, labels = self._mix(normalised, labels, generator)
         if self.augment.label_smoothing or self._weights is not None:

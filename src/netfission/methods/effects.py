@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from netfission.config import ONE_PREDICTION, FissionConfig, MethodConfig, RunConfig
+from netfission.config import ONE_PREDICTION, DataConfig, FissionConfig, MethodConfig, RunConfig
 from netfission.methods.optimizers import has_momentum
 from netfission.methods.registry import METHODS, reads_setting
 from netfission.pruning.prune import CRITERIA
@@ -38,9 +38,16 @@ def _weight(config: RunConfig) -> float:
     return METHODS[config.method.method].distillation if weight is None else weight
 
 
+def _transforms_photographs(data: DataConfig) -> bool:
+    """Return whether images are transformed one by one, in worker processes."""
+    return data.crop_scale is not None or data.rand_augment is not None or data.color_jitter > 0
+
+
 _ANY: tuple[Condition, ...] = ()
 _READ = Condition("with method={method}", lambda run: True)  # stands for `reads_setting`
 _FILES = Condition("with data=digits", lambda run: run.data.data != "digits")
+_HELPED = Condition(_FILES.words, lambda run: _FILES.holds(run) or _transforms_photographs(run.data))
+_PADDED = Condition("with crop_scale", lambda run: run.data.crop_scale is None)
 _MIXED = Condition("unless mix=cutmix or mix=mixup", lambda run: run.data.mix != "none")
 _SEVERAL = Condition("unless exits is 2 or more", lambda run: run.fission.exits > 1)
 _PRUNED = Condition("unless sparsity is above 0", lambda run: run.fission.sparsity > 0)
@@ -86,13 +93,17 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "validation": _ANY,
     "limit_per_class": _ANY,
     "corrupt": (_FILES,),
-    "crop_padding": _ANY,
+    "crop_padding": (_PADDED,),
+    "crop_scale": _ANY,
     "flip": _ANY,
+    "rand_augment": _ANY,
+    "color_jitter": _ANY,
+    "erase": _ANY,
     "mix": _ANY,
     "mix_alpha": (_MIXED,),
     "label_smoothing": _ANY,
     "balance": _ANY,
-    "workers": (_FILES,),
+    "workers": (_HELPED,),
     "model": _ANY,
     "pretrained": _ANY,
     "weights": _ANY,

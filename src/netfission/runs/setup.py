@@ -248,9 +248,17 @@ def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
     """Return the settings' augmentation; by default it suits photographs, and digits get none."""
     photographs = data.name != "digits"
     padding = data.shape[1] // 8 if photographs else 0
+    if config.crop_scale is not None:
+        padding = 0
+    elif config.crop_padding is not None:
+        padding = config.crop_padding
     return Augmentation(
-        crop_padding=padding if config.crop_padding is None else config.crop_padding,
+        crop_padding=padding,
+        crop_scale=config.crop_scale,
         flip=photographs if config.flip is None else config.flip,
+        rand_augment=config.rand_augment,
+        color_jitter=config.color_jitter,
+        erase=config.erase,
         mix=config.mix,
         mix_alpha=config.mix_alpha,
         label_smoothing=config.label_smoothing,
