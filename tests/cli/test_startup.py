@@ -9,8 +9,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+import netfission as nf
 from netfission.cli import COMMANDS
+from netfission.models import create_model
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -136,6 +140,26 @@ sys.exit(main(["predict", *sys.argv[1:]]) or main(["cost", sys.argv[1], *quick])
 """
     done = run_with_hard_dependencies(code, finished_run, tmp_path / "image.png")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_predict_imports_no_more_than_it_needs(tmp_path):
+    """A timm model marks functions for the compiler, whose import takes as long as that of PyTorch."""
+    images = torch.rand(2, 3, 32, 32)
+    model = create_model("resnet10t", 4)
+    network = nf.fission(model, exits=2, grouping="channels", example_input=images)
+    nf.Classifier.from_network(
+        network, model="resnet10t", classes=list("abcd"), shape=(3, 32, 32), mean=[0.5] * 3, std=[0.2] * 3
+    ).save_pretrained(tmp_path / "model")
+    Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
+    code = """
+import sys
+from netfission.cli import main
+status = main(["predict", *sys.argv[1:]])
+heavy = {"datasets", "lightning", "matplotlib", "pandas", "scipy", "sklearn", "sympy", "tensorboard"}
+print(status, sorted((heavy | {"torch._dynamo", "torch._inductor", "torchmetrics"}) & set(sys.modules)))
+"""
+    done = run(code, tmp_path / "model", tmp_path / "image.png")
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
 def outcomes_with_hard_dependencies(commands: list[list[str]], folder: Path) -> list[list]:

@@ -4,12 +4,12 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
@@ -17,16 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from netfission.algorithm import fission
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.ensemble import Average
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.grouping.base import Grouping, Stage, StageSplit
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import METHODS, find_method, reads_setting
 from netfission.models import create_model
-from netfission.network import FissionNetwork
+from netfission.network import ExitPath, FissionNetwork
+from netfission.surgery.backbone import cut, resolve_branches
 from netfission.surgery.narrowing import fit
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import write_together
@@ -128,9 +127,7 @@ class NetworkSpec:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about empty layers: the weights decide which are empty
             if self._has_channel_groups:
-                structure = replace(structure, grouping="copies", exact_partition=False, sparsity=0.0)
-                settings = asdict(structure) | {"grouping": _FullWidth()}
-                network: nn.Module = fission(create(config.seed), **settings, example_input=example)
+                network: nn.Module = _with_whole_stages(create(config.seed), config, example)
             else:
                 network = find_method(method).build(BuildPlan(create, structure, example))
         if isinstance(network, FissionNetwork):
@@ -194,21 +191,15 @@ class NetworkSpec:
         )
 
 
-class _FullWidth(Grouping):
-    """Gives every path the whole stage, so that finding channel groups again costs no time."""
-
-    masks_weights: ClassVar[bool] = False
-
-    def split(
-        self,
-        stage: Stage,
-        kept: Mapping[str, Tensor],
-        shares: Sequence[float],
-        generator: torch.Generator,
-        scores: Mapping[str, Tensor],
-    ) -> StageSplit:
-        """See `Grouping.split`."""
-        return StageSplit([copy.deepcopy(stage.module) for _ in shares])
+def _with_whole_stages(model: nn.Module, config: FissionConfig, example: Tensor) -> FissionNetwork:
+    """Return the network whose paths have whole stages, so that finding channel groups costs no time."""
+    backbone = cut(model, example, config.stages, config.exits)
+    branches = resolve_branches(config.branch_after, config.exits, backbone.stage_names)
+    paths = [
+        ExitPath([copy.deepcopy(stage) for stage in backbone.stages[start:]], copy.deepcopy(backbone.head))
+        for start in (0, *branches)
+    ]
+    return FissionNetwork(backbone.stem, paths, branches, backbone.stage_names)
 
 
 @dataclass(frozen=True)

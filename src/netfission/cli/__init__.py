@@ -71,6 +71,10 @@ def run_process() -> "NoReturn":
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped
     exec("")  # lets Python forget an interruption, for which it would end itself by a signal
+    if sys.argv[1:2] == ["predict"]:  # it is short, and leaves nothing to be torn down
+        from netfission.utils.quick import end_process
+
+        end_process(status)
     sys.exit(status)
 
 

@@ -12,6 +12,7 @@ from netfission.cli.parser import Parser
 from netfission.config import DEFAULT_RISK
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import choose_format, write_whole
+from netfission.utils.quick import without_collection, without_compiler
 
 _FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 
@@ -45,18 +46,20 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Predict the classes of images, with each exit's vote and the ensemble's uncertainty."""
-    import torch
-    from tqdm import tqdm
+    with without_collection():
+        import torch
 
-    from netfission.classifier import Classifier
-    from netfission.prediction import FORMATS, Layout, find_images, predict_images
+        from netfission.classifier import Classifier
+        from netfission.prediction import FORMATS, Layout, find_images, predict_images
+    from tqdm import tqdm
 
     _check_writable(settings.out)
     chosen_format = _chosen_format(settings.format, settings.out)
     if settings.probabilities and chosen_format == "table":
         raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
     check_positive_integer("--batch-size", settings.batch_size)
-    classifier = Classifier.from_pretrained(settings.run)
+    with without_collection(), without_compiler():
+        classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     risk = classifier.default_risk if settings.risk is None else settings.risk
     images = find_images(_names(settings.images))

@@ -82,6 +82,7 @@ class BatchEnsembleMethod(Method):
     half of it (`fast_weight_lr_multiplier=0.5`).
     """
 
+    loses_weights = "random factors multiply the inputs and outputs of every layer"
     average_source = "Wen et al. 2020, and uncertainty-baselines' baselines/cifar/batchensemble.py"
     reduction = "mean"
     revision = 1  # the loss is the mean over members

@@ -70,13 +70,20 @@ class DeepEnsembleMethod(Method):
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build members from the seeds `exits * seed`, `exits * seed + 1`, …, so that runs share none.
 
+        From trained weights members differ by what is drawn anew, such as the classifier of other classes.
+
         Raises:
-            ValueError: fewer than 2 exits, or what `netfission.fission` refuses.
+            ValueError: fewer than 2 exits, or what `netfission.fission` refuses. Or all members are equal and
+                would stay so, as they are trained on the same batches.
         """
         self.check(plan.fission)
         first = plan.fission.exits * plan.fission.seed
         seeds = range(first, first + plan.fission.exits)
-        return DeepEnsemble([FissionMethod(self.config).build(plan.with_one_exit(seed)) for seed in seeds])
+        members = [FissionMethod(self.config).build(plan.with_one_exit(seed)) for seed in seeds]
+        if not self.config.one_by_one and _are_equal(members):
+            hint = "no weight is drawn from a seed, and equal members would stay equal on the same batches"
+            raise invalid("one_by_one", "True for members that start equal", False, hint=hint)
+        return DeepEnsemble(members)
 
     def epochs(self, epochs: int, exits: int) -> int:
         """Return the epochs in the settings, times the members if they are trained one by one."""
@@ -98,6 +105,12 @@ class DeepEnsembleMethod(Method):
         if training.devices * training.machines > 1:
             raise invalid("one_by_one", "False on more than one device", True)
         return [TrainOneByOne(training.epochs)]
+
+
+def _are_equal(members: Sequence[nn.Module]) -> bool:
+    """Whether all members have the same parameters."""
+    first, *others = (list(member.parameters()) for member in members)
+    return all(all(map(torch.equal, first, other)) for other in others)
 
 
 class TrainOneByOne(TrainingHook):

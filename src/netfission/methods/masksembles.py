@@ -117,6 +117,7 @@ class MasksemblesMethod(Method):
 
     settings = frozenset({"scale"})
     joint = False
+    loses_weights = "each layer reads the channels of a mask, without those that it learned from"
     average_source = "Durasov et al. 2021, and torch-uncertainty's ClassificationRoutine"
     deviations = ("in training each image of a batch goes through one member, as in the authors' code",)
     differences = ("one member per exit (authors: 4, which keeps 53 % of the channels; 3 keep 56 to 57 %)",)

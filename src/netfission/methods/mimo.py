@@ -91,6 +91,7 @@ class MimoMethod(Method):
 
     settings = frozenset({"repetitions", "rho"})
     joint = False
+    loses_weights = "the layers read a sum of several images, and learned from single ones"
     average_source = "Havasi et al. 2021, and uncertainty-baselines' baselines/cifar/mimo.py"
     deviations = (
         "each image stands several times in a batch (repetitions, 4 unless set)",

@@ -74,6 +74,7 @@ class NarrowMethod(Method):
     """
 
     settings = frozenset({"branch_groups", "branch_after", "stages"})
+    loses_weights = "the branches have other widths, and so new weights"
     average = "logits"
     average_source = "Lee & Lee 2024, arXiv 2408.02307, and the authors' code"
     distillation = 1.0

@@ -172,6 +172,7 @@ class PackedMethod(Method):
     """
 
     settings = frozenset({"alpha", "gamma"})
+    loses_weights = "its members start from new weights"
     average_source = "Laurent et al. 2023, and torch-uncertainty's ClassificationRoutine"
     reduction = "mean"
     keeps_weights = False
@@ -232,7 +233,7 @@ def _check_not_pretrained(model: nn.Module, plan: BuildPlan) -> None:
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     varied = [not torch.equal(one, two) for one, two in pairs if one.ndim > 1]
     if sum(varied) * 2 < len(varied):
-        check_unused("pretrained", True, False, "packed", "its members start from new weights")
+        check_unused("pretrained", True, False, "packed", PackedMethod.loses_weights)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module
 
-from netfission.config import FissionConfig, MethodConfig, RunConfig, changed
+from netfission.config import FissionConfig, MethodConfig, ModelConfig, RunConfig, changed
 from netfission.grouping import find_grouping
 from netfission.methods.base import Method
 from netfission.methods.checks import check_unused
@@ -108,7 +108,7 @@ def check_settings(config: RunConfig) -> Method:
         The method.
 
     Raises:
-        ValueError: see `find_method`, `Method.check` and `Method.hooks`.
+        ValueError: see `find_method`, `Method.check`, `check_keeps_weights` and `Method.hooks`.
 
     Example:
         >>> check_settings(RunConfig.from_dict({"method": "treenet", "exits": 1}))
@@ -118,6 +118,7 @@ def check_settings(config: RunConfig) -> Method:
     method, fission = find_method(config.method, config.fission), config.fission
     exits, branch_after = fission.exits, fission.branch_after
     method.check(fission)
+    check_keeps_weights(config.model, config.method.method)
     check_choice("criterion", fission.criterion, CRITERIA)
     find_grouping(fission.grouping, fission)
     if branch_after is not None and len(branch_after) != exits - 1:
@@ -144,6 +145,24 @@ def _check_may_stop(method: Method, config: RunConfig) -> None:
     if not method.may_stop_early:
         reason = f"with method={config.method.method}, whose training must reach its end"
         raise invalid("patience", f"left out {reason}", patience)
+
+
+def check_keeps_weights(model: ModelConfig, method: str) -> None:
+    """Check that a method can keep the trained weights that its network is to start from.
+
+    Raises:
+        ValueError: it cannot, see `Method.loses_weights`.
+
+    Example:
+        >>> check_keeps_weights(ModelConfig(pretrained=True), "deep-ensemble")
+        >>> check_keeps_weights(ModelConfig(pretrained=True), "packed")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: pretrained must be left out with method=packed, got True; its members start from new ...
+    """
+    reason = METHODS[method].loses_weights
+    for setting in ("pretrained", "weights") if reason else ():
+        if value := getattr(model, setting, None):
+            raise invalid(setting, f"left out with method={method}", value, hint=reason)
 
 
 def reads_setting(method: str, setting: str) -> bool:

@@ -203,6 +203,7 @@ class SparseTrainingMethod(Method):
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"regrow", "regrow_every", "regrow_share"}
+    loses_weights: ClassVar[str] = "most of them are removed at the start, whatever their values"
     revision: ClassVar[int] = 1  # the steps that move connections train as well
     average_source = "FreeTickets' code (github.com/VITA-Group/FreeTickets, evaluate_ensemble)"
     deviations: ClassVar[tuple[str, ...]] = ("connections move every regrow_every steps",)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.utils._pytree import tree_map_only
 
 from netfission.utils.modes import in_mode
@@ -390,9 +389,28 @@ def shapes(
     if isinstance(tracer, ShapeTracer):
         return {node: first.sizes for node, (first, _) in tracer.values.items() if isinstance(first, _Shape)}
     with torch.no_grad(), in_mode(root, training=False):
-        ShapeProp(fx.GraphModule(root, graph)).propagate(images.clone())
-    metas = {node: node.meta.get("tensor_meta") for node in graph.nodes}
-    return {node: tuple(meta.shape) for node, meta in metas.items() if isinstance(meta, TensorMetadata)}
+        run = _Shapes(root, graph)
+        run.run(images.clone())
+    return run.sizes
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes shapes, as `ShapeProp` of PyTorch does, whose import takes half a second.
+
+    Attributes:
+        sizes: node → the shape of its tensor.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
+        self.sizes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.sizes[n] = tuple(result.shape)
+        return result
 
 
 def live_after(graph: fx.Graph, free: set[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:

@@ -1,0 +1,78 @@
+"""A quick start and end of a command."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from netfission.utils.quick import without_collection
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, in which the compiler is not imported yet."""
+    head = "import sys, torch\nfrom netfission.utils.quick import end_process, without_compiler\n"
+    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_again_as_before(enabled):
+    before = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        with without_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable() if before else gc.disable()
+
+
+def test_timm_is_imported_without_the_compiler_which_works_afterwards():
+    done = run(
+        """
+with without_compiler():
+    import timm
+print({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules))
+network = timm.create_model("resnet10t", num_classes=4).eval()
+images = torch.rand(1, 3, 32, 32)
+compiled = torch.compile(network, backend="eager")
+print(torch.equal(compiled(images), network(images)), torch._dynamo.__file__ is not None)
+"""
+    )
+    assert (done.stdout, done.returncode) == ("set()\nTrue True\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "from torch._dynamo.utils import counters",
+        "import torch._dynamo; torch._dynamo.config.suppress_errors",
+        "from torch._dynamo.utils import is_compile_supported; print(is_compile_supported('cpu'))",
+        "from torch._dynamo.eval_frame import OptimizedModule",
+    ],
+)
+def test_what_else_is_read_of_the_compiler_is_the_real_thing(read):
+    done = run(f"with without_compiler():\n    {read}\nprint(type(sys.modules['torch._dynamo']).__name__)")
+    assert done.stdout.splitlines() in (["module"], ["True", "module"]), done.stderr
+
+
+def test_a_compiler_that_is_imported_already_stays():
+    code = """
+import torch._dynamo
+with without_compiler():
+    from torch._dynamo.utils import counters
+print(counters is torch._dynamo.utils.counters, torch.compiler.disable.__module__)
+"""
+    assert run(code).stdout == "True torch.compiler\n"
+
+
+def test_the_process_ends_at_once_with_all_that_was_written():
+    code = """
+import atexit
+atexit.register(print, "torn down")
+print("out", end="")
+print("err", end="", file=sys.stderr)
+end_process(3)
+"""
+    done = run(code)
+    assert (done.stdout, done.stderr, done.returncode) == ("out", "err", 3)
