@@ -289,6 +289,8 @@ class TrainingConfig:
         accumulate: batches whose gradients are added for one step.
         clip: maximum norm of the gradient; default no clipping.
         ema: decay of an exponential moving average of the weights, which becomes the result; default none.
+        drop_path: probability by which a timm model skips its last block in training, in [0, 1); it falls
+            linearly to 0 at the first block.
         patience: stop after this number of epochs without a lower validation NLL, and keep the weights of
             the epoch with the lowest; default all epochs, and the last one is kept.
         accelerator: auto, cpu or gpu.
@@ -324,6 +326,7 @@ class TrainingConfig:
     accumulate: int = 1
     clip: float | None = None
     ema: float | None = None
+    drop_path: float = 0.0
     patience: int | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
@@ -345,7 +348,7 @@ class TrainingConfig:
         for name in ("weight_decay", "distillation_weight"):
             if (value := getattr(self, name)) is not None and not 0 <= value < inf:
                 raise invalid(name, "a finite number of at least 0", value)
-        for name in ("momentum", "warmup"):
+        for name in ("momentum", "warmup", "drop_path"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise invalid(name, "a number in [0, 1)", value)
         if self.layer_decay is not None and not 0 < self.layer_decay < 1:

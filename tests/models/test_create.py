@@ -132,3 +132,15 @@ def test_import_pulls_in_no_zoo() -> None:
         " & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "torchvision/resnet18", "vgg11"])
+def test_paths_are_dropped_by_models_that_have_them_alone(name):
+    with pytest.raises(
+        ValueError, match=rf"^drop_path must be 0 for '{name}', which has no paths to drop, got 0\.2$"
+    ):
+        create_model(name, 10, drop_path=0.2)
+    model = create_model("convnext_atto", 10, drop_path=0.2)
+    rates = [module.drop_prob for module in model.modules() if type(module).__name__ == "DropPath"]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.2)

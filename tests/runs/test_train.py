@@ -285,6 +285,17 @@ def test_patience_is_refused_where_no_epoch_can_be_chosen(tmp_path, settings_of,
     assert not (tmp_path / "run").exists()
 
 
+def test_paths_are_dropped_in_training_alone(tmp_path, settings_of):
+    settings = {"model": "resnet10t", "grouping": "channels", "sparsity": 0.0, "epochs": 1, "image_size": 32}
+    losses = []
+    for drop_path in (0.0, 0.5):
+        folder = RunFolder(tmp_path / str(drop_path))
+        first = train(settings_of(**settings, drop_path=drop_path), folder.path, progress=False)
+        losses.append(rows_of(folder.path)[0]["train/loss"])
+        assert evaluate(folder, folder.load_config()) == first  # the network that is loaded drops none
+    assert losses[0] != losses[1]
+
+
 def test_layers_get_rates_of_their_own(tmp_path, settings_of):
     rates = {}
 

@@ -153,6 +153,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "accumulate": _ANY,
     "clip": _ANY,
     "ema": _ANY,
+    "drop_path": _ANY,
     "patience": (_VALIDATED, _WHOLE, _TOGETHER),
     "accelerator": _ANY,
     "devices": _ANY,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ def create_model(
     pretrained: bool = False,
     weights: TrainedWeights | str | Path | None = None,
     report: Callable[[WeightsReport], object] | None = None,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """Create a classifier: images `(batch, in_channels, height, width)` → logits `(batch, num_classes)`.
 
@@ -50,6 +52,8 @@ def create_model(
             `netfission.models.read_weights`. The classifier gets new weights if the file lacks it, or has
             one of other classes; all other tensors must fit, see `netfission.models.load_weights`.
         report: called with what was loaded, such as `print`.
+        drop_path: probability by which timm's models skip their last block in training; it falls linearly to
+            0 at the first block (Huang et al. 2016).
 
     Raises:
         ValueError: the name is unknown, or `num_classes` or `in_channels` is not valid (torchvision's models
@@ -66,11 +70,11 @@ def create_model(
     check_positive_integer("num_classes", num_classes)
     check_positive_integer("in_channels", in_channels)
     if weights is None:
-        return _create(name, num_classes, in_channels, pretrained)
+        return _create(name, num_classes, in_channels, pretrained, drop_path)
     if pretrained:
         raise invalid("weights", "None with pretrained=True, which loads others", found="both")
     trained = weights if isinstance(weights, TrainedWeights) else read_weights(weights)
-    model = _create(name, num_classes, in_channels, pretrained=False)
+    model = _create(name, num_classes, in_channels, pretrained=False, drop_path=drop_path)
     with torch.random.fork_rng([]):
         other = _create(name, num_classes + 1, in_channels, pretrained=False).state_dict()
     classifier = {key for key, value in model.state_dict().items() if value.shape != other[key].shape}
@@ -80,15 +84,21 @@ def create_model(
     return model
 
 
-def _create(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+def _create(
+    name: str, num_classes: int, in_channels: int, pretrained: bool, drop_path: float = 0.0
+) -> nn.Module:
     cifar_model = _create_cifar(name, num_classes, in_channels)
     if cifar_model is not None:
         if pretrained:
             raise _without_weights(name)
+        if drop_path:
+            raise _without_drop_path(name, drop_path)
         return cifar_model
     if name.startswith("torchvision/"):
+        if drop_path:
+            raise _without_drop_path(name, drop_path)
         return _create_torchvision(name, num_classes, in_channels, pretrained)
-    return _create_timm(name, num_classes, in_channels, pretrained)
+    return _create_timm(name, num_classes, in_channels, pretrained, drop_path)
 
 
 def _create_cifar(name: str, num_classes: int, in_channels: int) -> nn.Module | None:
@@ -128,7 +138,9 @@ def _create_torchvision(name: str, num_classes: int, in_channels: int, pretraine
     return model
 
 
-def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+def _create_timm(
+    name: str, num_classes: int, in_channels: int, pretrained: bool, drop_path: float
+) -> nn.Module:
     with extra("models", f"model {name!r}"):
         import timm
 
@@ -139,14 +151,25 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
         raise _unknown(name, *(f"{prefix}{known}" for known in tags for prefix in ("", "timm/")))
     if pretrained and not timm.is_model_pretrained(architecture):
         raise _without_weights(name)
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:
         with quick_when_offline() if pretrained else nullcontext():
             model: nn.Module = timm.create_model(
-                bare, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels
+                bare, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
             )
     except OSError as error:
         raise _unreachable(name) from error
+    except TypeError as error:  # an argument that the model does not know
+        if drop_path and "drop_path_rate" in str(error):
+            raise _without_drop_path(name, drop_path) from error
+        raise
+    if drop_path and not any(type(module).__name__ == "DropPath" for module in model.modules()):
+        raise _without_drop_path(name, drop_path)
     return model
+
+
+def _without_drop_path(name: str, drop_path: float) -> ValueError:
+    return invalid("drop_path", f"0 for {name!r}, which has no paths to drop", drop_path)
 
 
 def _unreachable(name: str) -> ConnectionError:

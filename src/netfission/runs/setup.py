@@ -170,6 +170,7 @@ def build_network(
             pretrained=config.model.pretrained,
             weights=weights or config.model.weights,
             report=report,
+            drop_path=config.training.drop_path,
         )
         return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
 
