@@ -218,8 +218,8 @@ class MethodConfig:
 
     Args:
         method: fission, or a baseline: batch-ensemble, born-again, deep-ensemble, dst-ensemble,
-            edst-ensemble, fge, masksembles, mc-dropout, mimo, multi-exit, narrow, neurotrails, packed,
-            snapshot, treenet.
+            edst-ensemble, fge, lora-ensemble, masksembles, mc-dropout, mimo, multi-exit, narrow,
+            neurotrails, packed, snapshot, treenet.
         alpha: with packed: width of all members together, relative to the network.
         branch_groups: with narrow: groups of each branch's convolutions, as a list: [1,2,3]; default 1, 2, ….
         cycling: with fge: share of the training spent in cycles of the learning rate, in (0, 1].
@@ -228,6 +228,7 @@ class MethodConfig:
         generations: with born-again: networks trained one after another, each the next one's teacher.
         one_by_one: with deep-ensemble: train the members one after another, each for all epochs; default
             together.
+        rank: with lora-ensemble: rank of each member's change of a projection.
         regrow: with dst-ensemble, edst-ensemble and neurotrails: which removed weights come back: gradient
             (largest gradients, RigL) or random (SET).
         regrow_every: with dst-ensemble, edst-ensemble and neurotrails: steps between two moves of weights;
@@ -251,6 +252,7 @@ class MethodConfig:
     gamma: int = 1
     generations: int = 2
     one_by_one: bool = False
+    rank: int = 8
     regrow: Literal["gradient", "random"] = "gradient"
     regrow_every: int | None = None
     regrow_share: float = 0.5

@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import pytest
+import timm
 import torch
 
 from netfission.config import RunConfig, TrainingConfig
@@ -35,10 +36,20 @@ def settings_of(method, **changes):
     return {"model": "wrn-10-1", "exits": 2, "epochs": 2} | dict(own) | changes
 
 
+def _convolutions():
+    return create_model("wrn-10-1", 10, in_channels=1)
+
+
+def _attention():
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, depth=1, in_chans=1, num_classes=10
+    )
+
+
 def step_loss(config):
     """The loss of a step in the second of two epochs."""
     method = find_method(config.method)
-    create = partial(call_with_seed, lambda: create_model("wrn-10-1", 10, in_channels=1))
+    create = partial(call_with_seed, _attention if method.needs_weights else _convolutions)
     plan = BuildPlan(create, config.fission, torch.zeros(2, 1, 8, 8))
     network = method.build(plan).train()
     for hook in method.hooks(config.fission.exits, config.training):

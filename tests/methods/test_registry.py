@@ -40,7 +40,8 @@ def test_a_setting_that_the_method_does_not_read_is_refused():
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_the_default_number_of_exits_suits_each_method(name):
     pruned = {"sparsity": 0.8, "criterion": "erk"} if "sparsity" in METHODS[name].settings else {}
-    config = RunConfig.from_dict({"method": name, **pruned})
+    trained = {"pretrained": bool(METHODS[name].needs_weights)}
+    config = RunConfig.from_dict({"method": name, **pruned, **trained})
     assert config.fission.exits == (1 if name == "born-again" else 3)
     check_settings(config)
 

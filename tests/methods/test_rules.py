@@ -36,7 +36,7 @@ from netfission.serve.app import ImageResult
 from netfission.serve.responses import json_answers
 
 LOGITS = {"fission", "narrow", "multi-exit", "neurotrails", "born-again"}
-MEANS = {"batch-ensemble", "packed", "neurotrails"}
+MEANS = {"batch-ensemble", "lora-ensemble", "packed", "neurotrails"}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -21,6 +21,7 @@ CONTENDERS: dict[str, Settings] = {
     "snapshot": {"method": "snapshot"},
     "fge": {"method": "fge"},
     "mc-dropout": {"method": "mc-dropout"},
+    "lora-ensemble": {"method": "lora-ensemble"},
     "mimo": {"method": "mimo"},
     "batch-ensemble": {"method": "batch-ensemble"},
     "packed": {"method": "packed"},

@@ -153,6 +153,8 @@ class Method:
         follows_schedule: whether the learning rate depends on the schedule in the settings.
         may_stop_early: whether the network of an epoch before the last one is a whole result.
         loses_weights: why its members cannot keep trained weights, in words for a message; empty if they can.
+        needs_weights: why it is of use from trained weights alone, in words for a message; empty if it is of
+            use from fresh ones, too.
         revision: raised when the training of the method changes, so that earlier results are not taken for
             results of the new one.
         deviations: how the training departs from the common one, in words for a reader.
@@ -193,6 +195,7 @@ class Method:
     follows_schedule: ClassVar[bool] = True
     may_stop_early: ClassVar[bool] = True
     loses_weights: ClassVar[str] = ""
+    needs_weights: ClassVar[str] = ""
     revision: ClassVar[int] = 0
     deviations: ClassVar[tuple[str, ...]] = ()
     differences: ClassVar[tuple[str, ...]] = ()

@@ -127,6 +127,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "gamma": _ANY,
     "generations": _ANY,
     "one_by_one": _ANY,
+    "rank": _ANY,
     "regrow": _ANY,
     "regrow_every": _ANY,
     "regrow_share": _ANY,

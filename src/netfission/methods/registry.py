@@ -61,6 +61,7 @@ METHODS = MethodRegistry(
         "edst-ensemble": "sparse_training:EDSTEnsembleMethod",
         "fge": "snapshot:FastGeometricMethod",
         "fission": "fission:FissionMethod",
+        "lora-ensemble": "lora_ensemble:LoraEnsembleMethod",
         "masksembles": "masksembles:MasksemblesMethod",
         "mc-dropout": "mc_dropout:McDropoutMethod",
         "mimo": "mimo:MimoMethod",
@@ -148,10 +149,10 @@ def _check_may_stop(method: Method, config: RunConfig) -> None:
 
 
 def check_keeps_weights(model: ModelConfig, method: str) -> None:
-    """Check that a method can keep the trained weights that its network is to start from.
+    """Check that a method can keep the trained weights that its network is to start from, if it is to.
 
     Raises:
-        ValueError: it cannot, see `Method.loses_weights`.
+        ValueError: it cannot, see `Method.loses_weights`. Or it needs some, see `Method.needs_weights`.
 
     Example:
         >>> check_keeps_weights(ModelConfig(pretrained=True), "deep-ensemble")
@@ -161,8 +162,11 @@ def check_keeps_weights(model: ModelConfig, method: str) -> None:
     """
     reason = METHODS[method].loses_weights
     for setting in ("pretrained", "weights") if reason else ():
-        if value := getattr(model, setting, None):
+        if value := getattr(model, setting):
             raise invalid(setting, f"left out with method={method}", value, hint=reason)
+    if (needed := METHODS[method].needs_weights) and not (model.pretrained or model.weights):
+        expected = f"True, or weights a file, with method={method}"
+        raise invalid("pretrained", expected, model.pretrained, hint=needed)
 
 
 def reads_setting(method: str, setting: str) -> bool:

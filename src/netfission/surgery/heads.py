@@ -3,7 +3,7 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
@@ -94,10 +94,9 @@ class FewerHeads(nn.MultiheadAttention):
             tensor.unsqueeze(0) if not batched else tensor if self.batch_first else tensor.transpose(0, 1)
             for tensor in (query, key, value)
         ]
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         queries, keys, values = (
-            F.linear(*operands).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for operands in zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
+            projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for projected in self.project(inputs)
         )
         mask = self._mask(attn_mask, key_padding_mask, queries)
         rate = self.dropout if self.training else 0.0
@@ -113,6 +112,13 @@ class FewerHeads(nn.MultiheadAttention):
             return result if batched else result.squeeze(0), None
         weights = weights.mean(1) if average_attn_weights else weights
         return (result, weights) if batched else (result.squeeze(0), weights.squeeze(0))
+
+    def project(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return queries, keys and values of all heads, `(batch, tokens, width)`, of inputs of this shape."""
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return [
+            F.linear(*operands) for operands in zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
+        ]
 
     def _mask(self, of_pairs: Tensor | None, of_keys: Tensor | None, queries: Tensor) -> Tensor | None:
         """Return the sum of both masks, to be added to `(batch, heads, queries, keys)`."""
