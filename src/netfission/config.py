@@ -24,7 +24,8 @@ class DataConfig:
     """Which images to train on, and how to augment them.
 
     Args:
-        data: digits, cifar10, cifar100, tiny-imagenet, or a folder of images or of parquet shards.
+        data: digits, cifar10, cifar100, tiny-imagenet, a folder of images or of parquet shards, or a table of
+            paths and labels (.csv, .tsv or .parquet).
         image_size: resize images to this height and width, in pixels; default their own size.
         validation: share of the training images held out for validation, in [0, 1); a validation split of the
             data set replaces it, unless it is 0.

@@ -202,8 +202,11 @@ def test_unknown_names() -> None:
 def test_missing_folder_and_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data folder .*/nowhere does not exist"):
         load_data(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"^data table nowhere\.csv does not exist$"):
+        load_data("nowhere.csv")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^data must be the name of a data set or a folder, got the file"):
+    expected = r"^data must be .*, or a table of paths and labels \(\.csv, \.tsv, \.parquet\), got the file"
+    with pytest.raises(ValueError, match=expected):
         load_data(str(tmp_path / "file"))
 
 

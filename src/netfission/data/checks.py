@@ -21,6 +21,7 @@ _DISJOINT: tuple[tuple[SplitName, SplitName], ...] = (
 _PROBED = 1000  # images whose size is read
 _SMALLEST = 4  # pixels; an image that is smaller in both directions shows nothing
 _LONGEST = 20  # times its width
+_ENLARGED = 1.5  # times; what is enlarged less looks alike
 _PROBED_PIXELS = 16  # pixels of an image that are compared first
 
 
@@ -124,12 +125,17 @@ def compare_splits(splits: Mapping[SplitName, Selection], classes: Sequence[str]
     return Copies(in_training, remarks)
 
 
-def check_sizes(splits: Mapping[SplitName, Selection], folder: str) -> list[str]:
-    """Find images that are tiny or extremely long, among at most 1,000 images; only their headers are read.
+def check_sizes(
+    splits: Mapping[SplitName, Selection], folder: str, size: tuple[int, int] | None = None
+) -> list[str]:
+    """Find images that are tiny, extremely long, or to be enlarged, among at most 1,000 images.
+
+    Only their headers are read.
 
     Args:
         splits: the images of each split.
         folder: folder of the data set; file names are relative to it.
+        size: height and width that images are scaled to; default their own.
 
     Example:
         >>> import numpy as np
@@ -140,7 +146,7 @@ def check_sizes(splits: Mapping[SplitName, Selection], folder: str) -> list[str]
     """
     total = sum(len(selection.rows) for selection in splits.values())
     step = -(-total // _PROBED) or 1
-    tiny, long = [], []
+    tiny, long, small = [], [], []
     for split, selection in splits.items():
         for row in selection.rows[::step]:
             image = _Image(split, selection.records, int(row))
@@ -153,16 +159,23 @@ def check_sizes(splits: Mapping[SplitName, Selection], folder: str) -> list[str]
                 tiny.append(f"{image.name(folder)} ({width}×{height})")
             elif max(width, height) > _LONGEST * min(width, height):
                 long.append(f"{image.name(folder)} ({width}×{height})")
+            elif size is not None and max(size[0] / height, size[1] / width) > _ENLARGED:
+                small.append(f"{image.name(folder)} ({width}×{height})")
     noun = "image" if step == 1 else "probed image"
     remarks = []
     if tiny:
-        size = f"smaller than {_SMALLEST}×{_SMALLEST} pixels"
-        remarks.append(f"{count_noun(len(tiny), noun)} {_are(len(tiny))} {size}, such as {tiny[0]}")
+        least = f"smaller than {_SMALLEST}×{_SMALLEST} pixels"
+        remarks.append(f"{count_noun(len(tiny), noun)} {_are(len(tiny))} {least}, such as {tiny[0]}")
     if long:
         shape = f"more than {_LONGEST} times as long as wide"
         middle = f"only {'its' if len(long) == 1 else 'their'} middle is used"
         remarks.append(
             f"{count_noun(len(long), noun)} {_are(len(long))} {shape}, such as {long[0]}; {middle}"
+        )
+    if small and size is not None:
+        times = f"more than {_ENLARGED} times, to {size[1]}×{size[0]} pixels"
+        remarks.append(
+            f"{count_noun(len(small), noun)} {_are(len(small))} enlarged {times}, such as {small[0]}"
         )
     return remarks
 

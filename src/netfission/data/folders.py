@@ -8,7 +8,14 @@ from pathlib import Path
 
 from netfission.data.class_folders import check_content, check_names
 from netfission.data.files import FoundImages, find_images, walk_files, why_not_entered
-from netfission.data.label_files import Match, class_name, says_labels
+from netfission.data.label_files import (
+    FileIndex,
+    Match,
+    class_name,
+    match_rows,
+    read_label_file,
+    says_labels,
+)
 from netfission.data.split_names import SplitName, assign_splits, split_of, splits_in, test_name
 from netfission.data.tables import Tables, renames_classes, why_unread, why_unused
 from netfission.utils.errors import did_you_mean, invalid
@@ -117,6 +124,46 @@ def read_folder(folder: Path, *, train_required: bool = True) -> FolderContents:
         unused |= _unused_folders(root, found.images, splits.values(), split_folders.values())
     named = {as_text(str(path.relative_to(folder))): reason for path, reason in unused.items()}
     contents = FolderContents(root, splits, left_out, named)
+    for split, part in splits.items():
+        _check_classes(contents.classes, part, split)
+    return contents
+
+
+def read_table(table: Path, *, train_required: bool = True) -> FolderContents:
+    """Read a table of paths and labels, with an optional column of splits, see `read_label_file`.
+
+    Relative paths begin at the folder of the table.
+
+    Args:
+        table: the file, .csv, .tsv or .parquet.
+        train_required: refuse splits without a training split.
+
+    Raises:
+        ValueError: the table has another layout, names a file that does not exist, or has no label.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "1.png").touch()
+        ...     table = Path(folder, "images.csv")
+        ...     _ = table.write_text("path,label,split\\n1.png,cat,train\\n")
+        ...     read_table(table).classes
+        ['cat']
+    """
+    rows, index = read_label_file(table), FileIndex(table.parent)
+    if missing := [row for row in rows if not index.find(row.file)]:
+        found = f"no {missing[0].file} (row {missing[0].number})"
+        of_all = f"{len(missing):,} of {count_noun(len(rows), 'file')} are missing"
+        hint = f"{of_all}; relative paths begin at {table.parent}"
+        raise invalid(str(table), "a table of files that exist", found=found, hint=hint)
+    match = match_rows(table, rows, index)
+    if not match.rows:
+        raise invalid(str(table), "a table with labels of images", found="none")
+    splits: dict[SplitName, LabelledImages] = {"train": _from_table([match])}
+    if _has_splits(match):
+        splits = _by_split_column(match, train_required=train_required)
+    images = FoundImages(sorted(match.rows.keys() | match.unlabelled))
+    contents = FolderContents(table.parent, splits, _count_left_out(images, splits.values(), ()))
     for split, part in splits.items():
         _check_classes(contents.classes, part, split)
     return contents
@@ -268,13 +315,13 @@ def _has_splits(match: Match, wanted: SplitName | None = None) -> bool:
     return any(row.split and wanted in (None, split_of(row.split)) for row in match.rows.values())
 
 
-def _by_split_column(match: Match) -> dict[SplitName, LabelledImages]:
+def _by_split_column(match: Match, *, train_required: bool = True) -> dict[SplitName, LabelledImages]:
     names = sorted({row.split for row in match.rows.values() if row.split})
     return {
         split: LabelledImages(
             match.table, {image: row.label for image, row in match.rows.items() if row.split == name}, match
         )
-        for split, name in assign_splits(names, str(match.table)).items()
+        for split, name in assign_splits(names, str(match.table), train_required=train_required).items()
     }
 
 

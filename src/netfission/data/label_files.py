@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
-from netfission.utils.errors import invalid, shortened
+from netfission.utils.errors import first_line, invalid, shortened
+from netfission.utils.extras import extra
 from netfission.utils.text import as_text, printable
 
 # Names of columns in lower case; of several columns of files, the first in this order is read.
@@ -30,6 +32,7 @@ FILE_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "species", "breed", "target")
 SPLIT_COLUMN = "split"
+TABLE_FILES = (".csv", ".tsv", ".parquet")  # that may be given as a data set
 _NO_CLASS = ("nan", "NaN", "NAN", "<NA>", "#N/A")  # what programs write for a missing label
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -107,10 +110,10 @@ remove one
 
 
 def read_label_file(path: Path) -> list[Row]:
-    """Read a table of labels, separated by commas, semicolons or tabs, with the names of columns first.
+    """Read a table of labels, in a parquet file, or separated by commas, semicolons or tabs.
 
-    Whole numbers as labels lose their zeros behind the point: `1.0` is the class `1`. The text is UTF-8, or
-    UTF-16 if it begins with its mark.
+    The names of columns come first. Whole numbers as labels lose their zeros behind the point: `1.0` is the
+    class `1`. Text is UTF-8, or UTF-16 if it begins with its mark.
 
     Returns:
         The rows that have a file; the label may be empty.
@@ -163,6 +166,8 @@ def _check_labels(path: Path, rows: list[Row]) -> list[Row]:
 
 def _read_cells(path: Path) -> list[list[str]]:
     """Read the cells of a table, that of names of columns first."""
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet_cells(path)
     content = path.read_bytes()
     try:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Excel may export it
@@ -175,6 +180,24 @@ def _read_cells(path: Path) -> list[list[str]]:
         return list(csv.reader(file, delimiter=separator))
     except (csv.Error, UnicodeDecodeError) as error:
         raise invalid(str(path), "a table of labels", found=f"damaged content ({error})") from error
+
+
+def _read_parquet_cells(path: Path) -> list[list[str]]:
+    with extra("train", "a parquet file"):
+        from pyarrow import ArrowException, types
+        from pyarrow.parquet import read_table
+    try:
+        table = read_table(path)
+    except (OSError, ArrowException) as error:
+        found = f"damaged content ({first_line(error)})"
+        raise invalid(str(path), "a table of labels", found=found) from error
+    for column in table.schema:
+        if types.is_struct(column.type) or types.is_binary(column.type):
+            found = f"values of type {column.type} in the column {column.name}"
+            hint = "if these are images, give the folder of the file"
+            raise invalid(str(path), "a table of paths and labels", found=found, hint=hint)
+    columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in table]
+    return [table.column_names, *map(list, zip(*columns, strict=True))]
 
 
 def read_columns(path: Path) -> list[list[str]]:
@@ -252,6 +275,26 @@ class ImageIndex:
         return self._by_name.get(_normal(path.name), [])
 
 
+class FileIndex:
+    """Finds files by their paths alone.
+
+    Args:
+        folder: what relative paths begin at.
+
+    Example:
+        >>> FileIndex(Path("no such folder")).find("1.png")
+        []
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, name: str) -> list[Path]:
+        """Return the file of a path; none if it does not exist."""
+        path = Path(os.path.normpath(self._folder / name.replace("\\", "/")))
+        return [path] if path.is_file() else []
+
+
 def _normal(name: str) -> str:
     """Return a name in the Unicode form in which all spellings of it are equal."""
     return unicodedata.normalize("NFC", name)
@@ -274,7 +317,7 @@ class Match:
     unlabelled: set[Path] = field(default_factory=set)
 
 
-def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex) -> Match:
+def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex | FileIndex) -> Match:
     """Find the images that a table names.
 
     Raises:

@@ -88,8 +88,9 @@ def load_data(
 
     Args:
         name: `digits` (scikit-learn's, 1×8×8, scaled to 0..255); `cifar10`, `cifar100` or `tiny-imagenet`
-            (from the Hugging Face hub); or a folder. A folder holds parquet shards with a column of images
-            and one of class labels, or image files, see `netfission.data.folders.read_folder`.
+            (from the Hugging Face hub); a table of paths and labels (.csv, .tsv or .parquet), see
+            `netfission.data.folders.read_table`; or a folder. A folder holds parquet shards with a column of
+            images and one of class labels, or image files, see `netfission.data.folders.read_folder`.
         image_size: height and width in pixels; images are scaled to cover it and cropped at their centre.
             Default: unchanged, if all images have one size.
         validation: share of each class's training images to hold out, in [0, 1). A class of one image stays
@@ -109,7 +110,7 @@ def load_data(
         ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
             out of range, or an image is corrupt. Also if there is only one class, or if a split or class has
             no readable image.
-        FileNotFoundError: the folder does not exist.
+        FileNotFoundError: the folder or table does not exist.
         ConnectionError: the hub is out of reach.
 
     Warns:
@@ -152,7 +153,7 @@ def load_data(
         kind = "training" if train is splits["train"] else "sampled training"
         remarks = [
             *copies.remarks,
-            *check_sizes(parts, folder),
+            *check_sizes(parts, folder, None if image_size is None else size),
             *check_colours(train, replace(parts["train"], rows=rows), kind, source.classes, folder),
         ]
         for split, images in splits.items():

@@ -1,10 +1,10 @@
-"""Where data sets come from: scikit-learn, the hub, parquet shards, folders of images."""
+"""Where data sets come from: scikit-learn, the hub, parquet shards, folders and tables of images."""
 
 import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from netfission.data.files import walk_files
-from netfission.data.folders import FolderContents, LabelledImages, read_folder
+from netfission.data.folders import FolderContents, LabelledImages, read_folder, read_table
+from netfission.data.label_files import TABLE_FILES, read_label_file
 from netfission.data.split_names import SplitName, assign_splits
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
 from netfission.utils.errors import did_you_mean, first_line, invalid
@@ -35,9 +36,7 @@ class Source:
 
     Attributes:
         classes: names of the classes.
-        train: the training images.
-        validation: the validation images; None if the data set has no such split.
-        test: the test images; None if the data set has no test split.
+        splits: the images of each split.
         folder: the folder in which the splits were found; empty for a data set by name.
         origins: split → the folder, table or split that its images come from.
         left_out: reason → number of files, folders or images that are in no split.
@@ -46,22 +45,39 @@ class Source:
     """
 
     classes: list[str]
-    train: Records
-    validation: Records | None = None
-    test: Records | None = None
+    splits: Mapping[SplitName, Records]
     folder: str = ""
     origins: dict[SplitName, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def train(self) -> Records:
+        """The training images, of a data set that was found with them."""
+        return self.splits["train"]
 
-def find_source(name: str) -> Source:
+    @property
+    def validation(self) -> Records | None:
+        """The validation images; None if the data set has no such split."""
+        return self.splits.get("validation")
+
+    @property
+    def test(self) -> Records | None:
+        """The test images; None if the data set has no test split."""
+        return self.splits.get("test")
+
+
+def find_source(name: str, *, train_required: bool = True) -> Source:
     """Find a data set by name or path.
 
+    Args:
+        name: see `netfission.data.load_data`.
+        train_required: refuse a data set without a training split.
+
     Raises:
-        ValueError: the name is unknown, or the folder has another layout.
-        FileNotFoundError: the folder does not exist.
+        ValueError: the name is unknown, or the folder or table has another layout.
+        FileNotFoundError: the folder or table does not exist.
         ConnectionError: the hub is out of reach.
 
     Example:
@@ -74,11 +90,15 @@ def find_source(name: str) -> Source:
         return _digits()
     if name in HUB_NAMES:
         return source_from_arrow(load_from_hub(HUB_NAMES[name]), name)
-    folder = Path(name)
-    return _from_parquet(folder) if has_parquet(folder) else _from_image_folder(folder)
+    path = Path(name)
+    if path.is_file():
+        return _from_files(read_table(path, train_required=train_required))
+    if has_parquet(path):
+        return _from_parquet(path, train_required)
+    return _from_files(read_folder(path, train_required=train_required))
 
 
-def find_labelled(name: str) -> tuple[list[str], dict[SplitName, Records]]:
+def find_labelled(name: str) -> tuple[list[str], Mapping[SplitName, Records]]:
     """Find the classes of a data set, and the images of each split; it need not have a training split.
 
     Raises:
@@ -89,20 +109,8 @@ def find_labelled(name: str) -> tuple[list[str], dict[SplitName, Records]]:
         >>> {split: len(images.labels) for split, images in splits.items()}
         {'train': 1797}
     """
-    check_data_name(name)
-    folder = Path(name)
-    if name not in NAMES:
-        if has_parquet(folder):
-            _check_all_shards(folder)
-            return _arrow_records(read_parquet(folder), str(folder), train_required=False)
-        return _file_records(read_folder(folder, train_required=False))
-    source = find_source(name)
-    splits: dict[SplitName, Records | None] = {
-        "train": source.train,
-        "validation": source.validation,
-        "test": source.test,
-    }
-    return source.classes, {split: records for split, records in splits.items() if records is not None}
+    source = find_source(name, train_required=False)
+    return source.classes, source.splits
 
 
 def has_parquet(folder: Path) -> bool:
@@ -116,7 +124,7 @@ def has_parquet(folder: Path) -> bool:
 
 
 def check_data_name(name: str, argument: str = "data", others: Sequence[str] = ()) -> None:
-    """Check that a name is that of a data set, a folder that exists, or one of `others`.
+    """Check that a name is that of a data set, a folder or table that exists, or one of `others`.
 
     Args:
         name: what was given.
@@ -124,8 +132,8 @@ def check_data_name(name: str, argument: str = "data", others: Sequence[str] = (
         others: further valid names.
 
     Raises:
-        ValueError: it is a file or an unknown name.
-        FileNotFoundError: the folder does not exist.
+        ValueError: it is another file or an unknown name.
+        FileNotFoundError: the folder or table does not exist.
 
     Example:
         >>> check_data_name("invert", "ood", ["inverted"])
@@ -134,10 +142,16 @@ def check_data_name(name: str, argument: str = "data", others: Sequence[str] = (
 got 'invert'; did you mean inverted?
     """
     names = [*NAMES, *others]
-    if name in names or Path(name).is_dir():
+    path = Path(name)
+    is_table = path.suffix.lower() in TABLE_FILES
+    if name in names or path.is_dir() or (is_table and path.is_file()):
         return
-    if Path(name).exists():
-        raise invalid(argument, "the name of a data set or a folder", found=f"the file {name}")
+    if path.exists():
+        suffixes = ", ".join(TABLE_FILES)
+        expected = f"the name of a data set, a folder, or a table of paths and labels ({suffixes})"
+        raise invalid(argument, expected, found=f"the file {name}")
+    if is_table:
+        raise FileNotFoundError(f"data table {name} does not exist")
     if os.sep in name or "/" in name:
         raise FileNotFoundError(f"data folder {name} does not exist")
     raise invalid(argument, f"one of {', '.join(names)}, or a folder", name, hint=did_you_mean(name, names))
@@ -146,8 +160,10 @@ got 'invert'; did you mean inverted?
 def fingerprint(name: str) -> str | None:
     """Return a hash of the names and sizes of the files in a folder of data; their content is not read.
 
+    Of a table, the hash is that of its rows, and of the names and sizes of the files that they name.
+
     Returns:
-        12 hexadecimal digits; None for a data set by name, or if the folder does not exist.
+        12 hexadecimal digits; None for a data set by name, or if the folder or table does not exist.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -158,11 +174,20 @@ def fingerprint(name: str) -> str | None:
         False
     """
     folder = Path(name)
-    if name in NAMES or not folder.is_dir():
+    if name in NAMES or not folder.exists():
         return None
-    files = sorted(path for path in walk_files(folder) if path.is_file())
-    listing = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
+    if folder.is_file():
+        rows = read_label_file(folder)
+        lines = (f"{r.file} {r.label} {r.split} {_size(folder.parent / r.file)}" for r in rows)
+    else:
+        files = sorted(path for path in walk_files(folder) if path.is_file())
+        lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
+    listing = "\n".join(lines)
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def _digits() -> Source:
@@ -171,12 +196,13 @@ def _digits() -> Source:
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     classes = [str(target) for target in digits.target_names]
-    return Source(classes, ArrayRecords(images, digits.target.astype(np.int64)))
+    return Source(classes, {"train": ArrayRecords(images, digits.target.astype(np.int64))})
 
 
-def _from_parquet(folder: Path) -> Source:
+def _from_parquet(folder: Path, train_required: bool) -> Source:
     _check_all_shards(folder)
-    return replace(source_from_arrow(read_parquet(folder), str(folder)), folder=str(folder))
+    source = source_from_arrow(read_parquet(folder), str(folder), train_required=train_required)
+    return replace(source, folder=str(folder))
 
 
 def _check_all_shards(folder: Path) -> None:
@@ -249,33 +275,17 @@ def _quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def source_from_arrow(splits: Any, where: str) -> Source:
+def source_from_arrow(splits: Any, where: str, *, train_required: bool = True) -> Source:
     """Build a source from a `datasets.DatasetDict`.
 
     Args:
         splits: with columns of images and class labels.
         where: name of the data set, for messages.
+        train_required: refuse a data set without a training split.
 
     Raises:
         ValueError: a split or column is missing, the splits differ, or a label is out of range.
     """
-    classes, records = _arrow_records(splits, where)
-    names = assign_splits(splits, where)
-    others = {f"of the {name} split": len(splits[name]) for name in splits if name not in names.values()}
-    return Source(
-        classes,
-        records["train"],
-        records.get("validation"),
-        records.get("test"),
-        origins={split: f"the {name} split" for split, name in names.items()},
-        left_out=others,
-    )
-
-
-def _arrow_records(
-    splits: Any, where: str, *, train_required: bool = True
-) -> tuple[list[str], dict[SplitName, Records]]:
-    """Return the classes of a `datasets.DatasetDict`, and the records of each split."""
     names = assign_splits(splits, where, train_required=train_required)
     features = splits[next(iter(names.values()))].features
     image, label = _columns(features, where)
@@ -283,10 +293,15 @@ def _arrow_records(
     if any(splits[name].features != features for name in names.values()):
         expected = "a data set whose splits have the same columns and class names"
         raise invalid(where, expected, found="different ones")
-    return classes, {
-        split: ArrowRecords(splits[name], image, _labels(splits[name], label, len(classes), where))
-        for split, name in names.items()
-    }
+    return Source(
+        classes,
+        {
+            split: ArrowRecords(splits[name], image, _labels(splits[name], label, len(classes), where))
+            for split, name in names.items()
+        },
+        origins={split: f"the {name} split" for split, name in names.items()},
+        left_out={f"of the {name} split": len(splits[name]) for name in splits if name not in names.values()},
+    )
 
 
 def _columns(features: Any, where: str) -> tuple[str, str]:
@@ -318,25 +333,8 @@ def _labels(split: Any, column: str, classes: int, where: str) -> Rows:
     raise invalid(where, expected, found=found, hint=hint)
 
 
-def _from_image_folder(folder: Path) -> Source:
-    contents = read_folder(folder)
-    classes, records = _file_records(contents)
-    origins = {split: str(part.origin) for split, part in contents.splits.items()}
-    return Source(
-        classes,
-        records["train"],
-        records.get("validation"),
-        records.get("test"),
-        str(contents.folder),
-        origins,
-        contents.left_out,
-        contents.unused,
-        contents.remarks,
-    )
-
-
-def _file_records(contents: FolderContents) -> tuple[list[str], dict[SplitName, Records]]:
-    """Return the classes of a folder, and the records of each split."""
+def _from_files(contents: FolderContents) -> Source:
+    """Return what a folder or a table of image files holds."""
     numbers = {name: number for number, name in enumerate(contents.classes)}
 
     def records(part: LabelledImages) -> FileRecords:
@@ -344,4 +342,12 @@ def _file_records(contents: FolderContents) -> tuple[list[str], dict[SplitName, 
         labels = np.array([number for number, _ in rows], dtype=np.int64)
         return FileRecords([image for _, image in rows], labels)
 
-    return contents.classes, {split: records(part) for split, part in contents.splits.items()}
+    return Source(
+        contents.classes,
+        {split: records(part) for split, part in contents.splits.items()},
+        str(contents.folder),
+        {split: str(part.origin) for split, part in contents.splits.items()},
+        contents.left_out,
+        contents.unused,
+        contents.remarks,
+    )

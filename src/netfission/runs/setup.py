@@ -81,7 +81,7 @@ def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:
         return True
     if recorded == "digits":
         return False
-    if Path(recorded).is_dir():
+    if Path(recorded).exists():
         return fingerprint(name) == fingerprint(recorded)
     try:
         with warnings.catch_warnings():
@@ -253,6 +253,8 @@ def augmentation(config: DataConfig, data: ImageData) -> Augmentation:
         padding = 0
     elif config.crop_padding is not None:
         padding = config.crop_padding
+        if padding >= (smallest := min(data.shape[1:])):
+            raise invalid("crop_padding", f"less than the images' height and width ({smallest})", padding)
     return Augmentation(
         crop_padding=padding,
         crop_scale=config.crop_scale,
