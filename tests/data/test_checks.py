@@ -159,6 +159,7 @@ def test_tiny_and_long_images_are_said(image_folder: Callable[..., Path]) -> Non
         "2 images are smaller than 4×4 pixels, such as train/cat/1.png (1×1)",
         "1 image is more than 20 times as long as wide, such as test/cat/3.png (3×100); only its middle is "
         "used",
+        "2 images are enlarged more than 1.5 times, to 8×8 pixels, such as train/cat/4.png (4×1)",
     ]
 
 

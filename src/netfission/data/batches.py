@@ -67,7 +67,7 @@ def decode_batches(
         CorruptImageError: an image cannot be decoded; raised by the iterator.
 
     Example:
-        >>> from netfission.data.splits import ArrayRecords
+        >>> from netfission.data.splits import ArrayRecords, StreamedSplit
         >>> records = ArrayRecords(np.zeros((3, 8, 8), np.uint8), np.array([5, 6, 7]))
         >>> split = StreamedSplit(records, np.arange(3), (8, 8))
         >>> [labels.tolist() for images, labels in decode_batches(split, 2)]
