@@ -99,7 +99,8 @@ class ModelConfig:
 
     Args:
         model: cifar-resnet18, cifar-resnet34, cifar-resnet50 (with -wN for base width N), wrn-DEPTH-WIDTH, a
-            timm name or torchvision/NAME.
+            timm name, torchvision/NAME, or hf/NAME for an image classifier of Hugging Face (a name on the hub
+            or a folder with config.json).
         pretrained: start from published weights.
         weights: start from the weights in a file (safetensors, or a state dict saved by PyTorch), or in the
             folder of a run of one exit; a classifier of other classes is drawn anew.

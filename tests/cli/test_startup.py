@@ -181,10 +181,14 @@ print(json.dumps(outcomes))
 
 
 def test_a_model_of_a_package_that_is_missing_names_the_extra(tmp_path):
-    names = {"resnet18": "timm", "torchvision/resnet18": "torchvision"}
-    hint = "install it by pip install 'netfission[models]'"
+    names = {
+        "resnet18": ("timm", "models"),
+        "torchvision/resnet18": ("torchvision", "models"),
+        "hf/google/vit-base-patch16-224": ("transformers", "hf"),
+    }
     outcomes = outcomes_with_hard_dependencies([["cost", name] for name in names], tmp_path)
-    for (name, package), outcome in zip(names.items(), outcomes, strict=True):
+    for (name, (package, extra)), outcome in zip(names.items(), outcomes, strict=True):
+        hint = f"install it by pip install 'netfission[{extra}]'"
         assert outcome == [2, f"netfission: model '{name}' needs {package}; {hint}\n"]
 
 

@@ -170,7 +170,7 @@ def test_groups_and_widths_that_do_not_fit_are_refused():
 def test_weights_of_a_file_are_refused():
     settings = {"method": "packed", "weights": "net.pt"}
     with pytest.raises(
-        ValueError, match=r"^weights must be None with method=packed, got 'net\.pt'; its members"
+        ValueError, match=r"^weights must be left out with method=packed, got 'net\.pt'; its members"
     ):
         check_settings(RunConfig.from_dict(settings))
 

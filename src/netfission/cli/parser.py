@@ -315,6 +315,9 @@ def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any
     left_out = {"out", "flags", "file", *others}
     given = {name: value for name, value in vars(settings).items() if name not in left_out}
     paths = {"data": absolute_data(given.get("data", DataConfig.data))}
+    scheme, _, folder = given.get("model", "").partition("/")
+    if scheme == "hf" and Path(folder).is_dir():
+        paths["model"] = f"hf/{Path(folder).resolve()}"
     if (weights := given.get("weights")) is not None:
         paths["weights"] = str(Path(weights).resolve())
     return given | paths

@@ -73,7 +73,9 @@ def _check_effects(config: RunConfig, settings: Namespace) -> None:
 def default_name(config: RunConfig) -> str:
     """Return a folder's name that distinguishes a run from others."""
     data, fission, method = as_text(Path(config.data.data).name), config.fission, config.method.method
-    model = config.model.model.replace("/", "-")
+    model = config.model.model
+    is_folder = model.startswith("hf/") and Path(model.removeprefix("hf/")).is_dir()
+    model = f"hf-{Path(model).name}" if is_folder else model.replace("/", "-")
     pruned = f"-{fission.criterion}{fission.sparsity:g}" if fission.sparsity else ""
     scheme = f"{fission.exits}exits-{fission.grouping}" if method == "fission" else f"{method}{fission.exits}"
     return f"{data}-{model}-{scheme}{pruned}-seed{fission.seed}"

@@ -149,7 +149,6 @@ class Method:
         reduction: of the losses of the predictions, sum or mean, if the settings leave it open.
         distillation: the weight of the distillation term, if the settings leave it open.
         joint: whether a training step has several predictions of each image, so that it can distil.
-        keeps_weights: whether the networks that it makes keep the weights of a trained network.
         follows_schedule: whether the learning rate depends on the schedule in the settings.
         may_stop_early: whether the network of an epoch before the last one is a whole result.
         loses_weights: why its members cannot keep trained weights, in words for a message; empty if they can.
@@ -191,7 +190,6 @@ class Method:
     reduction: ClassVar[Reduction] = "sum"
     distillation: ClassVar[float] = 0.0
     joint: ClassVar[bool] = True
-    keeps_weights: ClassVar[bool] = True
     follows_schedule: ClassVar[bool] = True
     may_stop_early: ClassVar[bool] = True
     loses_weights: ClassVar[str] = ""

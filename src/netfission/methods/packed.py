@@ -175,7 +175,6 @@ class PackedMethod(Method):
     loses_weights = "its members start from new weights"
     average_source = "Laurent et al. 2023, and torch-uncertainty's ClassificationRoutine"
     reduction = "mean"
-    keeps_weights = False
     revision = 1  # the loss is the mean over members
     differences = ("gamma is 1 unless set (authors: 2, which changes no layer of cifar-resnet18-w16)",)
 

@@ -7,7 +7,6 @@ from importlib import import_module
 from netfission.config import FissionConfig, MethodConfig, ModelConfig, RunConfig, changed
 from netfission.grouping import find_grouping
 from netfission.methods.base import Method
-from netfission.methods.checks import check_unused
 from netfission.methods.optimizers import check_optimizer
 from netfission.pruning.prune import CRITERIA
 from netfission.utils.errors import check_choice, invalid
@@ -124,9 +123,6 @@ def check_settings(config: RunConfig) -> Method:
     find_grouping(fission.grouping, fission)
     if branch_after is not None and len(branch_after) != exits - 1:
         raise invalid("branch_after", f"{exits - 1} stages, one per exit but the first", branch_after)
-    if not method.keeps_weights:
-        hint = "its members start from new weights"
-        check_unused("weights", config.model.weights, None, config.method.method, hint)
     method.loss(config.training)
     method.schedule(config.training, exits)
     check_optimizer(config.training)

@@ -1,4 +1,4 @@
-"""Classifiers by name: CIFAR networks of this library, timm's and torchvision's."""
+"""Classifiers by name: this library's CIFAR networks, timm's, torchvision's and Hugging Face's."""
 
 from netfission.models.cifar_resnet import CifarResNet
 from netfission.models.create import create_model

@@ -1,4 +1,4 @@
-"""Creation of classifiers by name: CIFAR networks of this library, timm's and torchvision's."""
+"""Creation of classifiers by name: this library's CIFAR networks, timm's, torchvision's, Hugging Face's."""
 
 import re
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from netfission.models.cifar_resnet import CifarResNet
+from netfission.models.hugging_face import PREFIX, create_hugging_face
 from netfission.models.weights import TrainedWeights, WeightsReport, load_weights, read_weights
 from netfission.models.wide_resnet import WideResNet
 from netfission.utils.errors import check_positive_integer, did_you_mean, invalid
@@ -41,6 +42,8 @@ def create_model(
     - `wrn-D-W`, a Wide ResNet of depth D = 6n + 4 and width W (`wrn-28-10`).
     - A timm model: `resnet18`, `timm/resnet18`, or with a tag `resnet18.a1_in1k`.
     - A torchvision classifier: `torchvision/resnet18`.
+    - An image classifier of Hugging Face's transformers: `hf/google/vit-base-patch16-224`, or `hf/` and a
+      folder with `config.json`. Without `pretrained`, its weights are random.
 
     Args:
         name: one of these names.
@@ -52,8 +55,8 @@ def create_model(
             `netfission.models.read_weights`. The classifier gets new weights if the file lacks it, or has
             one of other classes; all other tensors must fit, see `netfission.models.load_weights`.
         report: called with what was loaded, such as `print`.
-        drop_path: probability by which timm's models skip their last block in training; it falls linearly to
-            0 at the first block (Huang et al. 2016).
+        drop_path: probability by which models of timm and Hugging Face skip their last block in training; it
+            falls linearly to 0 at the first block (Huang et al. 2016).
 
     Raises:
         ValueError: the name is unknown, or `num_classes` or `in_channels` is not valid (torchvision's models
@@ -94,6 +97,8 @@ def _create(
         if drop_path:
             raise _without_drop_path(name, drop_path)
         return cifar_model
+    if name.startswith(PREFIX):
+        return create_hugging_face(name, num_classes, in_channels, pretrained, drop_path)
     if name.startswith("torchvision/"):
         if drop_path:
             raise _without_drop_path(name, drop_path)
@@ -195,5 +200,5 @@ def _unknown(name: str, *tagged: str) -> ValueError:
         *(f"torchvision/{other}" for other in models.list_models(module=models)),
         *tagged,
     ]
-    expected = "cifar-resnet18|34|50[-wN], wrn-D-W, a timm name or torchvision/NAME"
+    expected = "cifar-resnet18|34|50[-wN], wrn-D-W, a timm name, torchvision/NAME or hf/NAME"
     return invalid("model", expected, name, hint=did_you_mean(name, known))

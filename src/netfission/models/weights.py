@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from netfission.models.hugging_face import HuggingFaceClassifier
 from netfission.utils.errors import describe, first_line, invalid
 
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
@@ -187,6 +188,11 @@ def load_weights(
     prefix, renamed = _without_prefix(weights.tensors, state)
     fit = _Fit(state, renamed, classifier)
     by_order = False
+    if fit.errors and isinstance(model, HuggingFaceClassifier):
+        inner = _innermost_prefix(weights.tensors)
+        bare = {key.removeprefix(inner): tensor for key, tensor in weights.tensors.items()}
+        if not (other := _Fit(state, model.by_own_names(bare), classifier)).errors:
+            prefix, fit = inner, other
     if fit.errors and weights.ordered and (ordered := _in_order(weights.tensors, state, classifier)):
         by_order, prefix, fit = True, "", _Fit(state, ordered, classifier)
     if fit.errors:
@@ -280,6 +286,12 @@ def _common_prefix(names: Collection[str]) -> str:
     firsts = {name.partition(".")[0] if "." in name else "" for name in names}
     (first,) = firsts if len(firsts) == 1 else ("",)
     return f"{first}." if first else ""
+
+
+def _innermost_prefix(names: Collection[str]) -> str:
+    """Return what all names begin with, up to a dot."""
+    first = _common_prefix(names)
+    return first and first + _innermost_prefix([name.removeprefix(first) for name in names])
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 from netfission.utils.modes import in_mode
 
+_VIEWS = {"contiguous", "flatten", "permute", "reshape", "transpose", "view"}  # methods that change no value
+
 
 class Mode(int):
     """The attribute `training` of a module while it is traced: false, and recognised in the graph."""
@@ -54,6 +56,7 @@ class ModuleTracer(fx.Tracer):
         self._inside = ends and {name[:dot] for name in ends for dot in range(len(name)) if name[dot] == "."}
         self.before: dict[str, fx.Node] = {}  # module name → the last node before it starts
         self.last: dict[str, fx.Node] = {}  # module name → the node it returns, the last of several
+        self.returned: dict[str, set[fx.Node]] = {}  # module name → all nodes it returns
         self.called_again: set[str] = set()  # modules that run more than once
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -81,13 +84,14 @@ class ModuleTracer(fx.Tracer):
                     break
                 self.graph.erase_node(node)
             for inner in [inner for inner in self.last if inner.startswith(f"{name}.")]:
-                del self.before[inner], self.last[inner]
+                del self.before[inner], self.last[inner], self.returned[inner]
             result = self.create_proxy("call_module", name, args, kwargs)
         if name in self.last:
             self.called_again.add(name)
         returned = _nodes_in(result)
         if returned and _nodes_in((args, kwargs)):
             self.before[name] = before
+            self.returned[name] = returned
             self.last[name] = next(node for node in reversed(self.graph.nodes) if node in returned)
         return result
 
@@ -299,10 +303,14 @@ def trace(root: nn.Module, tracer: ModuleTracer) -> fx.Graph:
     with _symbolic_mode(root, tracer):
         graph = tracer.trace(root, concrete_args=defaults or None)
     images, *rest = [node for node in graph.nodes if node.op == "placeholder"]
-    unread = [node for node in graph.nodes if node.target is operator.getitem and not node.users]
     # Arguments left at their defaults, fx's assertions that they are, and constants that the code knows.
-    for node in (*rest, *unread):
+    for node in rest:
         _erase(tracer, graph, node)
+    # Parts of results and views that nothing reads, such as hidden states that a model returns beside logits.
+    for node in reversed(graph.nodes):
+        is_view = node.op == "call_method" and node.target in _VIEWS
+        if not node.users and (is_view or node.target is operator.getitem):
+            _erase(tracer, graph, node)
     _read_mode(root, graph, images)
     return graph
 
@@ -313,6 +321,10 @@ def _erase(tracer: ModuleTracer, graph: fx.Graph, node: fx.Node) -> None:
     for name, before in tracer.before.items():
         if before is node:
             tracer.before[name] = node.prev
+    for name, returned in tracer.returned.items():
+        if node in returned and len(returned) > 1:
+            returned.remove(node)
+            tracer.last[name] = next(other for other in reversed(graph.nodes) if other in returned)
     graph.erase_node(node)
 
 
