@@ -21,6 +21,7 @@ from netfission.surgery.example import example_images
 from netfission.surgery.features import map_tensors
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
 from netfission.surgery.plain import check_plain
+from netfission.surgery.reconstruction import in_batches, reconstruct
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
@@ -53,7 +54,8 @@ def fission(
         example_input: images to trace and check the model with, float `(batch, channels, height, width)`;
             default the first of `batches`, else random images of the size in a timm model's configuration.
         **settings: all other fields of `FissionConfig`: `branch_after`, `stages`, `ratio`, `sparsity`,
-            `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `assignment` and `seed`.
+            `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `assignment`, `reconstruct` and
+            `seed`.
 
     Returns:
         A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.
@@ -138,8 +140,11 @@ def _divide(
     branches = resolve_branches(config.branch_after, config.exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
-    heads = _split_head(backbone, stages, divider, config, example)
-    if config.exits > 1:
+    of_head = _split_head(backbone, stages, divider, config, example)
+    heads = of_head.paths
+    if config.reconstruct:
+        _reconstruct(backbone, splits, of_head, branches, batches)
+    elif config.exits > 1:
         unnormalised = unnormalised_weights(backbone, example[:1])
         _keep_variance(stages, splits, kept, unnormalised)
         for head in heads:
@@ -271,7 +276,7 @@ def _split(
 
 def _split_head(
     backbone: Backbone, stages: Sequence[Stage], grouping: Grouping, config: FissionConfig, example: Tensor
-) -> list[nn.Module]:
+) -> StageSplit:
     """Return the head of each exit: a copy, or a share of its inner channels if copies cost much.
 
     A head of several layers (MobileNetV3, AlexNet) is divided if copies of it would add over 5 % to the
@@ -285,8 +290,42 @@ def _split_head(
         added = (config.exits - 1) * sum(head.macs.values())
         if added > TOLERANCE * total and grouping.can_divide(head, config.exits):
             generator = torch.Generator().manual_seed(config.seed)
-            return grouping.split(head, {}, config.shares, generator, {}).paths
-    return [copy.deepcopy(backbone.head) for _ in range(config.exits)]
+            return grouping.split(head, {}, config.shares, generator, {})
+    return StageSplit([copy.deepcopy(backbone.head) for _ in range(config.exits)])
+
+
+@torch.no_grad()
+def _reconstruct(
+    backbone: Backbone,
+    splits: Sequence[StageSplit],
+    of_head: StageSplit,
+    branches: Sequence[int],
+    batches: Batches,
+) -> None:
+    """Solve the layers of all paths so that each computes what the whole network does; see `reconstruct`."""
+    if not batches:
+        raise invalid("batches", "training images with reconstruct=True", found="none")
+    device = next(backbone.parameters()).device
+    images = torch.cat([images for images, _ in batches]).to(device)
+    with in_mode(backbone, *(path for split in splits for path in split.paths), training=False):
+        whole = in_batches(backbone.stem, images)
+        of_exit = {0: whole}  # what the path of each exit reads
+        for index, (part, split) in enumerate(
+            [*zip(backbone.stages, splits, strict=True), (backbone.head, of_head)]
+        ):
+            exits = _exits_in(index, branches)
+            of_exit = {exit_: of_exit.get(exit_, of_exit[0]) for exit_ in exits}
+            for exit_, path, kept in zip(exits, split.paths, split.kept, strict=False):
+                if kept or of_exit[exit_] is not whole:
+                    reconstruct(path, part, kept, of_exit[exit_], whole)
+            if part is not backbone.head:
+                after = in_batches(part, whole)
+                for exit_, path, kept in zip(
+                    exits, split.paths, split.kept or [{}] * len(exits), strict=True
+                ):
+                    same = not kept and of_exit[exit_] is whole  # as before the first branch point
+                    of_exit[exit_] = after if same else in_batches(path, of_exit[exit_])
+                whole = after
 
 
 def _keep_variance(

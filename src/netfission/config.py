@@ -137,6 +137,8 @@ class FissionConfig:
         exact_partition: with channels, give each channel to exactly one path, whatever the cost.
         assignment: with channels, how they are assigned to paths: random, or importance (by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
+        reconstruct: with channels, solve the layers of each path by least squares on training images, so that
+            it computes what the whole network does; for trained weights.
         sparsity: share of the prunable weights removed before grouping, in [0, 1).
         criterion: score by which weights are pruned: random, erk, magnitude, snip, grasp or synflow.
         pruning_steps: number of steps in which to prune; default 1, for synflow 100.
@@ -161,6 +163,7 @@ class FissionConfig:
     exact_partition: bool = False
     assignment: str = "random"
     ratio: list[float] | None = None
+    reconstruct: bool = False
     sparsity: float = 0.0
     criterion: str = "snip"
     pruning_steps: int | None = None
@@ -182,6 +185,7 @@ class FissionConfig:
             ("keep_shortcuts", False, "weights"),
             ("exact_partition", False, "channels"),
             ("assignment", "random", "channels"),
+            ("reconstruct", False, "channels"),
         ):
             value = getattr(self, name)
             if value != default and self.grouping != grouping:
@@ -202,6 +206,7 @@ class FissionSettings(TypedDict, total=False):
     exact_partition: bool
     assignment: str
     ratio: Sequence[float] | None
+    reconstruct: bool
     sparsity: float
     criterion: str
     pruning_steps: int | None
@@ -286,7 +291,7 @@ class TrainingConfig:
         teacher: of the distillation: logits (softmax of the exits' mean logits), probabilities (mean of their
             softmaxes) or others (for each exit, softmax of the other exits' mean logits).
         reduction: of the exits' losses: sum or mean; default as the method's authors do (fission: sum).
-        pruning_batches: training batches that the criteria snip and grasp read.
+        pruning_batches: training batches that the criteria snip and grasp read, and reconstruct.
         precision: 32-true, bf16-mixed or 16-mixed.
         channels_last: store images and weights in channels-last order.
         compile: compile the network with torch.compile.

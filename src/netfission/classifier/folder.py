@@ -123,7 +123,9 @@ class NetworkSpec:
         method = self._method()
         create = partial(call_with_seed, partial(self.single, factory))
         example = torch.zeros(2, *self.shape)
-        structure = replace(config, criterion="random", pruning_steps=None, assignment="random")
+        structure = replace(
+            config, criterion="random", pruning_steps=None, assignment="random", reconstruct=False
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about empty layers: the weights decide which are empty
             if self._has_channel_groups:

@@ -148,7 +148,12 @@ class Grid:
 
 _DEFAULTS = RunConfig().to_dict()
 _OF_METHODS: Set[str] = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
-_OF_GROUPING = {"assignment": "channels", "exact_partition": "channels", "keep_shortcuts": "weights"}
+_OF_GROUPING = {
+    "assignment": "channels",
+    "exact_partition": "channels",
+    "keep_shortcuts": "weights",
+    "reconstruct": "channels",
+}
 
 
 def chosen_settings(config: RunConfig) -> dict[str, Any]:

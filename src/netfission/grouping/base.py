@@ -69,6 +69,8 @@ class StageSplit:
         paths: one module per path, each from the stage's input to the stage's output.
         repeated: layers that every path holds whole although they were to be divided.
         cost: multiply-accumulates of all paths relative to the stage; 1 if the grouping does not choose it.
+        kept: for each path, tensor name → dimension → int64 indices of the stage's tensor that it holds, as
+            far as they are not all; empty if paths are not made so.
 
     Example:
         >>> StageSplit([nn.Identity(), nn.Identity()]).cost
@@ -78,6 +80,7 @@ class StageSplit:
     paths: list[nn.Module]
     repeated: tuple[RepeatedLayer, ...] = ()
     cost: float = 1.0
+    kept: Sequence[Mapping[str, Mapping[int, Tensor]]] = ()
 
 
 class Grouping(ABC):

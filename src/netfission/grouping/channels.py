@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from netfission.config import FissionConfig
 from netfission.grouping.base import Grouping, RepeatedLayer, Stage, StageSplit
@@ -91,7 +91,7 @@ class ChannelGrouping(Grouping):
                     "sparsity", "low enough to keep channels", found=f"no channels left of {group.layer!r}"
                 )
         if len(shares) == 1:
-            return StageSplit([_narrowed_to(stage, left)])
+            return _split_into(stage, [left])
         divided = [group.units >= len(shares) for group in coupling.groups]
         if not any(divided):
             reasons = "; ".join(sorted({*coupling.undivided.values(), *_too_few(coupling, shares)}))
@@ -119,8 +119,7 @@ class ChannelGrouping(Grouping):
             parts = assign_units(order, of_paths) if is_divided else [order] * len(shares)
             for path, part in zip(chosen, parts, strict=True):
                 path.append(torch.zeros(group.units, dtype=torch.bool).index_fill(0, part, True))
-        paths = [_narrowed_to(stage, units) for units in chosen]
-        return StageSplit(paths, _repeated(stage, divided, shares), cost)
+        return _split_into(stage, chosen, _repeated(stage, divided, shares), cost)
 
     def _order(
         self, group: ChannelGroup, left: Tensor, scores: Mapping[str, Tensor], generator: torch.Generator
@@ -133,10 +132,17 @@ class ChannelGrouping(Grouping):
         return units
 
 
-def _narrowed_to(stage: Stage, units: Sequence[Tensor]) -> nn.Module:
-    """Return the stage with some units of each group, of each a bool tensor `(units,)`."""
+def _split_into(
+    stage: Stage,
+    units: Sequence[Sequence[Tensor]],
+    repeated: tuple[RepeatedLayer, ...] = (),
+    cost: float = 1.0,
+) -> StageSplit:
+    """Return the stage with some units of each group: for each path a bool tensor `(units,)` per group."""
     groups = stage.coupling.groups
-    return narrowed(stage.module, kept_indices(groups, units), scattered_norms(groups))
+    kept = [kept_indices(groups, of_path) for of_path in units]
+    paths = [narrowed(stage.module, indices, scattered_norms(groups)) for indices in kept]
+    return StageSplit(paths, repeated, cost, kept)
 
 
 def _left(group: ChannelGroup, kept: Mapping[str, Tensor]) -> Tensor:

@@ -115,6 +115,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "exact_partition": (_BY_CHANNELS, _SEVERAL),
     "assignment": (_BY_CHANNELS, _SEVERAL),
     "ratio": (_SEVERAL, _SHARED_OUT),
+    "reconstruct": (_BY_CHANNELS, _DIVIDED),
     "sparsity": _ANY,
     "criterion": (_SCORED,),
     "pruning_steps": (_PRUNED,),

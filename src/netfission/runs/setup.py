@@ -175,7 +175,8 @@ def build_network(
         return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
 
     batches: list[tuple[Tensor, Tensor]] = []
-    if config.fission.sparsity > 0 or config.fission.assignment == "importance":
+    fission = config.fission
+    if fission.sparsity > 0 or fission.assignment == "importance" or fission.reconstruct:
         shown = make_batches(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )

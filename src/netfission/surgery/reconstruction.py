@@ -1,0 +1,222 @@
+"""Layers of a path, solved by least squares so that the path computes what the whole stage does.
+
+A path that holds a part of the channels of a trained stage computes something else than the stage, and has
+lost most of what that had learned. But features are redundant: what a layer computed from all its inputs can
+be predicted from a part of them. So each layer of which a path holds a part of the inputs is solved anew, in
+the order they run. Its inputs are those that the path computes, and its outputs shall be those of the whole
+stage. He et al. 2017 (arXiv 1707.06168, section 3.1) reconstruct what pruning removed in this way.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
+
+from netfission.surgery.features import Features, map_tensors
+from netfission.surgery.heads import FewerHeads, divides
+from netfission.surgery.standardised import standardises
+from netfission.utils.modes import in_mode, trial_copy, without_fused_transformers
+
+# Pull towards the weights before, relative to the mean square of the inputs.
+RIDGE = 0.03
+_IMAGES = 64  # that run at once
+_Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+@torch.no_grad()
+def reconstruct(
+    path: nn.Module,
+    whole: nn.Module,
+    kept: Mapping[str, Mapping[int, Tensor]],
+    own_features: Features,
+    features: Features,
+) -> None:
+    """Solve the layers of a path that hold a part of their inputs, in place.
+
+    A layer keeps its weights where the images do not determine others: the squares of the differences from
+    them are added to the squared errors. Layers that compute their weights from others, and grouped
+    convolutions, stay as they are. Running statistics of batch norms change so that each channel of their
+    output has the mean and variance that it has in the whole stage: least squares lowers the variance.
+
+    Args:
+        path: made from `whole` by `netfission.surgery.narrowing.narrowed`; runs in eval mode.
+        whole: the stage or head; not changed.
+        kept: what `narrowed` kept: tensor name → dimension → int64 indices.
+        own_features: what the path reads, of some hundred images or more; a tensor or several.
+        features: what the whole stage reads, of the same images.
+
+    Example:
+        A layer that reads one of two equal features takes over the weight of the other one:
+
+        >>> whole = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> for layer in whole:
+        ...     _ = nn.init.ones_(layer.weight)
+        >>> kept = {"0.weight": {0: torch.tensor([0])}, "1.weight": {1: torch.tensor([0])}}
+        >>> from netfission.surgery.narrowing import narrowed
+        >>> path, features = narrowed(whole, kept), torch.randn(100, 1)
+        >>> reconstruct(path, whole, kept, features, features)
+        >>> round(path[1].weight.item(), 1)
+        2.0
+    """
+    target = trial_copy(whole)
+    for part in target.modules():
+        if type(part) is nn.MultiheadAttention and divides(part):
+            FewerHeads.change(part)  # it runs its output projection as a layer
+    with in_mode(path, target, training=False), without_fused_transformers():
+        for name in _order(path, _some(own_features, 0)):
+            layer = path.get_submodule(name)
+            calls = (
+                (*of_path, *of_whole)
+                for start in range(0, _count(features), _IMAGES)
+                for of_path, of_whole in zip(
+                    _calls(path, name, _some(own_features, start)),
+                    _calls(target, name, _some(features, start)),
+                    strict=True,
+                )
+            )
+            if isinstance(layer, _BatchNorm):
+                _match(layer, calls, kept.get(f"{name}.running_mean", {}).get(0))
+            elif isinstance(layer, _Layer) and 1 in kept.get(f"{name}.weight", {}) and _is_solvable(layer):
+                _solve(layer, calls, kept[f"{name}.weight"].get(0))
+
+
+def in_batches(module: nn.Module, features: Features) -> Features:
+    """Run a module on features, some examples at once.
+
+    Example:
+        >>> in_batches(nn.Flatten(), torch.zeros(100, 2, 2)).shape
+        torch.Size([100, 4])
+    """
+    starts = range(0, _count(features), _IMAGES)
+    found = [module(_some(features, start)) for start in starts]
+    if isinstance(found[0], Tensor):
+        return torch.cat(found)
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def _is_solvable(layer: _Layer) -> bool:
+    """Return whether each output of a layer is linear in all inputs, and in the weight that it stores."""
+    return getattr(layer, "groups", 1) == 1 and not is_parametrized(layer) and not standardises(layer)
+
+
+def _order(module: nn.Module, features: Features) -> list[str]:
+    """Return the names of the layers and batch norms in the order in which they first run."""
+    ran: dict[str, None] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _layer, _inputs, name=name: ran.setdefault(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, _Layer) or (isinstance(layer, _BatchNorm) and layer.track_running_stats)
+    ]
+    try:
+        module(map_tensors(Tensor.clone, features))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(ran)
+
+
+def _calls(module: nn.Module, name: str, features: Features) -> list[tuple[Tensor, Tensor]]:
+    """Return the input and the output of each call of a layer."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def note(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        calls.append((inputs[0].clone(), output.clone()))  # what comes next may overwrite them
+
+    hook = module.get_submodule(name).register_forward_hook(note)
+    try:
+        module(features)
+    finally:
+        hook.remove()
+    return calls
+
+
+def _count(features: Features) -> int:
+    return len(features if isinstance(features, Tensor) else features[0])
+
+
+def _some(features: Features, start: int) -> Features:
+    """Return a copy of some examples."""
+    return map_tensors(lambda tensor: tensor[start : start + _IMAGES].clone(), features)
+
+
+# Input and output of a layer in the path, and those in the whole stage.
+_Calls = Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def _match(norm: _BatchNorm, calls: _Calls, kept: Tensor | None) -> None:
+    """Change the running statistics of a batch norm so that its output has the moments of the whole stage's.
+
+    Args:
+        norm: changed in place.
+        calls: of each batch.
+        kept: int64, the channels of the whole stage that the path holds; None if it holds all.
+    """
+    count = 0
+    sums = torch.zeros(4, norm.num_features, dtype=torch.float64)  # of values and squares, for both
+    for inputs, _, of_whole, _ in calls:
+        of_whole = of_whole if kept is None else of_whole.index_select(1, kept.to(of_whole.device))
+        rows = [_rows(tensor, 1).cpu().double() for tensor in (inputs, of_whole)]
+        sums += torch.stack([moment for values in rows for moment in (values.sum(0), values.square().sum(0))])
+        count += len(rows[0])
+    mean, square, mean_of_whole, square_of_whole = sums / count
+    variance, variance_of_whole = square - mean.square(), square_of_whole - mean_of_whole.square()
+    moves = (variance > norm.eps * square) & (variance_of_whole > norm.eps * square_of_whole)
+    scale = torch.where(moves, variance / variance_of_whole, 1.0)
+    assert norm.running_mean is not None and norm.running_var is not None
+    shift = mean_of_whole - norm.running_mean.cpu().double()
+    norm.running_mean.copy_(mean - shift * scale.sqrt())
+    norm.running_var.copy_(((norm.running_var.cpu().double() + norm.eps) * scale - norm.eps).clamp(min=0))
+
+
+def _solve(layer: _Layer, calls: _Calls, kept: Tensor | None) -> None:
+    """Solve a layer by least squares.
+
+    Args:
+        layer: its weight and bias are changed in place.
+        calls: of each batch.
+        kept: int64, the outputs of the whole stage that the path holds; None if it holds all.
+    """
+    weight, bias = layer.weight, layer.bias
+    before = weight.flatten(1).cpu().double()
+    gram = before.new_zeros(before.shape[1], before.shape[1])
+    errors = before.new_zeros(before.shape[1], len(before))
+    of_bias = before.new_zeros(len(before))
+    count = 0
+    sums = before.new_zeros(before.shape[1])
+    for inputs, outputs, _, wanted in calls:
+        dim = inputs.ndim - 1 if isinstance(layer, nn.Linear) else inputs.ndim - weight.ndim + 1
+        rows = _rows(_patches(layer, inputs), dim)
+        wanted = wanted if kept is None else wanted.index_select(dim, kept.to(wanted.device))
+        missing = _rows(wanted - outputs, dim)
+        gram += (rows.T @ rows).cpu().double()
+        errors += (rows.T @ missing).cpu().double()
+        sums += rows.sum(0).cpu().double()
+        of_bias += missing.sum(0).cpu().double()
+        count += len(rows)
+    mean, shift = sums / count, of_bias / count
+    if bias is not None:  # which takes the mean error
+        gram -= count * mean.outer(mean)
+        errors -= count * mean.outer(shift)
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    change = torch.linalg.solve(gram, errors).T
+    weight.copy_((before + change).view_as(weight))
+    if bias is not None:
+        bias.add_((shift - change @ mean).to(bias))
+
+
+def _patches(layer: _Layer, inputs: Tensor) -> Tensor:
+    """Return what a layer multiplies with its weights: the output for weights that copy one input each."""
+    width = layer.weight[0].numel()
+    eye = torch.eye(width, dtype=inputs.dtype, device=inputs.device).view(width, *layer.weight.shape[1:])
+    values = {"weight": eye} | ({} if layer.bias is None else {"bias": eye.new_zeros(width)})
+    patches: Tensor = functional_call(layer, values, inputs)
+    return patches
+
+
+def _rows(tensor: Tensor, dim: int) -> Tensor:
+    """Return a tensor as a matrix of one row per position, in float32."""
+    return tensor.movedim(dim, -1).flatten(0, -2).float()

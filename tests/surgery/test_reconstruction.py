@@ -1,0 +1,276 @@
+"""Layers of a path, solved by least squares."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, ScaledStdConv2d
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+
+import netfission as nf
+from netfission.models import create_model
+from netfission.surgery import reconstruction
+from netfission.surgery.narrowing import narrowed
+from netfission.surgery.reconstruction import in_batches, reconstruct
+
+HALF = torch.tensor([0, 2, 3, 5])  # of eight channels
+IMAGES = 150  # several batches, the last of which is smaller
+
+
+@pytest.fixture(autouse=True)
+def _plain_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "RIDGE", 1e-7)
+
+
+def redundant(*shape: int) -> Tensor:
+    """Return features of eight channels of which any three determine the others."""
+    return torch.randn(*shape, 3) @ torch.randn(3, 8)
+
+
+def error(path: nn.Module, whole: nn.Module, features: Tensor) -> float:
+    """Return the mean squared error of a path over the variance of what it should return."""
+    with torch.no_grad():
+        wanted = whole.eval()(features)
+        return float((path.eval()(features) - wanted).pow(2).mean() / wanted.var())
+
+
+def convolutions(second: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), second)
+
+
+OF_CONVOLUTIONS = {"0.weight": {0: HALF}, "1.weight": {1: HALF}}
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        nn.Conv2d(8, 6, 1),
+        nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(8, 6, 3, padding="same", dilation=2, padding_mode="reflect"),
+        Conv2dSame(8, 6, 3, stride=2),
+    ],
+    ids=["1×1", "stride", "reflected", "same"],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_of_redundant_channels_is_recovered(
+    second: nn.Module, layout: torch.memory_format
+) -> None:
+    whole = convolutions(copy.deepcopy(second)).to(memory_format=layout)
+    features = redundant(IMAGES, 7, 7).movedim(-1, 1).contiguous(memory_format=layout)
+    path = narrowed(whole, OF_CONVOLUTIONS)
+    assert error(path, whole, features) > 0.05
+    reconstruct(path, whole, OF_CONVOLUTIONS, features, features)
+    assert error(path, whole, features) < 1e-4
+    held_out = torch.einsum("nchw,dc->ndhw", features[:9].flip(0), torch.eye(8))
+    assert error(path, whole, held_out) < 1e-4
+
+
+def test_a_linear_layer_is_recovered_with_its_bias() -> None:
+    whole = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    with torch.no_grad():
+        whole[0].bias.fill_(5.0)  # features with a mean
+    kept = {"0.weight": {0: HALF}, "0.bias": {0: HALF}, "1.weight": {1: HALF}}
+    features = redundant(IMAGES, 4)
+    path = narrowed(whole, kept)
+    reconstruct(path, whole, kept, features, features)
+    assert error(path, whole, features) < 1e-4
+
+
+@pytest.mark.parametrize("torch_attention", [False, True])
+def test_the_output_projection_of_an_attention_is_solved(torch_attention: bool) -> None:
+    class OfTorch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.MultiheadAttention(8, 4, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            output: Tensor = self.inner(tokens, tokens, tokens, need_weights=False)[0]
+            return output
+
+    whole: nn.Module = OfTorch() if torch_attention else Attention(8, num_heads=4, qkv_bias=True)
+    first, last = ("inner.in_proj_", "inner.out_proj.weight") if torch_attention else ("qkv.", "proj.weight")
+    heads = torch.arange(4)  # the channels of two heads of four
+    of_all = torch.cat([heads, 8 + heads, 16 + heads])
+    kept = {f"{first}weight": {0: of_all}, f"{first}bias": {0: of_all}, last: {1: heads}}
+    features = torch.randn(IMAGES, 5, 8)
+    path = narrowed(whole.eval(), kept)
+    before, weight = error(path, whole, features), path.get_parameter(last).clone()
+    reconstruct(path, whole, kept, features, features)
+    assert error(path, whole, features) < 0.95 * before
+    assert not torch.equal(path.get_parameter(last), weight)
+
+
+def test_each_layer_makes_up_for_what_those_before_it_miss() -> None:
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+    torch.manual_seed(0)
+    whole = nn.Sequential(block(), block())
+    kept = {
+        f"{index}.{name}": dims
+        for index in (0, 1)
+        for name, dims in {
+            "0.weight": {0: HALF},
+            "0.bias": {0: HALF},
+            **{f"1.{part}": {0: HALF} for part in ("weight", "bias", "running_mean", "running_var")},
+            "3.weight": {1: HALF},
+        }.items()
+    }
+    features = torch.randn(IMAGES, 8, 6, 6)
+    whole.train()(features)
+    path = narrowed(whole, kept)
+    before = error(path, whole, features)
+    reconstruct(path, whole, kept, features, features)
+    after = error(path, whole, features)
+    assert after < 0.5 * before
+    alone = narrowed(whole, kept)  # each layer by what the whole stage computes
+    for index in (0, 1):
+        part = {name[2:]: dims for name, dims in kept.items() if name[0] == str(index)}
+        inputs = whole[:index](features)
+        reconstruct(alone[index], whole[index], part, inputs, inputs)
+    assert after < error(alone, whole, features)
+
+
+def test_what_a_path_reads_may_differ_from_what_the_whole_stage_reads() -> None:
+    whole = convolutions(nn.Conv2d(8, 6, 1))
+    features = redundant(IMAGES, 4, 4).movedim(-1, 1)
+    path = narrowed(whole, OF_CONVOLUTIONS)
+    reconstruct(path, whole, OF_CONVOLUTIONS, 2 * features, features)
+    with torch.no_grad():
+        assert torch.allclose(path(2 * features), whole(features), atol=1e-2)
+
+
+def test_each_channel_after_a_batch_norm_keeps_its_mean_and_variance() -> None:
+    """Least squares lowers the variance of what it predicts."""
+    whole = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Dropout(0.9), nn.BatchNorm2d(8))
+    whole[3].num_batches_tracked += 7
+    whole[3].running_mean += 0.5
+    whole[3].running_var *= 2
+    names = ("weight", "bias", "running_mean", "running_var")
+    kept = {"0.weight": {0: HALF}, "0.bias": {0: HALF}, "1.weight": {0: HALF, 1: HALF}, "1.bias": {0: HALF}}
+    kept |= {f"3.{name}": {0: HALF} for name in names}
+    features = 3 + torch.randn(IMAGES, 8, 4, 4)
+    path = narrowed(whole.train(), kept)
+    reconstruct(path, whole, kept, features, features)
+    assert path.training and path[3].training
+    assert (path[3].momentum, int(path[3].num_batches_tracked)) == (0.1, 7)
+    assert float(whole[3].running_mean.sum()) == 4
+    outputs = [module.eval()(features) for module in (path, whole)]
+    for moment in (torch.mean, torch.std):
+        of_path, of_whole = (moment(output, (0, 2, 3)) for output in outputs)
+        assert torch.allclose(of_path, of_whole[HALF], atol=1e-3)
+
+
+def test_a_batch_norm_of_constant_features_stays() -> None:
+    whole = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)).eval()
+    kept = {"0.weight": {1: HALF}}
+    path, features = narrowed(whole, kept), torch.ones(5, 8, 2, 2)
+    reconstruct(path, whole, kept, features[:, HALF], features)
+    assert path[1].running_var.tolist() == whole[1].running_var.tolist()
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 1)),
+        ScaledStdConv2d(8, 6, 3),
+        nn.Conv2d(8, 8, 3, groups=8),
+    ],
+    ids=["parametrised", "standardised", "depthwise"],
+)
+def test_layers_whose_output_is_not_linear_in_their_weight_stay(second: nn.Module) -> None:
+    whole = convolutions(second)
+    path = copy.deepcopy(whole)
+    features = torch.randn(9, 8, 5, 5)
+    reconstruct(path, whole, {"1.weight": {1: torch.arange(8)}}, features, features)
+    assert all(map(torch.equal, path.state_dict().values(), whole.state_dict().values()))
+
+
+def test_features_that_are_all_zero_leave_the_weights() -> None:
+    whole = convolutions(nn.Conv2d(8, 6, 1, bias=False))
+    path = narrowed(whole, OF_CONVOLUTIONS)
+    features = torch.zeros(3, 8, 2, 2)
+    reconstruct(path, whole, OF_CONVOLUTIONS, features, features)
+    assert torch.equal(path[1].weight, whole[1].weight[:, HALF])
+
+
+def test_features_may_be_several_tensors() -> None:
+    class Sum(nn.Module):
+        def forward(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return features[0] + features[1], features[1]
+
+    first, second = in_batches(Sum(), (torch.ones(100, 2), torch.ones(100, 2)))
+    assert first.shape == second.shape == (100, 2) and float(first.sum()) == 400
+
+
+# --- in a network -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    network = create_model("wrn-10-2", 10)
+    network.train()(torch.randn(64, 3, 8, 8))
+    return network.eval()
+
+
+def batches(count: int = 4) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [(torch.randn(50, 3, 8, 8, generator=generator), torch.zeros(50).long()) for _ in range(count)]
+
+
+def test_each_exit_of_a_network_comes_closer_to_the_model(model: nn.Module) -> None:
+    (images, _), *training = batches(9)
+    logits = {}
+    for is_solved in (False, True):
+        net = nf.fission(
+            model, grouping="channels", batches=training, assignment="random", reconstruct=is_solved
+        )
+        logits[is_solved] = net.eval()(images)
+    wanted = model(images)[:, None].softmax(-1)
+    errors = {key: F.mse_loss(value.softmax(-1), wanted.expand_as(value)) for key, value in logits.items()}
+    for exit_ in range(3):
+        before, after = ((logits[key][:, exit_] - model(images)).pow(2).mean() for key in (False, True))
+        assert after < 0.6 * before, exit_
+    assert errors[True] < errors[False]
+
+
+def test_a_pruned_network_of_one_exit_is_reconstructed(model: nn.Module) -> None:
+    (images, _), *training = batches(9)
+    error_of = {}
+    for is_solved in (False, True):
+        net = nf.fission(
+            model,
+            1,
+            grouping="channels",
+            sparsity=0.4,
+            criterion="magnitude",
+            batches=training,
+            reconstruct=is_solved,
+        )
+        error_of[is_solved] = (net.eval()(images)[:, 0] - model(images)).pow(2).mean()
+    assert error_of[True] < 0.6 * error_of[False]
+
+
+def test_one_exit_keeps_the_bits_of_the_model(model: nn.Module) -> None:
+    net = nf.fission(model, 1, grouping="channels", batches=batches(), reconstruct=True)
+    images = batches(1)[0][0]
+    assert torch.equal(net.eval()(images)[:, 0], model(images))
+
+
+def test_the_same_images_give_the_same_bits_and_no_mode_changes(model: nn.Module) -> None:
+    first, second = (
+        nf.fission(model, 2, grouping="channels", batches=batches(), reconstruct=True) for _ in range(2)
+    )
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    assert not any(part.training for part in first.modules())
+
+
+def test_reconstruction_needs_images_and_channels(model: nn.Module) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="batches must be training images with reconstruct=True, got none"):
+        nf.fission(model, 2, grouping="channels", example_input=images, reconstruct=True)
+    with pytest.raises(ValueError, match="reconstruct must be False unless grouping='channels', got True"):
+        nf.fission(model, 2, batches=batches(), reconstruct=True)
