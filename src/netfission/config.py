@@ -288,6 +288,8 @@ class TrainingConfig:
         temperature: temperature of the ensemble distillation.
         distillation_weight: factor on the distillation term; default 1 for fission, 0 (cross-entropy alone)
             for baselines defined without distillation.
+        parent_weight: factor on the distillation from the network as its file of weights holds it, with the
+            same temperature; for a network that is already trained on these classes.
         teacher: of the distillation: logits (softmax of the exits' mean logits), probabilities (mean of their
             softmaxes) or others (for each exit, softmax of the other exits' mean logits).
         reduction: of the exits' losses: sum or mean; default as the method's authors do (fission: sum).
@@ -326,6 +328,7 @@ class TrainingConfig:
     warmup: float = 0.0
     temperature: float = 3.0
     distillation_weight: float | None = None
+    parent_weight: float = 0.0
     teacher: Teacher = "logits"
     reduction: Reduction | None = None
     pruning_batches: int = 4
@@ -354,7 +357,7 @@ class TrainingConfig:
         for name in ("learning_rate", "clip", "temperature"):
             if (value := getattr(self, name)) is not None:
                 check_positive(name, value)
-        for name in ("weight_decay", "distillation_weight"):
+        for name in ("weight_decay", "distillation_weight", "parent_weight"):
             if (value := getattr(self, name)) is not None and not 0 <= value < inf:
                 raise invalid(name, "a finite number of at least 0", value)
         for name in ("momentum", "warmup", "drop_path"):

@@ -21,6 +21,7 @@ LOSS_CHANGES = {
     "teacher": ({"distillation_weight": 1.0}, "others"),
     "reduction": ({"reduction": "sum"}, "mean"),
 }
+OF_PARENT = {"weights": "parent.safetensors", "parent_weight": 1.0}
 
 
 def test_every_setting_has_its_line():
@@ -56,7 +57,9 @@ def step_loss(config):
         hook.on_epoch_start(network, 1)  # of two: the second member or generation, if they train in turn
     torch.manual_seed(0)
     images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
-    return method.step(network, images, labels, method.loss(config.training)).loss
+    result = method.step(network, images, labels, method.loss(config.training))
+    parent = create(1).eval() if config.training.parent_weight else None
+    return method.with_parent(result, images, parent, config.training).loss
 
 
 @pytest.mark.parametrize("setting", LOSS_CHANGES)
@@ -73,6 +76,18 @@ def test_settings_of_the_loss_have_an_effect_as_the_table_says(method, setting):
     )
     changed = not torch.equal(step_loss(first), step_loss(second))
     assert changed == (unmet_condition(setting, second) is None)
+
+
+@pytest.mark.parametrize("setting", ["temperature", "parent_weight"])
+@pytest.mark.parametrize("method", ["fission", "multi-exit", "deep-ensemble", "single"])
+def test_settings_of_the_parent_have_an_effect_as_the_table_says(method, setting):
+    values = {"temperature": 1.5, "parent_weight": 2.0}
+    configs = [
+        RunConfig.from_dict(settings_of(method, **{"distillation_weight": 0.0, **OF_PARENT, **changes}))
+        for changes in ({}, {setting: values[setting]})
+    ]
+    assert not torch.equal(*map(step_loss, configs))
+    assert unmet_condition(setting, configs[1]) is None
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -152,6 +167,11 @@ def test_schedules_have_an_effect_as_the_table_says(method):
         (
             {"method": "snapshot", "schedule": "cosine"},
             "schedule must be left out with method=snapshot, which has its own, got 'cosine'",
+        ),
+        ({"parent_weight": 1.0}, "parent_weight must be left out unless weights is given, got 1.0"),
+        (
+            {"method": "born-again", **OF_PARENT},
+            "parent_weight must be left out with method=born-again, which has its own teacher, got 1.0",
         ),
         ({"method": "mimo", "alpha": 2.0}, "alpha must be left out with method=mimo, got 2.0"),
     ],

@@ -141,6 +141,59 @@ def test_a_run_from_the_folder_of_a_run(tmp_path):
     assert RunFolder(second).load_weights_report().new == ()
 
 
+@pytest.fixture(scope="module")
+def parent_run(tmp_path_factory):
+    """A single network that has learnt the digits."""
+    out = tmp_path_factory.mktemp("parent") / "run"
+    flags = "--data digits --model wrn-10-1 --exits 1 --epochs 8 --schedule one_cycle"
+    assert main(["train", *flags.split(), "--out", str(out)]) == 0
+    return out
+
+
+# So small steps that the network ends as it begins.
+CHILD = "--data digits --model wrn-10-1 --grouping channels --epochs 1 --learning-rate 1e-9 --weight-decay 0"
+
+
+def test_reconstruction_keeps_what_the_network_knows(parent_run, tmp_path):
+    metrics = {"parent": RunFolder(parent_run).load_evaluation().ensemble}
+    for name in ("false", "true"):
+        flags = [*CHILD.split(), "--weights", str(parent_run), "--out", str(tmp_path / name)]
+        assert main(["train", *flags, "--reconstruct", name]) == 0
+        metrics[name] = RunFolder(tmp_path / name).load_evaluation().ensemble
+    assert metrics["true"]["top1"] > metrics["parent"]["top1"] - 0.02
+    assert metrics["true"]["top1"] > metrics["false"]["top1"]
+    assert metrics["true"]["nll"] < 0.4 * metrics["false"]["nll"]
+
+
+def test_the_network_before_teaches(parent_run, tmp_path):
+    flags = [*CHILD.split(), "--weights", str(parent_run), "--reconstruct", "true"]
+    losses = []
+    for weight in ("0", "2"):
+        out = tmp_path / weight
+        assert main(["train", *flags, "--parent-weight", weight, "--out", str(out)]) == 0
+        losses.append(rows_of(out)[0]["train/loss"])
+        checkpoint = torch.load(RunFolder(out).checkpoint, weights_only=False)
+        assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"network"}
+    assert losses[1] > losses[0]
+    single = [*CHILD.replace("--grouping channels", "--exits 1").split(), "--weights", str(parent_run)]
+    for weight in ("0", "2"):  # a network that starts as its teacher has nothing to learn from it but noise
+        out = tmp_path / f"single {weight}"
+        assert main(["train", *single, "--parent-weight", weight, "--out", str(out)]) == 0
+        losses.append(rows_of(out)[0]["train/loss"])
+    assert losses[2] < losses[3] < losses[1]
+
+
+def test_a_file_without_a_classifier_of_the_classes_cannot_teach(tmp_path, capsys):
+    path = tmp_path / "net.pt"
+    torch.save(create_model("wrn-10-1", 7, in_channels=1).state_dict(), path)
+    flags = [*CHILD.split(), "--weights", str(path), "--parent-weight", "1", "--out", str(tmp_path / "run")]
+    assert main(["train", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "--weights must be of a network trained on the 10 classes of the data, with parent_weight" in error
+    assert "net.pt without fc.weight, fc.bias; train it first" in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "changes",
     [

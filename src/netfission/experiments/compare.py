@@ -130,7 +130,8 @@ def _measure(cells: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
     contenders = {}
     for name, cell in cells.items():
         network, spec = run_folder(cell, out).load_network()
-        contenders[name] = TimedContender(network, cell.config)
+        parent = spec.single().eval() if cell.config.training.parent_weight else None
+        contenders[name] = TimedContender(network, cell.config, parent)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         single = spec.single()

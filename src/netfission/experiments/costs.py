@@ -67,10 +67,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class TimedContender:
-    """A contender's trained network, and the settings it is trained with."""
+    """A contender's trained network, the settings it is trained with, and the network that teaches it.
+
+    The teacher is there if `parent_weight` is set: images → logits `(batch, classes)`.
+    """
 
     network: nn.Module
     config: RunConfig
+    parent: nn.Module | None = None
 
     @property
     def method(self) -> Method:
@@ -79,7 +83,9 @@ class TimedContender:
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a training step, a scalar."""
-        return self.method.step(network, images, labels, self.method.loss(self.config.training)).loss
+        training = self.config.training
+        result = self.method.step(network, images, labels, self.method.loss(training))
+        return self.method.with_parent(result, images, self.parent, training).loss
 
     def training_steps(self, images: Tensor) -> list[Callable[[], None]]:
         """Return steps on copies of the network, one per part of the training, to be run any number of times.

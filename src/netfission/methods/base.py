@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from netfission.config import FissionConfig, MethodConfig, Reduction, TrainingConfig
 from netfission.ensemble import Average
-from netfission.losses import EnsembleDistillationLoss
+from netfission.losses import EnsembleDistillationLoss, distillation_loss
 from netfission.methods.schedules import SCHEDULES, Schedule, warmed_up
 
 Network = Callable[[Tensor], Tensor]  # images → logits `(batch, exits, classes)`
@@ -240,6 +240,26 @@ class Method:
         """
         logits = network(images)
         return StepResult(loss_fn(logits, labels), logits, labels)
+
+    def with_parent(
+        self, result: StepResult, images: Tensor, parent: nn.Module | None, training: TrainingConfig
+    ) -> StepResult:
+        """Add to a step's loss the distillation from the network that the training started from.
+
+        Args:
+            result: of the step.
+            images: `(batch, channels, height, width)`.
+            parent: images → logits `(batch, classes)`, in eval mode; None to leave the loss as it is.
+            training: the settings.
+        """
+        if parent is None:
+            return result
+        with torch.no_grad():
+            teacher = parent(images)[:, None]
+        loss = distillation_loss(result.logits, teacher, temperature=training.temperature)
+        if (training.reduction or self.reduction) == "mean":
+            loss = loss / result.logits.shape[1]
+        return result._replace(loss=result.loss + training.parent_weight * loss)
 
     def training_states(self, network: nn.Module) -> list[nn.Module]:
         """Return a copy of the network as it is in training, by which the cost of a step is measured.

@@ -78,12 +78,26 @@ _JOINT = Condition("with method={method}, which trains with one prediction per i
 _TOGETHER = Condition("with one_by_one", lambda run: not run.method.one_by_one)
 _TAUGHT = Condition(_JOINT.words, lambda run: _joint(run) or _other_network_teaches(run))
 _HAS_TEACHER = Condition(_SEVERAL.words, lambda run: _SEVERAL.holds(run) or _other_network_teaches(run))
+_KNOWS_PARENT = Condition("unless weights is given", lambda run: run.model.weights is not None)
+_NO_OTHER_PARENT = Condition(
+    "with method={method}, which has its own teacher", lambda run: not _other_network_teaches(run)
+)
 _DISTILS = Condition("unless distillation_weight is above 0", lambda run: _weight(run) > 0)
 _VALIDATED = Condition("unless validation is above 0", lambda run: run.data.validation > 0)
 _WHOLE = Condition(
     "with method={method}, whose training must reach its end",
     lambda run: METHODS[run.method.method].may_stop_early,
 )
+
+
+def _or_parent(condition: Condition) -> Condition:
+    """Return a condition that also holds if the network before teaches."""
+
+    def holds(run: RunConfig) -> bool:
+        return run.training.parent_weight > 0 or condition.holds(run)
+
+    return Condition(condition.words, holds)
+
 
 # Setting → what must hold for it to have an effect. A method must also read what is part of `MethodConfig` or
 # `FissionConfig`.
@@ -144,8 +158,9 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "layer_decay": _ANY,
     "schedule": (_SCHEDULED,),
     "warmup": (_SCHEDULED, _NO_RISE),
-    "temperature": (_TAUGHT, _TOGETHER, _HAS_TEACHER, _DISTILS),
+    "temperature": tuple(map(_or_parent, (_TAUGHT, _TOGETHER, _HAS_TEACHER, _DISTILS))),
     "distillation_weight": (_TAUGHT, _TOGETHER, _HAS_TEACHER),
+    "parent_weight": (_KNOWS_PARENT, _NO_OTHER_PARENT),
     "teacher": (_JOINT, _TOGETHER, _SEVERAL, _DISTILS),
     "reduction": (_JOINT, _TOGETHER, _SEVERAL),
     "pruning_batches": (_SCORED, _READS_BATCHES),

@@ -79,6 +79,8 @@ class TrainingModule(lightning.LightningModule):
         exits: number of predictions in the settings.
         method: loss, steps and schedule of the training; default those of fission.
         scales: name of a parameter → factor on its learning rate; default 1 for all.
+        parent: the network that the training started from, images → logits `(batch, classes)`, if it teaches;
+            neither trained nor saved.
     """
 
     def __init__(
@@ -89,8 +91,12 @@ class TrainingModule(lightning.LightningModule):
         exits: int = 1,
         method: Method | None = None,
         scales: Mapping[str, float] | None = None,
+        parent: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self._parent = (
+            [] if parent is None else [parent.eval().requires_grad_(False)]
+        )  # no module of this one
         self.network = network
         self.config = config
         self.seed = seed
@@ -111,6 +117,8 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         outcome = self.method.step(self, *batch, self.loss)
+        parent = self._parent[0].to(self.device) if self._parent else None
+        outcome = self.method.with_parent(outcome, batch[0], parent, self.config)
         self.running["train"].add(outcome.logits, outcome.labels, outcome.loss)
         self._watch(outcome.loss)
         return outcome.loss

@@ -163,16 +163,7 @@ def build_network(
     """
 
     def create() -> nn.Module:
-        model = create_model(
-            config.model.model,
-            len(data.classes),
-            in_channels=data.shape[0],
-            pretrained=config.model.pretrained,
-            weights=weights or config.model.weights,
-            report=report,
-            drop_path=config.training.drop_path,
-        )
-        return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
+        return _create(config, data, weights, report)
 
     batches: list[tuple[Tensor, Tensor]] = []
     fission = config.fission
@@ -183,6 +174,50 @@ def build_network(
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
     plan = BuildPlan(partial(call_with_seed, create), config.fission, torch.zeros(2, *data.shape), batches)
     return find_method(config.method).build(plan)
+
+
+def _create(
+    config: RunConfig,
+    data: ImageData,
+    weights: TrainedWeights | None,
+    report: Callable[[WeightsReport], object] | None,
+) -> nn.Module:
+    """Create the single network that the settings name."""
+    model = create_model(
+        config.model.model,
+        len(data.classes),
+        in_channels=data.shape[0],
+        pretrained=config.model.pretrained,
+        weights=weights or config.model.weights,
+        report=report,
+        drop_path=config.training.drop_path,
+    )
+    return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
+
+
+def build_parent(
+    config: RunConfig, data: ImageData, weights: TrainedWeights | None = None
+) -> nn.Module | None:
+    """Build the network as the file of weights holds it, if it teaches; None if it does not.
+
+    Args:
+        config: the settings.
+        data: the data set.
+        weights: content of the file that `config.model.weights` names, if it is read already.
+
+    Raises:
+        ValueError: the file has no classifier of these classes, or its weights do not fit.
+    """
+    if not config.training.parent_weight:
+        return None
+    reports: list[WeightsReport] = []
+    parent = call_with_seed(lambda: _create(config, data, weights, reports.append), config.fission.seed)
+    (report,) = reports
+    if report.new:
+        found = f"{report.path} without {', '.join(report.new)}"
+        expected = f"of a network trained on the {len(data.classes)} classes of the data, with parent_weight"
+        raise invalid("weights", expected, found=found, hint="train it first, or leave parent_weight out")
+    return parent
 
 
 def rate_scales(config: RunConfig, data: ImageData, network: nn.Module) -> dict[str, float]:

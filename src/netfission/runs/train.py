@@ -15,7 +15,14 @@ from netfission.runs.callbacks import MethodHooks
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import RunDataModule, TrainingModule
-from netfission.runs.setup import build_network, check_unchanged, load_run_data, network_spec, rate_scales
+from netfission.runs.setup import (
+    build_network,
+    build_parent,
+    check_unchanged,
+    load_run_data,
+    network_spec,
+    rate_scales,
+)
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
 from netfission.utils.files import write_whole
 
@@ -77,6 +84,7 @@ def train(
             weights = folder.read_weights(config)
             reports: list[WeightsReport] = []
             network = build_network(config, data, weights, reports.append)
+            parent = build_parent(config, data, weights)
             scales = rate_scales(config, data, network)
             hooks = MethodHooks(method.hooks(exits, config.training))
             epochs = method.epochs(config.training.epochs, exits)
@@ -87,7 +95,7 @@ def train(
             if is_main and not resume:
                 folder.release()
             raise
-        module = TrainingModule(network, config.training, seed, exits, method, scales)
+        module = TrainingModule(network, config.training, seed, exits, method, scales, parent)
         if config.training.compile:
             network.compile()
         if is_main:
