@@ -369,6 +369,27 @@ class TrainingConfig:
             raise invalid("ema", "a decay between 0 and 1, such as 0.999", self.ema)
 
 
+# Settings for a purpose, by name. A user's settings override them.
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "finetune": {  # a pretrained network, on photographs
+        "epochs": 20,
+        "batch_size": 64,
+        "optimizer": "adamw",
+        "learning_rate": 5e-4,
+        "weight_decay": 0.05,
+        "layer_decay": 0.85,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "clip": 1.0,
+        "crop_scale": 0.5,
+        "rand_augment": 7,
+        "erase": 0.1,
+        "label_smoothing": 0.1,
+        "patience": 5,
+    },
+}
+
+
 def changed(part: MethodConfig | FissionConfig) -> dict[str, Any]:
     """Return the settings that differ from their defaults.
 

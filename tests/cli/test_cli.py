@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from netfission import config
 from netfission.cli import COMMANDS, command_module, command_parser, main
 from netfission.cli.parser import run_config
 from netfission.cli.train import default_name
@@ -377,6 +378,22 @@ def test_a_file_of_all_settings_is_accepted_and_one_without_effect_is_not(tmp_pa
         "--momentum must be left out unless optimizer=sgd or another with momentum, got 0.8"
         in capsys.readouterr().err
     )
+
+
+def test_flags_and_the_file_override_a_recipe_and_what_has_no_effect_is_left_out(tmp_path, trained):
+    file = tmp_path / "config.yaml"
+    file.write_text("epochs: 7\n")
+    flags = ["--recipe", "finetune", "--config", str(file), "--learning-rate", "0.01"]
+    assert main(["train", *flags]) == 0
+    recipe = config.RECIPES["finetune"]
+    expected = RunConfig.from_dict({**recipe, "epochs": 7, "learning_rate": 0.01})
+    assert trained == [expected]
+    assert main(["train", *flags, "--validation", "0", "--schedule", "one_cycle"]) == 0
+    without = {name: value for name, value in recipe.items() if name not in ("patience", "warmup")}
+    settings = {"epochs": 7, "learning_rate": 0.01, "validation": 0.0, "schedule": "one_cycle"}
+    assert trained[1] == RunConfig.from_dict({**without, **settings})
+    assert main(["train", "--recipe", "finetune", "--method", "snapshot"]) == 0
+    assert trained[2].training.patience is None
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

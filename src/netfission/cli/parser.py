@@ -306,8 +306,13 @@ def in_words(kind: Any) -> str:
 
 
 def run_config(settings: Namespace) -> RunConfig:
-    """Return the settings of the run that `train` is asked for."""
-    return RunConfig.from_dict(run_settings(settings, {"resume"}))
+    """Return the settings of the run that `train` is asked for, over those of the recipe if it names one."""
+    given = run_settings(settings, {"resume", "recipe"})
+    if settings.recipe is None:
+        return RunConfig.from_dict(given)
+    from netfission.methods.effects import with_recipe
+
+    return RunConfig.from_dict(with_recipe(settings.recipe, given))
 
 
 def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any]:

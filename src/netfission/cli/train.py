@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from netfission.cli.parser import PARTS, Parser, run_config, run_settings
-from netfission.config import RunConfig
+from netfission.config import RECIPES, RunConfig
 from netfission.utils.outputs import is_output
 from netfission.utils.text import as_text
 
@@ -21,6 +21,13 @@ def parser() -> Parser:
         help="the run's folder (default: runs/ and a name from the settings)",
         group=group,
         metavar="FOLDER",
+    )
+    parser.add(
+        "--recipe",
+        str | None,
+        help=f"settings for a purpose, which the file and flags override: {', '.join(RECIPES)}",
+        group=group,
+        metavar="NAME",
     )
     parser.add("--resume", True, help="continue the run that the folder holds", group=group)
     return parser
@@ -66,7 +73,7 @@ def _check_effects(config: RunConfig, settings: Namespace) -> None:
         by_file = config
     # A file may hold every setting, as a run's config.yaml does; a flag is there for its effect.
     in_vain = {name for name in chosen(settings.file) if unmet_condition(name, by_file)}
-    given = run_settings(settings, {"resume"})
+    given = run_settings(settings, {"resume", "recipe"})
     check_effects(config, [name for name in given if name in settings.flags | in_vain])
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from netfission.config import ONE_PREDICTION, DataConfig, FissionConfig, MethodConfig, RunConfig
+from netfission.config import ONE_PREDICTION, RECIPES, DataConfig, FissionConfig, MethodConfig, RunConfig
 from netfission.methods.optimizers import has_momentum
-from netfission.methods.registry import METHODS, reads_setting
+from netfission.methods.registry import METHODS, check_settings, reads_setting
 from netfission.pruning.prune import CRITERIA
-from netfission.utils.errors import invalid
+from netfission.utils.errors import check_choice, invalid
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,27 @@ def check_effects(config: RunConfig, given: Iterable[str]) -> None:
         condition = None if value is None or value == _OFF.get(name) else unmet_condition(name, config)
         if condition is not None:
             raise invalid(name, f"left out {condition.words.format(method=config.method.method)}", value)
+
+
+def with_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a user's settings, and below them those of a recipe that have an effect beside them.
+
+    Args:
+        name: of the recipe, see `netfission.config.RECIPES`.
+        given: the user's settings.
+
+    Raises:
+        ValueError: the recipe does not exist, or the user's settings are not valid.
+
+    Example:
+        >>> settings = with_recipe("finetune", {"epochs": 3, "validation": 0.0})
+        >>> settings["epochs"], settings["optimizer"], "patience" in settings
+        (3, 'adamw', False)
+    """
+    check_settings(RunConfig.from_dict(given))
+    settings = {**RECIPES[check_choice("recipe", name, RECIPES)], **given}
+    config = RunConfig.from_dict(settings)
+    return {key: value for key, value in settings.items() if key in given or not unmet_condition(key, config)}
 
 
 def chosen(settings: Mapping[str, Any]) -> list[str]:
