@@ -15,6 +15,7 @@ from netfission.models import create_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import cells
 import contenders
+import folders
 import inference
 import masks
 import training
@@ -280,3 +281,19 @@ def test_peers_of_the_library_take_part(name):
             )
     members = [] if name == "peers-single" else [int(name[-1]) if name[-2] == "-" else 4]
     assert logits.shape == (4, *members, 100)
+
+
+def test_folders_are_timed_beside_torchvision(tmp_path, capsys):
+    out = tmp_path / "folders.json"
+    flags = ["--images", "1000", "--read", "50", "--workers", "0", "--rounds", "1", "--out", str(out)]
+    folders.main(flags)
+    record = json.loads(out.read_text())
+    assert record["start_up_ratios"].keys() == {
+        "ImageFolder",
+        "find_source",
+        "load_data without checks",
+        "load_data",
+    }
+    ours, theirs = (record["reading_seconds"][name][0] for name in ("netfission", "ImageFolder"))
+    assert record["reading_ratios"]["netfission"] == [ours / theirs]
+    assert "reading  netfission" in capsys.readouterr().out
