@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +159,14 @@ def test_names_of_others_are_matched_in_order(tmp_path: Path, state: dict[str, T
     torch.save({name: others[name] for name in names}, tmp_path / "swapped.pt")
     assert "missing" in _refusal(tmp_path / "swapped.pt")
 
-    merged = {name.replace("_block1_0_bn1.", "_block1_0_bn2."): others[name] for name in others}
-    assert len(merged) < len(others)
-    torch.save(merged, tmp_path / "merged.pt")
-    assert "missing" in _refusal(tmp_path / "merged.pt")
+    torn = {name.replace("_block1_0_bn1.bias", "_another.bias"): others[name] for name in others}
+    torch.save(torn, tmp_path / "torn.pt")  # two layers in place of one
+    assert "missing" in _refusal(tmp_path / "torn.pt")
+
+    unordered = replace(read_weights(tmp_path / "others.pt"), ordered=False)
+    with pytest.raises(ValueError, match="missing"):
+        load_weights(create_model(NAME, 5), unordered)
+    assert not read_weights(tmp_path / "others.safetensors").ordered
 
 
 def test_old_files_lack_the_counters_of_batch_norms(file: Path, state: dict[str, Tensor]) -> None:
@@ -196,6 +201,9 @@ def test_names_under_two_prefixes_are_refused(file: Path, state: dict[str, Tenso
     assert "unexpected (teacher.conv1.weight, " in _refusal(file)
     torch.save({f"module.{name}": tensor for name, tensor in state.items()} | state, file)
     assert f"got {len(state)} unexpected (module.conv1.weight, " in _refusal(file)
+    prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save(prefixed | {"conv1.weight": state["conv1.weight"]}, file)  # which of the two?
+    assert "unexpected (module.conv1.weight, " in _refusal(file)
     torch.save({f"wrong_{name}": tensor for name, tensor in reversed(state.items())}, file)  # not at a dot
     assert f"{len(state)} unexpected (wrong_fc.bias, wrong_fc.weight, wrong_bn." in _refusal(file)
 
