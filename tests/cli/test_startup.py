@@ -248,3 +248,16 @@ run_process()
     done = run(code, "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("netfission ")
+
+
+def test_predict_ends_without_teardown_and_with_its_status():
+    code = """
+import atexit
+from netfission.cli import run_process
+atexit.register(print, "torn down")
+run_process()
+"""
+    done = run(code, "predict", "no-such-folder/no-such-run", "image.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("netfission: ")
+    assert run(code, "--version").stdout.endswith("torn down\n")
