@@ -11,8 +11,10 @@ from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.config import FissionSettings
+from netfission.config import FissionConfig, FissionSettings, MethodConfig
 from netfission.grouping import CopyGrouping, Grouping, StageSplit, WeightGrouping
+from netfission.methods.base import BuildPlan
+from netfission.methods.multi_exit import MultiExitMethod
 from netfission.models import create_model
 from netfission.profiling.macs import run_counted
 
@@ -98,6 +100,31 @@ def test_a_wide_layer_before_the_pooling_belongs_to_the_head_if_copies_cost_much
     assert net.config is not None and (net.config.stages is None) == (last == "wide")
     macs = [run_counted(module, images[:1]).total.dense for module in (_Wide(width), net)]
     assert macs[1] <= 1.05 * macs[0]
+
+
+@pytest.mark.parametrize("grouping", ["weights", "channels", "copies"])
+def test_linear_exits_read_the_features_of_their_stage(model: nn.Module, grouping: str) -> None:
+    images = torch.randn(2, 3, 16, 16)
+    settings: dict[str, Any] = {"grouping": grouping, "example_input": images, "branch_after": [2]}
+    without = nf.fission(model, 2, **settings).eval()
+    net = nf.fission(model, 2, linear_exits=[1, "block2", 3], **settings).eval()
+    logits = net(images)
+    assert torch.equal(logits[:, :2], without(images))
+    assert net.branch_after == (2, 1, 2, 3) and net.exits == 5
+    features = net.stem(images)
+    for number, stage in enumerate(net.exit_paths[0].stages):
+        features = stage(features)
+        linear = net.exit_paths[2 + number].head.linear
+        assert torch.allclose(logits[:, 2 + number], linear(features.mean((2, 3))), atol=1e-6)
+    alone = (sum(part.numel() for part in path.parameters()) for path in net.exit_paths[2:])
+    assert list(alone) == [10 * (width + 1) for width in (16, 32, 64)]
+
+
+def test_an_undivided_network_with_linear_exits_is_multi_exit(model: nn.Module) -> None:
+    images = torch.randn(2, 3, 16, 16)
+    net = nf.fission(model, 1, linear_exits=[1, 2], example_input=images, seed=3).eval()
+    plan = BuildPlan(lambda seed: copy.deepcopy(model), FissionConfig(exits=3, seed=3), images)
+    assert torch.equal(net(images), MultiExitMethod(MethodConfig()).build(plan).eval()(images))
 
 
 def test_three_exits_of_a_network_of_two_stages_share_the_branch_point(model: nn.Module) -> None:
@@ -297,6 +324,11 @@ def test_the_settings_are_those_of_the_config() -> None:
             r"criterion must be one of random, erk, .*, got 'zzz'$",
         ),
         (
+            {"linear_exits": [4]},
+            r"^linear_exits must be stages, each a number from 1 to 3 or one of block1, block2, bn, got \[4",
+        ),
+        ({"linear_exits": ["block"]}, "linear_exits must be stages, .*, got \\['block'\\]"),
+        (
             {"exits": 2, "grouping": "wieghts"},
             r"grouping must be one of .*, got 'wieghts'; did you mean weights\?",
         ),
@@ -360,7 +392,7 @@ def test_more_exits_than_stages_go_with_branch_points(model: nn.Module) -> None:
 
 
 def test_a_keyword_that_is_unknown_is_a_type_error(model: nn.Module) -> None:
-    message = r"^keyword must be one of exits, grouping, .*, seed, got 'exit'; did you mean exits\?$"
+    message = r"^keyword must be one of exits, .*, seed, got 'exit'; did you mean exits or linear_exits\?$"
     with pytest.raises(TypeError, match=message):
         nf.fission(model, exit=3, example_input=IMAGES)  # type: ignore[call-arg]
 

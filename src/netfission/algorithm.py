@@ -13,10 +13,10 @@ from netfission.config import FissionConfig, FissionSettings
 from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
-from netfission.network import ExitPath, FissionNetwork
+from netfission.network import ExitPath, FissionNetwork, LinearExit
 from netfission.profiling.macs import macs_by_weight, run_counted
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
-from netfission.surgery.backbone import Backbone, cut, resolve_branches
+from netfission.surgery.backbone import Backbone, cut, resolve_branches, resolve_linear_exits
 from netfission.surgery.example import example_images
 from netfission.surgery.features import map_tensors
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
@@ -53,9 +53,9 @@ def fission(
         batches: pairs (images, labels), for the criteria that read data (`"snip"`, `"grasp"`).
         example_input: images to trace and check the model with, float `(batch, channels, height, width)`;
             default the first of `batches`, else random images of the size in a timm model's configuration.
-        **settings: all other fields of `FissionConfig`: `branch_after`, `stages`, `ratio`, `sparsity`,
-            `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `assignment`, `reconstruct` and
-            `seed`.
+        **settings: all other fields of `FissionConfig`: `branch_after`, `linear_exits`, `stages`, `ratio`,
+            `sparsity`, `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `assignment`,
+            `reconstruct` and `seed`.
 
     Returns:
         A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.
@@ -149,7 +149,7 @@ def _divide(
         _keep_variance(stages, splits, kept, unnormalised)
         for head in heads:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
-    return _Division(backbone, kept, splits, _assemble(backbone, splits, heads, branches, config))
+    return _Division(backbone, kept, splits, _assemble(backbone, splits, heads, branches, config, example))
 
 
 def _by_default(config: FissionConfig, model: nn.Module) -> bool:
@@ -366,6 +366,7 @@ def _assemble(
     heads: Sequence[nn.Module],
     branches: Sequence[int],
     config: FissionConfig,
+    example: Tensor,
 ) -> FissionNetwork:
     """Put the parts of each path in a row, with its head at its end."""
     parts: list[list[nn.Module]] = [[] for _ in range(1 + len(branches))]
@@ -374,8 +375,46 @@ def _assemble(
             parts[exit_].append(part)
     paths = [ExitPath(path_stages, head) for path_stages, head in zip(parts, heads, strict=True)]
     names = backbone.stage_names
+    after = resolve_linear_exits(config.linear_exits, names)
+    paths += linear_paths(backbone, after, example, config.seed)
     repeated = {name: split.repeated for name, split in zip(names, splits, strict=True) if split.repeated}
-    return FissionNetwork(backbone.stem, paths, branches, names, repeated, config)
+    return FissionNetwork(backbone.stem, paths, [*branches, *after], names, repeated, config)
+
+
+def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed: int) -> list[ExitPath]:
+    """Make the paths of linear exits, which pass features on from their stage to a linear classifier.
+
+    Args:
+        backbone: the network, whole.
+        after: for each linear exit, how many stages it shares with exit 0.
+        example: images, float `(batch, channels, height, width)`.
+        seed: of the weights of the classifiers.
+
+    Raises:
+        ValueError: the features of a stage cannot be pooled.
+
+    Example:
+        >>> from netfission.models import create_model
+        >>> images = torch.zeros(2, 3, 32, 32)
+        >>> (path,) = linear_paths(cut(create_model("wrn-10-1", 10), images), [2], images, seed=0)
+        >>> path(torch.zeros(5, 32, 16, 16)).shape
+        torch.Size([5, 10])
+    """
+    if not after:
+        return []
+    with torch.no_grad(), in_mode(backbone, training=False):
+        features = [backbone.stem(example.clone())]
+        for stage in backbone.stages:
+            features.append(stage(map_tensors(Tensor.clone, features[-1])))
+        classes = backbone.head(map_tensors(Tensor.clone, features[-1])).shape[1]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        exits = [LinearExit(features[number], classes).to(example.device) for number in after]
+    rest = [len(backbone.stages) - number for number in after]
+    return [
+        ExitPath([nn.Identity() for _ in range(count)], exit_)
+        for count, exit_ in zip(rest, exits, strict=True)
+    ]
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -130,6 +130,8 @@ class FissionConfig:
         exits: number of exits; 1 is the network itself; default 3, or 1 with born-again.
         branch_after: the stage (name or number from 1) after which each exit but the first leaves exit 0, as
             a list: [1,2]; default 1, 2, ….
+        linear_exits: stages (name or number from 1) after which a linear classifier leaves exit 0, in
+            addition to the exits, as a list: [3,4]; default none.
         stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
             model's graph.
         grouping: how each stage is divided among its paths: weights, channels or copies.
@@ -157,6 +159,7 @@ class FissionConfig:
 
     exits: int = 3
     branch_after: list[int | str] | None = None
+    linear_exits: list[int | str] | None = None
     stages: list[str] | None = None
     grouping: str = "weights"
     keep_shortcuts: bool = False
@@ -170,7 +173,7 @@ class FissionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("branch_after", "stages", "ratio"):
+        for name in ("branch_after", "linear_exits", "stages", "ratio"):
             if isinstance(value := getattr(self, name), tuple):
                 object.__setattr__(self, name, list(value))
         check_positive_integer("exits", self.exits)
@@ -192,6 +195,11 @@ class FissionConfig:
                 raise invalid(name, f"{default!r} unless grouping={grouping!r}", value)
 
     @property
+    def predictions(self) -> int:
+        """The number of predictions: of exits and of linear exits."""
+        return self.exits + len(self.linear_exits or ())
+
+    @property
     def shares(self) -> list[float]:
         """The relative share of each exit's path, exit 0 first: `ratio`, or equal shares."""
         return [1.0] * self.exits if self.ratio is None else [float(share) for share in self.ratio]
@@ -201,6 +209,7 @@ class FissionSettings(TypedDict, total=False):
     """Types of the settings that `netfission.fission` accepts as keywords; see `FissionConfig`."""
 
     branch_after: Sequence[int | str] | None
+    linear_exits: Sequence[int | str] | None
     stages: Sequence[str] | None
     keep_shortcuts: bool
     exact_partition: bool

@@ -51,6 +51,50 @@ class ExitPath(MaskedModule):
         return logits if keep is None else (logits, [kept[number] for number in keep])
 
 
+class LinearExit(nn.Module):
+    """Global average pooling and a linear layer: features → logits `(batch, classes)`.
+
+    Args:
+        features: an example: `(batch, channels, height, width)`, `(batch, height, width, channels)` or tokens
+            `(batch, tokens, channels)`.
+        classes: number of classes.
+
+    Raises:
+        ValueError: the features have another shape.
+
+    Example:
+        >>> LinearExit(torch.zeros(1, 16, 8, 8), classes=10)(torch.rand(5, 16, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(self, features: Features, classes: int) -> None:
+        super().__init__()
+        self.positions = _positions(features)
+        assert isinstance(features, Tensor)
+        (channels,) = set(range(1, features.ndim)) - set(self.positions)
+        self.linear = nn.Linear(features.shape[channels], classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features to logits `(batch, classes)`."""
+        logits: Tensor = self.linear(features.mean(dim=self.positions))
+        return logits
+
+
+def _positions(features: Features) -> tuple[int, ...]:
+    """Find the dimensions to average over. Images are square, so the dimension that differs is channels."""
+    if isinstance(features, Tensor) and features.ndim == 3:
+        return (1,)
+    if isinstance(features, Tensor) and features.ndim == 4:
+        _, first, middle, last = features.shape
+        return (1, 2) if first == middle != last else (2, 3)
+    if isinstance(features, Tensor):
+        found = f"features of shape {tuple(features.shape)}"
+    else:
+        found = f"stages that give {len(features)} tensors"
+    expected = "one whose stages give (batch, channels, height, width) or tokens (batch, tokens, channels)"
+    raise invalid("model", f"{expected} for linear exits", found=found)
+
+
 class FissionNetwork(MaskedModule):
     """One network with several exits, whose early stages are shared and run once.
 
@@ -69,7 +113,8 @@ class FissionNetwork(MaskedModule):
     Attributes:
         stem: what comes before the first stage.
         paths: one `ExitPath` per exit, exit 0 first.
-        branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0.
+        branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0. Linear
+            exits come last; their paths pass features on unchanged, up to a `LinearExit`.
         stage_names: the module that ends each stage in the original model.
         repeated: stage → the layers that its paths repeat as a whole, although the stage is divided.
         config: the settings that `fission` was called with; None if they are not plain data.

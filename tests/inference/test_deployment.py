@@ -122,6 +122,16 @@ def test_every_layout_of_branches_deploys(branch_after: tuple[int, ...]) -> None
     assert_equal(deploy_exits(net, images(2, 8)), net, 8, (3,))
 
 
+@pytest.mark.parametrize(("exits", "linear"), [(3, (1, 4)), (3, (2, 3, 3)), (1, (2,))])
+def test_linear_exits_deploy_beside_paths_that_are_joined(exits: int, linear: tuple[int, ...]) -> None:
+    net = fissioned(exits=exits, linear_exits=linear)
+    joined = deploy(net, images(2, 16), joined=True)
+    assert_equal(joined, net, 16)
+    assert_equal(deploy(net, images(2, 16), joined=False), net, 16)
+    assert_equal(deploy_exits(net, images(2, 16)), net, 16)
+    assert len(layers_of(joined, FusedConv2d)) == 20  # as without linear exits
+
+
 def test_unequal_paths_deploy() -> None:
     net = fissioned(ratio=(3, 2, 1))
     assert_equal(deploy(net, images(2, 16), joined=True), net, 16)

@@ -78,6 +78,17 @@ def test_settings_of_the_loss_have_an_effect_as_the_table_says(method, setting):
     assert changed == (unmet_condition(setting, second) is None)
 
 
+@pytest.mark.parametrize("setting", LOSS_CHANGES)
+def test_linear_exits_of_one_network_teach_each_other(setting):
+    before, value = LOSS_CHANGES[setting]
+    settings = {"method": "fission", "exits": 1, "linear_exits": [1, 2], **before}
+    first, second = (
+        RunConfig.from_dict(settings_of("fission") | settings | changes) for changes in ({}, {setting: value})
+    )
+    assert not torch.equal(step_loss(first), step_loss(second))
+    assert unmet_condition(setting, second) is None
+
+
 @pytest.mark.parametrize("setting", ["temperature", "parent_weight"])
 @pytest.mark.parametrize("method", ["fission", "multi-exit", "deep-ensemble", "single"])
 def test_settings_of_the_parent_have_an_effect_as_the_table_says(method, setting):

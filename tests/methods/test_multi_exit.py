@@ -8,9 +8,10 @@ from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
 from netfission.methods.base import BuildPlan, call_with_seed
-from netfission.methods.multi_exit import EarlyExit, MultiExit
+from netfission.methods.multi_exit import MultiExit
 from netfission.methods.registry import find_method
 from netfission.models import create_model
+from netfission.network import LinearExit
 from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import kept_masks
@@ -77,7 +78,7 @@ def test_the_trunk_runs_once():
 )
 def test_every_layout_of_features_is_averaged_over_its_positions(shape, positions, channels):
     features = torch.rand(shape)
-    exit_ = EarlyExit(features, classes=3)
+    exit_ = LinearExit(features, classes=3)
     assert exit_.linear.in_features == channels
     assert torch.equal(exit_(features), exit_.linear(features.mean(dim=positions)))
 
@@ -85,9 +86,9 @@ def test_every_layout_of_features_is_averaged_over_its_positions(shape, position
 def test_features_that_are_no_images_or_tokens_are_refused():
     with pytest.raises(
         ValueError,
-        match=r"^model with method=multi-exit must be .*, got features of shape \(2, 3\)",
+        match=r"^model must be one whose stages .* for linear exits, got features of shape \(2, 3\)",
     ):
-        EarlyExit(torch.rand(2, 3), classes=3)
+        LinearExit(torch.rand(2, 3), classes=3)
 
 
 def test_a_transformer_s_tokens_are_averaged():

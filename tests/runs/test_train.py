@@ -183,6 +183,27 @@ def test_the_network_before_teaches(parent_run, tmp_path):
     assert losses[2] < losses[3] < losses[1]
 
 
+def test_a_run_with_linear_exits_is_trained_loaded_reported_and_exported(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = "--data digits --limit-per-class 20 --model wrn-10-1 --grouping channels --epochs 2 --exits 2"
+    flags += " --branch-after [2] --linear-exits [1,block2]"
+    assert main(["train", *flags.split(), "--out", str(out)]) == 0
+    folder = RunFolder(out)
+    network, spec = folder.load_network()
+    assert spec.predictions == 4 == len(folder.load_evaluation().exits)
+    assert torch.equal(
+        network.state_dict()["paths.3.head.linear.weight"], state_of(out)["paths.3.head.linear.weight"]
+    )
+    again = evaluate(folder, folder.load_config())
+    assert again == folder.load_evaluation()
+    for command in (
+        ["evaluate", str(out), "--cascade"],
+        ["report", str(out), "--out", str(tmp_path / "report.html")],
+        ["export", str(out), "--format", "pt2", "--out", str(tmp_path / "net.pt2")],
+    ):
+        assert main(command) == 0, command
+
+
 def test_a_file_without_a_classifier_of_the_classes_cannot_teach(tmp_path, capsys):
     path = tmp_path / "net.pt"
     torch.save(create_model("wrn-10-1", 7, in_channels=1).state_dict(), path)

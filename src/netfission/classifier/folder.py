@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from netfission.algorithm import linear_paths
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.ensemble import Average
 from netfission.evaluation import Evaluation
@@ -25,7 +26,7 @@ from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import METHODS, find_method, reads_setting
 from netfission.models import create_model
 from netfission.network import ExitPath, FissionNetwork
-from netfission.surgery.backbone import cut, resolve_branches
+from netfission.surgery.backbone import cut, resolve_branches, resolve_linear_exits
 from netfission.surgery.narrowing import fit
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import write_together
@@ -176,6 +177,11 @@ class NetworkSpec:
         return METHODS[self.method_name].average
 
     @property
+    def predictions(self) -> int:
+        """The number of predictions: of exits and linear exits, or of a baseline's members."""
+        return int(self.fission["exits"]) + len(self.fission.get("linear_exits") or ())
+
+    @property
     def method_name(self) -> str:
         """The name of its method."""
         return self._method().method
@@ -201,7 +207,9 @@ def _with_whole_stages(model: nn.Module, config: FissionConfig, example: Tensor)
         ExitPath([copy.deepcopy(stage) for stage in backbone.stages[start:]], copy.deepcopy(backbone.head))
         for start in (0, *branches)
     ]
-    return FissionNetwork(backbone.stem, paths, branches, backbone.stage_names)
+    after = resolve_linear_exits(config.linear_exits, backbone.stage_names)
+    paths += linear_paths(backbone, after, example, config.seed)
+    return FissionNetwork(backbone.stem, paths, [*branches, *after], backbone.stage_names)
 
 
 @dataclass(frozen=True)

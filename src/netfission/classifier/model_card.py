@@ -56,7 +56,7 @@ def model_card(
 
 def _title(spec: NetworkSpec) -> str:
     method = spec.method.get("method", "fission")
-    exits = spec.fission["exits"]
+    exits = spec.predictions
     parts = f"{exits} exits by {spec.fission['grouping']}" if method == "fission" else f"{method} of {exits}"
     return f"{spec.model or 'Unnamed network'}, {parts}"
 

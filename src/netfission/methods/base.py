@@ -51,7 +51,7 @@ class BuildPlan:
             seed: of the network; default the seed of this plan.
         """
         seed = self.fission.seed if seed is None else seed
-        one = replace(self.fission, exits=1, branch_after=None, ratio=None, seed=seed)
+        one = replace(self.fission, exits=1, branch_after=None, linear_exits=None, ratio=None, seed=seed)
         return replace(self, fission=one)
 
 

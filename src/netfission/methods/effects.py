@@ -77,7 +77,8 @@ _NO_RISE = Condition("with schedule=one_cycle", lambda run: run.training.schedul
 _JOINT = Condition("with method={method}, which trains with one prediction per image", _joint)
 _TOGETHER = Condition("with one_by_one", lambda run: not run.method.one_by_one)
 _TAUGHT = Condition(_JOINT.words, lambda run: _joint(run) or _other_network_teaches(run))
-_HAS_TEACHER = Condition(_SEVERAL.words, lambda run: _SEVERAL.holds(run) or _other_network_teaches(run))
+_PREDICTIONS = Condition(_SEVERAL.words, lambda run: run.fission.predictions > 1)
+_HAS_TEACHER = Condition(_SEVERAL.words, lambda run: _PREDICTIONS.holds(run) or _other_network_teaches(run))
 _KNOWS_PARENT = Condition("unless weights is given", lambda run: run.model.weights is not None)
 _NO_OTHER_PARENT = Condition(
     "with method={method}, which has its own teacher", lambda run: not _other_network_teaches(run)
@@ -123,6 +124,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "weights": _ANY,
     "exits": _ANY,
     "branch_after": (_SEVERAL,),
+    "linear_exits": _ANY,
     "stages": _ANY,
     "grouping": (_DIVIDED,),
     "keep_shortcuts": (_BY_WEIGHTS, _SEVERAL),
@@ -161,8 +163,8 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "temperature": tuple(map(_or_parent, (_TAUGHT, _TOGETHER, _HAS_TEACHER, _DISTILS))),
     "distillation_weight": (_TAUGHT, _TOGETHER, _HAS_TEACHER),
     "parent_weight": (_KNOWS_PARENT, _NO_OTHER_PARENT),
-    "teacher": (_JOINT, _TOGETHER, _SEVERAL, _DISTILS),
-    "reduction": (_JOINT, _TOGETHER, _SEVERAL),
+    "teacher": (_JOINT, _TOGETHER, _PREDICTIONS, _DISTILS),
+    "reduction": (_JOINT, _TOGETHER, _PREDICTIONS),
     "pruning_batches": (_SCORED, _READS_BATCHES),
     "precision": _ANY,
     "channels_last": _ANY,

@@ -8,62 +8,13 @@ from torch import Tensor, nn
 
 from netfission.config import FissionConfig
 from netfission.methods.base import SINGLE_EXIT_SETTINGS, BuildPlan, Method
-from netfission.methods.checks import check_several_exits, unsuitable_model
+from netfission.methods.checks import check_several_exits
 from netfission.methods.fission import FissionMethod
-from netfission.network import FissionNetwork
+from netfission.network import FissionNetwork, LinearExit
 from netfission.surgery.backbone import cut, resolve_branches
 from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.utils.modes import in_mode
-
-
-class EarlyExit(nn.Module):
-    """Global average pooling and a linear layer: features → logits `(batch, classes)`.
-
-    Args:
-        features: an example: `(batch, channels, height, width)`, `(batch, height, width, channels)` or tokens
-            `(batch, tokens, channels)`.
-        classes: number of classes.
-
-    Raises:
-        ValueError: the features have another shape.
-
-    Example:
-        >>> EarlyExit(torch.zeros(1, 16, 8, 8), classes=10)(torch.rand(5, 16, 8, 8)).shape
-        torch.Size([5, 10])
-    """
-
-    def __init__(self, features: Tensor, classes: int) -> None:
-        super().__init__()
-        self.positions = _positions(features)
-        (channels,) = set(range(1, features.ndim)) - set(self.positions)
-        self.linear = nn.Linear(features.shape[channels], classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features to logits `(batch, classes)`."""
-        logits: Tensor = self.linear(features.mean(dim=self.positions))
-        return logits
-
-
-def _one_tensor(features: Features) -> Tensor:
-    if isinstance(features, tuple):
-        found = f"stages that give {len(features)} tensors"
-        raise unsuitable_model("multi-exit", "a network whose stages give one tensor each", found)
-    return features
-
-
-def _positions(features: Tensor) -> tuple[int, ...]:
-    """Find the dimensions to average over. Images are square, so the dimension that differs is channels."""
-    if features.ndim == 3:
-        return (1,)
-    if features.ndim == 4:
-        _, first, middle, last = features.shape
-        return (1, 2) if first == middle != last else (2, 3)
-    raise unsuitable_model(
-        "multi-exit",
-        "a network whose stages give (batch, channels, height, width) or tokens (batch, tokens, channels)",
-        f"features of shape {tuple(features.shape)}",
-    )
 
 
 class MultiExit(MaskedModule):
@@ -78,7 +29,7 @@ class MultiExit(MaskedModule):
     """
 
     def __init__(
-        self, single: FissionNetwork, branch_after: Sequence[int], early: Sequence[EarlyExit]
+        self, single: FissionNetwork, branch_after: Sequence[int], early: Sequence[LinearExit]
     ) -> None:
         super().__init__()
         self.single = single
@@ -150,7 +101,7 @@ class MultiExitMethod(Method):
             features, logits = run_through(single, plan.example)
         with torch.random.fork_rng([]):
             torch.manual_seed(plan.fission.seed)
-            early = [EarlyExit(_one_tensor(features[after]), logits.shape[1]) for after in branches]
+            early = [LinearExit(features[after], logits.shape[1]) for after in branches]
         return MultiExit(single, branches, early)
 
     def _single(self, plan: BuildPlan, stages: list[str] | None) -> FissionNetwork:

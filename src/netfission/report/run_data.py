@@ -108,7 +108,7 @@ class Run:
     @property
     def exits(self) -> int:
         """The number of exits, or of a baseline's members."""
-        return int(self.spec.fission["exits"])
+        return self.spec.predictions
 
     @property
     def data(self) -> str:

@@ -215,7 +215,7 @@ class Service:
                 "model": spec.model,
                 "classes": spec.classes,
                 "image": spec.shape,
-                "exits": spec.fission["exits"],
+                "exits": spec.predictions,
                 "calibrated": calibration is not None,
                 "calibration_images": 0 if calibration is None else calibration.n,
                 "calibrated_on": None if calibration is None else calibration.fitted_on,

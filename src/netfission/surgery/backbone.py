@@ -101,14 +101,40 @@ def resolve_branches(
                 hint="name more stages (stages=[…]) or let exits share a branch point (branch_after=[…])",
             )
         return [min(branch, last) for branch in range(1, exits)]
-    numbers = {name: number for number, name in enumerate(stage_names, start=1)}
-    branches = [numbers.get(stage, 0) if isinstance(stage, str) else stage for stage in branch_after]
+    branches = _stage_numbers(branch_after, stage_names)
     if len(branches) != exits - 1 or not all(branch in range(1, last + 1) for branch in branches):
         names = f" or one of {', '.join(stage_names[:-1])}" if last else ""
         raise invalid(
             "branch_after", f"{exits - 1} stages, each a number from 1 to {last}{names}", list(branch_after)
         )
     return branches
+
+
+def resolve_linear_exits(linear_exits: Sequence[int | str] | None, stage_names: Sequence[str]) -> list[int]:
+    """Return how many stages each linear exit shares with exit 0.
+
+    Args:
+        linear_exits: one stage per linear exit, by name or 1-based number; none by default.
+        stage_names: names of the backbone's stages, in the order they run.
+
+    Raises:
+        ValueError: there is no such stage.
+
+    Example:
+        >>> resolve_linear_exits(["layer2", 1], stage_names=["layer1", "layer2"])
+        [2, 1]
+    """
+    found = _stage_numbers(linear_exits or (), stage_names)
+    if not all(number in range(1, len(stage_names) + 1) for number in found):
+        expected = f"stages, each a number from 1 to {len(stage_names)} or one of {', '.join(stage_names)}"
+        raise invalid("linear_exits", expected, list(linear_exits or ()))
+    return found
+
+
+def _stage_numbers(stages: Sequence[int | str], stage_names: Sequence[str]) -> list[int]:
+    """Return the 1-based numbers of stages; 0 for an unknown name."""
+    numbers = {name: number for number, name in enumerate(stage_names, start=1)}
+    return [numbers.get(stage, 0) if isinstance(stage, str) else stage for stage in stages]
 
 
 def cut(

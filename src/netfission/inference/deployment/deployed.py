@@ -170,7 +170,12 @@ def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joi
     builder = GraphBuilder(joined=joined)
     features = PathNodes((_channels_last(builder, images),))
     running = [0]
-    for step, copies in enumerate(parts):
+    linear = _linear_exits(parts)
+    waiting: dict[int, fx.Node] = {}  # what the linear exits read
+    for step, every in enumerate(parts):
+        for number in every.keys() & linear - waiting.keys():
+            waiting[number] = builder.separate(features, len(running))[0]
+        copies = {number: part for number, part in every.items() if number not in linear}
         if 1 < len(running) < len(copies):  # paths that branch off here read the same as exit 0
             nodes = dict(zip(running, builder.separate(features, len(running)), strict=True))
             features = PathNodes(tuple(nodes.get(number, nodes[0]) for number in copies))
@@ -181,7 +186,30 @@ def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joi
         logits = builder.graph.call_method("unflatten", (features.nodes[0], 1, (len(running), -1)))
     else:
         logits = builder.graph.call_function(torch.stack, (list(features.nodes), 1))
+    if linear:  # they come last
+        alone = [
+            builder.add(f"head.{number}", [parts[-1][number]], PathNodes((waiting[number],))).nodes[0]
+            for number in sorted(linear)
+        ]
+        others = builder.graph.call_function(torch.stack, (alone, 1))
+        logits = builder.graph.call_function(torch.cat, ([logits, others], 1))
     return _finish(builder, logits, images)
+
+
+def _linear_exits(parts: Sequence[Mapping[int, fx.GraphModule]]) -> set[int]:
+    """Return the exits whose paths pass features on unchanged to their head."""
+    *before, heads = parts
+    return {
+        number
+        for number in heads
+        if number
+        and all(
+            node.op in ("placeholder", "output")
+            for copies in before
+            if number in copies
+            for node in copies[number].graph.nodes
+        )
+    }
 
 
 def _convert(part: nn.Module, features: Features) -> Deployed:
