@@ -38,6 +38,10 @@ class TrainedWeights:
         tensors: name → tensor, all finite.
         section: where in the file they were, such as `state_dict_ema`; empty if they are all of it.
         ordered: whether they are in the order of their layers; safetensors files are not.
+
+    Example:
+        >>> TrainedWeights("net.pt", "ab", {"fc.bias": torch.zeros(2)}, section="state_dict").section
+        'state_dict'
     """
 
     path: str
