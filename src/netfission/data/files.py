@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from netfission.data.formats import image_suffixes, package_for
 from netfission.utils.outputs import is_output
@@ -63,20 +64,35 @@ def find_images(folder: Path) -> FoundImages:
         (['a.JPG', 'b.png'], {'hidden': 1, 'of another type': 1})
     """
     found = FoundImages()
-    for path, reason in sorted(_walk(folder)):
-        reason = reason or _why_no_image(path)
+    # As paths are sorted: by folder, then by name.
+    walked = sorted(_walk(str(folder)), key=lambda entry: entry.path.replace(os.sep, "\0"))
+    for entry in walked:
+        reason = entry.reason or _why_no_image(entry)
         if reason is None:
-            found.images.append(path)
+            found.images.append(Path(entry.path))
         else:
-            found.left_out.setdefault(reason, []).append(path)
+            found.left_out.setdefault(reason, []).append(Path(entry.path))
     return found
 
 
-def _why_no_image(path: Path) -> Reason | None:
-    if path.suffix.lower() not in image_suffixes():
-        package = package_for(path.suffix)
+class _Entry(NamedTuple):
+    """What is in a folder: a file, or a folder that is not entered, with the reason.
+
+    Strings and what the listing of a folder tells, since a `Path` and a look at each file take most of the
+    time of a large folder.
+    """
+
+    path: str
+    is_file: bool
+    reason: Reason | None = None
+
+
+def _why_no_image(entry: _Entry) -> Reason | None:
+    suffix = "." + entry.path.rpartition(".")[2]
+    if suffix.lower() not in image_suffixes():
+        package = package_for(suffix)
         return f"needing {package}" if package else "of another type"
-    return None if path.is_file() else "missing"  # as the target of a broken link
+    return None if entry.is_file else "missing"  # as the target of a broken link
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
@@ -93,29 +109,49 @@ def walk_files(folder: Path) -> Iterator[Path]:
         ...     print([path.name for path in walk_files(Path(folder))])
         ['a.png']
     """
-    return (path for path, reason in _walk(folder) if reason is None)
+    return (Path(entry.path) for entry in _walk(str(folder)) if entry.reason is None)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, Reason | None]]:
+def has_file(folder: Path, suffix: str) -> bool:
+    """Return whether there is a file below a folder whose name ends so; hidden ones do not count.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "a.png").touch()
+        ...     print(has_file(Path(folder), ".png"), has_file(Path(folder), ".parquet"))
+        True False
+    """
+    return any(entry.reason is None and entry.path.endswith(suffix) for entry in _walk(str(folder)))
+
+
+def _walk(folder: str) -> Iterator[_Entry]:
     """Yield the files below a folder, and the folders that are not entered with the reason."""
-    seen = set(map(str, Path(os.path.realpath(folder)).parents))
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real_path = os.path.realpath(parent)
-        if real_path in seen:
-            folders.clear()
-            continue
-        seen.add(real_path)
-        entered = []
-        for name in folders:
-            path = Path(parent, name)
-            if reason := why_not_entered(path):
-                yield path, reason
-            else:
-                entered.append(path)
-        # In a fixed order, and folders before links to them.
-        folders[:] = [path.name for path in sorted(entered, key=lambda path: (path.is_symlink(), path))]
-        for name in names:
-            yield Path(parent, name), "hidden" if _is_hidden(name) else None
+    return _walk_into(folder, set(map(str, Path(os.path.realpath(folder)).parents)))
+
+
+def _walk_into(folder: str, seen: set[str]) -> Iterator[_Entry]:
+    """Walk a folder unless it is one of those seen, by their real paths, to which it is added."""
+    real_path = os.path.realpath(folder)
+    if real_path in seen:
+        return
+    seen.add(real_path)
+    try:
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+    except OSError:  # no folder, or one that may not be read
+        return
+    entered = []
+    for entry in entries:
+        if not entry.is_dir():
+            yield _Entry(entry.path, entry.is_file(), "hidden" if _is_hidden(entry.name) else None)
+        elif reason := why_not_entered(Path(entry.path)):
+            yield _Entry(entry.path, is_file=False, reason=reason)
+        else:
+            entered.append(entry)
+    # In a fixed order, and folders before links to them.
+    for entry in sorted(entered, key=lambda entry: (entry.is_symlink(), entry.name)):
+        yield from _walk_into(entry.path, seen)
 
 
 def why_not_entered(folder: Path) -> Reason | None:

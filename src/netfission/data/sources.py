@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from netfission.data.files import walk_files
+from netfission.data.files import has_file, walk_files
 from netfission.data.folders import FolderContents, LabelledImages, read_folder, read_table
 from netfission.data.label_files import TABLE_FILES, read_label_file
 from netfission.data.split_names import SplitName, assign_splits
@@ -120,7 +120,7 @@ def has_parquet(folder: Path) -> bool:
         >>> has_parquet(Path("no such folder"))
         False
     """
-    return any(path.suffix == ".parquet" for path in walk_files(folder))
+    return has_file(folder, ".parquet")
 
 
 def check_data_name(name: str, argument: str = "data", others: Sequence[str] = ()) -> None:
