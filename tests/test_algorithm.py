@@ -16,6 +16,7 @@ from netfission.grouping import CopyGrouping, Grouping, StageSplit, WeightGroupi
 from netfission.methods.base import BuildPlan
 from netfission.methods.multi_exit import MultiExitMethod
 from netfission.models import create_model
+from netfission.network import LinearExit
 from netfission.profiling.macs import run_counted
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -118,6 +119,34 @@ def test_linear_exits_read_the_features_of_their_stage(model: nn.Module, groupin
         assert torch.allclose(logits[:, 2 + number], linear(features.mean((2, 3))), atol=1e-6)
     alone = (sum(part.numel() for part in path.parameters()) for path in net.exit_paths[2:])
     assert list(alone) == [10 * (width + 1) for width in (16, 32, 64)]
+
+
+@pytest.mark.parametrize("size", [(32, 48), (48, 32), (32, 32)])
+def test_linear_exits_average_over_the_positions_of_images_of_any_shape(size: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, *size)
+    net = nf.fission(create_model("wrn-10-2", 10), 1, linear_exits=[1, 2, 3], example_input=images)
+    heads = [path.head for path in net.exit_paths[1:]]
+    assert [(head.positions, head.linear.in_features) for head in heads] == [
+        ((2, 3), 32), ((2, 3), 64), ((2, 3), 128)
+    ]  # fmt: skip
+    last = torch.zeros(2, *(side // 4 for side in size), 24)  # channels last, as in Swin
+    assert LinearExit(last, 10, images).positions == (1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_linear_exits_have_the_type_and_the_mode_of_the_model(model: nn.Module, dtype: torch.dtype) -> None:
+    images = torch.randn(2, 3, 16, 16, dtype=dtype)
+    copied = copy.deepcopy(model).to(dtype)
+    for training in (False, True):
+        net = nf.fission(copied.train(training), 1, linear_exits=[1, 2], example_input=images)
+        assert net(images).dtype == dtype
+        assert {part.training for part in net.paths[1].modules()} == {training}
+
+
+def test_linear_exits_may_be_named_by_the_end_that_the_last_stage_gets() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    net = nf.fission(_Wide(4096), grouping="channels", linear_exits=["stage3"], example_input=images)
+    assert net.stage_names == ("stage1", "stage2", "stage3") and net.exits == 4
 
 
 def test_an_undivided_network_with_linear_exits_is_multi_exit(model: nn.Module) -> None:

@@ -40,9 +40,10 @@ def fission(
 
     The model is cut into stages and pruned if `sparsity` asks for it. The remaining weights of each stage
     are divided among the paths that run through it. Weights keep their values, so a pretrained model can be
-    divided and fine-tuned. Only layers after which no normalisation layer runs are scaled: a path that reads
-    1/k of a layer's inputs has its weights times √k, so that features keep their variance. Every exit starts
-    with a copy of the model's head.
+    divided and fine-tuned; with `reconstruct`, paths get weights with which they compute what the model does.
+    Else, only layers after which no normalisation layer runs are scaled: a path that reads 1/k of a layer's
+    inputs has its weights times √k, so that features keep their variance. Every exit starts with a copy of
+    the model's head.
 
     Args:
         model: images `(batch, channels, height, width)` → logits `(batch, classes)`; not changed. Any model
@@ -50,7 +51,8 @@ def fission(
         exits: number of exits. With one exit and no sparsity the output equals the model's bit for bit.
         grouping: `"weights"` (single weights, as in the paper), `"channels"` (whole internal channels; each
             path is a smaller dense network), `"copies"` (whole stages), or a `Grouping`.
-        batches: pairs (images, labels), for the criteria that read data (`"snip"`, `"grasp"`).
+        batches: pairs (images, labels), for the criteria that read data (`"snip"`, `"grasp"`) and for
+            `reconstruct`.
         example_input: images to trace and check the model with, float `(batch, channels, height, width)`;
             default the first of `batches`, else random images of the size in a timm model's configuration.
         **settings: all other fields of `FissionConfig`: `branch_after`, `linear_exits`, `stages`, `ratio`,
@@ -87,12 +89,10 @@ def fission(
     divider = find_grouping(grouping, config)
     check_plain("model", model)
     example = example_images(model, example_input, batches)
-    division = _divide(model, example, divider, config, batches)
-    if _by_default(config, model) and divider.divides_heads and division.splits[-1].cost > 1 + TOLERANCE:
-        names = _with_larger_head(model, division.backbone.stage_names)
-        if names != list(division.backbone.stage_names):
-            other = _divide(model, example, divider, replace(config, stages=names), batches)
-            division = min(division, other, key=lambda one: run_counted(one.network, example[:1]).total)
+    if _by_default(config, model) and divider.divides_heads:
+        division = _with_cheapest_stages(model, example, divider, config, batches)
+    else:
+        division = _divide(model, example, divider, config, batches)
     _report_costs(division.backbone.stage_names, division.splits)
     _report_empty_layers(division.network, division.kept)
     network = division.network
@@ -120,6 +120,24 @@ class _Division:
     network: FissionNetwork
 
 
+def _with_cheapest_stages(
+    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+) -> _Division:
+    """Divide a model whose last stage ends where the network costs least; see `_stages_with_larger_head`."""
+    trial = replace(config, reconstruct=False, linear_exits=None)  # which the choice does not depend on
+    division = _divide(model, example, divider, trial, batches)
+    if division.splits[-1].cost > 1 + TOLERANCE:
+        names = _stages_with_larger_head(model, division.backbone.stage_names)
+        if names != list(division.backbone.stage_names):
+            other = _divide(model, example, divider, replace(trial, stages=names), batches)
+            division = min(division, other, key=lambda one: run_counted(one.network, example[:1]).total)
+    if trial == config:
+        return division
+    chosen = division.network.config
+    assert chosen is not None
+    return _divide(model, example, divider, replace(config, stages=chosen.stages), batches)
+
+
 def _divide(
     model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
 ) -> _Division:
@@ -138,6 +156,7 @@ def _divide(
     if divider.masks_weights or config.sparsity > 0:
         check_plain_weights(backbone, standardised=config.sparsity > 0)  # else where a mask is applied
     branches = resolve_branches(config.branch_after, config.exits, backbone.stage_names)
+    after = resolve_linear_exits(config.linear_exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
     of_head = _split_head(backbone, stages, divider, config, example)
@@ -149,7 +168,11 @@ def _divide(
         _keep_variance(stages, splits, kept, unnormalised)
         for head in heads:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
-    return _Division(backbone, kept, splits, _assemble(backbone, splits, heads, branches, config, example))
+    linear = linear_paths(backbone, after, example, config.seed)
+    network = _assemble(backbone, splits, heads, branches, config)
+    network.paths.extend(linear)
+    network.branch_after += tuple(after)
+    return _Division(backbone, kept, splits, network)
 
 
 def _by_default(config: FissionConfig, model: nn.Module) -> bool:
@@ -157,7 +180,7 @@ def _by_default(config: FissionConfig, model: nn.Module) -> bool:
     return config.stages is None and config.branch_after is None and not isinstance(model, Backbone)
 
 
-def _with_larger_head(model: nn.Module, names: Sequence[str]) -> list[str]:
+def _stages_with_larger_head(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Return the names of stages of which the last one ends earlier, after a module of the others' kind.
 
     What follows that module belongs to the head then: a wide convolution before the pooling, of which copies
@@ -315,7 +338,8 @@ def _reconstruct(
         ):
             exits = _exits_in(index, branches)
             of_exit = {exit_: of_exit.get(exit_, of_exit[0]) for exit_ in exits}
-            for exit_, path, kept in zip(exits, split.paths, split.kept, strict=False):
+            kept_of = split.kept or [{}] * len(exits)
+            for exit_, path, kept in zip(exits, split.paths, kept_of, strict=True):
                 if kept or of_exit[exit_] is not whole:
                     reconstruct(path, part, kept, of_exit[exit_], whole)
             if part is not backbone.head:
@@ -366,7 +390,6 @@ def _assemble(
     heads: Sequence[nn.Module],
     branches: Sequence[int],
     config: FissionConfig,
-    example: Tensor,
 ) -> FissionNetwork:
     """Put the parts of each path in a row, with its head at its end."""
     parts: list[list[nn.Module]] = [[] for _ in range(1 + len(branches))]
@@ -375,10 +398,8 @@ def _assemble(
             parts[exit_].append(part)
     paths = [ExitPath(path_stages, head) for path_stages, head in zip(parts, heads, strict=True)]
     names = backbone.stage_names
-    after = resolve_linear_exits(config.linear_exits, names)
-    paths += linear_paths(backbone, after, example, config.seed)
     repeated = {name: split.repeated for name, split in zip(names, splits, strict=True) if split.repeated}
-    return FissionNetwork(backbone.stem, paths, [*branches, *after], names, repeated, config)
+    return FissionNetwork(backbone.stem, paths, branches, names, repeated, config)
 
 
 def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed: int) -> list[ExitPath]:
@@ -409,12 +430,13 @@ def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed
         classes = backbone.head(map_tensors(Tensor.clone, features[-1])).shape[1]
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        exits = [LinearExit(features[number], classes).to(example.device) for number in after]
+        exits = [LinearExit(features[number], classes, example) for number in after]
     rest = [len(backbone.stages) - number for number in after]
-    return [
+    paths = [
         ExitPath([nn.Identity() for _ in range(count)], exit_)
         for count, exit_ in zip(rest, exits, strict=True)
     ]
+    return [path.train(backbone.training) for path in paths]
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The multi-exit network that `fission` returns, and its ensemble as a classifier."""
 
 from collections.abc import Mapping, Sequence
+from math import log
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -15,6 +16,9 @@ from netfission.utils.errors import check_choice, invalid
 
 if TYPE_CHECKING:
     from netfission.config import FissionConfig
+
+
+_RATIO_TOLERANCE = 0.2  # of the logarithm of height over width, as sizes of features are rounded
 
 
 class ExitPath(MaskedModule):
@@ -58,6 +62,8 @@ class LinearExit(nn.Module):
         features: an example: `(batch, channels, height, width)`, `(batch, height, width, channels)` or tokens
             `(batch, tokens, channels)`.
         classes: number of classes.
+        images: the images that the features are of; default square. What of the features has their ratio of
+            height and width are the positions. Device and type of the layer are those of the features.
 
     Raises:
         ValueError: the features have another shape.
@@ -67,12 +73,13 @@ class LinearExit(nn.Module):
         torch.Size([5, 10])
     """
 
-    def __init__(self, features: Features, classes: int) -> None:
+    def __init__(self, features: Features, classes: int, images: Tensor | None = None) -> None:
         super().__init__()
-        self.positions = _positions(features)
+        height, width = (1, 1) if images is None else images.shape[-2:]
+        self.positions = _positions(features, height / width)
         assert isinstance(features, Tensor)
         (channels,) = set(range(1, features.ndim)) - set(self.positions)
-        self.linear = nn.Linear(features.shape[channels], classes)
+        self.linear = nn.Linear(features.shape[channels], classes).to(features)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features to logits `(batch, classes)`."""
@@ -80,13 +87,16 @@ class LinearExit(nn.Module):
         return logits
 
 
-def _positions(features: Features) -> tuple[int, ...]:
-    """Find the dimensions to average over. Images are square, so the dimension that differs is channels."""
+def _positions(features: Features, ratio: float) -> tuple[int, ...]:
+    """Find the dimensions to average over: of two, those whose sizes have about the ratio of the images."""
     if isinstance(features, Tensor) and features.ndim == 3:
         return (1,)
     if isinstance(features, Tensor) and features.ndim == 4:
         _, first, middle, last = features.shape
-        return (1, 2) if first == middle != last else (2, 3)
+        of_first, of_last = (
+            abs(log(high / wide / ratio)) for high, wide in ((middle, last), (first, middle))
+        )
+        return (1, 2) if of_last < min(of_first, _RATIO_TOLERANCE) else (2, 3)  # channels are usually first
     if isinstance(features, Tensor):
         found = f"features of shape {tuple(features.shape)}"
     else:
@@ -161,7 +171,10 @@ class FissionNetwork(MaskedModule):
         return len(self.paths)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`."""
+        """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`.
+
+        Linear exits come last.
+        """
         trunk, *branches = self.exit_paths
         logits, features = trunk(self.stem(images), self.branch_after)
         others = [path(inputs) for path, inputs in zip(branches, features, strict=True)]

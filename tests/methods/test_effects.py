@@ -140,11 +140,13 @@ def test_schedules_have_an_effect_as_the_table_says(method):
         ({"pruning_steps": 2}, "pruning_steps must be left out unless sparsity is above 0, got 2"),
         (
             {"pruning_batches": 4},
-            "pruning_batches must be left out unless sparsity is above 0 or assignment=importance, got 4",
+            "pruning_batches must be left out unless sparsity is above 0 or assignment=importance, or "
+            "reconstruct is true, got 4",
         ),
         (
             {"pruning_batches": 4, "sparsity": 0.5, "criterion": "erk"},
-            "pruning_batches must be left out unless criterion=snip or criterion=grasp, got 4",
+            "pruning_batches must be left out unless criterion=snip or criterion=grasp, or reconstruct is "
+            "true, got 4",
         ),
         (
             {"optimizer": "adamw", "momentum": 0.9},
@@ -190,6 +192,11 @@ def test_schedules_have_an_effect_as_the_table_says(method):
 def test_a_setting_without_effect_is_refused(settings, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check_effects(RunConfig.from_dict(settings), settings)
+
+
+def test_batches_are_read_by_reconstruction_as_well():
+    settings = {"grouping": "channels", "reconstruct": True, "pruning_batches": 8, "exits": 2}
+    check_effects(RunConfig.from_dict(settings), list(settings))
 
 
 def test_what_asks_for_nothing_is_accepted():

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, ScaledStdConv2d
@@ -75,7 +76,7 @@ def test_a_linear_layer_is_recovered_with_its_bias() -> None:
     features = redundant(IMAGES, 4)
     path = narrowed(whole, kept)
     reconstruct(path, whole, kept, features, features)
-    assert error(path, whole, features) < 1e-4
+    assert error(path, whole, features) < 1e-3
 
 
 @pytest.mark.parametrize("torch_attention", [False, True])
@@ -268,9 +269,55 @@ def test_the_same_images_give_the_same_bits_and_no_mode_changes(model: nn.Module
     assert not any(part.training for part in first.modules())
 
 
+def test_identity_branches_are_reconstructed() -> None:
+    model = timm.create_model("repvgg_a0", num_classes=10).eval()
+    training = [(torch.randn(8, 3, 32, 32), torch.zeros(8).long())]
+    net = nf.fission(model, 2, grouping="channels", batches=training, reconstruct=True)
+    assert net(training[0][0]).isfinite().all()
+
+
 def test_reconstruction_needs_images_and_channels(model: nn.Module) -> None:
     images = torch.randn(2, 3, 8, 8)
     with pytest.raises(ValueError, match="batches must be training images with reconstruct=True, got none"):
         nf.fission(model, 2, grouping="channels", example_input=images, reconstruct=True)
     with pytest.raises(ValueError, match="reconstruct must be False unless grouping='channels', got True"):
         nf.fission(model, 2, batches=batches(), reconstruct=True)
+
+
+@pytest.mark.parametrize("count", [1, 128])
+def test_images_that_are_all_alike_do_not_blow_weights_up(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the ridge as it is
+    whole = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
+    half = torch.arange(32)
+    kept = {"0.weight": {0: half}, "0.bias": {0: half}, "2.weight": {1: half}}
+    features = torch.randn(1, 8).expand(count, 8)
+    path = narrowed(whole, kept)
+    reconstruct(path, whole, kept, features, features)
+    assert path[2].weight.abs().max() < 1
+    assert torch.allclose(path(features), whole(features), atol=1e-2)
+
+
+def test_the_norms_of_a_copied_head_are_matched() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            blocks = (nn.Sequential(nn.Conv2d(8, 24, 1), nn.ReLU(), nn.Conv2d(24, 8, 1)) for _ in range(2))
+            self.first, self.second = blocks
+            self.norm = nn.BatchNorm2d(8)
+            self.classifier = nn.Linear(8, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.norm(self.second(self.first(self.stem(images))))
+            logits: Tensor = self.classifier(features.mean((2, 3)))
+            return logits
+
+    model = Normed()
+    for images, _ in batches():
+        model(images)
+    net = nf.fission(
+        model.eval(), 2, grouping="channels", stages=["first", "second"], batches=batches(), reconstruct=True
+    )
+    assert not torch.equal(net.exit_paths[1].head.norm.running_var, model.norm.running_var)

@@ -100,6 +100,14 @@ def _or_parent(condition: Condition) -> Condition:
     return Condition(condition.words, holds)
 
 
+def _or_reconstruct(condition: Condition) -> Condition:
+    """Return a condition that also holds if paths are reconstructed from training images."""
+    return Condition(
+        f"{condition.words}, or reconstruct is true",
+        lambda run: run.fission.reconstruct or condition.holds(run),
+    )
+
+
 # Setting → what must hold for it to have an effect. A method must also read what is part of `MethodConfig` or
 # `FissionConfig`.
 EFFECTS: Mapping[str, tuple[Condition, ...]] = {
@@ -165,7 +173,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "parent_weight": (_KNOWS_PARENT, _NO_OTHER_PARENT),
     "teacher": (_JOINT, _TOGETHER, _PREDICTIONS, _DISTILS),
     "reduction": (_JOINT, _TOGETHER, _PREDICTIONS),
-    "pruning_batches": (_SCORED, _READS_BATCHES),
+    "pruning_batches": tuple(map(_or_reconstruct, (_SCORED, _READS_BATCHES))),
     "precision": _ANY,
     "channels_last": _ANY,
     "compile": _ANY,

@@ -101,7 +101,7 @@ class MultiExitMethod(Method):
             features, logits = run_through(single, plan.example)
         with torch.random.fork_rng([]):
             torch.manual_seed(plan.fission.seed)
-            early = [LinearExit(features[after], logits.shape[1]) for after in branches]
+            early = [LinearExit(features[after], logits.shape[1], plan.example) for after in branches]
         return MultiExit(single, branches, early)
 
     def _single(self, plan: BuildPlan, stages: list[str] | None) -> FissionNetwork:

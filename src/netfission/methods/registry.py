@@ -119,6 +119,8 @@ def check_settings(config: RunConfig) -> Method:
     exits, branch_after = fission.exits, fission.branch_after
     method.check(fission)
     check_keeps_weights(config.model, config.method.method)
+    if config.training.parent_weight and config.model.weights is None:
+        raise invalid("parent_weight", "0 unless weights is given", config.training.parent_weight)
     check_choice("criterion", fission.criterion, CRITERIA)
     find_grouping(fission.grouping, fission)
     if branch_after is not None and len(branch_after) != exits - 1:

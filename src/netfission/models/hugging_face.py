@@ -98,7 +98,7 @@ def create_hugging_face(
         config.architectures = []
     try:
         if not pretrained:
-            return HuggingFaceClassifier(auto_model.from_config(config)).train()
+            return HuggingFaceClassifier(auto_model.from_config(config, dtype=torch.float32)).train()
         with _quiet(), quick_when_offline():
             model, loaded = auto_model.from_pretrained(
                 name.removeprefix(PREFIX),
@@ -155,7 +155,7 @@ def _check_loaded(name: str, model: nn.Module, config: Any, loaded: dict[str, An
         return
     with torch.random.fork_rng([]):
         config.num_labels += 1
-        other = _auto_model(name).from_config(config).state_dict()
+        other = _auto_model(name).from_config(config, dtype=torch.float32).state_dict()
         config.num_labels -= 1
     state = model.state_dict()
     lacking = sorted(key for key in new if key in state and state[key].shape == other[key].shape)

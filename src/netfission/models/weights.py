@@ -23,6 +23,7 @@ from netfission.utils.errors import describe, first_line, invalid
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
 _SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
 _COUNTER = "num_batches_tracked"  # of batch norms; files of early PyTorch versions lack it
+_OF_AVERAGE = "n_averaged"  # the counter of `torch.optim.swa_utils.AveragedModel`
 _PART_OF_RUN = re.compile(r"(?:stem|paths\.0\.(?:stages\.\d+|head))\.")  # before names, in a run of one exit
 _SHOWN = 3  # names of tensors in a message
 _WEIGHTS = "a file of weights (safetensors, or a state dict saved by PyTorch)"
@@ -238,7 +239,9 @@ class _Fit:
         others = [name for name in state if name not in self.new]
         self.loaded = [name for name in others if name in same]
         missing = [name for name in others if name not in tensors and not name.endswith(_COUNTER)]
-        unexpected = [name for name in tensors if name not in state]
+        unexpected = [
+            name for name in tensors if name not in state and name.rpartition(".")[2] != _OF_AVERAGE
+        ]
         unequal = [
             f"{name} {describe(tensors[name])}, not {describe(state[name])}"
             for name in others

@@ -69,6 +69,16 @@ class RunningMetrics:
         return metrics | ({f"{prefix}/loss": loss / count} if loss else {})
 
 
+class _Shared:
+    """Holds a module that is no part of the module that has it: neither trained, saved nor copied with it."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
+
+
 class TrainingModule(lightning.LightningModule):
     """Trains a network with logits `(batch, exits, classes)` by a method.
 
@@ -94,9 +104,7 @@ class TrainingModule(lightning.LightningModule):
         parent: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self._parent = (
-            [] if parent is None else [parent.eval().requires_grad_(False)]
-        )  # no module of this one
+        self._parent = _Shared(None if parent is None else parent.eval().requires_grad_(False))
         self.network = network
         self.config = config
         self.seed = seed
@@ -117,7 +125,7 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         outcome = self.method.step(self, *batch, self.loss)
-        parent = self._parent[0].to(self.device) if self._parent else None
+        parent = self._parent.module and self._parent.module.to(self.device)
         outcome = self.method.with_parent(outcome, batch[0], parent, self.config)
         self.running["train"].add(outcome.logits, outcome.labels, outcome.loss)
         self._watch(outcome.loss)

@@ -21,8 +21,9 @@ from netfission.surgery.heads import FewerHeads, divides
 from netfission.surgery.standardised import standardises
 from netfission.utils.modes import in_mode, trial_copy, without_fused_transformers
 
-# Pull towards the weights before, relative to the mean square of the inputs.
+# Pull towards the weights before, relative to the mean variance of the inputs (mean square without a bias).
 RIDGE = 0.03
+_ROUNDING = 1e-5  # the same at least, relative to their mean square
 _IMAGES = 64  # that run at once
 _Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
@@ -66,8 +67,10 @@ def reconstruct(
     for part in target.modules():
         if type(part) is nn.MultiheadAttention and divides(part):
             FewerHeads.change(part)  # it runs its output projection as a layer
+    # The norm of identity branches lies in a `ScatteredNorm`, which the whole stage lacks.
+    known = {name for name, _ in target.named_modules()}
     with in_mode(path, target, training=False), without_fused_transformers():
-        for name in _order(path, _some(own_features, 0)):
+        for name in (name for name in _order(path, _some(own_features, 0)) if name in known):
             layer = path.get_submodule(name)
             calls = (
                 (*of_path, *of_whole)
@@ -198,10 +201,12 @@ def _solve(layer: _Layer, calls: _Calls, kept: Tensor | None) -> None:
         of_bias += missing.sum(0).cpu().double()
         count += len(rows)
     mean, shift = sums / count, of_bias / count
+    smallest = _ROUNDING * gram.diagonal().mean()  # where inputs hardly vary, the rest is rounding
     if bias is not None:  # which takes the mean error
         gram -= count * mean.outer(mean)
         errors -= count * mean.outer(shift)
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    ridge = RIDGE * gram.diagonal().mean().clamp(min=0)
+    gram.diagonal().add_(ridge + smallest + torch.finfo(torch.float32).tiny)
     change = torch.linalg.solve(gram, errors).T
     weight.copy_((before + change).view_as(weight))
     if bias is not None:
