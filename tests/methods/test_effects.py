@@ -10,7 +10,7 @@ import torch
 from netfission.config import RunConfig, TrainingConfig
 from netfission.experiments.contenders import CONTENDERS
 from netfission.methods.base import BuildPlan, call_with_seed
-from netfission.methods.effects import EFFECTS, check_effects, unmet_condition
+from netfission.methods.effects import EFFECTS, check_effects, unmet_condition, with_recipe
 from netfission.methods.registry import METHODS, find_method
 from netfission.models import create_model
 
@@ -197,6 +197,14 @@ def test_a_setting_without_effect_is_refused(settings, message):
 def test_batches_are_read_by_reconstruction_as_well():
     settings = {"grouping": "channels", "reconstruct": True, "pruning_batches": 8, "exits": 2}
     check_effects(RunConfig.from_dict(settings), list(settings))
+
+
+def test_another_optimizer_than_that_of_a_recipe_keeps_its_own_rate_and_decay():
+    settings = with_recipe("finetune", {"optimizer": "sgd"})
+    assert not {"learning_rate", "weight_decay"} & settings.keys()
+    assert RunConfig.from_dict(settings).training.peak_rate == 0.1
+    assert with_recipe("finetune", {"optimizer": "sgd", "learning_rate": 0.01})["learning_rate"] == 0.01
+    assert with_recipe("finetune", {"optimizer": "adamw"})["weight_decay"] == 0.05
 
 
 def test_what_asks_for_nothing_is_accepted():

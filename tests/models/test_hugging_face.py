@@ -114,6 +114,16 @@ def test_other_groupings(name: str, grouping: str, folders: dict[str, Path]) -> 
     assert torch.equal(whole.eval()(images)[:, 0], model.eval()(images))
 
 
+def test_weights_are_float32_whatever_the_configuration_says(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = json.loads((folders["vit"] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(settings | {"dtype": "float16", "torch_dtype": "float16"})
+    )
+    assert {parameter.dtype for parameter in _create(tmp_path).parameters()} == {torch.float32}
+
+
 def test_blocks_are_skipped_in_training_if_the_model_can(folders: dict[str, Path]) -> None:
     images = _images()
     model = _create(folders["dinov2"], drop_path=0.9)

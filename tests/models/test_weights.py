@@ -99,6 +99,17 @@ def test_prefixes_are_found(prefix: str, file: Path, state: dict[str, Tensor]) -
     assert _differing(state, {**state, **loaded}) == set(CLASSIFIER)
 
 
+def test_the_average_that_pytorch_makes_of_weights_fits(file: Path, state: dict[str, Tensor]) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(create_model(NAME, 5)).state_dict()
+    names = {name.removeprefix("module.") for name in averaged}
+    assert names == {*state, "n_averaged"}
+    torch.save(
+        {f"module.{name}": tensor for name, tensor in state.items()} | {"n_averaged": torch.tensor(3)}, file
+    )
+    loaded, report = _load(file)
+    assert not _differing(state, loaded) and report.loaded == len(state)
+
+
 def test_a_prefix_that_the_file_lacks_is_found(file: Path) -> None:
     class Wrapper(nn.Module):
         def __init__(self) -> None:

@@ -1,3 +1,4 @@
+import copy
 import csv
 import errno
 import hashlib
@@ -17,7 +18,7 @@ from netfission.cli import main
 from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
-from netfission.runs.lightning_module import LARGEST_NLL, DivergedError
+from netfission.runs.lightning_module import LARGEST_NLL, DivergedError, TrainingModule
 from netfission.runs.train import train
 
 
@@ -202,6 +203,20 @@ def test_a_run_with_linear_exits_is_trained_loaded_reported_and_exported(tmp_pat
         ["export", str(out), "--format", "pt2", "--out", str(tmp_path / "net.pt2")],
     ):
         assert main(command) == 0, command
+
+
+def test_the_network_before_is_not_copied_with_what_it_teaches(settings_of):
+    parent = create_model("wrn-10-1", 10)
+    module = TrainingModule(create_model("wrn-10-1", 10), settings_of().training, parent=parent)
+    assert copy.deepcopy(module)._parent.module is parent is module._parent.module
+    assert not any("parent" in name for name in module.state_dict())
+    assert not any(parameter.requires_grad for parameter in parent.parameters())
+
+
+def test_a_network_before_that_no_file_holds_cannot_teach(tmp_path, settings_of):
+    with pytest.raises(ValueError, match=r"^parent_weight must be 0 unless weights is given, got 1.0$"):
+        train(settings_of(parent_weight=1.0), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_without_a_classifier_of_the_classes_cannot_teach(tmp_path, capsys):

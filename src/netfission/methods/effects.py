@@ -231,6 +231,9 @@ def check_effects(config: RunConfig, given: Iterable[str]) -> None:
             raise invalid(name, f"left out {condition.words.format(method=config.method.method)}", value)
 
 
+_OF_OPTIMIZER = ("learning_rate", "weight_decay")  # of a recipe, for its own optimiser alone
+
+
 def with_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a user's settings, and below them those of a recipe that have an effect beside them.
 
@@ -247,7 +250,10 @@ def with_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         (3, 'adamw', False)
     """
     check_settings(RunConfig.from_dict(given))
-    settings = {**RECIPES[check_choice("recipe", name, RECIPES)], **given}
+    recipe = RECIPES[check_choice("recipe", name, RECIPES)]
+    if given.get("optimizer", recipe["optimizer"]) != recipe["optimizer"]:
+        recipe = {key: value for key, value in recipe.items() if key not in _OF_OPTIMIZER}
+    settings = {**recipe, **given}
     config = RunConfig.from_dict(settings)
     return {key: value for key, value in settings.items() if key in given or not unmet_condition(key, config)}
 
