@@ -339,17 +339,15 @@ def _reconstruct(
             exits = _exits_in(index, branches)
             of_exit = {exit_: of_exit.get(exit_, of_exit[0]) for exit_ in exits}
             kept_of = split.kept or [{}] * len(exits)
+            after = whole if part is backbone.head else in_batches(part, whole)
             for exit_, path, kept in zip(exits, split.paths, kept_of, strict=True):
-                if kept or of_exit[exit_] is not whole:
-                    reconstruct(path, part, kept, of_exit[exit_], whole)
-            if part is not backbone.head:
-                after = in_batches(part, whole)
-                for exit_, path, kept in zip(
-                    exits, split.paths, split.kept or [{}] * len(exits), strict=True
-                ):
-                    same = not kept and of_exit[exit_] is whole  # as before the first branch point
-                    of_exit[exit_] = after if same else in_batches(path, of_exit[exit_])
-                whole = after
+                if not kept and of_exit[exit_] is whole:  # as before the first branch point
+                    of_exit[exit_] = after
+                    continue
+                reconstruct(path, part, kept, of_exit[exit_], whole)
+                if part is not backbone.head:
+                    of_exit[exit_] = in_batches(path, of_exit[exit_])
+            whole = after
 
 
 def _keep_variance(

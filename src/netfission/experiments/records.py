@@ -66,9 +66,16 @@ def _data_fingerprint(cell: Cell) -> str | None:
 
 
 def _weights_digest(cell: Cell) -> str | None:
-    """The SHA-256 of the file of weights that a run starts from; None if it is gone, or there is none."""
+    """Return the SHA-256 of the file of weights that a run starts from; None if no file exists."""
     path = cell.config.model.weights
     return file_digest(path) if path is not None and Path(path).exists() else None
+
+
+def _check_same(argument: str, hashes: tuple[str | None, str | None], expected: str, **words: str) -> None:
+    """Refuse what differs from what a record was made with, if both hashes, then and now, are known."""
+    before, now = hashes
+    if None not in (before, now) and before != now:
+        raise invalid(argument, expected, **words)
 
 
 @dataclass(frozen=True)
@@ -109,22 +116,20 @@ class Records:
         rule = METHODS[cell.config.method.method].average
         if len(evaluation.exits) > 1 and evaluation.average != rule:
             return None
-        data = _data_fingerprint(cell)
-        if record.data is not None and data not in (None, record.data):
-            raise invalid(
-                "data",
-                f"the data of {self.file(cell)}",
-                found=f"other data of the same name ({cell.config.data.data})",
-                hint="choose another folder for the runs on these data",
-            )
-        weights = _weights_digest(cell)
-        if record.weights is not None and weights not in (None, record.weights):
-            raise invalid(
-                "weights",
-                f"the file of {self.file(cell)}",
-                found=f"{cell.config.model.weights} with other content",
-                hint="choose another folder for the runs from these weights",
-            )
+        _check_same(
+            "data",
+            (record.data, _data_fingerprint(cell)),
+            f"the data of {self.file(cell)}",
+            found=f"other data of the same name ({cell.config.data.data})",
+            hint="choose another folder for the runs on these data",
+        )
+        _check_same(
+            "weights",
+            (record.weights, _weights_digest(cell)),
+            f"the file of {self.file(cell)}",
+            found=f"{cell.config.model.weights} with other content",
+            hint="choose another folder for the runs from these weights",
+        )
         return record
 
     def write(self, cell: Cell, **result: Any) -> Record:

@@ -91,22 +91,15 @@ _WHOLE = Condition(
 )
 
 
-def _or_parent(condition: Condition) -> Condition:
-    """Return a condition that also holds if the network before teaches."""
-
-    def holds(run: RunConfig) -> bool:
-        return run.training.parent_weight > 0 or condition.holds(run)
-
-    return Condition(condition.words, holds)
-
-
-def _or_reconstruct(condition: Condition) -> Condition:
-    """Return a condition that also holds if paths are reconstructed from training images."""
-    return Condition(
-        f"{condition.words}, or reconstruct is true",
-        lambda run: run.fission.reconstruct or condition.holds(run),
+def _or(holds: Callable[[RunConfig], bool], words: str = "") -> Callable[[Condition], Condition]:
+    """Return the function that makes a condition hold in other runs as well, with words for a message."""
+    return lambda condition: Condition(
+        condition.words + words, lambda run: holds(run) or condition.holds(run)
     )
 
+
+_or_parent = _or(lambda run: run.training.parent_weight > 0)
+_or_reconstruct = _or(lambda run: run.fission.reconstruct, ", or reconstruct is true")
 
 # Setting → what must hold for it to have an effect. A method must also read what is part of `MethodConfig` or
 # `FissionConfig`.

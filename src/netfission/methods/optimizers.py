@@ -114,7 +114,7 @@ def layer_scales(network: nn.Module, model: nn.Module, decay: float) -> dict[str
 
     A layer is what timm groups as one in its models, such as a block. In other models it is the parameters
     whose names agree up to the first number, such as `layer1`. A parameter of the network belongs to the
-    layer of the model whose name its own name holds. If there is none, as in a new head, its factor is 1.
+    layer of the model whose name its own name holds. If no layer matches, as in a new head, its factor is 1.
 
     Source: Bao et al. 2022 (BEiT, arXiv 2106.08254), as `timm.optim.param_groups_layer_decay`.
 
