@@ -1,6 +1,9 @@
 """What README says holds: its Python runs, its rows are those drawn from the records, and its flags exist."""
 
+import itertools
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -34,11 +37,40 @@ def test_its_python_runs() -> None:
 
 def test_its_results_are_rows_of_the_table_drawn_from_the_records() -> None:
     drawn = (ROOT / "results" / "figure3-laptop" / "comparison.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in README.splitlines() if " ± " in line and line.startswith("| ")]
+    head = next(line for line in README.splitlines() if "averages" in line)
+    assert head in drawn
+    lines = README.splitlines()
+    rows = list(itertools.takewhile(lambda line: line.startswith("| "), lines[lines.index(head) + 2 :]))
     assert len(rows) == 6
     assert set(rows) <= set(drawn)
-    head = next(line for line in README.splitlines() if "accuracy %" in line)
-    assert head in drawn
+
+
+def full_size_cells(kind: str, rule: str) -> list[str]:
+    """n, accuracy, NLL and ECE of one kind of network as its records have them."""
+    file = ROOT / "results" / "full-size" / "resnet18_cifar100.json"
+    found = [row[rule] for row in json.loads(file.read_text())["rows"] if row["kind"] == kind]
+    cells = [str(len(found))]
+    for key, digits in (("accuracy", 2), ("nll", 3), ("ece", 2)):
+        values = [row[key] for row in found]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+    return cells
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize(
+    ("row", "kind", "rule"),
+    [
+        ("single", "single", "mean_logits"),
+        ("deep-ensemble (of the three)", "deep ensemble of 3", "mean_probabilities"),
+        ("fission-channels", "channels", "mean_logits"),
+        ("fission-weights, SNIP 0.5", "weights-snip", "mean_logits"),
+        ("multi-exit", "multi-exit", "mean_logits"),
+    ],
+)
+def test_rows_at_full_size_are_those_of_the_records(page: str, row: str, kind: str, rule: str) -> None:
+    cells = " | ".join([row, *full_size_cells(kind, rule)])
+    assert f"| {cells} |" in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_every_file_it_links_to_exists() -> None:
