@@ -103,10 +103,11 @@ class ModelConfig:
             or a folder with config.json).
         pretrained: start from published weights.
         weights: start from the weights in a file (safetensors, or a state dict saved by PyTorch), or in the
-            folder of a run of one exit; a classifier of other classes is drawn anew.
+            folder of a run of one exit, of which linear exits are left out; a classifier of other classes is
+            drawn anew.
 
     Raises:
-        ValueError: both `pretrained` and `weights` are given.
+        ValueError: both `pretrained` and `weights` are given, or `weights` is empty.
 
     Example:
         >>> ModelConfig("wrn-28-10")
@@ -118,6 +119,8 @@ class ModelConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        if self.weights == "":
+            raise invalid("weights", "a file, or the folder of a run", "")
         if self.pretrained and self.weights is not None:
             raise invalid("weights", "left out with pretrained, which loads others", self.weights)
 

@@ -77,6 +77,8 @@ def test_only_what_is_given_overrides_a_default(tmp_path):
             "train --batch-size 2147483648",
             "^--batch-size must be an integer of at most 2147483647, got 2147483648$",
         ),
+        ("train --weights=", r"^--weights must be a file, or the folder of a run, got ''$"),
+        ("train --data=", r"^--data must be one of digits, .*, or a folder, got ''$"),
         ("train --sparsity 1", r"^--sparsity must be the share of weights to remove, in \[0, 1\), got 1\.0$"),
         ("train --sparsity -0.1", r"^--sparsity must be the share of weights .*, got -0\.1$"),
         ("train --ratio [1,2]", r"^--ratio must be 3 positive numbers, one per exit, got \[1\.0, 2\.0\]$"),

@@ -197,6 +197,8 @@ def test_unknown_names() -> None:
         load_data("cifar-100")
     with pytest.raises(ValueError, match=r"^data must be one of digits, .*, or a folder, got 'qqq'$"):
         load_data("qqq")
+    with pytest.raises(ValueError, match=r"^data must be one of digits, .*, or a folder, got ''$"):
+        load_data("")  # not the current folder
 
 
 def test_missing_folder_and_file(tmp_path: Path) -> None:

@@ -60,6 +60,32 @@ def test_a_folder_that_a_kill_left_without_settings_is_begun_anew(grid_of, tmp_p
     assert run_missing([cell], tmp_path)[0].error is None
 
 
+def test_trained_weights_that_do_not_suit_a_contender_are_refused_before_another_is_trained(
+    grid_of, tmp_path
+):
+    torch.save(create_model("wrn-10-1", 10, in_channels=1).state_dict(), tmp_path / "digits.pt")
+    torch.save(create_model("wrn-10-1", 7, in_channels=1).state_dict(), tmp_path / "seven.pt")
+    torch.save(create_model("wrn-10-2", 10, in_channels=1).state_dict(), tmp_path / "wide.pt")
+
+    def refuse(message: str, *methods: str, file: str, **changes: object) -> None:
+        out = tmp_path / "out"
+        cells = grid_of("single", *methods, weights=str(tmp_path / file), **changes).cells()
+        with pytest.raises(ValueError, match=message):
+            run_missing(cells, out)
+        assert not out.exists()
+
+    equal = "^contender deep-ensemble: one_by_one must be True for members that start equal, got False; "
+    refuse(equal, "deep-ensemble", file="digits.pt")
+    refuse(r"^contender single: .*wide\.pt must be weights of wrn-10-1, .* 32 unequal", file="wide.pt")
+    refuse("^contender single: weights must be of a network trained", file="seven.pt", parent_weight=1.0)
+
+
+def test_a_deep_ensemble_is_compared_with_the_network_that_its_members_start_from(grid_of, tmp_path):
+    torch.save(create_model("wrn-10-1", 10, in_channels=1).state_dict(), tmp_path / "digits.pt")
+    grid = grid_of("single", "deep-ensemble", weights=str(tmp_path / "digits.pt"), one_by_one=True)
+    assert [record.error for record in run_missing(grid.cells(), tmp_path)] == [None, None]
+
+
 def test_records_of_other_weights_under_the_name_are_refused(grid_of, tmp_path):
     file, out = tmp_path / "net.pt", tmp_path / "out"
     cells = grid_of("single", weights=str(file)).cells()

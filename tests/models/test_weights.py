@@ -1,4 +1,5 @@
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -15,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from netfission.algorithm import fission
+from netfission.config import ModelConfig
 from netfission.models import WeightsReport, create_model, load_weights, read_weights
+from netfission.models.weights import file_digest
 
 NAME, CLASSIFIER = "wrn-10-1", ("fc.weight", "fc.bias")
 
@@ -206,6 +209,36 @@ def test_another_architecture_is_refused_by_names(file: Path, state: dict[str, T
     assert "got 1 missing (block1.0.shortcut.weight); 32 unequal" in message
 
 
+def test_what_training_programs_store_beside_the_network_is_left_out(
+    file: Path, state: dict[str, Tensor]
+) -> None:
+    network = {f"model.{name}": tensor for name, tensor in state.items()}
+    average = {f"{name}": tensor + 1 for name, tensor in state.items()}
+    beside = {"val_accuracy.total": torch.tensor(3), "loss.class_weight": torch.ones(5)}
+    beside |= {f"ema.{name}": tensor for name, tensor in average.items()}  # shorter than `model.`
+    torch.save({"state_dict": beside | network}, file)
+    loaded, report = _load(file)
+    assert not _differing(state, loaded)
+    assert (report.prefix, report.unused) == ("model.", tuple(beside))
+    assert f"(section state_dict, prefix model.); {len(beside)} not used (val_accuracy.total, " in str(report)
+
+    torch.save(state | {f"model_ema.module.{name}": tensor for name, tensor in average.items()}, file)
+    loaded, report = _load(file)
+    assert not _differing(state, loaded) and len(report.unused) == len(state)
+
+    torch.save({f"swa.{name}": tensor for name, tensor in average.items()}, file)  # alone
+    assert not _differing(average, _load(file)[0])
+
+    for lacking in ("bn.weight", *CLASSIFIER):  # what lies beside may hold it
+        torch.save({name: t for name, t in (beside | network).items() if name != f"model.{lacking}"}, file)
+        assert "unexpected (" in _refusal(file)
+    other = {f"target.{name}": tensor for name, tensor in state.items()}
+    torch.save(network | beside | other, file)  # which of the two?
+    assert "unexpected (" in _refusal(file)
+    torch.save(network | beside | {"model.more": torch.ones(1)}, file)
+    assert "unexpected (" in _refusal(file)
+
+
 def test_names_under_two_prefixes_are_refused(file: Path, state: dict[str, Tensor]) -> None:
     two = {f"{part}.{name}": tensor for part in ("student", "teacher") for name, tensor in state.items()}
     torch.save(two, file)
@@ -222,6 +255,24 @@ def test_names_under_two_prefixes_are_refused(file: Path, state: dict[str, Tenso
 def test_integers_in_place_of_weights_are_refused(file: Path, state: dict[str, Tensor]) -> None:
     torch.save(state | {"conv1.weight": state["conv1.weight"].to(torch.int8)}, file)
     assert "1 unequal (conv1.weight int8 of shape" in _refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("sparse", lambda: torch.eye(16).to_sparse()),
+        ("sparse", lambda: torch.eye(16).to_sparse_csr()),
+        ("meta", lambda: torch.zeros(16, device="meta")),
+        ("quantised", lambda: torch.quantize_per_tensor(torch.ones(16), 0.1, 0, torch.qint8)),
+    ],
+    ids=["COO", "CSR", "meta", "quantised"],
+)
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, about sparse and quantised tensors
+def test_tensors_without_plain_values_are_refused(
+    kind: str, make: Callable[[], Tensor], file: Path, state: dict[str, Tensor]
+) -> None:
+    torch.save(state | {"bn.weight": make()}, file)
+    assert f"must be weights of dense tensors, got a {kind} tensor in bn.weight" in _refusal(file)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -256,6 +307,31 @@ def test_a_whole_model_is_refused_by_its_class(file: Path) -> None:
     assert "wants netfission.models.wide_resnet." in _refusal(file)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's, about TorchScript
+def test_programs_are_refused_by_their_kind(file: Path) -> None:
+    model, images = nn.Linear(2, 2), torch.zeros(1, 2)
+    torch.jit.trace(model, images).save(str(file))
+    assert "got a TorchScript program, which holds code; save the state_dict of the mod" in _refusal(file)
+    torch.export.save(torch.export.export(model, (images,)), file.with_suffix(".pt2"))
+    assert "got a program of torch.export, which holds code; save" in _refusal(file.with_suffix(".pt2"))
+
+
+def test_a_file_is_hashed_again_only_if_it_changed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_bytes(b"1")
+    first = file_digest(file)
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert file_digest(file) == file_digest(os.path.relpath(file)) == first
+    monkeypatch.undo()
+    file.write_bytes(b"2")
+    os.utime(file, ns=(0, 0))
+    assert file_digest(file) == hashlib.sha256(b"2").hexdigest()
+
+
+def test_an_empty_name_is_no_file() -> None:
+    with pytest.raises(ValueError, match=r"^weights must be a file, or the folder of a run, got ''$"):
+        ModelConfig(weights="")
+
+
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, file: Path, state: dict[str, Tensor]) -> None:
     assert "got no such file or directory" in _refusal(tmp_path / "none.pt")
     file.write_bytes(b"")
@@ -286,11 +362,30 @@ def test_the_folder_of_a_run_of_one_exit_fits(tmp_path: Path, state: dict[str, T
     assert not _differing(dict(model.state_dict()), loaded)
     assert report.path == str(tmp_path)
     assert report.sha256 == read_weights(tmp_path / "model.safetensors").sha256
+    assert not _differing(dict(model.state_dict()), _load(tmp_path / "model.safetensors")[0])
     for change, got in (({"exits": 3}, "a run of 3 exits"), ({"sparsity": 0.5}, "a run with sparsity 0.5")):
         (tmp_path / "config.json").write_text(json.dumps(spec | {"fission": {"exits": 1} | change}))
         assert f"got {got}; name a run of the undivided network" in _refusal(tmp_path)
     (tmp_path / "config.json").unlink()
     assert "got a folder without such a run" in _refusal(tmp_path)
+
+
+def test_linear_exits_of_a_run_of_one_exit_are_left_out(tmp_path: Path) -> None:
+    model, images = create_model(NAME, 5), torch.zeros(2, 3, 8, 8)
+    net = fission(model, 1, linear_exits=[1, 2], example_input=images)
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    spec = {"model": NAME, "fission": {"exits": 1, "linear_exits": [1, 2]}}
+    (tmp_path / "config.json").write_text(json.dumps(spec))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        loaded, report = _load(path)
+        assert not _differing(dict(model.state_dict()), loaded)
+        assert sorted({name.partition(".head")[0] for name in report.unused}) == ["paths.1", "paths.2"]
+
+
+def test_a_divided_network_is_not_taken_for_the_undivided_one(tmp_path: Path) -> None:
+    net = fission(create_model(NAME, 5), 2, grouping="copies", example_input=torch.zeros(2, 3, 8, 8))
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    assert "unexpected (" in _refusal(tmp_path / "net.safetensors")
 
 
 def test_pretrained_and_weights_exclude_each_other(file: Path) -> None:

@@ -321,9 +321,9 @@ def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any
     given = {name: value for name, value in vars(settings).items() if name not in left_out}
     paths = {"data": absolute_data(given.get("data", DataConfig.data))}
     scheme, _, folder = given.get("model", "").partition("/")
-    if scheme == "hf" and Path(folder).is_dir():
+    if scheme == "hf" and folder and Path(folder).is_dir():
         paths["model"] = f"hf/{Path(folder).resolve()}"
-    if (weights := given.get("weights")) is not None:
+    if weights := given.get("weights"):
         paths["weights"] = str(Path(weights).resolve())
     return given | paths
 
@@ -332,7 +332,8 @@ def absolute_data(data: str) -> str:
     """Return a data set's name as it is, and a folder's path in full, so that runs find it from anywhere."""
     from netfission.data.sources import NAMES
 
-    return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
+    is_path = data and data not in NAMES and Path(data).exists()
+    return str(Path(data).resolve()) if is_path else data
 
 
 def _explained(kind: type) -> dict[str, str]:

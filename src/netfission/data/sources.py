@@ -144,9 +144,9 @@ got 'invert'; did you mean inverted?
     names = [*NAMES, *others]
     path = Path(name)
     is_table = path.suffix.lower() in TABLE_FILES
-    if name in names or path.is_dir() or (is_table and path.is_file()):
+    if name in names or (name and path.is_dir()) or (is_table and path.is_file()):
         return
-    if path.exists():
+    if name and path.exists():
         suffixes = ", ".join(TABLE_FILES)
         expected = f"the name of a data set, a folder, or a table of paths and labels ({suffixes})"
         raise invalid(argument, expected, found=f"the file {name}")

@@ -9,8 +9,9 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from netfission.experiments.records import Record, Records
 from netfission.models import read_weights
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
+from netfission.runs.setup import check_start, load_run_data
 from netfission.runs.train import train
-from netfission.utils.errors import check_positive_integer
+from netfission.utils.errors import check_positive_integer, within
 from netfission.utils.files import write_whole
 from netfission.utils.interrupts import no_interrupts
 
@@ -61,17 +63,16 @@ def run_missing(
         ray: address of a Ray cluster that does the runs instead, see `netfission.experiments.ray_cluster`.
 
     Raises:
-        ValueError: `workers` is not positive, no cluster answers, a record is damaged, or a file of weights
-            cannot be read.
+        ValueError: `workers` is not positive, no cluster answers, a record is damaged, or trained weights
+            cannot be read or do not suit a contender.
+        ConnectionError: published weights cannot be downloaded.
         OSError: the disk is full, or the folder cannot be written.
         RuntimeError: a worker died.
     """
     check_positive_integer("workers", workers)
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
-    for path in {cell.config.model.weights for cell in missing}:
-        if path is not None:  # or each of the runs would fail
-            read_weights(path)
+    _check_starts(missing)
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
     with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
@@ -83,6 +84,25 @@ def run_missing(
             _run_in_workers(missing, out, bar, min(workers, len(missing)))
     found = [records.find(cell) for cell in cells]
     return [record for record in found if record is not None]
+
+
+def _check_starts(cells: Sequence[Cell]) -> None:
+    """Refuse trained weights that do not suit a contender, before anything is trained."""
+    first = {cell.contender: cell for cell in reversed(cells)}  # of each contender
+    paths = {cell.config.model.weights for cell in first.values()}
+    weights = {path: None if path is None else read_weights(path) for path in paths}
+    load = cache(load_run_data)
+    for cell in reversed(first.values()):
+        config = cell.config
+        if config.model.weights is None and not config.model.pretrained:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the runs warn
+            data = load(config.data, cell.seed)
+            try:
+                check_start(config, data, weights[config.model.weights])
+            except ValueError as error:
+                raise within(f"contender {cell.contender}", error) from error
 
 
 def run_folder(cell: Cell, out: Path) -> RunFolder:

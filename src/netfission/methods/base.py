@@ -219,6 +219,14 @@ class Method:
             ValueError: a setting is not valid, or the method cannot be built so, whatever the model.
         """
 
+    def check_start(self, plan: BuildPlan) -> None:
+        """Check that what the network starts from fits, before a comparison trains another one.
+
+        Raises:
+            ValueError: trained weights do not fit, or the method cannot start from them.
+        """
+        plan.create(plan.fission.seed)
+
     def loss(self, training: TrainingConfig) -> nn.Module:
         """Return the loss that the settings ask for, by default with the method's reduction and weight."""
         weight = training.distillation_weight

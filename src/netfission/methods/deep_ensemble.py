@@ -85,6 +85,10 @@ class DeepEnsembleMethod(Method):
             raise invalid("one_by_one", "True for members that start equal", False, hint=hint)
         return DeepEnsemble(members)
 
+    def check_start(self, plan: BuildPlan) -> None:
+        """Check that trained weights fit, and that members which start from them differ; see `build`."""
+        self.build(plan)
+
     def epochs(self, epochs: int, exits: int) -> int:
         """Return the epochs in the settings, times the members if they are trained one by one."""
         return epochs * exits if self.config.one_by_one else epochs

@@ -8,9 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +26,8 @@ _SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "m
 _COUNTER = "num_batches_tracked"  # of batch norms; files of early PyTorch versions lack it
 _OF_AVERAGE = "n_averaged"  # the counter of `torch.optim.swa_utils.AveragedModel`
 _PART_OF_RUN = re.compile(r"(?:stem|paths\.0\.(?:stages\.\d+|head))\.")  # before names, in a run of one exit
+_LINEAR_EXIT = re.compile(r"paths\.[1-9]\d*\.head\.")  # the same, of its linear exits
+_AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?)[._]", re.IGNORECASE)  # in a prefix
 _SHOWN = 3  # names of tensors in a message
 _WEIGHTS = "a file of weights (safetensors, or a state dict saved by PyTorch)"
 
@@ -39,6 +42,7 @@ class TrainedWeights:
         tensors: name → tensor, all finite.
         section: where in the file they were, such as `state_dict_ema`; empty if they are all of it.
         ordered: whether they are in the order of their layers; safetensors files are not.
+        left_out: names of the other tensors of the file: those of the linear exits of a run.
 
     Example:
         >>> TrainedWeights("net.pt", "ab", {"fc.bias": torch.zeros(2)}, section="state_dict").section
@@ -50,6 +54,7 @@ class TrainedWeights:
     tensors: Mapping[str, Tensor]
     section: str = ""
     ordered: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class WeightsReport:
         sha256: SHA-256 of the content of the file, as hexadecimal digits.
         loaded: number of tensors that come from the file.
         new: names of the model's tensors that do not: those of its classifier.
-        unused: names of the file's tensors that the model does not use: those of another classifier.
+        unused: names of the file's tensors that the model does not use: those of another classifier, of
+            linear exits, and of what a training program stores beside the network.
         section: where in the file they were, such as `state_dict_ema`; empty if they are all of it.
         prefix: what stood before the names in the file; after a `+`, what the file lacked.
         by_order: whether names differ, and the tensors were matched by order and shape.
@@ -69,6 +75,8 @@ class WeightsReport:
     Example:
         >>> print(WeightsReport("net.pt", "ab", 3, new=("fc.weight", "fc.bias"), prefix="module."))
         3 of 5 tensors from net.pt (prefix module.); new weights: fc.weight, fc.bias
+        >>> print(WeightsReport("net.ckpt", "ab", 5, unused=("loss.weight",), prefix="model."))
+        5 of 5 tensors from net.ckpt (prefix model.); 1 not used (loss.weight)
     """
 
     path: str
@@ -88,6 +96,8 @@ class WeightsReport:
         ]
         where = f" ({', '.join(found)})" if found else ""
         rest = f"; new weights: {', '.join(self.new)}" if self.new else ""
+        others = [name for name in self.unused if name not in self.new]
+        rest += f"; {len(others)} not used ({_listed(others)})" if others else ""
         return f"{self.loaded} of {self.loaded + len(self.new)} tensors from {self.path}{where}{rest}"
 
 
@@ -101,7 +111,7 @@ def read_weights(path: str | Path) -> TrainedWeights:
 
     Raises:
         ValueError: it does not exist, is damaged, holds no weights, would run code when it is read, or has a
-            value that is not finite.
+            sparse or quantised tensor, one without values, or a value that is not finite.
 
     Example:
         >>> import tempfile
@@ -120,11 +130,28 @@ def read_weights(path: str | Path) -> TrainedWeights:
     content = _read_safetensors(file) if is_safetensors else _read_pytorch(file)
     section, tensors = _state_dict(file, content)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if kind := _unreadable(tensor):
+            raise invalid(str(path), "weights of dense tensors", found=f"a {kind} tensor in {name}")
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise invalid(str(path), "weights that are finite", found=f"NaN or infinity in {name}")
-    if file != Path(path):
-        tensors = {_PART_OF_RUN.sub("", name, count=1): tensor for name, tensor in tensors.items()}
-    return TrainedWeights(str(path), digest, tensors, section, ordered=not is_safetensors)
+    left_out: list[str] = []
+    if file != Path(path) or all(_PART_OF_RUN.match(name) or _LINEAR_EXIT.match(name) for name in tensors):
+        left_out = [name for name in tensors if _LINEAR_EXIT.match(name)]
+        tensors = {
+            _PART_OF_RUN.sub("", name, count=1): tensors[name] for name in tensors if name not in left_out
+        }
+    return TrainedWeights(
+        str(path), digest, tensors, section, ordered=not is_safetensors, left_out=tuple(left_out)
+    )
+
+
+def _unreadable(tensor: Tensor) -> str:
+    """Return what keeps the values of a tensor from being read; empty if nothing does."""
+    if tensor.is_meta:
+        return "meta"
+    if tensor.is_quantized:
+        return "quantised"
+    return "" if tensor.layout == torch.strided else "sparse"
 
 
 def file_digest(path: str | Path) -> str:
@@ -141,10 +168,17 @@ def file_digest(path: str | Path) -> str:
         'e3b0c442'
     """
     try:
-        with _file_of(path).open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        file = _file_of(path)
+        state = file.stat()
+        return _digest(file.resolve(), state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise invalid(str(path), _WEIGHTS, found=(error.strerror or "no such file").lower()) from error
+
+
+@cache  # the runs of a comparison share a file
+def _digest(file: Path, _time: int, _size: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @torch.no_grad()
@@ -158,8 +192,10 @@ def load_weights(
     """Load trained weights into a model, in place.
 
     Names may have a prefix in the file, such as `module.` or `model.`, or lack one that the model has: the
-    prefix with which most names match is taken. If names differ, but the tensors of a PyTorch file have the
-    order, shapes and last parts of names (`weight`, `running_mean`) of the model's, they are matched so.
+    prefix with which most names match is taken. Tensors outside a prefix, such as those of metrics or of a
+    loss, and moving averages beside the weights are left out if the file has all tensors of the model. If
+    names differ, but the tensors of a PyTorch file have the order, shapes and last parts of names (`weight`,
+    `running_mean`) of the model's, they are matched so.
 
     Args:
         model: the model.
@@ -190,9 +226,15 @@ def load_weights(
     if not isinstance(weights, TrainedWeights):
         weights = read_weights(weights)
     state = model.state_dict()
-    prefix, renamed = _without_prefix(weights.tensors, state)
+    before, added, renamed = _without_prefix(weights.tensors, state)
+    prefix = f"+{added}" if added and not before and added != _common_prefix(state) else before
     fit = _Fit(state, renamed, classifier)
-    by_order = False
+    by_order, left_out = False, weights.left_out
+    if fit.errors and (beside := _beside(weights.tensors, before, added, state)):
+        rest = {key: tensor for key, tensor in renamed.items() if key not in beside}
+        other = _Fit(state, rest, classifier)
+        if not other.errors and other.unused == other.new:  # no tensor of the model is missing
+            fit, left_out = other, (*left_out, *beside)
     if fit.errors and isinstance(model, HuggingFaceClassifier):
         inner = _innermost_prefix(weights.tensors)
         bare = {key.removeprefix(inner): tensor for key, tensor in weights.tensors.items()}
@@ -210,7 +252,7 @@ def load_weights(
         weights.sha256,
         len(fit.loaded),
         tuple(fit.new),
-        tuple(fit.unused),
+        (*fit.unused, *left_out),
         weights.section,
         prefix,
         by_order,
@@ -248,12 +290,16 @@ class _Fit:
             if name in tensors and name not in same
         ]
         self.errors = [
-            f"{len(names)} {problem} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
+            f"{len(names)} {problem} ({_listed(names)})"
             for problem, names in (("missing", missing), ("unexpected", unexpected), ("unequal", unequal))
             if names
         ]
         if not self.loaded and not self.errors:
             self.errors = ["none"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 def _suits(tensor: Tensor, wanted: Tensor) -> bool:
@@ -262,8 +308,8 @@ def _suits(tensor: Tensor, wanted: Tensor) -> bool:
 
 def _without_prefix(
     tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> tuple[str, dict[str, Tensor]]:
-    """Return the prefix by which the names of a file differ from a model's, and the tensors by the latter."""
+) -> tuple[str, str, dict[str, Tensor]]:
+    """Return the prefixes that names of a file have before a model's, and lack, and the renamed tensors."""
     common = _common_prefix(state)  # of a model in a wrapper, which files of the model itself lack
     counts: Counter[tuple[str, str]] = Counter({("", ""): 0})
     for name in tensors:
@@ -273,15 +319,36 @@ def _without_prefix(
         counts.update(
             ("", added) for added, rest in _splits(name) if added not in ("", common) and rest in tensors
         )
-    # Of equally good ones, the shortest.
-    best = max(counts, key=lambda pair: (counts[pair], -len(pair[0]) - len(pair[1])))
+    # Of equally good ones, that of no moving average, and the shortest.
+    best = max(
+        counts,
+        key=lambda pair: (counts[pair], not _AVERAGE.search(pair[0]), -len(pair[0]) - len(pair[1])),
+    )
     # One that few names match would only make the message of a network that does not fit hard to read.
     before, added = best if 2 * counts[best] > min(len(tensors), len(state)) else ("", "")
     renamed = {_renamed(name, before, added): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):  # some names are there with the prefix and without
-        return "", dict(tensors)
-    lacking = added if added and not before and added != common else ""
-    return f"+{lacking}" if lacking else before, renamed
+        return "", "", dict(tensors)
+    return before, added, renamed
+
+
+def _beside(
+    tensors: Mapping[str, Tensor], before: str, added: str, state: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Return the names of a file's tensors that are no part of the model: see `load_weights`.
+
+    None if they hold a second network that is no moving average: it may be the one that is meant.
+    """
+    beside = []
+    for name in tensors:
+        if _renamed(name, before, added) in state:
+            continue
+        copies = [start for start, rest in _splits(name) if added + rest in state]
+        if any(not _AVERAGE.search(start) for start in copies):
+            return ()
+        if copies or not name.startswith(before):
+            beside.append(name)
+    return tuple(beside)
 
 
 def _renamed(name: str, before: str, added: str) -> str:
@@ -361,6 +428,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_pytorch(file: Path) -> Any:
     """Read a file of PyTorch; only tensors, plain data and parsed command lines are allowed in it."""
+    if program := _program(file):
+        hint = "save the state_dict of the model alone"
+        raise invalid(str(file), _WEIGHTS, found=f"{program}, which holds code", hint=hint)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -376,6 +446,18 @@ def _read_pytorch(file: Path) -> Any:
             ) from error
         found = "a damaged file" if is_zipfile(file) else "a file of another kind, or a damaged one"
         raise invalid(str(file), _WEIGHTS, found=found) from error
+
+
+def _program(file: Path) -> str:
+    """Name a program that PyTorch has exported to a file; empty if the file is none."""
+    try:
+        with ZipFile(file) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except BadZipFile:  # of an early version of PyTorch, or damaged
+        return ""
+    if any(name.startswith("models/") for name in names):
+        return "a program of torch.export"
+    return "a TorchScript program" if any(name.startswith("code/") for name in names) else ""
 
 
 def _wanted_code(file: Path, error: Exception) -> Sequence[str]:

@@ -161,6 +161,35 @@ def build_network(
         >>> network(torch.zeros(1, 1, 8, 8)).shape
         torch.Size([1, 2, 10])
     """
+    return find_method(config.method).build(_plan(config, data, weights, report))
+
+
+def check_start(config: RunConfig, data: ImageData, weights: TrainedWeights | None = None) -> None:
+    """Check that the trained weights which the settings name fit the network, and suit the method.
+
+    Args:
+        config: the settings.
+        data: the data set.
+        weights: content of the file that `config.model.weights` names, if it is read already.
+
+    Raises:
+        ValueError: they do not, see `build_network` and `build_parent`.
+
+    Example:
+        >>> config = RunConfig(DataConfig("digits"), ModelConfig("wrn-10-1"))
+        >>> check_start(config, load_run_data(config.data, seed=0))
+    """
+    find_method(config.method).check_start(_plan(config, data, weights))
+    build_parent(config, data, weights)
+
+
+def _plan(
+    config: RunConfig,
+    data: ImageData,
+    weights: TrainedWeights | None,
+    report: Callable[[WeightsReport], object] | None = None,
+) -> BuildPlan:
+    """Return what the method needs to build the network that the settings name."""
 
     def create() -> nn.Module:
         return _create(config, data, weights, report)
@@ -172,8 +201,7 @@ def build_network(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
-    plan = BuildPlan(partial(call_with_seed, create), config.fission, torch.zeros(2, *data.shape), batches)
-    return find_method(config.method).build(plan)
+    return BuildPlan(partial(call_with_seed, create), config.fission, torch.zeros(2, *data.shape), batches)
 
 
 def _create(
