@@ -26,7 +26,7 @@ contenders:
 @pytest.mark.parametrize("name", named_grids())
 def test_every_named_grid_has_sound_settings_at_every_scale(name):
     file = find_grid(name)
-    assert {"paper", "laptop"} <= set(file.scales) or name in ("demo", "middle")
+    assert {"paper", "laptop"} <= set(file.scales) or name in ("demo", "finetune", "middle")
     for scale in file.scales:
         grid = file.at(scale)
         cells = grid.cells()
@@ -42,6 +42,19 @@ def test_the_documented_grid_is_one():
     assert len(grid.cells()) == 3 * (5 + 4)
     assert grid.contenders["single, half the rate"] == {"exits": 1, "learning_rate": 0.05}
     assert grid.contenders["fission, temperature 10.0"] == {"grouping": "channels", "temperature": 10.0}
+
+
+def test_a_contender_starts_from_an_earlier_one():
+    text = "contenders: {single: , further: {from: %s, exits: 1}}\nsettings: {pretrained: true}"
+    grid = read_grid("g", text % "single").at("laptop")
+    single, further = grid.cells()[:2]
+    assert (further.start, single.start) == (single, None)
+    assert single.config.model.pretrained and not further.config.model.pretrained
+    assert further.config.model.weights == f"runs/{single.key}"
+    assert grid.contenders["further"] == {"exits": 1}
+    assert grid.affected("pretrained") == ["single"]
+    with pytest.raises(ValueError, match=r"^g\.contenders\.further\.from must be .*single.*, got 'further'"):
+        read_grid("g", text % "further").at("laptop")
 
 
 def test_scales_differ_in_settings_alone():
@@ -68,7 +81,7 @@ def test_controls_are_contenders_besides_a_files_own():
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(named_grids()) - {"demo", "middle"})
+    "name", sorted(set(named_grids()) - {"demo", "finetune", "middle"})
 )  # these choose their own controls
 def test_the_strongest_controls_are_in_every_comparison(name):
     contenders = find_grid(name).contenders

@@ -17,6 +17,7 @@ from netfission.experiments.contenders import CONTENDERS
 from netfission.experiments.grid import Grid
 from netfission.experiments.plots import plot_against_cost
 from netfission.experiments.records import Records
+from netfission.experiments.results import Comparison
 from netfission.experiments.runner import run_folder
 from netfission.experiments.statistics import COLUMNS, SeedValues
 from netfission.utils.typed import typed
@@ -69,6 +70,19 @@ def test_figures_are_those_of_the_runs(compared):
     accuracy = mean(comparison["metrics"]["single"]["top1"]["values"].values())
     assert re.search(rf"single +2 +– +{100 * accuracy:.2f} ± ", table)
     assert "minus single, seed by seed [95 %]" in table
+
+
+def test_the_training_of_the_network_that_a_contender_starts_from_counts(compared):
+    comparison = typed(Comparison, compared[1])
+    started = replace(comparison, starts={"fission-channels": "single"})
+
+    def training_macs(table: str) -> float:
+        head, _, *rows = (line.split(" | ") for line in table.splitlines() if line.startswith("|"))
+        (row,) = (row for row in rows if row[0] == "| fission-channels")
+        return float(row[head.index("training MACs")].rstrip("×"))
+
+    difference = training_macs(started.markdown()) - training_macs(comparison.markdown())
+    assert difference == pytest.approx(1, abs=0.011)  # one training of the single network
 
 
 def test_costs_are_over_the_single_networks(compared):

@@ -86,6 +86,26 @@ def test_a_deep_ensemble_is_compared_with_the_network_that_its_members_start_fro
     assert [record.error for record in run_missing(grid.cells(), tmp_path)] == [None, None]
 
 
+def test_a_run_starts_from_the_network_that_another_run_trained(grid_of, tmp_path):
+    grid = grid_of("single")
+    contenders = {**grid.contenders, "further": {"exits": 1, "learning_rate": 1e-12}}
+    grid = replace(grid, contenders=contenders, starts={"further": "single"})
+    _, cell = grid.cells()
+    (further,) = run_missing([cell], tmp_path)  # and before it the run that it starts from
+    single, again = run_missing(grid.cells(), tmp_path)
+    assert further.error is None and again == further
+    trained, moved = (
+        list(run_folder(each, tmp_path).load_network()[0].parameters()) for each in (cell.start, cell)
+    )
+    assert all(map(torch.allclose, trained, moved))
+    assert single.weights is further.weights is None
+    for folder in (tmp_path / "runs").iterdir():  # as after copying the records alone
+        (folder / "model.safetensors").unlink()
+    assert run_missing(grid.cells(), tmp_path) == [single, further]
+    longer = replace(grid, contenders={**contenders, "single": {"exits": 1, "epochs": 2}})
+    assert longer.cell("further", 0).key != cell.key
+
+
 def test_records_of_other_weights_under_the_name_are_refused(grid_of, tmp_path):
     file, out = tmp_path / "net.pt", tmp_path / "out"
     cells = grid_of("single", weights=str(file)).cells()

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from netfission.cli.grid_options import add_run_options, print_comparison, run_options
 from netfission.cli.parser import Parser, absolute_data
@@ -30,6 +31,13 @@ def parser() -> Parser:
         group=group,
         metavar="FOLDER",
     )
+    parser.add(
+        "--weights",
+        str | None,
+        help="file of trained weights that the networks start from, in place of published ones",
+        group=group,
+        metavar="FILE",
+    )
     add_run_options(parser, out="folder of records, runs and figures (default: reproduce/GRID-SCALE)")
     return parser
 
@@ -40,7 +48,9 @@ def run(settings: Namespace) -> None:
     from netfission.experiments.grid_files import find_grid
 
     file = find_grid(settings.grid)
-    changes = {} if settings.data is None else {"data": absolute_data(settings.data)}
+    changes: dict[str, Any] = {} if settings.data is None else {"data": absolute_data(settings.data)}
+    if settings.weights is not None:
+        changes |= {"pretrained": False, "weights": str(Path(settings.weights).absolute())}
     scale = settings.scale or (next(iter(file.scales)) if len(file.scales) == 1 else "laptop")
     grid = file.at(scale, seeds=settings.seeds, **changes)
     options = run_options(settings)

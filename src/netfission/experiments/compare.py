@@ -12,7 +12,7 @@ from netfission.config import RunConfig, TrainingConfig
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import readable
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Costs, TimedContender, measure_costs
-from netfission.experiments.grid import Cell, Grid
+from netfission.experiments.grid import STARTS, Cell, Grid
 from netfission.experiments.records import Record, Records
 from netfission.experiments.results import Comparison, ensemble_metrics
 from netfission.experiments.runner import run_folder, run_missing
@@ -165,6 +165,7 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         failed=failed,
         settings={name: dict(settings) for name, settings in grid.contenders.items()},
         epochs={name: _epochs(grid, name) for name in grid.contenders},
+        starts=dict(grid.starts),
         x_axis=grid.x_axis,
         conditions=_conditions(grid),
         notes=_notes(grid),
@@ -183,6 +184,8 @@ def _conditions(grid: Grid) -> str:
         "learning_rate": training.peak_rate,
         "image_size": config["image_size"] or "the images’ own",
     }
+    if shown["weights"] is not None:
+        shown["weights"] = Path(shown["weights"]).name
     names = dict.fromkeys((*_ALWAYS_SHOWN, *grid.chosen))
     settings = (f"{readable(name)} {readable(shown[name])}" for name in names if name not in _IN_TITLE)
     return f"common settings: {', '.join(settings)}"
@@ -193,6 +196,8 @@ def _notes(grid: Grid) -> list[str]:
     notes = []
     for name in grid.chosen:
         affected, value = grid.affected(name), grid.common[name]
+        if name in STARTS:  # a contender that starts from another says so
+            affected = [*affected, *grid.starts]
         spared = [
             other for other, own in grid.contenders.items() if other not in affected and name not in own
         ]
@@ -233,6 +238,7 @@ def _remarks(grid: Grid, contender: str) -> list[str]:
     distils = config.training.distillation_weight is not None or method.distillation
     learns_from_labels_alone = config.fission.exits > 1 and not distils
     return [
+        *([f"starts from {grid.starts[contender]}"] if contender in grid.starts else []),
         *(setting for setting in settings if setting not in contender),
         *(["trained without distillation, as the method is defined"] if learns_from_labels_alone else []),
         *method.deviations,

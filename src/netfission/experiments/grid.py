@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,23 @@ class Cell:
 
     Attributes:
         contender: name of the contender that it belongs to.
-        config: all settings of the run.
+        config: all settings of the run. With `start`, its `weights` are relative to the grid's folder.
+        start: the run whose trained network this one starts from; None if it is no run of the grid.
     """
 
     contender: str
     config: RunConfig
+    start: "Cell | None" = None
 
     @property
     def seed(self) -> int:
         """Seed of data order, augmentation, initial weights and grouping."""
         return self.config.fission.seed
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, relative to that of the grid."""
+        return f"runs/{self.key}"
 
     @property
     def key(self) -> str:
@@ -54,6 +61,7 @@ class Grid:
         title: what is compared; by default the settings.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
         explicit: names of common settings that a user chose even if they have their default.
+        starts: contender → the contender whose trained network it starts from, seed by seed.
 
     Example:
         >>> contenders = {"single": {"exits": 1}, "fission": {"grouping": "channels"}}
@@ -71,6 +79,7 @@ class Grid:
     title: str = ""
     x_axis: str = ""
     explicit: Set[str] = frozenset()
+    starts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def chosen(self) -> list[str]:
@@ -91,6 +100,7 @@ class Grid:
             name
             for name, own in self.contenders.items()
             if setting not in own
+            and not (name in self.starts and setting in STARTS)
             and setting not in self._ignored(name)
             and unmet_condition(setting, self.config(name, self.seeds[0])) is None
         ]
@@ -103,7 +113,7 @@ class Grid:
                 method cannot be trained with its settings. The message names the contender unless the setting
                 is one of all contenders.
         """
-        cells = [Cell(name, self.config(name, seed)) for seed in self.seeds for name in self.contenders]
+        cells = [self.cell(name, seed) for seed in self.seeds for name in self.contenders]
         configs = {cell.contender: cell.config for cell in cells}
         effective = {  # on one contender at least: values under `each` may switch each other off
             setting
@@ -122,11 +132,22 @@ class Grid:
                 raise invalid(name, "left out, since it has no effect on any contender", self.common[name])
         return cells
 
+    def cell(self, contender: str, seed: int) -> Cell:
+        """Return one run, and with it the run that it starts from.
+
+        Raises:
+            ValueError: a setting is unknown or not valid.
+        """
+        start = self.cell(self.starts[contender], seed) if contender in self.starts else None
+        return Cell(contender, self.config(contender, seed), start)
+
     def config(self, contender: str, seed: int) -> RunConfig:
         """Return the settings of one run: the common ones that its method reads, and its own."""
         ignored = self._ignored(contender)
         common = {name: value for name, value in self.common.items() if name not in ignored}
         own = self.contenders[contender]
+        if contender in self.starts:
+            common |= {"pretrained": False, "weights": self.cell(self.starts[contender], seed).folder}
         try:
             return RunConfig.from_dict({**common, **own, "seed": seed})
         except ValueError as error:
@@ -146,6 +167,7 @@ class Grid:
         return of_other_groupings | exits | {name for name in _OF_METHODS if not reads_setting(method, name)}
 
 
+STARTS = ("pretrained", "weights")  # what a network starts from
 _DEFAULTS = RunConfig().to_dict()
 _OF_METHODS: Set[str] = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
 _OF_GROUPING = {
@@ -159,8 +181,8 @@ _OF_GROUPING = {
 def chosen_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that differ from their defaults, by name, in alphabetical order.
 
-    A folder of data counts by its name alone, since its location does not change what is learnt. So a
-    data set of the hub and a folder of the same name count as the same.
+    A folder of data and a file of weights count by their names alone, since their location does not change
+    what is learnt. So a data set of the hub and a folder of the same name count as the same.
 
     Example:
         >>> chosen_settings(RunConfig.from_dict({"data": "/datasets/cifar100", "exits": 2}))
@@ -168,4 +190,6 @@ def chosen_settings(config: RunConfig) -> dict[str, Any]:
     """
     if config.data.data not in NAMES:
         config = replace(config, data=replace(config.data, data=Path(config.data.data).name))
+    if config.model.weights is not None:
+        config = replace(config, model=replace(config.model, weights=Path(config.model.weights).name))
     return {name: value for name, value in sorted(config.to_dict().items()) if value != _DEFAULTS[name]}

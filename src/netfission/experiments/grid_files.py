@@ -43,7 +43,8 @@ class GridFile:
         scales: name → the settings of all runs at that scale. Later settings override earlier ones: shared
             by grids at that scale, then the file's own, then the file's own at that scale.
         contenders: name → its own settings; under `each`, a list of values per setting; under `multiply`, a
-            factor per setting on the value that all runs have at the scale, such as twice the epochs.
+            factor per setting on the value that all runs have at the scale, such as twice the epochs; under
+            `from`, the name of an earlier contender of one exit whose trained network it starts from.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
     """
 
@@ -65,7 +66,8 @@ class GridFile:
 
         Raises:
             ValueError: the scale or the reference is unknown, `seeds` is not positive, no contender sets the
-                setting on the x-axis, or a product is not an integer although it must be.
+                setting on the x-axis, a product is not an integer although it must be, or a contender starts
+                from one that is not before it.
 
         Example:
             >>> grid = find_grid("figure5").at("laptop", seeds=2)
@@ -74,15 +76,19 @@ class GridFile:
         """
         number = check_positive_integer("seeds", self.seeds if seeds is None else seeds)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
-        contenders = {
-            name: _multiplied(f"{self.name}.contenders.{name}.multiply", settings, common)
-            for name, settings in _expand(self.contenders)
-        }
+        contenders: dict[str, Settings] = {}
+        starts: dict[str, str] = {}
+        for name, settings in _expand(self.contenders):
+            where = f"{self.name}.contenders.{name}"
+            if (start := settings.get("from")) is not None:
+                starts[name] = check_choice(f"{where}.from", typed(str, start, f"{where}.from"), contenders)
+            own = {key: value for key, value in settings.items() if key != "from"}
+            contenders[name] = _multiplied(f"{where}.multiply", own, common)
         check_choice(f"{self.name}.reference", self.reference, contenders)
         if self.x_axis and not any(self.x_axis in settings for settings in contenders.values()):
             raise invalid(f"{self.name}.x_axis", "a setting under contenders", self.x_axis)
         title = f"{self.title} ({scale} scale)"
-        return Grid(contenders, range(number), common, self.reference, title, self.x_axis)
+        return Grid(contenders, range(number), common, self.reference, title, self.x_axis, starts=starts)
 
 
 def find_grid(name: str) -> GridFile:

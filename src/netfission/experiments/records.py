@@ -34,7 +34,8 @@ class Record:
         evaluation: on the test split; None if the run failed.
         error: why the run failed, in one line; None if it did not.
         data: `fingerprint` of the data set's folder; None for a data set by name.
-        weights: SHA-256 of the file of weights that the run started from; None if it started from others.
+        weights: SHA-256 of the file of weights that the run started from; None if it started from others,
+            such as those of another run.
     """
 
     key: str
@@ -66,9 +67,15 @@ def _data_fingerprint(cell: Cell) -> str | None:
 
 
 def _weights_digest(cell: Cell) -> str | None:
-    """Return the SHA-256 of the file of weights that a run starts from; None if no file exists."""
+    """Return the SHA-256 of the file of weights that a run starts from; None if no file exists.
+
+    None, too, if it starts from another run: that run's settings are part of the key, and its weights differ
+    by rounding if it is trained again on another machine.
+    """
     path = cell.config.model.weights
-    return file_digest(path) if path is not None and Path(path).exists() else None
+    if path is None or cell.start is not None or not Path(path).exists():
+        return None
+    return file_digest(path)
 
 
 def _check_same(argument: str, hashes: tuple[str | None, str | None], expected: str, **words: str) -> None:

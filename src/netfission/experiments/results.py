@@ -34,6 +34,7 @@ class Comparison:
         failed: contender → seed → why its run failed.
         settings: contender → its own settings.
         epochs: contender → epochs of its training over those that the settings of all contenders have.
+        starts: contender → the contender whose trained network it starts from.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
         conditions: the settings that all contenders share, in one line.
         notes: what holds for some of the contenders only, one line each.
@@ -48,6 +49,7 @@ class Comparison:
     failed: dict[str, dict[int, str]]
     settings: dict[str, dict[str, Any]]
     epochs: dict[str, float]
+    starts: dict[str, str] = field(default_factory=dict)
     x_axis: str = ""
     conditions: str = ""
     notes: list[str] = field(default_factory=list)
@@ -102,9 +104,13 @@ class Comparison:
         return "\n\n".join([above, table, *self.notes])
 
     def _training_macs(self, name: str) -> float:
-        """Return the multiply-accumulates of a contender's training over those of the single network's."""
+        """Return the multiply-accumulates of a contender's training over those of the single network's.
+
+        Those of the training of the network that it starts from are included, if a contender starts from one.
+        """
         step = self.costs.contenders[name].training_macs / self.costs.single.training_macs
-        return step * self.epochs[name]
+        before = self._training_macs(self.starts[name]) if name in self.starts else 0.0
+        return before + step * self.epochs[name]
 
     def _metric_rows(self) -> list[list[str]]:
         titles = [column.title for column in COLUMNS.values()]

@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def run_missing(
     check_positive_integer("workers", workers)
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
-    _check_starts(missing)
+    _check_starts([cell for cell in missing if cell.start is None])
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
     with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
@@ -107,7 +108,7 @@ def _check_starts(cells: Sequence[Cell]) -> None:
 
 def run_folder(cell: Cell, out: Path) -> RunFolder:
     """Return the folder of a run, which need not exist yet."""
-    return RunFolder(out / "runs" / cell.key)
+    return RunFolder(out / cell.folder)
 
 
 def _run_here(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
@@ -174,10 +175,19 @@ def _run_if_free(cell: Cell, out: Path, records: Records, bar: RunBar, *, wait: 
         if not claimed:
             return False
         if records.find_success(cell) is None:
-            bar.set_description(f"{cell.contender}, seed {cell.seed}")
-            run_cell(cell, out, records, bar.say)
+            _do(cell, out, records, bar)
         bar.update()
     return True
+
+
+def _do(cell: Cell, out: Path, records: Records, bar: RunBar) -> None:
+    """Do a run, and before it the run that it starts from, unless that run's network exists."""
+    if cell.start is not None:
+        with records.claimed(cell.start, wait=True):
+            if not run_folder(cell.start, out).weights.is_file():
+                _do(cell.start, out, records, bar)
+    bar.set_description(f"{cell.contender}, seed {cell.seed}")
+    run_cell(cell, out, records, bar.say)
 
 
 def _say_what_was_found(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
@@ -201,6 +211,9 @@ def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]
         KeyboardInterrupt: the run was stopped.
     """
     folder = run_folder(cell, out)
+    config = cell.config
+    if cell.start is not None:
+        config = replace(config, model=replace(config.model, weights=str(out / cell.start.folder)))
     started = folder.config.is_file()
     if folder.path.exists() and not started:  # killed before it started
         shutil.rmtree(folder.path)
@@ -208,7 +221,7 @@ def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]
     announcement = LambdaCallback(on_fit_start=lambda trainer, _: say(_found(trainer)))
     try:
         evaluation = train(
-            cell.config, folder.path, resume=started, progress=False, callbacks=[stopwatch, announcement]
+            config, folder.path, resume=started, progress=False, callbacks=[stopwatch, announcement]
         )
     except Exception as error:  # whatever a method or a model may raise
         if getattr(error, "errno", None) == errno.ENOSPC:
