@@ -17,7 +17,7 @@ from netfission.network import ExitPath, FissionNetwork, LinearExit
 from netfission.profiling.macs import macs_by_weight, run_counted
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import Backbone, cut, resolve_branches, resolve_linear_exits
-from netfission.surgery.example import example_images
+from netfission.surgery.example import check_batches, check_images, example_images
 from netfission.surgery.features import map_tensors
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
 from netfission.surgery.plain import check_plain
@@ -25,6 +25,7 @@ from netfission.surgery.reconstruction import in_batches, reconstruct
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
+from netfission.utils.text import count_noun
 
 
 def fission(
@@ -69,8 +70,8 @@ def fission(
         TypeError: a keyword is unknown.
 
     Warns:
-        UserWarning: a layer of a path got no weights, or the paths of a stage together need over 5 % more
-            multiply-accumulates than the stage.
+        UserWarning: a layer of a path got no weights, `reconstruct` cannot solve a layer, or the paths of a
+            stage together need over 5 % more multiply-accumulates than the stage.
 
     Example:
         >>> import netfission as nf, torch
@@ -88,13 +89,17 @@ def fission(
     config = FissionConfig(exits=exits, grouping=name, **cast(dict[str, Any], settings))
     divider = find_grouping(grouping, config)
     check_plain("model", model)
+    check_batches(batches)
     example = example_images(model, example_input, batches)
+    _check_images(batches, example, config, divider)
     if _by_default(config, model) and divider.divides_heads:
         division = _with_cheapest_stages(model, example, divider, config, batches)
     else:
         division = _divide(model, example, divider, config, batches)
+    unsolved = _complete(division, example, batches)
     _report_costs(division.backbone.stage_names, division.splits)
     _report_empty_layers(division.network, division.kept)
+    _report_unsolved(unsolved)
     network = division.network
     if not isinstance(grouping, str):
         network.config = None
@@ -105,18 +110,26 @@ def fission(
 
 @dataclass(frozen=True)
 class _Division:
-    """A network that was divided.
+    """A network that was divided; its paths have the weights of the whole one.
 
     Attributes:
+        config: the settings, with the stages that were joined.
         backbone: its parts, whole.
+        stages: of the backbone.
         kept: what pruning kept of it, see `_prune`.
+        branches: for each exit but the first, how many stages it shares with exit 0.
         splits: of each stage.
-        network: the result.
+        of_head: the same for the head.
+        network: the result; it lacks the linear exits yet.
     """
 
+    config: FissionConfig
     backbone: Backbone
+    stages: Sequence[Stage]
     kept: Mapping[str, Tensor]
+    branches: Sequence[int]
     splits: Sequence[StageSplit]
+    of_head: StageSplit
     network: FissionNetwork
 
 
@@ -124,18 +137,13 @@ def _with_cheapest_stages(
     model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
 ) -> _Division:
     """Divide a model whose last stage ends where the network costs least; see `_stages_with_larger_head`."""
-    trial = replace(config, reconstruct=False, linear_exits=None)  # which the choice does not depend on
-    division = _divide(model, example, divider, trial, batches)
+    division = _divide(model, example, divider, config, batches)
     if division.splits[-1].cost > 1 + TOLERANCE:
         names = _stages_with_larger_head(model, division.backbone.stage_names)
         if names != list(division.backbone.stage_names):
-            other = _divide(model, example, divider, replace(trial, stages=names), batches)
+            other = _divide(model, example, divider, replace(config, stages=names), batches)
             division = min(division, other, key=lambda one: run_counted(one.network, example[:1]).total)
-    if trial == config:
-        return division
-    chosen = division.network.config
-    assert chosen is not None
-    return _divide(model, example, divider, replace(config, stages=chosen.stages), batches)
+    return division
 
 
 def _divide(
@@ -156,23 +164,32 @@ def _divide(
     if divider.masks_weights or config.sparsity > 0:
         check_plain_weights(backbone, standardised=config.sparsity > 0)  # else where a mask is applied
     branches = resolve_branches(config.branch_after, config.exits, backbone.stage_names)
-    after = resolve_linear_exits(config.linear_exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
     of_head = _split_head(backbone, stages, divider, config, example)
-    heads = of_head.paths
+    network = _assemble(backbone, splits, of_head.paths, branches, config)
+    return _Division(config, backbone, stages, kept, branches, splits, of_head, network)
+
+
+def _complete(division: _Division, example: Tensor, batches: Batches) -> list[str]:
+    """Fit the weights of the paths, and add the linear exits, in place.
+
+    Returns:
+        The names of the layers that reconstruction leaves as they are.
+    """
+    config, backbone = division.config, division.backbone
+    after = resolve_linear_exits(config.linear_exits, backbone.stage_names)
+    unsolved: list[str] = []
     if config.reconstruct:
-        _reconstruct(backbone, splits, of_head, branches, batches)
+        unsolved = _reconstruct(backbone, division.splits, division.of_head, division.branches, batches)
     elif config.exits > 1:
         unnormalised = unnormalised_weights(backbone, example[:1])
-        _keep_variance(stages, splits, kept, unnormalised)
-        for head in heads:
+        _keep_variance(division.stages, division.splits, division.kept, unnormalised)
+        for head in division.of_head.paths:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
-    linear = linear_paths(backbone, after, example, config.seed)
-    network = _assemble(backbone, splits, heads, branches, config)
-    network.paths.extend(linear)
-    network.branch_after += tuple(after)
-    return _Division(backbone, kept, splits, network)
+    division.network.paths.extend(linear_paths(backbone, after, example, config.seed))
+    division.network.branch_after += tuple(after)
+    return unsolved
 
 
 def _by_default(config: FissionConfig, model: nn.Module) -> bool:
@@ -201,6 +218,15 @@ def _check_keywords(settings: Mapping[str, object]) -> None:
             check_choice("keyword", name, known)
         except ValueError as error:
             raise TypeError(str(error)) from None
+
+
+def _check_images(batches: Batches, example: Tensor, config: FissionConfig, divider: Grouping) -> None:
+    """Check the batches that a criterion or the reconstruction reads."""
+    if config.reconstruct:
+        check_images(batches, "reconstruct=True", tuple(example.shape[1:]))
+    scores = config.sparsity > 0 or divider.needs_scores
+    if scores and batches and CRITERIA[check_choice("criterion", config.criterion, CRITERIA)].needs == "data":
+        check_images(batches, f"criterion={config.criterion!r}")
 
 
 def _analyse(backbone: Backbone, example: Tensor) -> list[Stage]:
@@ -324,12 +350,14 @@ def _reconstruct(
     of_head: StageSplit,
     branches: Sequence[int],
     batches: Batches,
-) -> None:
-    """Solve the layers of all paths so that each computes what the whole network does; see `reconstruct`."""
-    if not batches:
-        raise invalid("batches", "training images with reconstruct=True", found="none")
-    device = next(backbone.parameters()).device
-    images = torch.cat([images for images, _ in batches]).to(device)
+) -> list[str]:
+    """Solve the layers of all paths so that each computes what the whole network does; see `reconstruct`.
+
+    Returns:
+        The names of the layers that stay as they are.
+    """
+    images = torch.cat([images for images, _ in batches]).to(next(backbone.parameters()))
+    unsolved: dict[str, None] = {}
     with in_mode(backbone, *(path for split in splits for path in split.paths), training=False):
         whole = in_batches(backbone.stem, images)
         of_exit = {0: whole}  # what the path of each exit reads
@@ -344,10 +372,12 @@ def _reconstruct(
                 if not kept and of_exit[exit_] is whole:  # as before the first branch point
                     of_exit[exit_] = after
                     continue
-                reconstruct(path, part, kept, of_exit[exit_], whole)
+                left = reconstruct(path, part, kept, of_exit[exit_], whole)
+                unsolved |= dict.fromkeys(left)
                 if part is not backbone.head:
                     of_exit[exit_] = in_batches(path, of_exit[exit_])
             whole = after
+    return list(unsolved)
 
 
 def _keep_variance(
@@ -456,6 +486,17 @@ def _report_costs(stage_names: Sequence[str], splits: Sequence[StageSplit]) -> N
                 "multiply-accumulates of the stage, because much of it cannot be divided; see summary()",
                 stacklevel=3,
             )
+
+
+def _report_unsolved(names: Sequence[str]) -> None:
+    """Warn of the layers that reconstruction leaves as they are."""
+    if names:
+        listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        warnings.warn(
+            f"reconstruct leaves {count_noun(len(names), 'layer')} as before, as outputs are not linear in "
+            f"all weights and inputs (standardised, parametrised or grouped): {listed}",
+            stacklevel=3,
+        )
 
 
 def _report_empty_layers(network: FissionNetwork, kept: Mapping[str, Tensor]) -> None:

@@ -1,16 +1,19 @@
 """Layers of a path, solved by least squares."""
 
 import copy
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, ScaledStdConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame, ScaledStdConv2d, StdConv2d
+from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission import algorithm
 from netfission.models import create_model
 from netfission.surgery import reconstruction
 from netfission.surgery.narrowing import narrowed
@@ -255,6 +258,15 @@ def test_a_pruned_network_of_one_exit_is_reconstructed(model: nn.Module) -> None
     assert error_of[True] < 0.6 * error_of[False]
 
 
+def test_what_follows_the_choice_of_stages_divides_the_model_no_second_time(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divided, divide = [], algorithm._divide
+    monkeypatch.setattr(algorithm, "_divide", lambda *args: divided.append(args) or divide(*args))
+    nf.fission(model, grouping="channels", batches=batches(), reconstruct=True, linear_exits=[2])
+    assert len(divided) == 1
+
+
 def test_one_exit_keeps_the_bits_of_the_model(model: nn.Module) -> None:
     net = nf.fission(model, 1, grouping="channels", batches=batches(), reconstruct=True)
     images = batches(1)[0][0]
@@ -276,12 +288,134 @@ def test_identity_branches_are_reconstructed() -> None:
     assert net(training[0][0]).isfinite().all()
 
 
+class SideBySide(nn.Module):
+    """Two stages that pass on features of two sizes, as HRNets do."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.large = nn.Sequential(nn.Conv2d(8, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 8, 1))
+            self.small = nn.Sequential(nn.Conv2d(8, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 8, 1))
+
+        def forward(self, large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
+            return self.large(large), self.small(small) + F.avg_pool2d(large, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = self.Part(), self.Part()
+        self.classifier = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        large, small = self.first(features, F.avg_pool2d(features, 2))
+        large, small = self.second(large, small)
+        logits: Tensor = self.classifier(torch.cat([large.mean((2, 3)), small.mean((2, 3))], 1))
+        return logits
+
+
+def test_stages_that_pass_on_several_tensors_are_reconstructed() -> None:
+    torch.manual_seed(0)
+    model = SideBySide().eval()
+    (images, _), *training = batches(9)
+    errors = {}
+    for is_solved in (False, True):
+        net = nf.fission(
+            model,
+            2,
+            grouping="channels",
+            stages=["first", "second"],
+            batches=training,
+            reconstruct=is_solved,
+        )
+        errors[is_solved] = (net.eval()(images) - model(images)[:, None]).pow(2).mean((0, 2))
+    assert (errors[True] < 0.5 * errors[False]).all(), errors
+
+
 def test_reconstruction_needs_images_and_channels(model: nn.Module) -> None:
     images = torch.randn(2, 3, 8, 8)
-    with pytest.raises(ValueError, match="batches must be training images with reconstruct=True, got none"):
+    with pytest.raises(
+        ValueError, match=r"batches must be of float images \(3, 8, 8\) with reconstruct=True, got none"
+    ):
         nf.fission(model, 2, grouping="channels", example_input=images, reconstruct=True)
     with pytest.raises(ValueError, match="reconstruct must be False unless grouping='channels', got True"):
         nf.fission(model, 2, batches=batches(), reconstruct=True)
+
+
+def test_batches_that_cannot_be_read_are_refused_in_one_line(model: nn.Module) -> None:
+    def refusal(made: Any, **settings: Any) -> str:
+        options = {"grouping": "channels", "example_input": torch.zeros(2, 3, 8, 8), **settings}
+        with pytest.raises(ValueError, match=r"^batches must be .*") as caught:
+            nf.fission(model, 2, batches=made, **options)
+        return str(caught.value)
+
+    images, labels = batches(1)[0]
+    one_by_one = refusal((batch for batch in batches()), reconstruct=True)
+    assert "got generator; pass a list, such as list(itertools.islice(loader, 4))" in one_by_one
+    assert refusal([images], reconstruct=True).endswith(
+        "a list of pairs (images, labels), got a list with Tensor"
+    )
+    assert refusal([(images, [1])]).endswith("got a list with tuple")
+    found = "got uint8 of shape (50, 3, 8, 8)"
+    assert refusal([(images.byte(), labels)], reconstruct=True).endswith(found)
+    assert refusal([(images.byte(), labels)], sparsity=0.5, criterion="snip").endswith(found)
+    unequal = [(images, labels), (torch.zeros(50, 3, 9, 9), labels)]
+    assert refusal(unequal, reconstruct=True).endswith("got float32 of shape (50, 3, 9, 9)")
+
+
+def test_batches_may_be_of_unequal_sizes_and_of_another_type_than_the_model(model: nn.Module) -> None:
+    (images, labels), *_ = batches(1)
+    together = [(images.double(), labels)]
+    unequal = [(images[:37], labels[:37]), (images[37:], labels[37:])]
+    first, second = (
+        nf.fission(model, 2, grouping="channels", batches=made, reconstruct=True)
+        for made in (together, unequal)
+    )
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+def test_few_values_are_held_at_once_whatever_the_size_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "RIDGE", 0.03)
+    whole, features = convolutions(nn.Conv2d(8, 6, 3, padding=1)), torch.randn(IMAGES, 8, 7, 7)
+    of_image = 8 * 9 * 7 * 7
+    solved, largest = {}, {}
+    rows_of = reconstruction._rows
+    for values in (10 * of_image, of_image // 2, reconstruction._VALUES):
+        sizes = []
+        monkeypatch.setattr(
+            reconstruction,
+            "_rows",
+            lambda *args, sizes=sizes: (sizes.append(args[0].numel()), rows_of(*args))[1],
+        )
+        monkeypatch.setattr(reconstruction, "_VALUES", values)
+        path = narrowed(whole, OF_CONVOLUTIONS)
+        reconstruct(path, whole, OF_CONVOLUTIONS, features, features)
+        solved[values], largest[values] = path[1].weight, max(sizes)
+    by_ten, by_one, at_once = solved.values()
+    assert torch.allclose(by_ten, at_once, atol=1e-4) and torch.allclose(by_one, at_once, atol=1e-4)
+    half = of_image // 2  # the path holds half of the channels
+    assert list(largest.values()) == [20 * half, half, 64 * half]
+
+
+def test_few_large_features_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "_VALUES", 100)
+    for width, expected in ((30, [3, 3, 1]), (101, [1] * 7), (1, [7])):
+        sizes: list[int] = []
+        part = nn.Identity()
+        part.register_forward_hook(lambda _, __, output, sizes=sizes: sizes.append(len(output)))
+        features = torch.arange(7.0 * width).view(7, width)
+        assert torch.equal(in_batches(part, features), features)
+        assert sizes == expected
+
+
+def test_layers_that_cannot_be_solved_are_named() -> None:
+    model = ResNetV2(
+        (1, 1, 1), (32, 64, 96), num_classes=10, stem_chs=32, conv_layer=StdConv2d, norm_layer=BatchNormAct2d
+    ).eval()
+    training = [(torch.randn(4, 3, 32, 32), torch.zeros(4).long())]
+    message = r"^reconstruct leaves \d+ layers as before, .*: stages\.1\.blocks\.0\.conv2, "
+    with pytest.warns(UserWarning, match=message):
+        nf.fission(model, 2, grouping="channels", batches=training, reconstruct=True)
 
 
 @pytest.mark.parametrize("count", [1, 128])

@@ -176,7 +176,7 @@ def check_start(config: RunConfig, data: ImageData, weights: TrainedWeights | No
         ValueError: they do not, see `build_network` and `build_parent`.
 
     Example:
-        >>> config = RunConfig(DataConfig("digits"), ModelConfig("wrn-10-1"))
+        >>> config = RunConfig(DataConfig("digits"))
         >>> check_start(config, load_run_data(config.data, seed=0))
     """
     find_method(config.method).check_start(_plan(config, data, weights))
@@ -196,6 +196,11 @@ def _plan(
 
     batches: list[tuple[Tensor, Tensor]] = []
     fission = config.fission
+    if fission.reconstruct and config.model.weights is None and not config.model.pretrained:
+        warnings.warn(
+            "reconstruct has nothing to keep: without weights or pretrained, all weights are random",
+            stacklevel=3,
+        )
     if fission.sparsity > 0 or fission.assignment == "importance" or fission.reconstruct:
         shown = make_batches(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed

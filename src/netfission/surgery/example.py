@@ -14,6 +14,51 @@ def input_size(model: nn.Module) -> tuple[int, int, int] | None:
     return settings.get("input_size")
 
 
+def check_batches(batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Raise ValueError unless batches are a list of pairs of tensors, which may be empty.
+
+    Example:
+        >>> check_batches(iter([]))
+        Traceback (most recent call last):
+        ValueError: batches must be a list of pairs (images, labels), got list_iterator; pass a list, such \
+as list(itertools.islice(loader, 4))
+    """
+    expected = "a list of pairs (images, labels)"
+    if not isinstance(batches, Sequence):
+        hint = "pass a list, such as list(itertools.islice(loader, 4))"
+        raise invalid("batches", expected, found=type(batches).__name__, hint=hint)
+    for batch in batches:
+        is_pair = isinstance(batch, Sequence) and len(batch) == 2
+        if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+            raise invalid("batches", expected, found=f"a list with {type(batch).__name__}")
+
+
+def check_images(
+    batches: Sequence[tuple[Tensor, Tensor]], reader: str, shape: tuple[int, ...] | None = None
+) -> None:
+    """Check the images of batches.
+
+    Args:
+        batches: pairs (images, labels).
+        reader: what reads them, for the message.
+        shape: of an image; default any.
+
+    Raises:
+        ValueError: there are none, or they are not float or have another shape.
+
+    Example:
+        >>> check_images([(torch.zeros(2, 3, 8, 8).byte(), torch.zeros(2))], "reconstruct=True")
+        Traceback (most recent call last):
+        ValueError: batches must be of float images with reconstruct=True, got uint8 of shape (2, 3, 8, 8)
+    """
+    expected = "of float images" + (f" {shape}" if shape else "") + f" with {reader}"
+    if not batches:
+        raise invalid("batches", expected, found="none")
+    for images, _ in batches:
+        if not images.is_floating_point() or shape not in (None, tuple(images.shape[1:])) or not len(images):
+            raise invalid("batches", expected, found=describe(images))
+
+
 def example_images(
     model: nn.Module, example_input: Tensor | None, batches: Sequence[tuple[Tensor, Tensor]] = ()
 ) -> Tensor:

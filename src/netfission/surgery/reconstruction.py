@@ -7,6 +7,7 @@ the order they run. Its inputs are those that the path computes, and its outputs
 stage. He et al. 2017 (arXiv 1707.06168, section 3.1) reconstruct what pruning removed in this way.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from netfission.surgery.features import Features, map_tensors
+from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.heads import FewerHeads, divides
 from netfission.surgery.standardised import standardises
 from netfission.utils.modes import in_mode, trial_copy, without_fused_transformers
@@ -24,7 +25,8 @@ from netfission.utils.modes import in_mode, trial_copy, without_fused_transforme
 # Pull towards the weights before, relative to the mean variance of the inputs (mean square without a bias).
 RIDGE = 0.03
 _ROUNDING = 1e-5  # the same at least, relative to their mean square
-_IMAGES = 64  # that run at once
+_BATCH_SIZE = 64  # images that run at once, if they hold fewer values than these
+_VALUES = 2**25  # of features, or of what a layer multiplies with its weights; or those of one image
 _Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
@@ -33,9 +35,9 @@ def reconstruct(
     path: nn.Module,
     whole: nn.Module,
     kept: Mapping[str, Mapping[int, Tensor]],
-    own_features: Features,
+    path_features: Features,
     features: Features,
-) -> None:
+) -> list[str]:
     """Solve the layers of a path that hold a part of their inputs, in place.
 
     A layer keeps its weights where the images do not determine others: the squares of the differences from
@@ -47,8 +49,13 @@ def reconstruct(
         path: made from `whole` by `netfission.surgery.narrowing.narrowed`; runs in eval mode.
         whole: the stage or head; not changed.
         kept: what `narrowed` kept: tensor name → dimension → int64 indices.
-        own_features: what the path reads, of some hundred images or more; a tensor or several.
+        path_features: what the path reads, of some hundred images or more; a tensor or several.
         features: what the whole stage reads, of the same images.
+
+    Returns:
+        The names of the layers that hold a part of their inputs and stay as they are. Beside the features
+        themselves and what a part computes of 64 images, at most 2^25 values are held at once, or those of
+        one image if it has more.
 
     Example:
         A layer that reads one of two equal features takes over the weight of the other one:
@@ -60,6 +67,7 @@ def reconstruct(
         >>> from netfission.surgery.narrowing import narrowed
         >>> path, features = narrowed(whole, kept), torch.randn(100, 1)
         >>> reconstruct(path, whole, kept, features, features)
+        []
         >>> round(path[1].weight.item(), 1)
         2.0
     """
@@ -69,22 +77,28 @@ def reconstruct(
             FewerHeads.change(part)  # it runs its output projection as a layer
     # The norm of identity branches lies in a `ScatteredNorm`, which the whole stage lacks.
     known = {name for name, _ in target.named_modules()}
+    size = min(_batch_size(path_features), _batch_size(features))
+    unsolved = []
     with in_mode(path, target, training=False), without_fused_transformers():
-        for name in (name for name in _order(path, _some(own_features, 0)) if name in known):
+        for name in (name for name in _order(path, _batch(path_features, 0, size)) if name in known):
             layer = path.get_submodule(name)
             calls = (
                 (*of_path, *of_whole)
-                for start in range(0, _count(features), _IMAGES)
+                for start in range(0, _count(features), size)
                 for of_path, of_whole in zip(
-                    _calls(path, name, _some(own_features, start)),
-                    _calls(target, name, _some(features, start)),
+                    _calls(path, name, _batch(path_features, start, size)),
+                    _calls(target, name, _batch(features, start, size)),
                     strict=True,
                 )
             )
             if isinstance(layer, _BatchNorm):
                 _match(layer, calls, kept.get(f"{name}.running_mean", {}).get(0))
-            elif isinstance(layer, _Layer) and 1 in kept.get(f"{name}.weight", {}) and _is_solvable(layer):
-                _solve(layer, calls, kept[f"{name}.weight"].get(0))
+            elif isinstance(layer, _Layer) and 1 in kept.get(f"{name}.weight", {}):
+                if _is_solvable(layer):
+                    _solve(layer, calls, kept[f"{name}.weight"].get(0))
+                else:
+                    unsolved.append(name)
+    return unsolved
 
 
 def in_batches(module: nn.Module, features: Features) -> Features:
@@ -94,8 +108,8 @@ def in_batches(module: nn.Module, features: Features) -> Features:
         >>> in_batches(nn.Flatten(), torch.zeros(100, 2, 2)).shape
         torch.Size([100, 4])
     """
-    starts = range(0, _count(features), _IMAGES)
-    found = [module(_some(features, start)) for start in starts]
+    size = _batch_size(features)
+    found = [module(_batch(features, start, size)) for start in range(0, _count(features), size)]
     if isinstance(found[0], Tensor):
         return torch.cat(found)
     return tuple(map(torch.cat, zip(*found, strict=True)))
@@ -141,9 +155,15 @@ def _count(features: Features) -> int:
     return len(features if isinstance(features, Tensor) else features[0])
 
 
-def _some(features: Features, start: int) -> Features:
+def _batch_size(features: Features) -> int:
+    """Return how many examples run at once."""
+    values = sum(math.prod(tensor.shape[1:]) for tensor in tensors_of(features))
+    return max(1, min(_BATCH_SIZE, _VALUES // max(1, values)))
+
+
+def _batch(features: Features, start: int, size: int) -> Features:
     """Return a copy of some examples."""
-    return map_tensors(lambda tensor: tensor[start : start + _IMAGES].clone(), features)
+    return map_tensors(lambda tensor: tensor[start : start + size].clone(), features)
 
 
 # Input and output of a layer in the path, and those in the whole stage.
@@ -192,14 +212,17 @@ def _solve(layer: _Layer, calls: _Calls, kept: Tensor | None) -> None:
     sums = before.new_zeros(before.shape[1])
     for inputs, outputs, _, wanted in calls:
         dim = inputs.ndim - 1 if isinstance(layer, nn.Linear) else inputs.ndim - weight.ndim + 1
-        rows = _rows(_patches(layer, inputs), dim)
         wanted = wanted if kept is None else wanted.index_select(dim, kept.to(wanted.device))
-        missing = _rows(wanted - outputs, dim)
-        gram += (rows.T @ rows).cpu().double()
-        errors += (rows.T @ missing).cpu().double()
-        sums += rows.sum(0).cpu().double()
-        of_bias += missing.sum(0).cpu().double()
-        count += len(rows)
+        of_image = before.shape[1] * outputs.numel() // (len(before) * len(outputs))  # values of its patches
+        size = len(inputs) if dim == 0 else max(1, min(len(inputs), _VALUES // of_image))
+        for some_inputs, some_missing in zip(inputs.split(size), (wanted - outputs).split(size), strict=True):
+            rows = _rows(_patches(layer, some_inputs), dim)
+            missing = _rows(some_missing, dim)
+            gram += (rows.T @ rows).cpu().double()
+            errors += (rows.T @ missing).cpu().double()
+            sums += rows.sum(0).cpu().double()
+            of_bias += missing.sum(0).cpu().double()
+            count += len(rows)
     mean, shift = sums / count, of_bias / count
     smallest = _ROUNDING * gram.diagonal().mean()  # where inputs hardly vary, the rest is rounding
     if bias is not None:  # which takes the mean error
