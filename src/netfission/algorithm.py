@@ -58,7 +58,7 @@ def fission(
             default the first of `batches`, else random images of the size in a timm model's configuration.
         **settings: all other fields of `FissionConfig`: `branch_after`, `linear_exits`, `stages`, `ratio`,
             `sparsity`, `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `assignment`,
-            `reconstruct` and `seed`.
+            `reconstruct`, `copy_noise` and `seed`.
 
     Returns:
         A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.

@@ -144,6 +144,9 @@ class FissionConfig:
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         reconstruct: with channels, solve the layers of each path by least squares on training images, so that
             it computes what the whole network does; for trained weights.
+        copy_noise: with copies, each path but the first starts from the weights plus normal noise, whose
+            standard deviation is this share of that of each tensor; default the same weights in random order,
+            or 0.1 if they are trained (pretrained, weights).
         sparsity: share of the prunable weights removed before grouping, in [0, 1).
         criterion: score by which weights are pruned: random, erk, magnitude, snip, grasp or synflow.
         pruning_steps: number of steps in which to prune; default 1, for synflow 100.
@@ -170,6 +173,7 @@ class FissionConfig:
     assignment: str = "random"
     ratio: list[float] | None = None
     reconstruct: bool = False
+    copy_noise: float | None = None
     sparsity: float = 0.0
     criterion: str = "snip"
     pruning_steps: int | None = None
@@ -187,11 +191,14 @@ class FissionConfig:
         if self.ratio is not None and not _are_shares(self.ratio, self.exits):
             raise invalid("ratio", f"{self.exits} positive numbers, one per exit", self.ratio)
         check_choice("assignment", self.assignment, ("importance", "random"))
+        if self.copy_noise is not None:
+            check_positive("copy_noise", self.copy_noise)
         for name, default, grouping in (
             ("keep_shortcuts", False, "weights"),
             ("exact_partition", False, "channels"),
             ("assignment", "random", "channels"),
             ("reconstruct", False, "channels"),
+            ("copy_noise", None, "copies"),
         ):
             value = getattr(self, name)
             if value != default and self.grouping != grouping:
@@ -219,6 +226,7 @@ class FissionSettings(TypedDict, total=False):
     assignment: str
     ratio: Sequence[float] | None
     reconstruct: bool
+    copy_noise: float | None
     sparsity: float
     criterion: str
     pruning_steps: int | None

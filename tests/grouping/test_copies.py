@@ -44,6 +44,20 @@ def test_exit_0_keeps_the_weights_and_the_others_get_them_in_another_order(stage
     assert len(set(every)) == len(every)
 
 
+def test_copies_of_trained_weights_get_noise_of_their_own(stage: nn.Sequential) -> None:
+    torch.nn.init.normal_(stage[0].weight, 1.0, 0.5, generator=seeded(2))
+    given = copy.deepcopy(stage.state_dict())
+    first, *others = CopyGrouping(0.1).split(Stage(stage, IMAGES), {}, [1.0] * 3, seeded(), {}).paths
+    assert all(torch.equal(value, given[name]) for name, value in first.state_dict().items())
+    weight = given["0.weight"]
+    noises = [other.get_parameter("0.weight") - weight for other in others]
+    for noise in noises:
+        assert 0.08 < noise.std() / weight.std() < 0.12
+        assert abs(noise.mean()) < 0.05 * weight.std()
+    assert torch.corrcoef(torch.stack([noise.flatten() for noise in noises]))[0, 1].abs() < 0.3
+    assert all(torch.equal(other.get_parameter("0.bias"), given["0.bias"]) for other in others)
+
+
 def test_paths_share_the_mask_of_pruning(stage: nn.Sequential) -> None:
     kept = {"0.weight": torch.rand(4, 3, 3, 3, generator=seeded(1)) > 0.5}
     for path in deal(stage, kept, [1.0, 2.0], seeded()):

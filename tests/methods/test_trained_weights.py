@@ -1,6 +1,7 @@
 """Which methods keep the weights of a trained network, and what makes their members differ."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -146,6 +147,23 @@ def test_exit_0_of_whole_copies_keeps_all_trained_weights(trained):
     assert isinstance(network, FissionNetwork)
     images, _ = digits()
     assert torch.equal(network(images)[:, 0], trained(images))
+
+
+@pytest.mark.parametrize("method", ["treenet", "fission"])
+def test_whole_copies_of_trained_weights_know_nearly_what_the_network_does_and_differ(method, trained):
+    settings = {"branch_after": [2, 2], **({"grouping": "copies"} if method == "fission" else {})}
+    images, labels = digits()
+
+    def accuracies(knows: bool) -> list[float]:
+        network = find_method(MethodConfig(method)).build(replace(plan(trained, **settings), trained=knows))
+        logits = network.eval()(images)
+        assert not torch.allclose(logits[:, 1], logits[:, 2], atol=0.1)
+        accuracies: list[float] = (logits.argmax(2) == labels[:, None]).double().mean(0).tolist()
+        return accuracies
+
+    whole, *copies = accuracies(True)
+    assert whole > 0.9 and min(copies) > whole - 0.05
+    assert max(accuracies(False)[1:]) < 0.6
 
 
 def test_a_file_of_weights_is_refused_as_published_ones_are():

@@ -172,6 +172,7 @@ _DEFAULTS = RunConfig().to_dict()
 _OF_METHODS: Set[str] = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}
 _OF_GROUPING = {
     "assignment": "channels",
+    "copy_noise": "copies",
     "exact_partition": "channels",
     "keep_shortcuts": "weights",
     "reconstruct": "channels",

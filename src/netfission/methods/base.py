@@ -30,6 +30,7 @@ class BuildPlan:
         fission: number of exits (or members, for a method without exits), seed, and how to prune and split.
         example: images to trace with, float `(batch, channels, height, width)`.
         batches: pairs (images, labels) for the pruning criteria that read data.
+        trained: whether the single network has trained weights.
 
     Example:
         >>> from functools import partial
@@ -43,6 +44,7 @@ class BuildPlan:
     fission: FissionConfig
     example: Tensor
     batches: Sequence[tuple[Tensor, Tensor]] = ()
+    trained: bool = False
 
     def with_one_exit(self, seed: int | None = None) -> Self:
         """Return the plan of a network of one exit, which has no branches.

@@ -66,6 +66,7 @@ _DIVIDED = Condition(
 _SHARED_OUT = Condition("with grouping=copies", lambda run: run.fission.grouping != "copies")
 _BY_WEIGHTS = Condition("unless grouping=weights", lambda run: run.fission.grouping == "weights")
 _BY_CHANNELS = Condition("unless grouping=channels", lambda run: run.fission.grouping == "channels")
+_COPIED = Condition("unless grouping=copies", lambda run: run.fission.grouping == "copies")
 _MOMENTUM = Condition(
     "unless optimizer=sgd or another with momentum", lambda run: has_momentum(run.training.optimizer)
 )
@@ -133,6 +134,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "assignment": (_BY_CHANNELS, _SEVERAL),
     "ratio": (_SEVERAL, _SHARED_OUT),
     "reconstruct": (_BY_CHANNELS, _DIVIDED),
+    "copy_noise": (_COPIED, _SEVERAL),
     "sparsity": _ANY,
     "criterion": (_SCORED,),
     "pruning_steps": (_PRUNED,),

@@ -1,12 +1,14 @@
 """Fission, the method of this library: one network, divided among several exits."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 from torch import nn
 
 from netfission.algorithm import fission
 from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
+
+COPY_NOISE = 0.1  # on copies of trained weights, by default
 
 
 class FissionMethod(Method):
@@ -19,9 +21,12 @@ class FissionMethod(Method):
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `FissionNetwork`; see `netfission.algorithm.fission` for errors."""
+        settings = plan.fission
+        if plan.trained and settings.grouping == "copies" and settings.copy_noise is None:
+            settings = replace(settings, copy_noise=COPY_NOISE)
         return fission(
-            plan.create(plan.fission.seed),
-            **asdict(plan.fission),
+            plan.create(settings.seed),
+            **asdict(settings),
             batches=plan.batches,
             example_input=plan.example,
         )

@@ -206,7 +206,9 @@ def _plan(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
-    return BuildPlan(partial(call_with_seed, create), config.fission, torch.zeros(2, *data.shape), batches)
+    trained = config.model.pretrained or config.model.weights is not None
+    example = torch.zeros(2, *data.shape)
+    return BuildPlan(partial(call_with_seed, create), config.fission, example, batches, trained)
 
 
 def _create(
