@@ -25,6 +25,7 @@ from netfission.surgery.reconstruction import in_batches, reconstruct
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
+from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun
 
 
@@ -456,8 +457,7 @@ def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed
         for stage in backbone.stages:
             features.append(stage(map_tensors(Tensor.clone, features[-1])))
         classes = backbone.head(map_tensors(Tensor.clone, features[-1])).shape[1]
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         exits = [LinearExit(features[number], classes, example) for number in after]
     rest = [len(backbone.stages) - number for number in after]
     paths = [

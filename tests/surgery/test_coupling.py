@@ -622,3 +622,19 @@ class _NormOfSum(nn.Module):
 def test_a_batch_norm_on_the_main_path_is_no_identity_branch() -> None:
     coupling = find_coupling(nn.Sequential(nn.Conv2d(8, 8, 1), _NormOfSum()), FEATURES)
     assert layers(coupling) == {"1.mlp.0": 12}
+
+
+def test_a_fault_of_the_rules_is_not_taken_for_an_operation_that_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers, images = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), torch.zeros(1, 3, 4, 4)
+
+    def fail(*_arguments: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(channel_flow._Follow, "_results", fail)
+    failure: Exception = IndexError()
+    channel_flow.follow(layers, images)
+    failure = NameError("a name that does not exist")
+    with pytest.raises(NameError, match="a name that"):
+        channel_flow.follow(layers, images)

@@ -1,13 +1,16 @@
 """Attention of another number of heads."""
 
+import ast
 import copy
 import pickle
+from types import CodeType
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
+from netfission.surgery import heads as code_of_heads
 from netfission.surgery.coupling import find_coupling, kept_indices
 from netfission.surgery.heads import FewerHeads, heads_of, runs_directly, set_heads
 from netfission.surgery.narrowing import fit, narrowed
@@ -18,9 +21,9 @@ LEFT = torch.tensor([True, False, True])  # the heads that stay
 
 def without_head(attention: nn.Module, features: Tensor) -> nn.Module:
     """Return an attention without its second head; the given one ignores that head from now on."""
-    (heads,) = (group for group in find_coupling(attention, features).groups if group.units == HEADS)
-    narrow = narrowed(attention, kept_indices([heads], [LEFT]))
-    (projection,) = (part for part in heads.slices if part.dim == 1 and "proj" in part.tensor)
+    (group,) = (group for group in find_coupling(attention, features).groups if group.units == HEADS)
+    narrow = narrowed(attention, kept_indices([group], [LEFT]))
+    (projection,) = (part for part in group.slices if part.dim == 1 and "proj" in part.tensor)
     with torch.no_grad():
         attention.get_parameter(projection.tensor)[:, ~projection.keep(LEFT)] = 0
     return narrow
@@ -174,3 +177,37 @@ def test_a_layer_of_an_attention_is_told_from_an_mlp_beside_it() -> None:
         {"qkv": nn.Linear(2, 6), "bias": nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))}
     )
     assert runs_directly(attention, "qkv") and not runs_directly(attention, "bias")
+
+
+class Annotated(nn.Module):
+    """An attention whose signature is code besides: from Python 3.14 annotations are, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, scale=lambda width: width**-0.5, *, drop=lambda weights: weights) -> Tensor:
+        """Attend."""
+        b, n, c = x.shape
+        queries, keys, values = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = drop((queries @ keys.mT * scale(c // self.num_heads)).softmax(-1))
+        return self.proj((weights @ values).transpose(1, 2).reshape(b, n, c))
+
+
+def test_attention_whose_signature_is_code_is_changed() -> None:
+    attention, tokens = Annotated().eval(), torch.randn(BATCH, TOKENS, WIDTH)
+    narrow = without_head(attention, tokens)
+    assert narrow.num_heads == 2
+    assert torch.allclose(narrow(tokens), attention(tokens), atol=1e-6)
+    (code,) = _code_of_signature("def f(x: int = (lambda: 1)(), *, y=lambda: 2) -> int:\n    return x")
+    assert code.co_name == "f"
+
+
+def _code_of_signature(source: str) -> list[CodeType]:
+    tree = ast.parse(source)
+    (definition,) = tree.body
+    assert isinstance(definition, ast.FunctionDef)
+    code_of_heads._leave_out_signature(definition)
+    constants = compile(tree, "<test>", "exec").co_consts
+    return [constant for constant in constants if isinstance(constant, CodeType)]

@@ -80,6 +80,7 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
     from netfission.algorithm import fission
     from netfission.models import create_model
     from netfission.runs.folder import RunFolder
+    from netfission.utils.seeds import seeded
 
     given = {
         field.name: getattr(settings, field.name)
@@ -100,8 +101,7 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
     check_positive_integer("--classes", settings.classes)
     if settings.image_size is not None:
         check_positive_integer("--image-size", settings.image_size)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(chosen.seed)
+    with seeded(chosen.seed):
         try:
             single = create_model(settings.network, settings.classes)
         except ValueError as error:

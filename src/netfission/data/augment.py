@@ -1,7 +1,6 @@
 """Augmentation of whole batches, on the device they lie on."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netfission.utils.errors import check_choice, check_positive, invalid
+from netfission.utils.seeds import seeded
 
 MixKind = Literal["none", "cutmix", "mixup"]
 Balance = Literal["none", "weights", "sampler"]
@@ -132,19 +132,10 @@ class PhotographTransform:
 
     def __call__(self, image: Tensor, seed: int) -> Tensor:
         """Transform pixels `(channels, height, width)` uint8; the seed determines the result."""
-        with _drawing_from(seed):
+        with seeded(seed):  # torchvision draws from the global generator
             for step in self._steps:
                 image = step(image)
         return image
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Let torchvision, which draws from the CPU's global generator, draw from a seed."""
-    # torch.manual_seed would also reset the generators of accelerators, which nothing here restores.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -168,7 +159,7 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     from torchvision.transforms import v2
 
     transform = v2.RandomErasing(p=probability)
-    with _drawing_from(int(torch.randint(2**62, (), generator=generator))):
+    with seeded(int(torch.randint(2**62, (), generator=generator))):
         return torch.stack([transform(image) for image in images])
 
 
@@ -237,7 +228,7 @@ def make_mix(augmentation: Augmentation, classes: int) -> Mix | None:
     transform = kind(num_classes=classes, alpha=augmentation.mix_alpha)
 
     def mix(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        with _drawing_from(int(torch.randint(2**62, (), generator=generator))):
+        with seeded(int(torch.randint(2**62, (), generator=generator))):
             mixed, soft = transform(images, labels)
         return mixed, soft
 

@@ -20,6 +20,7 @@ from netfission.methods.registry import find_method
 from netfission.runs.folder import environment
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
+from netfission.utils.seeds import seeded
 from netfission.utils.text import as_text, count_noun
 from netfission.utils.typed import read_json
 
@@ -132,8 +133,7 @@ def _measure(cells: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
         network, spec = run_folder(cell, out).load_network()
         parent = spec.single().eval() if cell.config.training.parent_weight else None
         contenders[name] = TimedContender(network, cell.config, parent)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+    with seeded(0):
         single = spec.single()
         images = torch.randn(max(BATCH_SIZES), *spec.shape)
         return measure_costs(contenders, single, images, rounds=rounds)

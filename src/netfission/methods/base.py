@@ -15,6 +15,7 @@ from netfission.config import FissionConfig, MethodConfig, Reduction, TrainingCo
 from netfission.ensemble import Average
 from netfission.losses import EnsembleDistillationLoss, distillation_loss
 from netfission.methods.schedules import SCHEDULES, Schedule, warmed_up
+from netfission.utils.seeds import seeded
 
 Network = Callable[[Tensor], Tensor]  # images → logits `(batch, exits, classes)`
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels → a scalar
@@ -315,13 +316,12 @@ class Method:
 
 
 def call_with_seed(create: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Call `create` with PyTorch's global generators seeded, and leave their state as it was.
+    """Call `create` with PyTorch's global generator of the CPU seeded, and leave its state as it was.
 
     Example:
         >>> first, again = (call_with_seed(lambda: nn.Linear(2, 2), seed=0) for _ in range(2))
         >>> torch.equal(first.weight, again.weight)
         True
     """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return create()

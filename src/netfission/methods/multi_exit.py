@@ -15,6 +15,7 @@ from netfission.surgery.backbone import cut, resolve_branches
 from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.utils.modes import in_mode
+from netfission.utils.seeds import seeded
 
 
 class MultiExit(MaskedModule):
@@ -99,8 +100,7 @@ class MultiExitMethod(Method):
         branches = resolve_branches(plan.fission.branch_after, exits, single.stage_names)
         with in_mode(single, training=False), torch.no_grad():
             features, logits = run_through(single, plan.example)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(plan.fission.seed)
+        with seeded(plan.fission.seed):
             early = [LinearExit(features[after], logits.shape[1], plan.example) for after in branches]
         return MultiExit(single, branches, early)
 

@@ -1,7 +1,6 @@
 """Derivatives of a model's loss, for the criteria that need them; the model is left unchanged."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +9,7 @@ from torch.func import functional_call
 
 from netfission.utils.errors import invalid
 from netfission.utils.modes import in_mode
+from netfission.utils.seeds import seeded
 
 
 def sum_over_batches(
@@ -33,7 +33,7 @@ def sum_over_batches(
     tensors |= {name: value.clone() for name, value in model.named_buffers()}
     tensors |= leaves
     total: list[Tensor] = []
-    with in_mode(model, training=True), _seeded(seed, device), torch.enable_grad():
+    with in_mode(model, training=True), seeded(seed, device), torch.enable_grad():
         for images, labels in batches:
             logits = functional_call(model, tensors, (images.to(device),))
             _check_labels(labels, classes=logits.shape[1])
@@ -51,20 +51,6 @@ def gradient(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:
 def draw_seed(generator: torch.Generator) -> int:
     """Draw a seed for one pass over the batches."""
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of the CPU and of `device`, and restore them at the end."""
-    # Not torch.manual_seed: it also seeds devices that are not restored.
-    accelerators = [] if device.type == "cpu" else [device]
-    kind = device.type if accelerators else "cuda"
-    with torch.random.fork_rng(accelerators, device_type=kind):
-        torch.default_generator.manual_seed(seed)
-        for accelerator in accelerators:
-            state = torch.Generator(accelerator).manual_seed(seed).get_state()
-            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
-        yield
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

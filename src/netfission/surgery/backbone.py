@@ -23,6 +23,7 @@ from netfission.surgery.stages import FEWEST, find_stages
 from netfission.surgery.tracing import attempts
 from netfission.utils.errors import describe, first_line, invalid
 from netfission.utils.modes import in_mode, input_errors, trial_copy
+from netfission.utils.seeds import seeded
 
 _OWN_PARTS = "a netfission.Backbone of your own parts"
 
@@ -426,6 +427,5 @@ def _mode(training: bool) -> str:
 
 @torch.no_grad()
 def _run(model: nn.Module, images: Tensor, training: bool) -> Any:
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(0)
+    with seeded(0, images.device):
         return trial_copy(model).train(training)(images.clone())

@@ -223,6 +223,18 @@ _ATTENTION = {
 }
 
 
+# What a rule may raise for an operation that is called with other arguments than it expects.
+_UNEXPECTED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+
+
 class _Follow(TorchDispatchMode):
     """A context that follows the channels of all that runs within."""
 
@@ -408,7 +420,7 @@ class _Follow(TorchDispatchMode):
             return result
         try:
             found = self._results(kind, func, named, args, kwargs, tensors, result)
-        except Exception:  # called with arguments that its rule does not expect
+        except _UNEXPECTED:
             found = None
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if found is None:

@@ -206,12 +206,26 @@ def _changed(
     change.visit(definition)
     if not change.count:
         return None, {}
+    _leave_out_signature(definition)
     ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)
     module = compile(ast.fix_missing_locations(tree), function.__code__.co_filename, "exec")
     (code,) = (constant for constant in module.co_consts if isinstance(constant, CodeType))
     result = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
     result.__kwdefaults__ = function.__kwdefaults__
     return result, change.functions
+
+
+def _leave_out_signature(definition: ast.FunctionDef) -> None:
+    """Leave out all code but the body: annotations (from Python 3.14), defaults and type parameters."""
+    arguments = definition.args
+    definition.returns = None
+    if hasattr(definition, "type_params"):  # from Python 3.12
+        definition.type_params = []
+    for argument in ast.walk(arguments):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    arguments.defaults = []
+    arguments.kw_defaults = [None for _ in arguments.kwonlyargs]
 
 
 def _reduce(kind: Any, name: str, heads: int) -> Callable[..., Any]:
