@@ -27,6 +27,10 @@ class DataConfig:
         data: digits, cifar10, cifar100, tiny-imagenet, a folder of images or of parquet shards, or a table of
             paths and labels (.csv, .tsv or .parquet).
         image_size: resize images to this height and width, in pixels; default their own size.
+        mean: what is subtracted from images, one number per channel, on the scale [0, 1], as a list:
+            [0.5,0.5,0.5]; default the mean of the training images.
+        std: what images are divided by, on the same scale, as a list; default the standard deviation of the
+            training images.
         validation: share of the training images held out for validation, in [0, 1); a validation split of the
             data set replaces it, unless it is 0.
         limit_per_class: train on at most this number of images per class; default all.
@@ -57,6 +61,8 @@ class DataConfig:
 
     data: str = "digits"
     image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
     validation: float = 0.1
     limit_per_class: int | None = None
     corrupt: Literal["refuse", "skip"] = "refuse"
@@ -76,6 +82,10 @@ class DataConfig:
         for name in ("image_size", "limit_per_class"):
             if (value := getattr(self, name)) is not None:
                 check_positive_integer(name, value)
+        if self.mean is not None and not all(map(isfinite, self.mean)):
+            raise invalid("mean", "a finite number per channel", self.mean)
+        if self.std is not None and not all(isfinite(value) and value > 0 for value in self.std):
+            raise invalid("std", "a positive number per channel", self.std)
         if not 0 <= self.validation < 1:
             raise invalid("validation", "a share of the training images, in [0, 1)", self.validation)
         for name in ("crop_padding", "workers"):
@@ -407,6 +417,25 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "label_smoothing": 0.1,
         "patience": 5,
     },
+    "finetune-short": {  # the same in few epochs, with weak augmentation
+        "epochs": 8,
+        "batch_size": 64,
+        "optimizer": "adamw",
+        "learning_rate": 5e-4,
+        "weight_decay": 0.05,
+        "schedule": "one_cycle",
+    },
+}
+
+# What `netfission finetune` does by default: the recipe of both networks, and settings of the ensemble.
+FINETUNE_RECIPE = "finetune-short"
+ENSEMBLE_EPOCHS = 5
+LINEAR_EXITS = 2
+OF_TRAINED_WEIGHTS: Mapping[str, Any] = {
+    "exits": 3,
+    "grouping": "channels",
+    "reconstruct": True,
+    "parent_weight": 1.0,
 }
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": "train",
     "evaluate": "train",
     "export": "export",
+    "finetune": "report",
     "predict": "models",
     "report": "report",
     "reproduce": "train",
@@ -184,7 +185,7 @@ def _version() -> str:
 
 def _stopped(command: str) -> str:
     """What is left when a command was stopped."""
-    if command in ("compare", "demo", "reproduce"):
+    if command in ("compare", "demo", "finetune", "reproduce"):
         return "stopped; the same command goes on"
     return "stopped; the same command starts over"
 

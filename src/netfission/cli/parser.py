@@ -120,7 +120,14 @@ class Parser(ArgumentParser):
             if several:
                 self._several.add(added.dest)
 
-    def add_settings(self, title: str, kind: type, *, skip: AbstractSet[str] = frozenset()) -> None:
+    def add_settings(
+        self,
+        title: str,
+        kind: type,
+        *,
+        skip: AbstractSet[str] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add a group with a flag for each field of a dataclass, explained by its docstring.
 
         The parsed arguments have only the fields that are given, so that the dataclass has the defaults.
@@ -129,13 +136,17 @@ class Parser(ArgumentParser):
             title: of the group.
             kind: the dataclass; its docstring explains the fields under `Args:`.
             skip: fields to leave out.
+            defaults: field → the command's default, to be shown in place of the dataclass's.
         """
         group = self.add_argument_group(title)
         hints, explained = get_type_hints(kind), _explained(kind)
         for field in fields(kind):
             if field.name not in skip:
                 flag, text = flag_name(field.name), explained.get(field.name, "")
-                self.add(flag, hints[field.name], field.default, text, group=group, filled=False)
+                default = field.default
+                if defaults is not None and field.name in defaults:
+                    text, default = text.partition("; default")[0], defaults[field.name]
+                self.add(flag, hints[field.name], default, text, group=group, filled=False)
                 self._settings.add(field.name)
 
     def parse_args(  # type: ignore[override]  # one namespace out, none in

@@ -1,6 +1,7 @@
 """`netfission train`."""
 
 from argparse import Namespace
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from netfission.cli.parser import PARTS, Parser, run_config, run_settings
@@ -45,7 +46,7 @@ def run(settings: Namespace) -> None:
 
         check_settings(config)
         if not settings.resume:  # which needs the settings that the run began with
-            _check_effects(config, settings)
+            check_given_effects(config, settings, {"resume", "recipe"})
         # Once the settings are known to be valid.
         announce = LambdaCallback(on_fit_start=lambda *_: print(f"writing to {out}", flush=True))
         evaluation = train_run(config, out, resume=settings.resume, callbacks=[announce])
@@ -61,8 +62,17 @@ def run(settings: Namespace) -> None:
         print(f"wrote {out}")
 
 
-def _check_effects(config: RunConfig, settings: Namespace) -> None:
-    """Check that flags have an effect, and settings of the file unless flags take it from them."""
+def check_given_effects(config: RunConfig, settings: Namespace, others: AbstractSet[str]) -> None:
+    """Check that flags have an effect, and settings of the file unless flags take it from them.
+
+    Args:
+        config: the settings of the run.
+        settings: the arguments of the command.
+        others: see `run_settings`.
+
+    Raises:
+        ValueError: a setting that was given has no effect.
+    """
     from netfission.methods.effects import check_effects, chosen, unmet_condition
     from netfission.methods.registry import check_settings
 
@@ -73,7 +83,7 @@ def _check_effects(config: RunConfig, settings: Namespace) -> None:
         by_file = config
     # A file may hold every setting, as a run's config.yaml does; a flag is there for its effect.
     in_vain = {name for name in chosen(settings.file) if unmet_condition(name, by_file)}
-    given = run_settings(settings, {"resume", "recipe"})
+    given = run_settings(settings, others)
     check_effects(config, [name for name in given if name in settings.flags | in_vain])
 
 

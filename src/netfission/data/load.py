@@ -133,7 +133,7 @@ def load_data(
     if len(source.classes) < 2:
         raise invalid(name, "a data set of at least 2 classes", found=f"1 ({source.classes[0]})")
     parts = _assign_rows(source, name, validation, seed, limit_per_class)
-    size = _common_size(source.train, name) if image_size is None else (image_size, image_size)
+    size = common_size(source.train, name) if image_size is None else (image_size, image_size)
     channels = len(source.train.mode)
     pixels = sum(len(part.rows) for part in parts.values()) * channels * size[0] * size[1]
     splits = {
@@ -283,8 +283,21 @@ def _check_not_empty(
         raise invalid(name, expected, found=found, hint="add some, or remove the class")
 
 
-def _common_size(records: Records, name: str) -> tuple[int, int]:
-    """Return the height and width of the images, from a sample spread evenly over the data set."""
+def common_size(records: Records, name: str) -> tuple[int, int]:
+    """Return the height and width of the images, from a sample spread evenly over the data set.
+
+    Args:
+        records: the images.
+        name: of the data set, for messages.
+
+    Raises:
+        ValueError: sizes differ, or no image of the sample can be read.
+
+    Example:
+        >>> from netfission.data.sources import find_source
+        >>> common_size(find_source("digits").train, "digits")
+        (8, 8)
+    """
     count = len(records.labels)
     sizes = set()
     for row in np.linspace(0, count - 1, min(count, _PROBED_IMAGES), dtype=np.int64):

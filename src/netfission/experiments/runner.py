@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,19 +17,19 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.callbacks import LambdaCallback
 from tqdm import tqdm
 
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records
 from netfission.models import read_weights
+from netfission.runs.callbacks import Stopwatch
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.setup import check_start, load_run_data
 from netfission.runs.train import train
 from netfission.utils.errors import check_positive_integer, within
-from netfission.utils.files import write_whole
 from netfission.utils.interrupts import no_interrupts
 
 
@@ -238,40 +237,3 @@ def _found(trainer: lightning.Trainer) -> str:
     """Return the line that says what was found in the data set of a run."""
     data: RunDataModule = trainer.datamodule  # type: ignore[attr-defined]
     return data.data.summary.text()
-
-
-class Stopwatch(Callback):
-    """Counts the seconds of a training over all its sessions, and writes them to a file after each epoch.
-
-    Args:
-        path: a JSON file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds = 0.0
-        self.epoch_start = 0.0
-
-    def read(self) -> float:
-        """Return the seconds so far; 0 before the first epoch has ended."""
-        if not self.path.is_file():
-            return 0.0
-        return float(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start an epoch."""
-        self.epoch_start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Add an epoch, its validation included."""
-        self.seconds += time.perf_counter() - self.epoch_start
-        if trainer.is_global_zero:
-            write_whole(self.path, json.dumps({"seconds": self.seconds}) + "\n")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the checkpoint keeps."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.seconds = state_dict["seconds"]

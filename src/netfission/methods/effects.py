@@ -107,6 +107,8 @@ _or_reconstruct = _or(lambda run: run.fission.reconstruct, ", or reconstruct is 
 EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "data": _ANY,
     "image_size": _ANY,
+    "mean": _ANY,
+    "std": _ANY,
     "validation": _ANY,
     "limit_per_class": _ANY,
     "corrupt": (_FILES,),

@@ -1,7 +1,9 @@
-"""Callbacks of the training loop: the table of epochs, progress, a method's hooks, checkpoints."""
+"""Callbacks of the training loop: the table of epochs, progress, time, a method's hooks, checkpoints."""
 
 import csv
 import io
+import json
+import time
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
@@ -130,6 +132,43 @@ class EpochLines(Callback):
         if trainer.is_global_zero:
             metrics = "  ".join(f"{name} {value}" for name, value in shown_metrics(pl_module).items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+
+
+class Stopwatch(Callback):
+    """Counts the seconds of a training over all its sessions, and writes them to a file after each epoch.
+
+    Args:
+        path: a JSON file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds = 0.0
+        self.epoch_start = 0.0
+
+    def read(self) -> float:
+        """Return the seconds so far; 0 before the first epoch has ended."""
+        if not self.path.is_file():
+            return 0.0
+        return float(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start an epoch."""
+        self.epoch_start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Add an epoch, its validation included."""
+        self.seconds += time.perf_counter() - self.epoch_start
+        if trainer.is_global_zero:
+            write_whole(self.path, json.dumps({"seconds": self.seconds}) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.seconds = state_dict["seconds"]
 
 
 class MethodHooks(Callback):

@@ -5,7 +5,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from netfission.data.sources import NAMES
 from netfission.data.summary import DataSummary
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
+from netfission.evaluation.gain import Gain
 from netfission.evaluation.other_data import OtherEvaluation
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
@@ -76,8 +77,13 @@ class RunFolder(ModelFolder):
 
     @property
     def training_time(self) -> Path:
-        """The seconds that training took, of a run of a comparison."""
+        """The seconds that training took, of a run of a comparison or of a fine-tuning."""
         return self.path / "seconds.json"
+
+    @property
+    def gain(self) -> Path:
+        """What the ensemble of a fine-tuning gains over its single network, and what it costs."""
+        return self.path / "gain.json"
 
     @property
     def lock(self) -> Path:
@@ -136,8 +142,13 @@ class RunFolder(ModelFolder):
         """The report of the run, one HTML page."""
         return self.path / "report.html"
 
-    def claim(self, config: RunConfig, resume: bool) -> None:
+    def claim(self, config: RunConfig, resume: bool, names: Mapping[str, str] | None = None) -> None:
         """Make the folder and write its settings, or with `resume` check that it holds such a run.
+
+        Args:
+            config: the settings.
+            resume: whether to go on with a run.
+            names: setting → its name in messages, if a user knows it by another.
 
         Raises:
             ValueError: it holds a run and `resume` is False, it holds none and `resume` is True, its run has
@@ -145,7 +156,7 @@ class RunFolder(ModelFolder):
             OSError: it cannot be written.
         """
         if resume:
-            self._check_settings(config)
+            self._check_settings(config, names or {})
             return
         if as_text(str(self.path)) != str(self.path):
             raise invalid("out", "a path of UTF-8 text, which TensorBoard needs", found=str(self.path))
@@ -295,7 +306,11 @@ class RunFolder(ModelFolder):
         """Read `evaluation_of` a data set; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.evaluation_of(data), OtherEvaluation)
 
-    def _check_settings(self, config: RunConfig) -> None:
+    def load_gain(self) -> Gain | None:
+        """Read `gain`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.gain, Gain)
+
+    def _check_settings(self, config: RunConfig, names: Mapping[str, str]) -> None:
         if not self.config.is_file():
             lack = "which holds no run" if self.path.is_dir() else "which does not exist"
             hint = "leave it out to start the run"
@@ -304,7 +319,7 @@ class RunFolder(ModelFolder):
         for name, value in config.to_dict().items():
             if value != begun[name]:
                 raise invalid(
-                    name,
+                    names.get(name, name),
                     f"{begun[name]!r}, as in {self.config}",
                     value,
                     hint="a run resumes with the settings it began with",

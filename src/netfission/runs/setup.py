@@ -24,6 +24,7 @@ from netfission.methods.registry import find_method
 from netfission.models import TrainedWeights, WeightsReport, create_model
 from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
+from netfission.utils.text import count_noun
 
 
 def load_run_data(config: DataConfig, seed: int, *, checks: bool = False) -> ImageData:
@@ -35,14 +36,14 @@ def load_run_data(config: DataConfig, seed: int, *, checks: bool = False) -> Ima
         checks: look for what is probably wrong with the images, as before a training.
 
     Raises:
-        ValueError: see `netfission.data.load_data`.
+        ValueError: see `netfission.data.load_data`; or `mean` or `std` has not one number per channel.
 
     Example:
         >>> data = load_run_data(DataConfig("digits", limit_per_class=20), seed=0)
         >>> len(data.train), data.shape
         (200, (1, 8, 8))
     """
-    return load_data(
+    data = load_data(
         config.data,
         image_size=config.image_size,
         validation=config.validation,
@@ -51,6 +52,10 @@ def load_run_data(config: DataConfig, seed: int, *, checks: bool = False) -> Ima
         limit_per_class=config.limit_per_class,
         checks=checks,
     )
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if values is not None and len(values) != data.shape[0]:
+            raise invalid(name, f"a number for each of {count_noun(data.shape[0], 'channel')}", values)
+    return replace(data, mean=tuple(config.mean or data.mean), std=tuple(config.std or data.std))
 
 
 def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:

@@ -111,6 +111,30 @@ def resolve_branches(
     return branches
 
 
+def late_branches(exits: int, stage_names: Sequence[str]) -> list[int]:
+    """Return branch points that leave most of a trained network whole: after the last stage but one.
+
+    Args:
+        exits: number of exits.
+        stage_names: names of the backbone's stages, in the order they run.
+
+    Returns:
+        One stage per exit but exit 0, by its 1-based number.
+
+    Raises:
+        ValueError: several exits of a network of one stage, which has no branch point.
+
+    Example:
+        >>> late_branches(exits=3, stage_names=["layer1", "layer2", "layer3", "layer4"])
+        [3, 3]
+    """
+    last = len(stage_names) - 1
+    if exits > 1 and not last:
+        expected = f"1 for a network of one stage ({stage_names[0]}), which no exit can leave earlier"
+        raise invalid("exits", expected, exits, hint="name more stages (stages=[…])")
+    return [last] * (exits - 1)
+
+
 def resolve_linear_exits(linear_exits: Sequence[int | str] | None, stage_names: Sequence[str]) -> list[int]:
     """Return how many stages each linear exit shares with exit 0.
 

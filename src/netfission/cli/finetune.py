@@ -1,0 +1,120 @@
+"""`netfission finetune`."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from netfission.cli.parser import Parser, run_settings
+from netfission.cli.train import check_given_effects
+from netfission.config import (
+    ENSEMBLE_EPOCHS,
+    FINETUNE_RECIPE,
+    OF_TRAINED_WEIGHTS,
+    RECIPES,
+    DataConfig,
+    FissionConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from netfission.utils.errors import invalid
+from netfission.utils.text import as_text
+
+_OWN = {"ensemble_epochs", "finetuned", "recipe"}  # arguments that are no settings of runs
+
+
+def parser() -> Parser:
+    """Return the command's parser."""
+    parser = Parser(run.__doc__, config=True)
+    help = "folder of images with a folder per class, or another data set, see `netfission train --help`"
+    parser.add("data", str, help=help, metavar="FOLDER")
+    group = parser.add_argument_group("fine-tuning")
+    parser.add(
+        "--ensemble-epochs",
+        int,
+        ENSEMBLE_EPOCHS,
+        "passes over the training images of the ensemble; --epochs are those of the single network",
+        group=group,
+    )
+    parser.add(
+        "--recipe",
+        str,
+        FINETUNE_RECIPE,
+        f"settings of both networks, which the file and flags override: {', '.join(RECIPES)}",
+        group=group,
+        metavar="NAME",
+    )
+    parser.add(
+        "--finetuned",
+        str | None,
+        help="a network that is fine-tuned on these classes already, as a file of weights or the folder of a "
+        "run of one exit; the single network is not trained then",
+        group=group,
+        metavar="FILE",
+    )
+    parser.add(
+        "--out",
+        str | None,
+        help="folder of the ensemble's run, with the single network in single/; with the same settings it "
+        "goes on where it stopped (default: runs/ and a name from the settings)",
+        group=group,
+        metavar="RUN",
+    )
+    defaults = _shown_defaults()
+    parser.add_settings("model", ModelConfig, defaults=defaults)
+    parser.add_settings("data", DataConfig, skip={"data"}, defaults=defaults)
+    parser.add_settings("fission", FissionConfig, defaults=defaults)
+    parser.add_settings("training", TrainingConfig, skip={"devices", "machines"}, defaults=defaults)
+    return parser
+
+
+def run(settings: Namespace) -> None:
+    """Fine-tune a network on images, make an ensemble of it, and compare the two."""
+    from netfission.report import write_report
+    from netfission.runs.finetune import finetune, single_folder
+    from netfission.runs.finetune_settings import plan_finetuning
+    from netfission.runs.folder import RunFolder
+
+    given = run_settings(settings, _OWN)
+    finetuned = None if settings.finetuned is None else str(Path(settings.finetuned).resolve())
+    if "model" not in given and not (finetuned and Path(finetuned).is_dir()):
+        raise invalid(
+            "--model", "given", found="nothing", hint="for example resnet18, see `netfission train --help`"
+        )
+    out = Path(settings.out or _default_out(given, finetuned))
+    plan = plan_finetuning(
+        given,
+        single_folder(out).path.resolve(),
+        recipe=settings.recipe,
+        ensemble_epochs=settings.ensemble_epochs,
+        finetuned=finetuned,
+    )
+    check_given_effects(plan.ensemble, settings, _OWN)
+    gain = finetune(plan, out, say=_say)
+    folder, single = RunFolder(out), single_folder(out)
+    if not folder.report.is_file():
+        runs = [folder, single] if single.config.is_file() else [folder]
+        write_report([each.path for each in runs], folder.report)
+    print(f"\n{gain.table()}\n{gain.summary()}")
+    print(f"wrote {out}, the ensemble's run, with {folder.gain.name} and {folder.report.name}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _default_out(given: dict[str, Any], finetuned: str | None) -> Path:
+    model = given.get("model") or Path(finetuned or "").name
+    name = f"{Path(given['data']).name}-{model}".replace("/", "-")
+    return Path("runs") / f"{as_text(name)}-finetuned-seed{given.get('seed', 0)}"
+
+
+def _shown_defaults() -> dict[str, Any]:
+    """Return the defaults of settings that differ from those of a run, as values or in words."""
+    in_words = {
+        "model": None,
+        "pretrained": "true, unless --weights or --finetuned is given",
+        "image_size": "the size that the model is made for, or else their own",
+        "branch_after": "the last stage but one, for each",
+        "linear_exits": "the last stage but one, twice",
+    }
+    return {**RECIPES[FINETUNE_RECIPE], **OF_TRAINED_WEIGHTS, **in_words}

@@ -1,0 +1,121 @@
+"""What an ensemble gains over the single network that it was made of, and what it costs."""
+
+import json
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+from netfission.profiling.timing import Quartiles
+from netfission.utils.text import align_columns, count_noun, decimal, percent
+
+
+@dataclass(frozen=True)
+class NetworkFigures:
+    """The figures of one network.
+
+    Attributes:
+        predictions: number of predictions that are averaged.
+        metrics: `classification_metrics` on the test split, calibrated on the validation split.
+        parameters: stored.
+        macs: dense multiply-accumulates per image.
+        seconds: of its training; None if it was trained elsewhere.
+    """
+
+    predictions: int
+    metrics: dict[str, float]
+    parameters: int
+    macs: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A single network, the ensemble made of it, and their figures on the same test images.
+
+    Attributes:
+        n: number of test images.
+        calibrated_on: number of validation images.
+        single: figures of the single network.
+        ensemble: figures of the ensemble.
+        time: batch size → time of inference of the ensemble over the single network's, both deployed.
+        environment: versions, device and threads of the measured times.
+
+    Example:
+        >>> metrics = {"top1": 0.8, "nll": 0.7, "ece": 0.05}
+        >>> single = NetworkFigures(1, metrics, parameters=1000, macs=20_000, seconds=60.0)
+        >>> better = {"top1": 0.85, "nll": 0.5, "ece": 0.02}
+        >>> ensemble = NetworkFigures(5, better, parameters=1100, macs=20_400, seconds=45.0)
+        >>> gain = Gain(100, 20, single, ensemble, {32: Quartiles(1.0, 1.1, 1.2)}, {})
+        >>> print(gain.summary())
+        gain: accuracy +5.00 points, NLL -0.2000, ECE -3.00 points
+        cost: MACs 1.02×, parameters 1.10×, time 1.10× (32 images); training 0.75× on top
+    """
+
+    n: int
+    calibrated_on: int
+    single: NetworkFigures
+    ensemble: NetworkFigures
+    time: dict[int, Quartiles]
+    environment: dict[str, Any]
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def table(self) -> str:
+        """Return the figures as aligned plain text, one line per network, and the images that they are of."""
+        rows = [
+            ["", "accuracy %", "NLL", "ECE %", "MACs, M", "parameters, M", "training"],
+            ["single network", *self._cells(self.single)],
+            [f"ensemble of {self.ensemble.predictions}", *self._cells(self.ensemble)],
+        ]
+        images = (
+            f"on {count_noun(self.n, 'test image')}, calibrated on {self.calibrated_on:,} validation images"
+        )
+        note = "± is the standard error; NLL and ECE are better if lower"
+        return f"{align_columns(rows)}\n{images}; {note}"
+
+    def summary(self) -> str:
+        """Return what was gained and what it costs, in two lines."""
+        single, ensemble = self.single, self.ensemble
+        change = {name: ensemble.metrics[name] - single.metrics[name] for name in ("top1", "nll", "ece")}
+        times = (f"{time.median:.2f}× ({count_noun(size, 'image')})" for size, time in self.time.items())
+        cost = [
+            f"MACs {ensemble.macs / single.macs:.2f}×",
+            f"parameters {ensemble.parameters / single.parameters:.2f}×",
+            f"time {' and '.join(times)}",
+        ]
+        training = ""
+        if ensemble.seconds is not None and single.seconds:
+            training = f"; training {ensemble.seconds / single.seconds:.2f}× on top"
+        return (
+            f"gain: accuracy {100 * change['top1']:+.2f} points, NLL {change['nll']:+.4f}, "
+            f"ECE {100 * change['ece']:+.2f} points\n"
+            f"cost: {', '.join(cost)}{training}"
+        )
+
+    def _cells(self, network: NetworkFigures) -> list[str]:
+        metrics = network.metrics
+        error = sqrt(metrics["top1"] * (1 - metrics["top1"]) / self.n)
+        return [
+            f"{percent(metrics['top1'])} ± {percent(error)}",
+            decimal(metrics["nll"], 4),
+            percent(metrics["ece"]),
+            f"{network.macs / 1e6:,.2f}",
+            f"{network.parameters / 1e6:,.3f}",
+            "–" if network.seconds is None else duration(network.seconds),
+        ]
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the two largest units that it has.
+
+    Example:
+        >>> duration(0.4), duration(75.2), duration(7325.0)
+        ('0 s', '1 min 15 s', '2 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

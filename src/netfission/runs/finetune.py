@@ -1,0 +1,223 @@
+"""A fine-tuning: the single network, the ensemble made of it, and what was gained."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from netfission.config import RunConfig
+from netfission.data.load import find_splits
+from netfission.evaluation.gain import Gain, NetworkFigures
+from netfission.evaluation.reliability import ReliabilityReport
+from netfission.inference.deployment import deploy
+from netfission.models import WeightsReport
+from netfission.network import FissionNetwork
+from netfission.profiling.cost import count
+from netfission.profiling.timing import Quartiles, inference_times
+from netfission.runs.callbacks import Stopwatch
+from netfission.runs.evaluate import evaluate, load_on_device
+from netfission.runs.finetune_settings import FinetunePlan, check_ensemble
+from netfission.runs.folder import RunFolder, environment
+from netfission.runs.overlap import warn_of_training_images
+from netfission.runs.setup import build_network, load_run_data, network_spec
+from netfission.runs.train import train
+from netfission.utils.errors import invalid
+from netfission.utils.files import write_whole
+
+BATCH_SIZES = (1, 32)  # of the time of inference
+ROUNDS = 10
+_SAME_SETTINGS = "a run resumes with the settings it began with"
+
+
+def finetune(
+    plan: FinetunePlan, out: Path, *, progress: bool = True, say: Callable[[str], object] = print
+) -> Gain:
+    """Fine-tune a single network and the ensemble made of it, and compare the two; or go on with it.
+
+    The folder `out` is that of the ensemble's run, and `out/single` holds the single network. A step whose
+    files are there is not repeated, and a training goes on after its last whole epoch.
+
+    Args:
+        plan: the settings.
+        out: a new or empty folder, or that of a fine-tuning with the same settings.
+        progress: see `netfission.runs.train.train`.
+        say: called with a line before each step.
+
+    Raises:
+        ValueError: the folder is another run's, or see `netfission.runs.train.train`.
+        OSError: a file cannot be read or written.
+        DivergedError: see `netfission.runs.train.train`.
+        KeyboardInterrupt: it was stopped.
+    """
+    folder, single = RunFolder(out), single_folder(out)
+    begun = folder.config.is_file()
+    if begun:
+        _check_begun(plan, folder, single)
+    else:
+        check_ensemble(plan.ensemble)
+        folder.claim(plan.ensemble, resume=False)
+    try:
+        _make_single(plan, single, progress, say)
+    except BaseException:
+        if not begun and not single.path.exists():  # it ended before the first step
+            folder.release()
+        raise
+    _train(plan.ensemble, folder, "step 2 of 3: the ensemble", progress, say)
+    gain = folder.load_gain()
+    if gain is None:
+        say("step 3 of 3: the cost of both")
+        gain = measure_gain(folder, single, plan.ensemble)
+        write_whole(folder.gain, gain.to_json())
+    return gain
+
+
+def single_folder(out: Path) -> RunFolder:
+    """Return the folder of the single network of a fine-tuning.
+
+    Example:
+        >>> single_folder(Path("runs/flowers")).path.as_posix()
+        'runs/flowers/single'
+    """
+    return RunFolder(out / "single")
+
+
+def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gain:
+    """Compare an ensemble with the single network that it was made of, both evaluated and calibrated.
+
+    Args:
+        folder: of the ensemble.
+        single: of the single network.
+        config: settings of the ensemble.
+
+    Raises:
+        ValueError: a folder holds no such network.
+    """
+    alone, network, images = _load(single, config)
+    ensemble, divided, _ = _load(folder, config)
+    reliability = _reliability(folder)
+    return Gain(
+        n=reliability.n,
+        calibrated_on=reliability.validation_images,
+        single=alone,
+        ensemble=ensemble,
+        time=_relative_times(deploy(divided, images), deploy(network, images), images),
+        environment=environment(),
+    )
+
+
+def _load(run: RunFolder, config: RunConfig) -> tuple[NetworkFigures, FissionNetwork, Tensor]:
+    """Return the figures of a network, the network, and images of its size, on its device."""
+    network, spec, device = load_on_device(run, config)
+    assert isinstance(network, FissionNetwork)
+    images = torch.rand(max(BATCH_SIZES), *spec.shape, device=device)
+    size = count(network, images[:1]).size
+    calibrated = _reliability(run).scaled
+    assert calibrated is not None
+    figures = NetworkFigures(
+        network.exits,
+        calibrated.metrics,
+        size.parameters_stored,
+        size.macs_dense,
+        Stopwatch(run.training_time).read() or None,
+    )
+    return figures, network, images
+
+
+def _reliability(run: RunFolder) -> ReliabilityReport:
+    reliability = run.load_reliability()
+    assert reliability is not None
+    return reliability
+
+
+def _relative_times(network: nn.Module, single: nn.Module, images: Tensor) -> dict[int, Quartiles]:
+    """Return the time of inference over the single network's by the number of images in a batch."""
+    relative = {}
+    for size in BATCH_SIZES:
+        times = inference_times({"network": network, "single": single}, images[:size], rounds=ROUNDS)
+        ratios = [time / other for time, other in zip(times["network"], times["single"], strict=True)]
+        relative[size] = Quartiles.from_values(ratios)
+    return relative
+
+
+def _check_begun(plan: FinetunePlan, folder: RunFolder, single: RunFolder) -> None:
+    """Check that a folder is that of a fine-tuning with the same settings."""
+    weights = folder.load_config().model.weights
+    if weights is None or Path(weights).name != single.path.name:
+        found = f"{folder.path}, which holds another run"
+        raise invalid("out", "a new or empty folder, or that of a fine-tuning", found=found)
+    report, expected = single.load_weights_report(), plan.single.model.weights if plan.finetuned else None
+    begun = None if single.config.is_file() or report is None else report.path
+    if single.path.exists() and begun != expected:
+        raise invalid("finetuned", f"{begun!r}, as in {single.path}", expected, hint=_SAME_SETTINGS)
+    if single.config.is_file():
+        single.claim(plan.single, resume=True)
+    folder.claim(plan.ensemble, resume=True, names={"epochs": "ensemble_epochs"})
+
+
+def _make_single(plan: FinetunePlan, single: RunFolder, progress: bool, say: Callable[[str], object]) -> None:
+    """Train the single network, or take over one that is fine-tuned already."""
+    step = "step 1 of 3: the single network"
+    if not plan.finetuned:
+        _train(plan.single, single, step, progress, say)
+    elif _is_finished(single):
+        say(f"{step} is finished, in {single.path}")
+    else:
+        say(f"{step}, from {plan.single.model.weights}")
+        _take_over(plan.single, single)
+
+
+def _take_over(config: RunConfig, single: RunFolder) -> None:
+    """Save and evaluate a network that is fine-tuned already.
+
+    Raises:
+        ValueError: it has other classes, or its weights cannot be read or do not fit.
+
+    Warns:
+        UserWarning: it is the network of a run that was trained on some of the held-out images.
+    """
+    data = load_run_data(config.data, config.fission.seed)
+    reports: list[WeightsReport] = []
+    network = build_network(config, data, report=reports.append)
+    if reports[0].new:
+        raise invalid(
+            "finetuned",
+            f"a network with a classifier of the {len(data.classes)} classes",
+            found=f"{reports[0].path} without one",
+            hint="start from it with weights instead, which trains the single network first",
+        )
+    _warn_of_held_out_images(config)
+    single.path.mkdir(exist_ok=True)
+    single.save_weights_report(reports)
+    single.save_network(network, network_spec(config, data, network))
+    evaluate(single, config, data)
+
+
+def _warn_of_held_out_images(config: RunConfig) -> None:
+    """Warn if validation or test images have the content of training images of the run that is taken over."""
+    run = RunFolder(Path(config.model.weights or ""))
+    if not run.config.is_file():
+        return
+    data = config.data
+    splits = find_splits(
+        data.data, validation=data.validation, seed=config.fission.seed, limit_per_class=data.limit_per_class
+    )
+    held_out = [images for split, images in splits.items() if split != "train"]
+    warn_of_training_images(data.data, held_out, run.load_config())
+
+
+def _train(
+    config: RunConfig, run: RunFolder, step: str, progress: bool, say: Callable[[str], object]
+) -> None:
+    """Train and evaluate one network unless it is finished; go on with a training that has begun."""
+    if _is_finished(run):
+        say(f"{step} is finished, in {run.path}")
+        return
+    say(f"{step}, in {run.path}")
+    watch = Stopwatch(run.training_time)
+    train(config, run.path, resume=run.config.is_file(), progress=progress, callbacks=[watch])
+
+
+def _is_finished(run: RunFolder) -> bool:
+    files = (run.weights, run.spec, run.evaluation, run.calibration, run.reliability)
+    return all(file.is_file() for file in files)

@@ -1,0 +1,199 @@
+"""From the settings of a fine-tuning to its two runs: the single network, and the ensemble made of it."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from netfission.classifier.folder import ModelFolder
+from netfission.config import (
+    ENSEMBLE_EPOCHS,
+    FINETUNE_RECIPE,
+    LINEAR_EXITS,
+    OF_TRAINED_WEIGHTS,
+    FissionConfig,
+    RunConfig,
+)
+from netfission.data.load import common_size
+from netfission.data.sources import find_source
+from netfission.methods.base import BuildPlan, call_with_seed
+from netfission.methods.effects import unmet_condition, with_recipe
+from netfission.methods.registry import find_method
+from netfission.models import create_model
+from netfission.surgery.backbone import cut, late_branches
+from netfission.surgery.example import input_size
+from netfission.utils.errors import check_positive_integer, invalid
+
+# The settings that the single network does not have.
+OF_ENSEMBLE = frozenset(
+    {
+        *({setting.name for setting in fields(FissionConfig)} - {"stages", "seed"}),
+        *("temperature", "distillation_weight", "parent_weight", "teacher", "reduction", "pruning_batches"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """The two runs of a fine-tuning.
+
+    Attributes:
+        single: settings of the single network.
+        ensemble: settings of the ensemble, which starts from the single network.
+        finetuned: whether the single network is fine-tuned already, and its weights are the result.
+    """
+
+    single: RunConfig
+    ensemble: RunConfig
+    finetuned: bool = False
+
+
+def plan_finetuning(
+    given: Mapping[str, Any],
+    single: Path,
+    *,
+    recipe: str = FINETUNE_RECIPE,
+    ensemble_epochs: int = ENSEMBLE_EPOCHS,
+    finetuned: str | None = None,
+) -> FinetunePlan:
+    """Choose the settings of the two runs of a fine-tuning.
+
+    Settings that are not given are those of the recipe, and of the ensemble `OF_TRAINED_WEIGHTS` in
+    `netfission.config`. Images have the size that the model is made for. Those of a network that is
+    fine-tuned already are normalised as for that network, or as its model is made for. Exits leave late, and
+    linear exits after the same stage.
+
+    Args:
+        given: the user's settings, by the names of `RunConfig`.
+        single: folder of the single network, from which the ensemble starts.
+        recipe: of both networks, see `netfission.config.RECIPES`.
+        ensemble_epochs: epochs of the ensemble; those in `given` are of the single network.
+        finetuned: file of the weights, or folder of the run, of a network that is fine-tuned already.
+
+    Raises:
+        ValueError: a setting is not valid, the data set cannot be used, the model is unknown or cannot be cut
+            so, or there are no validation images to calibrate on.
+        OSError: the data set does not exist.
+
+    Example:
+        >>> settings = {"data": "digits", "model": "wrn-10-1", "pretrained": False}
+        >>> plan = plan_finetuning(settings, Path("run/single"))
+        >>> plan.single.fission.exits, plan.ensemble.fission.branch_after, plan.ensemble.fission.linear_exits
+        (1, [2, 2], [2, 2])
+    """
+    check_positive_integer("ensemble_epochs", ensemble_epochs)
+    if given.get("validation") == 0:
+        raise invalid("validation", "above 0, as the networks are calibrated on validation images", 0.0)
+    common = _start(given, finetuned)
+    of_single = {name: value for name, value in common.items() if name not in OF_ENSEMBLE}
+    config = RunConfig.from_dict(with_recipe(recipe, of_single | {"exits": 1}))
+    model, shape = _model_and_shape(config)
+    of_model = _of_model(model, shape, normalisation=finetuned is not None)
+    data = config.to_dict() | {name: value for name, value in of_model.items() if common.get(name) is None}
+    config = RunConfig.from_dict(data)
+    common |= {name: data[name] for name in of_model}
+    settings = {**OF_TRAINED_WEIGHTS, **common, "pretrained": False, "weights": str(single)}
+    settings = _without_vain_defaults(settings | {"epochs": ensemble_epochs}, given)
+    settings |= _late_exits(settings, given, model, shape)
+    return FinetunePlan(config, RunConfig.from_dict(with_recipe(recipe, settings)), finetuned is not None)
+
+
+def check_ensemble(config: RunConfig) -> None:
+    """Build the ensemble from new weights, so that what cannot be divided is refused before a training.
+
+    Raises:
+        ValueError: the network cannot be built.
+    """
+    model, shape = _model_and_shape(config)
+    fission = replace(
+        config.fission, criterion="random", pruning_steps=None, assignment="random", reconstruct=False
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training says the same
+        plan = BuildPlan(lambda _: model, fission, torch.zeros(2, *shape))
+        find_method(config.method).build(plan)
+
+
+def _start(given: Mapping[str, Any], finetuned: str | None) -> dict[str, Any]:
+    """Return the settings that are given, with those of what the single network starts from."""
+    if finetuned is None:
+        return {"pretrained": given.get("weights") is None, **given}
+    for name in ("weights", "pretrained", "epochs"):
+        if name in given:
+            hint = "the single network is not trained"
+            raise invalid(name, "left out with finetuned", given[name], hint=hint)
+    return {**_of_run(Path(finetuned)), **given, "weights": finetuned, "pretrained": False}
+
+
+def _of_run(path: Path) -> dict[str, Any]:
+    """Return the model of a run, and the size and normalisation of its images; {} for a file of weights."""
+    if not path.is_dir():
+        return {}
+    spec = ModelFolder(path).load_spec()
+    size = spec.shape[1] if spec.shape[1] == spec.shape[2] else None
+    return {"model": spec.model, "image_size": size, "mean": spec.mean, "std": spec.std}
+
+
+def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: bool) -> dict[str, Any]:
+    """Return the size, and the normalisation if it is asked for, of the images that a model is made for."""
+    made_for: dict[str, Any] = {}
+    if input_size(model) is not None:
+        made_for["image_size"] = shape[1]
+    settings = getattr(model, "pretrained_cfg", None) or {}
+    for name in ("mean", "std") if normalisation else ():
+        if len(values := settings.get(name, ())) == shape[0]:
+            made_for[name] = list(values)
+    return made_for
+
+
+def _model_and_shape(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Return the single network with new weights, and the shape of its images.
+
+    Unless the settings have a size, it is that of a model that is made for one, or else the images' own.
+    """
+    name = config.data.data
+    source = find_source(name)
+    create = partial(
+        create_model, config.model.model, len(source.classes), in_channels=len(source.train.mode)
+    )
+    model = call_with_seed(create, config.fission.seed)
+    size, made_for = config.data.image_size, input_size(model)
+    if size is None and made_for is not None:
+        size = made_for[1]
+    height, width = common_size(source.train, name) if size is None else (size, size)
+    return model, (len(source.train.mode), height, width)
+
+
+def _without_vain_defaults(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ensemble's settings without the defaults that have no effect beside those given."""
+    if settings["grouping"] != "channels":
+        settings = {name: value for name, value in settings.items() if name != "reconstruct"}
+    config = RunConfig.from_dict(settings)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in given or name not in OF_TRAINED_WEIGHTS or not unmet_condition(name, config)
+    }
+
+
+def _late_exits(
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    model: nn.Module,
+    shape: tuple[int, int, int],
+) -> dict[str, Any]:
+    """Return the late branch points and linear exits, unless they are given."""
+    exits = settings.get("exits", 1)
+    names = cut(model, torch.zeros(2, *shape), settings.get("stages"), exits).stage_names
+    late = {
+        "branch_after": late_branches(exits, names),
+        "linear_exits": [max(1, len(names) - 1)] * LINEAR_EXITS,
+    }
+    if exits == 1:
+        del late["branch_after"]
+    return {name: value for name, value in late.items() if given.get(name) is None}

@@ -1,0 +1,42 @@
+import pytest
+
+from netfission.evaluation.gain import Gain, NetworkFigures
+from netfission.profiling.timing import Quartiles
+from netfission.utils.typed import typed
+
+
+def gain(seconds: float | None = 100.0) -> Gain:
+    single = NetworkFigures(1, {"top1": 0.64, "nll": 1.5, "ece": 0.04}, 2_000_000, 30_000_000, seconds)
+    ensemble = NetworkFigures(5, {"top1": 0.61, "nll": 1.25, "ece": 0.05}, 2_200_000, 29_700_000, 50.0)
+    times = {1: Quartiles(1.1, 1.2, 1.3), 32: Quartiles(1.0, 1.05, 1.1)}
+    return Gain(400, 50, single, ensemble, times, {"device": "CPU"})
+
+
+def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies():
+    assert gain().table().splitlines() == [
+        "                  accuracy %     NLL  ECE %  MACs, M  parameters, M    training",
+        "single network  64.00 ± 2.40  1.5000   4.00    30.00          2.000  1 min 40 s",
+        "ensemble of 5   61.00 ± 2.44  1.2500   5.00    29.70          2.200        50 s",
+        "on 400 test images, calibrated on 50 validation images; ± is the standard error; NLL and ECE are "
+        "better if lower",
+    ]
+
+
+def test_a_loss_of_accuracy_is_not_hidden():
+    assert gain().summary() == (
+        "gain: accuracy -3.00 points, NLL -0.2500, ECE +1.00 points\n"
+        "cost: MACs 0.99×, parameters 1.10×, time 1.20× (1 image) and 1.05× (32 images); "
+        "training 0.50× on top"
+    )
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0])
+def test_a_network_that_was_trained_elsewhere_has_no_time(seconds):
+    assert gain(seconds).summary().endswith("(32 images)")
+    assert gain(None).table().splitlines()[1].endswith("–")
+
+
+def test_it_is_read_as_it_is_written():
+    import json
+
+    assert typed(Gain, json.loads(gain().to_json())) == gain()

@@ -1,0 +1,245 @@
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from netfission.cli import main
+from netfission.models import create_model
+from netfission.profiling.cost import count
+from netfission.runs.callbacks import Stopwatch
+from netfission.runs.finetune import single_folder
+from netfission.runs.folder import RunFolder
+
+FLAGS = [
+    *("digits", "--limit-per-class", "5", "--model", "wrn-10-1", "--pretrained", "false"),
+    *("--batch-size", "25", "--epochs", "2", "--ensemble-epochs", "2", "--accelerator", "cpu", "--out"),
+]
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory) -> Path:
+    """The folder of a fine-tuning; not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["finetune", *FLAGS, str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def copied(finetuned, tmp_path, monkeypatch) -> Path:
+    """A copy of it, whose settings name the copy's single network."""
+    out = tmp_path / "run"
+    shutil.copytree(finetuned, out)
+    config = RunFolder(out).config
+    config.write_text(config.read_text().replace(str(finetuned), str(out)))
+    return out
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Spares the time to draw it."""
+    monkeypatch.setattr("netfission.report.write_report", lambda runs, page: page)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a finished step is repeated")
+
+    monkeypatch.setattr("netfission.runs.finetune.train", refuse)
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(RunFolder(out).weights)
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    one, other = weights_of(first), weights_of(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_ensemble_starts_from_the_single_network_which_teaches_it(finetuned):
+    folder, single = RunFolder(finetuned), single_folder(finetuned)
+    config, report = folder.load_config(), folder.load_weights_report()
+    assert config.model.weights == report.path == str(single.path)
+    assert (report.loaded, report.new) == (46, ())
+    assert config.training.parent_weight == 1 and config.fission.reconstruct
+    assert config.data == single.load_config().data
+    assert single.load_config().training.epochs == config.training.epochs == 2
+    network, spec = folder.load_fission()
+    assert network.exits == 5 and spec.fission["exits"] == 3
+    assert network.branch_after == (2, 2, 2, 2)  # of three stages
+    assert single.load_fission()[0].exits == 1
+
+
+def test_the_gain_is_that_of_the_two_runs(finetuned, capsys):
+    folder, single = RunFolder(finetuned), single_folder(finetuned)
+    gain = folder.load_gain()
+    assert (gain.n, gain.calibrated_on) == (359, 145)
+    for figures, run in ((gain.single, single), (gain.ensemble, folder)):
+        network, _ = run.load_network()
+        size = count(network, torch.zeros(1, 1, 8, 8)).size
+        assert figures.metrics == run.load_reliability().scaled.metrics
+        assert (figures.parameters, figures.macs) == (size.parameters_stored, size.macs_dense)
+        assert figures.seconds == Stopwatch(run.training_time).read() > 0
+    assert gain.ensemble.predictions == 5
+    assert all(0 < time.lower <= time.median <= time.upper for time in gain.time.values())
+
+
+def test_the_same_command_repeats_nothing_and_says_the_same(finetuned, no_training, capsys):
+    before = {file: file.read_bytes() for file in finetuned.rglob("*") if file.is_file()}
+    assert main(["finetune", *FLAGS, str(finetuned)]) == 0
+    assert {file: file.read_bytes() for file in finetuned.rglob("*") if file.is_file()} == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"step 1 of 3: the single network is finished, in {finetuned / 'single'}"
+    assert lines[1] == f"step 2 of 3: the ensemble is finished, in {finetuned}"
+    gain = RunFolder(finetuned).load_gain()
+    assert "\n".join(lines[3:-1]) == f"{gain.table()}\n{gain.summary()}"
+    assert gain.summary().startswith("gain: accuracy ")
+
+
+def test_the_page_has_both_networks(finetuned):
+    page = RunFolder(finetuned).report.read_text()
+    assert "2 runs on digits" in page
+    assert "5 exits by channels" in page and "one exit" in page
+
+
+def test_only_what_is_missing_is_done(copied, finetuned, no_training):
+    folder = RunFolder(copied)
+    folder.gain.unlink()
+    folder.report.unlink()
+    assert main(["finetune", *FLAGS, str(copied)]) == 0
+    assert folder.load_gain().ensemble == RunFolder(finetuned).load_gain().ensemble
+    assert folder.report.is_file()
+
+
+@pytest.mark.parametrize("step", ["single", "ensemble"])
+def test_a_stopped_command_goes_on_with_the_same_result(step, finetuned, tmp_path, no_page, capsys):
+    out = tmp_path / "run"
+
+    start_epoch = Stopwatch.on_train_epoch_start
+
+    def stop(watch, trainer, pl_module):
+        is_single = watch.path.parent.name == "single"
+        if trainer.current_epoch == 1 and is_single == (step == "single"):
+            raise KeyboardInterrupt
+        start_epoch(watch, trainer, pl_module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stopwatch, "on_train_epoch_start", stop)
+        assert main(["finetune", *FLAGS, str(out)]) == 130
+    assert capsys.readouterr().err.endswith("netfission: stopped; the same command goes on\n")
+    assert single_folder(out).weights.is_file() == (step == "ensemble")
+    assert not RunFolder(out).weights.is_file()
+    assert main(["finetune", *FLAGS, str(out)]) == 0
+    first_epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/2")]
+    assert ["exit4" in line for line in first_epochs] == ([True] if step == "single" else [])
+    assert_equal(single_folder(out).path, single_folder(finetuned).path)
+    assert_equal(out, finetuned)
+
+
+def test_what_is_stopped_before_its_first_step_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    monkeypatch.setattr("netfission.runs.train.load_run_data", stop)
+    assert main(["finetune", *FLAGS, str(out)]) == 130
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--epochs 3", "--epochs must be 2, as in {out}/single/config.yaml, got 3"),
+        ("--ensemble-epochs 3", "--ensemble-epochs must be 2, as in {out}/config.yaml, got 3"),
+        ("--seed 1", "--seed must be 0, as in {out}/single/config.yaml, got 1"),
+        ("--exits 2", "--exits must be 3, as in {out}/config.yaml, got 2"),
+        ("--parent-weight 0.5", "--parent-weight must be 1.0, as in {out}/config.yaml, got 0.5"),
+    ],
+)
+def test_going_on_with_other_settings_is_refused(flags, message, finetuned, no_training, capsys):
+    assert main(["finetune", *FLAGS, str(finetuned), *flags.split()]) == 2
+    expected = f"{message.format(out=finetuned)}; a run resumes with the settings it began with"
+    assert capsys.readouterr().err == f"netfission: {expected}\n"
+
+
+def test_the_folder_of_another_run_is_refused(finished_run, capsys):
+    before = sorted(finished_run.rglob("*"))
+    assert main(["finetune", *FLAGS, str(finished_run)]) == 2
+    expected = f"a new or empty folder, or that of a fine-tuning, got {finished_run}, which holds another run"
+    assert capsys.readouterr().err == f"netfission: --out must be {expected}\n"
+    assert sorted(finished_run.rglob("*")) == before
+
+
+def without(names: str) -> list[str]:
+    """The flags of a fine-tuning without some of them."""
+    flags = list(FLAGS)
+    for name in names.split():
+        del flags[(at := flags.index(name)) : at + 2]
+    return flags
+
+
+def test_a_run_of_one_exit_is_taken_as_it_is(finetuned, tmp_path, no_page, capsys):
+    out, single = tmp_path / "run", single_folder(finetuned).path
+    flags = without("--model --pretrained --epochs")
+    assert main(["finetune", *flags, str(out), "--finetuned", str(single)]) == 0
+    assert_equal(single_folder(out).path, single)
+    gain, trained = RunFolder(out).load_gain(), RunFolder(finetuned).load_gain()
+    assert gain.single.metrics == trained.single.metrics  # of the same test and validation images
+    assert gain.single.seconds is None and "training" not in gain.summary()
+    assert_equal(out, finetuned)
+    assert not single_folder(out).config.exists()  # it was not trained there
+    assert "warning" not in capsys.readouterr().err
+    again = ["finetune", *flags, str(out)]
+    assert main([*again, "--finetuned", str(single)]) == 0
+    assert "step 1 of 3: the single network is finished" in capsys.readouterr().out
+    assert main([*again, "--model", "wrn-10-1", "--pretrained", "false"]) == 2
+    error = capsys.readouterr().err
+    assert f"--finetuned must be {str(single)!r}, as in {out / 'single'}, got None; " in error
+
+
+def test_a_file_of_a_trained_network_is_taken_as_it_is(tmp_path, no_page):
+    file, out = tmp_path / "net.pt", tmp_path / "run"
+    torch.save(create_model("wrn-10-1", 10, in_channels=1).state_dict(), file)
+    flags = without("--pretrained --epochs")
+    assert main(["finetune", *flags, str(out), "--finetuned", str(file)]) == 0
+    taken = weights_of(single_folder(out).path)
+    assert torch.equal(taken["stem.conv1.weight"], torch.load(file)["conv1.weight"])
+
+
+def test_a_run_that_was_trained_on_held_out_images_is_taken_with_a_warning(
+    finetuned, tmp_path, no_page, capsys
+):
+    flags = [*without("--model --pretrained --epochs"), str(tmp_path / "run"), "--seed", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["finetune", *flags, "--finetuned", str(single_folder(finetuned).path)]) == 0
+    message = "have the same content as images that the network was trained on"
+    assert (
+        f"netfission: warning: 12 of 504 images of digits (such as row 79) {message}\n"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--epochs 3", "--epochs must be left out with finetuned, got 3; the single network is not trained"),
+        ("--weights net.pt", "--weights must be left out with finetuned, got "),
+        (
+            "--exits 3",
+            "--finetuned must be a network with a classifier of the 10 classes, got {file} without",
+        ),
+    ],
+)
+def test_a_trained_network_that_does_not_suit_is_refused(flags, message, tmp_path, capsys):
+    file, out = tmp_path / "net.pt", tmp_path / "run"
+    torch.save(create_model("wrn-10-1", 7, in_channels=1).state_dict(), file)
+    given = [*without("--pretrained --epochs"), str(out), "--finetuned", str(file), *flags.split()]
+    assert main(["finetune", *given]) == 2
+    assert message.format(file=file) in capsys.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from netfission.config import ENSEMBLE_EPOCHS, FINETUNE_RECIPE, RECIPES
+from netfission.runs.finetune_settings import check_ensemble, plan_finetuning
+from netfission.runs.folder import RunFolder
+
+SINGLE = Path("run/single")
+DIGITS = {"data": "digits", "model": "wrn-10-1", "pretrained": False}
+
+
+def plan(**given):
+    return plan_finetuning(DIGITS | given, SINGLE)
+
+
+@pytest.mark.parametrize("recipe", [FINETUNE_RECIPE, "finetune"])
+def test_both_networks_follow_the_recipe(recipe):
+    planned = plan_finetuning(DIGITS, SINGLE, recipe=recipe)
+    settings = dict(RECIPES[recipe])
+    assert settings.items() <= planned.single.to_dict().items()
+    assert settings.items() <= (planned.ensemble.to_dict() | {"epochs": settings["epochs"]}).items()
+    assert planned.ensemble.training.epochs == ENSEMBLE_EPOCHS
+
+
+def test_a_model_by_name_starts_from_published_weights_unless_others_are_named():
+    given = {"data": "digits", "model": "resnet10t", "image_size": 32}
+    single = plan_finetuning(given, SINGLE).single
+    assert single.model.pretrained
+    assert not plan_finetuning(given | {"weights": "net.pt"}, SINGLE).single.model.pretrained
+    assert not plan_finetuning(given | {"pretrained": False}, SINGLE).single.model.pretrained
+
+
+def test_the_ensembles_settings_are_not_the_single_networks():
+    given = {"exits": 2, "temperature": 2.0, "parent_weight": 0.5, "ratio": [2.0, 1.0], "sparsity": 0.1}
+    planned = plan(**given, learning_rate=0.01, flip=False)
+    assert given.items() <= planned.ensemble.to_dict().items()
+    single = planned.single.to_dict()
+    assert (single["exits"], single["temperature"], single["ratio"], single["sparsity"]) == (
+        1,
+        3.0,
+        None,
+        0.0,
+    )
+    assert single["learning_rate"] == planned.ensemble.training.learning_rate == 0.01
+    assert single["flip"] is planned.ensemble.data.flip is False
+
+
+def test_exits_leave_late_unless_they_are_told_where():
+    assert plan(exits=4).ensemble.fission.branch_after == [2, 2, 2]
+    fission = plan(branch_after=[1, 2], linear_exits=[]).ensemble.fission
+    assert (fission.branch_after, fission.linear_exits) == ([1, 2], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "left_out"),
+    [
+        ({"exits": 1}, {"grouping": "weights", "reconstruct": False, "branch_after": None}),
+        ({"grouping": "copies"}, {"reconstruct": False}),
+    ],
+)
+def test_defaults_without_effect_are_left_out(given, left_out):
+    config = plan(**given).ensemble
+    assert left_out.items() <= config.to_dict().items()
+    assert config.fission.linear_exits == [2, 2]
+
+
+def test_images_have_the_size_that_the_model_is_made_for():
+    given = {"data": "digits", "model": "resnet10t", "pretrained": False}
+    planned = plan_finetuning(given, SINGLE)
+    assert planned.single.data.image_size == planned.ensemble.data.image_size == 176
+    assert plan_finetuning(given | {"image_size": 32}, SINGLE).ensemble.data.image_size == 32
+    assert plan().single.data.image_size is None  # a model without such a size
+
+
+def test_what_cannot_be_divided_is_refused_before_a_training():
+    check_ensemble(plan(sparsity=0.5, assignment="importance").ensemble)
+    last_is_a_norm = plan(stages=["block1", "block3", "bn"])
+    with pytest.raises(ValueError, match="stages must be divisible by channels"):
+        check_ensemble(last_is_a_norm.ensemble)
+
+
+def test_a_network_that_is_finetuned_already_has_the_normalisation_that_it_was_trained_with(
+    finished_run, tmp_path
+):
+    torch.save({}, tmp_path / "net.pt")
+    given = {"data": str(_photographs(tmp_path / "photographs")), "model": "resnet10t"}
+    planned = plan_finetuning(given, SINGLE, finetuned=str(tmp_path / "net.pt"))
+    for data in (planned.single.data, planned.ensemble.data):
+        assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (
+        plan_finetuning(given | {"mean": [0.1] * 3}, SINGLE, finetuned="net.pt").single.data.mean == [0.1] * 3
+    )
+    trained = plan_finetuning(given | {"pretrained": False}, SINGLE).single.data
+    assert trained.mean is None is trained.std
+
+    spec = RunFolder(finished_run).load_spec()
+    of_run = plan_finetuning({"data": "digits"}, SINGLE, finetuned=str(finished_run))
+    assert of_run.single.model.model == spec.model == "wrn-10-1"
+    assert (of_run.ensemble.data.mean, of_run.ensemble.data.std) == (spec.mean, spec.std)
+    assert of_run.ensemble.data.image_size == 8
+
+
+def _photographs(folder: Path) -> Path:
+    for number in range(10):
+        file = folder / f"class{number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 99)).save(file)
+    return folder
