@@ -51,6 +51,14 @@ def no_training(monkeypatch):
     monkeypatch.setattr("netfission.runs.finetune.train", refuse)
 
 
+def without(names: str) -> list[str]:
+    """The flags of a fine-tuning without some of them."""
+    flags = list(FLAGS)
+    for name in names.split():
+        del flags[(at := flags.index(name)) : at + 2]
+    return flags
+
+
 def weights_of(out: Path) -> dict[str, torch.Tensor]:
     return load_file(RunFolder(out).weights)
 
@@ -107,12 +115,18 @@ def test_the_page_has_both_networks(finetuned):
     assert "5 exits by channels" in page and "one exit" in page
 
 
-def test_only_what_is_missing_is_done(copied, finetuned, no_training):
+def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatch):
+    def times(networks, images, *, rounds):
+        paths = {name: network(images).shape[1] for name, network in networks.items()}
+        return {name: [0.1 * count] * rounds for name, count in paths.items()}
+
+    monkeypatch.setattr("netfission.runs.finetune.inference_times", times)
     folder = RunFolder(copied)
     folder.gain.unlink()
     folder.report.unlink()
     assert main(["finetune", *FLAGS, str(copied)]) == 0
     assert folder.load_gain().ensemble == RunFolder(finetuned).load_gain().ensemble
+    assert [time.median for time in folder.load_gain().time.values()] == pytest.approx([5, 5])  # not 1/5
     assert folder.report.is_file()
 
 
@@ -139,6 +153,25 @@ def test_a_stopped_command_goes_on_with_the_same_result(step, finetuned, tmp_pat
     assert ["exit4" in line for line in first_epochs] == ([True] if step == "single" else [])
     assert_equal(single_folder(out).path, single_folder(finetuned).path)
     assert_equal(out, finetuned)
+
+
+def test_a_network_that_was_half_taken_over_when_it_was_killed_is_taken_over(
+    finetuned, tmp_path, no_page, capsys
+):
+    out = tmp_path / "run"
+    command = [
+        *("finetune", *without("--model --pretrained --epochs"), str(out)),
+        *("--finetuned", str(single_folder(finetuned).path)),
+    ]
+    assert main(command) == 0
+    single = single_folder(out)
+    for file in single.path.iterdir():
+        file.unlink()
+    assert main(command) == 0
+    assert single.weights.is_file()
+    single.reliability.unlink()
+    assert main(command) == 0
+    assert single.reliability.is_file()
 
 
 def test_what_is_stopped_before_its_first_step_leaves_nothing(tmp_path, monkeypatch):
@@ -173,14 +206,6 @@ def test_the_folder_of_another_run_is_refused(finished_run, capsys):
     expected = f"a new or empty folder, or that of a fine-tuning, got {finished_run}, which holds another run"
     assert capsys.readouterr().err == f"netfission: --out must be {expected}\n"
     assert sorted(finished_run.rglob("*")) == before
-
-
-def without(names: str) -> list[str]:
-    """The flags of a fine-tuning without some of them."""
-    flags = list(FLAGS)
-    for name in names.split():
-        del flags[(at := flags.index(name)) : at + 2]
-    return flags
 
 
 def test_a_run_of_one_exit_is_taken_as_it_is(finetuned, tmp_path, no_page, capsys):

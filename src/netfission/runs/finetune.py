@@ -147,10 +147,12 @@ def _check_begun(plan: FinetunePlan, folder: RunFolder, single: RunFolder) -> No
         found = f"{folder.path}, which holds another run"
         raise invalid("out", "a new or empty folder, or that of a fine-tuning", found=found)
     report, expected = single.load_weights_report(), plan.single.model.weights if plan.finetuned else None
-    begun = None if single.config.is_file() or report is None else report.path
-    if single.path.exists() and begun != expected:
-        raise invalid("finetuned", f"{begun!r}, as in {single.path}", expected, hint=_SAME_SETTINGS)
-    if single.config.is_file():
+    is_trained = single.config.is_file()
+    if is_trained or report is not None:
+        begun = None if is_trained or report is None else report.path
+        if begun != expected:
+            raise invalid("finetuned", f"{begun!r}, as in {single.path}", expected, hint=_SAME_SETTINGS)
+    if is_trained:
         single.claim(plan.single, resume=True)
     folder.claim(plan.ensemble, resume=True, names={"epochs": "ensemble_epochs"})
 
