@@ -25,14 +25,14 @@ def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies
 def test_a_loss_of_accuracy_is_not_hidden():
     assert gain().summary() == (
         "gain: accuracy -3.00 points, NLL -0.2500, ECE +1.00 points\n"
-        "cost: MACs 0.99×, parameters 1.10×, time 1.20× (1 image) and 1.05× (32 images); "
-        "training 0.50× on top"
+        "cost: MACs 0.99×, parameters 1.10×, time 1.20× for 1 image (1.10–1.30) and 1.05× for 32 images "
+        "(1.00–1.10); training 0.50× on top"
     )
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0])
 def test_a_network_that_was_trained_elsewhere_has_no_time(seconds):
-    assert gain(seconds).summary().endswith("(32 images)")
+    assert gain(seconds).summary().endswith("for 32 images (1.00–1.10)")
     assert gain(None).table().splitlines()[1].endswith("–")
 
 

@@ -48,7 +48,7 @@ class Gain:
         >>> gain = Gain(100, 20, single, ensemble, {32: Quartiles(1.0, 1.1, 1.2)}, {})
         >>> print(gain.summary())
         gain: accuracy +5.00 points, NLL -0.2000, ECE -3.00 points
-        cost: MACs 1.02×, parameters 1.10×, time 1.10× (32 images); training 0.75× on top
+        cost: MACs 1.02×, parameters 1.10×, time 1.10× for 32 images (1.00–1.20); training 0.75× on top
     """
 
     n: int
@@ -79,7 +79,10 @@ class Gain:
         """Return what was gained and what it costs, in two lines."""
         single, ensemble = self.single, self.ensemble
         change = {name: ensemble.metrics[name] - single.metrics[name] for name in ("top1", "nll", "ece")}
-        times = (f"{time.median:.2f}× ({count_noun(size, 'image')})" for size, time in self.time.items())
+        times = (
+            f"{time.median:.2f}× for {count_noun(size, 'image')} ({time.lower:.2f}–{time.upper:.2f})"
+            for size, time in self.time.items()
+        )
         cost = [
             f"MACs {ensemble.macs / single.macs:.2f}×",
             f"parameters {ensemble.parameters / single.parameters:.2f}×",
