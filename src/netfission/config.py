@@ -15,6 +15,8 @@ LARGEST_SEED = 2**32 - 1  # that NumPy accepts
 
 ONE_PREDICTION = frozenset({"born-again"})  # methods with one exit, whose default number of exits is 1
 
+STOPS_EARLY = frozenset({"fission", "multi-exit"})  # methods whose exits can answer one after another
+
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
 

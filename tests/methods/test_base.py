@@ -43,10 +43,13 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("cost {run}", "must be a run with method=fission, got method=deep-ensemble"),
+        (
+            "cost {run}",
+            "must be a run whose network is divided into paths, such as one with method=fission, got method=",
+        ),
         (
             "evaluate {run} --cascade",
-            "must be a run with method=fission for a cascade, got method=deep",
+            "must be a run with method=fission or multi-exit for a cascade, got method=deep",
         ),
         (
             "train --method deep-ensemble --exits 1",

@@ -15,7 +15,6 @@ from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.layers import BatchedMembers, replace_layers
 from netfission.methods.mc_dropout import MemberDropout
 from netfission.methods.mimo import Mimo
-from netfission.methods.multi_exit import MultiExit
 from netfission.methods.narrow import NarrowBranches
 from netfission.methods.packed import Packed
 from netfission.methods.snapshot import Snapshots
@@ -32,7 +31,6 @@ WRAPPERS: dict[str, Callable[[nf.FissionNetwork], nn.Module]] = {
     "DeepEnsemble": lambda net: DeepEnsemble([net]),
     "BatchedMembers": lambda net: BatchedMembers(net, 2, in_training=False),
     "Mimo": lambda net: Mimo(net, 2, 3),
-    "MultiExit": lambda net: MultiExit(net, [], []),
     "NarrowBranches": lambda net: NarrowBranches([net.stem], net.exit_paths),
     "Packed": lambda net: Packed(net, 2),
     "Snapshots": lambda net: Snapshots(net, 2),

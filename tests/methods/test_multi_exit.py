@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
+from netfission.inference.deployment import deploy
 from netfission.methods.base import BuildPlan, call_with_seed
-from netfission.methods.multi_exit import MultiExit
 from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.network import LinearExit
+from netfission.network import FissionNetwork, LinearExit
 from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import kept_masks
@@ -24,9 +24,9 @@ def plan(model: str = "wrn-10-1", side: int = 8, **changes) -> BuildPlan:
     return BuildPlan(create, replace(FissionConfig(exits=3), **changes), torch.rand(2, 3, side, side))
 
 
-def build(**changes) -> MultiExit:
+def build(**changes) -> FissionNetwork:
     network = find_method(CONFIG).build(plan(**changes))
-    assert isinstance(network, MultiExit)
+    assert isinstance(network, FissionNetwork)
     return network
 
 
@@ -39,8 +39,8 @@ def test_exit_0_is_the_network_and_the_others_read_the_means_of_its_features():
     backbone = cut(model, plan().example)
     first_features = backbone.stages[0](backbone.stem(images))
     for logits, exit_, features in (
-        (second, network.early[0], backbone.stages[1](first_features)),
-        (third, network.early[1], first_features),
+        (second, network.paths[1].head, backbone.stages[1](first_features)),
+        (third, network.paths[2].head, first_features),
     ):
         expected = features.mean(dim=(2, 3)) @ exit_.linear.weight.T + exit_.linear.bias
         assert torch.allclose(logits, expected, atol=1e-5)
@@ -49,7 +49,8 @@ def test_exit_0_is_the_network_and_the_others_read_the_means_of_its_features():
 def test_by_default_exits_leave_after_stage_1_2():
     network = build()
     assert network.branch_after == (1, 2)
-    assert [exit_.linear.in_features for exit_ in network.early] == [16, 32]
+    heads = [path.head for path in network.exit_paths[1:]]
+    assert [exit_.linear.in_features for exit_ in heads] == [16, 32]
 
 
 def test_the_trunk_runs_once():
@@ -95,8 +96,8 @@ def test_a_transformer_s_tokens_are_averaged():
     network = find_method(CONFIG).build(
         plan("timm/vit_tiny_patch16_224", 224, exits=2, stages=["blocks.0", "blocks.11"])
     )
-    assert isinstance(network, MultiExit)
-    (exit_,) = network.early
+    assert isinstance(network, FissionNetwork)
+    exit_ = network.exit_paths[1].head
     assert (exit_.positions, exit_.linear.in_features) == ((1,), 192)
 
 
@@ -106,7 +107,7 @@ def test_equal_blocks_are_divided_into_as_many_groups_as_there_are_exits():
     of_blocks = BuildPlan(lambda seed: model, FissionConfig(exits=4), torch.rand(2, 3, 8, 8))
     network = find_method(CONFIG).build(of_blocks)
     assert network(torch.rand(2, 3, 8, 8)).shape == (2, 4, 10)
-    assert network.single.stage_names == ("1", "3", "5", "7")
+    assert network.stage_names == ("1", "3", "5", "7")
 
 
 def test_the_same_seed_gives_the_same_network_and_the_global_generator_stays():
@@ -114,11 +115,11 @@ def test_the_same_seed_gives_the_same_network_and_the_global_generator_stays():
     before = torch.get_rng_state()
     first = find_method(CONFIG).build(made)
     assert torch.equal(torch.get_rng_state(), before)
-    assert isinstance(first, MultiExit)
+    assert isinstance(first, FissionNetwork)
     images = torch.rand(2, 3, 8, 8)
     again, other = build(seed=3), build(seed=4)
     assert torch.equal(first.eval()(images), again.eval()(images))
-    assert not torch.equal(first.early[0].linear.weight, other.early[0].linear.weight)
+    assert not torch.equal(first.paths[1].head.linear.weight, other.paths[1].head.linear.weight)
 
 
 def test_copies_and_loaded_states_answer_alike_and_stay_pruned():
@@ -150,3 +151,9 @@ def test_copies_and_loaded_states_answer_alike_and_stay_pruned():
 def test_what_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+def test_it_is_deployed_as_any_other_network():
+    network = build().eval()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.allclose(deploy(network, images)(images), network(images), atol=1e-5)

@@ -171,7 +171,9 @@ def test_a_cascade_is_refused_where_probabilities_are_averaged(tmp_path: Path) -
     folder = RunFolder(tmp_path / "run")
     network, _ = folder.load_network()
     assert network.branch_after == (1,)
-    with pytest.raises(ValueError, match=r"a run with method=fission for a cascade, got method=treenet"):
+    with pytest.raises(
+        ValueError, match=r"a run with method=fission or multi-exit for a cascade, got method=treenet"
+    ):
         evaluate_cascade(folder, config, max_accuracy_drop=1.0)
     with pytest.raises(ValueError, match=r"to export a cascade, got method=treenet"):
         check_cascade(Classifier.from_pretrained(folder.path))

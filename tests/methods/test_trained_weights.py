@@ -103,7 +103,9 @@ def test_late_exits_of_the_undivided_network_differ_by_their_classifiers_alone(t
     logits = network(images)
     assert torch.equal(logits[:, 0], trained(images))
     assert not torch.equal(logits[:, 1], logits[:, 2])
-    assert [sum(p.numel() for p in exit_.parameters()) for exit_ in network.early] == [64 * 10 + 10] * 2
+    assert [sum(p.numel() for p in exit_.parameters()) for exit_ in network.exit_paths[1:]] == [
+        64 * 10 + 10
+    ] * 2
 
 
 def test_members_of_a_deep_ensemble_share_trained_weights_and_differ_by_new_classifiers(trained):

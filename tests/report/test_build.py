@@ -265,7 +265,7 @@ def test_a_baseline_is_reported_without_paths(settings_of, tmp_path):
     train(settings_of(method="deep-ensemble", sparsity=0.0, epochs=1), run, progress=False)
     text = text_of(page_of(run))
     assert "deep-ensemble of 2" in text
-    assert "Only networks of method=fission are drawn" in text
+    assert "Networks of method=deep-ensemble are not drawn." in text
     assert "member 1" in text and "<img" in page_of(run)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.classifier import Classifier
+from netfission.config import STOPS_EARLY
 from netfission.data.batches import Normalisation
 from netfission.export.check import (
     TOLERANCE,
@@ -86,9 +87,10 @@ class Plan:
 def check_cascade(classifier: Classifier) -> None:
     """Raise ValueError unless a network has two exits or more that run one after another."""
     network, method = classifier.network, classifier.spec.method_name
-    if method != "fission" or not isinstance(network, FissionNetwork) or network.exits == 1:
-        found = "one exit" if method == "fission" else f"method={method}"
-        raise invalid("run", "of method=fission with two exits or more to export a cascade", found=found)
+    if method not in STOPS_EARLY or not isinstance(network, FissionNetwork) or network.exits == 1:
+        found = "one exit" if method in STOPS_EARLY else f"method={method}"
+        methods = " or ".join(sorted(STOPS_EARLY))
+        raise invalid("run", f"of method={methods} with two exits or more to export a cascade", found=found)
 
 
 class Step(nn.Module):

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
-from netfission.config import MethodConfig, RunConfig
+from netfission.config import STOPS_EARLY, MethodConfig, RunConfig
 from netfission.evaluation.corruption import MIN_SIDE
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
@@ -222,7 +222,7 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
     if not run.epochs:
         reason = "There are no learning curves: metrics.csv, which training writes, is missing."
         yield "epochs", MissingPart(reason)
-    if run.cascade is None and isinstance(run.network, FissionNetwork) and run.exits > 1:
+    if run.cascade is None and run.config.method.method in STOPS_EARLY and run.exits > 1:
         if run.config.data.validation:
             yield "cascade", MissingPart("Early exit has not been measured.", f"{evaluate} --cascade")
         else:
@@ -236,7 +236,7 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
         yield "corruptions", MissingPart(reason, f"{evaluate} --corruptions")
     if not isinstance(run.network, FissionNetwork):
         method = run.config.method.method
-        yield "network", MissingPart(f"Only networks of method=fission are drawn; this one is {method}.")
+        yield "network", MissingPart(f"Networks of method={method} are not drawn.")
 
 
 def _split_settings(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:

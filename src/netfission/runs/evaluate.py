@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from netfission.classifier.folder import NetworkSpec
-from netfission.config import RunConfig
+from netfission.config import STOPS_EARLY, RunConfig
 from netfission.data import Batches, ImageData, Split
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import VALIDATION, Calibration
@@ -88,8 +88,9 @@ def evaluate_cascade(
         raise invalid("validation", "above 0 to choose the thresholds of a cascade", config.data.validation)
     network, spec, data, device = load_for_evaluation(folder, config)
     method = config.method.method
-    if method != "fission":
-        raise invalid(str(folder.path), "a run with method=fission for a cascade", found=f"method={method}")
+    if method not in STOPS_EARLY:
+        expected = f"a run with method={' or '.join(sorted(STOPS_EARLY))} for a cascade"
+        raise invalid(str(folder.path), expected, found=f"method={method}")
     assert isinstance(network, FissionNetwork)
     if network.exits == 1:
         raise invalid("exits", "2 or more for a cascade", network.exits)

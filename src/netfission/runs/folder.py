@@ -218,16 +218,15 @@ class RunFolder(ModelFolder):
         return self.checkpoint
 
     def load_fission(self) -> tuple[FissionNetwork, NetworkSpec]:
-        """Load the network and its spec, see `load_network`, of a run whose method is fission.
+        """Load the network and its spec, see `load_network`, of a run whose network is a `FissionNetwork`.
 
         Raises:
-            ValueError: the method is another, or see `load_network`.
+            ValueError: the network is another, or see `load_network`.
         """
         network, spec = self.load_network()
         if not isinstance(network, FissionNetwork):
-            raise invalid(
-                str(self.path), "a run with method=fission", found=f"method={spec.method['method']}"
-            )
+            expected = "a run whose network is divided into paths, such as one with method=fission"
+            raise invalid(str(self.path), expected, found=f"method={spec.method['method']}")
         return network, spec
 
     def load_data_summary(self) -> DataSummary | None:
