@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import pickle
@@ -265,6 +266,18 @@ def test_from_network_refuses_a_model_that_differs_without_weights():
     network = nf.fission(single, 2, example_input=torch.zeros(2, *SHAPE))
     with pytest.raises(ValueError, match=r"got 'wrn-10-1', which makes another \(its logits differ\)"):
         nf.Classifier.from_network(network, **GOOD)
+
+
+def test_a_network_of_another_type_is_refused_by_its_type_and_predicts(small, finished_run):
+    message = r"^network must be of float32, as it is loaded again, got weights of bfloat16; call float\(\)"
+    with pytest.raises(ValueError, match=message):
+        nf.Classifier.from_network(copy.deepcopy(small).bfloat16(), **GOOD)
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    expected = classifier.logits(images)
+    logits = classifier.bfloat16().logits(images)
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, expected, rtol=0.1, atol=0.1)
 
 
 def test_from_network_compares_logits_relative_to_their_spread():

@@ -13,6 +13,7 @@ from netfission.cli import main
 from netfission.data.load import load_data
 from netfission.data.matched import load_matched
 from netfission.data.sources import find_source, fingerprint
+from netfission.data.unlabelled import load_unlabelled
 
 CLASSES = ("cat", "dog", "fox")
 
@@ -168,3 +169,40 @@ def test_a_crop_that_may_miss_the_whole_image_is_refused(tmp_path: Path, capsys)
     message = "netfission: --crop-padding must be less than the images' height and width (12), got 12\n"
     assert capsys.readouterr().err == message
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("name", "others"), [("label", ["size"]), ("what it shows", [])])
+def test_lists_are_no_labels(tmp_path: Path, name: str, others: list[str]) -> None:
+    rows = [(path, [label], *([8, 8] for _ in others)) for path, label in write_images(tmp_path)]
+    table = write_parquet(tmp_path / "a.parquet", rows, "path", name, *others)
+    found = rf"got values of type list<.*string> in the column {name}$"
+    with pytest.raises(ValueError, match=f"must be a table of one path and one label per row, {found}"):
+        find_source(str(table))
+
+
+def test_lists_in_other_columns_are_not_read(tmp_path: Path) -> None:
+    rows = [(*row, [8, 8]) for row in write_images(tmp_path)]
+    table = write_parquet(tmp_path / "a.parquet", rows, "path", "label", "size")
+    assert find_source(str(table)).classes == list(CLASSES)
+
+
+def test_rows_without_a_split_are_counted(tmp_path: Path) -> None:
+    rows = write_images(tmp_path)
+    splits = [(*row, ["train", "test", ""][number // 9]) for number, row in enumerate(rows)]
+    table = write_csv(tmp_path / "a.csv", splits, "path,label,split")
+    assert find_source(str(table)).left_out == {"without a class or split": 6}
+    summary = load_data(str(table), validation=0.0).summary
+    assert "left out: 6 without a class or split" in summary.text()
+
+
+@pytest.mark.parametrize(
+    ("used", "other"),
+    [("test", "test"), ("test", "val"), ("val", "val"), ("test", "train"), ("train", "train")],
+)
+def test_images_without_labels_may_come_from_a_table_of_any_splits(
+    tmp_path: Path, used: str, other: str
+) -> None:
+    rows = write_images(tmp_path)
+    splits = [(*row, used if number < 20 else other) for number, row in enumerate(rows)]
+    table = write_csv(tmp_path / "a.csv", splits, "path,label,split")
+    assert len(load_unlabelled(str(table), (3, 8, 8))) == (24 if used == other else 20)

@@ -111,7 +111,7 @@ def test_each_generation_has_its_epochs_and_a_resumed_run_ends_bit_identical(tmp
         ({"generations": 0}, r"^generations must be a positive integer, got 0$"),
         (
             {"ema": 0.9},
-            r"^ema must be None with method=born-again, got 0.9; it would average",
+            r"^ema must be left out with method=born-again, got 0.9; it would average",
         ),
     ],
 )

@@ -220,7 +220,7 @@ def test_layers_that_cannot_be_narrowed_are_named(second, message):
         (
             {"ratio": [2, 1, 1]},
             CONFIG,
-            r"^ratio must be None with method=narrow, got \[2, 1, 1\]; its branches",
+            r"^ratio must be left out with method=narrow, got \[2, 1, 1\]; its branches",
         ),
         (
             {"branch_after": [1, 2]},

@@ -52,7 +52,7 @@ def test_each_method_states_its_rules_and_their_source(name: str) -> None:
             if name != "mimo":
                 assert method.loss(TrainingConfig(reduction=asked)).reduction == asked
                 continue
-            with pytest.raises(ValueError, match=r"^reduction must be None with method=mimo"):
+            with pytest.raises(ValueError, match=r"^reduction must be left out with method=mimo"):
                 method.hooks(3, TrainingConfig(reduction=asked))
 
 

@@ -222,7 +222,7 @@ def test_what_is_refused(name, tmp_path):
     config = MethodConfig(name)
     with pytest.raises(ValueError, match=f"^exits must be at least 2 with method={name}, got 1$"):
         find_method(config).build(plan(exits=1))
-    with pytest.raises(ValueError, match=f"^ema must be None with method={name}, got 0.9; it would"):
+    with pytest.raises(ValueError, match=f"^ema must be left out with method={name}, got 0.9; it would"):
         train(settings(config, 2, ema=0.9), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 

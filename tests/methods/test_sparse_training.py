@@ -192,7 +192,7 @@ def test_invalid_settings_are_refused(changes, message):
 
 def test_averages_of_weights_are_refused():
     with pytest.raises(
-        ValueError, match=r"^ema must be None with method=edst-ensemble, got 0\.9; an average"
+        ValueError, match=r"^ema must be left out with method=edst-ensemble, got 0\.9; an average"
     ):
         find_method(MethodConfig("edst-ensemble")).hooks(2, TrainingConfig(ema=0.9))
 
@@ -396,11 +396,12 @@ def test_all_batches_of_a_step_have_a_say_in_what_comes_back():
             "--method edst-ensemble --exits 40",
             "epochs must be enough for an exploration and 40 refinements, got 1 (8",
         ),
-        ("--method edst-ensemble --ema 0.9", "ema must be None with method=edst-ensemble, got 0.9"),
+        ("--method edst-ensemble --ema 0.9", "ema must be left out with method=edst-ensemble, got 0.9"),
         ("--sparsity 0", "sparsity must be a share between 0 and 1 with method=dst-ensemble, got 0.0"),
         (
             "--method fission --regrow_every 7",
-            "--regrow-every must be None unless method=dst-ensemble or edst-ensemble or neurotrails, got 7",
+            "--regrow-every must be left out unless method=dst-ensemble or edst-ensemble or neurotrails, "
+            "got 7",
         ),
     ],
 )

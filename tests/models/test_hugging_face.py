@@ -198,7 +198,7 @@ def test_images_are_of_the_size_that_the_settings_name(folders: dict[str, Path])
 
 
 def test_what_is_no_image_classifier_is_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
-    def refusal(folder: Path, **options: Any) -> str:
+    def refusal(folder: Path | str, **options: Any) -> str:
         with pytest.raises(ValueError, match=r"^(model|pretrained) must be ") as caught:
             create_model(f"hf/{folder}", 5, **options)
         assert "\n" not in str(caught.value)
@@ -206,7 +206,7 @@ def test_what_is_no_image_classifier_is_refused(tmp_path: Path, folders: dict[st
 
     assert f"got hf/{tmp_path}, a folder without config.json" in refusal(tmp_path)
     transformers.BertConfig(num_hidden_layers=1).save_pretrained(tmp_path)
-    assert f"got hf/{tmp_path} of type bert" in refusal(tmp_path)
+    assert refusal(tmp_path).endswith(f"got hf/{tmp_path} of type bert, which classifies no images")
     (tmp_path / "config.json").write_text("{")
     assert "without readable config.json (" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -214,6 +214,7 @@ def test_what_is_no_image_classifier_is_refused(tmp_path: Path, folders: dict[st
     assert "without readable weights (" in refusal(folders["vit"], pretrained=True)
     with pytest.raises(ValueError, match=r"^model must be hf/NAME .*got hf/a/b/c without readable"):
         create_model("hf/a/b/c", 5)
+    assert refusal("").endswith("with config.json, got 'hf/'")
 
 
 def test_a_name_on_the_hub_without_network_is_soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +222,8 @@ def test_a_name_on_the_hub_without_network_is_soon_given_up(monkeypatch: pytest.
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     start = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"^cannot download config\.json of 'hf/someone/net'.* folder"):
+    with pytest.raises(
+        ConnectionError, match=r"^cannot download config\.json of 'hf/someone/net', and it is .* folder"
+    ):
         create_model("hf/someone/net", 5)
     assert time.monotonic() - start < 20

@@ -100,13 +100,19 @@ class Classifier(nn.Module):
             std: per channel, on the same scale; images are divided by it.
 
         Raises:
-            ValueError: the network was made with a `Grouping` object, it differs from what `model` makes, or
-                an argument is not valid.
+            ValueError: the network was made with a `Grouping` object or is not of float32, it differs from
+                what `model` makes, or an argument is not valid.
         """
         check_network("network", network)
         if network.config is None:
             raise invalid(
                 "network", "made with a grouping given by its name", found="one made with a Grouping object"
+            )
+        dtype = next(network.parameters()).dtype
+        if dtype != torch.float32:
+            found = f"weights of {str(dtype).removeprefix('torch.')}"
+            raise invalid(
+                "network", "of float32, as it is loaded again", found=found, hint="call float() first"
             )
         spec = NetworkSpec(
             model,
@@ -168,7 +174,7 @@ class Classifier(nn.Module):
 
         The logits are float32 and not divided by the temperature.
         """
-        logits: Tensor = self(self._normalise(pixels).to(self.device))
+        logits: Tensor = self(self._normalise(pixels).to(next(self.network.parameters())))
         return logits.float().cpu()
 
     def predict(self, pixels: Tensor, *, risk: float | None = None) -> Predictions:

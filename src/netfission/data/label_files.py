@@ -196,6 +196,11 @@ def _read_parquet_cells(path: Path) -> list[list[str]]:
             found = f"values of type {column.type} in the column {column.name}"
             hint = "if these are images, give the folder of the file"
             raise invalid(str(path), "a table of paths and labels", found=found, hint=hint)
+    read = {SPLIT_COLUMN, *FILE_COLUMNS, *LABEL_COLUMNS}
+    for column in table.schema:
+        if types.is_nested(column.type) and (column.name.casefold() in read or len(table.schema) == 2):
+            found = f"values of type {column.type} in the column {column.name}"
+            raise invalid(str(path), "a table of one path and one label per row", found=found)
     columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in table]
     return [table.column_names, *map(list, zip(*columns, strict=True))]
 

@@ -20,8 +20,8 @@ def load_unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:
 
     Args:
         name: a data set as in `load_data`, or a folder: parquet shards with an image column, or image files
-            by any names. Within a folder of files, that of the test split is used if it exists, or else that
-            of the validation split.
+            by any names. Of a table, or within a folder of files, the test split is used if it exists, or
+            else the validation split.
         shape: channels (1 or 3), height and width.
 
     Returns:
@@ -48,8 +48,8 @@ def load_unlabelled(name: str, shape: tuple[int, int, int]) -> StreamedSplit:
 def _find_records(name: str) -> Any:
     folder = Path(name)
     if name in NAMES or not folder.is_dir():
-        source = find_source(name)
-        return source.test or source.train
+        splits = find_source(name, train_required=False).splits
+        return splits[next(split for split in ("test", "validation", "train") if split in splits)]
     if has_parquet(folder):
         return _read_parquet_records(folder)
     inner = find_test_folder(folder)

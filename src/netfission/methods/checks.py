@@ -36,10 +36,11 @@ def check_unused(setting: str, value: Any, expected: Any, method: str, hint: str
     Example:
         >>> check_unused("ema", 0.9, None, "snapshot", "it would average the snapshots")
         Traceback (most recent call last):
-        ValueError: ema must be None with method=snapshot, got 0.9; it would average the snapshots
+        ValueError: ema must be left out with method=snapshot, got 0.9; it would average the snapshots
     """
     if value != expected:
-        raise invalid(setting, f"{expected!r} with method={method}", value, hint=hint)
+        valid = "left out" if expected is None else repr(expected)
+        raise invalid(setting, f"{valid} with method={method}", value, hint=hint)
 
 
 def unsuitable_model(method: str, expected: str, found: str, hint: str = "") -> ValueError:

@@ -97,7 +97,8 @@ def find_method(config: MethodConfig, fission: FissionConfig | None = None) -> M
     for name, value in given.items():
         if not reads_setting(config.method, name):
             readers = " or ".join(method for method in METHODS if reads_setting(method, name))
-            raise invalid(name, f"{defaults[name]!r} unless method={readers}", value)
+            valid = "left out" if defaults[name] is None else repr(defaults[name])
+            raise invalid(name, f"{valid} unless method={readers}", value)
     return kind(config)
 
 

@@ -112,7 +112,8 @@ def create_hugging_face(
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
-        raise invalid("model", _EXPECTED, found=f"{name} of type {config.model_type}") from error
+        found = f"{name} of type {config.model_type}, which classifies no images"
+        raise invalid("model", _EXPECTED, found=found) from error
     _check_loaded(name, model, config, loaded)
     return HuggingFaceClassifier(model).train()
 
@@ -127,6 +128,8 @@ def _read_config(name: str) -> Any:
     from transformers import AutoConfig
 
     place = name.removeprefix(PREFIX)
+    if not place:
+        raise invalid("model", _EXPECTED, name)
     if Path(place).is_dir() and not (Path(place) / _CONFIG).is_file():
         raise invalid("model", _EXPECTED, found=f"{name}, a folder without {_CONFIG}")
     try:
@@ -142,8 +145,9 @@ def _not_found(name: str, error: OSError, what: str) -> Exception:
     """Return the error for a model that is not in a folder, or not on the hub, or out of reach."""
     if Path(name.removeprefix(PREFIX)).is_dir() or is_in_reach() or "Repo id" in str(error):
         return invalid("model", _EXPECTED, found=f"{name} without readable {what} ({first_line(error)})")
+    them = "they are" if what == "weights" else "it is"
     return ConnectionError(
-        f"cannot download {what} of {name!r}, and they are not in the cache: connect to a network once, "
+        f"cannot download {what} of {name!r}, and {them} not in the cache: connect to a network once, "
         f"or name a folder with {_CONFIG}"
     )
 

@@ -23,7 +23,7 @@ from netfission.methods.optimizers import layer_scales
 from netfission.methods.registry import find_method
 from netfission.models import TrainedWeights, WeightsReport, create_model
 from netfission.network import FissionNetwork
-from netfission.utils.errors import invalid
+from netfission.utils.errors import first_line, invalid
 from netfission.utils.text import count_noun
 
 
@@ -166,7 +166,14 @@ def build_network(
         >>> network(torch.zeros(1, 1, 8, 8)).shape
         torch.Size([1, 2, 10])
     """
-    return find_method(config.method).build(_plan(config, data, weights, report))
+    try:
+        return find_method(config.method).build(_plan(config, data, weights, report))
+    except ValueError as error:
+        if not str(error).startswith("example_input must be accepted by the network"):
+            raise
+        height, width = data.shape[1:]
+        found = f"images of {height}×{width} ({first_line(error.__cause__ or error)})"
+        raise invalid("image_size", f"a size that {config.model.model} accepts", found=found) from error
 
 
 def check_start(config: RunConfig, data: ImageData, weights: TrainedWeights | None = None) -> None:
