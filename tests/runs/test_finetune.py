@@ -116,9 +116,8 @@ def test_the_page_has_both_networks(finetuned):
 
 
 def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatch):
-    def times(networks, images, *, rounds):
-        paths = {name: network(images).shape[1] for name, network in networks.items()}
-        return {name: [0.1 * count] * rounds for name, count in paths.items()}
+    def times(networks, images):
+        return {name: [0.1 * network(images).shape[1]] * 3 for name, network in networks.items()}
 
     monkeypatch.setattr("netfission.runs.finetune.inference_times", times)
     folder = RunFolder(copied)

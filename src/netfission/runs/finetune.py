@@ -26,7 +26,6 @@ from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
 
 BATCH_SIZES = (1, 32)  # of the time of inference
-ROUNDS = 10
 _SAME_SETTINGS = "a run resumes with the settings it began with"
 
 
@@ -134,7 +133,7 @@ def _relative_times(network: nn.Module, single: nn.Module, images: Tensor) -> di
     """Return the time of inference over the single network's by the number of images in a batch."""
     relative = {}
     for size in BATCH_SIZES:
-        times = inference_times({"network": network, "single": single}, images[:size], rounds=ROUNDS)
+        times = inference_times({"network": network, "single": single}, images[:size])
         ratios = [time / other for time, other in zip(times["network"], times["single"], strict=True)]
         relative[size] = Quartiles.from_values(ratios)
     return relative
