@@ -42,6 +42,11 @@ DIGITS = "finetune digits --model wrn-10-1 --pretrained false --out run"
             f"{DIGITS} --finetuned net.pt",
             "^--pretrained must be left out with finetuned, got False; the single",
         ),
+        ("finetune digits --finetuned none.pt", "^--model must be given, got nothing; for example resnet18"),
+        (
+            "finetune digits --model wrn-10-1 --finetuned none.pt --out run",
+            r"none\.pt must be a file of weights \(safetensors, .*, got no such file or directory$",
+        ),
         (
             f"{DIGITS} --validation 0",
             "^--validation must be above 0, as the networks are calibrated on valid",

@@ -177,9 +177,10 @@ def _take_over(config: RunConfig, single: RunFolder) -> None:
     Warns:
         UserWarning: it is the network of a run that was trained on some of the held-out images.
     """
+    weights = single.read_weights(config)  # before the data, which may take long
     data = load_run_data(config.data, config.fission.seed)
     reports: list[WeightsReport] = []
-    network = build_network(config, data, report=reports.append)
+    network = build_network(config, data, weights, reports.append)
     if reports[0].new:
         raise invalid(
             "finetuned",
