@@ -217,9 +217,14 @@ class FissionConfig:
                 raise invalid(name, f"{default!r} unless grouping={grouping!r}", value)
 
     @property
+    def linear(self) -> int:
+        """The number of linear exits."""
+        return len(self.linear_exits or ())
+
+    @property
     def predictions(self) -> int:
         """The number of predictions: of exits and of linear exits."""
-        return self.exits + len(self.linear_exits or ())
+        return self.exits + self.linear
 
     @property
     def shares(self) -> list[float]:

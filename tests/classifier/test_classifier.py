@@ -156,6 +156,17 @@ def test_the_readme_is_written_from_the_runs_own_figures(finished_run, tmp_path)
     assert (again / "evaluation.json").read_bytes() == (finished_run / "evaluation.json").read_bytes()
 
 
+def test_the_card_and_the_table_distinguish_linear_exits(finished_run):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    spec = replace(classifier.spec, fission=classifier.spec.fission | {"exits": 1, "linear_exits": [2]})
+    card = model_card(spec, evaluation=classifier.evaluation)
+    assert f"# {spec.model}, one exit and 1 linear exit\n" in card
+    assert "| exit 0 |" in card and "| exit 1 (linear) |" in card
+    rows = [line.split("  ")[0] for line in classifier.evaluation.table(linear=1).splitlines()]
+    assert rows[1:3] == ["exit 0", "exit 1 (linear)"]
+    assert "(linear)" not in classifier.evaluation.table()
+
+
 def test_the_card_says_where_the_temperature_is_a_guess(finished_run):
     classifier = nf.Classifier.from_pretrained(finished_run)
     calibration = classifier.calibration

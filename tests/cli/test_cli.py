@@ -424,6 +424,8 @@ def test_every_recipe_holds_settings_of_the_command(recipe):
 def test_a_run_is_named_by_its_settings():
     config = parse("--data", "some/where/cifar100", "--sparsity", "0.5", "--seed", "2")
     assert default_name(config) == "cifar100-wrn-16-2-3exits-weights-snip0.5-seed2"
+    config = parse("--grouping", "channels", "--linear-exits", "[1,block2]", "--reconstruct", "true")
+    assert default_name(config) == "digits-wrn-16-2-3exits-channels-linear-1-block2-reconstructed-seed0"
 
 
 def test_where_the_data_set_has_moved_evaluate_says_what_to_pass(finished_run, tmp_path, capsys):

@@ -30,6 +30,7 @@ from netfission.surgery.backbone import cut, resolve_branches, resolve_linear_ex
 from netfission.surgery.narrowing import fit
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import write_together
+from netfission.utils.text import count_noun
 from netfission.utils.typed import read_json, typed
 
 Factory = Callable[..., nn.Module]  # called with num_classes and in_channels, by name
@@ -179,7 +180,29 @@ class NetworkSpec:
     @property
     def predictions(self) -> int:
         """The number of predictions: of exits and linear exits, or of a baseline's members."""
-        return int(self.fission["exits"]) + len(self.fission.get("linear_exits") or ())
+        return int(self.fission["exits"]) + self.linear
+
+    @property
+    def linear(self) -> int:
+        """The number of linear exits."""
+        return len(self.fission.get("linear_exits") or ())
+
+    @property
+    def kind(self) -> str:
+        """How the network was divided, or which baseline it is, in words.
+
+        Example:
+            >>> fission = {"exits": 2, "grouping": "channels", "linear_exits": [1], "reconstruct": True}
+            >>> NetworkSpec("wrn-10-1", ["cat", "dog"], [3, 8, 8], [0.5] * 3, [1] * 3, fission, "0.1.0").kind
+            '2 exits by channels, reconstructed, and 1 linear exit'
+        """
+        exits = int(self.fission["exits"])
+        if self.method_name != "fission":
+            return f"{self.method_name} of {exits}"
+        parts = ["one exit" if exits == 1 else f"{exits} exits by {self.fission['grouping']}"]
+        parts += ["reconstructed"] if self.fission.get("reconstruct") else []
+        parts += [f"and {count_noun(self.linear, 'linear exit')}"] if self.linear else []
+        return (" " if len(parts) == 2 and self.linear else ", ").join(parts)
 
     @property
     def method_name(self) -> str:

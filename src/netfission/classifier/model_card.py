@@ -46,7 +46,7 @@ def model_card(
         _use(spec),
     ]
     if evaluation is not None:
-        parts.append(_figures(evaluation, recipe))
+        parts.append(_figures(evaluation, recipe, spec.linear))
     if calibration is not None:
         parts.append(_calibrated(calibration))
     if recipe is not None:
@@ -55,10 +55,7 @@ def model_card(
 
 
 def _title(spec: NetworkSpec) -> str:
-    method = spec.method.get("method", "fission")
-    exits = spec.predictions
-    parts = f"{exits} exits by {spec.fission['grouping']}" if method == "fission" else f"{method} of {exits}"
-    return f"{spec.model or 'Unnamed network'}, {parts}"
+    return f"{spec.model or 'Unnamed network'}, {spec.kind}"
 
 
 def _what_it_is(spec: NetworkSpec) -> str:
@@ -86,9 +83,9 @@ print(classifier.spec.classes[predictions.classes[0]], predictions.confidence[0]
 ```"""
 
 
-def _figures(evaluation: Evaluation, recipe: RunConfig | None) -> str:
+def _figures(evaluation: Evaluation, recipe: RunConfig | None, linear: int) -> str:
     data = f" of {as_text(Path(recipe.data.data).name)}" if recipe else ""
-    rows = {f"exit {number}": figures for number, figures in enumerate(evaluation.exits)}
+    rows = evaluation.by_exit(linear)
     rows["**ensemble**"] = evaluation.ensemble
     lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
     for name, metrics in rows.items():

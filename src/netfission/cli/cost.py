@@ -117,7 +117,10 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
 
 
 def _title(model: str, chosen: FissionConfig) -> str:
-    return f"{model}, exits: {chosen.exits}, grouping: {chosen.grouping}, sparsity: {chosen.sparsity:g}"
+    linear = f", linear exits: {chosen.linear}" if chosen.linear else ""
+    return (
+        f"{model}, exits: {chosen.exits}{linear}, grouping: {chosen.grouping}, sparsity: {chosen.sparsity:g}"
+    )
 
 
 def _side(name: str, model: "nn.Module") -> int:

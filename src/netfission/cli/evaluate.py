@@ -161,7 +161,7 @@ def _own_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> No
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     from netfission.runs.evaluate import evaluate as evaluate_run
 
-    print(evaluate_run(folder, config).table())
+    print(evaluate_run(folder, config).table(config.fission.linear))
     reliability = folder.load_reliability()
     assert reliability is not None
     print(reliability.summary())
@@ -182,7 +182,7 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
     print(result.title(len(known)))
     if missing := [name for name in known if name not in result.classes]:
         print(f"no images of {listing(missing)}")
-    print(f"\n{result.evaluation.table()}\n{result.reliability.summary()}")
+    print(f"\n{result.evaluation.table(config.fission.linear)}\n{result.reliability.summary()}")
     print(f"wrote {file}; the run's own figures stay as they are")
 
 

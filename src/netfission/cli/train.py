@@ -58,7 +58,8 @@ def run(settings: Namespace) -> None:
 
         reliability = RunFolder(out).load_reliability()
         assert reliability is not None
-        print(f"\ntest split of {config.data.data}\n{evaluation.table()}\n{reliability.summary()}")
+        print(f"\ntest split of {config.data.data}\n{evaluation.table(config.fission.linear)}")
+        print(reliability.summary())
         print(f"wrote {out}")
 
 
@@ -95,4 +96,6 @@ def default_name(config: RunConfig) -> str:
     model = f"hf-{Path(model).name}" if is_folder else model.replace("/", "-")
     pruned = f"-{fission.criterion}{fission.sparsity:g}" if fission.sparsity else ""
     scheme = f"{fission.exits}exits-{fission.grouping}" if method == "fission" else f"{method}{fission.exits}"
-    return f"{data}-{model}-{scheme}{pruned}-seed{fission.seed}"
+    linear = f"-linear-{'-'.join(map(str, fission.linear_exits))}" if fission.linear_exits else ""
+    solved = "-reconstructed" if fission.reconstruct else ""
+    return f"{data}-{model}-{scheme}{linear}{solved}{pruned}-seed{fission.seed}"

@@ -76,9 +76,21 @@ class Evaluation:
         """
         return typed(cls, json.loads(text))
 
-    def table(self) -> str:
-        """Return the figures as aligned plain text, one line per exit and one or two for the ensemble."""
-        rows = {f"exit {i}": metrics for i, metrics in enumerate(self.exits)}
+    def by_exit(self, linear: int = 0) -> dict[str, dict[str, float]]:
+        """Return the metrics of each exit by its name; the last `linear` ones are linear exits."""
+        first = len(self.exits) - linear
+        return {
+            f"exit {number}{' (linear)' if number >= first else ''}": metrics
+            for number, metrics in enumerate(self.exits)
+        }
+
+    def table(self, linear: int = 0) -> str:
+        """Return the figures as aligned plain text, one line per exit and one or two for the ensemble.
+
+        Args:
+            linear: number of linear exits, which come last.
+        """
+        rows = self.by_exit(linear)
         rows["ensemble"] = self.ensemble
         if self.other_average is not None and len(self.exits) > 1:
             rows[f"by mean of {other_rule(self.average)}"] = self.other_average

@@ -118,11 +118,7 @@ class Run:
     @property
     def title(self) -> str:
         """The model, and how it was divided or which baseline it is."""
-        method = self.config.method.method
-        grouping = self.spec.fission["grouping"]
-        exits = "one exit" if self.exits == 1 else f"{self.exits} exits by {grouping}"
-        kind = exits if method == "fission" else f"{method} of {self.exits}"
-        return f"{self.spec.model}, {kind}"
+        return f"{self.spec.model}, {self.spec.kind}"
 
     @cached_property
     def versions(self) -> dict[str, Any]:
