@@ -88,6 +88,8 @@ def test_impossible_values_are_refused(setting, value):
         (DataConfig, "limit_per_class", 0, "a positive integer"),
         (DataConfig, "validation", 1.0, "a share of the training images, in [0, 1)"),
         (DataConfig, "validation", float("nan"), "a share of the training images, in [0, 1)"),
+        (DataConfig, "mean", [0.5, float("nan")], "a finite number per channel"),
+        (DataConfig, "std", [0.5, 0.0], "a positive number per channel"),
         (DataConfig, "crop_padding", -1, "an integer of at least 0"),
         (DataConfig, "workers", -1, "an integer of at least 0"),
         (DataConfig, "mix_alpha", 0.0, "a positive number"),

@@ -4,9 +4,10 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from netfission.config import RunConfig
-from netfission.runs.setup import build_network, load_run_data
+from netfission.runs.setup import build_network, load_run_data, make_batches, network_spec
 
 
 def test_a_reconstruction_of_random_weights_is_warned_of(settings_of: Callable[..., RunConfig]) -> None:
@@ -27,3 +28,12 @@ def test_images_of_a_size_that_the_model_does_not_accept_are_refused_by_their_se
     message = r"^image_size must be a size that vit_tiny_patch16_224 accepts, got images of 8×8 \(Input heig"
     with pytest.raises(ValueError, match=message):
         build_network(config, load_run_data(config.data, seed=0))
+
+
+def test_images_are_normalised_as_the_settings_say(settings_of):
+    config = settings_of(mean=[0.5], std=[0.25])
+    data = load_run_data(config.data, seed=0)
+    images, _ = next(iter(make_batches(data.train, data, 4)))
+    assert torch.allclose(images, (data.train.images[:4] / 255 - 0.5) / 0.25, atol=1e-6)
+    spec = network_spec(config, data)
+    assert (spec.mean, spec.std) == ([0.5], [0.25])
