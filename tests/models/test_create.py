@@ -1,12 +1,15 @@
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import pytest
 import timm
 import torch
+from torch import nn
 from torchvision import models
 
 from netfission.models import CifarResNet, WideResNet, create_model
@@ -103,6 +106,30 @@ def test_torchvision_pretrained_keeps_all_but_an_unfit_classifier(
     loaded = create_model("torchvision/squeezenet1_1", classes, pretrained=True).state_dict()
     different = {key for key in published if not torch.equal(published[key], loaded[key])}
     assert different == (set() if classes == 1000 else {"classifier.1.weight", "classifier.1.bias"})
+
+
+@pytest.mark.parametrize("classes", [1000, 5])
+@pytest.mark.parametrize("name", ["timm/test_efficientnet", "torchvision/efficientnet_b0"])
+@pytest.mark.parametrize("source", ["published", "file"])
+def test_a_new_classifier_of_trained_features_starts_with_small_logits(
+    source: str, name: str, classes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained = create_model(name, 1000).eval()
+    file = tmp_path / "net.pth"
+    torch.save(trained.state_dict(), file)
+    of_file = partial(timm.create_model, pretrained_cfg_overlay={"file": str(file)})
+    monkeypatch.setattr("timm.create_model", of_file)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: torch.load(file))
+    options: dict[str, Any] = {"pretrained": True} if source == "published" else {"weights": file}
+    model = create_model(name, classes, **options).eval()
+    images = torch.randn(4, 3, 64, 64)
+    logits = model(images)
+    if classes == 1000:
+        assert torch.equal(logits, trained(images))
+    else:
+        *_, classifier = (module for module in model.modules() if isinstance(module, nn.Linear))
+        assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        assert not classifier.bias.any()
 
 
 def test_published_weights_of_timm_without_network_are_soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from netfission.models.cifar_resnet import CifarResNet
 from netfission.models.hugging_face import PREFIX, create_hugging_face
+from netfission.models.initialisation import start_classifier
 from netfission.models.weights import TrainedWeights, WeightsReport, load_weights, read_weights
 from netfission.models.wide_resnet import WideResNet
 from netfission.utils.errors import check_positive_integer, did_you_mean, invalid
@@ -50,7 +51,8 @@ def create_model(
         num_classes: number of classes.
         in_channels: channels of the images.
         pretrained: load published weights, which are downloaded on first use. The last layer gets new weights
-            if the number of classes differs. New weights are drawn from PyTorch's global generator.
+            if the number of classes differs. New weights are drawn from PyTorch's global generator, small
+            enough for logits near 0.
         weights: a file of trained weights, or the folder of a run of one exit, see
             `netfission.models.read_weights`. The classifier gets new weights if the file lacks it, or has
             one of other classes; all other tensors must fit, see `netfission.models.load_weights`.
@@ -82,6 +84,7 @@ def create_model(
         other = _create(name, num_classes + 1, in_channels, pretrained=False).state_dict()
     classifier = {key for key, value in model.state_dict().items() if value.shape != other[key].shape}
     loaded = load_weights(model, trained, classifier=classifier, name=name)
+    start_classifier(model, loaded.new)
     if report is not None:
         report(loaded)
     return model
@@ -140,6 +143,7 @@ def _create_torchvision(name: str, num_classes: int, in_channels: int, pretraine
         shapes = {key: value.shape for key, value in model.state_dict().items()}
         fitting = {key: value for key, value in weights.items() if shapes.get(key) == value.shape}
         model.load_state_dict(fitting, strict=False)
+        start_classifier(model, shapes.keys() - fitting.keys())
     return model
 
 
@@ -168,9 +172,21 @@ def _create_timm(
         if drop_path and "drop_path_rate" in str(error):
             raise _without_drop_path(name, drop_path) from error
         raise
+    if pretrained:
+        _start_timm_classifier(model, num_classes)
     if drop_path and not any(type(module).__name__ == "DropPath" for module in model.modules()):
         raise _without_drop_path(name, drop_path)
     return model
+
+
+def _start_timm_classifier(model: Any, num_classes: int) -> None:
+    """Start the classifiers of a pretrained model with small weights if it was trained on other classes."""
+    if model.pretrained_cfg.get("num_classes") == num_classes:
+        return
+    classifiers = model.get_classifier()  # two of distilled transformers
+    parts = classifiers if isinstance(classifiers, tuple | list) else [classifiers]
+    new = {id(parameter) for part in parts for parameter in part.parameters()}
+    start_classifier(model, [name for name, value in model.named_parameters() if id(value) in new])
 
 
 def _without_drop_path(name: str, drop_path: float) -> ValueError:
