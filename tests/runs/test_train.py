@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from netfission.cli import main
+from netfission.config import RECIPES
 from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
@@ -166,6 +167,26 @@ def test_reconstruction_keeps_what_the_network_knows(parent_run, tmp_path):
     assert metrics["true"]["nll"] < 0.4 * metrics["false"]["nll"]
 
 
+def test_the_network_before_teaches_beside_an_average_and_in_mixed_precision(parent_run, tmp_path):
+    flags = [*CHILD.split(), "--weights", str(parent_run), "--limit-per-class", "30", "--batch-size", "50"]
+    losses = {}
+    for name, more in {
+        "alone": "",
+        "taught": "--parent-weight 2",
+        "averaged": "--parent-weight 2 --ema 0.9",
+        "mixed": "--parent-weight 2 --precision bf16-mixed",
+    }.items():
+        out = tmp_path / name
+        assert main(["train", *flags, *more.split(), "--out", str(out)]) == 0
+        losses[name] = rows_of(out)[0]["train/loss"]
+        state = state_of(out)
+        assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
+        assert state.keys() == state_of(tmp_path / "alone").keys()  # without the teacher
+    assert losses["averaged"] == losses["taught"] > losses["alone"] + 0.1
+    assert losses["mixed"] == pytest.approx(losses["taught"], rel=0.03)
+    assert losses["mixed"] != losses["taught"]
+
+
 def test_the_network_before_teaches(parent_run, tmp_path):
     flags = [*CHILD.split(), "--weights", str(parent_run), "--reconstruct", "true"]
     losses = []
@@ -298,10 +319,12 @@ RESUMED = [
     {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.5},
     {"label_smoothing": 0.1, "balance": "sampler", "patience": 1, "ema": 0.9},
     {"crop_scale": 0.5, "rand_augment": 5, "color_jitter": 0.3, "erase": 0.3, "flip": True},
+    {"drop_path": 0.5, "model": "resnet10t", "image_size": 32, "sparsity": 0.0, "balance": "weights"},
+    {**RECIPES["finetune"], "epochs": 2, "batch_size": 50},
 ]
 
 
-@pytest.mark.parametrize("changes", RESUMED, ids=lambda changes: "-".join(changes))
+@pytest.mark.parametrize("changes", RESUMED, ids=lambda changes: "-".join(list(changes)[:4]))
 def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, changes):
     config = settings_of(**changes)
     train(config, tmp_path / "whole", progress=False)
