@@ -110,8 +110,8 @@ def read_weights(path: str | Path) -> TrainedWeights:
             average (`state_dict_ema`, `model_ema`) is preferred.
 
     Raises:
-        ValueError: it does not exist, is damaged, holds no weights, would run code when it is read, or has a
-            sparse or quantised tensor, one without values, or a value that is not finite.
+        ValueError: it does not exist, is damaged, holds no weights, or would run code when it is read. Or a
+            tensor is sparse, quantised or without values, or has a value that is not finite.
 
     Example:
         >>> import tempfile
@@ -192,10 +192,10 @@ def load_weights(
     """Load trained weights into a model, in place.
 
     Names may have a prefix in the file, such as `module.` or `model.`, or lack one that the model has: the
-    prefix with which most names match is taken. Tensors outside a prefix, such as those of metrics or of a
-    loss, and moving averages beside the weights are left out if the file has all tensors of the model. If
-    names differ, but the tensors of a PyTorch file have the order, shapes and last parts of names (`weight`,
-    `running_mean`) of the model's, they are matched so.
+    prefix with which most names match is taken. If the file has all tensors of the model, others outside the
+    prefix, such as those of metrics or of a moving average, are left out. If names differ, but the tensors of
+    a PyTorch file have the order, shapes and last parts of names (`weight`, `running_mean`) of the model's,
+    they are matched so.
 
     Args:
         model: the model.
