@@ -156,6 +156,21 @@ def test_an_undivided_network_with_linear_exits_is_multi_exit(model: nn.Module) 
     assert torch.equal(net(images), MultiExitMethod(MethodConfig()).build(plan).eval()(images))
 
 
+def test_exits_of_trained_weights_leave_late_and_the_summary_says_why(model: nn.Module) -> None:
+    batches = [(IMAGES, torch.zeros(len(IMAGES), dtype=torch.long))]
+    trained = nf.fission(model, grouping="channels", branch_after="auto", reconstruct=True, batches=batches)
+    assert trained.branch_after == (2, 2)
+    assert "exits leave after block2: late, so that most of the network stays whole" in trained.summary()
+    assert nf.fission(model, branch_after="late", example_input=IMAGES).branch_after == (2, 2)
+    default = nf.fission(model, example_input=IMAGES)
+    new = nf.fission(model, branch_after="auto", example_input=IMAGES)
+    assert torch.equal(new.eval()(IMAGES), default.eval()(IMAGES)) and new.branch_after == (1, 2)
+    assert "exits leave after block1, block2: early, as nothing says" in new.summary()
+    assert "exits leave" not in default.summary()
+    with pytest.raises(ValueError, match=r"^exits must be 1 for a network of one stage \(block1\)"):
+        nf.fission(model, stages=["block1"], branch_after="late", example_input=IMAGES)
+
+
 def test_three_exits_of_a_network_of_two_stages_share_the_branch_point(model: nn.Module) -> None:
     assert nf.fission(model, 3, stages=["block1", "block2"], example_input=IMAGES).branch_after == (1, 1)
 

@@ -34,6 +34,7 @@ def test_unknown_setting_is_refused_with_the_nearest():
         ({"flip": 1}, "flip must be true or false, got 1"),
         ({"ratio": [1, "a"]}, 'ratio[1] must be a number, got "a"'),
         ({"branch_after": [1, 0.5]}, "branch_after[1] must be an integer or text, got 0.5"),
+        ({"branch_after": "soon"}, "branch_after must be one of auto, late, got 'soon'"),
         ({"mix": "cutout"}, "mix must be one of none, cutmix, mixup, got 'cutout'; did you mean cutmix?"),
         ({"model": None}, "model must be text, got null"),
     ],
@@ -65,6 +66,7 @@ def test_whole_numbers_are_numbers_and_so_is_what_yaml_takes_for_text():
     read = RunConfig.from_dict(yaml.safe_load("learning_rate: 1e-3\nbranch_after: [1, 1]"))
     assert read.training.learning_rate == 0.001
     assert RunConfig.from_dict({"branch_after": (1, 1)}).fission == read.fission
+    assert RunConfig.from_dict({"branch_after": "late"}).fission.branch_after == "late"
     assert RunConfig.from_dict({"exits": 2, "learning_rate": 1, "ratio": [2, 1]}).training.learning_rate == 1
 
 

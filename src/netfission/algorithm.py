@@ -164,7 +164,8 @@ def _divide(
         stages = _analyse(backbone, example)
     if divider.masks_weights or config.sparsity > 0:
         check_plain_weights(backbone, standardised=config.sparsity > 0)  # else where a mask is applied
-    branches = resolve_branches(config.branch_after, config.exits, backbone.stage_names)
+    branch_after = config.known_branch_after(trained=False)
+    branches = resolve_branches(branch_after, config.exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
     splits = _split(stages, kept, scores, divider, branches, config)
     of_head = _split_head(backbone, stages, divider, config, example)
@@ -195,7 +196,8 @@ def _complete(division: _Division, example: Tensor, batches: Batches) -> list[st
 
 def _by_default(config: FissionConfig, model: nn.Module) -> bool:
     """Return whether the stages and branch points are ours to choose."""
-    return config.stages is None and config.branch_after is None and not isinstance(model, Backbone)
+    ours = config.branch_after is None or isinstance(config.branch_after, str)
+    return ours and config.stages is None and not isinstance(model, Backbone)
 
 
 def _stages_with_larger_head(model: nn.Module, names: Sequence[str]) -> list[str]:

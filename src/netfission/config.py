@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import inf, isfinite
-from typing import Any, Literal, Self, TypedDict, get_type_hints
+from typing import Any, Literal, Self, TypedDict, get_args, get_type_hints
 
 from netfission.utils.errors import check_choice, check_positive, check_positive_integer, invalid
 from netfission.utils.typed import typed
@@ -17,6 +17,7 @@ ONE_PREDICTION = frozenset({"born-again"})  # methods with one exit, whose defau
 
 STOPS_EARLY = frozenset({"fission", "multi-exit"})  # methods whose exits can answer one after another
 
+BranchPoints = Literal["auto", "late"]
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
 
@@ -136,6 +137,11 @@ class ModelConfig:
         if self.pretrained and self.weights is not None:
             raise invalid("weights", "left out with pretrained, which loads others", self.weights)
 
+    @property
+    def trained(self) -> bool:
+        """Whether the network starts from trained weights."""
+        return self.pretrained or self.weights is not None
+
 
 @dataclass(frozen=True)
 class FissionConfig:
@@ -144,7 +150,8 @@ class FissionConfig:
     Args:
         exits: number of exits; 1 is the network itself; default 3, or 1 with born-again.
         branch_after: the stage (name or number from 1) after which each exit but the first leaves exit 0, as
-            a list: [1,2]; default 1, 2, ….
+            a list: [1,2]; or late (all after the last stage but one, so that most of the network stays
+            whole), or auto (late for trained weights: pretrained, weights or reconstruct); default 1, 2, ….
         linear_exits: stages (name or number from 1) after which a linear classifier leaves exit 0, in
             addition to the exits, as a list: [3,4]; default none.
         stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
@@ -176,7 +183,7 @@ class FissionConfig:
     """
 
     exits: int = 3
-    branch_after: list[int | str] | None = None
+    branch_after: list[int | str] | BranchPoints | None = None
     linear_exits: list[int | str] | None = None
     stages: list[str] | None = None
     grouping: str = "weights"
@@ -196,6 +203,8 @@ class FissionConfig:
             if isinstance(value := getattr(self, name), tuple):
                 object.__setattr__(self, name, list(value))
         check_positive_integer("exits", self.exits)
+        if isinstance(self.branch_after, str):
+            check_choice("branch_after", self.branch_after, get_args(BranchPoints))
         if self.pruning_steps is not None:
             check_positive_integer("pruning_steps", self.pruning_steps)
         if not 0 <= self.sparsity < 1:
@@ -221,6 +230,20 @@ class FissionConfig:
         """The number of linear exits."""
         return len(self.linear_exits or ())
 
+    def known_branch_after(self, *, trained: bool) -> list[int | str] | BranchPoints | None:
+        """Return `branch_after`, or what `auto` stands for.
+
+        Args:
+            trained: whether the network has trained weights; `reconstruct` says so, too.
+
+        Example:
+            >>> FissionConfig(branch_after="auto").known_branch_after(trained=True)
+            'late'
+        """
+        if self.branch_after != "auto":
+            return self.branch_after
+        return "late" if trained or self.reconstruct else None
+
     @property
     def predictions(self) -> int:
         """The number of predictions: of exits and of linear exits."""
@@ -235,7 +258,7 @@ class FissionConfig:
 class FissionSettings(TypedDict, total=False):
     """Types of the settings that `netfission.fission` accepts as keywords; see `FissionConfig`."""
 
-    branch_after: Sequence[int | str] | None
+    branch_after: Sequence[int | str] | BranchPoints | None
     linear_exits: Sequence[int | str] | None
     stages: Sequence[str] | None
     keep_shortcuts: bool

@@ -206,6 +206,8 @@ class FissionNetwork(MaskedModule):
     def summary(self) -> str:
         """Return the parameters of each path per stage, and the layers that all paths repeat, as text.
 
+        If `branch_after` is `late` or `auto`, a line says where the exits leave, and why.
+
         A network by channels that was loaded from files lists no repeated layers: its widths come from its
         weights, without finding the channel groups again.
         """
@@ -214,6 +216,8 @@ class FissionNetwork(MaskedModule):
         for name, modules in self.parts:
             counts = (sum(p.numel() for p in module.parameters()) for module in modules.values())
             lines.append(f"{name:{width}}  " + " + ".join(f"{count:,}" for count in counts))
+        if self.config is not None and isinstance(self.config.branch_after, str) and self.exits > 1:
+            lines.append(self._branch_points(self.config))
         for name, layers in self.repeated.items():
             for reason in dict.fromkeys(layer.reason for layer in layers):
                 alike = [layer for layer in layers if layer.reason == reason]
@@ -223,6 +227,14 @@ class FissionNetwork(MaskedModule):
                     f"{macs / 1e6:.2f} M MACs per path ({reason})"
                 )
         return "\n".join(lines)
+
+    def _branch_points(self, config: "FissionConfig") -> str:
+        """Return where the exits leave, and why, in words."""
+        names = [self.stage_names[after - 1] for after in self.branch_after[: config.exits - 1]]
+        where = f"exits leave after {', '.join(dict.fromkeys(names))}"
+        if config.known_branch_after(trained=False) == "late":
+            return f"{where}: late, so that most of the network stays whole and keeps what it has learned"
+        return f"{where}: early, as nothing says that the weights are trained (reconstruct)"
 
     def ensemble(self, average: Average = "logits") -> "Ensemble":
         """Return this network as one classifier, a drop-in for the original model; it shares all weights.

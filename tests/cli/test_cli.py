@@ -47,7 +47,10 @@ def test_only_what_is_given_overrides_a_default(tmp_path):
         ("train --ratio [a,b]", r"--ratio must be a list, each item a number, got '\[a,b\]'$"),
         ("train --ratio [1,2", r"--ratio must be a list, each item a number, got '\[1,2'$"),
         ("train --flip maybe", "--flip must be true or false, got 'maybe'$"),
-        ("train --branch_after 3", "--branch-after must be a list, each item an integer or text, got '3'$"),
+        (
+            "train --branch_after 3",
+            "--branch-after must be a list, each item an integer or text, or one of auto, late, got '3'$",
+        ),
         ("train --batch-size 1.5", "--batch-size must be an integer, got '1.5'$"),
         ("train --resume=3", "--resume must be given without a value, got one$"),
         ("evaluate RUN --max-accuracy-drop much", "--max-accuracy-drop must be a number, got 'much'$"),

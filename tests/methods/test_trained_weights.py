@@ -168,6 +168,16 @@ def test_whole_copies_of_trained_weights_know_nearly_what_the_network_does_and_d
     assert max(accuracies(False)[1:]) < 0.6
 
 
+@pytest.mark.parametrize("method", ["fission", "treenet", "multi-exit"])
+def test_branch_points_are_chosen_by_whether_the_weights_are_trained(method, trained):
+    def points(branch_after, knows: bool) -> tuple[int, ...]:
+        built = replace(plan(trained, branch_after=branch_after), trained=knows)
+        return find_method(MethodConfig(method)).build(built).branch_after
+
+    assert points("auto", True) == points("late", True) == (2, 2)
+    assert points("auto", False) == points(None, False) != (2, 2)
+
+
 def test_a_file_of_weights_is_refused_as_published_ones_are():
     model = ModelConfig(weights="x.pt")
     with pytest.raises(ValueError, match=r"^weights must be left out with method=mimo, got 'x\.pt'; the"):

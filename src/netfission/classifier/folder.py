@@ -225,7 +225,7 @@ class NetworkSpec:
 def _with_whole_stages(model: nn.Module, config: FissionConfig, example: Tensor) -> FissionNetwork:
     """Return the network whose paths have whole stages, so that finding channel groups costs no time."""
     backbone = cut(model, example, config.stages, config.exits)
-    branches = resolve_branches(config.branch_after, config.exits, backbone.stage_names)
+    branches = resolve_branches(config.known_branch_after(trained=False), config.exits, backbone.stage_names)
     paths = [
         ExitPath([copy.deepcopy(stage) for stage in backbone.stages[start:]], copy.deepcopy(backbone.head))
         for start in (0, *branches)

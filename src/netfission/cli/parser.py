@@ -312,7 +312,8 @@ def in_words(kind: Any) -> str:
     if get_origin(kind) is list:
         return f"a list, each item {in_words(inner[0])}"
     if inner:
-        return " or ".join(in_words(option) for option in inner if option is not NoneType)
+        options = [in_words(option) for option in inner if option is not NoneType]
+        return (", or " if any("," in option for option in options) else " or ").join(options)
     return PLAIN[kind]
 
 
@@ -388,7 +389,8 @@ def _metavar(kind: Any) -> str:
     required = _without_none(kind)
     if get_origin(required) is Literal:
         return "{" + ",".join(get_args(required)) + "}"
-    return "LIST" if get_origin(required) is list else _METAVARS[required]
+    is_list = any(get_origin(option) is list for option in (required, *get_args(required)))
+    return "LIST" if is_list else _METAVARS[required]
 
 
 def _as_text(value: Any) -> str:

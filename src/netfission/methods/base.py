@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from netfission.config import FissionConfig, MethodConfig, Reduction, TrainingConfig
+from netfission.config import BranchPoints, FissionConfig, MethodConfig, Reduction, TrainingConfig
 from netfission.ensemble import Average
 from netfission.losses import EnsembleDistillationLoss, distillation_loss
 from netfission.methods.schedules import SCHEDULES, Schedule, warmed_up
@@ -46,6 +46,11 @@ class BuildPlan:
     example: Tensor
     batches: Sequence[tuple[Tensor, Tensor]] = ()
     trained: bool = False
+
+    @property
+    def branch_after(self) -> list[int | str] | BranchPoints | None:
+        """The branch points that the settings ask for; `auto` is replaced by what it stands for."""
+        return self.fission.known_branch_after(trained=self.trained)
 
     def with_one_exit(self, seed: int | None = None) -> Self:
         """Return the plan of a network of one exit, which has no branches.

@@ -21,7 +21,7 @@ class FissionMethod(Method):
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `FissionNetwork`; see `netfission.algorithm.fission` for errors."""
-        settings = plan.fission
+        settings = replace(plan.fission, branch_after=plan.branch_after)
         if plan.trained and settings.grouping == "copies" and settings.copy_noise is None:
             settings = replace(settings, copy_noise=COPY_NOISE)
         return fission(

@@ -47,7 +47,7 @@ class MultiExitMethod(Method):
         names = cut(model, plan.example, settings.stages).stage_names
         if settings.stages is None and len(names) < settings.exits:  # equal blocks in more groups
             names = cut(model, plan.example, exits=settings.exits).stage_names
-        branches = resolve_branches(settings.branch_after, settings.exits, names)
+        branches = resolve_branches(plan.branch_after, settings.exits, names)
         one = plan.with_one_exit()
         settings = replace(one.fission, stages=list(names), linear_exits=list(branches))
         return FissionMethod(self.config).build(replace(one, create=lambda seed: model, fission=settings))

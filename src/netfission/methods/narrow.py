@@ -114,7 +114,7 @@ class NarrowMethod(Method):
         backbone = cut(plan.create(fission.seed), plan.example, fission.stages, fission.exits)
         together = [1] * (fission.exits - 1)
         after, *others = resolve_branches(
-            together if fission.branch_after is None else fission.branch_after,
+            together if plan.branch_after is None else plan.branch_after,
             fission.exits,
             backbone.stage_names,
         )

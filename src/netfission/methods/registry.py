@@ -124,7 +124,7 @@ def check_settings(config: RunConfig) -> Method:
         raise invalid("parent_weight", "0 unless weights is given", config.training.parent_weight)
     check_choice("criterion", fission.criterion, CRITERIA)
     find_grouping(fission.grouping, fission)
-    if branch_after is not None and len(branch_after) != exits - 1:
+    if isinstance(branch_after, list) and len(branch_after) != exits - 1:
         raise invalid("branch_after", f"{exits - 1} stages, one per exit but the first", branch_after)
     method.loss(config.training)
     method.schedule(config.training, exits)

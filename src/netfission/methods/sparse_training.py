@@ -334,5 +334,5 @@ class NeuroTrailsMethod(SparseTrainingMethod):
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `FissionNetwork`; see `check` and `netfission.algorithm.fission` for errors."""
         self.check(plan.fission)
-        after = plan.fission.branch_after or [1] * (plan.fission.exits - 1)
+        after = plan.branch_after or [1] * (plan.fission.exits - 1)
         return self.sparse_network(replace(plan, fission=replace(plan.fission, branch_after=after)))

@@ -37,6 +37,6 @@ class TreeNetMethod(Method):
         """
         settings = plan.fission
         self.check(plan.fission)
-        after = settings.branch_after or [1] * (settings.exits - 1)
+        after = plan.branch_after or [1] * (settings.exits - 1)
         copies = replace(settings, grouping="copies", branch_after=after)
         return FissionMethod(self.config).build(replace(plan, fission=copies))

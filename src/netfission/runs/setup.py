@@ -218,9 +218,8 @@ def _plan(
             data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
         )
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
-    trained = config.model.pretrained or config.model.weights is not None
     example = torch.zeros(2, *data.shape)
-    return BuildPlan(partial(call_with_seed, create), config.fission, example, batches, trained)
+    return BuildPlan(partial(call_with_seed, create), fission, example, batches, config.model.trained)
 
 
 def _create(
@@ -279,7 +278,10 @@ def rate_scales(config: RunConfig, data: ImageData, network: nn.Module) -> dict[
 def network_spec(config: RunConfig, data: ImageData, network: nn.Module | None = None) -> NetworkSpec:
     """Describe the trained network, with the stages that it was cut into if they were joined."""
     made = network.config if isinstance(network, FissionNetwork) else None
-    fission = config.fission if made is None else replace(config.fission, stages=made.stages)
+    branch_after = config.fission.known_branch_after(trained=config.model.trained)
+    fission = replace(config.fission, branch_after=branch_after)
+    if made is not None:
+        fission = replace(fission, stages=made.stages)
     return NetworkSpec(
         model=config.model.model,
         classes=list(data.classes),

@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -75,13 +75,13 @@ class Backbone(nn.Module):
 
 
 def resolve_branches(
-    branch_after: Sequence[int | str] | None, exits: int, stage_names: Sequence[str]
+    branch_after: Sequence[int | str] | Literal["late"] | None, exits: int, stage_names: Sequence[str]
 ) -> list[int]:
     """Return how many stages each exit but exit 0 shares with exit 0.
 
     Args:
-        branch_after: one stage per exit but exit 0, by name or 1-based number; default 1, 2, …. In a network
-            of two stages, three exits share the branch point.
+        branch_after: one stage per exit but exit 0, by name or 1-based number, or "late", see
+            `late_branches`; default 1, 2, …. In a network of two stages, three exits share the branch point.
         exits: number of exits.
         stage_names: names of the backbone's stages, in the order they run.
 
@@ -93,6 +93,8 @@ def resolve_branches(
         [1, 3]
     """
     last = len(stage_names) - 1
+    if branch_after == "late":
+        return late_branches(exits, stage_names)
     if branch_after is None:
         if exits - 1 > last and not (last and exits <= FEWEST):
             raise invalid(

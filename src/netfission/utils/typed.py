@@ -121,10 +121,14 @@ def _is(content: Any, kind: type) -> bool:
 
 
 def _one_of(kinds: Sequence[Any], content: Any, where: str) -> Any:
-    """Return the content as one of several types; if several are left beside None, all of them are plain."""
+    """Return the content as one of several types: None, one list, and plain types or one Literal."""
     if content is None and NoneType in kinds:
         return None
     others = [kind for kind in kinds if kind is not NoneType]
+    lists = [kind for kind in others if get_origin(kind) is list]
+    if lists and isinstance(content, list | tuple):
+        return _value(lists[0], content, where)
+    others = [kind for kind in others if kind not in lists] or lists
     if len(others) == 1:
         return _value(others[0], content, where)
     expected = " or ".join(PLAIN[kind] for kind in others)
