@@ -573,3 +573,17 @@ def test_dealing_is_disjoint_until_it_has_to_borrow(units: int, widths: list[int
     assert len(together.unique()) == min(units, sum(widths))
     if sum(widths) <= units:  # the first in the order are assigned
         assert together.min() == units - sum(widths)
+
+
+def test_a_stage_without_layers_is_refused_in_words() -> None:
+    with pytest.raises(
+        ValueError, match=r"^stages must be divisible by channels, got a stage without layers; "
+    ):
+        nf.fission(
+            create_model("wrn-10-1", 10),
+            2,
+            grouping="channels",
+            stages=["block3", "bn"],
+            branch_after=[1],
+            example_input=torch.zeros(2, 3, 8, 8),
+        )

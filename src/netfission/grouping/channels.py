@@ -95,10 +95,11 @@ class ChannelGrouping(Grouping):
         divided = [group.units >= len(shares) for group in coupling.groups]
         if not any(divided):
             reasons = "; ".join(sorted({*coupling.undivided.values(), *_too_few(coupling, shares)}))
+            layers = ", ".join(prunable_weights(stage.module))
             raise invalid(
                 "stages",
                 "divisible by channels",
-                found=f"a stage with {', '.join(prunable_weights(stage.module))} ({reasons})",
+                found=f"a stage with {layers} ({reasons})" if layers else "a stage without layers",
                 hint="name other stages or branch points, or use grouping='weights'",
             )
         counts = [int(units.sum()) for units in left]
