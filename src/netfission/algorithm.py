@@ -21,7 +21,7 @@ from netfission.surgery.example import check_batches, check_images, example_imag
 from netfission.surgery.features import map_tensors
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
 from netfission.surgery.plain import check_plain
-from netfission.surgery.reconstruction import in_batches, reconstruct
+from netfission.surgery.reconstruction import fit_linear, in_batches, reconstruct
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
@@ -189,7 +189,10 @@ def _complete(division: _Division, example: Tensor, batches: Batches) -> list[st
         _keep_variance(division.stages, division.splits, division.kept, unnormalised)
         for head in division.of_head.paths:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
-    division.network.paths.extend(linear_paths(backbone, after, example, config.seed))
+    linear = linear_paths(backbone, after, example, config.seed)
+    if config.reconstruct:
+        _fit_linear_exits(backbone, linear, after, batches)
+    division.network.paths.extend(linear)
     division.network.branch_after += tuple(after)
     return unsolved
 
@@ -381,6 +384,27 @@ def _reconstruct(
                     of_exit[exit_] = in_batches(path, of_exit[exit_])
             whole = after
     return list(unsolved)
+
+
+@torch.no_grad()
+def _fit_linear_exits(
+    backbone: Backbone, paths: Sequence[ExitPath], after: Sequence[int], batches: Batches
+) -> None:
+    """Fit each linear exit to the logits of the whole network, on its own share of the images, in place.
+
+    The shares keep exits of the same features from becoming equal.
+    """
+    images = torch.cat([images for images, _ in batches]).to(next(backbone.parameters()))
+    with in_mode(backbone, training=False):
+        features = [in_batches(backbone.stem, images)]
+        for stage in backbone.stages:
+            features.append(in_batches(stage, features[-1]))
+        logits = in_batches(backbone.head, features[-1])
+    for number, (path, stages) in enumerate(zip(paths, after, strict=True)):
+        share = slice(number, None, len(paths))
+        exit_, of_stage = path.head, features[stages]
+        assert isinstance(exit_, LinearExit) and isinstance(of_stage, Tensor) and isinstance(logits, Tensor)
+        fit_linear(exit_.linear, exit_.pooled(of_stage)[share], logits[share])
 
 
 def _keep_variance(

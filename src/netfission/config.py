@@ -161,8 +161,8 @@ class FissionConfig:
         exact_partition: with channels, give each channel to exactly one path, whatever the cost.
         assignment: with channels, how they are assigned to paths: random, or importance (by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
-        reconstruct: with channels, solve the layers of each path by least squares on training images, so that
-            it computes what the whole network does; for trained weights.
+        reconstruct: with channels, solve the layers of each path and of linear exits by least squares on
+            training images, so that they compute what the whole network does; for trained weights.
         copy_noise: with copies, each path but the first starts from the weights plus normal noise, whose
             standard deviation is this share of that of each tensor; default the same weights in random order,
             or 0.1 if they are trained (pretrained, weights).
@@ -465,6 +465,7 @@ OF_TRAINED_WEIGHTS: Mapping[str, Any] = {
     "exits": 3,
     "grouping": "channels",
     "reconstruct": True,
+    "pruning_batches": 16,
     "parent_weight": 1.0,
 }
 

@@ -83,8 +83,12 @@ class LinearExit(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features to logits `(batch, classes)`."""
-        logits: Tensor = self.linear(features.mean(dim=self.positions))
+        logits: Tensor = self.linear(self.pooled(features))
         return logits
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Return the means of features over their positions, `(batch, channels)`."""
+        return features.mean(dim=self.positions)
 
 
 def _positions(features: Features, ratio: float) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import netfission as nf
 from netfission.config import FissionConfig, MethodConfig, ModelConfig, RunConfig
 from netfission.data import load_data
 from netfission.methods.base import BuildPlan, call_with_seed
@@ -166,6 +167,23 @@ def test_whole_copies_of_trained_weights_know_nearly_what_the_network_does_and_d
     whole, *copies = accuracies(True)
     assert whole > 0.9 and min(copies) > whole - 0.05
     assert max(accuracies(False)[1:]) < 0.6
+
+
+@pytest.mark.parametrize("exits", [1, 2])
+def test_linear_exits_start_with_what_the_trained_network_knows(exits, trained):
+    images, labels = digits()
+    batches = list(zip(images.split(100), labels.split(100), strict=True))
+
+    def accuracies(**settings) -> tuple[nn.Module, list[float]]:
+        network = nf.fission(trained, exits, grouping="channels", linear_exits=[2, 2], **settings).eval()
+        right: Tensor = (network(images).argmax(2) == labels[:, None]).double().mean(0)
+        return network, right.tolist()[exits:]
+
+    network, fitted = accuracies(reconstruct=True, batches=batches)
+    assert min(fitted) > 0.75
+    first, second = (path.head.linear.weight for path in network.exit_paths[exits:])
+    assert not torch.allclose(first, second, atol=1e-2)
+    assert max(accuracies(example_input=images[:2])[1]) < 0.4
 
 
 @pytest.mark.parametrize("method", ["fission", "treenet", "multi-exit"])

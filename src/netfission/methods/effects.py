@@ -100,6 +100,7 @@ def _or(holds: Callable[[RunConfig], bool], words: str = "") -> Callable[[Condit
 
 
 _or_parent = _or(lambda run: run.training.parent_weight > 0)
+_or_fitted = _or(lambda run: bool(run.fission.reconstruct and run.fission.linear_exits))
 _or_reconstruct = _or(lambda run: run.fission.reconstruct, ", or reconstruct is true")
 
 # Setting → what must hold for it to have an effect. A method must also read what is part of `MethodConfig` or
@@ -130,12 +131,12 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "branch_after": (_SEVERAL,),
     "linear_exits": _ANY,
     "stages": _ANY,
-    "grouping": (_DIVIDED,),
+    "grouping": (_or_fitted(_DIVIDED),),
     "keep_shortcuts": (_BY_WEIGHTS, _SEVERAL),
     "exact_partition": (_BY_CHANNELS, _SEVERAL),
     "assignment": (_BY_CHANNELS, _SEVERAL),
     "ratio": (_SEVERAL, _SHARED_OUT),
-    "reconstruct": (_BY_CHANNELS, _DIVIDED),
+    "reconstruct": (_BY_CHANNELS, _or_fitted(_DIVIDED)),
     "copy_noise": (_COPIED, _SEVERAL),
     "sparsity": _ANY,
     "criterion": (_SCORED,),

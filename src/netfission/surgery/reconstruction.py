@@ -101,6 +101,26 @@ def reconstruct(
     return unsolved
 
 
+@torch.no_grad()
+def fit_linear(layer: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:
+    """Solve a linear layer by least squares, in place.
+
+    It keeps its weights where the inputs do not determine others.
+
+    Args:
+        layer: the layer.
+        inputs: what it reads, `(n, inputs)`.
+        outputs: what it shall return, `(n, outputs)`.
+
+    Example:
+        >>> layer, inputs = nn.Linear(2, 1), torch.randn(1000, 2)
+        >>> fit_linear(layer, inputs, inputs.sum(1, keepdim=True) + 3)
+        >>> layer.weight.round(decimals=1).tolist(), round(layer.bias.item(), 1)
+        ([[1.0, 1.0]], 3.0)
+    """
+    _solve(layer, [(inputs, layer(inputs), outputs, outputs)], None)
+
+
 def in_batches(module: nn.Module, features: Features) -> Features:
     """Run a module on features, some examples at once.
 
