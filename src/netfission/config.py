@@ -17,6 +17,8 @@ ONE_PREDICTION = frozenset({"born-again"})  # methods with one exit, whose defau
 
 STOPS_EARLY = frozenset({"fission", "multi-exit"})  # methods whose exits can answer one after another
 
+COPY_NOISE = 0.1  # on copies of trained weights, by default
+
 BranchPoints = Literal["auto", "late"]
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,18 @@ def test_settings_of_a_method_reach_only_those_who_read_them(grid_of):
         ValueError, match=r"rho must be left out, since it has no effect on any contender, got 0\.5"
     ):
         grid_of("single", "mc-dropout", rho=0.5).cells()
+
+
+def test_a_contender_that_starts_from_one_of_several_exits_is_refused(grid_of):
+    grid = replace(grid_of("treenet", "single"), starts={"single": "treenet"})
+    with pytest.raises(
+        ValueError, match=r"^contender single: from must be a contender of one exit, .* 2 exits$"
+    ):
+        grid.cells()
+
+
+def test_runs_from_trained_weights_have_a_revision_of_their_own(grid_of, monkeypatch):
+    keys = [[cell.key for cell in grid_of("single", weights=weights).cells()] for weights in (None, "a.pt")]
+    monkeypatch.setattr("netfission.experiments.grid._START", 10**6)
+    later = [[cell.key for cell in grid_of("single", weights=weights).cells()] for weights in (None, "a.pt")]
+    assert later[0] == keys[0] and later[1] != keys[1]

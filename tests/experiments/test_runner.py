@@ -106,6 +106,24 @@ def test_a_run_starts_from_the_network_that_another_run_trained(grid_of, tmp_pat
     assert longer.cell("further", 0).key != cell.key
 
 
+def test_a_start_that_fails_is_tried_once_and_named_by_those_that_depend_on_it(
+    grid_of, tmp_path, monkeypatch
+):
+    grid = grid_of("single")
+    contenders = {"single": {"exits": 1}, **{name: {"exits": 1, "epochs": 2} for name in ("a", "b")}}
+    grid = replace(grid, contenders=contenders, starts={"a": "single", "b": "single"})
+    tried = []
+
+    def fail(config, *_, **__):
+        tried.append(config.training.epochs)
+        raise RuntimeError("too hot")
+
+    monkeypatch.setattr("netfission.experiments.runner.train", fail)
+    records = run_missing(grid.cells(), tmp_path)
+    assert [record.error for record in records] == ["too hot", *["single failed: too hot"] * 2]
+    assert tried == [1]
+
+
 def test_records_of_other_weights_under_the_name_are_refused(grid_of, tmp_path):
     file, out = tmp_path / "net.pt", tmp_path / "out"
     cells = grid_of("single", weights=str(file)).cells()

@@ -1,11 +1,13 @@
 import copy
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from netfission.classifier.folder import NetworkSpec
 from netfission.config import FissionConfig, MethodConfig
 from netfission.inference.deployment import deploy
 from netfission.methods.base import BuildPlan, call_with_seed
@@ -157,3 +159,18 @@ def test_it_is_deployed_as_any_other_network():
     network = build().eval()
     images = torch.rand(2, 3, 8, 8)
     assert torch.allclose(deploy(network, images)(images), network(images), atol=1e-5)
+
+
+def test_weights_with_the_names_of_former_multi_exit_networks_are_loaded():
+    spec = NetworkSpec(
+        "wrn-10-1", list("abcdefghij"), [3, 8, 8], [0.5] * 3, [0.2] * 3, {"exits": 3}, "0.1.0", asdict(CONFIG)
+    )
+    network = build(seed=5).eval()
+    former = {
+        re.sub(r"^paths\.([12])\.head\.", lambda m: f"early.{int(m[1]) - 1}.", name): tensor
+        for name, tensor in network.state_dict().items()
+    }
+    former = {name if name.startswith("early") else f"single.{name}": former[name] for name in former}
+    images = torch.rand(2, 3, 8, 8)
+    for state in (former, network.state_dict()):
+        assert torch.equal(spec.restore(state)(images), network(images))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from netfission.algorithm import fission
 from netfission.config import ModelConfig
 from netfission.models import WeightsReport, create_model, load_weights, read_weights
-from netfission.models.weights import file_digest
+from netfission.models.weights import TrainedWeights, file_digest
 
 NAME, CLASSIFIER = "wrn-10-1", ("fc.weight", "fc.bias")
 
@@ -421,3 +421,13 @@ def test_imagenet_weights_of_efficientnet_lite0_fit_tensor_by_tensor() -> None:
     logits = model(torch.rand(2, 3, 64, 64) * 2 - 1)
     assert logits.isfinite().all()
     assert logits.std() > 0.5  # of random weights it is about 0
+
+
+def test_the_classifier_of_a_run_of_other_classes_is_replaced(state: dict[str, Tensor]) -> None:
+    count = len(state["fc.bias"])
+    names = [f"class {index}" for index in range(count)]
+    weights = TrainedWeights("run", "ab", state, classes=tuple(names))
+    for classes, new in ((names, ()), ([*names[:-1], "another"], CLASSIFIER), (None, ())):
+        reports: list[WeightsReport] = []
+        create_model(NAME, count, weights=weights, classes=classes, report=reports.append)
+        assert reports[0].new == new

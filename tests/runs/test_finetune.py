@@ -112,7 +112,7 @@ def test_the_same_command_repeats_nothing_and_says_the_same(finetuned, no_traini
 def test_the_page_has_both_networks(finetuned):
     page = RunFolder(finetuned).report.read_text()
     assert "2 runs on digits" in page
-    assert "5 exits by channels" in page and "one exit" in page
+    assert "3 exits by channels, reconstructed, and 2 linear exits" in page and "one exit" in page
 
 
 def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_run_that_was_trained_on_held_out_images_is_taken_with_a_warning(
         ("--weights net.pt", "--weights must be left out with finetuned, got "),
         (
             "--exits 3",
-            "--finetuned must be a network with a classifier of the 10 classes, got {file} without",
+            "--finetuned must be a network with a classifier of the 10 classes, got {file}, which has no ",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -134,7 +135,7 @@ class NetworkSpec:
                 network: nn.Module = _with_whole_stages(create(config.seed), config, example)
             else:
                 network = find_method(method).build(BuildPlan(create, structure, example))
-        if isinstance(network, FissionNetwork):
+        if isinstance(network, FissionNetwork) and self.method_name == "fission":
             network.config = config
         return network.eval()
 
@@ -158,6 +159,8 @@ class NetworkSpec:
             True
         """
         network = self.build(factory)
+        if self.method_name == "multi-exit":
+            state = {_OLD_EXIT.sub(_path_of, name): tensor for name, tensor in state.items()}
         try:
             if self._has_channel_groups:
                 fit(network, {name: tensor.shape for name, tensor in state.items()})
@@ -220,6 +223,15 @@ class NetworkSpec:
         return typed(
             MethodConfig, {name: value for name, value in self.method.items() if reads_setting(method, name)}
         )
+
+
+# In networks of multi-exit before they were fission networks.
+_OLD_EXIT = re.compile(r"^(?:single\.|early\.(\d+)\.)")
+
+
+def _path_of(match: re.Match[str]) -> str:
+    """Return the start of a tensor's name in a fission network from that in a former multi-exit network."""
+    return "" if match[1] is None else f"paths.{int(match[1]) + 1}.head."
 
 
 def _with_whole_stages(model: nn.Module, config: FissionConfig, example: Tensor) -> FissionNetwork:

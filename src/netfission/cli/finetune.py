@@ -7,6 +7,7 @@ from typing import Any
 from netfission.cli.parser import Parser, run_settings
 from netfission.cli.train import check_given_effects
 from netfission.config import (
+    COPY_NOISE,
     ENSEMBLE_EPOCHS,
     FINETUNE_RECIPE,
     OF_TRAINED_WEIGHTS,
@@ -74,6 +75,8 @@ def run(settings: Namespace) -> None:
     from netfission.runs.finetune_settings import plan_finetuning
     from netfission.runs.folder import RunFolder
 
+    if settings.finetuned == "":
+        raise invalid("--finetuned", "a file, or the folder of a run", "")
     given = run_settings(settings, _OWN)
     finetuned = None if settings.finetuned is None else str(Path(settings.finetuned).resolve())
     if "model" not in given and not (finetuned and Path(finetuned).is_dir()):
@@ -116,5 +119,6 @@ def _shown_defaults() -> dict[str, Any]:
         "image_size": "the size that the model is made for, or else their own",
         "branch_after": "the last stage but one, for each",
         "linear_exits": "the last stage but one, twice",
+        "copy_noise": COPY_NOISE,
     }
     return {**RECIPES[FINETUNE_RECIPE], **OF_TRAINED_WEIGHTS, **in_words}

@@ -46,6 +46,8 @@ class Cell:
         settings = chosen_settings(self.config)
         if revision := METHODS[self.config.method.method].revision:
             settings["revision"] = revision
+        if self.config.model.trained:
+            settings["start"] = _START
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
@@ -110,8 +112,8 @@ class Grid:
 
         Raises:
             ValueError: a setting is unknown or not valid, or has no effect on any contender; or a contender's
-                method cannot be trained with its settings. The message names the contender unless the setting
-                is one of all contenders.
+                method cannot be trained with its settings, or it starts from one of several exits. The
+                message names the contender unless the setting is one of all contenders.
         """
         cells = [self.cell(name, seed) for seed in self.seeds for name in self.contenders]
         configs = {cell.contender: cell.config for cell in cells}
@@ -121,6 +123,11 @@ class Grid:
             for setting in chosen(own)
             if unmet_condition(setting, configs[name]) is None
         }
+        for name, start in self.starts.items():
+            fission = configs[start].fission
+            if fission.exits > 1 or fission.sparsity > 0:
+                found = f"{start!r} of {fission.exits} exits" if fission.exits > 1 else f"{start!r}, pruned"
+                raise invalid(f"contender {name}: from", "a contender of one exit, not pruned", found=found)
         for name, config in configs.items():
             try:
                 check_settings(config)
@@ -167,6 +174,9 @@ class Grid:
         return of_other_groupings | exits | {name for name in _OF_METHODS if not reads_setting(method, name)}
 
 
+_START = (
+    2  # raised when networks start from trained weights in another way, so that older records do not count
+)
 STARTS = ("pretrained", "weights")  # what a network starts from
 _DEFAULTS = RunConfig().to_dict()
 _OF_METHODS: Set[str] = {setting.name for part in (MethodConfig, FissionConfig) for setting in fields(part)}

@@ -39,6 +39,7 @@ class RunBar(tqdm):  # type: ignore[type-arg]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.printed: set[str] = set()
+        self.failed: dict[str, str] = {}  # key of a run → why it failed just now
 
     def say(self, line: str) -> None:
         """Print a line unless it was printed before or the bar is disabled."""
@@ -173,20 +174,29 @@ def _run_if_free(cell: Cell, out: Path, records: Records, bar: RunBar, *, wait: 
     with records.claimed(cell, wait=wait) as claimed:
         if not claimed:
             return False
-        if records.find_success(cell) is None:
+        if records.find_success(cell) is None and cell.key not in bar.failed:
             _do(cell, out, records, bar)
         bar.update()
     return True
 
 
 def _do(cell: Cell, out: Path, records: Records, bar: RunBar) -> None:
-    """Do a run, and before it the run that it starts from, unless that run's network exists."""
+    """Do a run, and before it the run that it starts from, unless that run's network exists.
+
+    A run whose start has failed is recorded as failed, too, with the reason.
+    """
     if cell.start is not None:
         with records.claimed(cell.start, wait=True):
-            if not run_folder(cell.start, out).weights.is_file():
+            if cell.start.key not in bar.failed and not run_folder(cell.start, out).weights.is_file():
                 _do(cell.start, out, records, bar)
+        if cell.start.key in bar.failed:
+            reason = f"{cell.start.contender} failed: {bar.failed[cell.start.key]}"
+            records.write(cell, environment=environment(), seconds=0.0, error=reason)
+            return
     bar.set_description(f"{cell.contender}, seed {cell.seed}")
-    run_cell(cell, out, records, bar.say)
+    record = run_cell(cell, out, records, bar.say)
+    if record.error is not None:
+        bar.failed[cell.key] = record.error
 
 
 def _say_what_was_found(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
@@ -212,7 +222,9 @@ def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]
     folder = run_folder(cell, out)
     config = cell.config
     if cell.start is not None:
-        config = replace(config, model=replace(config.model, weights=str(out / cell.start.folder)))
+        config = replace(
+            config, model=replace(config.model, weights=str((out / cell.start.folder).resolve()))
+        )
     started = folder.config.is_file()
     if folder.path.exists() and not started:  # killed before it started
         shutil.rmtree(folder.path)

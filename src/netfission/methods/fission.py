@@ -5,10 +5,8 @@ from dataclasses import asdict, fields, replace
 from torch import nn
 
 from netfission.algorithm import fission
-from netfission.config import FissionConfig
+from netfission.config import COPY_NOISE, FissionConfig
 from netfission.methods.base import BuildPlan, Method
-
-COPY_NOISE = 0.1  # on copies of trained weights, by default
 
 
 class FissionMethod(Method):

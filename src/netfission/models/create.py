@@ -1,8 +1,9 @@
 """Creation of classifiers by name: this library's CIFAR networks, timm's, torchvision's, Hugging Face's."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def create_model(
     weights: TrainedWeights | str | Path | None = None,
     report: Callable[[WeightsReport], object] | None = None,
     drop_path: float = 0.0,
+    classes: Sequence[str] | None = None,
 ) -> nn.Module:
     """Create a classifier: images `(batch, in_channels, height, width)` → logits `(batch, num_classes)`.
 
@@ -59,6 +61,8 @@ def create_model(
         report: called with what was loaded, such as `print`.
         drop_path: probability by which models of timm and Hugging Face skip their last block in training; it
             falls linearly to 0 at the first block (Huang et al. 2016).
+        classes: names of the classes. The classifier gets new weights, too, if `weights` is the folder of a
+            run with other classes, even if they are as many.
 
     Raises:
         ValueError: the name is unknown, or `num_classes` or `in_channels` is not valid (torchvision's models
@@ -83,6 +87,9 @@ def create_model(
     with torch.random.fork_rng([]):
         other = _create(name, num_classes + 1, in_channels, pretrained=False).state_dict()
     classifier = {key for key, value in model.state_dict().items() if value.shape != other[key].shape}
+    if None not in (classes, trained.classes) and tuple(classes or ()) != trained.classes:
+        known = {key: value for key, value in trained.tensors.items() if key not in classifier}
+        trained = replace(trained, tensors=known)
     loaded = load_weights(model, trained, classifier=classifier, name=name)
     start_classifier(model, loaded.new)
     if report is not None:

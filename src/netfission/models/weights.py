@@ -43,6 +43,7 @@ class TrainedWeights:
         section: where in the file they were, such as `state_dict_ema`; empty if they are all of it.
         ordered: whether they are in the order of their layers; safetensors files are not.
         left_out: names of the other tensors of the file: those of the linear exits of a run.
+        classes: names of the classes of the logits; None if they are not known, as for a file.
 
     Example:
         >>> TrainedWeights("net.pt", "ab", {"fc.bias": torch.zeros(2)}, section="state_dict").section
@@ -55,6 +56,7 @@ class TrainedWeights:
     section: str = ""
     ordered: bool = False
     left_out: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,13 @@ def read_weights(path: str | Path) -> TrainedWeights:
             _PART_OF_RUN.sub("", name, count=1): tensors[name] for name in tensors if name not in left_out
         }
     return TrainedWeights(
-        str(path), digest, tensors, section, ordered=not is_safetensors, left_out=tuple(left_out)
+        str(path),
+        digest,
+        tensors,
+        section,
+        ordered=not is_safetensors,
+        left_out=tuple(left_out),
+        classes=_classes_of_run(Path(path)) if file != Path(path) else None,
     )
 
 
@@ -417,6 +425,12 @@ def _weights_of_run(folder: Path) -> Path:
         found = f"a run of {exits} exits" if exits != 1 else f"a run with sparsity {sparsity}"
         raise invalid(str(folder), expected, found=found, hint="name a run of the undivided network")
     return folder / "model.safetensors"
+
+
+def _classes_of_run(folder: Path) -> tuple[str, ...] | None:
+    """Return the names of the classes of a run; None if its folder does not say."""
+    classes = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("classes")
+    return tuple(map(str, classes)) if isinstance(classes, list) else None
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ def _take_over(config: RunConfig, single: RunFolder) -> None:
         raise invalid(
             "finetuned",
             f"a network with a classifier of the {len(data.classes)} classes",
-            found=f"{reports[0].path} without one",
+            found=f"{reports[0].path}, which has no such classifier",
             hint="start from it with weights instead, which trains the single network first",
         )
     _warn_of_held_out_images(config)

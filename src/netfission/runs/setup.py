@@ -54,7 +54,7 @@ def load_run_data(config: DataConfig, seed: int, *, checks: bool = False) -> Ima
     )
     for name, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != data.shape[0]:
-            raise invalid(name, f"a number for each of {count_noun(data.shape[0], 'channel')}", values)
+            raise invalid(name, f"a list of {count_noun(data.shape[0], 'number')}, one per channel", values)
     return replace(data, mean=tuple(config.mean or data.mean), std=tuple(config.std or data.std))
 
 
@@ -237,6 +237,7 @@ def _create(
         weights=weights or config.model.weights,
         report=report,
         drop_path=config.training.drop_path,
+        classes=data.classes,
     )
     return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
 
@@ -260,7 +261,7 @@ def build_parent(
     parent = call_with_seed(lambda: _create(config, data, weights, reports.append), config.fission.seed)
     (report,) = reports
     if report.new:
-        found = f"{report.path} without {', '.join(report.new)}"
+        found = f"{report.path}, which has no such classifier"
         expected = f"of a network trained on the {len(data.classes)} classes of the data, with parent_weight"
         raise invalid("weights", expected, found=found, hint="train it first, or leave parent_weight out")
     return parent
