@@ -71,7 +71,10 @@ DIGITS = "finetune digits --model wrn-10-1 --pretrained false --out run"
             r"^--ratio must be left out unless exits is 2 or more, got \[1.0\]",
         ),
         (f"{DIGITS} --recipe fast", "^--recipe must be one of finetune, finetune-short, got 'fast'$"),
-        (f"{DIGITS} --mean [0.5,0.5,0.5]", r"^--mean must be a number for each of 1 channel, got \[0\.5, 0"),
+        (
+            f"{DIGITS} --mean [0.5,0.5,0.5]",
+            r"^--mean must be a list of 1 number, one per channel, got \[0\.5, 0",
+        ),
         (f"{DIGITS} --devices 2", "^flag must be one that netfission finetune accepts, got '--devices'"),
     ],
 )

@@ -130,7 +130,9 @@ def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatc
 
 
 @pytest.mark.parametrize("step", ["single", "ensemble"])
-def test_a_stopped_command_goes_on_with_the_same_result(step, finetuned, tmp_path, no_page, capsys):
+def test_a_stopped_command_goes_on_with_the_same_result_where_its_folder_is_now(
+    step, finetuned, tmp_path, no_page, capsys
+):
     out = tmp_path / "run"
 
     start_epoch = Stopwatch.on_train_epoch_start
@@ -147,6 +149,7 @@ def test_a_stopped_command_goes_on_with_the_same_result(step, finetuned, tmp_pat
     assert capsys.readouterr().err.endswith("netfission: stopped; the same command goes on\n")
     assert single_folder(out).weights.is_file() == (step == "ensemble")
     assert not RunFolder(out).weights.is_file()
+    out = out.rename(tmp_path / "moved")
     assert main(["finetune", *FLAGS, str(out)]) == 0
     first_epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/2")]
     assert ["exit4" in line for line in first_epochs] == ([True] if step == "single" else [])

@@ -28,6 +28,7 @@ from netfission.evaluation.other_data import OtherEvaluation
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.models import TrainedWeights, WeightsReport, read_weights
+from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
 from netfission.utils.errors import invalid
 from netfission.utils.files import safe_name, write_whole
@@ -309,6 +310,13 @@ class RunFolder(ModelFolder):
         """Read `gain`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.gain, Gain)
 
+    def _have_moved(self, before: str | None, now: str | None) -> bool:
+        """Return whether weights have the name and content of those that the run began with, elsewhere."""
+        if before is None or now is None or Path(before).name != Path(now).name or not Path(now).exists():
+            return False
+        report = self.load_weights_report()  # None if the run ended before it read them
+        return report is None or report.sha256 == file_digest(now)
+
     def _check_settings(self, config: RunConfig, names: Mapping[str, str]) -> None:
         if not self.config.is_file():
             lack = "which holds no run" if self.path.is_dir() else "which does not exist"
@@ -316,7 +324,7 @@ class RunFolder(ModelFolder):
             raise invalid("resume", "given for the folder of a run", found=f"{self.path}, {lack}", hint=hint)
         begun = self.load_config().to_dict()
         for name, value in config.to_dict().items():
-            if value != begun[name]:
+            if value != begun[name] and not (name == "weights" and self._have_moved(begun[name], value)):
                 raise invalid(
                     names.get(name, name),
                     f"{begun[name]!r}, as in {self.config}",
