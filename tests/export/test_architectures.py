@@ -50,7 +50,7 @@ def test_a_saved_network_of_any_kind_comes_back_bit_for_bit(model, grouping, mea
     assert measure(model, grouping, []) == {"loaded": True}
 
 
-@pytest.mark.parametrize("model", ["timm/convnext_atto", "timm/regnety_002", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize("model", ["timm/convnext_atto", "timm/regnety_002", "timm/test_vit"])
 def test_other_than_plain_convolutions_are_exported(model, measure):
     found = measure(model, "channels", ["onnx", "pt2"])
     for format in ("onnx", "pt2"):
