@@ -190,7 +190,7 @@ def _complete(division: _Division, example: Tensor, batches: Batches) -> list[st
         for head in division.of_head.paths:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
     linear = linear_paths(backbone, after, example, config.seed)
-    if config.reconstruct:
+    if config.reconstruct and linear:
         _fit_linear_exits(backbone, linear, after, batches)
     division.network.paths.extend(linear)
     division.network.branch_after += tuple(after)
@@ -394,17 +394,21 @@ def _fit_linear_exits(
 
     The shares keep exits of the same features from becoming equal.
     """
+    exits = [cast(LinearExit, path.head) for path in paths]
     images = torch.cat([images for images, _ in batches]).to(next(backbone.parameters()))
+    pooled: dict[LinearExit, Tensor] = {}  # what each exit reads: features of earlier stages need not be kept
     with in_mode(backbone, training=False):
-        features = [in_batches(backbone.stem, images)]
-        for stage in backbone.stages:
-            features.append(in_batches(stage, features[-1]))
-        logits = in_batches(backbone.head, features[-1])
-    for number, (path, stages) in enumerate(zip(paths, after, strict=True)):
-        share = slice(number, None, len(paths))
-        exit_, of_stage = path.head, features[stages]
-        assert isinstance(exit_, LinearExit) and isinstance(of_stage, Tensor) and isinstance(logits, Tensor)
-        fit_linear(exit_.linear, exit_.pooled(of_stage)[share], logits[share])
+        features = in_batches(backbone.stem, images)
+        for number, stage in enumerate(backbone.stages, start=1):
+            features = in_batches(stage, features)
+            for exit_, stages in zip(exits, after, strict=True):
+                if stages == number:
+                    pooled[exit_] = exit_.pooled(cast(Tensor, features))
+        logits = in_batches(backbone.head, features)
+    assert isinstance(logits, Tensor)
+    for index, exit_ in enumerate(exits):
+        share = slice(index, None, len(exits))
+        fit_linear(exit_.linear, pooled[exit_][share], logits[share])
 
 
 def _keep_variance(

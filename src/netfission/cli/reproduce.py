@@ -7,7 +7,6 @@ from typing import Any
 from netfission.cli.grid_options import add_run_options, print_comparison, run_options
 from netfission.cli.parser import Parser, absolute_data
 from netfission.experiments.grids import named_grids
-from netfission.utils.errors import invalid
 from netfission.utils.text import count_noun
 
 
@@ -50,10 +49,8 @@ def run(settings: Namespace) -> None:
 
     file = find_grid(settings.grid)
     changes: dict[str, Any] = {} if settings.data is None else {"data": absolute_data(settings.data)}
-    if settings.weights == "":
-        raise invalid("--weights", "a file of trained weights", "")
-    if settings.weights is not None:
-        changes |= {"pretrained": False, "weights": str(Path(settings.weights).absolute())}
+    if (weights := settings.weights) is not None:  # an empty name stays one, to be refused
+        changes |= {"pretrained": False, "weights": weights and str(Path(weights).absolute())}
     scale = settings.scale or (next(iter(file.scales)) if len(file.scales) == 1 else "laptop")
     grid = file.at(scale, seeds=settings.seeds, **changes)
     options = run_options(settings)

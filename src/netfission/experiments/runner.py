@@ -95,7 +95,7 @@ def _check_starts(cells: Sequence[Cell]) -> None:
     load = cache(load_run_data)
     for cell in reversed(first.values()):
         config = cell.config
-        if config.model.weights is None and not config.model.pretrained:
+        if not config.model.trained:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the runs warn

@@ -163,7 +163,7 @@ def check_keeps_weights(model: ModelConfig, method: str) -> None:
     for setting in ("pretrained", "weights") if reason else ():
         if value := getattr(model, setting):
             raise invalid(setting, f"left out with method={method}", value, hint=reason)
-    if (needed := METHODS[method].needs_weights) and not (model.pretrained or model.weights):
+    if (needed := METHODS[method].needs_weights) and not model.trained:
         expected = f"True, or weights a file, with method={method}"
         raise invalid("pretrained", expected, model.pretrained, hint=needed)
 

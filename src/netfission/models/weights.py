@@ -463,7 +463,7 @@ def _read_pytorch(file: Path) -> Any:
 
 
 def _program(file: Path) -> str:
-    """Name a program that PyTorch has exported to a file; empty if the file is none."""
+    """Return which kind of program PyTorch exported to a file; empty if it holds no program."""
     try:
         with ZipFile(file) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]

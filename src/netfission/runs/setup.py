@@ -208,7 +208,7 @@ def _plan(
 
     batches: list[tuple[Tensor, Tensor]] = []
     fission = config.fission
-    if fission.reconstruct and config.model.weights is None and not config.model.pretrained:
+    if fission.reconstruct and not config.model.trained:
         warnings.warn(
             "reconstruct has nothing to keep: without weights or pretrained, all weights are random",
             stacklevel=3,
