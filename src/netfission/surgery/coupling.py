@@ -136,8 +136,8 @@ def find_coupling(stage: nn.Module, features: Any) -> Coupling:
         >>> [(group.layer, group.units) for group in coupling.groups]
         [('0', 12)]
     """
-    trial = _in_float32(stage)
-    example = tree_map_only(Tensor, lambda tensor: tensor[:1].detach().float(), features)
+    trial = _on_cpu_in_float32(stage)
+    example = tree_map_only(Tensor, lambda tensor: tensor[:1].detach().cpu().float(), features)
     flow = follow(trial, example)
     sound, undivided = _sound_groups(trial, example, flow)
     held = {part.tensor for group in sound for part in group.slices}
@@ -170,12 +170,16 @@ def _sound_groups(stage: nn.Module, example: Any, flow: Flow) -> tuple[list[Chan
     return sound, {f"{group.layer}.weight": MIXED for group in groups if group not in sound} | undivided
 
 
-def _in_float32(stage: nn.Module) -> nn.Module:
-    """Return a copy of a stage whose channels can be followed, whatever its precision."""
-    tensors = (*stage.parameters(), *stage.buffers())
-    if all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()):
+def _on_cpu_in_float32(stage: nn.Module) -> nn.Module:
+    """Return a copy of a stage whose channels can be followed, whatever its device and precision.
+
+    On other devices a layer runs other operations, such as `cudnn_batch_norm`.
+    """
+    tensors = [*stage.parameters(), *stage.buffers()]
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    if on_cpu and all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()):
         return trial_copy(stage)
-    return copy.deepcopy(stage).float()
+    return copy.deepcopy(stage).cpu().float()
 
 
 def _channel_groups(stage: nn.Module, flow: Flow) -> tuple[list[ChannelGroup], dict[str, str]]:
