@@ -8,7 +8,9 @@ stage. He et al. 2017 (arXiv 1707.06168, section 3.1) reconstruct what pruning r
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -80,14 +82,16 @@ def reconstruct(
     size = min(_batch_size(path_features), _batch_size(features))
     unsolved = []
     with in_mode(path, target, training=False), without_fused_transformers():
-        for name in (name for name in _order(path, _batch(path_features, 0, size)) if name in known):
+        for name, times in _order(path, _batch(path_features, 0, size)).items():
+            if name not in known:
+                continue
             layer = path.get_submodule(name)
             calls = (
                 (*of_path, *of_whole)
                 for start in range(0, _count(features), size)
                 for of_path, of_whole in zip(
-                    _calls(path, name, _batch(path_features, start, size)),
-                    _calls(target, name, _batch(features, start, size)),
+                    _calls(path, name, times, _batch(path_features, start, size)),
+                    _calls(target, name, times, _batch(features, start, size)),
                     strict=True,
                 )
             )
@@ -140,11 +144,11 @@ def _is_solvable(layer: _Layer) -> bool:
     return getattr(layer, "groups", 1) == 1 and not is_parametrized(layer) and not standardises(layer)
 
 
-def _order(module: nn.Module, features: Features) -> list[str]:
-    """Return the names of the layers and batch norms in the order in which they first run."""
-    ran: dict[str, None] = {}
+def _order(module: nn.Module, features: Features) -> Counter[str]:
+    """Return how often each layer and batch norm runs, in the order in which they first run."""
+    ran: Counter[str] = Counter()
     hooks = [
-        layer.register_forward_pre_hook(lambda _layer, _inputs, name=name: ran.setdefault(name))
+        layer.register_forward_pre_hook(lambda _layer, _inputs, name=name: ran.update([name]))
         for name, layer in module.named_modules()
         if isinstance(layer, _Layer) or (isinstance(layer, _BatchNorm) and layer.track_running_stats)
     ]
@@ -153,19 +157,26 @@ def _order(module: nn.Module, features: Features) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return list(ran)
+    return ran
 
 
-def _calls(module: nn.Module, name: str, features: Features) -> list[tuple[Tensor, Tensor]]:
-    """Return the input and the output of each call of a layer."""
+class _AllCalls(BaseException):  # which no module catches
+    """Ends a run of a module after the last call of a layer."""
+
+
+def _calls(module: nn.Module, name: str, times: int, features: Features) -> list[tuple[Tensor, Tensor]]:
+    """Return the input and the output of each of so many calls of a layer, and run nothing after them."""
     calls: list[tuple[Tensor, Tensor]] = []
 
     def note(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         calls.append((inputs[0].clone(), output.clone()))  # what comes next may overwrite them
+        if len(calls) == times:
+            raise _AllCalls
 
     hook = module.get_submodule(name).register_forward_hook(note)
     try:
-        module(features)
+        with suppress(_AllCalls):
+            module(features)
     finally:
         hook.remove()
     return calls
