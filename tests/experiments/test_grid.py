@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from netfission.cli import compare as compare_command
 from netfission.config import RunConfig
 from netfission.experiments.compare import compare
 from netfission.experiments.contenders import CONTENDERS, find_contender
@@ -34,6 +35,18 @@ def test_a_default_spelt_out_is_the_same_run(grid_of):
     (cell,) = grid_of("single").cells()
     (spelt,) = grid_of("single", momentum=RunConfig().training.momentum, criterion="snip").cells()
     assert spelt.key == cell.key
+
+
+def test_members_that_start_from_trained_weights_are_trained_one_by_one(tmp_path, monkeypatch):
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    grids = []
+    monkeypatch.setattr("netfission.experiments.compare.compare", lambda grid, *_, **__: grids.append(grid))
+    monkeypatch.setattr("netfission.cli.compare.print_comparison", lambda *_: None)
+    for flags in ([], ["--weights", str(weights)], ["--weights", str(weights), "--one-by-one", "false"]):
+        command = ["--methods", "[deep-ensemble]", "--out", str(tmp_path / "out"), *flags]
+        compare_command.run(compare_command.parser().parse_args(command))
+    assert [grid.cells()[0].config.method.one_by_one for grid in grids] == [False, True, False]
 
 
 def test_an_unknown_setting_is_named(grid_of):

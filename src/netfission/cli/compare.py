@@ -40,13 +40,15 @@ def run(settings: Namespace) -> None:
     from netfission.experiments.contenders import find_contender
     from netfission.experiments.grid import Grid
 
-    contenders = {name: find_contender(name) for name in settings.methods}
+    options = run_options(settings)
+    common = run_settings(settings, {"methods", "seeds", "reference", *options})
+    trained = bool(common.get("pretrained")) or common.get("weights") is not None
+    one_by_one = trained and "one_by_one" not in common
+    contenders = {name: find_contender(name, trained=one_by_one) for name in settings.methods}
     if not contenders:
         raise invalid("--methods", "one method or more", settings.methods)
     check_positive_integer("--seeds", settings.seeds)
-    options = run_options(settings)
     reference = check_choice("--reference", settings.reference or next(iter(contenders)), contenders)
-    common = run_settings(settings, {"methods", "seeds", "reference", *options})
     out = Path(settings.out)
     grid = Grid(contenders, range(settings.seeds), common, reference, explicit=settings.flags)
     print(f"{count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)

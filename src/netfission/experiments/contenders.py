@@ -32,8 +32,13 @@ CONTENDERS: dict[str, Settings] = {
 }
 
 
-def find_contender(name: str) -> Settings:
+def find_contender(name: str, *, trained: bool = False) -> Settings:
     """Return the settings of the contender with this name.
+
+    Args:
+        name: its name.
+        trained: whether it starts from trained weights. The members of a Deep Ensemble, which may start equal
+            then, are trained one by one.
 
     Raises:
         ValueError: the name is unknown; the message suggests the closest known names.
@@ -42,7 +47,8 @@ def find_contender(name: str) -> Settings:
         >>> find_contender("treenet")
         {'method': 'treenet'}
     """
-    return CONTENDERS[check_choice("methods", name, CONTENDERS)]
+    settings = CONTENDERS[check_choice("methods", name, CONTENDERS)]
+    return {**settings, "one_by_one": True} if trained and name == "deep-ensemble" else settings
 
 
 def readable(value: Any) -> str:
