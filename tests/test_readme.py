@@ -66,6 +66,7 @@ def full_size_cells(kind: str, rule: str) -> list[str]:
         ("fission-channels", "channels", "mean_logits"),
         ("fission-weights, SNIP 0.5", "weights-snip", "mean_logits"),
         ("multi-exit", "multi-exit", "mean_logits"),
+        ("multi-exit, both after `layer3`", "late-linear", "mean_logits"),
     ],
 )
 def test_rows_at_full_size_are_those_of_the_records(page: str, row: str, kind: str, rule: str) -> None:
