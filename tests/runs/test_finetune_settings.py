@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from netfission.config import ENSEMBLE_EPOCHS, FINETUNE_RECIPE, RECIPES
+from netfission.config import ENSEMBLE_EPOCHS, FINETUNE_RECIPE, RECIPES, FissionConfig
 from netfission.runs.finetune_settings import check_ensemble, plan_finetuning
 from netfission.runs.folder import RunFolder
 
@@ -48,6 +48,14 @@ def test_the_ensembles_settings_are_not_the_single_networks():
     assert single["flip"] is planned.ensemble.data.flip is False
 
 
+def test_only_exits_that_are_asked_for_divide_the_network():
+    assert plan().ensemble.fission == FissionConfig(
+        exits=1, grouping="channels", linear_exits=[2, 2], reconstruct=True
+    )
+    asked = {"exits": 3}, {"branch_after": [2, 2]}, {"ratio": [1.0, 1.0, 1.0]}
+    assert [plan(**settings).ensemble.fission.exits for settings in asked] == [3, 3, 3]
+
+
 def test_exits_leave_late_unless_they_are_told_where():
     assert plan(exits=4).ensemble.fission.branch_after == [2, 2, 2]
     fission = plan(branch_after=[1, 2], linear_exits=[]).ensemble.fission
@@ -57,14 +65,13 @@ def test_exits_leave_late_unless_they_are_told_where():
 @pytest.mark.parametrize(
     ("given", "left_out"),
     [
-        ({"exits": 1}, {"grouping": "weights", "reconstruct": False, "branch_after": None}),
-        ({"grouping": "copies"}, {"reconstruct": False}),
+        ({"linear_exits": []}, {"grouping": "weights", "reconstruct": False, "branch_after": None}),
+        ({"grouping": "copies", "exits": 3}, {"reconstruct": False}),
     ],
 )
 def test_defaults_without_effect_are_left_out(given, left_out):
     config = plan(**given).ensemble
     assert left_out.items() <= config.to_dict().items()
-    assert config.fission.linear_exits == [2, 2]
 
 
 def test_images_have_the_size_that_the_model_is_made_for():
@@ -76,8 +83,8 @@ def test_images_have_the_size_that_the_model_is_made_for():
 
 
 def test_what_cannot_be_divided_is_refused_before_a_training():
-    check_ensemble(plan(sparsity=0.5, assignment="importance").ensemble)
-    last_is_a_norm = plan(stages=["block1", "block3", "bn"])
+    check_ensemble(plan(exits=3, sparsity=0.5, assignment="importance").ensemble)
+    last_is_a_norm = plan(exits=3, stages=["block1", "block3", "bn"])
     with pytest.raises(ValueError, match="stages must be divisible by channels"):
         check_ensemble(last_is_a_norm.ensemble)
 

@@ -203,7 +203,7 @@ class NetworkSpec:
         if self.method_name != "fission":
             return f"{self.method_name} of {exits}"
         parts = ["one exit" if exits == 1 else f"{exits} exits by {self.fission['grouping']}"]
-        parts += ["reconstructed"] if self.fission.get("reconstruct") else []
+        parts += ["reconstructed"] if exits > 1 and self.fission.get("reconstruct") else []
         parts += [f"and {count_noun(self.linear, 'linear exit')}"] if self.linear else []
         return (" " if len(parts) == 2 and self.linear else ", ").join(parts)
 

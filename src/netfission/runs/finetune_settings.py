@@ -65,8 +65,8 @@ def plan_finetuning(
 
     Settings that are not given are those of the recipe, and of the ensemble `OF_TRAINED_WEIGHTS` in
     `netfission.config`. Images have the size that the model is made for. Those of a network that is
-    fine-tuned already are normalised as for that network, or as its model is made for. Exits leave late, and
-    linear exits after the same stage.
+    fine-tuned already are normalised as for that network, or as its model is made for. The network is divided
+    if several exits are given, or where they leave. They leave late, and linear exits after the same stage.
 
     Args:
         given: the user's settings, by the names of `RunConfig`.
@@ -83,8 +83,10 @@ def plan_finetuning(
     Example:
         >>> settings = {"data": "digits", "model": "wrn-10-1", "pretrained": False}
         >>> plan = plan_finetuning(settings, Path("run/single"))
-        >>> plan.single.fission.exits, plan.ensemble.fission.branch_after, plan.ensemble.fission.linear_exits
-        (1, [2, 2], [2, 2])
+        >>> plan.single.fission.linear_exits, plan.ensemble.fission.linear_exits
+        (None, [2, 2])
+        >>> plan_finetuning(settings | {"exits": 3}, Path("run/single")).ensemble.fission.branch_after
+        [2, 2]
     """
     check_positive_integer("ensemble_epochs", ensemble_epochs)
     if given.get("validation") == 0:
@@ -97,9 +99,10 @@ def plan_finetuning(
     data = config.to_dict() | {name: value for name, value in of_model.items() if common.get(name) is None}
     config = RunConfig.from_dict(data)
     common |= {name: data[name] for name in of_model}
-    settings = {**OF_TRAINED_WEIGHTS, **common, "pretrained": False, "weights": str(single)}
-    settings = _without_vain_defaults(settings | {"epochs": ensemble_epochs}, given)
+    defaults = {**OF_TRAINED_WEIGHTS, "exits": _exits(given)}
+    settings = {**defaults, **common, "pretrained": False, "weights": str(single), "epochs": ensemble_epochs}
     settings |= _late_exits(settings, given, model, shape)
+    settings = _without_vain_defaults(settings, given)
     return FinetunePlan(config, RunConfig.from_dict(with_recipe(recipe, settings)), finetuned is not None)
 
 
@@ -167,6 +170,13 @@ def _model_and_shape(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]
         size = made_for[1]
     height, width = common_size(source.train, name) if size is None else (size, size)
     return model, (len(source.train.mode), height, width)
+
+
+def _exits(given: Mapping[str, Any]) -> int:
+    """Return the number of exits beside the linear ones that branch points or shares tell, by default one."""
+    if isinstance(points := given.get("branch_after"), list):
+        return len(points) + 1
+    return len(given.get("ratio") or "1")
 
 
 def _without_vain_defaults(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
