@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import cells
 import contenders
 import folders
+import full_size
 import inference
 import masks
 import training
@@ -297,3 +298,43 @@ def test_folders_are_timed_beside_torchvision(tmp_path, capsys):
     ours, theirs = (record["reading_seconds"][name][0] for name in ("netfission", "ImageFolder"))
     assert record["reading_ratios"]["netfission"] == [ours / theirs]
     assert "reading  netfission" in capsys.readouterr().out
+
+
+def test_images_are_shifted_with_zeros_around_them_and_flipped():
+    images = torch.arange(1, 1 + 3 * 6 * 6, dtype=torch.uint8).view(1, 3, 6, 6).expand(200, -1, -1, -1)
+    padded = torch.nn.functional.pad(images[0], [4] * 4)
+    windows = padded.unfold(1, 6, 1).unfold(2, 6, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    expected = {window.numpy().tobytes() for window in (*windows, *windows.flip(3))}
+    moved = full_size._shifted_and_flipped(images, torch.Generator().manual_seed(0))
+    found = {image.numpy().tobytes() for image in moved}
+    assert len(windows) == 81 and found <= expected and len(found) > 80
+
+
+def test_a_run_at_full_size_writes_its_record_and_the_table_has_the_deep_ensemble(tmp_path, capsys):
+    content = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.arange(6)
+    for split in ("train", "test"):
+        torch.save(content, tmp_path / f"{split}.pt")
+    for run in ("single-0", "single-1", "multi-exit-late-0"):
+        full_size.train_run(run, tmp_path, tmp_path, 1, 4)
+    record = json.loads((tmp_path / "multi-exit-late-0.json").read_text())
+    assert (record["epochs"], record["images"], len(record["evaluation"]["exits"])) == (1, 4, 3)
+    logits = [torch.load(tmp_path / f"single-{seed}.pt").float() for seed in (0, 1)]
+    assert logits[0].shape == (4, 1, 100) and not torch.equal(*logits)
+    ensemble = torch.cat(logits, 1).softmax(2).mean(1)
+    nll = -ensemble[range(4), range(4)].log().mean().item()
+    lines = full_size.table(tmp_path, torch.arange(4)).splitlines()
+    assert f"{nll:.3f}" in lines[-1] and lines[-1].startswith("deep ensemble of 2")
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("singel-0", "kind must be one of .*, got 'singel'; did you mean single"),
+        ("single", "kind must be one of .*, got ''"),
+        ("single-x", "run must be a kind and a seed, such as single-0, got 'single-x'"),
+    ],
+)
+def test_a_run_at_full_size_has_a_known_kind_and_a_seed(run, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        full_size.main(["train", str(tmp_path), str(tmp_path / "out"), run])
+    assert not (tmp_path / "out").exists()
