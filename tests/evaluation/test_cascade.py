@@ -109,9 +109,26 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
     assert record["choice"]["cost"] <= 1.2
 
 
+def test_the_drop_can_be_bounded_for_new_images(run, capsys) -> None:
+    assert main(["evaluate", str(run), *["--cascade", "--max-accuracy-drop", "8", "--delta", "0.2"]]) == 0
+    printed = capsys.readouterr().out
+    assert "Chosen for drop ≤ 8 points, with a probability of 0.8 for new images, on 145 " in printed
+    record = json.loads((run / "cascade.json").read_text())
+    assert (record["max_accuracy_drop"], record["delta"]) == (8, 0.2)
+    (chosen,) = points_of(record, "chosen")
+    assert chosen["thresholds"] == record["choice"]["thresholds"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--delta 0.1", "--delta must be left out unless --cascade is given, got 0.1"),
+        ("--cascade --delta 1", "--delta must be a probability above 0 and below 1, got 1.0"),
+        ("--cascade --max-cost 1.2 --delta 0.1", "--delta must be left out with --max-cost, got 0.1"),
+        (
+            "--cascade --delta 0.1",
+            "--max-accuracy-drop must be at least 3.21 points with 145 images and delta=0.1, got 0.2; 2,306 ",
+        ),
         (
             "--max-accuracy-drop 0.2",
             "--max-accuracy-drop must be left out unless --cascade is given, got 0.2",
@@ -233,6 +250,17 @@ def test_a_bound_that_the_test_images_exceed_is_marked_in_its_row(bound) -> None
         (row,) = (line for line in evaluation.table().splitlines() if line.startswith(f"{chosen.name} "))
         assert row.startswith(f"{chosen.name} (exceeded) ") == chosen.exceeds == exceeds
         assert (remark in evaluation.table()) == exceeds
+
+
+def test_a_bound_for_new_images_is_no_less_strict() -> None:
+    examples = labelled(400, 0), labelled(300, 1)
+    settings = {"max_accuracy_drop": 5.0}
+    bounded = evaluate_cascade(NETWORK, MODEL, *examples, IMAGES, **settings, delta=0.1)
+    assert bounded.choice.cost > evaluate_cascade(NETWORK, MODEL, *examples, IMAGES, **settings).choice.cost
+    (chosen,) = (point for point in bounded.points if point.kind == "chosen")
+    assert chosen.thresholds == bounded.choice.thresholds
+    with pytest.raises(ValueError, match=r"^delta must be left out unless max_accuracy_drop is given"):
+        evaluate_cascade(NETWORK, MODEL, *examples, IMAGES, max_cost=1.2, delta=0.1)
 
 
 def test_losses_come_with_their_standard_error() -> None:

@@ -8,10 +8,18 @@ from hypothesis import assume, given, settings
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from netfission.inference import cascade_logits, choose_thresholds, thresholds
+from netfission.inference import (
+    bounded_loss,
+    bounded_thresholds,
+    cascade_logits,
+    choose_thresholds,
+    thresholds,
+)
+from netfission.inference.bounded_loss import images_for_loss, loses_at_most
 from netfission.inference.cascade import RULES, step_by_step
 
 COSTS = [0.5, 0.2, 0.3, 0.4]
+RUNS = 2000
 
 
 def examples(n: int, exits: int, seed: int, classes: int = 10, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -234,3 +242,75 @@ def test_arguments_that_are_not_what_it_takes(arguments, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         choose_thresholds(**({"logits": logits, "labels": labels, "costs": COSTS[:3]} | arguments))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0.01, 0.0), (0.03, 0.02), (0.3, 0.25), (0.5, 0.0)])
+def test_losses_above_the_bound_pass_the_test_in_at_most_delta_of_all_cases(lost, won):
+    uniform = torch.rand(RUNS, 400, generator=torch.Generator().manual_seed(0))
+    losses = (uniform < lost).double() - (uniform > 1 - won).double()
+    for delta in (0.05, 0.2):
+        wrong = sum(loses_at_most(values, lost - won, delta) for values in losses)
+        assert wrong <= RUNS * delta + 3 * math.sqrt(RUNS * delta * (1 - delta))
+
+
+def test_what_loses_less_passes_the_more_often_the_more_examples_there_are():
+    uniform = torch.rand(300, 1600, generator=torch.Generator().manual_seed(0))
+    losses = (uniform < 0.02).double() - (uniform > 0.99).double()  # 1 % on average
+    shares = [sum(loses_at_most(row[:n], 0.02, 0.1) for row in losses) / 300 for n in (200, 800, 1600)]
+    assert shares == sorted(shares) and shares[0] < 0.2 and shares[2] > 0.35
+
+
+@pytest.mark.parametrize(("most", "delta"), [(0.01, 0.1), (0.002, 0.05), (0.5, 0.3)])
+def test_without_a_loss_so_many_examples_are_needed(most, delta):
+    needed = images_for_loss(most, delta)
+    assert loses_at_most(torch.zeros(needed + 1), most, delta)
+    assert not loses_at_most(torch.zeros(needed - 1), most, delta)
+
+
+@pytest.mark.parametrize("rule", ["margin", "agreement"])
+def test_the_bound_holds_on_other_examples_and_saves_cost(rule):
+    logits, labels = examples(12_000, 3, seed=1)
+    order = [1, 0, 2]
+    full = (logits.mean(1).argmax(1) == labels).double()
+    total = torch.tensor(COSTS[:3]).cumsum(0)
+    kept = 0
+    for seed in range(3):
+        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:2400]
+        settings = {"order": order, "rule": rule, "max_accuracy_drop": 2.0}
+        arguments = logits[chosen], labels[chosen], COSTS[:3]
+        choice = bounded_thresholds(*arguments, delta=0.1, **settings)
+        output = cascade_logits(logits, choice.thresholds, order=order, rule=rule)
+        drop = full - (output.logits.argmax(1) == labels).double()
+        kept += drop.mean().item() <= 0.02
+        assert choice.cost == pytest.approx(total[output.exits_used - 1].mean().item(), abs=0.05)
+        assert choose_thresholds(*arguments, **settings).cost <= choice.cost + 0.02 < total[-1] - 0.15
+    assert kept == 3
+
+
+def test_if_nothing_passes_every_exit_runs(monkeypatch):
+    logits, labels = examples(500, 3, seed=0)
+    monkeypatch.setattr(bounded_loss, "loses_at_most", lambda *_: False)
+    choice = bounded_thresholds(logits, labels, COSTS[:3], max_accuracy_drop=2, delta=0.1)
+    assert choice.thresholds == (1.0, 1.0)
+    assert choice.cost == pytest.approx(sum(COSTS[:3]))
+    assert cascade_logits(logits, choice.thresholds).exits_used.eq(3).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"delta": 0.0}, r"^delta must be a probability above 0 and below 1, got 0\.0$"),
+        ({"delta": 1.0}, "^delta must be a probability above 0 and below 1"),
+        ({"max_accuracy_drop": 0.0}, "^max_accuracy_drop must be above 0 and below 100 percentage points"),
+        ({"max_accuracy_drop": 100.0}, "^max_accuracy_drop must be above 0 and below 100"),
+        (
+            {"max_accuracy_drop": 0.2},
+            r"^max_accuracy_drop must be at least 4\.67 points with 100 images and delta=0\.1, got 0\.2; "
+            r"2,306 images may do$",
+        ),
+    ],
+)
+def test_a_promise_that_cannot_be_made_is_refused(settings, message):
+    logits, labels = examples(100, 2, seed=0)
+    with pytest.raises(ValueError, match=message):
+        bounded_thresholds(logits, labels, COSTS[:2], **{"max_accuracy_drop": 50.0, "delta": 0.1, **settings})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_ACCURACY_DROP = 0.2  # points of accuracy, of a cascade
 CORRUPTION_IMAGES = 1000
-_OF_CASCADE = ("max_accuracy_drop", "max_cost", "rule", "single")
+_OF_CASCADE = ("max_accuracy_drop", "max_cost", "delta", "rule", "single")
 
 
 def parser() -> Parser:
@@ -54,6 +54,13 @@ def parser() -> Parser:
         "--max-cost",
         float | None,
         help="highest mean MACs of a cascade relative to the single network, instead of --max-accuracy-drop",
+        group=cascade,
+    )
+    parser.add(
+        "--delta",
+        float | None,
+        help="probability, such as 0.1, that a cascade may lose more than --max-accuracy-drop on new images "
+        "(default: the drop is bounded on the validation images alone)",
         group=cascade,
     )
     parser.add(
@@ -99,6 +106,10 @@ def run(settings: Namespace) -> None:
     _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.max_cost is not None and settings.max_accuracy_drop is not None:
         raise invalid("--max-cost", "left out if --max-accuracy-drop is given", settings.max_cost)
+    if settings.delta is not None and not 0 < settings.delta < 1:
+        raise invalid("--delta", "a probability above 0 and below 1", settings.delta)
+    if settings.delta is not None and settings.max_cost is not None:
+        raise invalid("--delta", "left out with --max-cost", settings.delta)
     if settings.corruption_images is not None:
         check_positive_integer("--corruption-images", settings.corruption_images)
     folder = RunFolder(Path(settings.run))

@@ -10,12 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from netfission.inference.bounded_loss import bounded_thresholds
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, describe_stops, exit_costs
 from netfission.inference.deployment import deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
 from netfission.profiling.timing import Quartiles, inference_times
+from netfission.utils.errors import invalid
 from netfission.utils.text import align_columns, percent
 
 CURVE_COSTS = 13  # maximum costs for which the curve's thresholds are chosen
@@ -80,6 +82,8 @@ class CascadeEvaluation:
         rounds: batch size → number of timed rounds.
         points: single network, full ensemble, exits, chosen cascade, then the cascade's curve from the
             cheapest on.
+        delta: probability, over the choice of the validation images, that the chosen cascade loses more than
+            `max_accuracy_drop` on new images; None if there is no such bound.
     """
 
     rule: Rule
@@ -92,6 +96,7 @@ class CascadeEvaluation:
     test_images: int
     rounds: dict[int, int]
     points: list[Point]
+    delta: float | None = None
 
     def table(self) -> str:
         """Return the timed points as aligned plain text, followed by how they were measured."""
@@ -112,13 +117,16 @@ class CascadeEvaluation:
                 "Costs are means relative to the single network; time: all deployed, median (quartiles) of "
                 f"{rounds} rounds side by side.",
                 f"Exits run in the order {order}; {stops}.",
-                f"Chosen for {_target(self.max_accuracy_drop, self.max_cost)} on "
+                f"Chosen for {_target(self.max_accuracy_drop, self.max_cost)}{self._promise()} on "
                 f"{self.validation_images} validation images, "
                 f"with {chosen} % accuracy there (full ensemble {full} %)",
                 f"at {self.choice.cost:.3f}× the MACs.",
                 *([marked] if exceeded else []),
             ]
         )
+
+    def _promise(self) -> str:
+        return "" if self.delta is None else f", with a probability of {1 - self.delta:g} for new images,"
 
 
 def evaluate_cascade(
@@ -131,6 +139,7 @@ def evaluate_cascade(
     rule: Rule = "margin",
     max_accuracy_drop: float | None = None,
     max_cost: float | None = None,
+    delta: float | None = None,
     single_accuracy: float | None = None,
 ) -> CascadeEvaluation:
     """Choose thresholds on validation images, and measure the cascade on test images.
@@ -146,6 +155,8 @@ def evaluate_cascade(
         rule: see `netfission.inference.cascade_confidence`.
         max_accuracy_drop: see `netfission.inference.choose_thresholds`.
         max_cost: see there; relative to the single network's dense MACs.
+        delta: see `netfission.inference.bounded_thresholds`; by default, the thresholds keep
+            `max_accuracy_drop` on the validation images alone.
         single_accuracy: of a trained single network on the test images, for comparison.
 
     Raises:
@@ -156,7 +167,19 @@ def evaluate_cascade(
     costs = exit_costs(network, image)
     relative = [macs / unit.dense for macs in costs.dense]
     choose = partial(choose_thresholds, *validation, relative, order=costs.order, rule=rule)
-    choice = choose(max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    if delta is None:
+        choice = choose(max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    elif max_accuracy_drop is None:
+        raise invalid("delta", "left out unless max_accuracy_drop is given", delta)
+    else:
+        choice = bounded_thresholds(
+            *validation,
+            relative,
+            max_accuracy_drop=max_accuracy_drop,
+            delta=delta,
+            order=costs.order,
+            rule=rule,
+        )
     variants = [
         *_fixed(network, image, costs),
         _Variant(
@@ -185,6 +208,7 @@ def evaluate_cascade(
         test_images=len(test[1]),
         rounds={size: len(by_network[0]) for size, by_network in ratios.items()},
         points=[Point("single network", "single", 1.0, 1.0, single_accuracy, times=single_times), *points],
+        delta=delta,
     )
 
 

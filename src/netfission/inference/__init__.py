@@ -8,6 +8,7 @@ from netfission.ensemble import (
     mutual_information,
     predictive_entropy,
 )
+from netfission.inference.bounded_loss import bounded_thresholds
 from netfission.inference.cascade import (
     Cascade,
     CascadeOutput,
@@ -28,6 +29,7 @@ __all__ = [
     "Deployed",
     "ExitCosts",
     "Rule",
+    "bounded_thresholds",
     "cascade_confidence",
     "cascade_logits",
     "choose_thresholds",

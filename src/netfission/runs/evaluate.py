@@ -63,6 +63,7 @@ def evaluate_cascade(
     rule: Rule = "margin",
     max_accuracy_drop: float | None = None,
     max_cost: float | None = None,
+    delta: float | None = None,
     single: RunFolder | None = None,
 ) -> CascadeEvaluation:
     """Choose a cascade's thresholds on the validation split of a run and evaluate it on its test split.
@@ -76,6 +77,8 @@ def evaluate_cascade(
         max_accuracy_drop: accepted loss of accuracy, in percentage points, see
             `netfission.inference.choose_thresholds`.
         max_cost: in its place, accepted mean MACs relative to the single network's.
+        delta: with `max_accuracy_drop`, probability that more is lost on new images, see
+            `netfission.inference.bounded_thresholds`; by default it is bounded on validation images alone.
         single: a finished run of the same model with one exit, whose accuracy is shown for comparison.
 
     Raises:
@@ -111,6 +114,7 @@ def evaluate_cascade(
         rule=rule,
         max_accuracy_drop=max_accuracy_drop,
         max_cost=max_cost,
+        delta=delta,
         single_accuracy=accuracy,
     )
     record = asdict(evaluation) | {"environment": environment()}
