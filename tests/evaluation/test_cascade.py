@@ -21,6 +21,8 @@ from netfission.inference.deployment import Deployed
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import inference_times
+from netfission.runs.evaluate import evaluate_cascade as evaluate_cascade_of_run
+from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
 
 CONFIG = RunConfig(
@@ -162,6 +164,16 @@ def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, run, capsys
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_images_that_the_epoch_was_chosen_on_promise_nothing(run) -> None:
+    folder = RunFolder(run)
+    config = folder.load_config()
+    config = replace(config, training=replace(config.training, patience=2))
+    with pytest.raises(
+        ValueError, match=r"^delta must be left out for a run with patience, got 0\.1; patience"
+    ):
+        evaluate_cascade_of_run(folder, config, max_accuracy_drop=8.0, delta=0.1)
 
 
 def test_a_run_without_validation_split_is_refused(single, capsys) -> None:

@@ -89,6 +89,9 @@ def evaluate_cascade(
 
     if config.data.validation == 0:
         raise invalid("validation", "above 0 to choose the thresholds of a cascade", config.data.validation)
+    if delta is not None and config.training.patience is not None:
+        hint = "patience chose the epoch on the validation images, so they promise nothing for others"
+        raise invalid("delta", "left out for a run with patience", delta, hint=hint)
     network, spec, data, device = load_for_evaluation(folder, config)
     method = config.method.method
     if method not in STOPS_EARLY:
