@@ -43,10 +43,11 @@ def test_members_that_start_from_trained_weights_are_trained_one_by_one(tmp_path
     grids = []
     monkeypatch.setattr("netfission.experiments.compare.compare", lambda grid, *_, **__: grids.append(grid))
     monkeypatch.setattr("netfission.cli.compare.print_comparison", lambda *_: None)
-    for flags in ([], ["--weights", str(weights)], ["--weights", str(weights), "--one-by-one", "false"]):
+    trained = ["--weights", str(weights)]
+    for flags in ([], trained, [*trained, "--one-by-one", "false"], [*trained, "--patience", "3"]):
         command = ["--methods", "[deep-ensemble]", "--out", str(tmp_path / "out"), *flags]
         compare_command.run(compare_command.parser().parse_args(command))
-    assert [grid.cells()[0].config.method.one_by_one for grid in grids] == [False, True, False]
+    assert [grid.cells()[0].config.method.one_by_one for grid in grids] == [False, True, False, False]
 
 
 def test_an_unknown_setting_is_named(grid_of):

@@ -306,7 +306,7 @@ def test_if_nothing_passes_every_exit_runs(monkeypatch):
         (
             {"max_accuracy_drop": 0.2},
             r"^max_accuracy_drop must be at least 4\.67 points with 100 images and delta=0\.1, got 0\.2; "
-            r"2,306 images may do$",
+            r"2,306 images may be enough$",
         ),
     ],
 )

@@ -52,8 +52,20 @@ def test_only_exits_that_are_asked_for_divide_the_network():
     assert plan().ensemble.fission == FissionConfig(
         exits=1, grouping="channels", linear_exits=[2, 2], reconstruct=True
     )
-    asked = {"exits": 3}, {"branch_after": [2, 2]}, {"ratio": [1.0, 1.0, 1.0]}
-    assert [plan(**settings).ensemble.fission.exits for settings in asked] == [3, 3, 3]
+    asked = (
+        {"exits": 3},
+        {"branch_after": [2, 2]},
+        {"branch_after": "late"},
+        {"ratio": [1.0, 1.0, 1.0]},
+    )
+    assert [plan(**settings).ensemble.fission.exits for settings in asked] == [3] * 4
+
+
+def test_a_single_prediction_is_no_ensemble():
+    message = r"^linear_exits must be one or more unless exits is 2 or more, got \[\]$"
+    with pytest.raises(ValueError, match=message):
+        plan(linear_exits=[])
+    assert plan(linear_exits=[], exits=2).ensemble.fission.linear_exits == []
 
 
 def test_exits_leave_late_unless_they_are_told_where():
@@ -65,7 +77,7 @@ def test_exits_leave_late_unless_they_are_told_where():
 @pytest.mark.parametrize(
     ("given", "left_out"),
     [
-        ({"linear_exits": []}, {"grouping": "weights", "reconstruct": False, "branch_after": None}),
+        ({"grouping": "weights"}, {"reconstruct": False, "branch_after": None}),
         ({"grouping": "copies", "exits": 3}, {"reconstruct": False}),
     ],
 )

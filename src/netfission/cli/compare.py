@@ -43,8 +43,9 @@ def run(settings: Namespace) -> None:
     options = run_options(settings)
     common = run_settings(settings, {"methods", "seeds", "reference", *options})
     trained = bool(common.get("pretrained")) or common.get("weights") is not None
-    one_by_one = trained and "one_by_one" not in common
-    contenders = {name: find_contender(name, trained=one_by_one) for name in settings.methods}
+    # A training one by one cannot stop early, and a user's own choice counts.
+    is_open = "one_by_one" not in common and common.get("patience") is None
+    contenders = {name: find_contender(name, trained=trained and is_open) for name in settings.methods}
     if not contenders:
         raise invalid("--methods", "one method or more", settings.methods)
     check_positive_integer("--seeds", settings.seeds)

@@ -117,16 +117,27 @@ class CascadeEvaluation:
                 "Costs are means relative to the single network; time: all deployed, median (quartiles) of "
                 f"{rounds} rounds side by side.",
                 f"Exits run in the order {order}; {stops}.",
-                f"Chosen for {_target(self.max_accuracy_drop, self.max_cost)}{self._promise()} on "
+                f"Chosen for {_target(self.max_accuracy_drop, self.max_cost)} on "
                 f"{self.validation_images} validation images, "
                 f"with {chosen} % accuracy there (full ensemble {full} %)",
                 f"at {self.choice.cost:.3f}× the MACs.",
+                *self._promise(),
                 *([marked] if exceeded else []),
             ]
         )
 
-    def _promise(self) -> str:
-        return "" if self.delta is None else f", with a probability of {1 - self.delta:g} for new images,"
+    def _promise(self) -> list[str]:
+        """Return what `delta` says, a line each."""
+        if self.delta is None:
+            return []
+        lines = [
+            f"On new images the drop is within the bound with a probability of {1 - self.delta:g} over the "
+            "choice of the validation images;",
+            "a larger drop on the test images may be chance.",
+        ]
+        if all(threshold == 1 for threshold in self.choice.thresholds):
+            lines.append("No cheaper cascade passed the test, so every exit runs for every image.")
+        return lines
 
 
 def evaluate_cascade(

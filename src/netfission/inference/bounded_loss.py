@@ -1,9 +1,9 @@
 """Thresholds of a cascade that lose at most a stated accuracy on new images, with a stated probability.
 
-A part of the examples proposes cascades, from the dearest to the cheapest. They are tested in this order on
-the other examples until one fails, and the last that passes is chosen. As the order is fixed before the test,
-a cascade that loses more passes only if the first such one does (fixed-sequence testing, Angelopoulos et al.
-2021, arXiv 2110.01052; for early exits Jazbec et al. 2024, arXiv 2405.20915).
+A part of the examples proposes cascades, from the most expensive to the cheapest. They are tested in this
+order on the other examples until one fails, and the last that passes is chosen. As the order is fixed before
+the test, a cascade that loses more passes only if the first such one does (fixed-sequence testing,
+Angelopoulos et al. 2021, arXiv 2110.01052; for early exits Jazbec et al. 2024, arXiv 2405.20915).
 """
 
 import math
@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from netfission.inference.cascade import Rule, cascade_logits
-from netfission.inference.thresholds import CascadeChoice, choose_thresholds
+from netfission.inference.cascade import Rule, cascade_logits, step_by_step
+from netfission.inference.thresholds import CascadeChoice, check_examples, choose_thresholds
 from netfission.utils.errors import invalid
 
 _PROPOSING = 3  # one of so many examples proposes, and the others test
@@ -22,17 +22,17 @@ _PROPOSALS = 24
 _LARGEST_STAKE = 0.75  # of the capital, for a loss of 1
 
 
-def loses_at_most(losses: Tensor, most: float, delta: float) -> bool:
-    """Return whether losses show that their mean is at most `most`, by a test that errs with probability δ.
+def loses_at_most(losses: Tensor, bound: float, delta: float) -> bool:
+    """Return whether losses show that their mean is at most `bound`, by a test that errs with probability δ.
 
     The test bets on it (Waudby-Smith & Ramdas 2024, arXiv 2010.09686): a capital of 1 grows with each loss
-    that is below `most`, and shrinks with each that is above. If the mean is above `most`, no stakes make
-    the capital grow on average, and it ever reaches 1/δ with a probability of at most δ (Ville's inequality).
-    The stake on a loss depends on those before it.
+    that is below the bound, and shrinks with each that is above. If the mean is above it, no stakes make the
+    capital grow on average, and it ever reaches 1/δ with a probability of at most δ (Ville's inequality). The
+    stake on a loss depends on those before it.
 
     Args:
         losses: `(n,)`, each at most 1, of independent examples in an order drawn at random.
-        most: from 0 to 1.
+        bound: from 0 to 1.
         delta: δ, in (0, 1).
 
     Example:
@@ -42,21 +42,21 @@ def loses_at_most(losses: Tensor, most: float, delta: float) -> bool:
     losses = losses.double()
     number = torch.arange(1, len(losses) + 1, dtype=torch.float64)
     before, squares = (values.cumsum(0) - values for values in (losses, losses.square()))
-    gain = most - before / (number - 1).clamp(min=1)
-    # The mean of squares begins at `most`, as of losses of 0 and 1 whose mean it is.
-    stakes = (gain / ((most + squares) / number + gain.square())).clamp(0, _LARGEST_STAKE)
-    capital = torch.log1p(stakes * (most - losses)).cumsum(0)
+    gain = bound - before / (number - 1).clamp(min=1)
+    # The mean of squares begins at the bound, as of losses of 0 and 1 whose mean it is.
+    stakes = (gain / ((bound + squares) / number + gain.square())).clamp(0, _LARGEST_STAKE)
+    capital = torch.log1p(stakes * (bound - losses)).cumsum(0)
     return bool((capital >= -math.log(delta)).any())
 
 
-def images_for_loss(most: float, delta: float) -> int:
-    """Return how many examples must be tested, none of which loses, to show a loss of at most `most`.
+def images_for_loss(bound: float, delta: float) -> int:
+    """Return how many examples must be tested, none of which loses, to show that the loss is within a bound.
 
     Example:
         >>> images_for_loss(0.01, 0.1)
         309
     """
-    return math.ceil(-math.log(delta) / math.log1p(_LARGEST_STAKE * most))
+    return math.ceil(-math.log(delta) / math.log1p(_LARGEST_STAKE * bound))
 
 
 def bounded_thresholds(
@@ -91,7 +91,7 @@ def bounded_thresholds(
 
     Raises:
         ValueError: an argument is not valid, or there are too few examples for this bound even if none of
-            them loses; the message says how many may do.
+            them loses; the message says how many may be enough.
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0]]).repeat(600, 1, 1)
@@ -107,6 +107,7 @@ def bounded_thresholds(
             "max_accuracy_drop", "above 0 and below 100 percentage points with delta", max_accuracy_drop
         )
     logits, labels = logits.cpu(), labels.cpu()
+    check_examples(step_by_step(logits, order, rule)[0], labels)
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     proposing, testing = shuffled.tensor_split([len(shuffled) // _PROPOSING])
     _check_enough(len(labels), len(testing), max_accuracy_drop, delta)
@@ -128,10 +129,11 @@ def bounded_thresholds(
 def _check_enough(images: int, testing: int, max_accuracy_drop: float, delta: float) -> None:
     needed = images_for_loss(max_accuracy_drop / 100, delta)
     if testing < needed:
-        least = 100 * math.expm1(-math.log(delta) / testing) / _LARGEST_STAKE if testing else 100.0
+        least = 100 * math.expm1(-math.log(delta) / testing) / _LARGEST_STAKE
+        possible = f"at least {math.ceil(100 * least) / 100:.2f} points" if least < 100 else "left out"
         raise invalid(
             "max_accuracy_drop",
-            f"at least {math.ceil(100 * least) / 100:.2f} points with {images:,} images and delta={delta:g}",
+            f"{possible} with {images:,} images and delta={delta:g}",
             max_accuracy_drop,
-            hint=f"{math.ceil(needed * _PROPOSING / (_PROPOSING - 1)):,} images may do",
+            hint=f"{math.ceil(needed * _PROPOSING / (_PROPOSING - 1)):,} images may be enough",
         )

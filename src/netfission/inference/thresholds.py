@@ -86,18 +86,7 @@ def choose_thresholds(
     """
     means, scores = step_by_step(logits.cpu(), order, rule)
     labels = labels.cpu()
-    if not len(means) or not means.isfinite().all():
-        found = f"{int((~means.isfinite()).any(dim=(1, 2)).sum())} of {len(means)} with NaN or infinity"
-        raise invalid("logits", "finite, of at least one example", found=found if len(means) else "none")
-    if labels.shape != (len(means),) or labels.is_floating_point():
-        raise invalid("labels", f"integers of shape ({len(means)},), as logits", found=describe(labels))
-    classes = means.shape[2]
-    if not all(0 <= label < classes for label in labels.aminmax()):
-        raise invalid(
-            "labels",
-            f"from 0 to {classes - 1}, as logits have {classes} classes",
-            found=f"{labels.min().item()} to {labels.max().item()}",
-        )
+    check_examples(means, labels)
     _check_target(costs, means.shape[1], max_accuracy_drop, max_cost)
     search = _Search.from_means(means, labels, scores, costs, max_accuracy_drop, max_cost)
     step_scores = scores.unbind(dim=1)
@@ -111,6 +100,26 @@ def choose_thresholds(
             best = search.best(candidates)
         if (best.expected_accuracy, best.cost) == (start.expected_accuracy, start.cost):
             return best
+
+
+def check_examples(means: Tensor, labels: Tensor) -> None:
+    """Check labelled examples by the mean logits after each step, `(n, exits, classes)`.
+
+    Raises:
+        ValueError: there are none, a logit is not finite, or the labels have another shape or range.
+    """
+    if not len(means) or not means.isfinite().all():
+        found = f"{int((~means.isfinite()).any(dim=(1, 2)).sum())} of {len(means)} with NaN or infinity"
+        raise invalid("logits", "finite, of at least one example", found=found if len(means) else "none")
+    if labels.shape != (len(means),) or labels.is_floating_point():
+        raise invalid("labels", f"integers of shape ({len(means)},), as logits", found=describe(labels))
+    classes = means.shape[2]
+    if not all(0 <= label < classes for label in labels.aminmax()):
+        raise invalid(
+            "labels",
+            f"from 0 to {classes - 1}, as logits have {classes} classes",
+            found=f"{labels.min().item()} to {labels.max().item()}",
+        )
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,10 @@ def plan_finetuning(
     settings = {**defaults, **common, "pretrained": False, "weights": str(single), "epochs": ensemble_epochs}
     settings |= _late_exits(settings, given, model, shape)
     settings = _without_vain_defaults(settings, given)
-    return FinetunePlan(config, RunConfig.from_dict(with_recipe(recipe, settings)), finetuned is not None)
+    ensemble = RunConfig.from_dict(with_recipe(recipe, settings))
+    if ensemble.fission.exits + len(ensemble.fission.linear_exits or ()) == 1:
+        raise invalid("linear_exits", "one or more unless exits is 2 or more", given["linear_exits"])
+    return FinetunePlan(config, ensemble, finetuned is not None)
 
 
 def check_ensemble(config: RunConfig) -> None:
@@ -173,10 +176,13 @@ def _model_and_shape(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]
 
 
 def _exits(given: Mapping[str, Any]) -> int:
-    """Return the number of exits beside the linear ones that branch points or shares tell, by default one."""
-    if isinstance(points := given.get("branch_after"), list):
+    """Return the number of exits beside the linear ones: by branch points or shares if given, else one."""
+    points, shares = given.get("branch_after"), given.get("ratio")
+    if isinstance(points, list):
         return len(points) + 1
-    return len(given.get("ratio") or "1")
+    if shares is not None:
+        return len(shares)
+    return FissionConfig().exits if points is not None else 1
 
 
 def _without_vain_defaults(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
