@@ -1,5 +1,6 @@
 """Networks of every kind come back and leave as they were; `benchmarks/exports.py` tries larger ones too."""
 
+import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -44,8 +45,17 @@ def measure(small_model, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("grouping", exports.GROUPINGS)
-@pytest.mark.parametrize("model", SMALL)
+# The layers of a path have widths of their own by channels alone.
+@pytest.mark.parametrize(
+    ("model", "grouping"),
+    [
+        *((model, "channels") for model in SMALL),
+        *itertools.product(
+            ["wrn-10-1", "timm/regnety_002", "timm/vit_tiny_patch16_224"],
+            [grouping for grouping in exports.GROUPINGS if grouping != "channels"],
+        ),
+    ],
+)
 def test_a_saved_network_of_any_kind_comes_back_bit_for_bit(model, grouping, measure):
     assert measure(model, grouping, []) == {"loaded": True}
 

@@ -1,7 +1,8 @@
 """The table of effects against what settings really change."""
 
+import json
 import re
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import timm
@@ -47,8 +48,10 @@ def _attention():
     )
 
 
-def step_loss(config):
-    """The loss of a step in the second of two epochs."""
+@cache
+def step_loss(settings):
+    """The loss of a step in the second of two epochs; `settings` are those of a run, as JSON."""
+    config = RunConfig.from_dict(json.loads(settings))
     method = find_method(config.method)
     create = partial(call_with_seed, _attention if method.needs_weights else _convolutions)
     plan = BuildPlan(create, config.fission, torch.zeros(2, 1, 8, 8))
@@ -59,7 +62,11 @@ def step_loss(config):
     images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
     result = method.step(network, images, labels, method.loss(config.training))
     parent = create(1).eval() if config.training.parent_weight else None
-    return method.with_parent(result, images, parent, config.training).loss
+    return method.with_parent(result, images, parent, config.training).loss.detach()
+
+
+def loss_of(config):
+    return step_loss(json.dumps(config.to_dict()))
 
 
 @pytest.mark.parametrize("setting", LOSS_CHANGES)
@@ -74,7 +81,7 @@ def test_settings_of_the_loss_have_an_effect_as_the_table_says(method, setting):
         RunConfig.from_dict(settings_of(method, **{**before, **changes}))
         for changes in ({}, {setting: value})
     )
-    changed = not torch.equal(step_loss(first), step_loss(second))
+    changed = not torch.equal(loss_of(first), loss_of(second))
     assert changed == (unmet_condition(setting, second) is None)
 
 
@@ -85,7 +92,7 @@ def test_linear_exits_of_one_network_teach_each_other(setting):
     first, second = (
         RunConfig.from_dict(settings_of("fission") | settings | changes) for changes in ({}, {setting: value})
     )
-    assert not torch.equal(step_loss(first), step_loss(second))
+    assert not torch.equal(loss_of(first), loss_of(second))
     assert unmet_condition(setting, second) is None
 
 
@@ -97,7 +104,7 @@ def test_settings_of_the_parent_have_an_effect_as_the_table_says(method, setting
         RunConfig.from_dict(settings_of(method, **{"distillation_weight": 0.0, **OF_PARENT, **changes}))
         for changes in ({}, {setting: values[setting]})
     ]
-    assert not torch.equal(*map(step_loss, configs))
+    assert not torch.equal(*map(loss_of, configs))
     assert unmet_condition(setting, configs[1]) is None
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import netfission as nf
-from netfission.models import create_model
 from netfission.pruning.prune import CRITERIA, Criterion
 from netfission.surgery.masks import prunable_weights
 
@@ -194,30 +193,33 @@ def test_scores_that_are_not_numbers_are_refused(net: nn.Module, batches: Batche
         nf.prune(net, None, 0.5, criterion="snip", batches=[(images.fill_(torch.nan), labels)])
 
 
-# --- WRN-28-10 --------------------------------------------------------------------------------------
+# --- more weights than float32 counts ---------------------------------------------------------------
 
 
-WIDE_WEIGHTS = 17_101_232  # of all convolutions: more than float32 counts exactly
+WIDE_WEIGHTS = 17_092_461
 
 
 @pytest.fixture(scope="session")
 def wide() -> tuple[nn.Module, list[str], dict[str, Tensor]]:
+    """Fast for its size: its matrices multiply two images of one pixel."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = create_model("wrn-16-10", 100)
-    names = [name for name in prunable_weights(model) if name != "fc.weight"]
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(3, 31), nn.Linear(31, 4093), nn.Linear(4093, 4145), nn.Linear(4145, 100)
+        )
+    names = list(prunable_weights(model))[:3]
     return model, names, copy.deepcopy(model.state_dict())
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", ["magnitude", "erk", "synflow"])  # by layer, and in steps
 def test_more_weights_than_float32_counts(
     wide: tuple[nn.Module, list[str], dict[str, Tensor]], criterion: str
 ) -> None:
     model, names, before = wide
     sparsity = 0.9  # others are tested on smaller networks
     generator = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(2, 3, 8, 8, generator=generator), torch.tensor([3, 97]))]
-    steps = 3 if criterion == "synflow" else None  # 100 by default
+    batches = [(torch.randn(2, 3, 1, 1, generator=generator), torch.tensor([3, 97]))]
+    steps = 2 if criterion == "synflow" else None  # 100 by default
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         kept = nf.prune(model, names, sparsity, criterion=criterion, batches=batches, steps=steps)
