@@ -2,8 +2,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from netfission.report import write_report
+from netfission.report.style import render_svg
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +15,13 @@ def reported(finished_run, tmp_path_factory) -> Path:
     shutil.copytree(finished_run, run)
     write_report([run])
     return run
+
+
+@pytest.fixture
+def blank_figures(monkeypatch) -> None:
+    """Pages have figures without content, for tests that look at none: drawing takes most of their time."""
+    blank = render_svg(lambda: Figure((1, 1)))
+    monkeypatch.setattr("netfission.report.plots.render_svg", lambda draw: blank)
 
 
 @pytest.fixture
