@@ -26,3 +26,10 @@ def grid_of():
 def undrawn(monkeypatch):
     """Comparisons draw an empty picture, for tests that look at none: drawing takes most of their time."""
     monkeypatch.setattr("netfission.experiments.results.plot_against_cost", lambda *_: Figure((1, 1)))
+
+
+@pytest.fixture
+def few_timed(monkeypatch):
+    """Costs are timed on batches of 1 and 2 images, for tests that do not look at the times."""
+    for module in ("compare", "costs", "plots", "results"):
+        monkeypatch.setattr(f"netfission.experiments.{module}.BATCH_SIZES", (1, 2))

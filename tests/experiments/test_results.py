@@ -99,7 +99,7 @@ def test_costs_are_over_the_single_networks(compared):
     assert set(costs["fission-channels"]["deployed"]) == {"1", "128"}
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "few_timed")
 def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path):
     grid = grid_of("single")
     compare(grid, tmp_path, rounds=1)
@@ -116,7 +116,7 @@ def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path):
     assert costs["contenders"]["single"] != content["costs"]["contenders"]["single"]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "few_timed")
 def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     grid = grid_of("single", seeds=2)
     compare(grid, tmp_path, rounds=1)
@@ -150,7 +150,7 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
         compare(grid, tmp_path)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "few_timed")
 def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys):
     methods = ["--methods", "[single,fission-weights]", "--seeds", "1"]
     assert main([*FLAGS.split(), *methods, "--exits", "9", "--out", str(tmp_path)]) == 1
@@ -162,7 +162,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys)
     assert re.search(r"single +1 +– +\d", printed.out)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "few_timed")
 def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     grid = grid_of("single", "treenet", "batch-ensemble")
     remarks = compare(grid, tmp_path, rounds=1).remarks
@@ -177,7 +177,7 @@ def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     assert "single" not in remarks
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "few_timed")
 def test_the_table_says_which_settings_all_share_and_whom_one_does_not_apply_to(grid_of, tmp_path):
     grid = grid_of("single", "fission-weights", "mimo", "neurotrails", sparsity=0.5)
     cell, *_ = grid.cells()
@@ -198,7 +198,7 @@ def test_the_table_says_which_settings_all_share_and_whom_one_does_not_apply_to(
     assert "–: it does not support such a network" in whole.table()
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "few_timed")
 def test_records_of_other_data_of_the_same_name_are_refused(grid_of, tmp_path):
     for place, shade in (("a", 50), ("b", 200)):
         for split, label, number in itertools.product(("train", "test"), ("dark", "light"), range(6)):

@@ -197,8 +197,9 @@ def test_workers_share_the_runs_and_get_the_same_figures(grid_of, tmp_path, caps
         run_missing(cells, tmp_path, workers=0)
 
 
+@pytest.mark.usefixtures("undrawn", "few_timed")
 def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_path):
-    command = ["compare", *FLAGS.split(), "--methods", "[single,treenet]", "--seeds", "2", "--epochs", "2"]
+    command = ["compare", *FLAGS.split(), "--methods", "[single]", "--seeds", "3", "--epochs", "2"]
     records = tmp_path / "cmp" / "records"
     process = subprocess.Popen(
         [sys.executable, "-m", "netfission", *command, "--out", str(tmp_path / "cmp")],
@@ -209,12 +210,12 @@ def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_pat
     process.kill()
     assert process.wait() == -signal.SIGKILL  # it had not ended
     kept = {file: file.read_bytes() for file in records.glob("*.json")}
-    assert 1 <= len(kept) < 4
+    assert 1 <= len(kept) < 3
     assert main([*command, "--out", str(tmp_path / "cmp")]) == 0
     assert all(file.read_bytes() == content for file, content in kept.items())
     seen = [json.loads(file.read_text()) for file in records.glob("*.json")]
     assert sorted((record["contender"], record["seed"]) for record in seen) == [
-        ("single", 0), ("single", 1), ("treenet", 0), ("treenet", 1),
+        ("single", 0), ("single", 1), ("single", 2),
     ]  # fmt: skip
     assert all(record["error"] is None for record in seen)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from netfission.cli import main
 from netfission.config import RECIPES
+from netfission.evaluation import cascade
 from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
@@ -153,7 +154,10 @@ def parent_run(tmp_path_factory):
 
 
 # So small steps that the network ends as it begins.
-CHILD = "--data digits --model wrn-10-1 --grouping channels --epochs 1 --learning-rate 1e-9 --weight-decay 0"
+CHILD = (
+    "--data digits --limit-per-class 60 --model wrn-10-1 --grouping channels --epochs 1 --learning-rate 1e-9 "
+    "--weight-decay 0"
+)
 
 
 def test_reconstruction_keeps_what_the_network_knows(parent_run, tmp_path):
@@ -205,9 +209,12 @@ def test_the_network_before_teaches(parent_run, tmp_path):
     assert losses[2] < losses[3] < losses[1]
 
 
-def test_a_run_with_linear_exits_is_trained_loaded_reported_and_exported(tmp_path, capsys):
+def test_a_run_with_linear_exits_is_trained_loaded_reported_and_exported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cascade, "IMAGES_PER_ROUND", {1: 1})
+    monkeypatch.setattr(cascade, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(cascade, "MAX_ROUNDS", 2)
     out = tmp_path / "run"
-    flags = "--data digits --limit-per-class 20 --model wrn-10-1 --grouping channels --epochs 2 --exits 2"
+    flags = "--data digits --limit-per-class 10 --model wrn-10-1 --grouping channels --epochs 1 --exits 2"
     flags += " --branch-after [2] --linear-exits [1,block2]"
     assert main(["train", *flags.split(), "--out", str(out)]) == 0
     folder = RunFolder(out)
@@ -319,7 +326,7 @@ RESUMED = [
     {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.5},
     {"label_smoothing": 0.1, "balance": "sampler", "patience": 1, "ema": 0.9},
     {"crop_scale": 0.5, "rand_augment": 5, "color_jitter": 0.3, "erase": 0.3, "flip": True},
-    {"drop_path": 0.5, "model": "resnet10t", "image_size": 32, "sparsity": 0.0, "balance": "weights"},
+    {"drop_path": 0.5, "model": "test_resnet", "image_size": 32, "sparsity": 0.0, "balance": "weights"},
     {**RECIPES["finetune"], "epochs": 2, "batch_size": 50},
 ]
 
@@ -398,7 +405,8 @@ def test_patience_is_refused_where_no_epoch_can_be_chosen(tmp_path, settings_of,
 
 
 def test_paths_are_dropped_in_training_alone(tmp_path, settings_of):
-    settings = {"model": "resnet10t", "grouping": "channels", "sparsity": 0.0, "epochs": 1, "image_size": 32}
+    settings = {"model": "test_resnet", "grouping": "channels", "sparsity": 0.0, "epochs": 1}
+    settings |= {"image_size": 32, "batch_size": 25, "limit_per_class": 10}
     losses = []
     for drop_path in (0.0, 0.5):
         folder = RunFolder(tmp_path / str(drop_path))
@@ -537,7 +545,8 @@ def training(out, *more):
 
 
 def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path):
-    assert main(training(tmp_path / "whole")) == 0
+    few = ["--limit_per_class", "10", "--batch_size", "30"]
+    assert main(training(tmp_path / "whole", *few)) == 0
     whole = rows_of(tmp_path / "whole")
     code = """
 import os, signal, sys
@@ -557,12 +566,12 @@ main(sys.argv[2:])
     folder = RunFolder(tmp_path / "killed")
     at_step = str(int(whole[0]["step"] + whole[1]["step"]) // 2)  # in the middle of epoch 2
     killed = subprocess.run(
-        [sys.executable, "-c", code, at_step, *training(folder.path)], capture_output=True
+        [sys.executable, "-c", code, at_step, *training(folder.path, *few)], capture_output=True
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not folder.weights.exists()
     assert len(rows_of(folder.path)) == 1
-    assert main(training(folder.path, "--resume")) == 0
+    assert main(training(folder.path, *few, "--resume")) == 0
     assert_equal_states(state_of(tmp_path / "whole"), state_of(folder.path))
     assert folder.metrics.read_text() == RunFolder(tmp_path / "whole").metrics.read_text()
     assert folder.evaluation.read_text() == RunFolder(tmp_path / "whole").evaluation.read_text()
