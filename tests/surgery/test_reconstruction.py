@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Conv2dSame, ScaledStdConv2d, StdConv2d
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ import netfission as nf
 from netfission import algorithm
 from netfission.models import create_model
 from netfission.surgery import reconstruction
-from netfission.surgery.narrowing import narrowed
+from netfission.surgery.narrowing import ScatteredNorm, narrowed
 from netfission.surgery.reconstruction import in_batches, reconstruct
 
 HALF = torch.tensor([0, 2, 3, 5])  # of eight channels
@@ -282,9 +282,11 @@ def test_the_same_images_give_the_same_bits_and_no_mode_changes(model: nn.Module
 
 
 def test_identity_branches_are_reconstructed() -> None:
-    model = timm.create_model("repvgg_a0", num_classes=10).eval()
+    blocks = tuple(ByoBlockCfg("rep", d=2, c=channels, s=2, gs=0) for channels in (16, 24, 32, 48))
+    model = ByobNet(ByoModelCfg(blocks, stem_type="rep", stem_chs=16), num_classes=10).eval()
     training = [(torch.randn(8, 3, 32, 32), torch.zeros(8).long())]
     net = nf.fission(model, 2, grouping="channels", batches=training, reconstruct=True)
+    assert any(isinstance(part, ScatteredNorm) for part in net.modules())
     assert net(training[0][0]).isfinite().all()
 
 
