@@ -60,7 +60,7 @@ DIGITS = "finetune digits --model wrn-10-1 --pretrained false --out run"
             "^--linear-exits must be stages, each a number from 1 to 3 or one of",
         ),
         (
-            f"{DIGITS} --stages [bn]",
+            f"{DIGITS} --exits 3 --stages [bn]",
             r"^--exits must be 1 for a network of one stage \(bn\), which no exit can",
         ),
         (f"{DIGITS} --epochs 0", "^--epochs must be a positive integer, got 0$"),

@@ -168,7 +168,7 @@ def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     remarks = compare(grid, tmp_path, rounds=1).remarks
     assert remarks["treenet"] == [
         "trained without distillation, as the method is defined",
-        "differs from its authors: branches leave after whole stages (authors: after the first layers of "
+        "differs from its authors: branches leave after the first stage (authors: after the first layers of "
         "their network)",
     ]
     first, second, *differences = remarks["batch-ensemble"]
