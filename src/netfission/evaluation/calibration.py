@@ -8,6 +8,7 @@ from typing import Self
 from torch import Tensor
 
 from netfission.ensemble import Average, ensemble_log_probabilities, fit_temperature
+from netfission.evaluation.guarantees import CalibrationScores
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.errors import check_positive
@@ -61,6 +62,8 @@ class Calibration:
         risk_coverage: error against the share of images answered, at the temperature.
         fitted_on: the images in words, as they follow their number.
         average: what the ensemble averages.
+        scores: what prediction sets and bounded abstention rest on; None if the network was chosen on these
+            images, which would void the bounds.
 
     Raises:
         ValueError: the temperature is not a positive number.
@@ -73,18 +76,20 @@ class Calibration:
     risk_coverage: RiskCoverage
     fitted_on: str = VALIDATION
     average: Average = "logits"
+    scores: CalibrationScores | None = None
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
 
     @classmethod
-    def fit(cls, logits: Tensor, labels: Tensor, *, average: Average) -> Self:
+    def fit(cls, logits: Tensor, labels: Tensor, *, average: Average, chosen_on: bool = False) -> Self:
         """Fit the temperature and measure the ensemble.
 
         Args:
             logits: `(n, exits, classes)`, floating point, of a validation split.
             labels: `(n,)`, int64.
             average: what the ensemble averages, by its method (`Method.average`).
+            chosen_on: whether the network was chosen on these images, as the best epoch of a training is.
 
         Example:
             >>> import torch
@@ -97,16 +102,18 @@ class Calibration:
         """
         logits = logits.double()
         temperature = fit_temperature(logits, labels, average)
+        raw = ensemble_log_probabilities(logits, average)
         scaled = ensemble_log_probabilities(logits / temperature, average)
         return cls(
             n=len(labels),
             temperature=temperature,
-            raw=classification_metrics(ensemble_log_probabilities(logits, average), labels),
+            raw=classification_metrics(raw, labels),
             scaled=classification_metrics(scaled, labels),
             risk_coverage=RiskCoverage.from_confidence(
                 scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels
             ),
             average=average,
+            scores=None if chosen_on else CalibrationScores.from_log_probabilities(raw, labels),
         )
 
     @property

@@ -73,7 +73,8 @@ def calibrate(
             expected = "another data set, as the run held out no images for validation"
             raise invalid("data", expected, found="nothing")
         logits, labels = _logits(network, data.validation, data, config, device)
-        calibration = Calibration.fit(logits, labels, average=spec.average)
+        chosen_on = config.training.patience is not None
+        calibration = Calibration.fit(logits, labels, average=spec.average, chosen_on=chosen_on)
     else:
         images = load_matched(
             name,

@@ -49,7 +49,11 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
         calibration = None
     if calibration is None and data.validation is not None:
         validation = _batches(data.validation, data, config, device)
-        calibration = Calibration.fit(*collect_logits(network, validation, device), average=spec.average)
+        calibration = Calibration.fit(
+            *collect_logits(network, validation, device),
+            average=spec.average,
+            chosen_on=config.training.patience is not None,
+        )
         write_whole(folder.calibration, calibration.to_json())
     report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, average=spec.average)
     write_whole(folder.reliability, report.to_json())

@@ -1,0 +1,170 @@
+"""What prediction sets and bounded abstention rest on: the scores of calibration images."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, get_args
+
+import torch
+from torch import Tensor
+
+from netfission.evaluation.conformal import SetScore, class_scores, images_for_coverage, score_quantile
+from netfission.evaluation.risk_control import answers_for_risk, passing_threshold, thresholds_to_test
+from netfission.utils.errors import check_choice, invalid
+from netfission.utils.text import count_noun
+
+_MOST_PLACED = 500  # images that place the thresholds; more would place them no better
+
+
+@dataclass(frozen=True)
+class CalibrationScores:
+    """Scores of n images that the network was neither trained nor chosen on, in an order drawn at random.
+
+    They are of the ensemble's probabilities at temperature 1: nothing in them was fitted to these images, so
+    that every image counts for prediction sets. Abstention tests its thresholds on four fifths or more of
+    them; the first images, which are not tested on, place the thresholds.
+
+    Attributes:
+        labels: numbers of the classes.
+        scores: name of the score → that of the label, see `netfission.evaluation.conformal.class_scores`.
+        confidence: the largest probability.
+        correct: whether it is that of the label.
+
+    Raises:
+        ValueError: the lists differ in length, or a score is missing.
+
+    Example:
+        >>> log_probabilities = torch.tensor([[0.9, 0.1]] * 99).log()
+        >>> scores = CalibrationScores.from_log_probabilities(log_probabilities, torch.zeros(99).long())
+        >>> scores.threshold(risk=0.05, delta=0.1)  # no error, so every image is answered
+        0.0
+        >>> quantiles = scores.quantiles(0.9, "aps", classes=["cat", "dog"])
+        >>> quantiles  # the label was always the most probable class
+        [0.0, 0.0]
+    """
+
+    labels: list[int]
+    scores: dict[str, list[float]]
+    confidence: list[float]
+    correct: list[bool]
+
+    def __post_init__(self) -> None:
+        columns: list[Sequence[float]] = [self.confidence, self.correct, *self.scores.values()]
+        if {len(column) for column in columns} != {len(self.labels)} or set(self.scores) != set(
+            get_args(SetScore)
+        ):
+            expected = f"{len(self.labels)} values for each of {', '.join(get_args(SetScore))}"
+            raise invalid("scores", expected, found="others")
+
+    @classmethod
+    def from_log_probabilities(cls, log_probabilities: Tensor, labels: Tensor) -> Self:
+        """Score images, in an order that is always the same for their number.
+
+        Args:
+            log_probabilities: `(n, classes)`, of the ensemble at temperature 1.
+            labels: `(n,)`, int64.
+        """
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        log_probabilities, labels = log_probabilities[order].double(), labels[order]
+        confidence, answers = log_probabilities.max(dim=1)
+        scores = {
+            name: class_scores(log_probabilities, name).gather(1, labels[:, None])[:, 0].tolist()
+            for name in get_args(SetScore)
+        }
+        return cls(labels.tolist(), scores, confidence.exp().tolist(), (answers == labels).tolist())
+
+    def quantiles(
+        self,
+        coverage: float,
+        score: SetScore,
+        classes: Sequence[str],
+        *,
+        delta: float | None = None,
+        class_wise: bool = False,
+    ) -> list[float]:
+        """Return for each class the highest score at which it is in a prediction set.
+
+        Args:
+            coverage: least share of the images whose set contains the label, in (0, 1).
+            score: see `netfission.evaluation.conformal.class_scores`.
+            classes: names of the classes.
+            delta: probability that it is less, see `netfission.evaluation.conformal.score_quantile`.
+            class_wise: whether the coverage is to hold for the images of each class (Vovk 2012: Mondrian),
+                not only for all images together; with `delta`, for each class by itself.
+
+        Returns:
+            One number for each class. With `class_wise`, that of a class with too few images is infinite, so
+            that it is in every set, which keeps the promise.
+
+        Warns:
+            UserWarning: some classes have too few images.
+
+        Raises:
+            ValueError: the coverage or δ is not valid, or all classes have too few images.
+        """
+        needed = images_for_coverage(coverage, delta)
+        column = torch.tensor(self.scores[check_choice("score", score, self.scores)], dtype=torch.float64)
+        if not class_wise:
+            if len(column) < needed:
+                raise _too_few("coverage", coverage, len(column), f"{needed} would do")
+            return [score_quantile(column, coverage, delta)] * len(classes)
+        labels = torch.tensor(self.labels)
+        quantiles = [
+            score_quantile(column[labels == number], coverage, delta) for number in range(len(classes))
+        ]
+        unbounded = [name for name, quantile in zip(classes, quantiles, strict=True) if math.isinf(quantile)]
+        if len(unbounded) == len(classes):
+            least = f"{needed} of each class would do"
+            raise _too_few("coverage", coverage, len(column), least, "class by class ")
+        if unbounded:
+            shown = ", ".join(unbounded[:4]) + (", …" if len(unbounded) > 4 else "")
+            warnings.warn(
+                f"{len(unbounded)} of {len(classes):,} classes are in every prediction set, as they "
+                f"have fewer than {needed} calibration images each: {shown}",
+                stacklevel=2,
+            )
+        return quantiles
+
+    def threshold(self, risk: float, delta: float) -> float:
+        """Return the lowest confidence to answer: the error of all answers is at most the risk.
+
+        This holds with probability 1 − δ over the choice of the calibration images.
+
+        Args:
+            risk: highest share of wrong answers, in (0, 1).
+            delta: probability δ that more of the answers are wrong, in (0, 1).
+
+        Returns:
+            The threshold; 2, above every probability, if too many answers are wrong at each.
+
+        Raises:
+            ValueError: the risk or δ is not valid, or there are too few images to allow any threshold.
+        """
+        needed = answers_for_risk(risk, delta)
+        placed = _placed(len(self.labels))
+        tested = len(self.labels) - placed
+        if tested < needed:
+            raise _too_few("risk", risk, len(self.labels), f"{_in_all(needed)} without an error would do")
+        confidence, correct = torch.tensor(self.confidence, dtype=torch.float64), torch.tensor(self.correct)
+        # Twice as many as the least, so that one error among the first does not end the sequence.
+        thresholds = thresholds_to_test(confidence[:placed], tested, 2 * needed)
+        return passing_threshold(confidence[placed:], correct[placed:], thresholds, risk, delta)
+
+
+def _placed(n: int) -> int:
+    """Return how many of n images place the thresholds, and are not tested on."""
+    return min(max(n // 5, 1), _MOST_PLACED)
+
+
+def _in_all(tested: int) -> int:
+    """Return the smallest number of images of which so many are tested on."""
+    n = tested
+    while n - _placed(n) < tested:
+        n += 1
+    return n
+
+
+def _too_few(argument: str, value: float, n: int, enough: str, how: str = "") -> ValueError:
+    images = count_noun(n, "calibration image")
+    return invalid(argument, f"one that {images} can promise {how}".strip(), value, hint=enough)
