@@ -17,6 +17,7 @@ from torch import nn
 import netfission as nf
 from netfission.classifier.model_card import model_card
 from netfission.models import create_model
+from netfission.runs.calibrate import calibrate
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
@@ -135,6 +136,54 @@ def test_it_abstains_where_the_risk_would_be_too_high(finished_run):
     assert replace(predictions, threshold=least + 1e-6).abstains.any()
     with pytest.raises(ValueError, match=r"risk must be None for a network without calibration, got 0\.1"):
         nf.Classifier(classifier.network, classifier.spec).predict(images, risk=0.1)
+
+
+def test_sets_and_bounded_abstention_are_of_the_probabilities_before_calibration(finished_run, tmp_path):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    raw = nf.ensemble_probabilities(classifier.logits(images).double())
+    scores = classifier.calibration.scores
+    assert len(scores.labels) == classifier.calibration.n
+    predictions = classifier.predict(images, coverage=0.9, risk=0.3, delta=0.2)
+    quantile = scores.quantiles(0.9, "lac", classifier.spec.classes, delta=0.2)[0]
+    assert predictions.sets.tolist() == (-raw.log() <= quantile).tolist()
+    assert 0 < predictions.sets.double().mean() < 1
+    threshold = scores.threshold(0.3, 0.2)
+    assert predictions.abstains.tolist() == (raw.amax(dim=1) < threshold).tolist()
+    assert torch.equal(predictions.logits, classifier.predict(images).logits)
+    limits = classifier.limits(coverage=0.9, score="aps")
+    assert limits.quantiles == scores.quantiles(0.9, "aps", classifier.spec.classes)
+    assert classifier.predict_within(images, limits).abstains is None
+    classifier.save_pretrained(tmp_path)
+    again = nf.Classifier.from_pretrained(tmp_path).predict(images, coverage=0.9, risk=0.3, delta=0.2)
+    assert torch.equal(again.sets, predictions.sets)
+    assert torch.equal(again.abstains, predictions.abstains)
+
+
+def test_what_limits_refuses(finished_run):
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    with pytest.raises(
+        ValueError, match=r"^delta must be None without a risk or a coverage to bound, got 0\.1"
+    ):
+        classifier.limits(delta=0.1)
+    unscored = replace(classifier.calibration, scores=None)
+    for calibration in (None, unscored):
+        bare = nf.Classifier(classifier.network, classifier.spec, calibration)
+        for asked in ({"coverage": 0.9}, {"risk": 0.1, "delta": 0.1}):
+            message = f"^{next(iter(asked))} must be None for a network without calibration scores, got 0"
+            with pytest.raises(ValueError, match=message):
+                bare.limits(**asked)
+
+
+def test_images_that_the_best_epoch_was_chosen_on_promise_nothing(finished_run, tmp_path):
+    folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    config = folder.load_config()
+    chosen = replace(config, training=replace(config.training, patience=2))
+    for again in (evaluate, calibrate):
+        again(folder, config)
+        assert folder.load_calibration().scores is not None
+        again(folder, chosen)
+        assert folder.load_calibration().scores is None
 
 
 def test_an_image_of_any_size_is_made_ready(finished_run):

@@ -68,7 +68,7 @@ def test_one_image_fewer_allows_only_the_set_of_all_classes(coverage, delta):
 
 
 def test_sets_are_those_of_mapie():
-    pytest.importorskip("mapie", reason="mapie is not installed (extra peers)")
+    pytest.importorskip("mapie", reason="mapie is not installed")
     from mapie.classification import SplitConformalClassifier
     from sklearn.base import BaseEstimator, ClassifierMixin
 

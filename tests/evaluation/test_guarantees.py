@@ -8,6 +8,7 @@ from scipy import stats
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.conformal import class_scores
 from netfission.evaluation.guarantees import CalibrationScores
+from netfission.evaluation.risk_control import answers_for_risk, thresholds_to_test
 
 CLASSES = [f"class {number}" for number in range(10)]
 DRAWS = 1000
@@ -143,6 +144,16 @@ def test_too_few_images_are_refused_with_the_number_that_would_do(population):
     with pytest.raises(ValueError, match=message):
         scored(population, torch.arange(55)).threshold(0.05, 0.1)
     scored(population, torch.arange(56)).threshold(0.05, 0.1)
+
+
+def test_the_images_that_place_the_thresholds_are_not_tested_on(population):
+    scores = scored(population, torch.arange(200))
+    threshold = scores.threshold(RISK, DELTA)
+    flipped = [not correct for correct in scores.correct]
+    assert replace(scores, correct=flipped[:40] + scores.correct[40:]).threshold(RISK, DELTA) == threshold
+    assert replace(scores, correct=scores.correct[:40] + flipped[40:]).threshold(RISK, DELTA) != threshold
+    placed = torch.tensor(scores.confidence[:40], dtype=torch.float64)
+    assert threshold in thresholds_to_test(placed, 160, 2 * answers_for_risk(RISK, DELTA))
 
 
 def test_if_every_answer_is_wrong_none_is_given(population):

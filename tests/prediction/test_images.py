@@ -45,7 +45,7 @@ def test_order_batch_size_and_failures_do_not_matter(classifier, files, expected
 
 
 def test_each_field_is_what_the_classifier_says(classifier, files):
-    predictions = list(predict_images(classifier, files, risk=0.2))
+    predictions = list(predict_images(classifier, files, limits=classifier.limits(risk=0.2)))
     pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
     own, names = classifier.predict(pixels, risk=0.2), classifier.spec.classes
     for row, each in enumerate(predictions):
@@ -58,15 +58,15 @@ def test_each_field_is_what_the_classifier_says(classifier, files):
         assert each.abstain is bool(own.abstains[row])
         assert list(each.probabilities.values()) == pytest.approx(own.probabilities[row].tolist())
         assert list(each.probabilities) == names
-    assert len({each.abstain for each in predict_images(classifier, files, risk=None)}) == 1
+    assert len({each.abstain for each in predict_images(classifier, files)}) == 1
 
 
-def test_an_invalid_risk_is_refused_before_any_image_is_read(classifier, files):
+def test_an_invalid_risk_is_refused_before_any_image_is_read(classifier):
     bare = Classifier(classifier.network, classifier.spec)
     with pytest.raises(ValueError, match=r"risk must be None for a network without calibration, got 0\.1"):
-        next(predict_images(bare, files, risk=0.1))
+        bare.limits(risk=0.1)
     with pytest.raises(ValueError, match="risk must be a share of wrong answers from 0 to 1, got 2"):
-        next(predict_images(classifier, [], risk=2))
+        classifier.limits(risk=2)
 
 
 def grey_ramp() -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from netfission.classifier import Classifier
@@ -173,8 +174,9 @@ def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
     spec = replace(classifier.spec, classes=[f"\x1b]0;{name}" for name in classifier.spec.classes])
     odd = Classifier(classifier.network, spec, classifier.calibration)
     images = [image, Failure(image, "no \x07 image")]
-    writer = FORMATS["table"](Layout.from_classifier(odd, images, risk=0.05, probabilities=False))
-    lines = [*writer.header(), *map(writer.line, predict_images(odd, images, risk=0.05))]
+    limits = odd.limits(risk=0.05)
+    writer = FORMATS["table"](Layout.from_classifier(odd, images, limits=limits, probabilities=False))
+    lines = [*writer.header(), *map(writer.line, predict_images(odd, images, limits=limits))]
     assert all(line.isprintable() for line in lines)
     head, answered, failed = lines
     assert answered.startswith(str(tmp_path) + r'/a\nb\x1b[31m\r,"c".png  \x1b]0;digit')
@@ -264,9 +266,76 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
     assert "risk must be None for a network without calibration, got 0.1" in capsys.readouterr().err
 
 
+PROMISES = ["--coverage", "0.8", "--risk", "0.3", "--delta", "0.2"]
+
+
+def test_sets_and_bounded_abstention_are_written_as_the_classifier_has_them(
+    digits_run, digit_files, classifier, capsys
+):
+    request = [digits_run.path, digit_files / "test", "nowhere.png", *PROMISES]
+    *lines, failed = records(predict(capsys, *request, "--format", "jsonl", status=1))
+    assert set(failed) == {"image", "error"}
+    files = find_in_folder(digit_files / "test").images
+    pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
+    own = classifier.predict(pixels, coverage=0.8, risk=0.3, delta=0.2)
+    names = classifier.spec.classes
+    expected = [[names[k] for k in row.nonzero()[:, 0]] for row in own.sets]
+    assert [line["set"] for line in lines] == expected
+    assert len({len(classes) for classes in expected}) > 1
+    assert [line["abstain"] for line in lines] == own.abstains.tolist()
+    assert {(line["coverage"], line["risk"], line["delta"]) for line in lines} == {(0.8, 0.3, 0.2)}
+    rows = list(csv.DictReader(io.StringIO(predict(capsys, *request, "--format", "csv", status=1))))
+    assert rows.pop()["set"] == ""
+    for row, line in zip(rows, lines, strict=True):
+        assert json.loads(row["set"]) == line["set"]
+        assert [row[name] for name in ("abstain", "risk", "delta", "coverage")] == [
+            str(int(line["abstain"])), "0.3", "0.2", "0.8",
+        ]  # fmt: skip
+
+
+def test_the_table_says_what_is_promised_and_by_how_many_images(digits_run, digit_files, capsys):
+    request = [digits_run.path, digit_files / "test" / "digit 2"]
+    head, *rows, sets, abstention = predict(capsys, *request, *PROMISES).splitlines()
+    assert head.split()[-2:] == ["abstain", "set"]
+    start = head.index("set")
+    lines = records(predict(capsys, *request, *PROMISES, "--format", "jsonl"))
+    assert [row[start:] for row in rows] == [", ".join(line["set"]) or "(empty)" for line in lines]
+    chance, images = "with a probability of 80 %", "by the 30 validation images"
+    assert sets == f"{images}, sets contain the true class of at least 80 % of the images, {chance}"
+    assert abstention.startswith("abstains ")
+    assert abstention.endswith(f" at most 30 % of the answers are wrong, {chance}")
+    only_sets = predict(capsys, *request, "--coverage", "0.8", "--delta", "0.2").splitlines()
+    assert "abstain" not in only_sets[0] and only_sets[-1] == sets
+    *_, on_average, _ = predict(capsys, *request, "--coverage", "0.8", "--score", "aps").splitlines()
+    assert on_average == f"{sets.removesuffix(chance)}on average"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--coverage 1", "--coverage must be a share of images above 0 and below 1, got 1.0"),
+        ("--coverage 0.9 --delta 0", "--delta must be a probability above 0 and below 1, got 0.0"),
+        ("--coverage 0.9 --score abs", "--score must be one of lac, aps, raps, got 'abs'"),
+        ("--class-wise", "--class-wise must be left out without --coverage, got it"),
+        ("--score aps", "--score must be left out without --coverage, got aps"),
+        (
+            "--risk 0 --delta 0.1",
+            "--risk must be a share of wrong answers above 0 and below 1 to have a bound",
+        ),
+        (
+            "--coverage 0.99",
+            "--coverage must be one that 30 calibration images can promise, got 0.99; 99 would do",
+        ),
+        (
+            "--risk 0.05 --delta 0.1",
+            "--risk must be one that 30 calibration images can promise, got 0.05; 56 "
+            "without an error would do",
+        ),
+        (
+            "--coverage 0.99 --class-wise",
+            "--coverage must be one that 30 calibration images can promise class by class, got 0.99; "
+            "99 of each class would do",
+        ),
         ("--batch_size 0", "--batch-size must be a positive integer, got 0"),
         ("--risk 1.5", "risk must be a share of wrong answers from 0 to 1, got 1.5"),
         ("--probabilities", "--format must be csv or jsonl with --probabilities, got 'table'"),

@@ -1,6 +1,6 @@
 """A trained network with all that is needed to use it, saved and loaded as one."""
 
 from netfission.classifier.classifier import Classifier
-from netfission.classifier.predictions import Predictions
+from netfission.classifier.predictions import AnswerLimits, Predictions
 
-__all__ = ["Classifier", "Predictions"]
+__all__ = ["AnswerLimits", "Classifier", "Predictions"]

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, WeightsError, network_state
 from netfission.classifier.hub import download, upload
 from netfission.classifier.model_card import model_card
-from netfission.classifier.predictions import Predictions
+from netfission.classifier.predictions import AnswerLimits, Predictions
 from netfission.config import DEFAULT_RISK, RunConfig
 from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
+from netfission.ensemble import ensemble_log_probabilities
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.conformal import SetScore
+from netfission.evaluation.guarantees import CalibrationScores
 from netfission.network import FissionNetwork, check_network
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
@@ -177,25 +180,131 @@ class Classifier(nn.Module):
         logits: Tensor = self(self._normalise(pixels).to(next(self.network.parameters())))
         return logits.float().cpu()
 
-    def predict(self, pixels: Tensor, *, risk: float | None = None) -> Predictions:
+    def predict(
+        self,
+        pixels: Tensor,
+        *,
+        risk: float | None = None,
+        delta: float | None = None,
+        coverage: float | None = None,
+        score: SetScore = "lac",
+        class_wise: bool = False,
+    ) -> Predictions:
         """Predict the classes of images, with calibrated probabilities.
 
         Args:
             pixels: uint8 `(n, channels, height, width)`, see `pixels`.
             risk: accepted share of wrong answers, in [0, 1]. The ensemble abstains below the confidence that
                 keeps to it on the images of its calibration. Default: it never abstains.
+            delta: see `limits`, as the following.
+            coverage: least share of the images whose prediction set contains the label.
+            score: by which classes enter a set.
+            class_wise: whether the coverage is to hold for each class.
 
         Raises:
-            ValueError: `pixels` or `risk` is not valid, or there is a `risk` but no calibration.
+            ValueError: `pixels` is not valid, or see `limits`.
+        """
+        limits = self.limits(risk=risk, delta=delta, coverage=coverage, score=score, class_wise=class_wise)
+        return self.predict_within(pixels, limits)
+
+    def predict_within(self, pixels: Tensor, limits: AnswerLimits) -> Predictions:
+        """Predict the classes of images as `predict` does, with limits that were computed before.
+
+        Args:
+            pixels: uint8 `(n, channels, height, width)`, see `pixels`.
+            limits: what `limits` returned.
+
+        Raises:
+            ValueError: `pixels` is not valid.
         """
         expected = f"uint8 of shape (n, {', '.join(map(str, self.spec.shape))}), see Classifier.pixels"
         if not isinstance(pixels, Tensor):
             raise invalid("pixels", expected, found=type(pixels).__name__)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
+        logits = self.logits(pixels)
+        raw = ensemble_log_probabilities(logits.double(), self.spec.average)
         return Predictions(
-            self.logits(pixels) / self.temperature, self.threshold(risk), average=self.spec.average
+            logits / self.temperature,
+            limits.threshold if limits.delta is None else None,
+            average=self.spec.average,
+            sets=limits.sets(raw),
+            withheld=limits.withheld(raw),
         )
+
+    def limits(
+        self,
+        *,
+        risk: float | None = None,
+        delta: float | None = None,
+        coverage: float | None = None,
+        score: SetScore = "lac",
+        class_wise: bool = False,
+    ) -> AnswerLimits:
+        """Compute from the calibration what keeps answers to a risk, and prediction sets to a coverage.
+
+        The promises hold for images of the same distribution as those of the calibration; each by itself.
+
+        Args:
+            risk: accepted share of wrong answers, in [0, 1]; with `delta` in (0, 1). Default: the ensemble
+                never abstains.
+            delta: probability, over the choice of the images of the calibration, that more of the answers
+                are wrong than `risk` (learn then test, Angelopoulos et al. 2021, arXiv 2110.01052), and that
+                fewer sets contain the label than `coverage`; in (0, 1). Default: the risk is that on the
+                images of the calibration, without a bound, and the coverage is the mean over their choice.
+            coverage: least share of the images whose prediction set contains the label, in (0, 1), by split
+                conformal prediction. Default: no sets.
+            score: by which classes enter a set: `lac`, `aps` or `raps`, see
+                `netfission.evaluation.conformal.class_scores`.
+            class_wise: whether the coverage is to hold for the images of each class.
+
+        Warns:
+            UserWarning: some classes have too few images for `class_wise`; they are in every set.
+
+        Raises:
+            ValueError: an argument is not valid, there is no calibration, it was made on images that the
+                network was chosen on, or on too few; the message says how many would do.
+
+        Example:
+            >>> import netfission as nf
+            >>> from netfission.models import create_model
+            >>> net = nf.fission(create_model("wrn-10-1", 2), exits=2, example_input=torch.zeros(1, 3, 8, 8))
+            >>> labels = torch.tensor([0, 1] * 50)
+            >>> logits = 4 * torch.eye(2)[labels].unsqueeze(1)  # of images that are all classified correctly
+            >>> classifier = nf.Classifier.from_network(
+            ...     net, model=None, classes=["cat", "dog"], shape=(3, 8, 8), mean=[0.5] * 3, std=[0.2] * 3
+            ... )
+            >>> classifier.calibration = Calibration.fit(logits, labels, average="logits")
+            >>> limits = classifier.limits(risk=0.05, delta=0.1, coverage=0.9)
+            >>> limits.threshold, [round(quantile, 3) for quantile in limits.quantiles]
+            (0.0, [0.018, 0.018])
+        """
+        if delta is not None and risk is None and coverage is None:
+            raise invalid("delta", "None without a risk or a coverage to bound", delta)
+        threshold = (
+            self.threshold(risk)
+            if risk is None or delta is None
+            else self._scores("risk", risk).threshold(risk, delta)
+        )
+        quantiles = (
+            []
+            if coverage is None
+            else self._scores("coverage", coverage).quantiles(
+                coverage, score, self.spec.classes, delta=delta, class_wise=class_wise
+            )
+        )
+        return AnswerLimits(risk, delta, threshold, coverage, score, quantiles)
+
+    def _scores(self, argument: str, value: float) -> CalibrationScores:
+        """Return the scores of the images of the calibration; refuse the argument that needs them."""
+        if self.calibration is None or self.calibration.scores is None:
+            raise invalid(
+                argument,
+                "None for a network without calibration scores",
+                value,
+                hint="calibrate it on images that it was neither trained nor, as with patience, chosen on",
+            )
+        return self.calibration.scores
 
     def threshold(self, risk: float | None) -> float | None:
         """Return the confidence below which `predict` abstains; None if `risk` is None.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from netfission.ensemble import (
@@ -12,6 +13,57 @@ from netfission.ensemble import (
     mutual_information,
     predictive_entropy,
 )
+from netfission.evaluation.conformal import SetScore, class_scores
+
+
+@dataclass(frozen=True)
+class AnswerLimits:
+    """What is asked of answers, and the numbers from the calibration that keep to it.
+
+    Attributes:
+        risk: highest share of wrong answers; None if the ensemble never abstains.
+        delta: probability that risk or coverage does not hold; None if the risk is that on the images of the
+            calibration, without a bound, and the coverage is a mean.
+        threshold: confidence below which the ensemble abstains; with `delta` that at temperature 1.
+        coverage: least share of the images whose prediction set contains the label; None without sets.
+        score: by which classes enter a set.
+        quantiles: for each class the highest score at which it is in a set; empty without sets.
+
+    Example:
+        >>> import torch
+        >>> limits = AnswerLimits(coverage=0.9, score="lac", quantiles=[1.0, 1.0])
+        >>> limits.sets(torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log())
+        tensor([[ True, False],
+                [ True,  True]])
+    """
+
+    risk: float | None = None
+    delta: float | None = None
+    threshold: float | None = None
+    coverage: float | None = None
+    score: SetScore = "lac"
+    quantiles: list[float] = field(default_factory=list)
+
+    def sets(self, log_probabilities: Tensor) -> Tensor | None:
+        """Return which classes are in the prediction sets, `(n, classes)`, bool; None without a coverage.
+
+        Args:
+            log_probabilities: `(n, classes)`, of the ensemble at temperature 1.
+        """
+        if self.coverage is None:
+            return None
+        quantiles = torch.tensor(self.quantiles, dtype=torch.float64)
+        return class_scores(log_probabilities, self.score) <= quantiles
+
+    def withheld(self, log_probabilities: Tensor) -> Tensor | None:
+        """Return which answers the bound withholds, `(n,)`, bool; None without a bound.
+
+        Args:
+            log_probabilities: `(n, classes)`, of the ensemble at temperature 1.
+        """
+        if self.delta is None or self.threshold is None:
+            return None
+        return log_probabilities.amax(dim=1).exp() < self.threshold
 
 
 @dataclass(frozen=True)
@@ -20,8 +72,12 @@ class Predictions:
 
     Attributes:
         logits: `(n, exits, classes)`, float32 or wider, already divided by the temperature.
-        threshold: the confidence below which the ensemble abstains, in [0, 1]; None if it never abstains.
+        threshold: the confidence below which the ensemble abstains, in [0, 1]; None if it never abstains, or
+            if `withheld` says where it does.
         average: what the ensemble averages over the exits, by its method: logits or probabilities.
+        sets: which classes are in the prediction set of each image, `(n, classes)`, bool; None without a
+            coverage.
+        withheld: whether each answer is withheld to keep to a bounded risk, `(n,)`, bool; None without one.
 
     Example:
         >>> import torch
@@ -36,6 +92,8 @@ class Predictions:
     logits: Tensor
     threshold: float | None = None
     average: Average = field(kw_only=True)
+    sets: Tensor | None = None
+    withheld: Tensor | None = None
 
     def __post_init__(self) -> None:
         as_logits(self.logits)
@@ -88,5 +146,7 @@ class Predictions:
 
     @property
     def abstains(self) -> Tensor | None:
-        """Whether the confidence is below the threshold, `(n,)`, bool; None without a threshold."""
+        """Whether the ensemble abstains, `(n,)`, bool; None if no risk was asked for."""
+        if self.withheld is not None:
+            return self.withheld
         return None if self.threshold is None else self.confidence < self.threshold

@@ -33,6 +33,25 @@ def parser() -> Parser:
         help="accepted share of wrong answers on the images of the calibration; above it the network "
         f"abstains (default: {DEFAULT_RISK} if the network is calibrated)",
     )
+    parser.add(
+        "--delta",
+        float | None,
+        help="bound --risk and --coverage: probability that one does not hold, over the choice of the images "
+        "of the calibration (default: the risk is that on those images, the coverage a mean)",
+    )
+    parser.add(
+        "--coverage",
+        float | None,
+        help="write a set of classes that contains the true one for at least this share of the images "
+        "(default: no sets)",
+    )
+    parser.add(
+        "--score",
+        Literal["lac", "aps", "raps"] | None,
+        help="score by which classes enter a set: lac for small sets; aps or raps for sets that are larger "
+        "if an image is difficult (default: lac)",
+    )
+    parser.add("--class-wise", True, help="keep to --coverage for the images of each class")
     parser.add("--probabilities", True, help="write the probability of every class; csv and jsonl only")
     parser.add("--batch-size", int, 64, "number of images per batch")
     parser.add(
@@ -58,16 +77,26 @@ def run(settings: Namespace) -> None:
     if settings.probabilities and chosen_format == "table":
         raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
     check_positive_integer("--batch-size", settings.batch_size)
+    if settings.coverage is None and (settings.score or settings.class_wise):
+        option = "--score" if settings.score else "--class-wise"
+        raise invalid(option, "left out without --coverage", found=settings.score or "it")
     with without_collection(), without_compiler():
         classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
-    risk = classifier.default_risk if settings.risk is None else settings.risk
+    bounds_sets = settings.coverage is not None and settings.delta is not None
+    limits = classifier.limits(
+        risk=classifier.default_risk if settings.risk is None and not bounds_sets else settings.risk,
+        delta=settings.delta,
+        coverage=settings.coverage,
+        score=settings.score or "lac",
+        class_wise=settings.class_wise,
+    )
     images = find_images(_names(settings.images))
     if not images:
         raise invalid("images", "one file or more", found="no names on standard input")
-    layout = Layout.from_classifier(classifier, images, risk=risk, probabilities=settings.probabilities)
+    layout = Layout.from_classifier(classifier, images, limits=limits, probabilities=settings.probabilities)
     writer = FORMATS[chosen_format](layout)
-    predictions = predict_images(classifier, images, batch_size=settings.batch_size, risk=risk)
+    predictions = predict_images(classifier, images, batch_size=settings.batch_size, limits=limits)
     # A bar would run through lines that are themselves printed on the screen.
     hidden = True if settings.out is None and sys.stdout.isatty() else None
     with tqdm(predictions, total=len(images), unit="image", disable=hidden, leave=False) as bar:

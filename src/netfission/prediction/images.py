@@ -4,14 +4,15 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from netfission.classifier import Classifier
+from netfission.classifier import AnswerLimits, Classifier
 from netfission.data import files
 from netfission.data.formats import open_image
 from netfission.data.images import why_unreadable
@@ -32,8 +33,9 @@ class ImagePrediction:
         disagreement: share of the pairs of exits with different votes, in [0, 1].
         entropy: entropy of the ensemble's probabilities, in nats.
         mutual_information: mutual information of class and exit, in nats.
-        abstain: whether the probability is below the threshold of the accepted risk; None without a risk.
+        abstain: whether the ensemble abstains to keep to the accepted risk; None without a risk.
         probabilities: the ensemble's probability of every class, by name.
+        classes: names of the classes in the prediction set; empty without a coverage.
 
     Example:
         >>> prediction = ImagePrediction(
@@ -52,6 +54,7 @@ class ImagePrediction:
     mutual_information: float
     abstain: bool | None
     probabilities: dict[str, float]
+    classes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def predict_images(
     images: Sequence[Path | Failure],
     *,
     batch_size: int = 64,
-    risk: float | None = None,
+    limits: AnswerLimits | None = None,
 ) -> Iterator[ImagePrediction | Failure]:
     """Predict images in their order, batch by batch, while the next batch is read.
 
@@ -128,10 +131,7 @@ def predict_images(
         classifier: runs on the device that it is on.
         images: files, and failures, which are yielded as they are.
         batch_size: number of images per batch.
-        risk: accepted share of wrong answers, see `Classifier.predict`.
-
-    Raises:
-        ValueError: see `Classifier.predict`.
+        limits: accepted risk and coverage, see `Classifier.limits`. Default: none.
 
     Example:
         >>> import tempfile
@@ -148,7 +148,7 @@ def predict_images(
         >>> prediction.name in ("cat", "dog"), len(prediction.votes), failure.error
         (True, 2, 'no such file or directory')
     """
-    classifier.threshold(risk)  # refuses an invalid risk before the work
+    limits = limits or AnswerLimits()
     chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities that do not name the file
@@ -160,7 +160,7 @@ def predict_images(
         upcoming = start_reading(chunks[0]) if chunks else []
         for chunk in [*chunks[1:], []]:
             current, upcoming = upcoming, start_reading(chunk)
-            yield from _predict(classifier, [future.result() for future in current], risk)
+            yield from _predict(classifier, [future.result() for future in current], limits)
 
 
 def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] | Failure:
@@ -176,26 +176,27 @@ def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] 
 
 
 def _predict(
-    classifier: Classifier, read: Sequence[tuple[Path, Tensor] | Failure], risk: float | None
+    classifier: Classifier, read: Sequence[tuple[Path, Tensor] | Failure], limits: AnswerLimits
 ) -> Iterator[ImagePrediction | Failure]:
     readable = [entry for entry in read if not isinstance(entry, Failure)]
-    predictions = iter(_predict_pixels(classifier, readable, risk))
+    predictions = iter(_predict_pixels(classifier, readable, limits))
     for entry in read:
         yield entry if isinstance(entry, Failure) else next(predictions)
 
 
 def _predict_pixels(
-    classifier: Classifier, read: Sequence[tuple[Path, Tensor]], risk: float | None
+    classifier: Classifier, read: Sequence[tuple[Path, Tensor]], limits: AnswerLimits
 ) -> Iterator[ImagePrediction]:
     if not read:
         return
     names = classifier.spec.classes
-    predictions = classifier.predict(torch.stack([pixels for _, pixels in read]), risk=risk)
+    predictions = classifier.predict_within(torch.stack([pixels for _, pixels in read]), limits)
     # Each property is computed from the logits: once per batch, not once per image.
     classes, confidence = predictions.classes, predictions.confidence
     votes, probabilities = predictions.votes, predictions.probabilities
     disagreement, entropy = predictions.disagreement, predictions.entropy
     information, abstains = predictions.mutual_information, predictions.abstains
+    sets = None if predictions.sets is None else predictions.sets.tolist()
     for row, (image, _) in enumerate(read):
         yield ImagePrediction(
             image=image,
@@ -207,4 +208,5 @@ def _predict_pixels(
             mutual_information=information[row].item(),
             abstain=None if abstains is None else bool(abstains[row]),
             probabilities=dict(zip(names, probabilities[row].tolist(), strict=True)),
+            classes=[] if sets is None else list(compress(names, sets[row])),
         )

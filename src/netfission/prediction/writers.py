@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from netfission.classifier import Classifier
+from netfission.classifier import AnswerLimits, Classifier
 from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.selective import describe_risk
 from netfission.prediction.images import Failure, ImagePrediction
@@ -31,6 +31,9 @@ class Layout:
         probabilities: whether the probabilities of all classes are written.
         images: number of characters of the longest file name, as `printable`.
         fitted_on: the images that the threshold is from, in words.
+        calibration_images: their number; 0 if there is no calibration.
+        delta: probability that risk or coverage does not hold; None without a bound.
+        coverage: least share of prediction sets that contain the label; None without sets.
 
     Example:
         >>> layout = Layout(["cat", "dog"], 2, risk=0.05, threshold=0.9, probabilities=False, images=5)
@@ -45,6 +48,9 @@ class Layout:
     probabilities: bool
     images: int
     fitted_on: str = VALIDATION
+    calibration_images: int = 0
+    delta: float | None = None
+    coverage: float | None = None
 
     @classmethod
     def from_classifier(
@@ -52,20 +58,24 @@ class Layout:
         classifier: Classifier,
         images: Iterable[Path | Failure],
         *,
-        risk: float | None,
+        limits: AnswerLimits,
         probabilities: bool,
     ) -> Self:
         """Return the layout for the predictions of a classifier; see `predict_images`."""
         example = torch.zeros(1, *classifier.spec.shape, dtype=torch.uint8)
+        calibration = classifier.calibration
         names = (image.image if isinstance(image, Failure) else image for image in images)
         return cls(
             classes=classifier.spec.classes,
             exits=classifier.logits(example).shape[1],
-            risk=risk,
-            threshold=classifier.threshold(risk),
+            risk=limits.risk,
+            threshold=limits.threshold,
             probabilities=probabilities,
             images=max(len(printable(str(name))) for name in names),
-            fitted_on=VALIDATION if classifier.calibration is None else classifier.calibration.fitted_on,
+            fitted_on=VALIDATION if calibration is None else calibration.fitted_on,
+            calibration_images=0 if calibration is None else calibration.n,
+            delta=limits.delta,
+            coverage=limits.coverage,
         )
 
 
@@ -120,6 +130,10 @@ class JsonLines(Writer):
         record |= {name: _short(getattr(prediction, name)) for name in _UNCERTAINTIES}
         if self.layout.risk is not None:
             record["abstain"] = prediction.abstain
+        if self.layout.delta is not None:
+            record |= {"risk": self.layout.risk, "delta": self.layout.delta}
+        if self.layout.coverage is not None:
+            record |= {"set": prediction.classes, "coverage": self.layout.coverage}
         if self.layout.probabilities:
             record["probabilities"] = {
                 name: _short(share) for name, share in prediction.probabilities.items()
@@ -128,7 +142,10 @@ class JsonLines(Writer):
 
 
 class Csv(Writer):
-    """Comma-separated values; an image without a prediction has only `image` and `error`, the last column."""
+    """Comma-separated values; an image without a prediction has only `image` and `error`, the last column.
+
+    A prediction set is a JSON list in one cell, as names of classes may hold any character.
+    """
 
     def header(self) -> Iterator[str]:
         """Return the names of the columns."""
@@ -143,6 +160,10 @@ class Csv(Writer):
         cells += [_short(getattr(prediction, name)) for name in _UNCERTAINTIES]
         if self.layout.risk is not None:
             cells.append(int(bool(prediction.abstain)))
+        if self.layout.delta is not None:
+            cells += [self.layout.risk, self.layout.delta]
+        if self.layout.coverage is not None:
+            cells += [json.dumps(prediction.classes, ensure_ascii=False), self.layout.coverage]
         if self.layout.probabilities:
             cells += map(_short, prediction.probabilities.values())
         return _comma_separated([*cells, ""])
@@ -150,6 +171,8 @@ class Csv(Writer):
     def _columns(self) -> list[str]:
         votes = [f"exit_{index}" for index in range(self.layout.exits)]
         abstain = ["abstain"] if self.layout.risk is not None else []
+        abstain += ["risk", "delta"] if self.layout.delta is not None else []
+        abstain += ["set", "coverage"] if self.layout.coverage is not None else []
         shares = [f"p_{name}" for name in self.layout.classes] if self.layout.probabilities else []
         return ["image", "class", "probability", *votes, *_UNCERTAINTIES, *abstain, *shares, "error"]
 
@@ -162,7 +185,8 @@ class Table(Writer):
     def header(self) -> Iterator[str]:
         """Return the titles of the columns."""
         exits = [f"exit {index}" for index in range(self.layout.exits)]
-        yield self._aligned("image", "class", "p", exits, ["disagree", "entropy", "mutual inf."], "abstain")
+        uncertainties = ["disagree", "entropy", "mutual inf."]
+        yield self._aligned("image", "class", "p", exits, uncertainties, "abstain", "set")
 
     def line(self, prediction: ImagePrediction | Failure) -> str:
         """Return the line of an image."""
@@ -173,28 +197,58 @@ class Table(Writer):
         probability = rounded(unsaturated(prediction.probability), 3, most=1)
         abstain = "yes" if prediction.abstain else ""
         name, *votes = map(printable, (prediction.name, *prediction.votes))
-        return self._aligned(image, name, probability, votes, uncertainties, abstain)
+        classes = ", ".join(map(printable, prediction.classes)) or "(empty)"
+        return self._aligned(image, name, probability, votes, uncertainties, abstain, classes)
 
     def footer(self) -> Iterator[str]:
-        """Return the threshold below which the ensemble abstains, and the risk that it keeps to."""
-        risk, threshold = self.layout.risk, self.layout.threshold
+        """Return the threshold below which the ensemble abstains, and what is promised of the answers."""
+        risk, threshold, images = self.layout.risk, self.layout.threshold, self._calibration_images()
+        if self.layout.coverage is not None:
+            share = f"{100 * self.layout.coverage:g} %"
+            chance = self._chance() if self.layout.delta is not None else "on average"
+            yield f"by the {images}, sets contain the true class of at least {share} of the images, {chance}"
         if risk is None or threshold is None:
             return
         kept = describe_risk(risk, self.layout.fitted_on)
+        if self.layout.delta is not None:
+            yield self._bounded(risk, threshold, images)
+            return
         if threshold > 1:
             yield f"abstains on every image: no threshold of p keeps {kept}"
         else:
             shown = rounded(threshold, 3, most=1)
             yield f"abstains if p is below the threshold ({shown}), which keeps {kept}"
 
+    def _bounded(self, risk: float, threshold: float, images: str) -> str:
+        bound = f"at most {100 * risk:g} % of the answers are wrong, {self._chance()}"
+        if threshold > 1:
+            return f"abstains on every image: by the {images}, no threshold promises that {bound}"
+        shown = rounded(threshold, 3, most=1)
+        return f"abstains if p at temperature 1 is below {shown}: by the {images}, {bound}"
+
+    def _chance(self) -> str:
+        return f"with a probability of {100 * (1 - (self.layout.delta or 0)):g} %"
+
+    def _calibration_images(self) -> str:
+        return f"{self.layout.calibration_images:,} {self.layout.fitted_on}"
+
     def _aligned(
-        self, image: str, name: str, p: str, votes: Sequence[str], uncertainties: Sequence[str], abstain: str
+        self,
+        image: str,
+        name: str,
+        p: str,
+        votes: Sequence[str],
+        uncertainties: Sequence[str],
+        abstain: str,
+        classes: str,
     ) -> str:
         wide = max(map(len, [*map(printable, self.layout.classes), "exit 0"]))
         cells = [image.ljust(self.layout.images), name.ljust(wide), p.rjust(7)]
         cells += [vote.ljust(wide) for vote in votes]
         cells += [uncertainty.rjust(11) for uncertainty in uncertainties]
-        return "  ".join([*cells, *([abstain] if self.layout.risk is not None else [])]).rstrip()
+        cells += [abstain.ljust(len("abstain"))] if self.layout.risk is not None else []
+        cells += [classes] if self.layout.coverage is not None else []
+        return "  ".join(cells).rstrip()
 
 
 FORMATS: dict[str, type[Writer]] = {"table": Table, "csv": Csv, "jsonl": JsonLines}
