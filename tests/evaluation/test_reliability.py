@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from netfission.cli import main
 from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.conformal import class_scores
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.reliability import CalibrationCurve, ReliabilityReport
 from netfission.evaluation.selective import RiskCoverage
@@ -23,6 +24,13 @@ def random_case(seed=0, n=300, scale=2.0):
     true = torch.randn(n, 1, len(CLASSES), generator=generator).expand(-1, 3, -1)
     labels = true[:, 0].softmax(1).multinomial(1, generator=generator).squeeze(1)
     return scale * true, labels
+
+
+def surer_case(seed=0):
+    """The same, but every answer of more than average confidence is right."""
+    logits, labels = random_case(seed)
+    confidence, answers = logits.mean(1).softmax(1).max(1)
+    return logits, torch.where(confidence > confidence.mean(), answers, labels)
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.1, 1.0, 5.0, 300.0]))
@@ -69,6 +77,38 @@ def test_abstention_is_by_the_thresholds_of_the_validation_split():
             pytest.approx((~right[answered]).double().mean().item()) if answered.any() else 0
         )
     assert report.abstentions[0].coverage < report.abstentions[-1].coverage
+
+
+def test_sets_and_bounded_abstention_are_measured_on_the_test_split():
+    logits, labels = surer_case()
+    calibration = Calibration.fit(*surer_case(seed=1), average="logits")
+    promises = ReliabilityReport.from_logits(logits, labels, CLASSES, calibration, average="logits").promises
+    log_probabilities = logits.double().mean(1).log_softmax(1)
+    assert [each.score for each in promises.sets] == ["lac", "aps", "raps"]
+    for each in promises.sets:
+        quantile = calibration.scores.quantiles(0.9, each.score, CLASSES)[0]
+        inside = class_scores(log_probabilities, each.score) <= quantile
+        covered = inside[torch.arange(300), labels].double()
+        assert each.covered == pytest.approx(covered.mean().item())
+        assert each.size == pytest.approx(inside.sum(1).double().mean().item())
+        assert each.empty == pytest.approx((~inside.any(1)).double().mean().item())
+        assert sum(own.n for own in each.classes.values()) == 300
+        assert each.classes["dog"].covered == pytest.approx(covered[labels == 3].mean().item())
+        assert each.classes[each.least_covered].covered == min(own.covered for own in each.classes.values())
+    assert [bound.threshold is None for bound in promises.abstentions] == [
+        bound.needed > 300 for bound in promises.abstentions
+    ]
+    bound = promises.abstentions[-1]
+    assert bound.threshold == calibration.scores.threshold(0.2, 0.1)
+    right = log_probabilities.argmax(1) == labels
+    answered = log_probabilities.exp().amax(1) >= bound.threshold
+    assert bound.answered == pytest.approx(answered.double().mean().item())
+    assert 0 < bound.answered < 1
+    assert bound.error == pytest.approx((~right[answered]).double().mean().item())
+    few = Calibration.fit(*random_case(seed=1, n=8), average="logits")
+    few_promises = ReliabilityReport.from_logits(logits, labels, CLASSES, few, average="logits").promises
+    assert few_promises.sets == []
+    assert {bound.answered for bound in few_promises.abstentions} == {0}
 
 
 def test_the_worst_classes_and_what_they_are_confused_with():

@@ -123,12 +123,26 @@ def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):
     assert [file.stem for file in (folder / "report").iterdir()] == ["network"]
 
 
+def test_the_page_says_what_the_calibration_images_promise(run):
+    promises = RunFolder(run).load_reliability().promises
+    text = text_of(page_of(run))
+    for sets in promises.sets:
+        row = f"{sets.score} 90 % {100 * sets.covered:.1f} % {sets.size:.2f} {100 * sets.empty:.1f} %"
+        assert f"{row} {sets.least_covered} (" in text
+    assert "1 % from 287 images 0.0 % –" in text
+    assert "With a probability of 90 % over the choice of the 145 validation images, at most" in text
+    change(run / "reliability.json", promises=None)  # as a network has that was chosen on these images
+    text = text_of(page_of(run))
+    assert "Prediction sets" not in text and "with a bound" not in text
+
+
 @pytest.mark.usefixtures("blank_figures")
 def test_a_run_without_validation_says_so(run):
     reliability = json.loads((run / "reliability.json").read_text())
     change(
         run / "reliability.json",
-        **reliability | {"temperature": None, "scaled": None, "validation_images": 0, "abstentions": []},
+        **reliability
+        | {"temperature": None, "scaled": None, "validation_images": 0, "abstentions": [], "promises": None},
     )
     (run / "calibration.json").unlink()
     settings = yaml.safe_load((run / "config.yaml").read_text()) | {"validation": 0.0}

@@ -141,28 +141,41 @@ class CalibrationScores:
         Raises:
             ValueError: the risk or δ is not valid, or there are too few images to allow any threshold.
         """
-        needed = answers_for_risk(risk, delta)
+        needed = images_for_threshold(risk, delta)
+        if len(self.labels) < needed:
+            raise _too_few("risk", risk, len(self.labels), f"{needed} without an error would do")
         placed = _placed(len(self.labels))
-        tested = len(self.labels) - placed
-        if tested < needed:
-            raise _too_few("risk", risk, len(self.labels), f"{_in_all(needed)} without an error would do")
         confidence, correct = torch.tensor(self.confidence, dtype=torch.float64), torch.tensor(self.correct)
         # Twice as many as the least, so that one error among the first does not end the sequence.
-        thresholds = thresholds_to_test(confidence[:placed], tested, 2 * needed)
+        first = 2 * answers_for_risk(risk, delta)
+        thresholds = thresholds_to_test(confidence[:placed], len(confidence) - placed, first)
         return passing_threshold(confidence[placed:], correct[placed:], thresholds, risk, delta)
+
+
+def images_for_threshold(risk: float, delta: float) -> int:
+    """Return the smallest number of calibration images that allows a threshold, if no answer is wrong.
+
+    Args:
+        risk: highest share of wrong answers, in (0, 1).
+        delta: probability that more of the answers are wrong, in (0, 1).
+
+    Raises:
+        ValueError: one of the two is outside (0, 1).
+
+    Example:
+        >>> images_for_threshold(0.05, 0.1)
+        56
+    """
+    tested = answers_for_risk(risk, delta)
+    n = tested
+    while n - _placed(n) < tested:
+        n += 1
+    return n
 
 
 def _placed(n: int) -> int:
     """Return how many of n images place the thresholds, and are not tested on."""
     return min(max(n // 5, 1), _MOST_PLACED)
-
-
-def _in_all(tested: int) -> int:
-    """Return the smallest number of images of which so many are tested on."""
-    n = tested
-    while n - _placed(n) < tested:
-        n += 1
-    return n
 
 
 def _too_few(argument: str, value: float, n: int, enough: str, how: str = "") -> ValueError:

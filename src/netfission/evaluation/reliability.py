@@ -12,6 +12,7 @@ from netfission.config import DEFAULT_RISK
 from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.evaluation.calibration import VALIDATION, Calibration, describe_scaling
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
+from netfission.evaluation.promises import Promises
 from netfission.evaluation.selective import RiskCoverage, describe_risk
 from netfission.utils.text import percent
 from netfission.utils.typed import typed
@@ -123,6 +124,7 @@ class ReliabilityReport:
         flawless: whether every validation image was classified correctly, so that the temperature is a guess.
         fitted_on: what temperature and thresholds are from, in words that follow the number of images: the
             validation images, or those of another data set.
+        promises: prediction sets and abstention with a bound; None if the calibration has no scores.
     """
 
     n: int
@@ -135,6 +137,7 @@ class ReliabilityReport:
     worst: list[WorstClass]
     flawless: bool
     fitted_on: str = VALIDATION
+    promises: Promises | None = None
 
     @classmethod
     def from_logits(
@@ -183,6 +186,11 @@ class ReliabilityReport:
             worst=_worst_classes(answers, labels, classes),
             flawless=calibration is not None and calibration.raw["top1"] == 1,
             fitted_on=VALIDATION if calibration is None else calibration.fitted_on,
+            promises=None
+            if calibration is None or calibration.scores is None
+            else Promises.from_log_probabilities(
+                raw_log_probabilities, labels, classes, calibration.scores, risks=RISKS
+            ),
         )
 
     def to_json(self) -> str:

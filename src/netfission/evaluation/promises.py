@@ -1,0 +1,159 @@
+"""How prediction sets and bounded abstention keep on a test split what the calibration images promise."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self, get_args
+
+import torch
+from torch import Tensor
+
+from netfission.evaluation.conformal import SetScore, class_scores, images_for_coverage
+from netfission.evaluation.guarantees import CalibrationScores, images_for_threshold
+
+COVERAGE = 0.9  # promised of the sets that are measured
+DELTA = 0.1  # probability that a measured bound does not hold
+
+
+@dataclass(frozen=True)
+class ClassSets:
+    """The prediction sets of the images of one class.
+
+    Attributes:
+        n: number of images.
+        covered: share of them whose set contains the class.
+        size: mean number of classes in a set.
+    """
+
+    n: int
+    covered: float
+    size: float
+
+
+@dataclass(frozen=True)
+class SetQuality:
+    """The prediction sets of test images.
+
+    Attributes:
+        score: by which classes enter a set, see `netfission.evaluation.conformal.class_scores`.
+        coverage: promised share of the images whose set contains the label, on average.
+        covered: that share of the test images.
+        size: mean number of classes in a set.
+        empty: share of the sets that are empty.
+        classes: name → the same for the images of the class; without classes that have no image.
+    """
+
+    score: SetScore
+    coverage: float
+    covered: float
+    size: float
+    empty: float
+    classes: dict[str, ClassSets]
+
+    @property
+    def least_covered(self) -> str:
+        """The name of the class whose images are covered least."""
+        return min(self.classes, key=lambda name: self.classes[name].covered)
+
+
+@dataclass(frozen=True)
+class BoundedAbstention:
+    """What happens on test images if answers below a threshold with a bound are withheld.
+
+    Attributes:
+        risk: highest share of wrong answers.
+        delta: probability that more of the answers are wrong.
+        needed: smallest number of calibration images that allows a threshold.
+        threshold: lowest confidence that is answered, at temperature 1; 2 if no image is answered, None if
+            there are too few calibration images.
+        answered: share of the test images that is answered.
+        error: share of the answers that is wrong; 0 if nothing is answered.
+    """
+
+    risk: float
+    delta: float
+    needed: int
+    threshold: float | None
+    answered: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Promises:
+    """What was promised, and what test images show of it.
+
+    Attributes:
+        sets: by each score; empty if there are too few calibration images.
+        abstentions: one for each risk.
+
+    Example:
+        >>> log_probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8]] * 50).log()
+        >>> labels = torch.tensor([0, 1] * 50)
+        >>> scores = CalibrationScores.from_log_probabilities(log_probabilities, labels)
+        >>> promises = Promises.from_log_probabilities(
+        ...     log_probabilities, labels, ["cat", "dog"], scores, risks=[0.05, 0.01]
+        ... )
+        >>> [(sets.score, sets.covered, sets.size) for sets in promises.sets][0]
+        ('lac', 1.0, 1.0)
+        >>> [(bound.needed, bound.threshold) for bound in promises.abstentions]
+        [(56, 0.0), (287, None)]
+    """
+
+    sets: list[SetQuality]
+    abstentions: list[BoundedAbstention]
+
+    @classmethod
+    def from_log_probabilities(
+        cls,
+        log_probabilities: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        scores: CalibrationScores,
+        *,
+        risks: Sequence[float],
+    ) -> Self:
+        """Measure test images.
+
+        Args:
+            log_probabilities: `(n, classes)`, of the ensemble at temperature 1.
+            labels: `(n,)`, int64.
+            classes: their names.
+            scores: of the calibration images.
+            risks: highest shares of wrong answers to have a bound, each in (0, 1).
+        """
+        return cls(
+            list(_sets(log_probabilities, labels, classes, scores)),
+            list(_abstentions(log_probabilities, labels, scores, risks)),
+        )
+
+
+def _sets(
+    log_probabilities: Tensor, labels: Tensor, classes: Sequence[str], scores: CalibrationScores
+) -> Iterator[SetQuality]:
+    if len(scores.labels) < images_for_coverage(COVERAGE):
+        return
+    for score in get_args(SetScore):
+        quantiles = torch.tensor(scores.quantiles(COVERAGE, score, classes), dtype=torch.float64)
+        inside = class_scores(log_probabilities, score) <= quantiles
+        covered, sizes = inside.gather(1, labels[:, None])[:, 0].double(), inside.sum(dim=1).double()
+        by_class = {}
+        for number, name in enumerate(classes):
+            own = labels == number
+            if own.any():
+                by_class[name] = ClassSets(
+                    int(own.sum()), covered[own].mean().item(), sizes[own].mean().item()
+                )
+        empty = (sizes == 0).double().mean().item()
+        yield SetQuality(score, COVERAGE, covered.mean().item(), sizes.mean().item(), empty, by_class)
+
+
+def _abstentions(
+    log_probabilities: Tensor, labels: Tensor, scores: CalibrationScores, risks: Sequence[float]
+) -> Iterator[BoundedAbstention]:
+    confidence, answers = log_probabilities.double().max(dim=1)
+    for risk in risks:
+        needed = images_for_threshold(risk, DELTA)
+        threshold = scores.threshold(risk, DELTA) if len(scores.labels) >= needed else None
+        answered = confidence.exp() >= (2 if threshold is None else threshold)
+        wrong = int((answered & (answers != labels)).sum())
+        count = int(answered.sum())
+        yield BoundedAbstention(risk, DELTA, needed, threshold, count / len(labels), wrong / max(count, 1))
