@@ -50,6 +50,38 @@ def test_the_table_of_variants_that_are_no_longer_in_the_code_is_that_of_its_rec
     assert f"{sum(record.data is None for record in records)} of the {len(records)} records" in note
 
 
+def test_the_documentation_shows_the_simulation_of_guarantees_and_every_bound_holds():
+    record = json.loads((ROOT / "results" / "benchmark_guarantees.json").read_text())
+    page = (ROOT / "docs" / "results.md").read_text()
+    for data in record["data"]:
+        name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[data["data"]]
+        sets = [row for row in data["rows"] if "sets" in row]
+        for row in sets:
+            bounded = row["sets"]["delta"] is not None
+            assert not bounded or row["sets"]["below"]["interval"][0] <= row["sets"]["delta"]
+            mean, error = row["sets"]["coverage_mean"], row["sets"]["coverage_standard_error"]
+            assert mean + 2 * error > row["sets"]["coverage"]
+        lac = [row for row in sets if row["sets"]["score"] == "lac" and "class_wise" not in row["sets"]]
+        for plain, bound in zip(lac[::2], lac[1::2], strict=True):
+            cells = [name, f"{plain['n']:,}", f"{100 * plain['sets']['coverage_mean']:.1f}"]
+            cells += [f"{plain['sets']['set_size_mean']:.2f}", shown(bound["sets"]["below"])]
+            cells += [f"{bound['sets']['set_size_mean']:.2f}"]
+            assert f"| {' | '.join(cells)} |" in page
+        for row in (row for row in data["rows"] if "abstention" in row):
+            abstention = row["abstention"]
+            assert abstention["bound"]["broken"]["interval"][0] <= abstention["delta"]
+            cells = [name, f"{100 * abstention['risk']:g} %", f"{row['n']:,}"]
+            for rule in ("bound", "no_bound"):
+                answered = f"{100 * abstention[rule]['answered_mean']:.1f}"
+                cells += [shown(abstention[rule]["broken"]), answered]
+            assert f"| {' | '.join(cells)} |" in page
+
+
+def shown(broken):
+    low, high = broken["interval"]
+    return f"{100 * broken['share']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
     _, table, *_ = (ROOT / "results" / "figure3-laptop" / "comparison.md").read_text().split("\n\n")
     assert table in (ROOT / "docs" / "results.md").read_text()
