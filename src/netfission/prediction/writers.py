@@ -223,6 +223,8 @@ class Table(Writer):
         bound = f"at most {100 * risk:g} % of the answers are wrong, {self._chance()}"
         if threshold > 1:
             return f"abstains on every image: by the {images}, no threshold promises that {bound}"
+        if threshold == 0:
+            return f"answers every image: by the {images}, {bound}"
         shown = rounded(threshold, 3, most=1)
         return f"abstains if p at temperature 1 is below {shown}: by the {images}, {bound}"
 
