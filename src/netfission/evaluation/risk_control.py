@@ -96,7 +96,7 @@ def passing_threshold(
 
     Example:
         >>> confidence = torch.linspace(0, 1, 200)
-        >>> passing_threshold(confidence, confidence > 0.5, [0.9, 0.6, 0.5, 0.2, 0.0], risk=0.1, delta=0.1)
+        >>> passing_threshold(confidence, confidence > 0.5, [0.8, 0.6, 0.5, 0.2, 0.0], risk=0.1, delta=0.1)
         0.5
     """
     passed = NO_THRESHOLD
