@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import netfission as nf
@@ -17,6 +18,7 @@ import cells
 import contenders
 import folders
 import full_size
+import guarantees
 import inference
 import masks
 import training
@@ -338,3 +340,32 @@ def test_a_run_at_full_size_has_a_known_kind_and_a_seed(run, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         full_size.main(["train", str(tmp_path), str(tmp_path / "out"), run])
     assert not (tmp_path / "out").exists()
+
+
+def test_guarantees_are_measured_at_every_number_of_images(tmp_path):
+    logits = 3 * torch.randn(600, 2, 4, generator=torch.Generator().manual_seed(0))
+    labels = logits.mean(dim=1).argmax(dim=1)
+    kept = {f"{name}.logits": logits for name in guarantees.RISKS}
+    kept |= {f"{name}.labels": labels.clone() for name in guarantees.RISKS}
+    kept["cifar100.logits"] = logits.clone()
+    save_file(kept, tmp_path / "logits.safetensors")
+    out = tmp_path / "out.json"
+    guarantees.main(
+        [
+            "--data",
+            "nowhere",
+            "--draws",
+            "3",
+            "--logits",
+            str(tmp_path / "logits.safetensors"),
+            "--out",
+            str(out),
+        ]
+    )
+    first, _ = json.loads(out.read_text())["data"]
+    assert first["accuracy"] == 1
+    assert {row["n"] for row in first["rows"]} == {100, 500, 2000}
+    for row in first["rows"]:
+        if "abstention" in row:  # no answer is wrong
+            assert row["abstention"]["bound"]["answered_mean"] == 1
+            assert row["abstention"]["no_bound"]["broken"]["share"] == 0
