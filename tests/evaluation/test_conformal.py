@@ -67,6 +67,14 @@ def test_one_image_fewer_allows_only_the_set_of_all_classes(coverage, delta):
     assert score_quantile(torch.zeros(needed - 1), coverage, delta) == math.inf
 
 
+@pytest.mark.parametrize(
+    ("coverage", "delta", "n"), [(0.1, 0.001, 3), (0.5, 0.125, 3), (0.8, 0.512, 3), (0.9, 0.59049, 5)]
+)
+def test_if_delta_is_the_power_of_the_coverage_the_quantile_is_the_highest_score(coverage, delta, n):
+    assert images_for_coverage(coverage, delta) == n
+    assert score_quantile(torch.arange(n), coverage, delta) == n - 1
+
+
 def test_sets_are_those_of_mapie():
     pytest.importorskip("mapie", reason="mapie is not installed")
     from mapie.classification import SplitConformalClassifier

@@ -118,7 +118,8 @@ def score_quantile(scores: Sequence[float] | Tensor, coverage: float, delta: flo
     if delta is not None:
         # Outside their sets may be as many labels as has a probability of at most δ if a share of 1 − c is.
         risk = float(1 - _as_written(coverage))
-        place = n + 1 - bisect_right(range(n), delta, key=lambda missed: binomial_tail(missed, n, risk))
+        allowed = bisect_right(range(n), delta, key=lambda missed: binomial_tail(missed, n, risk))
+        place = n + 1 - max(allowed, 1)  # n images are enough, so that 0 is rounding: δ = cⁿ
     return torch.as_tensor(scores, dtype=torch.float64).sort().values[place - 1].item()
 
 
