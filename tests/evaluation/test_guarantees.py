@@ -7,7 +7,7 @@ from scipy import stats
 
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.conformal import class_scores
-from netfission.evaluation.guarantees import CalibrationScores
+from netfission.evaluation.guarantees import CalibrationScores, images_for_threshold
 from netfission.evaluation.risk_control import answers_for_risk, thresholds_to_test
 
 CLASSES = [f"class {number}" for number in range(10)]
@@ -144,6 +144,16 @@ def test_too_few_images_are_refused_with_the_number_that_would_do(population):
     with pytest.raises(ValueError, match=message):
         scored(population, torch.arange(55)).threshold(0.05, 0.1)
     scored(population, torch.arange(56)).threshold(0.05, 0.1)
+
+
+@pytest.mark.parametrize(("risk", "delta"), [(0.05, 0.1), (0.2, 0.05)])
+def test_as_many_images_without_an_error_as_are_needed_are_all_answered(risk, delta):
+    needed = images_for_threshold(risk, delta)
+    for seed in range(20):
+        confidence = torch.rand(needed, generator=torch.Generator().manual_seed(seed)).tolist()
+        columns = dict.fromkeys(("lac", "aps", "raps"), [0.0] * needed)
+        scores = CalibrationScores([0] * needed, columns, confidence, [True] * needed)
+        assert scores.threshold(risk, delta) == 0
 
 
 def test_the_images_that_place_the_thresholds_are_not_tested_on(population):

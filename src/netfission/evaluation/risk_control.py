@@ -61,7 +61,8 @@ def answers_for_risk(risk: float, delta: float) -> int:
 def thresholds_to_test(confidence: Tensor, n: int, first: int) -> list[float]:
     """Return the sequence of thresholds to test, from the strictest down to 0, which answers every image.
 
-    The first one answers about `first` of the n images, and each further one about as many more.
+    The first one answers about `first` of the n images, and each further one about as many more. If there are
+    no more than `first`, only 0 is tested: a stricter one would answer too few to pass.
 
     Args:
         confidence: `(m,)`, floating point, of images that are used for nothing else in the test.
@@ -74,7 +75,9 @@ def thresholds_to_test(confidence: Tensor, n: int, first: int) -> list[float]:
         >>> len(thresholds), thresholds[0], thresholds[-1]
         (50, 0.75, 0.0)
     """
-    shares = torch.linspace(min(1.0, first / n), 1, _MOST_THRESHOLDS, dtype=torch.float64)
+    if first >= n:
+        return [0.0]
+    shares = torch.linspace(first / n, 1, _MOST_THRESHOLDS, dtype=torch.float64)
     thresholds = torch.quantile(confidence.double(), 1 - shares).tolist()
     return sorted({*thresholds[:-1], 0.0}, reverse=True)
 
