@@ -1,6 +1,7 @@
 import copy
 import itertools
 import json
+import math
 import pickle
 import shutil
 import subprocess
@@ -15,7 +16,10 @@ from PIL import Image
 from torch import nn
 
 import netfission as nf
+from netfission.classifier.folder import NetworkSpec
 from netfission.classifier.model_card import model_card
+from netfission.classifier.predictions import AnswerLimits
+from netfission.evaluation.calibration import Calibration
 from netfission.models import create_model
 from netfission.runs.calibrate import calibrate
 from netfission.runs.evaluate import evaluate
@@ -158,6 +162,34 @@ def test_sets_and_bounded_abstention_are_of_the_probabilities_before_calibration
     again = nf.Classifier.from_pretrained(tmp_path).predict(images, coverage=0.9, risk=0.3, delta=0.2)
     assert torch.equal(again.sets, predictions.sets)
     assert torch.equal(again.abstains, predictions.abstains)
+
+
+def test_bounds_and_sets_are_of_the_answers_that_are_given_if_probabilities_are_averaged(monkeypatch):
+    net = nf.fission(create_model("wrn-10-1", 3), exits=2, example_input=IMAGES.float())
+    classifier = nf.Classifier.from_network(
+        net, model=None, classes=["cat", "dog", "fox"], shape=SHAPE, mean=[0.5] * 3, std=[0.2] * 3
+    )
+    monkeypatch.setattr(NetworkSpec, "average", "probabilities")
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(300, 3, 3, generator=generator)
+    at_one = nf.ensemble_probabilities(logits.double(), "probabilities")
+    calibration = Calibration.fit(logits, at_one.argmax(dim=1), average="probabilities")
+    classifier.calibration = replace(calibration, temperature=3.0)
+    monkeypatch.setattr(classifier, "logits", lambda pixels: logits)
+    pixels = IMAGES[:1].expand(300, *SHAPE)
+    plain = classifier.predict(pixels, risk=0.1)
+    assert plain.classes.tolist() == plain.probabilities.argmax(dim=1).tolist()
+    assert plain.classes.tolist() != at_one.argmax(dim=1).tolist()
+    bounded = classifier.predict(pixels, risk=0.1, delta=0.1)
+    assert bounded.classes.tolist() == at_one.argmax(dim=1).tolist()
+    assert bounded.confidence.tolist() == bounded.probabilities[range(300), bounded.classes].tolist()
+    with_sets = classifier.predict(pixels, coverage=0.9, score="aps")
+    assert with_sets.sets[range(300), with_sets.classes].all()
+
+
+def test_an_answer_that_is_not_a_number_is_withheld():
+    limits = AnswerLimits(risk=0.1, delta=0.1, threshold=0.0)
+    assert limits.withheld(torch.tensor([[0.5, 0.5], [math.nan, 0.5]]).log()).tolist() == [False, True]
 
 
 def test_what_limits_refuses(finished_run):

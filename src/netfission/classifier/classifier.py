@@ -230,6 +230,7 @@ class Classifier(nn.Module):
             average=self.spec.average,
             sets=limits.sets(raw),
             withheld=limits.withheld(raw),
+            answers=limits.answers(raw),
         )
 
     def limits(

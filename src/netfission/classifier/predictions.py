@@ -55,6 +55,15 @@ class AnswerLimits:
         quantiles = torch.tensor(self.quantiles, dtype=torch.float64)
         return class_scores(log_probabilities, self.score) <= quantiles
 
+    def answers(self, log_probabilities: Tensor) -> Tensor | None:
+        """Return the classes that bound and sets are of, `(n,)`, int64; None without either.
+
+        Args:
+            log_probabilities: `(n, classes)`, of the ensemble at temperature 1.
+        """
+        promised = self.delta is not None or self.coverage is not None
+        return log_probabilities.argmax(dim=1) if promised else None
+
     def withheld(self, log_probabilities: Tensor) -> Tensor | None:
         """Return which answers the bound withholds, `(n,)`, bool; None without a bound.
 
@@ -63,7 +72,7 @@ class AnswerLimits:
         """
         if self.delta is None or self.threshold is None:
             return None
-        return log_probabilities.amax(dim=1).exp() < self.threshold
+        return ~(log_probabilities.amax(dim=1).exp() >= self.threshold)  # NaN is withheld, too
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ class Predictions:
         sets: which classes are in the prediction set of each image, `(n, classes)`, bool; None without a
             coverage.
         withheld: whether each answer is withheld to keep to a bounded risk, `(n,)`, bool; None without one.
+        answers: the classes, `(n,)`, int64, that a bound or the sets are of: those at temperature 1, which
+            can differ if probabilities are averaged; None for the most probable ones at this temperature.
 
     Example:
         >>> import torch
@@ -94,6 +105,7 @@ class Predictions:
     average: Average = field(kw_only=True)
     sets: Tensor | None = None
     withheld: Tensor | None = None
+    answers: Tensor | None = None
 
     def __post_init__(self) -> None:
         as_logits(self.logits)
@@ -113,13 +125,13 @@ class Predictions:
 
     @property
     def classes(self) -> Tensor:
-        """The ensemble's most probable class, `(n,)`, int64."""
-        return self.probabilities.argmax(dim=1)
+        """The ensemble's most probable class, `(n,)`, int64; `answers` if they are given."""
+        return self.probabilities.argmax(dim=1) if self.answers is None else self.answers
 
     @property
     def confidence(self) -> Tensor:
         """The probability of that class, `(n,)`."""
-        return self.probabilities.amax(dim=1)
+        return self.probabilities.gather(1, self.classes[:, None])[:, 0]
 
     @property
     def votes(self) -> Tensor:
