@@ -300,13 +300,48 @@ def test_the_table_says_what_is_promised_and_by_how_many_images(digits_run, digi
     start = head.index("set")
     lines = records(predict(capsys, *request, *PROMISES, "--format", "jsonl"))
     assert [row[start:] for row in rows] == [", ".join(line["set"]) or "(empty)" for line in lines]
-    chance, images = "with a probability of 80 %", "by the 30 validation images"
-    assert sets == f"{images}, sets contain the true class of at least 80 % of the images, {chance}"
+    chance, choice = "with a probability of 80 %", "over the choice of the 30 validation images"
+    promise = "sets contain the true class of at least 80 % of the images"
+    assert sets == f"{promise}, {chance} {choice}"
     assert abstention.endswith(f" at most 30 % of the answers are wrong, {chance}")
     only_sets = predict(capsys, *request, "--coverage", "0.8", "--delta", "0.2").splitlines()
     assert "abstain" not in only_sets[0] and only_sets[-1] == sets
     *_, on_average, _ = predict(capsys, *request, "--coverage", "0.8", "--score", "aps").splitlines()
-    assert on_average == f"{sets.removesuffix(chance)}on average"
+    assert on_average == f"{promise}, on average {choice}"
+
+
+@pytest.mark.parametrize(("delta", "chance"), [(None, "on average"), (0.05, "with a probability of 95 %")])
+def test_class_wise_sets_are_described_class_by_class(delta, chance):
+    layout = Layout(
+        ["a"],
+        1,
+        risk=None,
+        threshold=None,
+        probabilities=False,
+        images=5,
+        calibration_images=80,
+        delta=delta,
+        coverage=0.8,
+        score="aps",
+        class_wise=True,
+    )
+    (foot,) = FORMATS["table"](layout).footer()
+    assert foot == (
+        "sets contain the true class of at least 80 % of the images of each class, for each class "
+        f"{chance} over the choice of the 80 validation images"
+    )
+    prediction = ImagePrediction(Path("a.png"), "a", 1.0, ["a"], 0.0, 0.0, 0.0, None, {"a": 1.0}, ["a"])
+    line = json.loads(FORMATS["jsonl"](layout).line(prediction))
+    assert (line["score"], line["class_wise"]) == ("aps", True)
+    written = FORMATS["csv"](layout)
+    row = next(csv.DictReader([*written.header(), written.line(prediction)]))
+    assert (row["coverage"], row["score"], row["class_wise"]) == ("0.8", "aps", "1")
+
+
+def test_limits_keep_whether_sets_are_class_wise(classifier):
+    limits = classifier.limits(coverage=0.6, class_wise=True)
+    layout = Layout.from_classifier(classifier, [Path("a.png")], limits=limits, probabilities=False)
+    assert limits.class_wise and layout.class_wise and layout.score == "lac"
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,8 @@ class Classifier(nn.Module):
                 conformal prediction. Default: no sets.
             score: by which classes enter a set: `lac`, `aps` or `raps`, see
                 `netfission.evaluation.conformal.class_scores`.
-            class_wise: whether the coverage is to hold for the images of each class.
+            class_wise: whether the coverage is to hold for the images of each class; with `delta`, for each
+                class by itself.
 
         Warns:
             UserWarning: some classes have too few images for `class_wise`; they are in every set.
@@ -294,7 +295,7 @@ class Classifier(nn.Module):
                 coverage, score, self.spec.classes, delta=delta, class_wise=class_wise
             )
         )
-        return AnswerLimits(risk, delta, threshold, coverage, score, quantiles)
+        return AnswerLimits(risk, delta, threshold, coverage, score, quantiles, class_wise)
 
     def _scores(self, argument: str, value: float) -> CalibrationScores:
         """Return the scores of the images of the calibration; refuse the argument that needs them."""

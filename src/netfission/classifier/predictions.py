@@ -28,6 +28,8 @@ class AnswerLimits:
         coverage: least share of the images whose prediction set contains the label; None without sets.
         score: by which classes enter a set.
         quantiles: for each class the highest score at which it is in a set; empty without sets.
+        class_wise: whether the coverage is that of the images of each class; with `delta`, each class has it
+            with that probability by itself.
 
     Example:
         >>> import torch
@@ -43,6 +45,7 @@ class AnswerLimits:
     coverage: float | None = None
     score: SetScore = "lac"
     quantiles: list[float] = field(default_factory=list)
+    class_wise: bool = False
 
     def sets(self, log_probabilities: Tensor) -> Tensor | None:
         """Return which classes are in the prediction sets, `(n, classes)`, bool; None without a coverage.

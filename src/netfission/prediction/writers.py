@@ -12,6 +12,7 @@ import torch
 
 from netfission.classifier import AnswerLimits, Classifier
 from netfission.evaluation.calibration import VALIDATION
+from netfission.evaluation.conformal import SetScore
 from netfission.evaluation.selective import describe_risk
 from netfission.prediction.images import Failure, ImagePrediction
 from netfission.utils.text import printable, rounded, unsaturated
@@ -34,6 +35,8 @@ class Layout:
         calibration_images: their number; 0 if there is no calibration.
         delta: probability that risk or coverage does not hold; None without a bound.
         coverage: least share of prediction sets that contain the label; None without sets.
+        score: by which classes enter a set.
+        class_wise: whether the coverage is that of the images of each class.
 
     Example:
         >>> layout = Layout(["cat", "dog"], 2, risk=0.05, threshold=0.9, probabilities=False, images=5)
@@ -51,6 +54,8 @@ class Layout:
     calibration_images: int = 0
     delta: float | None = None
     coverage: float | None = None
+    score: SetScore = "lac"
+    class_wise: bool = False
 
     @classmethod
     def from_classifier(
@@ -76,6 +81,8 @@ class Layout:
             calibration_images=0 if calibration is None else calibration.n,
             delta=limits.delta,
             coverage=limits.coverage,
+            score=limits.score,
+            class_wise=limits.class_wise,
         )
 
 
@@ -134,6 +141,7 @@ class JsonLines(Writer):
             record |= {"risk": self.layout.risk, "delta": self.layout.delta}
         if self.layout.coverage is not None:
             record |= {"set": prediction.classes, "coverage": self.layout.coverage}
+            record |= {"score": self.layout.score, "class_wise": self.layout.class_wise}
         if self.layout.probabilities:
             record["probabilities"] = {
                 name: _short(share) for name, share in prediction.probabilities.items()
@@ -164,6 +172,7 @@ class Csv(Writer):
             cells += [self.layout.risk, self.layout.delta]
         if self.layout.coverage is not None:
             cells += [json.dumps(prediction.classes, ensure_ascii=False), self.layout.coverage]
+            cells += [self.layout.score, int(self.layout.class_wise)]
         if self.layout.probabilities:
             cells += map(_short, prediction.probabilities.values())
         return _comma_separated([*cells, ""])
@@ -172,7 +181,7 @@ class Csv(Writer):
         votes = [f"exit_{index}" for index in range(self.layout.exits)]
         abstain = ["abstain"] if self.layout.risk is not None else []
         abstain += ["risk", "delta"] if self.layout.delta is not None else []
-        abstain += ["set", "coverage"] if self.layout.coverage is not None else []
+        abstain += ["set", "coverage", "score", "class_wise"] if self.layout.coverage is not None else []
         shares = [f"p_{name}" for name in self.layout.classes] if self.layout.probabilities else []
         return ["image", "class", "probability", *votes, *_UNCERTAINTIES, *abstain, *shares, "error"]
 
@@ -204,9 +213,7 @@ class Table(Writer):
         """Return the threshold below which the ensemble abstains, and what is promised of the answers."""
         risk, threshold, images = self.layout.risk, self.layout.threshold, self._calibration_images()
         if self.layout.coverage is not None:
-            share = f"{100 * self.layout.coverage:g} %"
-            chance = self._chance() if self.layout.delta is not None else "on average"
-            yield f"by the {images}, sets contain the true class of at least {share} of the images, {chance}"
+            yield self._covered(self.layout.coverage, images)
         if risk is None or threshold is None:
             return
         kept = describe_risk(risk, self.layout.fitted_on)
@@ -218,6 +225,15 @@ class Table(Writer):
         else:
             shown = rounded(threshold, 3, most=1)
             yield f"abstains if p is below the threshold ({shown}), which keeps {kept}"
+
+    def _covered(self, coverage: float, images: str) -> str:
+        chance = self._chance() if self.layout.delta is not None else "on average"
+        whose = "the images"
+        if self.layout.class_wise:
+            whose, chance = "the images of each class", f"for each class {chance}"
+        share = f"{100 * coverage:g} %"
+        promise = f"sets contain the true class of at least {share} of {whose}"
+        return f"{promise}, {chance} over the choice of the {images}"
 
     def _bounded(self, risk: float, threshold: float, images: str) -> str:
         bound = f"at most {100 * risk:g} % of the answers are wrong, {self._chance()}"
