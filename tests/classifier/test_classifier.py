@@ -199,10 +199,15 @@ def test_what_limits_refuses(finished_run):
     ):
         classifier.limits(delta=0.1)
     unscored = replace(classifier.calibration, scores=None)
-    for calibration in (None, unscored):
+    reasons = [
+        (None, "network without calibration", "; calibrate it on images that it was neither trained nor"),
+        (unscored, "calibration without scores of images", "; it is of an earlier version: calibrate again"),
+        (replace(unscored, dependence="chosen so"), "calibration without scores of images", "; chosen so: "),
+    ]
+    for calibration, what, hint in reasons:
         bare = nf.Classifier(classifier.network, classifier.spec, calibration)
-        for asked in ({"coverage": 0.9}, {"risk": 0.1, "delta": 0.1}):
-            message = f"^{next(iter(asked))} must be None for a network without calibration scores, got 0"
+        for asked in ({"coverage": 0.9}, {"risk": 0.1, "delta": 0.1}, {"delta": 0.1}):
+            message = f"^{list(asked)[-1]} must be None for a {what}, got 0[.][19]{hint}"
             with pytest.raises(ValueError, match=message):
                 bare.limits(**asked)
 
@@ -216,6 +221,7 @@ def test_images_that_the_best_epoch_was_chosen_on_promise_nothing(finished_run, 
         assert folder.load_calibration().scores is not None
         again(folder, chosen)
         assert folder.load_calibration().scores is None
+        assert folder.load_calibration().dependence.startswith("patience chose the epoch on the validation ")
 
 
 def test_an_image_of_any_size_is_made_ready(finished_run):

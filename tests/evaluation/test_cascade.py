@@ -170,9 +170,7 @@ def test_images_that_the_epoch_was_chosen_on_promise_nothing(run) -> None:
     folder = RunFolder(run)
     config = folder.load_config()
     config = replace(config, training=replace(config.training, patience=2))
-    with pytest.raises(
-        ValueError, match=r"^delta must be left out for a run with patience, got 0\.1; patience"
-    ):
+    with pytest.raises(ValueError, match=r"^delta must be left out for this run, got 0\.1; patience"):
         evaluate_cascade_of_run(folder, config, max_accuracy_drop=8.0, delta=0.1)
 
 

@@ -186,10 +186,11 @@ def test_scores_are_kept_with_the_calibration_unless_the_network_was_chosen_on_i
     again = Calibration.from_json(calibration.to_json())
     assert again == calibration
     assert again.scores.threshold(0.3, 0.1) == calibration.scores.threshold(0.3, 0.1)
-    chosen = Calibration.fit(logits, labels, average="logits", chosen_on=True)
-    assert chosen == replace(calibration, scores=None)
-    before = {name: value for name, value in asdict(chosen).items() if name != "scores"}
-    assert Calibration.from_json(json.dumps(before)) == chosen  # a file of an earlier version
+    chosen = Calibration.fit(logits, labels, average="logits", dependence="chosen on them")
+    assert chosen == replace(calibration, scores=None, dependence="chosen on them")
+    before = {name: value for name, value in asdict(chosen).items() if name not in ("scores", "dependence")}
+    earlier = Calibration.from_json(json.dumps(before))  # a file of an earlier version
+    assert earlier == replace(chosen, dependence="")
 
 
 def test_columns_of_different_length_are_refused():

@@ -281,12 +281,14 @@ class Classifier(nn.Module):
             >>> limits.threshold, [round(quantile, 3) for quantile in limits.quantiles]
             (0.0, [0.018, 0.018])
         """
+        if delta is not None and coverage is None:
+            self._scores("delta", delta)
         if delta is not None and risk is None and coverage is None:
             raise invalid("delta", "None without a risk or a coverage to bound", delta)
         threshold = (
             self.threshold(risk)
             if risk is None or delta is None
-            else self._scores("risk", risk).threshold(risk, delta)
+            else self._scores("delta", delta).threshold(risk, delta)
         )
         quantiles = (
             []
@@ -299,13 +301,15 @@ class Classifier(nn.Module):
 
     def _scores(self, argument: str, value: float) -> CalibrationScores:
         """Return the scores of the images of the calibration; refuse the argument that needs them."""
-        if self.calibration is None or self.calibration.scores is None:
-            raise invalid(
-                argument,
-                "None for a network without calibration scores",
-                value,
-                hint="calibrate it on images that it was neither trained nor, as with patience, chosen on",
-            )
+        if self.calibration is None:
+            hint = "calibrate it on images that it was neither trained nor chosen on"
+            raise invalid(argument, "None for a network without calibration", value, hint=hint)
+        if self.calibration.scores is None:
+            expected = "None for a calibration without scores of images"
+            hint = "it is of an earlier version: calibrate again, for a run with `netfission calibrate RUN`"
+            if dependence := self.calibration.dependence:
+                hint = f"{dependence}: calibrate on others with `netfission calibrate RUN --data OTHER`"
+            raise invalid(argument, expected, value, hint=hint)
         return self.calibration.scores
 
     def threshold(self, risk: float | None) -> float | None:

@@ -62,8 +62,9 @@ class Calibration:
         risk_coverage: error against the share of images answered, at the temperature.
         fitted_on: the images in words, as they follow their number.
         average: what the ensemble averages.
-        scores: what prediction sets and bounded abstention rest on; None if the network was chosen on these
-            images, which would void the bounds.
+        scores: what prediction sets and bounded abstention rest on; None if the network depends on these
+            images, which would void the bounds, and in files of an earlier version.
+        dependence: how the network depends on these images, in words; empty if it does not.
 
     Raises:
         ValueError: the temperature is not a positive number.
@@ -77,19 +78,21 @@ class Calibration:
     fitted_on: str = VALIDATION
     average: Average = "logits"
     scores: CalibrationScores | None = None
+    dependence: str = ""
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
 
     @classmethod
-    def fit(cls, logits: Tensor, labels: Tensor, *, average: Average, chosen_on: bool = False) -> Self:
+    def fit(cls, logits: Tensor, labels: Tensor, *, average: Average, dependence: str = "") -> Self:
         """Fit the temperature and measure the ensemble.
 
         Args:
             logits: `(n, exits, classes)`, floating point, of a validation split.
             labels: `(n,)`, int64.
             average: what the ensemble averages, by its method (`Method.average`).
-            chosen_on: whether the network was chosen on these images, as the best epoch of a training is.
+            dependence: how the network depends on these images, in words, as if the best epoch of a training
+                was chosen on them; there are no scores then.
 
         Example:
             >>> import torch
@@ -113,7 +116,8 @@ class Calibration:
                 scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels
             ),
             average=average,
-            scores=None if chosen_on else CalibrationScores.from_log_probabilities(raw, labels),
+            scores=None if dependence else CalibrationScores.from_log_probabilities(raw, labels),
+            dependence=dependence,
         )
 
     @property

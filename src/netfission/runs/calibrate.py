@@ -20,7 +20,7 @@ from netfission.runs.evaluate import (
 )
 from netfission.runs.folder import RunFolder
 from netfission.runs.other_data import matched_logits
-from netfission.runs.overlap import warn_of_training_images
+from netfission.runs.overlap import validation_dependence, warn_of_training_images
 from netfission.runs.setup import make_batches
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
@@ -73,8 +73,8 @@ def calibrate(
             expected = "another data set, as the run held out no images for validation"
             raise invalid("data", expected, found="nothing")
         logits, labels = _logits(network, data.validation, data, config, device)
-        chosen_on = config.training.patience is not None
-        calibration = Calibration.fit(logits, labels, average=spec.average, chosen_on=chosen_on)
+        dependence = validation_dependence(config)
+        calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
     else:
         images = load_matched(
             name,

@@ -17,6 +17,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
+from netfission.runs.overlap import validation_dependence
 from netfission.runs.setup import check_unchanged, load_run_data, make_batches
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
@@ -52,7 +53,7 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
         calibration = Calibration.fit(
             *collect_logits(network, validation, device),
             average=spec.average,
-            chosen_on=config.training.patience is not None,
+            dependence=validation_dependence(config),
         )
         write_whole(folder.calibration, calibration.to_json())
     report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, average=spec.average)
@@ -93,9 +94,8 @@ def evaluate_cascade(
 
     if config.data.validation == 0:
         raise invalid("validation", "above 0 to choose the thresholds of a cascade", config.data.validation)
-    if delta is not None and config.training.patience is not None:
-        hint = "patience chose the epoch on the validation images, so they promise nothing for others"
-        raise invalid("delta", "left out for a run with patience", delta, hint=hint)
+    if delta is not None and (dependence := validation_dependence(config)):
+        raise invalid("delta", "left out for this run", delta, hint=dependence)
     network, spec, data, device = load_for_evaluation(folder, config)
     method = config.method.method
     if method not in STOPS_EARLY:

@@ -14,6 +14,24 @@ from netfission.data.splits import Selection
 from netfission.utils.text import count_noun
 
 
+def validation_dependence(config: RunConfig) -> str:
+    """Say how a run's network depends on its validation images, so that they promise nothing for others.
+
+    Args:
+        config: the run's settings.
+
+    Returns:
+        The reason, in words; empty if there is none.
+
+    Example:
+        >>> validation_dependence(RunConfig())
+        ''
+    """
+    if config.training.patience is not None:
+        return "patience chose the epoch on the validation images, so they promise nothing for others"
+    return ""
+
+
 def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
     """Warn if images have the same content as some that a run's network was trained on.
 
