@@ -15,6 +15,7 @@ from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.cli import main
+from netfission.cli.predict import parser
 from netfission.data.files import find_images as find_in_folder
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.prediction import FORMATS, Failure, ImagePrediction, Layout, predict_images
@@ -264,6 +265,13 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
     assert "abstain" not in predict(capsys, run, image)
     assert main(["predict", str(run), str(image), "--risk", "0.1"]) == 2
     assert "risk must be None for a network without calibration, got 0.1" in capsys.readouterr().err
+    assert main(["predict", str(run), str(image), "--delta", "0.1"]) == 2
+    assert "delta must be None for a network without calibration, got 0.1; " in capsys.readouterr().err
+
+
+def test_the_help_says_when_a_default_risk_is_left_out():
+    words = " ".join(parser().format_help().split())
+    assert "with --coverage and --delta it never abstains)" in words
 
 
 PROMISES = ["--coverage", "0.8", "--risk", "0.3", "--delta", "0.2"]

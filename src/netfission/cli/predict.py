@@ -31,7 +31,8 @@ def parser() -> Parser:
         "--risk",
         float | None,
         help="accepted share of wrong answers on the images of the calibration; above it the network "
-        f"abstains (default: {DEFAULT_RISK} if the network is calibrated)",
+        f"abstains (default: {DEFAULT_RISK} if the network is calibrated; with --coverage and --delta it "
+        "never abstains)",
     )
     parser.add(
         "--delta",
