@@ -80,15 +80,15 @@ def features(images: Tensor) -> list[Tensor]:
 def logits_of_exits(train: Sequence[Tensor], labels: Tensor, test: Sequence[Tensor], classes: int) -> Tensor:
     """Return logits `(n, exits, classes)` of linear classifiers, one for each depth of the features."""
     exits = []
-    for own, other in zip(train, test, strict=True):
-        mean, std = own.mean(dim=0), own.std(dim=0) + 1e-6
-        layer = nn.Linear(own.shape[1], classes)
+    for fitted, unseen in zip(train, test, strict=True):
+        mean, std = fitted.mean(dim=0), fitted.std(dim=0) + 1e-6
+        layer = nn.Linear(fitted.shape[1], classes)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         optimizer = torch.optim.LBFGS(
             layer.parameters(), max_iter=150, history_size=20, line_search_fn="strong_wolfe"
         )
-        inputs = (own - mean) / std
+        inputs = (fitted - mean) / std
 
         def loss(layer: nn.Linear = layer, inputs: Tensor = inputs) -> Tensor:
             layer.zero_grad()
@@ -97,7 +97,7 @@ def logits_of_exits(train: Sequence[Tensor], labels: Tensor, test: Sequence[Tens
             return total
 
         optimizer.step(loss)
-        exits.append(layer((other - mean) / std).detach())
+        exits.append(layer((unseen - mean) / std).detach())
     return torch.stack(exits, dim=1)
 
 
@@ -107,11 +107,11 @@ def make_logits(data: Path) -> dict[str, tuple[Tensor, Tensor]]:
     parts = features(images)
     half = len(labels) // 2
     fitted = [part[:half] for part in parts], labels[:half], [part[half:] for part in parts]
-    made = {"cifar10": (logits_of_exits(*fitted, classes=10), labels[half:])}
+    populations = {"cifar10": (logits_of_exits(*fitted, classes=10), labels[half:])}
     train, train_labels = read_images(data / "cifar100", "train", "fine_label", most=15_000)
     test, test_labels = read_images(data / "cifar100", "test", "fine_label")
     logits = logits_of_exits(features(train), train_labels, features(test), classes=100)
-    return made | {"cifar100": (logits, test_labels)}
+    return populations | {"cifar100": (logits, test_labels)}
 
 
 class Population:
@@ -133,9 +133,9 @@ class Population:
         self.of_labels: dict[str, list[Tensor]] = {}  # score → for each class those of its own images, sorted
         for score in get_args(SetScore):
             scores = class_scores(self.log_probabilities, score)
-            own = scores.gather(1, labels[:, None])[:, 0]
+            of_label = scores.gather(1, labels[:, None])[:, 0]
             self.columns[score] = list(scores.sort(dim=0).values.T.contiguous())
-            self.of_labels[score] = [own[labels == k].sort().values for k in range(classes)]
+            self.of_labels[score] = [of_label[labels == k].sort().values for k in range(classes)]
 
     def draw(self, n: int, generator: torch.Generator) -> CalibrationScores:
         """Score n images drawn with replacement."""
@@ -146,10 +146,11 @@ class Population:
         """Return the coverage of each class, that of all images, and the mean size of a set."""
         hits, size = 0, 0
         shares: list[float] = []
-        for own, column, quantile in zip(self.of_labels[score], self.columns[score], quantiles, strict=True):
-            inside = int(torch.searchsorted(own, quantile, right=True))
+        columns = zip(self.of_labels[score], self.columns[score], quantiles, strict=True)
+        for of_class, column, quantile in columns:
+            inside = int(torch.searchsorted(of_class, quantile, right=True))
             hits += inside
-            shares.append(inside / len(own))
+            shares.append(inside / len(of_class))
             size += int(torch.searchsorted(column, quantile, right=True))
         return shares, hits / self.n, size / self.n
 
@@ -241,12 +242,12 @@ def sizes_by_temperature(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     for name, divisor in (("at_temperature_1", 1.0), ("at_temperature", temperature)):
         population = Population(ensemble_log_probabilities(logits / divisor), labels)
         for score in get_args(SetScore):
-            own = torch.cat(population.of_labels[score])
-            quantiles = [score_quantile(own, COVERAGE)] * len(population.names)
+            of_labels = torch.cat(population.of_labels[score])
+            quantiles = [score_quantile(of_labels, COVERAGE)] * len(population.names)
             sizes[f"{score}_{name}"] = population.coverages(score, quantiles)[2]
         for risk in (0.05, 0.1, 0.2):
-            kept = population.wrong <= risk * torch.arange(1, population.n + 1)
-            last = int(kept.nonzero()[-1, 0]) + 1 if kept.any() else 0
+            within = population.wrong <= risk * torch.arange(1, population.n + 1)
+            last = int(within.nonzero()[-1, 0]) + 1 if within.any() else 0
             sizes[f"answered_with_{risk}_{name}"] = last / population.n
     return sizes
 
@@ -254,17 +255,16 @@ def sizes_by_temperature(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 def main(flags: Sequence[str] | None = None) -> None:
     arguments = _arguments(flags)
     if arguments.logits is not None and arguments.logits.is_file():
-        kept = load_file(arguments.logits)
-        made = {name: (kept[f"{name}.logits"], kept[f"{name}.labels"]) for name in ("cifar10", "cifar100")}
+        tensors = load_file(arguments.logits)
+        populations = {name: (tensors[f"{name}.logits"], tensors[f"{name}.labels"]) for name in RISKS}
     else:
-        made = make_logits(arguments.data)
+        populations = make_logits(arguments.data)
         if arguments.logits is not None:
-            tensors = {f"{name}.logits": logits.contiguous() for name, (logits, _) in made.items()}
-            save_file(
-                tensors | {f"{name}.labels": labels for name, (_, labels) in made.items()}, arguments.logits
-            )
+            tensors = {f"{name}.logits": logits.contiguous() for name, (logits, _) in populations.items()}
+            tensors |= {f"{name}.labels": labels for name, (_, labels) in populations.items()}
+            save_file(tensors, arguments.logits)
     sets = []
-    for name, (logits, labels) in made.items():
+    for name, (logits, labels) in populations.items():
         population = Population(ensemble_log_probabilities(logits.double()), labels)
         accuracy = 1 - population.wrong[-1].item() / population.n
         rows = []

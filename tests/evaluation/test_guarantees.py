@@ -1,12 +1,15 @@
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from netfission.evaluation.calibration import Calibration
-from netfission.evaluation.conformal import class_scores
+from netfission.evaluation.conformal import class_scores, images_for_coverage
 from netfission.evaluation.guarantees import CalibrationScores, images_for_threshold
 from netfission.evaluation.risk_control import answers_for_risk, thresholds_to_test
 
@@ -130,20 +133,42 @@ def test_a_class_without_enough_images_is_in_every_set_and_is_named(population):
 
 def test_too_few_images_are_refused_with_the_number_that_would_do(population):
     eight = scored(population, torch.arange(8))
-    message = "^coverage must be one that 8 calibration images can promise, got 0.9; 9 would do$"
+    message = "^coverage must be at most 0.88 with 8 calibration images, got 0.9; 9 images are enough$"
     with pytest.raises(ValueError, match=message):
         eight.quantiles(0.9, "lac", CLASSES)
     scored(population, torch.arange(9)).quantiles(0.9, "lac", CLASSES)
-    with pytest.raises(ValueError, match=r"got 0\.9; 22 would do$"):
+    with pytest.raises(ValueError, match=r"at most 0\.74 with 8 .* got 0\.9; 22 images are enough$"):
         eight.quantiles(0.9, "lac", CLASSES, delta=0.1)
-    with pytest.raises(ValueError, match=r"can promise class by class, got 0\.9; 9 of each class would do$"):
+    message = (
+        "^coverage must be at most 0.66 class by class with 2 calibration images of the largest class, "
+        "got 0.9; 9 images of each class are enough$"
+    )
+    with pytest.raises(ValueError, match=message):
         eight.quantiles(0.9, "lac", CLASSES, class_wise=True)
     message = (
-        "^risk must be one that 55 calibration images can promise, got 0.05; 56 without an error would do$"
+        "^risk must be at least 0.06 with 55 calibration images, got 0.05; 56 images without an error are "
+        "enough$"
     )
     with pytest.raises(ValueError, match=message):
         scored(population, torch.arange(55)).threshold(0.05, 0.1)
     scored(population, torch.arange(56)).threshold(0.05, 0.1)
+
+
+@given(st.integers(1, 3000), st.none() | st.sampled_from([0.01, 0.1, 0.5]))
+def test_the_coverage_and_risk_that_an_error_names_are_possible(n, delta):
+    scores = scored((torch.zeros(n, 2, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)), slice(None))
+
+    def named(call, pattern):
+        with pytest.raises(ValueError, match=pattern) as error:
+            call()
+        return float(re.search(pattern, str(error.value))[1])
+
+    pattern = "at most ([0-9.e-]+) with"
+    coverage = named(lambda: scores.quantiles(1 - 1e-6, "lac", ["a"], delta=delta), pattern)
+    assert images_for_coverage(coverage, delta) <= n
+    if delta is not None and n > 1:
+        risk = named(lambda: scores.threshold(1e-6, delta), "at least ([0-9.]+) with")
+        assert images_for_threshold(risk, delta) <= n
 
 
 @pytest.mark.parametrize(("risk", "delta"), [(0.05, 0.1), (0.2, 0.05)])

@@ -358,25 +358,24 @@ def test_limits_keep_whether_sets_are_class_wise(classifier):
         ("--coverage 1", "--coverage must be a share of images above 0 and below 1, got 1.0"),
         ("--coverage 0.9 --delta 0", "--delta must be a probability above 0 and below 1, got 0.0"),
         ("--coverage 0.9 --score abs", "--score must be one of lac, aps, raps, got 'abs'"),
-        ("--class-wise", "--class-wise must be left out without --coverage, got it"),
-        ("--score aps", "--score must be left out without --coverage, got aps"),
+        ("--class-wise", "--coverage must be given with --class-wise, got nothing"),
+        ("--score aps", "--coverage must be given with --score, got nothing"),
         (
             "--risk 0 --delta 0.1",
             "--risk must be a share of wrong answers above 0 and below 1 to have a bound",
         ),
         (
             "--coverage 0.99",
-            "--coverage must be one that 30 calibration images can promise, got 0.99; 99 would do",
+            "--coverage must be at most 0.96 with 30 calibration images, got 0.99; 99 images are enough",
         ),
         (
             "--risk 0.05 --delta 0.1",
-            "--risk must be one that 30 calibration images can promise, got 0.05; 56 "
-            "without an error would do",
+            "--risk must be at least 0.1 with 30 calibration images, got 0.05; 56 images without an error "
+            "are enough",
         ),
         (
             "--coverage 0.99 --class-wise",
-            "--coverage must be one that 30 calibration images can promise class by class, got 0.99; "
-            "99 of each class would do",
+            "--coverage must be at most 0.75 class by class with 3 calibration images of the largest class",
         ),
         ("--batch_size 0", "--batch-size must be a positive integer, got 0"),
         ("--risk 1.5", "risk must be a share of wrong answers from 0 to 1, got 1.5"),

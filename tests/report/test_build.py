@@ -130,7 +130,7 @@ def test_the_page_says_what_the_calibration_images_promise(run):
         row = f"{sets.score} 90 % {100 * sets.covered:.1f} % {sets.size:.2f} {100 * sets.empty:.1f} %"
         assert f"{row} {sets.least_covered} (" in text
     assert "1 % from 287 images 0.0 % –" in text
-    assert "With a probability of 90 % over the choice of the 145 validation images, at most" in text
+    assert "With a probability of 90 % over the choice of the 145 validation images, the share of" in text
     change(run / "reliability.json", promises=None)  # as a network has that was chosen on these images
     text = text_of(page_of(run))
     assert "Prediction sets" not in text and "with a bound" not in text

@@ -265,7 +265,7 @@ class Classifier(nn.Module):
 
         Raises:
             ValueError: an argument is not valid, there is no calibration, it was made on images that the
-                network was chosen on, or on too few; the message says how many would do.
+                network was chosen on, or on too few; the message says how many are enough.
 
         Example:
             >>> import netfission as nf

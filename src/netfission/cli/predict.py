@@ -80,7 +80,7 @@ def run(settings: Namespace) -> None:
     check_positive_integer("--batch-size", settings.batch_size)
     if settings.coverage is None and (settings.score or settings.class_wise):
         option = "--score" if settings.score else "--class-wise"
-        raise invalid(option, "left out without --coverage", found=settings.score or "it")
+        raise invalid("--coverage", f"given with {option}", found="nothing")
     with without_collection(), without_compiler():
         classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")

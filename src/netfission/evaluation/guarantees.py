@@ -106,8 +106,9 @@ class CalibrationScores:
         needed = images_for_coverage(coverage, delta)
         column = torch.tensor(self.scores[check_choice("score", score, self.scores)], dtype=torch.float64)
         if not class_wise:
-            if len(column) < needed:
-                raise _too_few("coverage", coverage, len(column), f"{needed} would do")
+            if (n := len(column)) < needed:
+                expected = f"at most {_largest_coverage(n, delta)} with {count_noun(n, 'calibration image')}"
+                raise invalid("coverage", expected, coverage, hint=f"{needed:,} images are enough")
             return [score_quantile(column, coverage, delta)] * len(classes)
         labels = torch.tensor(self.labels)
         quantiles = [
@@ -115,8 +116,10 @@ class CalibrationScores:
         ]
         unbounded = [name for name, quantile in zip(classes, quantiles, strict=True) if math.isinf(quantile)]
         if len(unbounded) == len(classes):
-            least = f"{needed} of each class would do"
-            raise _too_few("coverage", coverage, len(column), least, "class by class ")
+            n = int(labels.bincount().max())
+            most, images = _largest_coverage(n, delta), count_noun(n, "calibration image")
+            expected = f"at most {most} class by class with {images} of the largest class"
+            raise invalid("coverage", expected, coverage, hint=f"{needed:,} images of each class are enough")
         if unbounded:
             shown = ", ".join(unbounded[:4]) + (", …" if len(unbounded) > 4 else "")
             warnings.warn(
@@ -142,9 +145,13 @@ class CalibrationScores:
             ValueError: the risk or δ is not valid, or there are too few images to allow any threshold.
         """
         needed = images_for_threshold(risk, delta)
-        if len(self.labels) < needed:
-            raise _too_few("risk", risk, len(self.labels), f"{needed} without an error would do")
-        placed = _placed(len(self.labels))
+        n = len(self.labels)
+        placed = _placed(n)
+        if n < needed:
+            least = 1 - _rounded_down(delta ** (1 / (n - placed))) if n > placed else 1
+            expected = f"at least {least:.9g} with {count_noun(n, 'calibration image')}"
+            hint = f"{needed:,} images without an error are enough"
+            raise invalid("risk", expected, risk, hint=hint)
         confidence, correct = torch.tensor(self.confidence, dtype=torch.float64), torch.tensor(self.correct)
         # Twice as many as the least, so that one error among the first does not end the sequence.
         first = 2 * answers_for_risk(risk, delta)
@@ -178,6 +185,15 @@ def _placed(n: int) -> int:
     return min(max(n // 5, 1), _MOST_PLACED)
 
 
-def _too_few(argument: str, value: float, n: int, enough: str, how: str = "") -> ValueError:
-    images = count_noun(n, "calibration image")
-    return invalid(argument, f"one that {images} can promise {how}".strip(), value, hint=enough)
+def _largest_coverage(n: int, delta: float | None) -> float:
+    """Return about the largest coverage that n images allow, see `images_for_coverage`."""
+    return _rounded_down(n / (n + 1) if delta is None else delta ** (1 / n))
+
+
+def _rounded_down(share: float) -> float:
+    """Round a share of (0, 1) down to as few decimals, two or more, as leave it large enough to be of use."""
+    for decimals in range(2, 9):
+        rounded = math.floor(share * 10**decimals) / 10**decimals
+        if rounded > 0 and 1 - rounded <= 2 * (1 - share):
+            return rounded
+    return share

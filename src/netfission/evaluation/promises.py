@@ -137,10 +137,10 @@ def _sets(
         covered, sizes = inside.gather(1, labels[:, None])[:, 0].double(), inside.sum(dim=1).double()
         by_class = {}
         for number, name in enumerate(classes):
-            own = labels == number
-            if own.any():
+            of_class = labels == number
+            if of_class.any():
                 by_class[name] = ClassSets(
-                    int(own.sum()), covered[own].mean().item(), sizes[own].mean().item()
+                    int(of_class.sum()), covered[of_class].mean().item(), sizes[of_class].mean().item()
                 )
         empty = (sizes == 0).double().mean().item()
         yield SetQuality(score, COVERAGE, covered.mean().item(), sizes.mean().item(), empty, by_class)
