@@ -35,6 +35,14 @@ def test_so_many_answers_without_an_error_are_enough_and_one_fewer_is_not(risk, 
     assert binomial_tail(0, needed - 1, risk) >= delta * (1 - 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("risk", "delta", "n"), [(0.5, 0.125, 3), (0.99, 0.01, 1), (0.9, 0.001, 3), (0.1, 0.59049, 5)]
+)
+def test_if_delta_is_a_power_of_the_share_of_right_answers_its_exponent_is_enough(risk, delta, n):
+    assert answers_for_risk(risk, delta) == n
+    assert passing_threshold(torch.ones(n), torch.ones(n).bool(), [0.0], risk, delta) == 0
+
+
 @given(st.lists(st.tuples(st.floats(0, 1, width=16), st.booleans()), min_size=1, max_size=60))
 def test_every_threshold_down_to_the_chosen_one_has_a_clopper_pearson_bound_within_the_risk(pairs):
     confidence, correct = map(torch.tensor, zip(*pairs, strict=True))

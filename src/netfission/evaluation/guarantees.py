@@ -148,7 +148,7 @@ class CalibrationScores:
         n = len(self.labels)
         placed = _placed(n)
         if n < needed:
-            least = 1 - _rounded_down(delta ** (1 / (n - placed))) if n > placed else 1
+            least = 1 - _rounded_down(math.pow(delta, 1 / (n - placed))) if n > placed else 1
             expected = f"at least {least:.9g} with {count_noun(n, 'calibration image')}"
             hint = f"{needed:,} images without an error are enough"
             raise invalid("risk", expected, risk, hint=hint)
@@ -187,13 +187,14 @@ def _placed(n: int) -> int:
 
 def _largest_coverage(n: int, delta: float | None) -> float:
     """Return about the largest coverage that n images allow, see `images_for_coverage`."""
-    return _rounded_down(n / (n + 1) if delta is None else delta ** (1 / n))
+    return _rounded_down(n / (n + 1) if delta is None else math.pow(delta, 1 / n))
 
 
 def _rounded_down(share: float) -> float:
     """Round a share of (0, 1) down to as few decimals, two or more, as leave it large enough to be of use."""
     for decimals in range(2, 9):
-        rounded = math.floor(share * 10**decimals) / 10**decimals
+        scale = 10.0**decimals
+        rounded = math.floor(share * scale) / scale
         if rounded > 0 and 1 - rounded <= 2 * (1 - share):
             return rounded
     return share

@@ -16,6 +16,7 @@ from netfission.utils.errors import invalid
 
 NO_THRESHOLD = 2.0  # above every probability
 _MOST_THRESHOLDS = 50
+_ROUNDING = 1e-12  # relative; (1 − r)ⁿ may be δ itself
 
 
 def binomial_tail(errors: int, n: int, risk: float) -> float:
@@ -55,7 +56,7 @@ def answers_for_risk(risk: float, delta: float) -> int:
         raise invalid("risk", "a share of wrong answers above 0 and below 1 to have a bound", risk)
     if not 0 < delta < 1:
         raise invalid("delta", "a probability above 0 and below 1", delta)
-    return math.ceil(math.log(delta) / math.log1p(-risk))
+    return math.ceil(math.log(delta) / math.log1p(-risk) * (1 - _ROUNDING))
 
 
 def thresholds_to_test(confidence: Tensor, n: int, first: int) -> list[float]:
@@ -106,7 +107,7 @@ def passing_threshold(
     for threshold in thresholds:
         answered = confidence >= threshold
         errors = int((answered & ~correct).sum())
-        if binomial_tail(errors, int(answered.sum()), risk) > delta:
+        if binomial_tail(errors, int(answered.sum()), risk) > delta * (1 + _ROUNDING):
             break
         passed = threshold
     return passed
