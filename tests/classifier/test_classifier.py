@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 from PIL import Image
 from torch import nn
@@ -216,12 +217,23 @@ def test_images_that_the_best_epoch_was_chosen_on_promise_nothing(finished_run, 
     folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
     config = folder.load_config()
     chosen = replace(config, training=replace(config.training, patience=2))
-    for again in (evaluate, calibrate):
-        again(folder, config)
-        assert folder.load_calibration().scores is not None
-        again(folder, chosen)
+    start = RunFolder(tmp_path / "start")
+    start.path.mkdir()
+    begun = replace(config, model=replace(config.model, weights=str(start.path)))
+    reasons = {
+        "patience chose the epoch on the validation images": (chosen, config),
+        "the network started from a run whose epoch patience chose": (begun, chosen),
+    }
+    elsewhere = replace(chosen, data=replace(chosen.data, data="another"))
+    for again, (reason, (dependent, begins)) in itertools.product((evaluate, calibrate), reasons.items()):
+        for harmless in (config, elsewhere):
+            start.config.write_text(yaml.safe_dump(harmless.to_dict()))
+            again(folder, begun)
+            assert folder.load_calibration().scores is not None
+        start.config.write_text(yaml.safe_dump(begins.to_dict()))
+        again(folder, dependent)
         assert folder.load_calibration().scores is None
-        assert folder.load_calibration().dependence.startswith("patience chose the epoch on the validation ")
+        assert folder.load_calibration().dependence.startswith(reason)
 
 
 def test_an_image_of_any_size_is_made_ready(finished_run):

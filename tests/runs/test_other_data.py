@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from netfission.data.load import find_splits
 from netfission.data.split_names import SplitName
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.other_data import OtherEvaluation
+from netfission.runs.calibrate import calibrate
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import is_run_data
 from netfission.runs.train import train
@@ -240,6 +242,13 @@ def test_copies_of_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
         assert main([command[0], str(folder_run.path), command[1], "copies/"]) == 0
         lines = capsys.readouterr().err.splitlines()
         assert [fnmatch(line, f"{expected}*") for line in lines] == [True] * bool(expected)
+    calibration = folder_run.load_calibration()
+    assert (calibration.scores is None) == bool(calibration.dependence)
+    assert (calibration.scores is None) == (split == "train")
+    patient = replace(config, training=replace(config.training, patience=2))
+    calibrate(folder_run, patient, str(copies))
+    capsys.readouterr()
+    assert (folder_run.load_calibration().scores is None) == (split != "test")
     other.rename(other.with_name("moved"))
     assert evaluate(folder_run, "--data", copies) == 0
     assert "same content" not in capsys.readouterr().err  # the run's own data set cannot be read any more

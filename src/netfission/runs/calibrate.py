@@ -1,5 +1,6 @@
 """Calibrate a run's network anew, on its own validation split or on other data."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from netfission.runs.evaluate import (
 )
 from netfission.runs.folder import RunFolder
 from netfission.runs.other_data import matched_logits
-from netfission.runs.overlap import validation_dependence, warn_of_training_images
+from netfission.runs.overlap import images_dependence, validation_dependence
 from netfission.runs.setup import make_batches
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
@@ -84,9 +85,11 @@ def calibrate(
             preferred=("validation", "train"),
             corrupt=config.data.corrupt,
         )
-        warn_of_training_images(name, images.splits, config)
+        if dependence := images_dependence(name, images.splits, config):
+            warnings.warn(dependence, stacklevel=2)
         logits, labels = matched_logits(network, spec, images, config, device)
-        calibration = replace(Calibration.fit(logits, labels, average=spec.average), fitted_on=images.kind)
+        calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
+        calibration = replace(calibration, fitted_on=images.kind)
     reliability = None
     if data is not None:
         test = _logits(network, data.test, data, config, device)

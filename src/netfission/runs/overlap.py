@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from netfission.classifier.folder import ModelFolder
 from netfission.config import RunConfig
 from netfission.data.checks import count_copies
 from netfission.data.load import find_splits
@@ -29,7 +30,43 @@ def validation_dependence(config: RunConfig) -> str:
     """
     if config.training.patience is not None:
         return "patience chose the epoch on the validation images, so they promise nothing for others"
+    start = _start(config)
+    if start is not None and start.data.data == config.data.data and start.training.patience is not None:
+        return (
+            "the network started from a run whose epoch patience chose on validation images of the same data "
+            "set, so they promise nothing for others"
+        )
     return ""
+
+
+def images_dependence(name: str, images: Sequence[Selection], config: RunConfig) -> str:
+    """Say how a run's network depends on other images: it was trained, or chosen, on the content of some.
+
+    Args:
+        name: name or folder of the images.
+        images: the images.
+        config: the run's settings.
+
+    Returns:
+        The reason, in words; empty if there is none, or the run's own data set cannot be read any more.
+    """
+    if found := _copies(name, images, config, ["train"]):
+        return f"{found} as images that the network was trained on"
+    if validation_dependence(config) and (found := _copies(name, images, config, ["validation"])):
+        return f"{found} as validation images that the network was chosen on"
+    return ""
+
+
+def _start(config: RunConfig) -> RunConfig | None:
+    """Return the settings of the run whose weights a run started from; None if they cannot be read."""
+    if config.model.weights is None:
+        return None
+    path = Path(config.model.weights)
+    folder = ModelFolder(path if path.is_dir() else path.parent)
+    try:
+        return folder.load_config() if folder.config.is_file() else None
+    except ValueError:
+        return None
 
 
 def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
