@@ -193,6 +193,11 @@ class ReliabilityReport:
             ),
         )
 
+    @property
+    def calibrated_elsewhere(self) -> bool:
+        """Whether the calibration, and what it promises, is of images of another data set."""
+        return self.fitted_on != VALIDATION
+
     def to_json(self) -> str:
         """Return the figures as JSON text, every digit kept."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
