@@ -223,6 +223,10 @@ class Classifier(nn.Module):
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
         logits = self.logits(pixels)
+        if (
+            limits.delta is None and limits.coverage is None
+        ):  # nothing is of the probabilities at temperature 1
+            return Predictions(logits / self.temperature, limits.threshold, average=self.spec.average)
         raw = ensemble_log_probabilities(logits.double(), self.spec.average)
         return Predictions(
             logits / self.temperature,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from netfission.ensemble import (
@@ -13,7 +12,7 @@ from netfission.ensemble import (
     mutual_information,
     predictive_entropy,
 )
-from netfission.evaluation.conformal import SetScore, class_scores
+from netfission.evaluation.conformal import SetScore, prediction_sets
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class AnswerLimits:
         """
         if self.coverage is None:
             return None
-        quantiles = torch.tensor(self.quantiles, dtype=torch.float64)
-        return class_scores(log_probabilities, self.score) <= quantiles
+        return prediction_sets(log_probabilities, self.score, self.quantiles)
 
     def answers(self, log_probabilities: Tensor) -> Tensor | None:
         """Return the classes that bound and sets are of, `(n,)`, int64; None without either.

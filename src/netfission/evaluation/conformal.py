@@ -68,6 +68,22 @@ def class_scores(log_probabilities: Tensor, score: SetScore) -> Tensor:
     return torch.empty_like(scores).scatter_(1, classes, scores)
 
 
+def prediction_sets(log_probabilities: Tensor, score: SetScore, quantiles: Sequence[float]) -> Tensor:
+    """Return which classes are in the prediction set of each image, `(n, classes)`, bool.
+
+    Args:
+        log_probabilities: `(n, classes)`, floating point, natural logarithms.
+        score: see `class_scores`.
+        quantiles: for each class the highest score at which it is in a set.
+
+    Example:
+        >>> prediction_sets(torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log(), "lac", [1.0, 1.0])
+        tensor([[ True, False],
+                [ True,  True]])
+    """
+    return class_scores(log_probabilities, score) <= torch.tensor(quantiles, dtype=torch.float64)
+
+
 def images_for_coverage(coverage: float, delta: float | None = None) -> int:
     """Return the smallest number of calibration images that allows a coverage c.
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self, get_args
 
-import torch
 from torch import Tensor
 
-from netfission.evaluation.conformal import SetScore, class_scores, images_for_coverage
+from netfission.evaluation.conformal import SetScore, images_for_coverage, prediction_sets
 from netfission.evaluation.guarantees import CalibrationScores, images_for_threshold
+from netfission.evaluation.risk_control import NO_THRESHOLD
 
 COVERAGE = 0.9  # promised of the sets that are measured
 DELTA = 0.1  # probability that a measured bound does not hold
@@ -86,6 +86,7 @@ class Promises:
         abstentions: one for each risk.
 
     Example:
+        >>> import torch
         >>> log_probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8]] * 50).log()
         >>> labels = torch.tensor([0, 1] * 50)
         >>> scores = CalibrationScores.from_log_probabilities(log_probabilities, labels)
@@ -132,8 +133,7 @@ def _sets(
     if len(scores.labels) < images_for_coverage(COVERAGE):
         return
     for score in get_args(SetScore):
-        quantiles = torch.tensor(scores.quantiles(COVERAGE, score, classes), dtype=torch.float64)
-        inside = class_scores(log_probabilities, score) <= quantiles
+        inside = prediction_sets(log_probabilities, score, scores.quantiles(COVERAGE, score, classes))
         covered, sizes = inside.gather(1, labels[:, None])[:, 0].double(), inside.sum(dim=1).double()
         by_class = {}
         for number, name in enumerate(classes):
@@ -153,7 +153,7 @@ def _abstentions(
     for risk in risks:
         needed = images_for_threshold(risk, DELTA)
         threshold = scores.threshold(risk, DELTA) if len(scores.labels) >= needed else None
-        answered = confidence.exp() >= (2 if threshold is None else threshold)
+        answered = confidence.exp() >= (NO_THRESHOLD if threshold is None else threshold)
         wrong = int((answered & (answers != labels)).sum())
         count = int(answered.sum())
         yield BoundedAbstention(risk, DELTA, needed, threshold, count / len(labels), wrong / max(count, 1))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from netfission.evaluation.risk_control import NO_THRESHOLD
 from netfission.utils.errors import describe, invalid
 
 _POINTS = 200
@@ -98,4 +99,4 @@ class RiskCoverage:
         good = [
             threshold for threshold, value in zip(self.thresholds, self.risk, strict=True) if value <= risk
         ]
-        return good[-1] if good else 2.0
+        return good[-1] if good else NO_THRESHOLD

@@ -22,7 +22,7 @@ def validation_dependence(config: RunConfig) -> str:
         config: the run's settings.
 
     Returns:
-        The reason, in words; empty if there is none.
+        The reason; an empty text if the network does not depend on them.
 
     Example:
         >>> validation_dependence(RunConfig())
@@ -48,7 +48,8 @@ def images_dependence(name: str, images: Sequence[Selection], config: RunConfig)
         config: the run's settings.
 
     Returns:
-        The reason, in words; empty if there is none, or the run's own data set cannot be read any more.
+        The reason; an empty text if the network does not depend on them, or if the run's data set can no
+        longer be read.
     """
     if found := _copies(name, images, config, ["train"]):
         return f"{found} as images that the network was trained on"
