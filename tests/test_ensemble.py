@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from netfission.ensemble import mean_logits
 from netfission.inference import (
     Average,
     disagreement,
@@ -45,6 +46,29 @@ def test_averages_are_their_definitions(shape: tuple[int, ...]) -> None:
     logits = random_logits(shape)
     torch.testing.assert_close(ensemble_probabilities(logits), logits.mean(1).softmax(1))
     torch.testing.assert_close(ensemble_probabilities(logits, "probabilities"), logits.softmax(2).mean(1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(logits=any_logits, weights=st.lists(st.floats(0.01, 9), min_size=5, max_size=5))
+def test_a_mean_by_weights_is_its_definition(logits: Tensor, weights: list[float]) -> None:
+    weights = weights[: logits.shape[1]]
+    expected = torch.einsum("nec,e->nc", logits.double(), torch.tensor(weights).double()) / sum(weights)
+    mean = mean_logits(logits, weights)
+    assert mean.dtype == logits.dtype
+    torch.testing.assert_close(mean.double(), expected, rtol=1e-5, atol=1e-5 * logits.abs().max().item())
+    assert torch.equal(ensemble_log_probabilities(logits, tuple(weights)), mean.log_softmax(dim=1))
+
+
+def test_equal_weights_are_no_weights_and_one_weight_is_one_exit() -> None:
+    logits = random_logits((4, 3, 5))
+    torch.testing.assert_close(mean_logits(logits, [2, 2, 2]), mean_logits(logits))
+    assert torch.equal(mean_logits(logits, [0, 1, 0]), logits[:, 1])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 0.0, 0.0), (1.0, -1.0, 1.0), (1.0, math.nan, 1.0)])
+def test_weights_that_no_mean_has_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="^average must be 3 weights, one of at least 0 per exit, not all 0"):
+        ensemble_log_probabilities(torch.zeros(1, 3, 2), weights)
 
 
 @pytest.mark.parametrize("average", AVERAGES)

@@ -1,6 +1,7 @@
 """From the logits of all exits to one prediction, its uncertainty, and its temperature."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from netfission.utils.errors import check_choice, describe, invalid
 
-Average = Literal["logits", "probabilities"]
+AverageRule = Literal["logits", "probabilities"]
+# What an ensemble averages: logits or probabilities of all exits alike, or logits by weights of the exits.
+Average = AverageRule | tuple[float, ...]
 TWO_LOGITS = "give a binary classifier two logits"
 _OCTAVES = 5.0  # the temperature is searched from 2^-5 to 2^5
 _BISECTIONS = 30
@@ -39,6 +42,75 @@ def as_logits(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def mean_logits(logits: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """Return the mean of the exits' logits.
+
+    Args:
+        logits: `(batch, exits, classes, ...)`, floating point.
+        weights: a weight of at least 0 per exit, not all 0, of any sum; default equal weights.
+
+    Returns:
+        `(batch, classes, ...)`, of the dtype of `logits`.
+
+    Raises:
+        ValueError: the weights are not one per exit.
+
+    Example:
+        >>> mean_logits(torch.tensor([[[4.0, 0.0], [0.0, 4.0]]]), weights=[3, 1])
+        tensor([[3., 1.]])
+    """
+    if weights is None:
+        return logits.mean(dim=1)
+    check_weights("weights", weights, logits.shape[1])
+    total = sum(weights)
+    # Without a tensor of weights, which would wait for a GPU and be an input of an exported graph.
+    parts = zip(logits.unbind(dim=1), weights, strict=True)
+    return torch.stack([exit_logits * (weight / total) for exit_logits, weight in parts]).sum(dim=0)
+
+
+def weights_of(average: Average) -> tuple[float, ...] | None:
+    """Return the weights of the exits by which logits are averaged; None if all exits weigh the same.
+
+    Example:
+        >>> weights_of((3.0, 1.0)), weights_of("logits")
+        ((3.0, 1.0), None)
+    """
+    return None if isinstance(average, str) else tuple(average)
+
+
+def describe_average(average: Average) -> str:
+    """Return in words what an ensemble averages.
+
+    Example:
+        >>> describe_average("probabilities"), describe_average((1.0, 0.3))
+        ('probabilities', 'logits weighted 1 : 0.3')
+    """
+    if isinstance(average, str):
+        return average
+    return f"logits weighted {' : '.join(f'{weight:g}' for weight in average)}"
+
+
+def check_average(average: Average, exits: int | None = None) -> None:
+    """Raise a `ValueError` unless `average` is a rule or weights of exits.
+
+    Args:
+        average: what is checked.
+        exits: number of exits that weights must be of; default any.
+    """
+    if isinstance(average, tuple | list):
+        check_weights("average", average, exits)
+    else:
+        check_choice("average", average, get_args(AverageRule))
+
+
+def check_weights(name: str, weights: Sequence[float], exits: int | None) -> None:
+    """Raise a `ValueError` unless there is a number of at least 0 per exit, and not all are 0."""
+    numbers = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
+    if not numbers or not any(weights) or len(weights) != (exits or len(weights)):
+        count = "a weight" if exits is None else f"{exits} weights, one"
+        raise invalid(name, f"{count} of at least 0 per exit, not all 0", weights)
+
+
 def ensemble_log_probabilities(logits: Tensor, average: Average = "logits") -> Tensor:
     """Return the natural logarithms of the ensemble's class probabilities, without underflow.
 
@@ -46,7 +118,7 @@ def ensemble_log_probabilities(logits: Tensor, average: Average = "logits") -> T
         logits: `(batch, exits, classes, ...)`, floating point.
         average: `"logits"` for the softmax of the exits' mean logits (Lee & Lee 2024,
             arXiv 2408.02301); `"probabilities"` for the mean of their softmaxes (Lakshminarayanan
-            et al. 2017).
+            et al. 2017); a tuple of weights, one per exit, for the softmax of the logits' weighted mean.
 
     Returns:
         `(batch, classes, ...)`, float32 or wider.
@@ -60,9 +132,9 @@ def ensemble_log_probabilities(logits: Tensor, average: Average = "logits") -> T
         tensor([[   0., -200.]])
     """
     logits = as_logits(logits)
-    check_choice("average", average, get_args(Average))
-    if average == "logits":
-        return logits.mean(dim=1).log_softmax(dim=1)
+    check_average(average, logits.shape[1])
+    if average != "probabilities":
+        return mean_logits(logits, weights_of(average)).log_softmax(dim=1)
     return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
@@ -191,14 +263,14 @@ def fit_temperature(logits: Tensor, labels: Tensor, average: Average = "logits")
         >>> round(fit_temperature(logits, labels), 2)
         3.43
     """
-    check_choice("average", average, get_args(Average))
     logits = as_logits(logits)
+    check_average(average, logits.shape[1])
     if not len(logits):
         raise invalid("logits", "at least one example", found=describe(logits))
     logits = logits.double()
     low, high = -_OCTAVES, _OCTAVES  # the binary logarithm of 1 / T
-    if average == "logits":
-        logits = logits.mean(dim=1, keepdim=True)
+    if average != "probabilities":
+        logits = mean_logits(logits, weights_of(average)).unsqueeze(1)
     else:
         low, high = _around_best(logits, labels, low, high)
     for _ in range(_BISECTIONS):

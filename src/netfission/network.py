@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from math import log
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from netfission.ensemble import Average, ensemble_log_probabilities
+from netfission.ensemble import Average, check_average, ensemble_log_probabilities, mean_logits, weights_of
 from netfission.grouping.base import RepeatedLayer
 from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.surgery.plain import check_plain
-from netfission.utils.errors import check_choice, invalid
+from netfission.utils.errors import invalid
 
 if TYPE_CHECKING:
     from netfission.config import FissionConfig
@@ -174,6 +174,11 @@ class FissionNetwork(MaskedModule):
         """The number of exits."""
         return len(self.paths)
 
+    @property
+    def average(self) -> Average:
+        """What the ensemble averages by default: logits, by `FissionConfig.exit_weights` if there are any."""
+        return "logits" if self.config is None else self.config.exit_weights or "logits"
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`.
 
@@ -240,14 +245,14 @@ class FissionNetwork(MaskedModule):
             return f"{where}: late, so that most of the network stays whole and keeps what it has learned"
         return f"{where}: early, as nothing says that the weights are trained (reconstruct)"
 
-    def ensemble(self, average: Average = "logits") -> "Ensemble":
+    def ensemble(self, average: Average | None = None) -> "Ensemble":
         """Return this network as one classifier, a drop-in for the original model; it shares all weights.
 
         Args:
             average: what is averaged over the exits, see `Ensemble`.
 
         Raises:
-            ValueError: `average` is unknown.
+            ValueError: `average` is not valid.
         """
         return Ensemble(self, average)
 
@@ -255,16 +260,17 @@ class FissionNetwork(MaskedModule):
 class Ensemble(MaskedModule):
     """A fissioned network as one classifier, in the network's mode: images → logits `(batch, classes)`.
 
-    With `average="logits"` (the paper) it returns the mean of the exits' logits, with
-    `"probabilities"` the logarithm of their mean probability. In both cases, the softmax of the output is
-    the ensemble's probability.
+    With `average="logits"` (the paper) it returns the mean of the exits' logits, with weights their weighted
+    mean, with `"probabilities"` the logarithm of their mean probability. In all cases, the softmax of the
+    output is the ensemble's probability.
 
     Args:
         network: the network; weights are shared, not copied.
-        average: `"logits"` or `"probabilities"`.
+        average: `"logits"`, `"probabilities"`, or a tuple of weights, one per exit; default the network's
+            own, `FissionNetwork.average`: logits, unless its settings have a `linear_weight`.
 
     Raises:
-        ValueError: `average` is unknown.
+        ValueError: `average` is not valid.
 
     Example:
         >>> import netfission as nf
@@ -276,9 +282,10 @@ class Ensemble(MaskedModule):
         True
     """
 
-    def __init__(self, network: FissionNetwork, average: Average = "logits") -> None:
+    def __init__(self, network: FissionNetwork, average: Average | None = None) -> None:
         super().__init__()
-        check_choice("average", average, get_args(Average))
+        average = network.average if average is None else average
+        check_average(average, network.exits)
         self.network = network
         self.average: Average = average
         self.training = network.training
@@ -296,8 +303,8 @@ class Ensemble(MaskedModule):
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to logits `(batch, classes)`."""
         logits: Tensor = self.network(images)
-        if self.average == "logits":
-            return logits.mean(dim=1)
+        if self.average != "probabilities":
+            return mean_logits(logits, weights_of(self.average))
         return ensemble_log_probabilities(logits, self.average)
 
 

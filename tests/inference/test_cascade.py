@@ -2,6 +2,7 @@ import copy
 import math
 import weakref
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, permutations, product
 
@@ -73,6 +74,31 @@ def test_what_runs_is_what_the_logits_say(drawn, rule) -> None:
     expected = cascade_logits(logits_of(layout), thresholds, order=order, rule=rule)
     assert torch.equal(output.exits_used, expected.exits_used)
     torch.testing.assert_close(output.logits, expected.logits, **LOOSE)
+
+
+def weighted(layout: tuple[int, ...]) -> nf.FissionNetwork:
+    """A network whose exits but the first are said to be linear, with a weight of their own."""
+    net = copy.copy(build(layout))
+    net.config = replace(net.config, exits=1, linear_exits=list(layout), linear_weight=0.3)
+    return net
+
+
+@settings(deadline=None, max_examples=30)
+@given(drawn=layouts_orders_and_thresholds)
+def test_exits_count_by_their_weights(drawn) -> None:
+    layout, order, thresholds = drawn
+    net = weighted(layout)
+    weights = (1.0, *[0.3] * len(layout))
+    _, scores = step_by_step(logits_of(layout), order, "margin", weights)
+    assume(not ((scores - torch.tensor(thresholds)).abs() < 1e-5).any())
+    output = Cascade(net, thresholds, order=order).run(IMAGES)
+    expected = cascade_logits(logits_of(layout), thresholds, order=order, weights=weights)
+    assert torch.equal(output.exits_used, expected.exits_used)
+    torch.testing.assert_close(output.logits, expected.logits, **LOOSE)
+    full = Cascade(net, [1.0] * len(layout), order=order)(IMAGES)
+    torch.testing.assert_close(full, net.ensemble()(IMAGES), **LOOSE)
+    mean = (logits_of(layout) * torch.tensor(weights)[:, None]).sum(dim=1) / sum(weights)
+    torch.testing.assert_close(full, mean, **LOOSE)
 
 
 def by_hand(

@@ -83,6 +83,24 @@ def test_the_ensemble_starts_from_the_single_network_which_teaches_it(finetuned)
     assert single.load_fission()[0].exits == 1
 
 
+def test_every_figure_is_of_the_mean_by_weights(finetuned):
+    folder = RunFolder(finetuned)
+    data = load_run_data(folder.load_config().data, 0)
+    classifier = Classifier.load(finetuned)
+    logits = classifier.logits(data.test.images)
+    weights = torch.tensor([1, 0.3, 0.3])[:, None]
+    mean = (logits * weights).sum(dim=1) / weights.sum()
+    nll = F.cross_entropy(mean, data.test.labels).item()
+    assert folder.load_evaluation().ensemble["nll"] == pytest.approx(nll, rel=1e-5)
+    assert folder.load_evaluation().other_average["nll"] == pytest.approx(
+        F.cross_entropy(logits.mean(dim=1), data.test.labels).item(), rel=1e-5
+    )
+    scaled = mean / folder.load_calibration().temperature
+    nll = F.cross_entropy(scaled, data.test.labels).item()
+    assert folder.load_reliability().scaled.metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    torch.testing.assert_close(classifier.predict(data.test.images).probabilities, scaled.softmax(dim=1))
+
+
 def test_the_gain_is_that_of_the_two_runs(finetuned, capsys):
     folder, single = RunFolder(finetuned), single_folder(finetuned)
     gain = folder.load_gain()

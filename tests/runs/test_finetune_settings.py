@@ -50,7 +50,7 @@ def test_the_ensembles_settings_are_not_the_single_networks():
 
 def test_only_exits_that_are_asked_for_divide_the_network():
     assert plan().ensemble.fission == FissionConfig(
-        exits=1, grouping="channels", linear_exits=[2, 2], reconstruct=True
+        exits=1, grouping="channels", linear_exits=[2, 2], linear_weight=0.3, reconstruct=True
     )
     asked = (
         {"exits": 3},

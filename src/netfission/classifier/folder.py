@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from netfission.algorithm import linear_paths
 from netfission.config import FissionConfig, MethodConfig, RunConfig
-from netfission.ensemble import Average
+from netfission.ensemble import Average, describe_average
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.methods.base import BuildPlan, call_with_seed
@@ -178,7 +178,7 @@ class NetworkSpec:
     @property
     def average(self) -> Average:
         """What the ensemble averages over its exits, by the rule of its method."""
-        return METHODS[self.method_name].average
+        return find_method(self._method()).average_of(typed(FissionConfig, self.fission))
 
     @property
     def predictions(self) -> int:
@@ -372,8 +372,8 @@ class ModelFolder:
         if calibration is not None and calibration.average != (average := self.load_spec().average):
             raise invalid(
                 str(self.calibration),
-                f"of the mean of {average}, which the network's method takes",
-                found=f"one of the mean of {calibration.average}",
+                f"of the mean of {describe_average(average)}, which the network's method takes",
+                found=f"one of the mean of {describe_average(calibration.average)}",
                 hint="`netfission evaluate` fits it again",
             )
         return calibration

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from netfission.ensemble import mean_logits, weights_of
 from netfission.inference.bounded_loss import bounded_thresholds
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, describe_stops, exit_costs
 from netfission.inference.deployment import deploy, deploy_exits
@@ -29,6 +30,7 @@ _ROUNDING = 1e-9  # by which a bound may be exceeded
 SECONDS = 60.0  # of timing per batch size, after which `MIN_ROUNDS` are enough
 
 Labelled = tuple[Tensor, Tensor]  # logits `(n, exits, classes)` and labels `(n,)`
+Weights = tuple[float, ...] | None  # of the exits in the mean of logits; None for equal ones
 Kind = Literal["single", "ensemble", "exit", "chosen", "curve"]
 
 
@@ -176,8 +178,9 @@ def evaluate_cascade(
     image = images[:1]
     unit = count_macs(single, image)
     costs = exit_costs(network, image)
+    weights = weights_of(network.average)
     relative = [macs / unit.dense for macs in costs.dense]
-    choose = partial(choose_thresholds, *validation, relative, order=costs.order, rule=rule)
+    choose = partial(choose_thresholds, *validation, relative, order=costs.order, rule=rule, weights=weights)
     if delta is None:
         choice = choose(max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     elif max_accuracy_drop is None:
@@ -190,6 +193,7 @@ def evaluate_cascade(
             delta=delta,
             order=costs.order,
             rule=rule,
+            weights=weights,
         )
     variants = [
         *_fixed(network, image, costs),
@@ -207,14 +211,16 @@ def evaluate_cascade(
     ratios = _time_ratios(network, single, timed, rule, images)
     single_times, *times = _by_network(ratios)
     times_of = dict(zip((variant.name for variant in timed), times, strict=True))
-    points = [_point(variant, rule, test, unit, times_of.get(variant.name, {})) for variant in variants]
+    points = [
+        _point(variant, rule, weights, test, unit, times_of.get(variant.name, {})) for variant in variants
+    ]
     return CascadeEvaluation(
         rule=rule,
         order=costs.order,
         max_accuracy_drop=max_accuracy_drop,
         max_cost=max_cost,
         choice=choice,
-        validation_accuracy=_ensemble_correct(*validation).mean().item(),
+        validation_accuracy=_ensemble_correct(*validation, weights).mean().item(),
         validation_images=len(validation[1]),
         test_images=len(test[1]),
         rounds={size: len(by_network[0]) for size, by_network in ratios.items()},
@@ -240,13 +246,17 @@ class _Variant:
     ) -> nn.Module:
         """Return it as a module for such batches, made of the network or of its deployed exits."""
         if self.kind == "ensemble":
-            return nn.Sequential(deploy(network, batch), _MeanOfExits())
+            return nn.Sequential(deploy(network, batch), _MeanOfExits(weights_of(network.average)))
         return Cascade(exits, self.thresholds, order=self.costs.order, rule=rule)
 
 
 class _MeanOfExits(nn.Module):
+    def __init__(self, weights: Weights = None) -> None:
+        super().__init__()
+        self.weights = weights
+
     def forward(self, logits: Tensor) -> Tensor:
-        return logits.mean(dim=1)
+        return mean_logits(logits, self.weights)
 
 
 def _fixed(network: FissionNetwork, image: Tensor, costs: ExitCosts) -> list[_Variant]:
@@ -277,11 +287,18 @@ def _curve(
     ]
 
 
-def _point(variant: _Variant, rule: Rule, test: Labelled, unit: Macs, times: dict[int, Quartiles]) -> Point:
+def _point(
+    variant: _Variant,
+    rule: Rule,
+    weights: Weights,
+    test: Labelled,
+    unit: Macs,
+    times: dict[int, Quartiles],
+) -> Point:
     logits, labels = test
-    output = cascade_logits(logits, variant.thresholds, order=variant.costs.order, rule=rule)
+    output = cascade_logits(logits, variant.thresholds, order=variant.costs.order, rule=rule, weights=weights)
     correct = (output.logits.argmax(dim=1) == labels).double()
-    drop = _ensemble_correct(logits, labels) - correct
+    drop = _ensemble_correct(logits, labels, weights) - correct
     macs, accuracy_drop = _mean_cost(variant.costs.dense, output.exits_used) / unit.dense, drop.mean().item()
     bounds = ((macs, variant.max_cost), (100 * accuracy_drop, variant.max_accuracy_drop))
     return Point(
@@ -299,9 +316,9 @@ def _point(variant: _Variant, rule: Rule, test: Labelled, unit: Macs, times: dic
     )
 
 
-def _ensemble_correct(logits: Tensor, labels: Tensor) -> Tensor:
+def _ensemble_correct(logits: Tensor, labels: Tensor, weights: Weights) -> Tensor:
     """Return 1 if the full ensemble is right, else 0, per image."""
-    return (logits.mean(dim=1).argmax(dim=1) == labels).double()
+    return (mean_logits(logits, weights).argmax(dim=1) == labels).double()
 
 
 def _mean_cost(added: Sequence[int], exits_used: Tensor) -> float:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from netfission.ensemble import (
     Average,
+    AverageRule,
     as_logits,
+    describe_average,
     disagreement,
     ensemble_log_probabilities,
     mutual_information,
@@ -31,7 +33,7 @@ class Evaluation:
 
     Attributes:
         n: number of examples.
-        average: what the ensemble averages over exits: the rule of its method.
+        average: what the ensemble averages over exits, by its method.
         exits: `classification_metrics` of every exit, exit 0 first.
         ensemble: `classification_metrics` of the ensemble.
         disagreement: share of pairs of exits that predict different classes, mean over examples.
@@ -100,7 +102,7 @@ class Evaluation:
             lines.append(f"{row:{width}}" + "".join(f"{_cell(name, metrics):>10}" for name in names))
         entropy = "" if self.predictive_entropy is None else f" of {self.predictive_entropy:.4f} nats"
         lines += [
-            f"{self.n} examples, ensemble by mean of {self.average}: disagreement "
+            f"{self.n} examples, ensemble by mean of {describe_average(self.average)}: disagreement "
             f"{percent(self.disagreement)} %, mutual information {self.mutual_information:.4f}{entropy} "
             "(by mean of probabilities)"
         ]
@@ -187,12 +189,12 @@ def evaluate_logits(logits: Tensor, labels: Tensor, *, average: Average) -> Eval
     )
 
 
-def other_rule(average: Average) -> Average:
-    """Return the rule of averaging that is not this one.
+def other_rule(average: Average) -> AverageRule:
+    """Return the rule that an average is compared with: logits with equal weights, if it is another one.
 
     Example:
-        >>> other_rule("logits")
-        'probabilities'
+        >>> other_rule("logits"), other_rule((1.0, 0.5))
+        ('probabilities', 'logits')
     """
     return "probabilities" if average == "logits" else "logits"
 

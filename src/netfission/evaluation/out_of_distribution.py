@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from netfission.ensemble import Average, ensemble_log_probabilities, mutual_information, predictive_entropy
+from netfission.ensemble import (
+    Average,
+    ensemble_log_probabilities,
+    mean_logits,
+    mutual_information,
+    predictive_entropy,
+    weights_of,
+)
 from netfission.utils.errors import invalid
 from netfission.utils.text import align_columns, percent
 
@@ -137,7 +144,8 @@ def uncertainty_scores(logits: Tensor, temperature: float, *, average: Average) 
     Args:
         logits: `(n, exits, classes)`, floating point, not divided by the temperature.
         temperature: by which they are divided, for all scores but the energy.
-        average: what the ensemble averages, for the first two scores.
+        average: what the ensemble averages, for the first two scores. The energy is that of mean logits, by
+            the weights if there are any.
 
     Returns:
         Name → scores `(n,)`, float64, higher for images that the ensemble is less certain about.
@@ -153,7 +161,7 @@ def uncertainty_scores(logits: Tensor, temperature: float, *, average: Average) 
         "maximum probability": lambda: -ensemble_log_probabilities(scaled, average).amax(dim=1),
         "entropy": lambda: predictive_entropy(scaled, average),
         "mutual information": lambda: mutual_information(scaled),
-        "energy": lambda: -logits.mean(dim=1).logsumexp(dim=1),
+        "energy": lambda: -mean_logits(logits, weights_of(average)).logsumexp(dim=1),
     }
     if logits.shape[1] == 1:
         del scores["mutual information"]

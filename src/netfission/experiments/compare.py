@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from netfission.config import RunConfig, TrainingConfig
+from netfission.ensemble import describe_average
 from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import readable
 from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Costs, TimedContender, measure_costs
@@ -214,8 +215,11 @@ def _notes(grid: Grid) -> list[str]:
 
 def _average(evaluations: Iterable[Evaluation]) -> str:
     """The rule by which a contender's predictions are averaged; a dash if it has one prediction."""
-    (rule,) = {evaluation.average if len(evaluation.exits) > 1 else "–" for evaluation in evaluations}
-    return rule
+    (average,) = {
+        describe_average(evaluation.average) if len(evaluation.exits) > 1 else "–"
+        for evaluation in evaluations
+    }
+    return average
 
 
 def _epochs(grid: Grid, contender: str) -> float:

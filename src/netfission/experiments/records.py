@@ -13,11 +13,11 @@ from filelock import FileLock, Timeout
 from netfission.data.sources import NAMES, fingerprint
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
-from netfission.methods.registry import METHODS
+from netfission.methods.registry import find_method
 from netfission.models.weights import file_digest
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_whole
-from netfission.utils.typed import read_json
+from netfission.utils.typed import read_json, typed
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Record:
     def read_evaluation(self) -> Evaluation:
         """Return the evaluation of a run that succeeded."""
         assert self.evaluation is not None
-        return Evaluation(**self.evaluation)
+        return typed(Evaluation, self.evaluation)
 
 
 @cache  # many runs share a folder
@@ -120,8 +120,8 @@ class Records:
         if record is None or record.error is not None:
             return None
         evaluation = record.read_evaluation()
-        rule = METHODS[cell.config.method.method].average
-        if len(evaluation.exits) > 1 and evaluation.average != rule:
+        average = find_method(cell.config.method).average_of(cell.config.fission)
+        if len(evaluation.exits) > 1 and evaluation.average != average:
             return None
         _check_same(
             "data",

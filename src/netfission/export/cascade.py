@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netfission.classifier import Classifier
 from netfission.config import STOPS_EARLY
 from netfission.data.batches import Normalisation
+from netfission.ensemble import mean_logits, weights_of
 from netfission.export.check import (
     TOLERANCE,
     check_batches,
@@ -79,7 +80,12 @@ class Plan:
         ]
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
         choice = choose_thresholds(
-            logits, labels, costs.dense, order=costs.order, max_accuracy_drop=MAX_ACCURACY_DROP
+            logits,
+            labels,
+            costs.dense,
+            order=costs.order,
+            weights=weights_of(network.average),
+            max_accuracy_drop=MAX_ACCURACY_DROP,
         )
         return cls(costs.order, choice.thresholds, "margin")
 
@@ -133,6 +139,9 @@ class Step(nn.Module):
         self.keeps = [f"logits_{step + 1}", *(f"features_{depth}" for depth in sorted(kept))]
         if step + 1 == len(cascade.order):
             self.keeps = []
+        # Of the exits so far, in the order they run.
+        weights = weights_of(cascade.network.average)
+        self._weights = weights and [weights[number] for number in cascade.order[: step + 1]]
         self.training = cascade.training
 
     def forward(self, start: Tensor, before: Tensor | None = None) -> dict[str, Tensor]:
@@ -143,7 +152,7 @@ class Step(nn.Module):
         features: dict[int, Features] = {self._start: start}
         exit_logits.append(self.cascade.run_exit(self.step, features))
         logits = torch.stack(exit_logits, dim=1)
-        mean = logits.mean(dim=1)
+        mean = mean_logits(logits, self._weights)
         probabilities = (mean / self.temperature).softmax(dim=1)
         confidence = cascade_confidence(exit_logits, mean, len(self.cascade.order), self.cascade.rule)
         new_features = (_one_tensor(features[depth]) for depth in self._new_depths)
@@ -235,7 +244,9 @@ def _differences(
     classifier: Classifier, plan: Plan, steps: Sequence[Step], runners: Sequence[Runner], pixels: Tensor
 ) -> list[Tensor]:
     """Return the differences of probabilities and confidence if no image stops."""
-    means, scores = step_by_step(classifier.logits(pixels), plan.order, plan.rule)
+    means, scores = step_by_step(
+        classifier.logits(pixels), plan.order, plan.rule, weights_of(classifier.spec.average)
+    )
     probabilities = (means / classifier.temperature).softmax(dim=2)
     state: Mapping[str, Tensor] = {INPUT: pixels}
     differences = []

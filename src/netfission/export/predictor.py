@@ -56,7 +56,7 @@ class Predictor(nn.Module):
         self.network = network
         self.normalise = normalise
         self.temperature = temperature
-        self.average: Average = average
+        self.average = average
         self.dtype = next(network.parameters()).dtype
         self.training = network.training
 

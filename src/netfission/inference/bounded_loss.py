@@ -68,6 +68,7 @@ def bounded_thresholds(
     delta: float,
     order: Sequence[int] | None = None,
     rule: Rule = "margin",
+    weights: Sequence[float] | None = None,
 ) -> CascadeChoice:
     """Choose a cascade of low cost whose accuracy on new images is bounded with probability 1 − δ.
 
@@ -84,6 +85,7 @@ def bounded_thresholds(
         delta: δ, in (0, 1).
         order: every exit once, in the order they run; default exit 0 first, then by number.
         rule: see `cascade_confidence`.
+        weights: of the exits in the mean of logits, exit 0 first; default equal weights.
 
     Returns:
         The thresholds, with their accuracy, as counted and also as expected, and cost on all examples. If no
@@ -107,17 +109,26 @@ def bounded_thresholds(
             "max_accuracy_drop", "above 0 and below 100 percentage points with delta", max_accuracy_drop
         )
     logits, labels = logits.cpu(), labels.cpu()
-    check_examples(step_by_step(logits, order, rule)[0], labels)
+    means, _ = step_by_step(logits, order, rule, weights)
+    check_examples(means, labels)
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     proposing, testing = shuffled.tensor_split([len(shuffled) // _PROPOSING])
     _check_enough(len(labels), len(testing), max_accuracy_drop, delta)
-    propose = partial(choose_thresholds, logits[proposing], labels[proposing], costs, order=order, rule=rule)
+    propose = partial(
+        choose_thresholds,
+        logits[proposing],
+        labels[proposing],
+        costs,
+        order=order,
+        rule=rule,
+        weights=weights,
+    )
     total = torch.tensor(costs, dtype=torch.float64).cumsum(0)
-    full = (logits.mean(dim=1).argmax(dim=1) == labels).double()
+    full = (means[:, -1].argmax(dim=1) == labels).double()
     thresholds, correct, cost = (1.0,) * (len(costs) - 1), full, total[-1]
     for limit in torch.linspace(total[-1].item(), costs[0], _PROPOSALS, dtype=torch.float64).tolist():
         proposed = propose(max_cost=limit).thresholds
-        output = cascade_logits(logits, proposed, order=order, rule=rule)
+        output = cascade_logits(logits, proposed, order=order, rule=rule, weights=weights)
         still_correct = (output.logits.argmax(dim=1) == labels).double()
         if not loses_at_most((full - still_correct)[testing], max_accuracy_drop / 100, delta):
             break

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from netfission.ensemble import as_logits
+from netfission.ensemble import as_logits, check_weights, weights_of
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
 from netfission.surgery.features import Features, map_tensors
@@ -94,10 +95,13 @@ class Cascade(nn.Module):
         example_input: images `(batch, channels, height, width)` to find that order with; unused if `order`
             is given.
         rule: how confidence is measured, see `cascade_confidence`.
+        weights: of the exits in the mean of logits, exit 0 first; default those of the network, see
+            `FissionNetwork.average`, or else equal weights.
 
     Attributes:
         branch_depths: per exit, the number of stages that it runs in exit 0's path.
         kept_depths: per step, the depths of the features that later steps start from.
+        shares: per step, the share of its exit in the mean logits of the exits so far.
 
     Raises:
         ValueError: an argument is invalid.
@@ -122,6 +126,7 @@ class Cascade(nn.Module):
         order: Sequence[int] | None = None,
         example_input: Tensor | None = None,
         rule: Rule = "margin",
+        weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         _check_network(network)
@@ -139,6 +144,9 @@ class Cascade(nn.Module):
         self.thresholds = tuple(thresholds)
         self.order = tuple(order)
         self.rule: Rule = rule
+        if weights is None:
+            weights = weights_of(getattr(network, "average", "logits"))
+        self.shares = _shares(self.order, weights)
         self.training = network.training
         self.branch_depths = _branch_depths(network)
         self.kept_depths = [self._needed_after(step) for step in range(exits)]
@@ -168,7 +176,7 @@ class Cascade(nn.Module):
         mean: Tensor | None = None
         for step in range(len(self.order)):
             exit_logits.append(self.run_exit(step, features))
-            mean = _running_mean(exit_logits[-1], mean, step)
+            mean = _running_mean(exit_logits[-1], mean, self.shares[step])
             continuing = self._continuing(step, exit_logits, mean)
             if 0 < len(continuing) == len(mean):
                 continue
@@ -257,6 +265,7 @@ def cascade_logits(
     *,
     order: Sequence[int] | None = None,
     rule: Rule = "margin",
+    weights: Sequence[float] | None = None,
 ) -> CascadeOutput:
     """Compute the output of a `Cascade` from the logits of all exits.
 
@@ -265,6 +274,7 @@ def cascade_logits(
         thresholds: see `Cascade`.
         order: see `Cascade`; default exit 0 first, then by number.
         rule: see `cascade_confidence`.
+        weights: of the exits in the mean, exit 0 first; default equal weights.
 
     Returns:
         Mean logits of the exits that each example would run, and their number.
@@ -279,19 +289,22 @@ def cascade_logits(
                 [0.5000, 2.0000]]), exits_used=tensor([1, 2]))
     """
     check_thresholds(thresholds, logits.shape[1])
-    means, scores = step_by_step(logits, order, rule)
+    means, scores = step_by_step(logits, order, rule, weights)
     continues = scores <= scores.new_tensor(thresholds)
     last = continues.int().cumprod(dim=1).sum(dim=1)
     return CascadeOutput(means[torch.arange(len(means), device=means.device), last], last + 1)
 
 
-def step_by_step(logits: Tensor, order: Sequence[int] | None, rule: Rule) -> tuple[Tensor, Tensor]:
+def step_by_step(
+    logits: Tensor, order: Sequence[int] | None, rule: Rule, weights: Sequence[float] | None = None
+) -> tuple[Tensor, Tensor]:
     """Compute mean logits and confidence after each step of a cascade that never stops.
 
     Args:
         logits: `(batch, exits, classes)`, floating point, exit 0 first.
         order: every exit once; default exit 0 first, then by number.
         rule: see `cascade_confidence`.
+        weights: of the exits in the mean, exit 0 first; default equal weights.
 
     Returns:
         Mean logits after each step, `(batch, exits, classes)`, and confidence after each step but the last,
@@ -310,12 +323,13 @@ def step_by_step(logits: Tensor, order: Sequence[int] | None, rule: Rule) -> tup
     order = range(exits) if order is None else order
     check_order(order, exits)
     check_choice("rule", rule, RULES)
+    shares = _shares(order, weights)
     exit_logits: list[Tensor] = []
     means: list[Tensor] = []
     scores: list[Tensor] = []
     for step, number in enumerate(order):
         exit_logits.append(logits[:, number])
-        means.append(_running_mean(exit_logits[-1], means[-1] if means else None, step))
+        means.append(_running_mean(exit_logits[-1], means[-1] if means else None, shares[step]))
         scores.append(cascade_confidence(exit_logits, means[-1], exits, rule))
     return torch.stack(means, dim=1), torch.stack(scores, dim=1)[:, :-1]
 
@@ -435,9 +449,18 @@ def _branch_depths(network: FissionNetwork) -> tuple[int, ...]:
     return len(_path(network, 0).stages), *network.branch_after
 
 
-def _running_mean(last: Tensor, before: Tensor | None, step: int) -> Tensor:
+def _shares(order: Sequence[int], weights: Sequence[float] | None) -> tuple[float, ...]:
+    """Return, per step, the share of its exit in the mean of the exits so far."""
+    exits = len(order)
+    weights = (1.0,) * exits if weights is None else weights
+    check_weights("weights", weights, exits)
+    in_order = [weights[number] for number in order]
+    return tuple(weight / total for weight, total in zip(in_order, accumulate(in_order), strict=True))
+
+
+def _running_mean(last: Tensor, before: Tensor | None, share: float) -> Tensor:
     """Update the mean logits with those of the last exit."""
-    return last if before is None else before.lerp(last, 1 / (step + 1))
+    return last if before is None else before.lerp(last, share)
 
 
 def _widened(logits: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def choose_thresholds(
     *,
     order: Sequence[int] | None = None,
     rule: Rule = "margin",
+    weights: Sequence[float] | None = None,
     max_accuracy_drop: float | None = None,
     max_cost: float | None = None,
 ) -> CascadeChoice:
@@ -67,6 +68,7 @@ def choose_thresholds(
             `ExitCosts.dense` over the single network's MACs.
         order: every exit once, in the order they run; default exit 0 first, then by number.
         rule: see `cascade_confidence`.
+        weights: of the exits in the mean of logits, exit 0 first; default equal weights.
         max_accuracy_drop: minimise the cost, with at most this many percentage points less accuracy than the
             ensemble of all exits, both as counted and as expected.
         max_cost: maximise the expected accuracy, at a mean cost of at most this, in the unit of `costs`.
@@ -84,7 +86,7 @@ def choose_thresholds(
         >>> choice.accuracy, choice.cost  # the first example stops after exit 0
         (1.0, 1.5)
     """
-    means, scores = step_by_step(logits.cpu(), order, rule)
+    means, scores = step_by_step(logits.cpu(), order, rule, weights)
     labels = labels.cpu()
     check_examples(means, labels)
     _check_target(costs, means.shape[1], max_accuracy_drop, max_cost)

@@ -152,7 +152,7 @@ class Method:
         settings: names of the settings that the method reads, of `MethodConfig` and `FissionConfig`, beside
             `exits` and `seed`, which all methods read.
         average: what the ensemble averages over the predictions, by the method's authors: logits or
-            probabilities. Evaluation, calibration, prediction and export follow it.
+            probabilities. Evaluation, calibration, prediction and export follow `average_of`.
         average_source: where the authors say so.
         reduction: of the losses of the predictions, sum or mean, if the settings leave it open.
         distillation: the weight of the distillation term, if the settings leave it open.
@@ -216,6 +216,10 @@ class Method:
             ValueError: a setting is not valid, or the method cannot use the model.
         """
         raise NotImplementedError
+
+    def average_of(self, fission: FissionConfig) -> Average:
+        """Return what the ensemble of a network averages over its predictions: `average` by default."""
+        return self.average
 
     def check(self, fission: FissionConfig) -> None:
         """Check the settings of a network before it is built; `build` checks them, too.

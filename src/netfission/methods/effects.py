@@ -85,6 +85,7 @@ _NO_OTHER_PARENT = Condition(
     "with method={method}, which has its own teacher", lambda run: not _other_network_teaches(run)
 )
 _DISTILS = Condition("unless distillation_weight is above 0", lambda run: _weight(run) > 0)
+_LINEAR = Condition("unless linear_exits are given", lambda run: run.fission.linear > 0)
 _VALIDATED = Condition("unless validation is above 0", lambda run: run.data.validation > 0)
 _WHOLE = Condition(
     "with method={method}, whose training must reach its end",
@@ -130,6 +131,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "exits": _ANY,
     "branch_after": (_SEVERAL,),
     "linear_exits": _ANY,
+    "linear_weight": (_LINEAR,),
     "stages": _ANY,
     "grouping": (_or_fitted(_DIVIDED),),
     "keep_shortcuts": (_BY_WEIGHTS, _SEVERAL),

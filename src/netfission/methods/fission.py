@@ -6,6 +6,7 @@ from torch import nn
 
 from netfission.algorithm import fission
 from netfission.config import COPY_NOISE, FissionConfig
+from netfission.ensemble import Average
 from netfission.methods.base import BuildPlan, Method
 
 
@@ -16,6 +17,10 @@ class FissionMethod(Method):
     average = "logits"
     average_source = "Lee & Lee 2024, arXiv 2408.02301, section 3"
     distillation = 1.0
+
+    def average_of(self, fission: FissionConfig) -> Average:
+        """Return logits, or their weights if linear exits have a weight of their own."""
+        return fission.exit_weights or self.average
 
     def build(self, plan: BuildPlan) -> nn.Module:
         """Build a `FissionNetwork`; see `netfission.algorithm.fission` for errors."""

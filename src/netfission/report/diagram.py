@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from netfission.ensemble import describe_average
 from netfission.network import FissionNetwork
 from netfission.profiling.cost import Size
 from netfission.report.run_data import Run
@@ -153,7 +154,7 @@ def _ends(run: Run, axes: Sequence[float], top: float) -> list[Badge]:
     exits: list[list[str]] = [[]] * len(axes)
     ensemble: list[str] = []
     if evaluation is not None:
-        title = f"ensemble: mean of {evaluation.average}"
+        title = f"ensemble: mean of {describe_average(evaluation.average)}"
         exits = [[f"{percent(metrics['top1'])} %"] for metrics in evaluation.exits]
         ensemble = [f"{percent(evaluation.ensemble['top1'])} %"]
     badges = [

@@ -189,6 +189,8 @@ def _without_vain_defaults(settings: Mapping[str, Any], given: Mapping[str, Any]
     """Return the ensemble's settings without the defaults that have no effect beside those given."""
     if settings["grouping"] != "channels":
         settings = {name: value for name, value in settings.items() if name != "reconstruct"}
+    if settings["exits"] > 1 and "linear_weight" not in given:  # beside paths, linear exits are about as good
+        settings = {name: value for name, value in settings.items() if name != "linear_weight"}
     config = RunConfig.from_dict(settings)
     return {
         name: value

@@ -39,7 +39,7 @@ class RunningMetrics:
     """
 
     def __init__(self, average: Average) -> None:
-        self.average: Average = average
+        self.average = average
         self.sums: Tensor | None = None
 
     @torch.no_grad()

@@ -125,7 +125,7 @@ def _one_of(kinds: Sequence[Any], content: Any, where: str) -> Any:
     if content is None and NoneType in kinds:
         return None
     others = [kind for kind in kinds if kind is not NoneType]
-    lists = [kind for kind in others if get_origin(kind) is list]
+    lists = [kind for kind in others if get_origin(kind) in (list, tuple)]
     if lists and isinstance(content, list | tuple):
         return _value(lists[0], content, where)
     others = [kind for kind in others if kind not in lists] or lists
