@@ -67,7 +67,9 @@ def test_equal_weights_are_no_weights_and_one_weight_is_one_exit() -> None:
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 0.0, 0.0), (1.0, -1.0, 1.0), (1.0, math.nan, 1.0)])
 def test_weights_that_no_mean_has_are_refused(weights: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="^average must be 3 weights, one of at least 0 per exit, not all 0"):
+    with pytest.raises(
+        ValueError, match=r"^average must be 3 weights, one of at least 0 per exit, not all 0, got"
+    ):
         ensemble_log_probabilities(torch.zeros(1, 3, 2), weights)
 
 

@@ -175,9 +175,9 @@ class FissionNetwork(MaskedModule):
         return len(self.paths)
 
     @property
-    def average(self) -> Average:
-        """What the ensemble averages by default: logits, by `FissionConfig.exit_weights` if there are any."""
-        return "logits" if self.config is None else self.config.exit_weights or "logits"
+    def exit_weights(self) -> tuple[float, ...] | None:
+        """Weights of the exits in the ensemble's mean of logits, exit 0 first; None if all are equal."""
+        return None if self.config is None else self.config.exit_weights
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`.
@@ -266,8 +266,8 @@ class Ensemble(MaskedModule):
 
     Args:
         network: the network; weights are shared, not copied.
-        average: `"logits"`, `"probabilities"`, or a tuple of weights, one per exit; default the network's
-            own, `FissionNetwork.average`: logits, unless its settings have a `linear_weight`.
+        average: `"logits"`, `"probabilities"`, or a tuple of weights, one per exit; default logits, by
+            the network's `exit_weights` if it has any.
 
     Raises:
         ValueError: `average` is not valid.
@@ -284,7 +284,7 @@ class Ensemble(MaskedModule):
 
     def __init__(self, network: FissionNetwork, average: Average | None = None) -> None:
         super().__init__()
-        average = network.average if average is None else average
+        average = network.exit_weights or "logits" if average is None else average
         check_average(average, network.exits)
         self.network = network
         self.average: Average = average

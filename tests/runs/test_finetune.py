@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
+from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.models import create_model
 from netfission.profiling.cost import count
 from netfission.runs.callbacks import Stopwatch
 from netfission.runs.finetune import single_folder
 from netfission.runs.folder import RunFolder
+from netfission.runs.setup import load_run_data
 
 FLAGS = [
     *("digits", "--limit-per-class", "5", "--model", "wrn-10-1", "--pretrained", "false"),
@@ -86,7 +89,7 @@ def test_the_ensemble_starts_from_the_single_network_which_teaches_it(finetuned)
 def test_every_figure_is_of_the_mean_by_weights(finetuned):
     folder = RunFolder(finetuned)
     data = load_run_data(folder.load_config().data, 0)
-    classifier = Classifier.load(finetuned)
+    classifier = Classifier.from_pretrained(finetuned)
     logits = classifier.logits(data.test.images)
     weights = torch.tensor([1, 0.3, 0.3])[:, None]
     mean = (logits * weights).sum(dim=1) / weights.sum()

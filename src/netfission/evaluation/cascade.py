@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from netfission.ensemble import mean_logits, weights_of
+from netfission.ensemble import mean_logits
 from netfission.inference.bounded_loss import bounded_thresholds
 from netfission.inference.cascade import Cascade, ExitCosts, Rule, cascade_logits, describe_stops, exit_costs
 from netfission.inference.deployment import deploy, deploy_exits
@@ -178,7 +178,7 @@ def evaluate_cascade(
     image = images[:1]
     unit = count_macs(single, image)
     costs = exit_costs(network, image)
-    weights = weights_of(network.average)
+    weights = network.exit_weights
     relative = [macs / unit.dense for macs in costs.dense]
     choose = partial(choose_thresholds, *validation, relative, order=costs.order, rule=rule, weights=weights)
     if delta is None:
@@ -246,7 +246,7 @@ class _Variant:
     ) -> nn.Module:
         """Return it as a module for such batches, made of the network or of its deployed exits."""
         if self.kind == "ensemble":
-            return nn.Sequential(deploy(network, batch), _MeanOfExits(weights_of(network.average)))
+            return nn.Sequential(deploy(network, batch), _MeanOfExits(network.exit_weights))
         return Cascade(exits, self.thresholds, order=self.costs.order, rule=rule)
 
 

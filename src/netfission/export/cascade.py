@@ -84,7 +84,7 @@ class Plan:
             labels,
             costs.dense,
             order=costs.order,
-            weights=weights_of(network.average),
+            weights=network.exit_weights,
             max_accuracy_drop=MAX_ACCURACY_DROP,
         )
         return cls(costs.order, choice.thresholds, "margin")
@@ -140,7 +140,7 @@ class Step(nn.Module):
         if step + 1 == len(cascade.order):
             self.keeps = []
         # Of the exits so far, in the order they run.
-        weights = weights_of(cascade.network.average)
+        weights = cascade.network.exit_weights
         self._weights = weights and [weights[number] for number in cascade.order[: step + 1]]
         self.training = cascade.training
 

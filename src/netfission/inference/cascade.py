@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from netfission.ensemble import as_logits, check_weights, weights_of
+from netfission.ensemble import as_logits, check_weights
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
 from netfission.surgery.features import Features, map_tensors
@@ -95,8 +95,8 @@ class Cascade(nn.Module):
         example_input: images `(batch, channels, height, width)` to find that order with; unused if `order`
             is given.
         rule: how confidence is measured, see `cascade_confidence`.
-        weights: of the exits in the mean of logits, exit 0 first; default those of the network, see
-            `FissionNetwork.average`, or else equal weights.
+        weights: of the exits in the mean of logits, exit 0 first; default the network's
+            `exit_weights`, or else equal weights.
 
     Attributes:
         branch_depths: per exit, the number of stages that it runs in exit 0's path.
@@ -145,7 +145,7 @@ class Cascade(nn.Module):
         self.order = tuple(order)
         self.rule: Rule = rule
         if weights is None:
-            weights = weights_of(getattr(network, "average", "logits"))
+            weights = getattr(network, "exit_weights", None)
         self.shares = _shares(self.order, weights)
         self.training = network.training
         self.branch_depths = _branch_depths(network)
