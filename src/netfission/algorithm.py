@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from netfission.config import FissionConfig, FissionSettings
 from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
+from netfission.grouping.budget import meet_budget
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
 from netfission.network import ExitPath, FissionNetwork, LinearExit
@@ -58,8 +59,8 @@ def fission(
         example_input: images to trace and check the model with, float `(batch, channels, height, width)`;
             default the first of `batches`, else random images of the size in a timm model's configuration.
         **settings: all other fields of `FissionConfig`: `branch_after`, `linear_exits`, `stages`, `ratio`,
-            `sparsity`, `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `assignment`,
-            `reconstruct`, `copy_noise` and `seed`.
+            `sparsity`, `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `budget`,
+            `assignment`, `reconstruct`, `copy_noise`, `linear_weight` and `seed`.
 
     Returns:
         A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.
@@ -98,7 +99,8 @@ def fission(
     else:
         division = _divide(model, example, divider, config, batches)
     unsolved = _complete(division, example, batches)
-    _report_costs(division.backbone.stage_names, division.splits)
+    if config.budget == 1:  # another one is met, or refused
+        _report_costs(division.backbone.stage_names, division.splits)
     _report_empty_layers(division.network, division.kept)
     _report_unsolved(unsolved)
     network = division.network
@@ -139,7 +141,7 @@ def _with_cheapest_stages(
 ) -> _Division:
     """Divide a model whose last stage ends where the network costs least; see `_stages_with_larger_head`."""
     division = _divide(model, example, divider, config, batches)
-    if division.splits[-1].cost > 1 + TOLERANCE:
+    if division.splits[-1].cost > 1 + TOLERANCE and config.budget == 1:
         names = _stages_with_larger_head(model, division.backbone.stage_names)
         if names != list(division.backbone.stage_names):
             other = _divide(model, example, divider, replace(config, stages=names), batches)
@@ -167,10 +169,27 @@ def _divide(
     branch_after = config.known_branch_after(trained=False)
     branches = resolve_branches(branch_after, config.exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
-    splits = _split(stages, kept, scores, divider, branches, config)
-    of_head = _split_head(backbone, stages, divider, config, example)
-    network = _assemble(backbone, splits, of_head.paths, branches, config)
-    return _Division(config, backbone, stages, kept, branches, splits, of_head, network)
+
+    def divide(cost: float) -> _Division:
+        splits = _split(stages, kept, scores, divider.within(cost), branches, config)
+        of_head = _split_head(backbone, stages, divider, config, example)
+        network = _assemble(backbone, splits, of_head.paths, branches, config)
+        return _Division(config, backbone, stages, kept, branches, splits, of_head, network)
+
+    if config.budget == 1 or config.exits == 1:
+        return divide(1.0)
+    counted = run_counted(backbone, example[:1], list(backbone.stages))
+    total = counted.total.dense
+    stage_macs = [counted.dense[stage] for stage in backbone.stages]
+    added = ((len(_exits_in(index, branches)) - 1) * macs for index, macs in enumerate(stage_macs))
+    return meet_budget(
+        config.budget,
+        divide,
+        lambda division: run_counted(division.network, example[:1]).total.dense / total,
+        divided=sum(stage_macs[min(branches) :]) / total,
+        copied=1 + sum(added) / total,
+        where=f"after {backbone.stage_names[min(branches) - 1]}",
+    )
 
 
 def _complete(division: _Division, example: Tensor, batches: Batches) -> list[str]:

@@ -163,6 +163,8 @@ class FissionConfig:
         grouping: how each stage is divided among its paths: weights, channels or copies.
         keep_shortcuts: with weights, give each path the whole projection of every shortcut.
         exact_partition: with channels, give each channel to exactly one path, whatever the cost.
+        budget: with channels, multiply-accumulates of the network with all its paths over those of the model;
+            default 1. Below 1 paths are narrower and the ensemble is cheaper than the model, above 1 wider.
         assignment: with channels, how they are assigned to paths: random, or importance (by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         reconstruct: with channels, solve the layers of each path and of linear exits by least squares on
@@ -194,6 +196,7 @@ class FissionConfig:
     grouping: str = "weights"
     keep_shortcuts: bool = False
     exact_partition: bool = False
+    budget: float = 1.0
     assignment: str = "random"
     ratio: list[float] | None = None
     reconstruct: bool = False
@@ -223,6 +226,7 @@ class FissionConfig:
         for name, default, grouping in (
             ("keep_shortcuts", False, "weights"),
             ("exact_partition", False, "channels"),
+            ("budget", 1.0, "channels"),
             ("assignment", "random", "channels"),
             ("reconstruct", False, "channels"),
             ("copy_noise", None, "copies"),
@@ -230,6 +234,9 @@ class FissionConfig:
             value = getattr(self, name)
             if value != default and self.grouping != grouping:
                 raise invalid(name, f"{default!r} unless grouping={grouping!r}", value)
+        check_positive("budget", self.budget)
+        if self.budget != 1 and self.exact_partition:
+            raise invalid("budget", "1.0 with exact_partition", self.budget)
 
     @property
     def linear(self) -> int:
@@ -282,6 +289,7 @@ class FissionSettings(TypedDict, total=False):
     stages: Sequence[str] | None
     keep_shortcuts: bool
     exact_partition: bool
+    budget: float
     assignment: str
     ratio: Sequence[float] | None
     reconstruct: bool

@@ -121,6 +121,15 @@ class Grouping(ABC):
         """Make the grouping with the settings of a `fission` call."""
         return cls()
 
+    def within(self, cost: float) -> "Grouping":
+        """Return the grouping whose paths together cost about as much as a stage, times a factor.
+
+        Args:
+            cost: the factor; other than 1 only if the settings have a `budget`.
+        """
+        assert cost == 1
+        return self
+
     def prunable_units(self, stage: Stage) -> Sequence[ChannelGroup]:
         """Return the channel groups of which pruning removes whole units; if empty, it removes weights."""
         return ()

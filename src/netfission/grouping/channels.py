@@ -1,7 +1,7 @@
 """Channel grouping: each path gets its own internal channels of a stage, as a smaller dense stage."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -33,12 +33,13 @@ class ChannelGrouping(Grouping):
     divided as well, if copies of it would add over 5 % to the network's multiply-accumulates.
 
     By default, widths are multiples of 16 if there are enough channels, and equal for equal shares. All
-    paths together need as many multiply-accumulates as the stage, within 5 %, and 97 % if possible; see
-    `netfission.grouping.widths`. If these widths need fewer channels than there are, some are left out. If
-    they need more (both sides of a bottleneck's 3×3 shrink), paths share channels.
+    paths together need `cost` times the multiply-accumulates of the stage, within 5 %, and 97 % of that if
+    possible; see `netfission.grouping.widths`. If these widths need fewer channels than there are, some are
+    left out. If they need more (both sides of a bottleneck's 3×3 shrink), paths share channels.
 
     Attributes:
         exact: give each channel to exactly one path instead, whatever the cost.
+        cost: multiply-accumulates of all paths over those of the stage.
         by_importance: assign channels in turn, most important first, so that every path gets important
             ones, and leave out the least important; default at random.
 
@@ -49,6 +50,7 @@ class ChannelGrouping(Grouping):
 
     exact: bool = False
     by_importance: bool = False
+    cost: float = 1.0
     masks_weights: ClassVar[bool] = False
     divides_heads: ClassVar[bool] = True
 
@@ -61,6 +63,10 @@ class ChannelGrouping(Grouping):
     def needs_scores(self) -> bool:
         """See `Grouping.needs_scores`."""
         return self.by_importance
+
+    def within(self, cost: float) -> Self:
+        """See `Grouping.within`."""
+        return replace(self, cost=cost)
 
     def prunable_units(self, stage: Stage) -> Sequence[ChannelGroup]:
         """See `Grouping.prunable_units`: all internal channel groups."""
@@ -112,7 +118,7 @@ class ChannelGrouping(Grouping):
         cost = 1.0
         if not self.exact:
             macs = StageMacs(stage)
-            widths = even_widths(macs, counts, blocks, shares)
+            widths = even_widths(macs, counts, blocks, shares, self.cost)
             cost = sum(map(macs, zip(*widths, strict=True))) / macs(counts)
         chosen: list[list[Tensor]] = [[] for _ in shares]
         for group, units, of_paths, is_divided in zip(coupling.groups, left, widths, divided, strict=True):

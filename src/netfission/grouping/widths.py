@@ -8,10 +8,11 @@ units of each group are a product over the dimensions d of each layer l,
 where m_l is the layer's cost in the stage, r_ld the share of dimension d outside all groups, and a_ldg the
 share of one unit of group g. The problem is to find widths w_gp, multiples of a block b_g, with
 
-    w_gp ≈ t · n_g · s_p / Σ_q s_q,  w_gp ≤ n_g,  for the largest scale t with  Σ_p C(w_p) ≤ 0.97 · C(n).
+    w_gp ≈ t · n_g · s_p / Σ_q s_q,  w_gp ≤ n_g,  for the largest scale t with  Σ_p C(w_p) ≤ 0.97 · c · C(n)
 
-`StageMacs` is C. `even_widths` finds t by bisection, then rounds the widths to blocks. If C is linear, t is
-0.97 and paths leave channels out. If two groups meet in a layer, that layer shrinks twice and t is above 1.
+and a given cost c, by default 1. `StageMacs` is C. `even_widths` finds t by bisection, then rounds the widths
+to blocks. If C is linear and c is 1, t is 0.97 and paths leave channels out. If two groups meet in a layer,
+that layer shrinks twice and t is above 1.
 
 Example:
     Two groups of 12 units meet in the middle layer: C(u, v) = 8u + uv + 8v.
@@ -101,27 +102,38 @@ def exact_widths(counts: Sequence[int], blocks: Sequence[int | None], shares: Se
 
 
 def even_widths(
-    macs: StageMacs, counts: Sequence[int], blocks: Sequence[int | None], shares: Sequence[float]
+    macs: StageMacs,
+    counts: Sequence[int],
+    blocks: Sequence[int | None],
+    shares: Sequence[float],
+    cost: float = 1.0,
 ) -> Widths:
     """Return widths with which the paths together cost what the stage does, within `TOLERANCE` if possible.
 
-    Blocks are halved until the tolerance is met. Arguments as for `exact_widths`.
+    Blocks are halved until the tolerance is met. The other arguments are those of `exact_widths`.
+
+    Args:
+        cost: what the paths may cost in place of that, relative to the stage.
     """
     while True:
-        widths, ratio = _widths_in_blocks(macs, counts, blocks, shares)
+        widths, ratio = _widths_in_blocks(macs, counts, blocks, shares, cost)
         if abs(ratio - 1) <= TOLERANCE or all(block in (None, 1) for block in blocks):
             return widths
         blocks = [block and max(1, block // 2) for block in blocks]
 
 
 def _widths_in_blocks(
-    macs: StageMacs, counts: Sequence[int], blocks: Sequence[int | None], shares: Sequence[float]
+    macs: StageMacs,
+    counts: Sequence[int],
+    blocks: Sequence[int | None],
+    shares: Sequence[float],
+    cost: float,
 ) -> tuple[Widths, float]:
-    """Return widths in whole blocks, and their cost relative to the stage's.
+    """Return widths in whole blocks, and their cost relative to what they may cost.
 
     The exact widths are rounded down; then groups are rounded up while the cost allows.
     """
-    budget = macs(counts)
+    budget = cost * macs(counts)
 
     def ratio(widths: Sequence[Sequence[float]]) -> float:
         return sum(map(macs, zip(*widths, strict=True))) / budget
@@ -135,7 +147,9 @@ def _widths_in_blocks(
         ]
 
     low, high = 0.5, 2.0
-    if ratio(scaled(low)) > USED and ratio(scaled(NARROWEST)) <= 1 + TOLERANCE:
+    if cost != 1:
+        low, high = 0.0, float(len(shares))  # from nothing to whole copies
+    elif ratio(scaled(low)) > USED and ratio(scaled(NARROWEST)) <= 1 + TOLERANCE:
         low, high = NARROWEST, low
     for _ in range(30):
         middle = (low + high) / 2

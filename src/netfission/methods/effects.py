@@ -136,6 +136,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "grouping": (_or_fitted(_DIVIDED),),
     "keep_shortcuts": (_BY_WEIGHTS, _SEVERAL),
     "exact_partition": (_BY_CHANNELS, _SEVERAL),
+    "budget": (_BY_CHANNELS, _SEVERAL),
     "assignment": (_BY_CHANNELS, _SEVERAL),
     "ratio": (_SEVERAL, _SHARED_OUT),
     "reconstruct": (_BY_CHANNELS, _or_fitted(_DIVIDED)),
