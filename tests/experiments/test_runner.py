@@ -165,7 +165,7 @@ def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monke
         evaluate_logits(torch.zeros(4, 1, 3), torch.zeros(4).long(), average="logits").to_json()
     )
 
-    def slow(cell, out, records, say):
+    def slow(cell, out, records, say, limit):
         done.append(cell.key)
         time.sleep(0.2)
         return records.write(cell, environment={}, seconds=0.0, error=None, evaluation=evaluation)

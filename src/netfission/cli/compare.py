@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from netfission.cli.grid_options import add_run_options, print_comparison, run_options
+from netfission.cli.grid_options import add_run_options, compare_and_print, run_options
 from netfission.cli.parser import PARTS, Parser, run_settings
 from netfission.experiments.contenders import CONTENDERS
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
@@ -36,7 +36,6 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Compare methods over seeds under one recipe: accuracy, likelihood, calibration and cost."""
-    from netfission.experiments.compare import compare as compare_grid
     from netfission.experiments.contenders import find_contender
     from netfission.experiments.grid import Grid
 
@@ -53,4 +52,4 @@ def run(settings: Namespace) -> None:
     out = Path(settings.out)
     grid = Grid(contenders, range(settings.seeds), common, reference, explicit=settings.flags)
     print(f"{count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
-    print_comparison(compare_grid(grid, out, **options), out)
+    compare_and_print(grid, out, options)

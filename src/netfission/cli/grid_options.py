@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netfission.cli.parser import Parser
-from netfission.utils.errors import check_positive_integer
+from netfission.utils.errors import check_positive, check_positive_integer
 from netfission.utils.text import count_noun
 
 if TYPE_CHECKING:
+    from netfission.experiments.grid import Grid
     from netfission.experiments.results import Comparison
 
 
@@ -34,6 +35,12 @@ def add_run_options(parser: Parser, *, out: str, default: str | None = None) -> 
         help="number of times that each contender is timed (default: as before, or 15)",
         group=group,
     )
+    parser.add(
+        "--minutes",
+        float | None,
+        help="stop after about so long, at the end of an epoch; the same command goes on (default: no limit)",
+        group=group,
+    )
     parser.add("--out", str | None if default is None else str, default, out, group=group, metavar="FOLDER")
 
 
@@ -44,9 +51,28 @@ def run_options(settings: Namespace) -> dict[str, Any]:
         ValueError: a number is not positive.
     """
     check_positive_integer("--workers", settings.workers)
+    if settings.minutes is not None:
+        check_positive("--minutes", settings.minutes)
     if settings.rounds is not None:
         check_positive_integer("--rounds", settings.rounds)
-    return {name: getattr(settings, name) for name in ("workers", "ray", "rounds")}
+    return {name: getattr(settings, name) for name in ("workers", "ray", "rounds", "minutes")}
+
+
+def compare_and_print(grid: "Grid", out: Path, options: dict[str, Any]) -> None:
+    """Do the runs of a grid and print the comparison; or how many are done if the time is over.
+
+    Raises:
+        RuntimeError: some of its runs failed.
+    """
+    from netfission.experiments.compare import compare
+    from netfission.experiments.time_limit import OutOfTimeError
+
+    try:
+        comparison = compare(grid, out, **options)
+    except OutOfTimeError as error:
+        print(f"\n{error}", flush=True)
+    else:
+        print_comparison(comparison, out)
 
 
 def print_comparison(comparison: "Comparison", out: Path) -> None:

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from netfission.cli.grid_options import add_run_options, print_comparison, run_options
+from netfission.cli.grid_options import add_run_options, compare_and_print, run_options
 from netfission.cli.parser import Parser, absolute_data
 from netfission.experiments.grids import named_grids
 from netfission.utils.text import count_noun
@@ -44,7 +44,6 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Do the runs of a named grid, the paper's or your own, and compare its contenders."""
-    from netfission.experiments.compare import compare as compare_grid
     from netfission.experiments.grid_files import find_grid
 
     file = find_grid(settings.grid)
@@ -56,4 +55,4 @@ def run(settings: Namespace) -> None:
     options = run_options(settings)
     out = Path(settings.out or Path("reproduce") / f"{file.name}-{scale}")
     print(f"{file.title}: {count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
-    print_comparison(compare_grid(grid, out, **options), out)
+    compare_and_print(grid, out, options)

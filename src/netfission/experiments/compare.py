@@ -29,7 +29,13 @@ COSTS_FILE = "costs.json"
 
 
 def compare(
-    grid: Grid, out: Path, *, workers: int = 1, ray: str | None = None, rounds: int | None = None
+    grid: Grid,
+    out: Path,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    rounds: int | None = None,
+    minutes: float | None = None,
 ) -> Comparison:
     """Do a grid's missing runs, and compare its contenders.
 
@@ -41,10 +47,12 @@ def compare(
         workers: number of processes that share the runs.
         ray: address of a Ray cluster that does the runs instead.
         rounds: number of times that each contender is timed; default as often as before, else 15.
+        minutes: stop after a whole epoch if the next one would probably end later than this from now.
 
     Raises:
         ValueError: a setting is not valid, a file is damaged, or no run of any contender succeeded.
         OSError: the disk is full, or the folder cannot be written.
+        OutOfTimeError: the minutes are over, and runs are missing; nothing is compared yet.
 
     Example:
         >>> import tempfile
@@ -57,7 +65,7 @@ def compare(
         1
     """
     cells = grid.cells()
-    records = run_missing(cells, out, workers=workers, ray=ray)
+    records = run_missing(cells, out, workers=workers, ray=ray, minutes=minutes)
     comparison = summarise(grid, cells, records, _costs(cells, records, out, rounds))
     comparison.write(out)
     return comparison

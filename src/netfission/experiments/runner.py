@@ -10,8 +10,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,16 @@ from tqdm import tqdm
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records
+from netfission.experiments.time_limit import OutOfTimeError, TimeLimit, WithinLimit
 from netfission.models import read_weights
 from netfission.runs.callbacks import Stopwatch
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.setup import check_start, load_run_data
 from netfission.runs.train import train
-from netfission.utils.errors import check_positive_integer, within
+from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
+from netfission.utils.text import count_noun
 
 
 class RunBar(tqdm):  # type: ignore[type-arg]
@@ -49,7 +53,12 @@ class RunBar(tqdm):  # type: ignore[type-arg]
 
 
 def run_missing(
-    cells: Sequence[Cell], out: Path, *, workers: int = 1, ray: str | None = None
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    minutes: float | None = None,
 ) -> list[Record]:
     """Do the runs that have not succeeded yet, and return the records of all runs.
 
@@ -62,29 +71,55 @@ def run_missing(
         out: folder; its subfolder `records/` holds one file per run, `runs/` the run folders.
         workers: number of processes that share the runs and the CPU's threads.
         ray: address of a Ray cluster that does the runs instead, see `netfission.experiments.ray_cluster`.
+        minutes: stop after a whole epoch if the next one would probably end later than this from now.
 
     Raises:
-        ValueError: `workers` is not positive, no cluster answers, a record is damaged, or trained weights
-            cannot be read or do not suit a contender.
+        ValueError: `workers` or `minutes` is not positive, `minutes` are fewer than an epoch takes, no
+            cluster answers, a record is damaged, or trained weights cannot be read or do not suit a
+            contender.
+        OutOfTimeError: the minutes are over, and runs are missing.
         ConnectionError: published weights cannot be downloaded.
         OSError: the disk is full, or the folder cannot be written.
         RuntimeError: a worker died.
     """
     check_positive_integer("workers", workers)
+    limit = _time_limit(minutes, ray)
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
     _check_starts([cell for cell in missing if cell.start is None])
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
     with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
-        if ray is not None:
-            _run_on_cluster(missing, out, bar, ray)
-        elif workers == 1:
-            _run_here(missing, out, bar)
-        else:
-            _run_in_workers(missing, out, bar, min(workers, len(missing)))
-    found = [records.find(cell) for cell in cells]
-    return [record for record in found if record is not None]
+        try:
+            if ray is not None:
+                _run_on_cluster(missing, out, bar, ray)
+            elif workers == 1:
+                _run_here(missing, out, bar, limit)
+            else:
+                _run_in_workers(missing, out, bar, min(workers, len(missing)), limit)
+        except OutOfTimeError as error:
+            _check_longer_than_epoch(error.epoch, minutes)
+    found = [record for cell in cells if (record := records.find(cell)) is not None]
+    if limit is not None and len(found) < len(cells):
+        done = f"{len(found)} of {count_noun(len(cells), 'run')} done"
+        raise OutOfTimeError(f"{done}; the same command goes on after the last whole epoch")
+    return found
+
+
+def _time_limit(minutes: float | None, ray: str | None) -> TimeLimit | None:
+    if minutes is None:
+        return None
+    check_positive("minutes", minutes)
+    if ray is not None:
+        raise invalid("minutes", "left out with ray", minutes)
+    return TimeLimit(60 * minutes)
+
+
+def _check_longer_than_epoch(epoch: float, minutes: float | None) -> None:
+    """Refuse minutes within which no epoch ends; the one that was trained is kept."""
+    assert minutes is not None
+    if epoch > 60 * minutes:
+        raise invalid("minutes", f"at least {ceil(epoch / 6) / 10:g}, which an epoch takes", minutes)
 
 
 def _check_starts(cells: Sequence[Cell]) -> None:
@@ -111,12 +146,12 @@ def run_folder(cell: Cell, out: Path) -> RunFolder:
     return RunFolder(out / cell.folder)
 
 
-def _run_here(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
+def _run_here(cells: Sequence[Cell], out: Path, bar: RunBar, limit: TimeLimit | None = None) -> None:
     """Do the runs that no other process is doing; then wait for the others, and do those that failed."""
     records = Records(out / "records")
-    claimed = [cell for cell in cells if not _run_if_free(cell, out, records, bar, wait=False)]
+    claimed = [cell for cell in cells if not _run_if_free(cell, out, records, bar, limit, wait=False)]
     for cell in claimed:
-        _run_if_free(cell, out, records, bar, wait=True)
+        _run_if_free(cell, out, records, bar, limit, wait=True)
 
 
 def _run_on_cluster(cells: Sequence[Cell], out: Path, bar: RunBar, address: str) -> None:
@@ -133,11 +168,13 @@ def _run_remotely(out: Path, cell: Cell) -> bool:
     return _run_if_free(cell, out, Records(out / "records"), RunBar(disable=True), wait=False)
 
 
-def _run_in_workers(cells: Sequence[Cell], out: Path, bar: RunBar, workers: int) -> None:
+def _run_in_workers(
+    cells: Sequence[Cell], out: Path, bar: RunBar, workers: int, limit: TimeLimit | None
+) -> None:
     """Let several processes do the runs, and move the bar as records come in."""
     threads = max(1, torch.get_num_threads() // workers)
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_worker, args=(cells, out, threads)) for _ in range(workers)]
+    processes = [spawn.Process(target=_worker, args=(cells, out, threads, limit)) for _ in range(workers)]
     records = Records(out / "records")
     try:
         with no_interrupts():
@@ -155,10 +192,11 @@ def _run_in_workers(cells: Sequence[Cell], out: Path, bar: RunBar, workers: int)
         raise RuntimeError(f"one of {workers} workers died; the same command does the missing runs")
 
 
-def _worker(cells: Sequence[Cell], out: Path, threads: int) -> None:
+def _worker(cells: Sequence[Cell], out: Path, threads: int, limit: TimeLimit | None) -> None:
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _run_here(cells, out, RunBar(disable=True))
+    with suppress(OutOfTimeError):
+        _run_here(cells, out, RunBar(disable=True), limit)
 
 
 def _end_with_parent() -> None:
@@ -169,18 +207,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_if_free(cell: Cell, out: Path, records: Records, bar: RunBar, *, wait: bool) -> bool:
+def _run_if_free(
+    cell: Cell, out: Path, records: Records, bar: RunBar, limit: TimeLimit | None = None, *, wait: bool
+) -> bool:
     """Do the run unless another process is doing or has done it; return False if one is still doing it."""
     with records.claimed(cell, wait=wait) as claimed:
         if not claimed:
             return False
         if records.find_success(cell) is None and cell.key not in bar.failed:
-            _do(cell, out, records, bar)
+            _do(cell, out, records, bar, limit)
         bar.update()
     return True
 
 
-def _do(cell: Cell, out: Path, records: Records, bar: RunBar) -> None:
+def _do(cell: Cell, out: Path, records: Records, bar: RunBar, limit: TimeLimit | None) -> None:
     """Do a run, and before it the run that it starts from, unless that run's network exists.
 
     A run whose start has failed is recorded as failed, too, with the reason.
@@ -188,13 +228,15 @@ def _do(cell: Cell, out: Path, records: Records, bar: RunBar) -> None:
     if cell.start is not None:
         with records.claimed(cell.start, wait=True):
             if cell.start.key not in bar.failed and not run_folder(cell.start, out).weights.is_file():
-                _do(cell.start, out, records, bar)
+                _do(cell.start, out, records, bar, limit)
         if cell.start.key in bar.failed:
             reason = f"{cell.start.contender} failed: {bar.failed[cell.start.key]}"
             records.write(cell, environment=environment(), seconds=0.0, error=reason)
             return
     bar.set_description(f"{cell.contender}, seed {cell.seed}")
-    record = run_cell(cell, out, records, bar.say)
+    if limit is not None:
+        limit.check()
+    record = run_cell(cell, out, records, bar.say, limit)
     if record.error is not None:
         bar.failed[cell.key] = record.error
 
@@ -206,7 +248,9 @@ def _say_what_was_found(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
             bar.say(summary.text())
 
 
-def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]) -> Record:
+def run_cell(
+    cell: Cell, out: Path, records: Records, say: Callable[[str], None], limit: TimeLimit | None = None
+) -> Record:
     """Train and evaluate one run, or resume it, and write its record.
 
     Args:
@@ -214,9 +258,11 @@ def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]
         out: folder of the grid.
         records: of the grid.
         say: called with the line that says what was found in the data set, before the first epoch.
+        limit: on the time of the training.
 
     Raises:
         OSError: the disk is full.
+        OutOfTimeError: the limit is over.
         KeyboardInterrupt: the run was stopped.
     """
     folder = run_folder(cell, out)
@@ -230,10 +276,13 @@ def run_cell(cell: Cell, out: Path, records: Records, say: Callable[[str], None]
         shutil.rmtree(folder.path)
     stopwatch = Stopwatch(folder.training_time)
     announcement = LambdaCallback(on_fit_start=lambda trainer, _: say(_found(trainer)))
+    limits = [] if limit is None else [WithinLimit(limit)]
     try:
         evaluation = train(
-            config, folder.path, resume=started, progress=False, callbacks=[stopwatch, announcement]
+            config, folder.path, resume=started, progress=False, callbacks=[stopwatch, announcement, *limits]
         )
+    except OutOfTimeError:
+        raise
     except Exception as error:  # whatever a method or a model may raise
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
