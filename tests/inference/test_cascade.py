@@ -101,6 +101,20 @@ def test_exits_count_by_their_weights(drawn) -> None:
     torch.testing.assert_close(full, mean, **LOOSE)
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((0.0, 1.0), r"^weights must be above 0 for each exit of a cascade, got \(0\.0, 1\.0\)$"),
+        ((1.0,), r"^weights must be 2 weights, one of at least 0 per exit, not all 0, got \(1\.0,\)$"),
+    ],
+)
+def test_weights_that_no_cascade_has_are_refused(weights, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Cascade(build((1,)), [0.5], order=[0, 1], weights=weights)
+    with pytest.raises(ValueError, match=message):
+        cascade_logits(logits_of((1,)), [0.5], weights=weights)
+
+
 def by_hand(
     logits: list[list[float]], thresholds: list[float], order: list[int], rule: str
 ) -> tuple[list[float], int]:

@@ -454,6 +454,8 @@ def _shares(order: Sequence[int], weights: Sequence[float] | None) -> tuple[floa
     exits = len(order)
     weights = (1.0,) * exits if weights is None else weights
     check_weights("weights", weights, exits)
+    if min(weights) == 0:  # the first exits alone would have no mean
+        raise invalid("weights", "above 0 for each exit of a cascade", weights)
     in_order = [weights[number] for number in order]
     return tuple(weight / total for weight, total in zip(in_order, accumulate(in_order), strict=True))
 
