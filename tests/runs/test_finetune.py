@@ -101,6 +101,9 @@ def test_every_figure_is_of_the_mean_by_weights(finetuned):
     scaled = mean / folder.load_calibration().temperature
     nll = F.cross_entropy(scaled, data.test.labels).item()
     assert folder.load_reliability().scaled.metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    logits, labels = classifier.logits(data.validation.images), data.validation.labels
+    nll = F.cross_entropy((logits * weights).sum(dim=1) / weights.sum(), labels).item()
+    assert float(folder.metrics.read_text().splitlines()[-1].split(",")[-2]) == pytest.approx(nll, rel=1e-5)
     torch.testing.assert_close(classifier.predict(data.test.images).probabilities, scaled.softmax(dim=1))
 
 
@@ -134,6 +137,7 @@ def test_the_page_has_both_networks(finetuned):
     page = RunFolder(finetuned).report.read_text()
     assert "2 runs on digits" in page
     assert "one exit and 2 linear exits" in page
+    assert "is the mean of the exits’ logits weighted 1 : 0.3 : 0.3" in page
 
 
 def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatch):

@@ -90,7 +90,7 @@ class Calibration:
         Args:
             logits: `(n, exits, classes)`, floating point, of a validation split.
             labels: `(n,)`, int64.
-            average: what the ensemble averages, by its method (`Method.average`).
+            average: what the ensemble averages, by its method (`Method.average_of`).
             dependence: how the network depends on these images, in words, as if the best epoch of a training
                 was chosen on them; there are no scores then.
 

@@ -155,7 +155,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor, *, average: Average) -> Eval
     Args:
         logits: `(n, exits, classes)`, floating point.
         labels: `(n,)`, int64, in [0, classes).
-        average: what the ensemble averages, by its method (`Method.average`).
+        average: what the ensemble averages, by its method (`Method.average_of`).
 
     Raises:
         ValueError: logits or labels have another shape or dtype, labels are out of range, the average is

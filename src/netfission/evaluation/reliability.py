@@ -156,7 +156,7 @@ class ReliabilityReport:
             labels: `(n,)`, int64.
             classes: their names.
             calibration: from a validation split.
-            average: what the ensemble averages, by its method (`Method.average`).
+            average: what the ensemble averages, by its method (`Method.average_of`).
 
         Example:
             >>> logits = torch.tensor([[[2.0, 0.0]], [[1.0, 0.0]]])

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from netfission.classifier import Classifier
 from netfission.config import STOPS_EARLY, MethodConfig, RunConfig
+from netfission.ensemble import describe_average
 from netfission.evaluation.corruption import MIN_SIDE
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
@@ -275,6 +276,7 @@ def _environment() -> Environment:
         "number": "{:,}".format,
         "error": standard_error,
         "exit": exit_colour_name,
+        "average": describe_average,
         "basename": lambda path: as_text(Path(path).name),
         "setting": _setting,
     }

@@ -112,7 +112,8 @@ class TrainingModule(lightning.LightningModule):
         self.method = method or FissionMethod(MethodConfig())
         self.scales = scales
         self.loss = self.method.loss(config)
-        self.running = {name: RunningMetrics(self.method.average) for name in ("train", "val")}
+        self.average: Average = getattr(network, "exit_weights", None) or self.method.average
+        self.running = {name: RunningMetrics(self.average) for name in ("train", "val")}
         self.first_bad_step: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's metrics, order of images and random numbers."""
-        self.running["train"] = RunningMetrics(self.method.average)
+        self.running["train"] = RunningMetrics(self.average)
         assert isinstance(self.trainer.train_dataloader, Batches)
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
         epoch_seed = (self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank
@@ -146,7 +147,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the epoch's metrics."""
-        self.running["val"] = RunningMetrics(self.method.average)
+        self.running["val"] = RunningMetrics(self.average)
 
     def stop_at_bad_loss(self) -> None:
         """Raise DivergedError if a loss was NaN or infinite; the message names the first such step."""
@@ -182,7 +183,7 @@ class TrainingModule(lightning.LightningModule):
 
     def _nll(self, batch: tuple[Tensor, Tensor]) -> float:
         logits, labels = collect_logits(self.network, [batch], self.device)
-        log_probabilities = ensemble_log_probabilities(logits, self.method.average)
+        log_probabilities = ensemble_log_probabilities(logits, self.average)
         return F.nll_loss(log_probabilities, labels).item()
 
     def _diverged(self, what: str, when: str) -> DivergedError:
