@@ -24,6 +24,7 @@ from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.conformal import SetScore
 from netfission.evaluation.guarantees import CalibrationScores
+from netfission.evaluation.p_values import DEFAULT_DETECTOR, Detector, DetectorScore
 from netfission.network import FissionNetwork, check_network
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
@@ -189,6 +190,8 @@ class Classifier(nn.Module):
         coverage: float | None = None,
         score: SetScore = "lac",
         class_wise: bool = False,
+        accept_false_alarms: float | None = None,
+        detector: DetectorScore | None = None,
     ) -> Predictions:
         """Predict the classes of images, with calibrated probabilities.
 
@@ -200,11 +203,22 @@ class Classifier(nn.Module):
             coverage: least share of the images whose prediction set contains the label.
             score: by which classes enter a set.
             class_wise: whether the coverage is to hold for each class.
+            accept_false_alarms: share of images like those of the calibration that may be marked as out of
+                distribution.
+            detector: score that the p-values are of.
 
         Raises:
             ValueError: `pixels` is not valid, or see `limits`.
         """
-        limits = self.limits(risk=risk, delta=delta, coverage=coverage, score=score, class_wise=class_wise)
+        limits = self.limits(
+            risk=risk,
+            delta=delta,
+            coverage=coverage,
+            score=score,
+            class_wise=class_wise,
+            accept_false_alarms=accept_false_alarms,
+            detector=detector,
+        )
         return self.predict_within(pixels, limits)
 
     def predict_within(self, pixels: Tensor, limits: AnswerLimits) -> Predictions:
@@ -222,19 +236,19 @@ class Classifier(nn.Module):
             raise invalid("pixels", expected, found=type(pixels).__name__)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
-        logits = self.logits(pixels)
-        if (
-            limits.delta is None and limits.coverage is None
-        ):  # nothing is of the probabilities at temperature 1
-            return Predictions(logits / self.temperature, limits.threshold, average=self.spec.average)
-        raw = ensemble_log_probabilities(logits.double(), self.spec.average)
+        logits, average = self.logits(pixels), self.spec.average
+        raw = None  # nothing is of the probabilities at temperature 1
+        if limits.delta is not None or limits.coverage is not None:
+            raw = ensemble_log_probabilities(logits.double(), average)
         return Predictions(
             logits / self.temperature,
             limits.threshold if limits.delta is None else None,
-            average=self.spec.average,
-            sets=limits.sets(raw),
-            withheld=limits.withheld(raw),
-            answers=limits.answers(raw),
+            average=average,
+            sets=None if raw is None else limits.sets(raw),
+            withheld=None if raw is None else limits.withheld(raw),
+            answers=None if raw is None else limits.answers(raw),
+            p_values=limits.p_values(logits, average),
+            out_of_distribution=limits.marks(logits, average),
         )
 
     def limits(
@@ -245,8 +259,10 @@ class Classifier(nn.Module):
         coverage: float | None = None,
         score: SetScore = "lac",
         class_wise: bool = False,
+        accept_false_alarms: float | None = None,
+        detector: DetectorScore | None = None,
     ) -> AnswerLimits:
-        """Compute from the calibration what keeps answers to a risk, and prediction sets to a coverage.
+        """Compute from the calibration what keeps answers to a risk, sets to a coverage, alarms to a rate.
 
         The promises hold for images of the same distribution as those of the calibration; each by itself.
 
@@ -255,14 +271,20 @@ class Classifier(nn.Module):
                 never abstains.
             delta: probability, over the choice of the images of the calibration, that more of the answers
                 are wrong than `risk` (learn then test, Angelopoulos et al. 2021, arXiv 2110.01052), and that
-                fewer sets contain the label than `coverage`; in (0, 1). Default: the risk is that on the
-                images of the calibration, without a bound, and the coverage is the mean over their choice.
+                fewer sets contain the label than `coverage`, and that more images are marked than
+                `accept_false_alarms`; in (0, 1). Default: the risk is that on the images of the calibration,
+                without a bound, and the other two are means over their choice.
             coverage: least share of the images whose prediction set contains the label, in (0, 1), by split
                 conformal prediction. Default: no sets.
             score: by which classes enter a set: `lac`, `aps` or `raps`, see
                 `netfission.evaluation.conformal.class_scores`.
             class_wise: whether the coverage is to hold for the images of each class; with `delta`, for each
                 class by itself.
+            accept_false_alarms: share of images like those of the calibration that may be marked as out of
+                distribution, in (0, 1). Default: no image is marked.
+            detector: score that the p-values are of: `energy`, `entropy`, `maximum-probability` or
+                `mutual-information`, see `netfission.evaluation.out_of_distribution.uncertainty_scores`.
+                Default: `energy` if the calibration has it, else there are no p-values.
 
         Warns:
             UserWarning: some classes have too few images for `class_wise`; they are in every set.
@@ -287,8 +309,8 @@ class Classifier(nn.Module):
         """
         if delta is not None and coverage is None:
             self._scores("delta", delta)
-        if delta is not None and risk is None and coverage is None:
-            raise invalid("delta", "None without a risk or a coverage to bound", delta)
+        if delta is not None and risk is None and coverage is None and accept_false_alarms is None:
+            raise invalid("delta", "None without a risk, a coverage or a rate of alarms to bound", delta)
         threshold = (
             self.threshold(risk)
             if risk is None or delta is None
@@ -301,20 +323,53 @@ class Classifier(nn.Module):
                 coverage, score, self.spec.classes, delta=delta, class_wise=class_wise
             )
         )
-        return AnswerLimits(risk, delta, threshold, coverage, score, quantiles, class_wise)
+        return AnswerLimits(
+            risk,
+            delta,
+            threshold,
+            coverage,
+            score,
+            quantiles,
+            class_wise,
+            accept_false_alarms,
+            self._detector(accept_false_alarms, delta, detector),
+        )
 
-    def _scores(self, argument: str, value: float) -> CalibrationScores:
+    def _detector(
+        self, accept_false_alarms: float | None, delta: float | None, score: DetectorScore | None
+    ) -> Detector | None:
+        """Return the detector; None if nothing asks for it and the calibration has no scores for it."""
+        if accept_false_alarms is not None:
+            scores = self._scores("accept_false_alarms", accept_false_alarms, uncertainty=True)
+        elif score is not None:
+            scores = self._scores("detector", score, uncertainty=True)
+        elif (
+            self.calibration is None
+            or self.calibration.scores is None
+            or not self.calibration.scores.uncertainty
+        ):
+            return None
+        else:
+            scores = self.calibration.scores
+        return scores.detector(
+            DEFAULT_DETECTOR if score is None else score,
+            accept_false_alarms=accept_false_alarms,
+            delta=delta,
+        )
+
+    def _scores(self, argument: str, value: float | str, *, uncertainty: bool = False) -> CalibrationScores:
         """Return the scores of the images of the calibration; refuse the argument that needs them."""
         if self.calibration is None:
             hint = "calibrate it on images that it was neither trained nor chosen on"
             raise invalid(argument, "None for a network without calibration", value, hint=hint)
-        if self.calibration.scores is None:
+        scores = self.calibration.scores
+        if scores is None or (uncertainty and not scores.uncertainty):
             expected = "None for a calibration without scores of images"
             hint = "it is of an earlier version: calibrate again, for a run with `netfission calibrate RUN`"
             if dependence := self.calibration.dependence:
                 hint = f"{dependence}: calibrate on others with `netfission calibrate RUN --data OTHER`"
             raise invalid(argument, expected, value, hint=hint)
-        return self.calibration.scores
+        return scores
 
     def threshold(self, risk: float | None) -> float | None:
         """Return the confidence below which `predict` abstains; None if `risk` is None.

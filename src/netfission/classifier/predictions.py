@@ -13,6 +13,7 @@ from netfission.ensemble import (
     predictive_entropy,
 )
 from netfission.evaluation.conformal import SetScore, prediction_sets
+from netfission.evaluation.p_values import Detector
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class AnswerLimits:
         quantiles: for each class the highest score at which it is in a set; empty without sets.
         class_wise: whether the coverage is that of the images of each class; with `delta`, each class has it
             with that probability by itself.
+        accept_false_alarms: share of the images of the calibration's distribution that may be marked as out
+            of distribution; None if no image is marked.
+        detector: gives the p-values; None without calibration images.
 
     Example:
         >>> import torch
@@ -45,6 +49,8 @@ class AnswerLimits:
     score: SetScore = "lac"
     quantiles: list[float] = field(default_factory=list)
     class_wise: bool = False
+    accept_false_alarms: float | None = None
+    detector: Detector | None = None
 
     def sets(self, log_probabilities: Tensor) -> Tensor | None:
         """Return which classes are in the prediction sets, `(n, classes)`, bool; None without a coverage.
@@ -75,6 +81,24 @@ class AnswerLimits:
             return None
         return ~(log_probabilities.amax(dim=1).exp() >= self.threshold)  # NaN is withheld, too
 
+    def p_values(self, logits: Tensor, average: Average) -> Tensor | None:
+        """Return the p-values of images, `(n,)`, float64; None without a detector.
+
+        Args:
+            logits: `(n, exits, classes)`, at temperature 1.
+            average: what the ensemble averages.
+        """
+        return None if self.detector is None else self.detector.p_values(logits, average=average)
+
+    def marks(self, logits: Tensor, average: Average) -> Tensor | None:
+        """Return which images are marked as out of distribution, `(n,)`, bool; None without an accepted rate.
+
+        Arguments are those of `p_values`.
+        """
+        if self.detector is None or self.accept_false_alarms is None:
+            return None
+        return self.detector.marks(logits, average=average)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -90,6 +114,10 @@ class Predictions:
         withheld: whether each answer is withheld to keep to a bounded risk, `(n,)`, bool; None without one.
         answers: the classes, `(n,)`, int64, that a bound or the sets are of: those at temperature 1, which
             can differ if probabilities are averaged; None for the most probable ones at this temperature.
+        p_values: how likely an image of the calibration's distribution has a score as high, `(n,)`, float64,
+            see `netfission.evaluation.p_values`; None without calibration images.
+        out_of_distribution: whether each image is marked as out of distribution, `(n,)`, bool; None without
+            an accepted rate of false alarms.
 
     Example:
         >>> import torch
@@ -107,6 +135,8 @@ class Predictions:
     sets: Tensor | None = None
     withheld: Tensor | None = None
     answers: Tensor | None = None
+    p_values: Tensor | None = None
+    out_of_distribution: Tensor | None = None
 
     def __post_init__(self) -> None:
         as_logits(self.logits)

@@ -10,6 +10,7 @@ from torch import Tensor
 from netfission.ensemble import Average, ensemble_log_probabilities, fit_temperature
 from netfission.evaluation.guarantees import CalibrationScores
 from netfission.evaluation.metrics import classification_metrics
+from netfission.evaluation.p_values import detector_scores
 from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.errors import check_positive
 from netfission.utils.text import decimal, percent
@@ -62,8 +63,8 @@ class Calibration:
         risk_coverage: error against the share of images answered, at the temperature.
         fitted_on: the images in words, as they follow their number.
         average: what the ensemble averages.
-        scores: what prediction sets and bounded abstention rest on; None if the network depends on these
-            images, which would void the bounds, and in files of an earlier version.
+        scores: what prediction sets, bounded abstention and p-values rest on; None if the network depends on
+            these images, which would void the bounds, and in files of an earlier version.
         dependence: how the network depends on these images, in words; empty if it does not.
 
     Raises:
@@ -116,7 +117,11 @@ class Calibration:
                 scaled.amax(dim=1).exp(), scaled.argmax(dim=1) == labels
             ),
             average=average,
-            scores=None if dependence else CalibrationScores.from_log_probabilities(raw, labels),
+            scores=None
+            if dependence
+            else CalibrationScores.from_log_probabilities(
+                raw, labels, detector_scores(logits, average=average)
+            ),
             dependence=dependence,
         )
 

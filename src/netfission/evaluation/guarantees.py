@@ -1,15 +1,16 @@
-"""What prediction sets and bounded abstention rest on: the scores of calibration images."""
+"""What prediction sets, bounded abstention and p-values rest on: the scores of calibration images."""
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self, get_args
 
 import torch
 from torch import Tensor
 
 from netfission.evaluation.conformal import SetScore, class_scores, images_for_coverage, score_quantile
+from netfission.evaluation.p_values import Detector, DetectorScore, images_for_false_alarms
 from netfission.evaluation.risk_control import answers_for_risk, passing_threshold, thresholds_to_test
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.text import count_noun
@@ -30,6 +31,8 @@ class CalibrationScores:
         scores: name of the score → that of the label, see `netfission.evaluation.conformal.class_scores`.
         confidence: the largest probability.
         correct: whether it is that of the label.
+        uncertainty: name of a detector's score → that of the image, see
+            `netfission.evaluation.p_values.detector_scores`; empty in files of an earlier version.
 
     Raises:
         ValueError: the lists differ in length, or a score is missing.
@@ -48,9 +51,11 @@ class CalibrationScores:
     scores: dict[str, list[float]]
     confidence: list[float]
     correct: list[bool]
+    uncertainty: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns: list[Sequence[float]] = [self.confidence, self.correct, *self.scores.values()]
+        columns += self.uncertainty.values()
         if {len(column) for column in columns} != {len(self.labels)} or set(self.scores) != set(
             get_args(SetScore)
         ):
@@ -58,12 +63,15 @@ class CalibrationScores:
             raise invalid("scores", expected, found="others")
 
     @classmethod
-    def from_log_probabilities(cls, log_probabilities: Tensor, labels: Tensor) -> Self:
+    def from_log_probabilities(
+        cls, log_probabilities: Tensor, labels: Tensor, uncertainty: Mapping[str, Tensor] | None = None
+    ) -> Self:
         """Score images, in an order that is always the same for their number.
 
         Args:
             log_probabilities: `(n, classes)`, of the ensemble at temperature 1.
             labels: `(n,)`, int64.
+            uncertainty: scores of a detector by name, each `(n,)`; default none.
         """
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         log_probabilities, labels = log_probabilities[order].double(), labels[order]
@@ -72,7 +80,13 @@ class CalibrationScores:
             name: class_scores(log_probabilities, name).gather(1, labels[:, None])[:, 0].tolist()
             for name in get_args(SetScore)
         }
-        return cls(labels.tolist(), scores, confidence.exp().tolist(), (answers == labels).tolist())
+        return cls(
+            labels.tolist(),
+            scores,
+            confidence.exp().tolist(),
+            (answers == labels).tolist(),
+            {name: values[order].tolist() for name, values in (uncertainty or {}).items()},
+        )
 
     def quantiles(
         self,
@@ -157,6 +171,35 @@ class CalibrationScores:
         first = 2 * answers_for_risk(risk, delta)
         thresholds = thresholds_to_test(confidence[:placed], len(confidence) - placed, first)
         return passing_threshold(confidence[placed:], correct[placed:], thresholds, risk, delta)
+
+    def detector(
+        self,
+        score: DetectorScore,
+        *,
+        accept_false_alarms: float | None = None,
+        delta: float | None = None,
+    ) -> Detector:
+        """Return the detector of images that are not of the distribution of these; it counts all of them.
+
+        Args:
+            score: name of its score.
+            accept_false_alarms: see `netfission.evaluation.p_values.Detector.from_scores`.
+            delta: see there.
+
+        Raises:
+            ValueError: an argument is not valid, or there are too few images for this rate.
+        """
+        scores = torch.tensor(
+            self.uncertainty[check_choice("detector", score, self.uncertainty)], dtype=torch.float64
+        )
+        if accept_false_alarms is not None:
+            needed, n = images_for_false_alarms(accept_false_alarms, delta), len(scores)
+            if n < needed:
+                least = 1 - _largest_coverage(n, delta)
+                expected = f"at least {least:.9g} with {count_noun(n, 'calibration image')}"
+                hint = f"{needed:,} images are enough"
+                raise invalid("accept_false_alarms", expected, accept_false_alarms, hint=hint)
+        return Detector.from_scores(score, scores, accept_false_alarms=accept_false_alarms, delta=delta)
 
 
 def images_for_threshold(risk: float, delta: float) -> int:

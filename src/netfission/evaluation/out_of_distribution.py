@@ -155,14 +155,34 @@ def uncertainty_scores(logits: Tensor, temperature: float, *, average: Average) 
         >>> {name: round(score.item(), 4) for name, score in scores.items()}
         {'maximum probability': 0.6931, 'entropy': 0.6931, 'mutual information': 0.0, 'energy': -0.6931}
     """
-    logits = logits.double()
-    scaled = logits / temperature
-    scores: dict[str, Callable[[], Tensor]] = {
-        "maximum probability": lambda: -ensemble_log_probabilities(scaled, average).amax(dim=1),
-        "entropy": lambda: predictive_entropy(scaled, average),
-        "mutual information": lambda: mutual_information(scaled),
-        "energy": lambda: -mean_logits(logits, weights_of(average)).logsumexp(dim=1),
-    }
-    if logits.shape[1] == 1:
-        del scores["mutual information"]
-    return {name: score() for name, score in scores.items()}
+    names = [name for name in _SCORES if name != "mutual information" or logits.shape[1] > 1]
+    return {name: uncertainty_score(logits, name, temperature, average=average) for name in names}
+
+
+def uncertainty_score(logits: Tensor, name: str, temperature: float, *, average: Average) -> Tensor:
+    """Return one of the scores of `uncertainty_scores`, whose other arguments it has.
+
+    Args:
+        logits: `(n, exits, classes)`, floating point, not divided by the temperature.
+        name: of the score.
+        temperature: by which the logits are divided, for all scores but the energy.
+        average: what the ensemble averages.
+
+    Returns:
+        `(n,)`, float64.
+
+    Example:
+        >>> uncertainty_score(torch.zeros(1, 3, 2), "energy", temperature=1.0, average="logits")
+        tensor([-0.6931], dtype=torch.float64)
+    """
+    return _SCORES[name](logits.double(), temperature, average)
+
+
+_SCORES: dict[str, Callable[[Tensor, float, Average], Tensor]] = {
+    "maximum probability": lambda logits, temperature, average: (
+        -ensemble_log_probabilities(logits / temperature, average).amax(dim=1)
+    ),
+    "entropy": lambda logits, temperature, average: predictive_entropy(logits / temperature, average),
+    "mutual information": lambda logits, temperature, average: mutual_information(logits / temperature),
+    "energy": lambda logits, temperature, average: -mean_logits(logits, weights_of(average)).logsumexp(dim=1),
+}
