@@ -81,7 +81,7 @@ def test_csv_with_every_probability(digits_run, digit_files, capsys):
         capsys, digits_run.path, digit_files / "test/digit 1", "--format", "csv", "--probabilities"
     )
     for row in csv.DictReader(io.StringIO(text)):
-        each = {name: float(cell) for name, cell in row.items() if name.startswith("p_")}
+        each = {name: float(cell) for name, cell in row.items() if name.startswith("p_digit")}
         assert len(each) == 10
         assert sum(each.values()) == pytest.approx(1, abs=1e-4)
         assert each[f"p_{row['class']}"] == max(each.values()) == float(row["probability"])
@@ -271,7 +271,73 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
 
 def test_the_help_says_when_a_default_risk_is_left_out():
     words = " ".join(parser().format_help().split())
-    assert "with --coverage and --delta it never abstains)" in words
+    assert "with --delta and --coverage or --accept-false-alarms it never abstains)" in words
+
+
+def test_p_values_are_written_as_the_classifier_has_them(digits_run, digit_files, classifier, capsys):
+    request = [digits_run.path, digit_files / "test", "nowhere.png", "--accept-false-alarms", "0.1"]
+    *lines, failed = records(predict(capsys, *request, "--format", "jsonl", status=1))
+    assert set(failed) == {"image", "error"}
+    files = find_in_folder(digit_files / "test").images
+    pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
+    own = classifier.predict(pixels, accept_false_alarms=0.1)
+    assert [line["p_value"] for line in lines] == pytest.approx(own.p_values.tolist(), abs=1e-6)
+    assert [line["out_of_distribution"] for line in lines] == own.out_of_distribution.tolist()
+    assert 0 < sum(own.out_of_distribution) < 50
+    assert {(line["accept_false_alarms"], line["detector"]) for line in lines} == {(0.1, "energy")}
+    rows = list(csv.DictReader(io.StringIO(predict(capsys, *request, "--format", "csv", status=1))))
+    assert rows.pop()["p_value"] == ""
+    for row, line in zip(rows, lines, strict=True):
+        assert float(row["p_value"]) == line["p_value"]
+        assert [row[name] for name in ("out_of_distribution", "accept_false_alarms", "detector")] == [
+            str(int(line["out_of_distribution"])), "0.1", "energy",
+        ]  # fmt: skip
+    without = records(predict(capsys, digits_run.path, files[0], "--format", "jsonl"))[0]
+    assert without["p_value"] == lines[0]["p_value"] and "out_of_distribution" not in without
+    other = records(
+        predict(capsys, digits_run.path, files[0], "--format", "jsonl", "--detector", "mutual-information")
+    )[0]
+    assert other["detector"] == "mutual-information"
+    expected = classifier.predict(pixels[:1], detector="mutual-information").p_values.item()
+    assert other["p_value"] == pytest.approx(expected, abs=1e-6) != without["p_value"]
+
+
+def test_the_table_marks_images_and_says_how_many_falsely(digits_run, digit_files, capsys):
+    request = [digits_run.path, digit_files / "test" / "digit 2", "--accept-false-alarms", "0.2"]
+    head, *rows, marks, _ = predict(capsys, *request).splitlines()
+    lines = records(predict(capsys, *request, "--format", "jsonl"))
+    start, end = head.index("  p-value"), head.index("outside")
+    for row, line in zip(rows, lines, strict=True):
+        assert float(row[start : end - 2]) == pytest.approx(line["p_value"], abs=1e-3)
+        assert row[end:].startswith("yes") == line["out_of_distribution"]
+    assert marks == (
+        "outside: marked as out of distribution by energy; so are at most 20 % of images like the 30 "
+        "validation images, on average over their choice"
+    )
+    head, *_, bounded = predict(capsys, *request, "--delta", "0.1").splitlines()
+    assert "abstain" not in head  # the default risk may have no bound
+    assert bounded.endswith("with a probability of 90 % over their choice")
+
+
+def test_a_calibration_of_an_earlier_version_gives_no_p_values(digits_run, digit_files, tmp_path, capsys):
+    run = shutil.copytree(digits_run.path, tmp_path / "run")
+    calibration = json.loads((run / "calibration.json").read_text())
+    del calibration["scores"]["uncertainty"]
+    (run / "calibration.json").write_text(json.dumps(calibration))
+    image = find_in_folder(digit_files / "test").images[0]
+    (line,) = records(predict(capsys, run, image, "--coverage", "0.8", "--format", "jsonl"))
+    assert "p_value" not in line and line["set"]
+    for flags, name in (
+        (["--accept-false-alarms", "0.1"], "accept-false-alarms"),
+        (
+            ["--detector", "energy"],
+            "detector",
+        ),
+    ):
+        assert main(["predict", str(run), str(image), *flags]) == 2
+        error = capsys.readouterr().err
+        assert f"--{name} must be None for a calibration without scores of images, got " in error
+        assert error.endswith("for a run with `netfission calibrate RUN`\n")
 
 
 PROMISES = ["--coverage", "0.8", "--risk", "0.3", "--delta", "0.2"]
@@ -376,6 +442,19 @@ def test_limits_keep_whether_sets_are_class_wise(classifier):
         (
             "--coverage 0.99 --class-wise",
             "--coverage must be at most 0.75 class by class with 3 calibration images of the largest class",
+        ),
+        (
+            "--accept-false-alarms 1",
+            "--accept-false-alarms must be a share of images above 0 and below 1, got 1.0",
+        ),
+        (
+            "--accept-false-alarms 0.01",
+            "--accept-false-alarms must be at least 0.04 with 30 calibration images, got 0.01; 99 images are "
+            "enough",
+        ),
+        (
+            "--detector msp",
+            "--detector must be one of energy, entropy, maximum-probability, mutual-information, got 'msp'",
         ),
         ("--batch_size 0", "--batch-size must be a positive integer, got 0"),
         ("--risk 1.5", "risk must be a share of wrong answers from 0 to 1, got 1.5"),

@@ -31,14 +31,15 @@ def parser() -> Parser:
         "--risk",
         float | None,
         help="accepted share of wrong answers on the images of the calibration; above it the network "
-        f"abstains (default: {DEFAULT_RISK} if the network is calibrated; with --coverage and --delta it "
-        "never abstains)",
+        f"abstains (default: {DEFAULT_RISK} if the network is calibrated; with --delta and --coverage or "
+        "--accept-false-alarms it never abstains)",
     )
     parser.add(
         "--delta",
         float | None,
-        help="bound --risk and --coverage: probability that one does not hold, over the choice of the images "
-        "of the calibration (default: the risk is that on those images, the coverage a mean)",
+        help="bound --risk, --coverage and --accept-false-alarms: probability that one does not hold, over "
+        "the choice of the images of the calibration (default: the risk is that on those images, the other "
+        "two are means)",
     )
     parser.add(
         "--coverage",
@@ -53,6 +54,17 @@ def parser() -> Parser:
         "if an image is difficult (default: lac)",
     )
     parser.add("--class-wise", True, help="keep to --coverage for the images of each class")
+    parser.add(
+        "--accept-false-alarms",
+        float | None,
+        help="mark images as out of distribution, and of images like those of the calibration at most this "
+        "share (default: no marks)",
+    )
+    parser.add(
+        "--detector",
+        Literal["energy", "entropy", "maximum-probability", "mutual-information"] | None,
+        help="score by which p-values and marks tell images out of distribution (default: energy)",
+    )
     parser.add("--probabilities", True, help="write the probability of every class; csv and jsonl only")
     parser.add("--batch-size", int, 64, "number of images per batch")
     parser.add(
@@ -84,13 +96,16 @@ def run(settings: Namespace) -> None:
     with without_collection(), without_compiler():
         classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
-    bounds_sets = settings.coverage is not None and settings.delta is not None
+    others = (settings.coverage, settings.accept_false_alarms)
+    bounds_others = settings.delta is not None and others != (None, None)
     limits = classifier.limits(
-        risk=classifier.default_risk if settings.risk is None and not bounds_sets else settings.risk,
+        risk=classifier.default_risk if settings.risk is None and not bounds_others else settings.risk,
         delta=settings.delta,
         coverage=settings.coverage,
         score=settings.score or "lac",
         class_wise=settings.class_wise,
+        accept_false_alarms=settings.accept_false_alarms,
+        detector=settings.detector,
     )
     images = find_images(_names(settings.images))
     if not images:

@@ -36,6 +36,9 @@ class ImagePrediction:
         abstain: whether the ensemble abstains to keep to the accepted risk; None without a risk.
         probabilities: the ensemble's probability of every class, by name.
         classes: names of the classes in the prediction set; empty without a coverage.
+        p_value: of coming from the distribution of the images of the calibration; None without them.
+        out_of_distribution: whether it is marked as not coming from it; None without an accepted rate of
+            false alarms.
 
     Example:
         >>> prediction = ImagePrediction(
@@ -55,6 +58,8 @@ class ImagePrediction:
     abstain: bool | None
     probabilities: dict[str, float]
     classes: list[str] = field(default_factory=list)
+    p_value: float | None = None
+    out_of_distribution: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,7 @@ def _predict_pixels(
     disagreement, entropy = predictions.disagreement, predictions.entropy
     information, abstains = predictions.mutual_information, predictions.abstains
     sets = None if predictions.sets is None else predictions.sets.tolist()
+    p_values, marked = predictions.p_values, predictions.out_of_distribution
     for row, (image, _) in enumerate(read):
         yield ImagePrediction(
             image=image,
@@ -209,4 +215,6 @@ def _predict_pixels(
             abstain=None if abstains is None else bool(abstains[row]),
             probabilities=dict(zip(names, probabilities[row].tolist(), strict=True)),
             classes=[] if sets is None else list(compress(names, sets[row])),
+            p_value=None if p_values is None else p_values[row].item(),
+            out_of_distribution=None if marked is None else bool(marked[row]),
         )

@@ -13,6 +13,7 @@ import torch
 from netfission.classifier import AnswerLimits, Classifier
 from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.conformal import SetScore
+from netfission.evaluation.p_values import DetectorScore
 from netfission.evaluation.selective import describe_risk
 from netfission.prediction.images import Failure, ImagePrediction
 from netfission.utils.text import printable, rounded, unsaturated
@@ -37,6 +38,8 @@ class Layout:
         coverage: least share of prediction sets that contain the label; None without sets.
         score: by which classes enter a set.
         class_wise: whether the coverage is that of the images of each class.
+        detector: score that p-values are of; None without p-values.
+        accept_false_alarms: share of images that may be marked falsely; None if none is marked.
 
     Example:
         >>> layout = Layout(["cat", "dog"], 2, risk=0.05, threshold=0.9, probabilities=False, images=5)
@@ -56,6 +59,8 @@ class Layout:
     coverage: float | None = None
     score: SetScore = "lac"
     class_wise: bool = False
+    detector: DetectorScore | None = None
+    accept_false_alarms: float | None = None
 
     @classmethod
     def from_classifier(
@@ -83,6 +88,8 @@ class Layout:
             coverage=limits.coverage,
             score=limits.score,
             class_wise=limits.class_wise,
+            detector=None if limits.detector is None else limits.detector.score,
+            accept_false_alarms=limits.accept_false_alarms,
         )
 
 
@@ -142,6 +149,11 @@ class JsonLines(Writer):
         if self.layout.coverage is not None:
             record |= {"set": prediction.classes, "coverage": self.layout.coverage}
             record |= {"score": self.layout.score, "class_wise": self.layout.class_wise}
+        if self.layout.detector is not None and prediction.p_value is not None:
+            record |= {"p_value": _short(prediction.p_value), "detector": self.layout.detector}
+        if self.layout.accept_false_alarms is not None:
+            record["out_of_distribution"] = prediction.out_of_distribution
+            record["accept_false_alarms"] = self.layout.accept_false_alarms
         if self.layout.probabilities:
             record["probabilities"] = {
                 name: _short(share) for name, share in prediction.probabilities.items()
@@ -173,6 +185,10 @@ class Csv(Writer):
         if self.layout.coverage is not None:
             cells += [json.dumps(prediction.classes, ensure_ascii=False), self.layout.coverage]
             cells += [self.layout.score, int(self.layout.class_wise)]
+        if self.layout.detector is not None and prediction.p_value is not None:
+            cells += [_short(prediction.p_value), self.layout.detector]
+        if self.layout.accept_false_alarms is not None:
+            cells += [int(bool(prediction.out_of_distribution)), self.layout.accept_false_alarms]
         if self.layout.probabilities:
             cells += map(_short, prediction.probabilities.values())
         return _comma_separated([*cells, ""])
@@ -182,6 +198,9 @@ class Csv(Writer):
         abstain = ["abstain"] if self.layout.risk is not None else []
         abstain += ["risk", "delta"] if self.layout.delta is not None else []
         abstain += ["set", "coverage", "score", "class_wise"] if self.layout.coverage is not None else []
+        abstain += ["p_value", "detector"] if self.layout.detector is not None else []
+        if self.layout.accept_false_alarms is not None:
+            abstain += ["out_of_distribution", "accept_false_alarms"]
         shares = [f"p_{name}" for name in self.layout.classes] if self.layout.probabilities else []
         return ["image", "class", "probability", *votes, *_UNCERTAINTIES, *abstain, *shares, "error"]
 
@@ -195,7 +214,9 @@ class Table(Writer):
         """Return the titles of the columns."""
         exits = [f"exit {index}" for index in range(self.layout.exits)]
         uncertainties = ["disagree", "entropy", "mutual inf."]
-        yield self._aligned("image", "class", "p", exits, uncertainties, "abstain", "set")
+        if self.layout.detector is not None:
+            uncertainties.append("p-value")
+        yield self._aligned("image", "class", "p", exits, uncertainties, "outside", "abstain", "set")
 
     def line(self, prediction: ImagePrediction | Failure) -> str:
         """Return the line of an image."""
@@ -203,17 +224,22 @@ class Table(Writer):
         if isinstance(prediction, Failure):
             return f"{image:{self.layout.images}}  error: {printable(prediction.error)}"
         uncertainties = [rounded(getattr(prediction, name), 3) for name in _UNCERTAINTIES]
+        if prediction.p_value is not None:
+            uncertainties.append(rounded(prediction.p_value, 3))
+        outside = "yes" if prediction.out_of_distribution else ""
         probability = rounded(unsaturated(prediction.probability), 3, most=1)
         abstain = "yes" if prediction.abstain else ""
         name, *votes = map(printable, (prediction.name, *prediction.votes))
         classes = ", ".join(map(printable, prediction.classes)) or "(empty)"
-        return self._aligned(image, name, probability, votes, uncertainties, abstain, classes)
+        return self._aligned(image, name, probability, votes, uncertainties, outside, abstain, classes)
 
     def footer(self) -> Iterator[str]:
-        """Return the threshold below which the ensemble abstains, and what is promised of the answers."""
+        """Return what is promised of sets, marks and answers, and the threshold below which it abstains."""
         risk, threshold, images = self.layout.risk, self.layout.threshold, self._calibration_images()
         if self.layout.coverage is not None:
             yield self._covered(self.layout.coverage, images)
+        if self.layout.accept_false_alarms is not None:
+            yield self._marked(self.layout.accept_false_alarms, images)
         if risk is None or threshold is None:
             return
         kept = describe_risk(risk, self.layout.fitted_on)
@@ -234,6 +260,13 @@ class Table(Writer):
         share = f"{100 * coverage:g} %"
         promise = f"sets contain the true class of at least {share} of {whose}"
         return f"{promise}, {chance} over the choice of the {images}"
+
+    def _marked(self, rate: float, images: str) -> str:
+        chance = self._chance() if self.layout.delta is not None else "on average"
+        return (
+            f"outside: marked as out of distribution by {self.layout.detector}; so are at most "
+            f"{100 * rate:g} % of images like the {images}, {chance} over their choice"
+        )
 
     def _bounded(self, risk: float, threshold: float, images: str) -> str:
         bound = f"at most {100 * risk:g} % of the answers are wrong, {self._chance()}"
@@ -257,6 +290,7 @@ class Table(Writer):
         p: str,
         votes: Sequence[str],
         uncertainties: Sequence[str],
+        outside: str,
         abstain: str,
         classes: str,
     ) -> str:
@@ -264,6 +298,8 @@ class Table(Writer):
         cells = [image.ljust(self.layout.images), name.ljust(wide), p.rjust(7)]
         cells += [vote.ljust(wide) for vote in votes]
         cells += [uncertainty.rjust(11) for uncertainty in uncertainties]
+        if self.layout.accept_false_alarms is not None:
+            cells.append(outside.ljust(len("outside")))
         cells += [abstain.ljust(len("abstain"))] if self.layout.risk is not None else []
         cells += [classes] if self.layout.coverage is not None else []
         return "  ".join(cells).rstrip()
