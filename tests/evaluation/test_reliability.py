@@ -1,5 +1,6 @@
 import json
 import shutil
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from netfission.cli import main
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.conformal import class_scores
 from netfission.evaluation.metrics import classification_metrics
+from netfission.evaluation.p_values import DetectorScore
 from netfission.evaluation.reliability import CalibrationCurve, ReliabilityReport
 from netfission.evaluation.selective import RiskCoverage
 from netfission.runs.evaluate import evaluate
@@ -105,9 +107,14 @@ def test_sets_and_bounded_abstention_are_measured_on_the_test_split():
     assert bound.answered == pytest.approx(answered.double().mean().item())
     assert 0 < bound.answered < 1
     assert bound.error == pytest.approx((~right[answered]).double().mean().item())
+    assert [each.detector for each in promises.false_alarms] == list(get_args(DetectorScore))
+    for each in promises.false_alarms:
+        detector = calibration.scores.detector(each.detector, accept_false_alarms=0.05)
+        assert each.marked == detector.marks(logits, average="logits").double().mean().item()
+        assert each.marked == pytest.approx(0.05, abs=0.05) and each.marked > 0
     few = Calibration.fit(*random_case(seed=1, n=8), average="logits")
     few_promises = ReliabilityReport.from_logits(logits, labels, CLASSES, few, average="logits").promises
-    assert few_promises.sets == []
+    assert few_promises.sets == few_promises.false_alarms == []
     assert {bound.answered for bound in few_promises.abstentions} == {0}
 
 

@@ -129,15 +129,18 @@ def test_the_page_says_what_the_calibration_images_promise(run):
     for sets in promises.sets:
         row = f"{sets.score} 90 % {100 * sets.covered:.1f} % {sets.size:.2f} {100 * sets.empty:.1f} %"
         assert f"{row} {sets.least_covered} (" in text
+    assert len(promises.false_alarms) == 4
+    for alarms in promises.false_alarms:
+        assert f"{alarms.detector} 5 % {100 * alarms.marked:.1f} %" in text
     assert "1 % from 287 images 0.0 % –" in text
     assert "With a probability of 90 % over the choice of the 145 validation images, the share of" in text
     elsewhere = "This is promised for images like the images of pets, not for those of the run's test split."
     assert "This is promised for images like" not in text
     change(run / "reliability.json", fitted_on="images of pets")
-    assert text_of(page_of(run)).count(elsewhere) == 2
+    assert text_of(page_of(run)).count(elsewhere) == 3
     change(run / "reliability.json", promises=None)  # as a network has that was chosen on these images
     text = text_of(page_of(run))
-    assert "Prediction sets" not in text and "with a bound" not in text
+    assert "Prediction sets" not in text and "False alarms" not in text and "with a bound" not in text
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -1,16 +1,18 @@
-"""How prediction sets and bounded abstention keep on a test split what the calibration images promise."""
+"""How sets, bounded abstention and detectors keep on a test split what the calibration images promise."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self, get_args
 
 from torch import Tensor
 
 from netfission.evaluation.conformal import SetScore, images_for_coverage, prediction_sets
 from netfission.evaluation.guarantees import CalibrationScores, images_for_threshold
+from netfission.evaluation.p_values import DetectorScore, images_for_false_alarms
 from netfission.evaluation.risk_control import NO_THRESHOLD
 
 COVERAGE = 0.9  # promised of the sets that are measured
+FALSE_ALARMS = 0.05  # accepted of the detectors that are measured
 DELTA = 0.1  # probability that a measured bound does not hold
 
 
@@ -78,12 +80,29 @@ class BoundedAbstention:
 
 
 @dataclass(frozen=True)
+class FalseAlarms:
+    """How many test images a detector of out-of-distribution images marks, all of them falsely.
+
+    Attributes:
+        detector: name of its score, see `netfission.evaluation.p_values.detector_scores`.
+        accepted: promised share of the images that is marked, at most, on average.
+        marked: that share of the test images.
+    """
+
+    detector: DetectorScore
+    accepted: float
+    marked: float
+
+
+@dataclass(frozen=True)
 class Promises:
     """What was promised, and what test images show of it.
 
     Attributes:
         sets: by each score; empty if there are too few calibration images.
         abstentions: one for each risk.
+        false_alarms: of each detector; empty if there are too few calibration images, and in files of an
+            earlier version.
 
     Example:
         >>> import torch
@@ -101,6 +120,7 @@ class Promises:
 
     sets: list[SetQuality]
     abstentions: list[BoundedAbstention]
+    false_alarms: list[FalseAlarms] = field(default_factory=list)
 
     @classmethod
     def from_log_probabilities(
@@ -111,6 +131,7 @@ class Promises:
         scores: CalibrationScores,
         *,
         risks: Sequence[float],
+        uncertainty: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Measure test images.
 
@@ -120,10 +141,12 @@ class Promises:
             classes: their names.
             scores: of the calibration images.
             risks: highest shares of wrong answers to have a bound, each in (0, 1).
+            uncertainty: scores of detectors by name, each `(n,)`; default none.
         """
         return cls(
             list(_sets(log_probabilities, labels, classes, scores)),
             list(_abstentions(log_probabilities, labels, scores, risks)),
+            list(_false_alarms(uncertainty or {}, scores)),
         )
 
 
@@ -157,3 +180,13 @@ def _abstentions(
         wrong = int((answered & (answers != labels)).sum())
         count = int(answered.sum())
         yield BoundedAbstention(risk, DELTA, needed, threshold, count / len(labels), wrong / max(count, 1))
+
+
+def _false_alarms(uncertainty: Mapping[str, Tensor], scores: CalibrationScores) -> Iterator[FalseAlarms]:
+    if len(scores.labels) < images_for_false_alarms(FALSE_ALARMS):
+        return
+    for score in get_args(DetectorScore):
+        if score in uncertainty and score in scores.uncertainty:
+            detector = scores.detector(score, accept_false_alarms=FALSE_ALARMS)
+            marked = (uncertainty[score] > detector.alarm_above).double().mean().item()
+            yield FalseAlarms(score, FALSE_ALARMS, marked)

@@ -12,6 +12,7 @@ from netfission.config import DEFAULT_RISK
 from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.evaluation.calibration import VALIDATION, Calibration, describe_scaling
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
+from netfission.evaluation.p_values import detector_scores
 from netfission.evaluation.promises import Promises
 from netfission.evaluation.selective import RiskCoverage, describe_risk
 from netfission.utils.text import percent
@@ -124,7 +125,8 @@ class ReliabilityReport:
         flawless: whether every validation image was classified correctly, so that the temperature is a guess.
         fitted_on: what temperature and thresholds are from, in words that follow the number of images: the
             validation images, or those of another data set.
-        promises: prediction sets and abstention with a bound; None if the calibration has no scores.
+        promises: prediction sets, abstention with a bound and false alarms; None if the calibration has no
+            scores.
     """
 
     n: int
@@ -189,7 +191,12 @@ class ReliabilityReport:
             promises=None
             if calibration is None or calibration.scores is None
             else Promises.from_log_probabilities(
-                raw_log_probabilities, labels, classes, calibration.scores, risks=RISKS
+                raw_log_probabilities,
+                labels,
+                classes,
+                calibration.scores,
+                risks=RISKS,
+                uncertainty=detector_scores(logits, average=average),
             ),
         )
 
