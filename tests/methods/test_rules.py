@@ -32,7 +32,6 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.other_data import evaluate_other_data
 from netfission.runs.setup import load_run_data, make_batches
 from netfission.runs.train import train
-from netfission.serve.app import ImageResult
 from netfission.serve.responses import json_answers
 
 LOGITS = {"fission", "narrow", "multi-exit", "neurotrails", "born-again"}
@@ -79,8 +78,8 @@ def test_a_run_is_evaluated_calibrated_and_used_by_the_rule_of_its_method(run: R
     expected = ensemble_probabilities(scaled, "probabilities")
     assert torch.equal(predictions.probabilities, expected)
     assert not torch.allclose(expected, scaled.mean(dim=1).softmax(dim=1))
-    whole = ImageResult(json_answers(predictions, classifier.spec.classes, 1)[0], predictions, 3)
-    answer = whole.with_all_classes(classifier.spec.classes)
+    one = classifier.interpret(classifier.logits(pixels)[3, None], classifier.limits())
+    (answer,) = json_answers(one, classifier.spec.classes, len(classifier.spec.classes))
     assert answer["probability"] == pytest.approx(expected[3].max().item())
     reliability = json.loads(Path(run.reliability).read_text())
     assert reliability["raw"]["metrics"]["nll"] == pytest.approx(evaluation.ensemble["nll"])

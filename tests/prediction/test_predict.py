@@ -424,8 +424,8 @@ def test_limits_keep_whether_sets_are_class_wise(classifier):
         ("--coverage 1", "--coverage must be a share of images above 0 and below 1, got 1.0"),
         ("--coverage 0.9 --delta 0", "--delta must be a probability above 0 and below 1, got 0.0"),
         ("--coverage 0.9 --score abs", "--score must be one of lac, aps, raps, got 'abs'"),
-        ("--class-wise", "--coverage must be given with --class-wise, got nothing"),
-        ("--score aps", "--coverage must be given with --score, got nothing"),
+        ("--class-wise", "--class-wise must be left out without a coverage, got True"),
+        ("--score aps", "--score must be left out without a coverage, got 'aps'"),
         (
             "--risk 0 --delta 0.1",
             "--risk must be a share of wrong answers above 0 and below 1 to have a bound",

@@ -165,7 +165,7 @@ def test_an_image_brought_is_answered_and_every_bar_drawn(visit, served, make_im
     bring(page, kind, content)
     shown(page)
     best = [f"{one['class']} ({percent(one['probability'], 1)} %)" for one in answer["probabilities"][:3]]
-    if answer["abstains"]:
+    if answer["abstain"]:
         assert page.inner_text("#verdict h2").strip() == "Not sure enough to answer"
         assert plain(page.inner_text("#guesses")) == f"Best guesses: {', '.join(best)}"
     else:
@@ -234,7 +234,7 @@ def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, make_
 def test_names_are_text_and_never_markup(visit, served, make_image):
     name = "<img src=x onerror=console.log('markup')>"
     page = visit()
-    invented(page, [name, "b"], [0.7, 0.3], abstains=False)
+    invented(page, [name, "b"], [0.7, 0.3], abstain=False)
     assert page.inner_text("#title") == name
     assert page.locator("#result img").count() == 0
     page.set_input_files("#file", [file(name)] * 2)
@@ -245,10 +245,10 @@ def test_names_are_text_and_never_markup(visit, served, make_image):
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("exits", [2, 6])
-@pytest.mark.parametrize("abstains", [False, True])
-def test_all_fits(visit, screen, exits, abstains):
+@pytest.mark.parametrize("abstain", [False, True])
+def test_all_fits(visit, screen, exits, abstain):
     page = visit(**screen)
-    invented(page, LONG_NAMES, [0.99997, 1e-5, 1e-5, 1e-5, 0.0], exits, abstains=abstains)
+    invented(page, LONG_NAMES, [0.99997, 1e-5, 1e-5, 1e-5, 0.0], exits, abstain=abstain)
     assert page.evaluate(OVERFLOWING) == []
     assert len(page.locator("#exits tr").all()) == 7
     page.set_input_files("#file", [file("y" * 100)] * 3)
@@ -261,13 +261,13 @@ def test_all_fits(visit, screen, exits, abstains):
 def test_the_first_line_says_whether_to_trust_the_answer(visit):
     page = visit()
     share = [0.5, 0.3, 0.1, 0.05]
-    invented(page, LONG_NAMES[2:], share, abstains=False)
+    invented(page, LONG_NAMES[2:], share, abstain=False)
     assert lines_of(page, "#verdict")[:2] == ["Confident enough to answer", "class 0 50.0 %"]
     assert plain(page.inner_text("#reason")) == (
         "It abstains if its confidence is below 60.0 %, which keeps the share of wrong answers within 5 % on "
         "the 145 validation images."
     )
-    invented(page, LONG_NAMES[2:], share, abstains=True)
+    invented(page, LONG_NAMES[2:], share, abstain=True)
     lines = lines_of(page, "#verdict")
     assert lines[0] == "Not sure enough to answer"
     assert lines[1] == "Best guesses: class 0 (50.0 %), class 1 (30.0 %), class 2 (10.0 %)"
@@ -282,7 +282,7 @@ def test_the_page_rounds_as_all_other_output_does_and_never_to_certainty(visit):
     shares = [0.0, 1e-9, 0.0004, 0.0006, 0.05, 0.3333, 0.9994, 0.9996, 1 - 1e-9, 1.0]
     on_page = page.evaluate("shares => import('/page.js').then(page => shares.map(page.percent))", shares)
     assert list(map(plain, on_page)) == [f"{percent(share, 1)} %" for share in shares]
-    invented(page, ["a", "b", "c"], [1.0, 1e-12], abstains=False)  # 1: what float32 makes of 1 - 1e-8
+    invented(page, ["a", "b", "c"], [1.0, 1e-12], abstain=False)  # 1: what float32 makes of 1 - 1e-8
     text = "\n".join(lines_of(page, "#result"))
     assert not re.search(r"\b(100|0\.0)\b", text.partition("Uncertainty")[0])
     assert text.count("> 99.9") == 8 and text.count("< 0.1") == 14
@@ -302,7 +302,7 @@ def test_several_files_are_all_answered(visit, served, make_image):
     page.set_input_files("#file", files)
     until(page, "document.getElementById('summary').textContent")
     answers = [None if number == 3 else served.predict(make_image(number))[2] for number in range(5)]
-    unsure = sum(answer is not None and answer["abstains"] for answer in answers)
+    unsure = sum(answer is not None and answer["abstain"] for answer in answers)
     kinds = [(4 - unsure, "answered"), (unsure, "not sure enough"), (1, "failed")]
     told = ", ".join(f"{number} {kind}" for number, kind in kinds if number)
     assert page.inner_text("#count") == f"5 images: {told}" == page.text_content("#summary")
@@ -314,7 +314,7 @@ def test_several_files_are_all_answered(visit, served, make_image):
             assert shown_verdict.startswith("image must be a file in ")
             continue
         assert f"{answer['class']} ({percent(answer['probability'], 1)} %)" in shown_verdict
-        assert shown_verdict.startswith("Not sure enough: ") == answer["abstains"]
+        assert shown_verdict.startswith("Not sure enough: ") == answer["abstain"]
         until(page, f"document.querySelector('#answers li:nth-child({number + 1}) img').naturalWidth === 8")
     page.focus("#answers li:nth-child(5) summary")
     page.keyboard.press("Enter")
@@ -351,11 +351,25 @@ def test_a_folder_is_told_of(visit, tmp_path):
     )
 
 
+def test_a_set_and_an_image_unlike_those_of_the_calibration_are_shown(visit):
+    page = visit()
+    promises = {"set": ["a", "b"], "coverage": 0.9, "class_wise": False}
+    marks = {"out_of_distribution": True, "p_value": 0.01, "accept_false_alarms": 0.05}
+    invented(page, ["a", "b", "c"], [0.6, 0.3, 0.1], abstain=False, **promises, **marks)
+    assert page.inner_text("#classes") == "a, b"
+    assert plain(page.inner_text("#promise")).startswith(
+        "Such sets contain the true class of at least 90 % of the images, on average, by the 145 "
+    )
+    assert plain(page.inner_text("#outside")).startswith("Unlike the 145 validation images (p-value 0.010)")
+    invented(page, ["a", "b", "c"], [0.6, 0.3, 0.1], abstain=False)
+    assert page.is_hidden("#set") and page.is_hidden("#outside")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_enough_contrast(visit, scheme):
     page = visit(color_scheme=scheme)
     assert page.evaluate(CONTRASTS)[0][0] >= 4.5
-    for answer in ({"abstains": False}, {"abstains": True}, {}):
+    for answer in ({"abstain": False}, {"abstain": True}, {}):
         invented(page, ["a", "b", "c"], [0.6, 0.2], **answer)
         assert page.evaluate(CONTRASTS)[0][0] >= 4.5
         page.set_input_files("#file", [file("y")] * 2)

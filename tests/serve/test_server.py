@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from netfission.classifier import Classifier
+from netfission.classifier.answer_settings import AnswerSettings
 from netfission.cli import main
 
 
@@ -262,13 +263,13 @@ def test_answers_are_given_up_in_time_and_too_many_at_once_refused(
     finished_run, serving, make_image, make_form, monkeypatch
 ):
     gate = threading.Event()
-    predict = Classifier.predict
+    interpret = Classifier.interpret
 
     def slow(*arguments, **settings):
         gate.wait(60)
-        return predict(*arguments, **settings)
+        return interpret(*arguments, **settings)
 
-    monkeypatch.setattr(Classifier, "predict", slow)
+    monkeypatch.setattr(Classifier, "interpret", slow)
     with serving(finished_run, timeout_s=4.0, max_batch=64) as own, ThreadPoolExecutor(8) as pool:
         body, headers = make_form(*[make_image()] * 64)
         asked = [pool.submit(own.predict, body, headers=headers) for _ in range(8)]
@@ -286,7 +287,7 @@ def test_a_network_that_fails_is_told_and_the_next_request_answered(
 ):
     with serving(finished_run) as own:
         with monkeypatch.context() as patch:
-            patch.setattr(Classifier, "predict", lambda *_, **__: 1 / 0)
+            patch.setattr(Classifier, "interpret", lambda *_, **__: 1 / 0)
             status, _, answer = own.predict(make_image())
         assert (status, answer) == (500, {"error": "the network failed on these images"})
         assert own.predict(make_image())[0] == 200
@@ -294,11 +295,11 @@ def test_a_network_that_fails_is_told_and_the_next_request_answered(
 
 
 def test_risk_tells_what_the_ensemble_abstains_from(finished_run, serving, classifier, make_image):
-    with serving(finished_run, risk=0.0) as own:
+    with serving(finished_run, answers=AnswerSettings(risk=0.0)) as own:
         content = make_image()
         threshold = classifier.threshold(0.0)
         answer = own.predict(content)[2]
-        assert answer["abstains"] is (answer["probability"] < threshold)
+        assert answer["abstain"] is (answer["probability"] < threshold)
         assert own.ask("GET", "/model")[2]["threshold"] == threshold
 
 
@@ -310,11 +311,11 @@ def test_the_server_abstains_by_default_as_predict_does(
     assert model["calibration_images"] == classifier.calibration.n
     assert model["calibrated_on"] == "validation images"
     answer = served.predict(make_image())[2]
-    assert answer["abstains"] is (answer["probability"] < model["threshold"])
+    assert answer["abstain"] is (answer["probability"] < model["threshold"])
     uncalibrated = shutil.copytree(finished_run, tmp_path / "uncalibrated")
     (uncalibrated / "calibration.json").unlink()
     with serving(uncalibrated) as own:
-        assert "abstains" not in own.predict(make_image())[2]
+        assert "abstain" not in own.predict(make_image())[2]
         model = own.ask("GET", "/model")[2]
     assert (model["calibrated"], model["risk"], model["threshold"]) == (False, None, None)
 
@@ -361,7 +362,7 @@ def test_pages_of_named_origins_may_read_the_answers_and_no_others(
         assert status == 400 and "allow-origin" not in cors(headers)
         status, headers, _ = own.predict(b"hello", headers=named)
         assert (status, cors(headers)["allow-origin"]) == (415, "https://app.example:8443")
-        monkeypatch.setattr(Classifier, "predict", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(Classifier, "interpret", lambda *_, **__: 1 / 0)
         status, headers, _ = own.predict(make_image(), headers=named)
         assert (status, cors(headers)["allow-origin"]) == (500, "https://app.example:8443")
 
@@ -517,3 +518,73 @@ def test_threads_are_shared_out_among_batches(finished_run, serving, make_image)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+LIMITS = {"coverage": 0.8, "risk": 0.3, "delta": 0.2, "accept_false_alarms": 0.1, "score": "aps"}
+
+
+def assert_promises(answer, own, names, row=0):
+    """What an answer says of sets, bounds and marks is what was predicted."""
+    assert answer["set"] == [names[k] for k in own.sets[row].nonzero()[:, 0]]
+    assert answer["abstain"] is bool(own.abstains[row])
+    assert answer["out_of_distribution"] is bool(own.out_of_distribution[row])
+    assert answer["p_value"] == pytest.approx(own.p_values[row].item(), abs=0.02)  # a rank or two of 145
+    assert answer["class"] == names[own.classes[row]]
+    assert {name: answer[name] for name in LIMITS} == LIMITS
+    assert (answer["class_wise"], answer["detector"]) == (False, "energy")
+
+
+def test_a_request_asks_for_sets_bounds_and_marks_as_predict_does(served, classifier, make_image, make_form):
+    query = "?" + "&".join(f"{name}={value}" for name, value in LIMITS.items())
+    contents = [make_image(number) for number in range(6)]
+    body, headers = make_form(*contents)
+    status, _, answer = served.predict(body, query, headers=headers)
+    assert status == 200
+    pixels = torch.stack([classifier.pixels(Image.open(io.BytesIO(content))) for content in contents])
+    own = classifier.predict(pixels, **LIMITS)
+    for row, one in enumerate(answer["predictions"]):
+        assert_promises(one, own, classifier.spec.classes, row)
+    plain = served.predict(contents[0])[2]
+    assert plain["p_value"] == answer["predictions"][0]["p_value"]
+    assert not {"set", "out_of_distribution", "delta"} & plain.keys()
+    single = served.predict(contents[0], f"{query}&all=1")[2]
+    assert len(single["probabilities"]) == 10
+    assert_promises(single, own, classifier.spec.classes)
+
+
+def test_what_is_asked_of_all_answers_is_on_the_page_and_a_request_may_ask_for_less(
+    finished_run, serving, classifier, make_image
+):
+    content = make_image(3)
+    own = classifier.predict(classifier.pixels(Image.open(io.BytesIO(content)))[None], **LIMITS)
+    with serving(finished_run, answers=AnswerSettings(**LIMITS)) as server:
+        assert_promises(server.predict(content)[2], own, classifier.spec.classes)
+        model = server.ask("GET", "/model")[2]
+        wider = server.predict(content, "?coverage=0.95&delta=0.5")[2]
+    asked = {name: model[name] for name in LIMITS if name != "score"}
+    assert asked == {name: value for name, value in LIMITS.items() if name != "score"}
+    assert model["threshold"] == classifier.limits(risk=0.3, delta=0.2).threshold
+    assert (wider["coverage"], wider["delta"], wider["risk"]) == (0.95, 0.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("coverage=x", "coverage must be a number, got 'x'"),
+        ("coverage=1", "coverage must be a share of images above 0 and below 1, got 1.0"),
+        ("coverage=0.9&delta=nan", "delta must be a probability above 0 and below 1, got nan"),
+        ("score=aps", "score must be left out without a coverage, got 'aps'"),
+        ("coverage=0.9&score=x", "score must be one of lac, aps, raps, got 'x'"),
+        ("coverage=0.9&class_wise=yes", "class_wise must be 0 or 1, got 'yes'"),
+        ("detector=x", "detector must be one of energy, entropy, maximum-probability, mutual-information,"),
+        (
+            "accept_false_alarms=0.001",
+            "accept_false_alarms must be at least 0.01 with 145 calibration",
+        ),
+        ("risk=0.001&delta=0.1", "risk must be at least 0.02 with 145 calibration images, got 0.001; "),
+    ],
+)
+def test_a_request_whose_promises_cannot_be_kept_is_refused_in_one_line(served, make_image, query, message):
+    status, _, answer = served.predict(make_image(), f"?{query}")
+    assert status == 400
+    assert answer["error"].startswith(message)

@@ -236,7 +236,16 @@ class Classifier(nn.Module):
             raise invalid("pixels", expected, found=type(pixels).__name__)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
-        logits, average = self.logits(pixels), self.spec.average
+        return self.interpret(self.logits(pixels), limits)
+
+    def interpret(self, logits: Tensor, limits: AnswerLimits) -> Predictions:
+        """Return the predictions of images from their logits.
+
+        Args:
+            logits: `(n, exits, classes)`, what `logits` returned.
+            limits: what `limits` returned.
+        """
+        average = self.spec.average
         raw = None  # nothing is of the probabilities at temperature 1
         if limits.delta is not None or limits.coverage is not None:
             raw = ensemble_log_probabilities(logits.double(), average)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from netfission.cli.answer_options import add_answer_options, answer_options
 from netfission.cli.parser import Parser
-from netfission.config import DEFAULT_RISK
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import choose_format, write_whole
 from netfission.utils.quick import without_collection, without_compiler
@@ -27,44 +27,7 @@ def parser() -> Parser:
     parser.add(
         "images", str, help="image files, folders of them, or - for names on standard input", several=True
     )
-    parser.add(
-        "--risk",
-        float | None,
-        help="accepted share of wrong answers on the images of the calibration; above it the network "
-        f"abstains (default: {DEFAULT_RISK} if the network is calibrated; with --delta and --coverage or "
-        "--accept-false-alarms it never abstains)",
-    )
-    parser.add(
-        "--delta",
-        float | None,
-        help="bound --risk, --coverage and --accept-false-alarms: probability that one does not hold, over "
-        "the choice of the images of the calibration (default: the risk is that on those images, the other "
-        "two are means)",
-    )
-    parser.add(
-        "--coverage",
-        float | None,
-        help="write a set of classes that contains the true one for at least this share of the images "
-        "(default: no sets)",
-    )
-    parser.add(
-        "--score",
-        Literal["lac", "aps", "raps"] | None,
-        help="score by which classes enter a set: lac for small sets; aps or raps for sets that are larger "
-        "if an image is difficult (default: lac)",
-    )
-    parser.add("--class-wise", True, help="keep to --coverage for the images of each class")
-    parser.add(
-        "--accept-false-alarms",
-        float | None,
-        help="mark images as out of distribution, and of images like those of the calibration at most this "
-        "share (default: no marks)",
-    )
-    parser.add(
-        "--detector",
-        Literal["energy", "entropy", "maximum-probability", "mutual-information"] | None,
-        help="score by which p-values and marks tell images out of distribution (default: energy)",
-    )
+    add_answer_options(parser)
     parser.add("--probabilities", True, help="write the probability of every class; csv and jsonl only")
     parser.add("--batch-size", int, 64, "number of images per batch")
     parser.add(
@@ -82,6 +45,7 @@ def run(settings: Namespace) -> None:
         import torch
 
         from netfission.classifier import Classifier
+        from netfission.classifier.answer_settings import AnswerSettings
         from netfission.prediction import FORMATS, Layout, find_images, predict_images
     from tqdm import tqdm
 
@@ -90,23 +54,11 @@ def run(settings: Namespace) -> None:
     if settings.probabilities and chosen_format == "table":
         raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
     check_positive_integer("--batch-size", settings.batch_size)
-    if settings.coverage is None and (settings.score or settings.class_wise):
-        option = "--score" if settings.score else "--class-wise"
-        raise invalid("--coverage", f"given with {option}", found="nothing")
+    asked = AnswerSettings(**answer_options(settings))
     with without_collection(), without_compiler():
         classifier = Classifier.from_pretrained(settings.run)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
-    others = (settings.coverage, settings.accept_false_alarms)
-    bounds_others = settings.delta is not None and others != (None, None)
-    limits = classifier.limits(
-        risk=classifier.default_risk if settings.risk is None and not bounds_others else settings.risk,
-        delta=settings.delta,
-        coverage=settings.coverage,
-        score=settings.score or "lac",
-        class_wise=settings.class_wise,
-        accept_false_alarms=settings.accept_false_alarms,
-        detector=settings.detector,
-    )
+    limits = asked.limits(classifier)
     images = find_images(_names(settings.images))
     if not images:
         raise invalid("images", "one file or more", found="no names on standard input")

@@ -3,20 +3,14 @@
 from argparse import Namespace
 from typing import Literal
 
+from netfission.cli.answer_options import ANSWER_OPTIONS, add_answer_options
 from netfission.cli.parser import Parser
-from netfission.config import DEFAULT_RISK
 
 
 def parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(run.__doc__, config=True)
     parser.add("run", str, help="the run's folder, or a repository of the Hugging Face hub")
-    parser.add(
-        "--risk",
-        float | None,
-        help="accepted share of wrong answers on the images of the calibration; above it the network "
-        f"abstains (default: {DEFAULT_RISK} if the network is calibrated)",
-    )
     parser.add("--device", Literal["auto", "cpu", "cuda"], "auto", "device to run on")
     parser.add("--threads", int | None, help="number of CPU threads (default: PyTorch's)")
     address = parser.add_argument_group("address")
@@ -59,12 +53,16 @@ def parser() -> Parser:
         "seconds for a request to arrive (status 408), and then to be answered (504)",
         group=limits,
     )
+    answers = parser.add_argument_group("answers", "Defaults of requests, which may ask for other values.")
+    add_answer_options(parser, answers)
     return parser
 
 
 def run(settings: Namespace) -> None:
     """Serve a trained network on a local web page, and over HTTP as JSON, until Ctrl-C."""
+    from netfission.classifier.answer_settings import AnswerSettings
     from netfission.serve.server import Settings, serve
 
     chosen = vars(settings)
-    serve(chosen.pop("run"), Settings(**chosen))
+    answers = {name: chosen.pop(name) for name in ANSWER_OPTIONS}
+    serve(chosen.pop("run"), Settings(answers=AnswerSettings(**answers), **chosen))

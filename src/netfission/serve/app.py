@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from starlette.applications import Starlette
@@ -23,7 +23,10 @@ from starlette.types import ASGIApp
 from torch import Tensor
 
 from netfission.classifier import Classifier
-from netfission.classifier.predictions import Predictions
+from netfission.classifier.answer_settings import AnswerSettings
+from netfission.classifier.predictions import AnswerLimits
+from netfission.evaluation.conformal import SetScore
+from netfission.evaluation.p_values import DetectorScore
 from netfission.serve.batching import Batcher, FullError
 from netfission.serve.limits import (
     FORMATS,
@@ -36,10 +39,11 @@ from netfission.serve.limits import (
     refusal,
 )
 from netfission.serve.prometheus import CountingMiddleware, Metrics
-from netfission.serve.responses import Answer, json_answers
+from netfission.serve.responses import TOP, Answer, json_answers
 
 _VERSION = version("netfission")
 _DECODERS = 2  # threads
+_REMEMBERED = 64  # settings of requests whose limits are kept
 _PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -57,16 +61,11 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's answer with the top classes, and its row in the predictions of its batch."""
+    """One image's answer by the server's settings, and the logits of its batch, for answers by others."""
 
     answer: Answer
-    batch: Predictions
+    logits: Tensor
     row: int
-
-    def with_all_classes(self, names: Sequence[str]) -> Answer:
-        """Return the answer with the probabilities of all classes."""
-        predictions = replace(self.batch, logits=self.batch.logits[self.row, None])
-        return json_answers(predictions, names, len(names))[0]
 
 
 class Service:
@@ -80,7 +79,7 @@ class Service:
         max_batch: largest number of images in a batch.
         max_wait_s: longest time in seconds that a batch waits for images that are being decoded.
         max_in_flight: largest number of images that are being decoded, wait or run; more are refused (503).
-        risk: target risk above which the network abstains, see `Classifier.predict`; None to answer always.
+        answers: what is asked of the answers to requests that ask for nothing else.
         cors_origins: origins whose pages may read the answers, besides the server's own; `*` for all.
     """
 
@@ -94,13 +93,17 @@ class Service:
         max_batch: int,
         max_wait_s: float,
         max_in_flight: int,
-        risk: float | None = None,
+        answers: AnswerSettings | None = None,
         cors_origins: Sequence[str] = (),
     ) -> None:
         self._classifier = classifier
         self._title = title
         self._limits = limits
-        self._risk = risk
+        self._answers = answers or AnswerSettings()
+        self._limits_of: Callable[[AnswerSettings], AnswerLimits] = lru_cache(_REMEMBERED)(
+            lambda asked: asked.limits(classifier)
+        )
+        self._answer_limits = self._answers.limits(classifier)
         self._cors_origins = cors_origins
         self._bodies = BodyReader(limits)
         self._metrics = Metrics()
@@ -150,7 +153,11 @@ class Service:
 
     async def _predict(self, request: Request) -> Response:
         start = time.perf_counter()
-        all_classes = _wants_all_classes(request)
+        all_classes = _flag(request, "all")
+        asked = _answer_settings(request, self._answers)
+        limits = self._answer_limits
+        if asked != self._answers:
+            limits = await asyncio.get_running_loop().run_in_executor(self._decoders, self._ask, asked)
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
         async with self._bodies.read(request) as body:
             contents = await read_form(request, body, self._limits) if is_form else [body]
@@ -162,9 +169,9 @@ class Service:
             except TimeoutError as error:
                 raise HTTPException(504, f"no answer within {self._limits.timeout_s:g} s") from error
         self._metrics.images.inc(len(results))
-        names = self._classifier.spec.classes
+        as_served = limits is self._answer_limits and not all_classes
         classified = iter(
-            result.with_all_classes(names) if all_classes else result.answer for result in results
+            result.answer if as_served else self._answer(result, limits, all_classes) for result in results
         )
         answers = [
             {"error": refused[row].detail} if row in refused else next(classified)
@@ -202,9 +209,27 @@ class Service:
         return decode_image(contents[row], self._limits, self._classifier.pixels, name)
 
     def _run(self, pixels: Sequence[Tensor]) -> list[ImageResult]:
-        predictions = self._classifier.predict(torch.stack(list(pixels)), risk=self._risk)
-        answers = json_answers(predictions, self._classifier.spec.classes)
-        return [ImageResult(answer, predictions, row) for row, answer in enumerate(answers)]
+        logits = self._classifier.logits(torch.stack(list(pixels)))
+        predictions = self._classifier.interpret(logits, self._answer_limits)
+        answers = json_answers(predictions, self._classifier.spec.classes, limits=self._answer_limits)
+        return [ImageResult(answer, logits, row) for row, answer in enumerate(answers)]
+
+    def _ask(self, asked: AnswerSettings) -> AnswerLimits:
+        """Return the limits of a request's settings.
+
+        Raises:
+            HTTPException: they are not valid.
+        """
+        try:
+            return self._limits_of(asked)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+
+    def _answer(self, result: ImageResult, limits: AnswerLimits, all_classes: bool) -> Answer:
+        """Return the answer by the settings of one request."""
+        names = self._classifier.spec.classes
+        predictions = self._classifier.interpret(result.logits[result.row, None], limits)
+        return json_answers(predictions, names, len(names) if all_classes else TOP, limits=limits)[0]
 
     async def _model(self, _: Request) -> Response:
         spec, calibration = self._classifier.spec, self._classifier.calibration
@@ -221,8 +246,12 @@ class Service:
                 "calibrated_on": None if calibration is None else calibration.fitted_on,
                 "accuracy": None if evaluation is None else evaluation.ensemble["top1"],
                 "test_images": 0 if evaluation is None else evaluation.n,
-                "risk": self._risk,
-                "threshold": self._classifier.threshold(self._risk),
+                "risk": self._answer_limits.risk,
+                "threshold": self._answer_limits.threshold,
+                "delta": self._answer_limits.delta,
+                "coverage": self._answer_limits.coverage,
+                "class_wise": self._answer_limits.class_wise,
+                "accept_false_alarms": self._answer_limits.accept_false_alarms,
                 "formats": FORMATS,
                 "max_bytes": self._limits.max_bytes,
                 "max_pixels": self._limits.max_pixels,
@@ -240,12 +269,34 @@ class Service:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _wants_all_classes(request: Request) -> bool:
-    """Return whether the answer lists all classes."""
-    value = request.query_params.get("all", "0")
+def _flag(request: Request, name: str) -> bool:
+    """Return whether a parameter of the query is 1, not 0 or left out."""
+    value = request.query_params.get(name, "0")
     if value not in ("0", "1"):
-        raise refusal(400, "all", "0 or 1", repr(value))
+        raise refusal(400, name, "0 or 1", repr(value))
     return value == "1"
+
+
+def _answer_settings(request: Request, default: AnswerSettings) -> AnswerSettings:
+    """Return the settings of a request: those of the server, with what its query asks for instead."""
+    asked: dict[str, Any] = {}
+    for name in ("risk", "delta", "coverage", "accept_false_alarms"):
+        if (text := request.query_params.get(name)) is not None:
+            try:
+                asked[name] = float(text)
+            except ValueError as error:
+                raise refusal(400, name, "a number", repr(text)) from error
+    for name, kind in (("score", SetScore), ("detector", DetectorScore)):
+        if (text := request.query_params.get(name)) is not None:
+            if text not in get_args(kind):
+                raise refusal(400, name, f"one of {', '.join(get_args(kind))}", repr(text))
+            asked[name] = text
+    if "class_wise" in request.query_params:
+        asked["class_wise"] = _flag(request, "class_wise")
+    try:
+        return replace(default, **asked)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
 
 
 def _file(name: str, media_type: str) -> Any:

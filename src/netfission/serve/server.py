@@ -6,7 +6,7 @@ import socket
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ import uvicorn
 from PIL import Image
 
 from netfission.classifier import Classifier
+from netfission.classifier.answer_settings import AnswerSettings
 from netfission.inference.deployment import deploy
 from netfission.network import FissionNetwork
 from netfission.serve.app import Service
@@ -37,7 +38,7 @@ class Settings:
         port: port to listen on; 0 for any free port.
         device: `auto` (a GPU if there is one), `cpu` or `cuda`.
         threads: number of CPU threads; default PyTorch's.
-        risk: target risk above which the network abstains, see `Classifier.predict`; default
+        answers: what is asked of the answers to requests that ask for nothing else; default only
             `Classifier.default_risk`.
         cors_origin: origins whose pages may read the answers, such as `https://example.org`, or `*` for all;
             default none but the server's own.
@@ -62,7 +63,7 @@ class Settings:
     port: int = 8000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
-    risk: float | None = None
+    answers: AnswerSettings = field(default_factory=AnswerSettings)
     cors_origin: Sequence[str] = ()
     max_batch: int = 32
     max_wait_ms: float = 2.0
@@ -99,8 +100,8 @@ def serve(name: str, settings: Settings) -> None:
         settings: of the server.
 
     Raises:
-        ValueError: the network cannot be loaded; `risk` is given, but the network is not calibrated; the
-            device is not available; or the server cannot listen on the address.
+        ValueError: the network cannot be loaded; its calibration does not allow what is asked of answers;
+            the device is not available; or the server cannot listen on the address.
     """
     with listen(settings.host, settings.port) as listening:
         server = make_server(name, settings)
@@ -155,8 +156,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _make_service(name: str, settings: Settings) -> Service:
     classifier = Classifier.from_pretrained(name)
-    risk = classifier.default_risk if settings.risk is None else settings.risk
-    classifier.threshold(risk)
+    settings.answers.limits(classifier)  # refused before the network is deployed
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise invalid("device", "auto or cpu if there is no GPU", "cuda")
     if settings.device != "cpu" and torch.cuda.is_available():
@@ -172,7 +172,7 @@ def _make_service(name: str, settings: Settings) -> Service:
         max_batch=settings.max_batch,
         max_wait_s=settings.max_wait_ms / 1000,
         max_in_flight=max(_LEAST_IN_FLIGHT, _BATCHES_IN_FLIGHT * settings.max_batch),
-        risk=risk,
+        answers=settings.answers,
         cors_origins=settings.cors_origin,
     )
 

@@ -142,6 +142,7 @@ function draw(item) {
   show("empty", false);
   show("result", true);
   drawVerdict(item.answer);
+  drawSet(item.answer);
   drawEnsemble(item.answer);
   $("agreement").textContent = agreement(item.answer);
   drawExits(item.answer);
@@ -150,7 +151,7 @@ function draw(item) {
 }
 
 // Without a threshold, nothing is known of how often such answers are wrong.
-const trust = ({ abstains }) => (abstains === undefined ? "unjudged" : abstains ? "unsure" : "confident");
+const trust = ({ abstain }) => (abstain === undefined ? "unjudged" : abstain ? "unsure" : "confident");
 const guess = (one) => `${one.class}${SPACE}(${probability(one.probability)})`;
 const guesses = ({ probabilities }) => probabilities.slice(0, GUESSES).map(guess).join(", ");
 const total = (answer) => answer.entropy / Math.log(Math.max(2, model.classes.length));
@@ -171,10 +172,34 @@ function reason(kind, answer) {
     const level = total(answer) > 0.8 ? " Its uncertainty is close to guessing." : "";
     return `The network was not calibrated, so how often it errs at this confidence is not known.${level}`;
   }
-  const images = `${model.calibration_images.toLocaleString("en")} ${model.calibrated_on}`;
+  if (model.delta !== null) return bounded();
+  const images = calibrationImages();
   const effect = `the share of wrong answers within ${setting(model.risk)} on the ${images}`;
   if (model.threshold > 1) return `It abstains on every image: no threshold of confidence keeps ${effect}.`;
   return `It abstains if its confidence is below ${percent(model.threshold)}, which keeps ${effect}.`;
+}
+
+const calibrationImages = () => `${model.calibration_images.toLocaleString("en")} ${model.calibrated_on}`;
+const chance = () => (model.delta === null ? "on average" : `with a probability of ${setting(1 - model.delta)}`);
+
+function bounded() {
+  const promise = `at most ${setting(model.risk)} of the answers are wrong, ${chance()}, by the ${calibrationImages()}`;
+  if (model.threshold > 1) return `It abstains on every image: no threshold of confidence promises that ${promise}.`;
+  if (model.threshold === 0) return `It answers every image: ${promise}.`;
+  return `It abstains if its confidence at temperature 1 is below ${percent(model.threshold)}: ${promise}.`;
+}
+
+function drawSet(answer) {
+  show("set", answer.set !== undefined);
+  show("outside", answer.out_of_distribution);
+  if (answer.out_of_distribution) {
+    $("outside").textContent = `Unlike the ${calibrationImages()} (p-value ${rounded(answer.p_value, 3)}): perhaps of none of the classes. `
+      + `Of images like them, at most ${setting(answer.accept_false_alarms)} are marked so, ${chance()}.`;
+  }
+  if (answer.set === undefined) return;
+  const whose = answer.class_wise ? "the images of each class" : "the images";
+  $("classes").textContent = answer.set.join(", ") || "No class is likely enough.";
+  $("promise").textContent = `Such sets contain the true class of at least ${setting(answer.coverage)} of ${whose}, ${chance()}, by the ${calibrationImages()}.`;
 }
 
 function bar(share) {

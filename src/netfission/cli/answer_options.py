@@ -1,0 +1,67 @@
+"""Options of the commands whose answers come with sets, bounds and marks."""
+
+from typing import Any, Literal
+
+from netfission.cli.parser import Parser
+from netfission.config import DEFAULT_RISK
+
+
+def add_answer_options(parser: Parser, group: Any = None) -> None:
+    """Add the flags of `netfission.classifier.answer_settings.AnswerSettings`.
+
+    Args:
+        parser: of the command.
+        group: what `add_argument_group` returned; default the parser's own options.
+    """
+    parser.add(
+        "--risk",
+        float | None,
+        help="accepted share of wrong answers on the images of the calibration; above it the network "
+        f"abstains (default: {DEFAULT_RISK} if the network is calibrated; with --delta and --coverage or "
+        "--accept-false-alarms it never abstains)",
+        group=group,
+    )
+    parser.add(
+        "--delta",
+        float | None,
+        help="bound --risk, --coverage and --accept-false-alarms: probability that one does not hold, over "
+        "the choice of the images of the calibration (default: the risk is that on those images, the other "
+        "two are means)",
+        group=group,
+    )
+    parser.add(
+        "--coverage",
+        float | None,
+        help="write a set of classes that contains the true one for at least this share of the images "
+        "(default: no sets)",
+        group=group,
+    )
+    parser.add(
+        "--score",
+        Literal["lac", "aps", "raps"] | None,
+        help="score by which classes enter a set: lac for small sets; aps or raps for sets that are larger "
+        "if an image is difficult (default: lac)",
+        group=group,
+    )
+    parser.add("--class-wise", True, help="keep to --coverage for the images of each class", group=group)
+    parser.add(
+        "--accept-false-alarms",
+        float | None,
+        help="mark images as out of distribution, and of images like those of the calibration at most this "
+        "share (default: no marks)",
+        group=group,
+    )
+    parser.add(
+        "--detector",
+        Literal["energy", "entropy", "maximum-probability", "mutual-information"] | None,
+        help="score by which p-values and marks tell images out of distribution (default: energy)",
+        group=group,
+    )
+
+
+ANSWER_OPTIONS = ("risk", "delta", "coverage", "score", "class_wise", "accept_false_alarms", "detector")
+
+
+def answer_options(settings: Any) -> dict[str, Any]:
+    """Return the values of the flags that `add_answer_options` adds."""
+    return {name: getattr(settings, name) for name in ANSWER_OPTIONS}
