@@ -4,13 +4,20 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
+import netfission as nf
 from netfission.cli import main
+from netfission.data import load_data
+from netfission.export.check import check_outputs
+from netfission.export.predictor import Predictor
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
 
@@ -181,3 +188,44 @@ def test_a_file_that_cannot_be_written_is_named(run_folder, capsys, monkeypatch)
 
     monkeypatch.setattr("netfission.export.write.write_whole", full)
     assert "model.pt2" in refused(capsys, str(run_folder), "--format", "pt2", status=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--coverage", "0.9", "--cascade"], "--coverage must be left out with --cascade, got 0.9"),
+        (
+            ["--risk", "0.1", "--precision", "fp16"],
+            "--risk must be left out with --precision fp16, got 0.1; the calibration is of the network in "
+            "float32",
+        ),
+        (["--coverage", "0.999"], "--coverage must be at most 0.99 with 145 calibration images, got 0.999; "),
+        (["--score", "aps"], "--score must be left out without a coverage, got 'aps'"),
+    ],
+)
+def test_promises_that_the_file_cannot_keep_are_refused(run_folder, capsys, flags, message) -> None:
+    assert message in refused(capsys, str(run_folder), *flags)
+    assert not (run_folder / "model.onnx").exists()
+
+
+def test_a_file_whose_sets_or_marks_are_others_is_discarded(finished_run) -> None:
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    limits = classifier.limits(coverage=0.8, risk=0.3, delta=0.2, accept_false_alarms=0.1)
+    images = load_data("digits").validation.images[:20]
+    predictor = Predictor.from_classifier(classifier, limits=limits)
+
+    def run(name: str = "", **inputs: Tensor) -> dict[str, Tensor]:
+        outputs = predictor(inputs["images"])
+        if name:
+            outputs[name] = ~outputs[name] if outputs[name].dtype == torch.bool else 1 - outputs[name]
+        return outputs
+
+    check_outputs(run, classifier, images, limits)
+    for output, name in (
+        ("set", "sets"),
+        ("abstain", "abstentions"),
+        ("p_value", "p-values"),
+        ("out_of_distribution", "marks"),
+    ):
+        with pytest.raises(RuntimeError, match=f"^the exported file is discarded: .* of its {name} differ"):
+            check_outputs(partial(run, output), classifier, images, limits)

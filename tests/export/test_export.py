@@ -331,3 +331,32 @@ def test_without_a_validation_split_the_test_split_is_measured_on(digits, tmp_pa
     done = export_reduced(tiny(Tiny()), tmp_path / "model.onnx", shown, precision="fp16")
     assert done.change.n == 70
     assert metadata(tmp_path / "model.onnx")["measured"]["split"] == "test"
+
+
+LIMITS = {"coverage": 0.8, "risk": 0.3, "delta": 0.2, "accept_false_alarms": 0.1}
+
+
+def test_sets_bounds_and_marks_travel_with_the_file(finished_run, digits, tmp_path) -> None:
+    classifier = nf.Classifier.from_pretrained(finished_run)
+    limits = classifier.limits(**LIMITS, detector="mutual-information")
+    path = tmp_path / "model.pt2"  # for ONNX, see tests/serve/test_same_everywhere.py
+    export(classifier, path, digits.validation.images, format="pt2", limits=limits)
+    images = digits.test.images
+    found, expected = run_file(path, images), classifier.predict_within(images, limits)
+    assert list(found) == [*OUTPUTS, "abstain", "set", "p_value", "out_of_distribution"]
+    for name, wanted in (
+        ("set", expected.sets),
+        ("abstain", expected.abstains),
+        ("out_of_distribution", expected.out_of_distribution),
+        ("classes", expected.classes),
+    ):
+        assert torch.equal(found[name], wanted), name
+    assert found["p_value"].dtype == torch.float32
+    assert (found["p_value"] - expected.p_values).abs().max() < 1.5 / 146  # a rank, by rounding
+    assert len({*found["set"].sum(dim=1).tolist()}) > 1 and 0 < found["abstain"].sum() < len(images)
+    about = metadata(path)
+    assert {name: about["promises"][name] for name in LIMITS} == LIMITS
+    assert about["promises"]["quantiles"] == limits.quantiles
+    assert about["promises"]["threshold"] == limits.threshold
+    assert about["promises"]["calibration_images"] == 145
+    assert list(about["outputs"]) == list(found)

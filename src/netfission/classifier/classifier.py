@@ -19,7 +19,6 @@ from netfission.classifier.predictions import AnswerLimits, Predictions
 from netfission.config import DEFAULT_RISK, RunConfig
 from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
-from netfission.ensemble import ensemble_log_probabilities
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.conformal import SetScore
@@ -245,20 +244,7 @@ class Classifier(nn.Module):
             logits: `(n, exits, classes)`, what `logits` returned.
             limits: what `limits` returned.
         """
-        average = self.spec.average
-        raw = None  # nothing is of the probabilities at temperature 1
-        if limits.delta is not None or limits.coverage is not None:
-            raw = ensemble_log_probabilities(logits.double(), average)
-        return Predictions(
-            logits / self.temperature,
-            limits.threshold if limits.delta is None else None,
-            average=average,
-            sets=None if raw is None else limits.sets(raw),
-            withheld=None if raw is None else limits.withheld(raw),
-            answers=None if raw is None else limits.answers(raw),
-            p_values=limits.p_values(logits, average),
-            out_of_distribution=limits.marks(logits, average),
-        )
+        return Predictions.from_logits(logits, self.temperature, limits, average=self.spec.average)
 
     def limits(
         self,

@@ -8,6 +8,7 @@ from netfission.ensemble import (
     Average,
     as_logits,
     disagreement,
+    ensemble_log_probabilities,
     ensemble_probabilities,
     mutual_information,
     predictive_entropy,
@@ -140,6 +141,32 @@ class Predictions:
 
     def __post_init__(self) -> None:
         as_logits(self.logits)
+
+    @classmethod
+    def from_logits(
+        cls, logits: Tensor, temperature: float, limits: AnswerLimits, *, average: Average
+    ) -> "Predictions":
+        """Derive predictions that keep to limits.
+
+        Args:
+            logits: `(n, exits, classes)`, float32, not divided by the temperature.
+            temperature: divisor of the logits.
+            limits: see `netfission.Classifier.limits`.
+            average: what the ensemble averages over the exits.
+        """
+        raw = None  # nothing is of the probabilities at temperature 1
+        if limits.delta is not None or limits.coverage is not None:
+            raw = ensemble_log_probabilities(logits.double(), average)
+        return cls(
+            logits / temperature,
+            limits.threshold if limits.delta is None else None,
+            average=average,
+            sets=None if raw is None else limits.sets(raw),
+            withheld=None if raw is None else limits.withheld(raw),
+            answers=None if raw is None else limits.answers(raw),
+            p_values=limits.p_values(logits, average),
+            out_of_distribution=limits.marks(logits, average),
+        )
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from netfission.cli.answer_options import add_answer_options, answer_options
 from netfission.cli.parser import Parser, flag_name
 from netfission.utils.errors import invalid
 from netfission.utils.files import choose_format
@@ -14,7 +15,7 @@ from netfission.utils.files import choose_format
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
     from torch import Tensor
 
-    from netfission.classifier import Classifier
+    from netfission.classifier import AnswerLimits, Classifier
     from netfission.export.cascade import Plan
 
 
@@ -48,6 +49,7 @@ def parser() -> Parser:
         help="folder of images to check with, instead of the run's data set",
         metavar="FOLDER",
     )
+    add_answer_options(parser, parser.add_argument_group("answers", "Further outputs of the file."))
     parser.add(
         "--out",
         str | None,
@@ -60,11 +62,13 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Write a run's network as a file that runs without netfission, checked against PyTorch first."""
     from netfission.classifier import Classifier
+    from netfission.classifier.answer_settings import AnswerSettings
 
     folder = Path(settings.run)
     if not folder.is_dir():
         raise invalid("run", "the folder of a run", found=str(folder))
     settings.format = _format(settings)
+    asked = AnswerSettings(**answer_options(settings))
     _check_together(settings)
     out = _out(settings, folder)
     if settings.format == "onnx":
@@ -75,7 +79,8 @@ def run(settings: Namespace) -> None:
     if settings.cascade:
         print(_cascade(classifier, settings, folder, out))
     elif settings.precision == "float32":
-        print(_whole(classifier, settings, out))
+        limits = None if asked == AnswerSettings() else asked.limits(classifier)
+        print(_whole(classifier, settings, out, limits))
     else:
         print(_reduced(classifier, settings, out))
     print(f"wrote {out}")
@@ -101,6 +106,14 @@ def _check_together(settings: Namespace) -> None:
                 raise invalid(flag_name(name), "left out unless --format is onnx", value)
         if settings.precision == "int8":
             raise invalid("--precision", "float32 or fp16 unless --format is onnx", settings.precision)
+    for name, value in answer_options(settings).items():
+        if value and settings.cascade:
+            raise invalid(flag_name(name), "left out with --cascade", value)
+        if value and settings.precision != "float32":
+            hint = "the calibration is of the network in float32"
+            raise invalid(
+                flag_name(name), f"left out with --precision {settings.precision}", value, hint=hint
+            )
     if settings.precision != "float32":
         if settings.cascade:
             raise invalid("--precision", "float32 with --cascade", settings.precision)
@@ -124,12 +137,12 @@ def _out(settings: Namespace, folder: Path) -> Path:
     return out
 
 
-def _whole(classifier: Classifier, settings: Namespace, out: Path) -> str:
+def _whole(classifier: Classifier, settings: Namespace, out: Path, limits: AnswerLimits | None) -> str:
     """Export in float32; return what to print."""
     from netfission.export import export
 
     images, source = _images(classifier, settings)
-    done = export(classifier, out, images, format=settings.format, opset=settings.opset)
+    done = export(classifier, out, images, format=settings.format, opset=settings.opset, limits=limits)
     return _checked(done.difference, len(images), source)
 
 

@@ -59,7 +59,8 @@ def class_scores(log_probabilities: Tensor, score: SetScore) -> Tensor:
     log_probabilities = log_probabilities.double()
     if score == "lac":
         return -log_probabilities
-    ordered, classes = log_probabilities.exp().sort(dim=1, descending=True, stable=True)
+    # A stable sort cannot be exported.
+    ordered, classes = log_probabilities.exp().sort(dim=1, descending=True)
     scores = torch.zeros_like(ordered)
     scores[:, 1:] = ordered.cumsum(dim=1)[:, :-1]
     if score == "raps":

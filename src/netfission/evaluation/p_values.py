@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from netfission.ensemble import Average
@@ -31,18 +30,18 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 
     Args:
         scores: `(m,)`, floating point. One that is NaN counts as higher than all others.
-        calibration: `(n,)`, floating point, sorted, of images that the network does not depend on.
+        calibration: `(n,)`, floating point, of images that the network does not depend on.
 
     Returns:
         `(m,)`, float64, from 1 / (n + 1) to 1.
 
     Example:
+        >>> import torch
         >>> p_values(torch.tensor([0.5, 2.5, 9.0]), torch.tensor([1.0, 2.0, 3.0]))
         tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
     """
-    n = len(calibration)
-    higher = n - torch.searchsorted(calibration.double(), scores.double())
-    return (1 + higher).double() / (n + 1)
+    higher = (calibration.double() >= scores.double()[:, None]).sum(dim=1)  # which ONNX has, unlike a search
+    return (1 + higher).double() / (len(calibration) + 1)
 
 
 def detector_scores(logits: Tensor, *, average: Average) -> dict[str, Tensor]:
@@ -54,6 +53,7 @@ def detector_scores(logits: Tensor, *, average: Average) -> dict[str, Tensor]:
         average: what the ensemble averages.
 
     Example:
+        >>> import torch
         >>> list(detector_scores(torch.zeros(1, 1, 2), average="logits"))
         ['maximum-probability', 'entropy', 'energy']
     """
@@ -95,6 +95,7 @@ class Detector:
         alarm_above: the highest score that is not marked; infinity if no image is marked.
 
     Example:
+        >>> import torch
         >>> logits = torch.arange(99.0).reshape(99, 1, 1) * torch.tensor([1.0, -1.0])
         >>> scores = detector_scores(logits, average="logits")["energy"]
         >>> detector = Detector.from_scores("energy", scores, accept_false_alarms=0.05)
@@ -142,11 +143,12 @@ class Detector:
             logits: `(m, exits, classes)`, floating point, not divided by the temperature.
             average: what the ensemble averages.
         """
-        return p_values(self._scores(logits, average), self.calibration)
+        return p_values(self.scores(logits, average=average), self.calibration)
 
     def marks(self, logits: Tensor, *, average: Average) -> Tensor:
         """Return which images are marked as out of distribution, `(m,)`, bool; arguments as of `p_values`."""
-        return ~(self._scores(logits, average) <= self.alarm_above)  # NaN is marked, too
+        return ~(self.scores(logits, average=average) <= self.alarm_above)  # NaN is marked, too
 
-    def _scores(self, logits: Tensor, average: Average) -> Tensor:
+    def scores(self, logits: Tensor, *, average: Average) -> Tensor:
+        """Return the score by which each image is ranked, `(m,)`, float64; arguments as of `p_values`."""
         return uncertainty_score(logits, self.score.replace("-", " "), 1.0, average=average)

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from netfission.classifier import Classifier
+from netfission.classifier import AnswerLimits, Classifier
 from netfission.classifier.predictions import Predictions
 from netfission.ensemble import disagreement, ensemble_log_probabilities
+from netfission.evaluation.conformal import class_scores
 from netfission.evaluation.metrics import classification_metrics
+from netfission.evaluation.p_values import p_values
 from netfission.export.formats import Runner
 from netfission.export.predictor import INPUT
 from netfission.utils.errors import invalid
@@ -64,13 +66,16 @@ def check_images(classifier: Classifier, images: Tensor) -> None:
         )
 
 
-def check_outputs(run: Runner, classifier: Classifier, images: Tensor) -> float:
+def check_outputs(
+    run: Runner, classifier: Classifier, images: Tensor, limits: AnswerLimits | None = None
+) -> float:
     """Check that a file gives what the classifier predicts.
 
     Args:
         run: runs the file.
         classifier: on the CPU.
         images: uint8 `(n, channels, height, width)`.
+        limits: that the file's answers keep to; default none.
 
     Returns:
         The largest difference of a probability, of the ensemble or of an exit.
@@ -78,8 +83,10 @@ def check_outputs(run: Runner, classifier: Classifier, images: Tensor) -> float:
     Raises:
         RuntimeError: it is above 1e-4, or another output does not fit the probabilities.
     """
+    limits = limits or AnswerLimits()
     answers = [
-        (run(**{INPUT: pixels}), classifier.predict(pixels)) for pixels in check_batches(images, "checking")
+        (run(**{INPUT: pixels}), classifier.predict_within(pixels, limits))
+        for pixels in check_batches(images, "checking")
     ]
     difference = largest_magnitude(
         [probability_differences(outputs, expected) for outputs, expected in answers]
@@ -87,6 +94,7 @@ def check_outputs(run: Runner, classifier: Classifier, images: Tensor) -> float:
     check_difference(difference, len(images))
     for outputs, expected in answers:
         _check_other_outputs(outputs, expected)
+        _check_promises(outputs, expected, limits, classifier.temperature)
     return difference
 
 
@@ -164,6 +172,44 @@ def _check_other_outputs(outputs: dict[str, Tensor], expected: Predictions) -> N
     }
     for name, (differences, tolerance) in checks.items():
         _check_tolerance(name, differences.abs().max().item(), tolerance)
+
+
+def _check_promises(
+    outputs: dict[str, Tensor], expected: Predictions, limits: AnswerLimits, temperature: float
+) -> None:
+    """Raise RuntimeError unless sets, bounds and marks are the expected ones.
+
+    Those whose score is a threshold may differ by rounding. The images that are checked often come from the
+    calibration, whose scores the thresholds are.
+    """
+    logits = expected.logits.double() * temperature
+    log_probabilities = ensemble_log_probabilities(logits, expected.average)
+    if expected.sets is not None:
+        quantiles = torch.tensor(limits.quantiles, dtype=torch.float64)
+        margin = class_scores(log_probabilities, limits.score) - quantiles
+        _check_decisions("sets", outputs["set"] != expected.sets, margin)
+    if expected.abstains is not None and limits.threshold is not None:
+        confidence = expected.confidence if limits.delta is None else log_probabilities.amax(dim=1).exp()
+        differs = outputs["abstain"] != expected.abstains
+        _check_decisions("abstentions", differs, confidence - limits.threshold)
+    if limits.detector is not None:
+        uncertainty = limits.detector.scores(logits, average=expected.average)
+        least, most = (p_values(uncertainty + shift, limits.detector.calibration) for shift in (1e-3, -1e-3))
+        wrong = (outputs["p_value"] < least.float()) | (outputs["p_value"] > most.float())
+        _check_decisions("p-values", wrong, torch.ones(len(wrong)))
+        if expected.out_of_distribution is not None:
+            differs = outputs["out_of_distribution"] != expected.out_of_distribution
+            _check_decisions("marks", differs, uncertainty - limits.detector.alarm_above)
+
+
+def _check_decisions(name: str, differs: Tensor, margin: Tensor) -> None:
+    """Raise RuntimeError if decisions differ that are not within rounding of their threshold."""
+    wrong = int((differs & ~(margin.abs() <= 1e-3)).sum())
+    if wrong:
+        raise RuntimeError(
+            f"the exported file is discarded: {wrong} of {differs.numel()} of its {name} differ from "
+            "PyTorch's"
+        )
 
 
 def _check_tolerance(name: str, difference: float, tolerance: float) -> None:

@@ -1,12 +1,36 @@
 """The metadata of an exported file, with which it can be used without netfission."""
 
+import math
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from netfission.classifier import Classifier
+from netfission.classifier import AnswerLimits, Classifier
 
 FORMAT = 1  # increases when an older reader would misread the metadata
+
+
+def promises_metadata(classifier: Classifier, limits: AnswerLimits) -> dict[str, Any]:
+    """Return what the outputs of an exported file promise, and by which numbers, of types that JSON has.
+
+    A quantile is None if it is infinite: the class is in every set.
+    """
+    calibration, detector = classifier.calibration, limits.detector
+    above = math.inf if detector is None else detector.alarm_above
+    return {
+        "risk": limits.risk,
+        "delta": limits.delta,
+        "threshold": limits.threshold,  # of the largest probability; with delta at temperature 1
+        "coverage": limits.coverage,
+        "score": limits.score,
+        "class_wise": limits.class_wise,
+        "quantiles": [value if math.isfinite(value) else None for value in limits.quantiles],
+        "accept_false_alarms": limits.accept_false_alarms,
+        "detector": None if detector is None else detector.score,
+        "alarm_above": above if math.isfinite(above) else None,
+        "calibration_images": 0 if calibration is None else calibration.n,
+        "calibrated_on": None if calibration is None else calibration.fitted_on,
+    }
 
 
 def classifier_metadata(classifier: Classifier) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.classifier import Classifier
-from netfission.classifier.predictions import Predictions
+from netfission.classifier.predictions import AnswerLimits, Predictions
 from netfission.data.batches import Normalisation
 from netfission.ensemble import Average
 from netfission.methods.layers import replace_layers
@@ -32,6 +32,31 @@ OUTPUTS = {
 }
 
 
+# Further outputs of a file whose answers keep to limits: name → attribute of `Predictions`, and description.
+PROMISED = {
+    "abstain": ("abstains", "(batch,), bool: whether the answer is withheld"),
+    "set": ("sets", "(batch, classes), bool: which classes are in the prediction set"),
+    "p_value": ("p_values", "(batch,), float32: of coming from the distribution of the calibration images"),
+    "out_of_distribution": ("out_of_distribution", "(batch,), bool: whether it is marked as such"),
+}
+
+
+def promised_outputs(limits: AnswerLimits) -> dict[str, str]:
+    """Return the outputs that limits ask for, with their descriptions.
+
+    Example:
+        >>> list(promised_outputs(AnswerLimits(coverage=0.9, quantiles=[1.0, 1.0])))
+        ['set']
+    """
+    asked = {
+        "abstain": limits.threshold is not None,
+        "set": limits.coverage is not None,
+        "p_value": limits.detector is not None,
+        "out_of_distribution": limits.accept_false_alarms is not None,
+    }
+    return {name: description for name, (_, description) in PROMISED.items() if asked[name]}
+
+
 class Predictor(nn.Module):
     """A module that returns the predictions of a `Classifier` as `OUTPUTS`, by name.
 
@@ -42,6 +67,7 @@ class Predictor(nn.Module):
         normalise: pixels → normalised images, float32.
         temperature: divisor of the logits.
         average: what the ensemble averages over the exits.
+        limits: that the answers keep to; they add the outputs of `promised_outputs`. Default: none.
     """
 
     def __init__(
@@ -51,33 +77,42 @@ class Predictor(nn.Module):
         temperature: float,
         *,
         average: Average,
+        limits: AnswerLimits | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.normalise = normalise
         self.temperature = temperature
         self.average = average
+        self.limits = limits or AnswerLimits()
         self.dtype = next(network.parameters()).dtype
         self.training = network.training
 
     @classmethod
-    def from_classifier(cls, classifier: Classifier, *, half: bool = False) -> "Predictor":
+    def from_classifier(
+        cls, classifier: Classifier, *, half: bool = False, limits: AnswerLimits | None = None
+    ) -> "Predictor":
         """Make the module of a classifier, which is not changed.
 
         Args:
             classifier: the classifier.
             half: whether to compute in float16 between normalisation and logits.
+            limits: that the answers keep to; default none.
         """
         normalise = Normalisation(classifier.spec.mean, classifier.spec.std)
         network = make_exportable(classifier.network, torch.zeros(2, *classifier.spec.shape))
         network = network.half() if half else network
-        return cls(network, normalise, classifier.temperature, average=classifier.spec.average)
+        return cls(network, normalise, classifier.temperature, average=classifier.spec.average, limits=limits)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return outputs by name."""
         logits = self.network(self.normalise(images).to(self.dtype)).float()
-        predictions = Predictions(logits / self.temperature, average=self.average)
-        return {name: getattr(predictions, name) for name in OUTPUTS}
+        predictions = Predictions.from_logits(logits, self.temperature, self.limits, average=self.average)
+        outputs = {name: getattr(predictions, name) for name in OUTPUTS}
+        for name in promised_outputs(self.limits):
+            promised: Tensor = getattr(predictions, PROMISED[name][0])
+            outputs[name] = promised.float() if promised.is_floating_point() else promised
+        return outputs
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from netfission.classifier import Classifier
+from netfission.classifier import AnswerLimits, Classifier
 from netfission.data import ImageData
 from netfission.export.check import TOLERANCE, AccuracyChange, check_images, check_outputs, measure_change
 from netfission.export.formats import FORMATS, ExportedModel
-from netfission.export.metadata import classifier_metadata
+from netfission.export.metadata import classifier_metadata, promises_metadata
 from netfission.export.onnx import OnnxModel
-from netfission.export.predictor import INPUT, OUTPUTS, Predictor
+from netfission.export.predictor import INPUT, OUTPUTS, Predictor, promised_outputs
 from netfission.export.pt2 import Pt2Model
 from netfission.export.samples import labelled_batches, sample_split
 from netfission.utils.errors import invalid
@@ -50,6 +50,7 @@ def export(
     *,
     format: Format = "onnx",
     opset: int | None = None,
+    limits: AnswerLimits | None = None,
 ) -> ExportResult:
     """Export a classifier in float32 to a file: pixels → `OUTPUTS` by name, for any batch size.
 
@@ -62,6 +63,8 @@ def export(
         format: `"onnx"`, with metadata as JSON in the model's property `netfission`; or `"pt2"`, of
             `torch.export`, with metadata in the extra file `netfission.json`.
         opset: version of ONNX's operators, 18 to 23; default 20.
+        limits: that the answers keep to, from `Classifier.limits`; the file has further outputs, see
+            `netfission.export.predictor.PROMISED`, and what they rest on in its metadata. Default: none.
 
     Returns:
         The file and the largest difference of a probability.
@@ -89,9 +92,9 @@ def export(
     """
     check_images(classifier, images)
     choose_format("path", path, FORMATS, format)
-    model = _make_model(classifier, format, opset, half=False)
-    difference = check_outputs(model.load(model.to_bytes({})), classifier, images)
-    metadata = _metadata(classifier, "float32")
+    model = _make_model(classifier, format, opset, half=False, limits=limits)
+    difference = check_outputs(model.load(model.to_bytes({})), classifier, images, limits)
+    metadata = _metadata(classifier, "float32", limits)
     metadata["checked"] = {"images": len(images), "difference": difference, "tolerance": TOLERANCE}
     write_whole(path, model.to_bytes(metadata))
     return ExportResult(path, difference)
@@ -165,11 +168,18 @@ def export_reduced(
     return ExportResult(path, change.difference, change)
 
 
-def _make_model(classifier: Classifier, format: Format, opset: int | None, half: bool) -> ExportedModel:
+def _make_model(
+    classifier: Classifier,
+    format: Format,
+    opset: int | None,
+    *,
+    half: bool,
+    limits: AnswerLimits | None = None,
+) -> ExportedModel:
     if format == "pt2" and opset is not None:
         raise invalid("opset", "None unless format='onnx'", opset)
     example = {INPUT: torch.zeros(2, *classifier.spec.shape, dtype=torch.uint8)}
-    predictor = Predictor.from_classifier(classifier, half=half)
+    predictor = Predictor.from_classifier(classifier, half=half, limits=limits)
     return (
         Pt2Model.from_module(predictor, example)
         if format == "pt2"
@@ -177,5 +187,13 @@ def _make_model(classifier: Classifier, format: Format, opset: int | None, half:
     )
 
 
-def _metadata(classifier: Classifier, precision: Precision) -> dict[str, Any]:
-    return classifier_metadata(classifier) | {"precision": precision, "outputs": OUTPUTS}
+def _metadata(
+    classifier: Classifier, precision: Precision, limits: AnswerLimits | None = None
+) -> dict[str, Any]:
+    outputs = OUTPUTS | (promised_outputs(limits) if limits else {})
+    promises = promises_metadata(classifier, limits) if limits else None
+    return classifier_metadata(classifier) | {
+        "precision": precision,
+        "outputs": outputs,
+        "promises": promises,
+    }
