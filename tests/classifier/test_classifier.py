@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ import netfission as nf
 from netfission.classifier.folder import NetworkSpec
 from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import AnswerLimits
+from netfission.cli import main
 from netfission.evaluation.calibration import Calibration
 from netfission.models import create_model
 from netfission.runs.calibrate import calibrate
@@ -319,6 +321,43 @@ def test_damaged_files_are_named(file, content, message, finished_run, tmp_path)
     with pytest.raises(ValueError, match=message) as error:
         nf.Classifier.from_pretrained(copied)
     assert "\n" not in str(error.value)
+
+
+def test_a_calibration_of_another_network_is_refused(finished_run, tmp_path, capsys):
+    copied = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    own = nf.Classifier.from_pretrained(copied.path)
+    assert own.calibration.weights == hashlib.sha256(copied.weights.read_bytes()).hexdigest()
+    with torch.no_grad():
+        next(own.network.parameters()).mul_(1.01)  # as further training would
+    with pytest.raises(ValueError, match=r"^calibration must be of the network's weights, got one of others"):
+        own.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    copied.save_network(own.network, own.spec)
+    message = r"calibration\.json must be of the network in model\.safetensors, got one of another network \("
+    with pytest.raises(ValueError, match=message):
+        nf.Classifier.from_pretrained(copied.path)
+    (copied.path / "model.onnx").write_bytes(b"")  # whatever it holds, it is older
+    assert main(["evaluate", str(copied.path)]) == 0
+    assert "exported with the calibration before: model.onnx; export again" in capsys.readouterr().out
+    again = nf.Classifier.from_pretrained(copied.path)
+    assert again.calibration.weights == copied.weights_sha256() != own.calibration.weights
+    assert main(["evaluate", str(copied.path)]) == 0
+    assert main(["calibrate", str(copied.path)]) == 0
+    assert "model.onnx" not in capsys.readouterr().out  # nothing has changed
+
+
+def test_a_calibration_of_an_earlier_version_has_no_digest_and_gets_one_when_it_is_saved(
+    finished_run, tmp_path
+):
+    copied = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    calibration = json.loads(copied.calibration.read_text())
+    del calibration["weights"]
+    copied.calibration.write_text(json.dumps(calibration))
+    classifier = nf.Classifier.from_pretrained(copied.path)
+    assert classifier.calibration.weights == ""
+    classifier.save_pretrained(tmp_path / "saved")
+    saved = nf.Classifier.from_pretrained(tmp_path / "saved")
+    assert saved.calibration.weights == RunFolder(tmp_path / "saved").weights_sha256()
 
 
 def test_without_a_network_it_says_so(monkeypatch, small):

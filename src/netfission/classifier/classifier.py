@@ -1,8 +1,9 @@
 """A trained network with all that is needed to use it on images, saved and loaded as one."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from operator import index
 from pathlib import Path
@@ -436,7 +437,8 @@ class Classifier(nn.Module):
             The address of the commit on the hub, if the network was pushed.
 
         Raises:
-            ValueError: the folder is that of a run; or see `push_to_hub`.
+            ValueError: the folder is that of a run, the calibration is of other weights, as before further
+                training; or see `push_to_hub`.
             OSError: it cannot be written.
             ConnectionError: see `push_to_hub`.
         """
@@ -446,7 +448,7 @@ class Classifier(nn.Module):
         folder.path.mkdir(parents=True, exist_ok=True)
         files = folder.network_files(self.network, self.spec)
         if self.calibration is not None:
-            files[folder.calibration] = self.calibration.to_json()
+            files[folder.calibration] = self._calibration_of(files[folder.weights]).to_json()
         if self.evaluation is not None:
             files[folder.evaluation] = self.evaluation.to_json()
         files |= self._readme(folder.readme)
@@ -490,6 +492,19 @@ class Classifier(nn.Module):
             branch=branch,
             create_pr=create_pr,
         )
+
+    def _calibration_of(self, weights: str | bytes) -> Calibration:
+        """Return the calibration with the digest of the weights; refuse it if it has another."""
+        assert self.calibration is not None and isinstance(weights, bytes)
+        digest = hashlib.sha256(weights).hexdigest()
+        if self.calibration.weights not in ("", digest):
+            raise invalid(
+                "calibration",
+                "of the network's weights",
+                found=f"one of others (SHA-256 {self.calibration.weights[:12]}…)",
+                hint="fit it again with Calibration.fit, or set it to None",
+            )
+        return replace(self.calibration, weights=digest)
 
     def _readme(self, path: Path) -> dict[Path, str]:
         """Return the README by its path, or {} if there is one; warn if that describes another network."""

@@ -1,6 +1,7 @@
 """The files of a trained network, and the description from which it is built again."""
 
 import copy
+import hashlib
 import json
 import math
 import re
@@ -366,17 +367,33 @@ class ModelFolder:
         """Read `calibration`; None if there is no such file.
 
         Raises:
-            ValueError: it is damaged, or was fitted to another average than that of the network's method.
+            ValueError: it is damaged, or was fitted to another network, or to another average than that of
+                the network's method.
         """
         calibration = read_json(self.calibration, Calibration)
-        if calibration is not None and calibration.average != (average := self.load_spec().average):
+        if calibration is None:
+            return None
+        hint = "`netfission evaluate` fits it again"
+        if calibration.average != (average := self.load_spec().average):
             raise invalid(
                 str(self.calibration),
                 f"of the mean of {describe_average(average)}, which the network's method takes",
                 found=f"one of the mean of {describe_average(calibration.average)}",
-                hint="`netfission evaluate` fits it again",
+                hint=hint,
+            )
+        if calibration.weights not in ("", self.weights_sha256()):
+            raise invalid(
+                str(self.calibration),
+                f"of the network in {self.weights.name}",
+                found=f"one of another network (SHA-256 {calibration.weights[:12]}…)",
+                hint=hint,
             )
         return calibration
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of the content of `weights`, as hexadecimal digits."""
+        with self.weights.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
 
     def load_evaluation(self) -> Evaluation | None:
         """Read `evaluation`; None if there is no such file, ValueError if it is damaged."""

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from netfission.cli.evaluate import refuse_with_own_data, with_own_data
+from netfission.cli.evaluate import older_exports, refuse_with_own_data, with_own_data
 from netfission.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -69,4 +69,4 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
         depends = (folder.out_of_distribution, folder.corruptions, folder.evaluations)
         if stale := [file.name for file in depends if file.exists()]:
             lines.append(f"still at the temperature before: {', '.join(stale)}; evaluate again to renew them")
-    return lines
+    return [*lines, *older_exports(folder, changed=result.replaced != result.calibration)]

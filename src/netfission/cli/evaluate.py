@@ -171,12 +171,24 @@ def _own_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> No
 
 def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     from netfission.runs.evaluate import evaluate as evaluate_run
+    from netfission.runs.evaluate import readable_calibration
 
+    before = readable_calibration(folder)
     print(evaluate_run(folder, config).table(config.fission.linear))
     reliability = folder.load_reliability()
     assert reliability is not None
     print(reliability.summary())
     print(f"wrote {folder.evaluation.name} and {folder.reliability.name} in {folder.path}")
+    for line in older_exports(folder, changed=readable_calibration(folder) != before):
+        print(line)
+
+
+def older_exports(folder: "RunFolder", *, changed: bool) -> list[str]:
+    """Say which exported files in a run's folder are older than its calibration, which has just changed."""
+    if not changed or not (files := folder.exports):
+        return []
+    names = ", ".join(file.name for file in files)
+    return [f"exported with the calibration before: {names}; export again to renew"]
 
 
 def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:

@@ -90,6 +90,7 @@ def calibrate(
         logits, labels = matched_logits(network, spec, images, config, device)
         calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
         calibration = replace(calibration, fitted_on=images.kind)
+    calibration = replace(calibration, weights=folder.weights_sha256())
     reliability = None
     if data is not None:
         test = _logits(network, data.test, data, config, device)

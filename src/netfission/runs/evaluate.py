@@ -55,6 +55,7 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
             average=spec.average,
             dependence=validation_dependence(config),
         )
+        calibration = replace(calibration, weights=folder.weights_sha256())
         write_whole(folder.calibration, calibration.to_json())
     report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, average=spec.average)
     write_whole(folder.reliability, report.to_json())

@@ -107,6 +107,13 @@ class RunFolder(ModelFolder):
         return self.path / "cascade.png", self.path / "cascade.svg"
 
     @property
+    def exports(self) -> list[Path]:
+        """What `netfission export` has written into the folder."""
+        files = [*self.path.glob("*.onnx"), *self.path.glob("*.pt2")]
+        cascade = self.path / "cascade"
+        return sorted([*files, cascade] if cascade.is_dir() else files)
+
+    @property
     def out_of_distribution(self) -> Path:
         """How well uncertainty detects out-of-distribution images, one entry per data set."""
         return self.path / "ood.json"
