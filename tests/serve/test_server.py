@@ -1,6 +1,7 @@
 import http.client
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from PIL import Image
 from netfission.classifier import Classifier
 from netfission.classifier.answer_settings import AnswerSettings
 from netfission.cli import main
+from netfission.data import load_data
+from netfission.serve.server import Settings
 
 
 @pytest.fixture(scope="module")
@@ -588,3 +591,48 @@ def test_a_request_whose_promises_cannot_be_kept_is_refused_in_one_line(served, 
     status, _, answer = served.predict(make_image(), f"?{query}")
     assert status == 400
     assert answer["error"].startswith(message)
+
+
+def test_the_metrics_tell_whether_the_last_images_have_drifted(
+    finished_run, serving, classifier, make_form, tmp_path
+):
+    def files(images):
+        for image in images:
+            content = io.BytesIO()
+            Image.fromarray(image[0].numpy()).save(content, "PNG")
+            yield content.getvalue()
+
+    def drift(server):
+        metrics = server.ask("GET", "/metrics")[2]
+        return [
+            float(re.search(rf"^netfission_drift_{name} (\S+)$", metrics, re.MULTILINE)[1])
+            for name in ("images", "p_value")
+        ]
+
+    images = load_data("digits").test.images
+    with serving(finished_run, drift_window=40) as server:
+        assert drift(server) == [0, pytest.approx(math.nan, nan_ok=True)]
+        for start in (0, 20, 40):
+            body, headers = make_form(*files(images[start : start + 20]))
+            assert server.predict(body, headers=headers)[0] == 200
+        number, p_value = drift(server)
+        assert number == 40
+        assert p_value == pytest.approx(classifier.drift_p_value(images[20:60]), abs=0.02)
+        body, headers = make_form(*files(255 - images[:20]))
+        for _ in range(2):
+            server.predict(body, headers=headers)
+        inverted = torch.cat([255 - images[:20]] * 2)
+        assert drift(server)[1] == pytest.approx(classifier.drift_p_value(inverted), abs=0.02)
+    assert classifier.drift_p_value(255 - images[:100]) < 0.001 < classifier.drift_p_value(images[:100])
+    uncalibrated = shutil.copytree(finished_run, tmp_path / "uncalibrated")
+    (uncalibrated / "calibration.json").unlink()
+    with serving(uncalibrated) as server:
+        server.predict(next(files(images)))
+        assert drift(server) == [0, pytest.approx(math.nan, nan_ok=True)]
+    with pytest.raises(ValueError, match=r"^detector must be None for a network without calibration, got "):
+        Classifier.from_pretrained(uncalibrated).drift_p_value(images)
+
+
+def test_a_window_without_images_is_refused():
+    with pytest.raises(ValueError, match=r"^drift_window must be a positive integer, got 0$"):
+        Settings(drift_window=0)

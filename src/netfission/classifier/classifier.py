@@ -23,6 +23,7 @@ from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.conformal import SetScore
+from netfission.evaluation.drift import drift_p_value
 from netfission.evaluation.guarantees import CalibrationScores
 from netfission.evaluation.p_values import DEFAULT_DETECTOR, Detector, DetectorScore
 from netfission.network import FissionNetwork, check_network
@@ -231,12 +232,15 @@ class Classifier(nn.Module):
         Raises:
             ValueError: `pixels` is not valid.
         """
+        self._check_pixels(pixels)
+        return self.interpret(self.logits(pixels), limits)
+
+    def _check_pixels(self, pixels: Tensor) -> None:
         expected = f"uint8 of shape (n, {', '.join(map(str, self.spec.shape))}), see Classifier.pixels"
         if not isinstance(pixels, Tensor):
             raise invalid("pixels", expected, found=type(pixels).__name__)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
-        return self.interpret(self.logits(pixels), limits)
 
     def interpret(self, logits: Tensor, limits: AnswerLimits) -> Predictions:
         """Return the predictions of images from their logits.
@@ -246,6 +250,27 @@ class Classifier(nn.Module):
             limits: what `limits` returned.
         """
         return Predictions.from_logits(logits, self.temperature, limits, average=self.spec.average)
+
+    def drift_p_value(self, pixels: Tensor, *, detector: DetectorScore = DEFAULT_DETECTOR) -> float:
+        """Test whether a batch of images comes from the distribution of those of the calibration.
+
+        If it does, and its images are drawn independently, the p-value is at most α with a probability of at
+        most α, see `netfission.evaluation.drift.drift_p_value`.
+
+        Args:
+            pixels: uint8 `(n, channels, height, width)`, see `pixels`.
+            detector: score by which the images are compared, see `limits`.
+
+        Returns:
+            The p-value, in [0, 1].
+
+        Raises:
+            ValueError: `pixels` is not valid or empty, or the calibration has no scores of images.
+        """
+        self._check_pixels(pixels)
+        found = self._scores("detector", detector, uncertainty=True).detector(detector)
+        scores = found.scores(self.logits(pixels), average=self.spec.average)
+        return drift_p_value(scores, found.calibration)
 
     def limits(
         self,

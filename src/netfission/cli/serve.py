@@ -27,6 +27,9 @@ def parser() -> Parser:
         metavar="ORIGIN",
         several=True,
     )
+    parser.add(
+        "--drift-window", int, 500, "number of the last images whose drift /metrics has the p-value of"
+    )
     limits = parser.add_argument_group("limits")
     parser.add("--max-batch", int, 32, "largest number of images in a batch, and in one form", group=limits)
     parser.add(

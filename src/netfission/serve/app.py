@@ -28,6 +28,7 @@ from netfission.classifier.predictions import AnswerLimits
 from netfission.evaluation.conformal import SetScore
 from netfission.evaluation.p_values import DetectorScore
 from netfission.serve.batching import Batcher, FullError
+from netfission.serve.drift import DriftWindow
 from netfission.serve.limits import (
     FORMATS,
     BodyReader,
@@ -80,6 +81,7 @@ class Service:
         max_wait_s: longest time in seconds that a batch waits for images that are being decoded.
         max_in_flight: largest number of images that are being decoded, wait or run; more are refused (503).
         answers: what is asked of the answers to requests that ask for nothing else.
+        drift_window: number of the last images that are tested for drift.
         cors_origins: origins whose pages may read the answers, besides the server's own; `*` for all.
     """
 
@@ -94,6 +96,7 @@ class Service:
         max_wait_s: float,
         max_in_flight: int,
         answers: AnswerSettings | None = None,
+        drift_window: int = 500,
         cors_origins: Sequence[str] = (),
     ) -> None:
         self._classifier = classifier
@@ -117,6 +120,9 @@ class Service:
             observe=self._metrics.batch_size.observe,
         )
         self._metrics.in_flight.set_function(lambda: self._batcher.in_flight)
+        self._drift = DriftWindow(self._answer_limits.detector, drift_window)
+        self._metrics.drift_images.set_function(lambda: len(self._drift))
+        self._metrics.drift_p_value.set_function(self._drift.p_value)
 
     def application(self) -> ASGIApp:
         """Return an ASGI application, which can be run once."""
@@ -210,6 +216,7 @@ class Service:
 
     def _run(self, pixels: Sequence[Tensor]) -> list[ImageResult]:
         logits = self._classifier.logits(torch.stack(list(pixels)))
+        self._drift.add(logits, average=self._classifier.spec.average)
         predictions = self._classifier.interpret(logits, self._answer_limits)
         answers = json_answers(predictions, self._classifier.spec.classes, limits=self._answer_limits)
         return [ImageResult(answer, logits, row) for row, answer in enumerate(answers)]
@@ -266,7 +273,9 @@ class Service:
         return JSONResponse(content, 200 if ok else 503)
 
     async def _show_metrics(self, _: Request) -> Response:
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+        loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(self._decoders, self._metrics.text)  # the test of drift takes time
+        return Response(text, media_type="text/plain; version=0.0.4")
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -37,6 +37,14 @@ class Metrics:
         self.in_flight = Gauge(
             "netfission_images_in_flight", "Images that are being decoded, wait or run", registry=registry
         )
+        self.drift_images = Gauge(
+            "netfission_drift_images", "Last images that are tested for drift", registry=registry
+        )
+        self.drift_p_value = Gauge(
+            "netfission_drift_p_value",
+            "p-value of the last images coming from the distribution of the calibration images",
+            registry=registry,
+        )
 
     def text(self) -> bytes:
         """Return the current values of all metrics."""

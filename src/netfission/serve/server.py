@@ -42,6 +42,7 @@ class Settings:
             `Classifier.default_risk`.
         cors_origin: origins whose pages may read the answers, such as `https://example.org`, or `*` for all;
             default none but the server's own.
+        drift_window: number of the last images that are tested for drift, see `GET /metrics`.
         max_batch: largest number of images in a batch, and in a form.
         max_wait_ms: longest time in milliseconds that a batch waits for images that are being decoded.
         max_bytes: largest size of a request in bytes.
@@ -65,6 +66,7 @@ class Settings:
     threads: int | None = None
     answers: AnswerSettings = field(default_factory=AnswerSettings)
     cors_origin: Sequence[str] = ()
+    drift_window: int = 500
     max_batch: int = 32
     max_wait_ms: float = 2.0
     max_bytes: int = 2**24
@@ -74,7 +76,7 @@ class Settings:
     def __post_init__(self) -> None:
         assert Image.MAX_IMAGE_PIXELS is not None
         maximum = {"port": 65535, "max_pixels": Image.MAX_IMAGE_PIXELS}
-        for name in ("threads", "max_batch", "max_bytes", "max_pixels", "port"):
+        for name in ("threads", "drift_window", "max_batch", "max_bytes", "max_pixels", "port"):
             value, least = getattr(self, name), int(name != "port")
             if value is not None and not least <= value <= maximum.get(name, value):
                 valid = (
@@ -173,6 +175,7 @@ def _make_service(name: str, settings: Settings) -> Service:
         max_wait_s=settings.max_wait_ms / 1000,
         max_in_flight=max(_LEAST_IN_FLIGHT, _BATCHES_IN_FLIGHT * settings.max_batch),
         answers=settings.answers,
+        drift_window=settings.drift_window,
         cors_origins=settings.cors_origin,
     )
 
