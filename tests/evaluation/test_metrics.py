@@ -31,12 +31,29 @@ def numpy_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]
         inside = bins == index
         if inside.any():
             ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    falling = np.argsort(-confidence, kind="stable")
+    shared = np.array([correct[confidence == level].mean() for level in confidence])  # equal to float32
+    adaptive = sum(
+        len(rows) / len(y) * abs(shared[rows].mean() - confidence[rows].mean())
+        for rows in np.array_split(falling, 15)
+        if len(rows)
+    )
+    class_wise = 0.0
+    for k in range(p.shape[1]):
+        bins = np.clip(np.digitize(p[:, k], np.linspace(0, 1, 16)), 1, 15)
+        for index in set(bins):
+            inside = bins == index
+            class_wise += inside.mean() * abs((y[inside] == k).mean() - p[inside, k].mean()) / p.shape[1]
+    answered_and_wrong = np.concatenate([[0], np.cumsum(1 - shared[falling])]) / len(y)
     expected = {
         "top1": correct.mean(),
         "top5": (order[:, :5] == y[:, None]).any(axis=1).mean(),
         "nll": -log_p[np.arange(len(y)), y].mean(),
         "ece": ece,
         "brier": np.mean(np.sum((p - np.eye(p.shape[1])[y]) ** 2, axis=1)),
+        "adaptive_ece": adaptive,
+        "class_wise_ece": class_wise,
+        "augrc": np.trapezoid(answered_and_wrong, dx=1 / len(y)),
     }
     if p.shape[1] <= 5:
         del expected["top5"]
@@ -64,7 +81,9 @@ def test_certain_and_right() -> None:
     labels = torch.arange(8)
     log_probabilities = (1e3 * torch.eye(8)).log_softmax(1)
     assert classification_metrics(log_probabilities, labels) == pytest.approx(
-        {"top1": 1.0, "top5": 1.0, "nll": 0.0, "ece": 0.0, "brier": 0.0}, abs=1e-6
+        {"top1": 1.0, "top5": 1.0}
+        | dict.fromkeys(("nll", "ece", "brier", "adaptive_ece", "class_wise_ece", "augrc"), 0.0),
+        abs=1e-6,
     )
 
 
@@ -75,6 +94,29 @@ def test_certain_and_wrong() -> None:
     assert metrics["nll"] == pytest.approx(1e3)
     assert metrics["ece"] == pytest.approx(1)
     assert metrics["brier"] == pytest.approx(2)
+    assert metrics["adaptive_ece"] == pytest.approx(1)
+    assert metrics["class_wise_ece"] == pytest.approx(2 / 8)  # of each class two of eight probabilities
+    assert metrics["augrc"] == 0.5
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=60))
+def test_augrc_is_what_its_paper_says_of_auroc_and_accuracy(examples: list[tuple[int, bool]]) -> None:
+    """Traub et al. 2024, equation 9: (1 − AUROC) a (1 − a) + (1 − a)² / 2; equal confidences count half."""
+    confidence = torch.tensor([0.55 + 0.08 * level for level, _ in examples], dtype=torch.float64)
+    correct = torch.tensor([right for _, right in examples])
+    log_probabilities = torch.stack([confidence, 1 - confidence], dim=1).log()
+    found = classification_metrics(log_probabilities, (~correct).long())["augrc"]
+    pairs = confidence[correct][:, None] - confidence[~correct]
+    below = ((pairs < 0).double() + (pairs == 0).double() / 2).sum() / len(examples) ** 2
+    assert found == pytest.approx(below.item() + (1 - correct.double().mean().item()) ** 2 / 2)
+
+
+def test_the_order_of_examples_does_not_matter_even_if_confidences_are_equal() -> None:
+    log_probabilities = torch.tensor([[0.7, 0.3]] * 40, dtype=torch.float64).log()
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    one, other = (classification_metrics(log_probabilities, each) for each in (labels, labels.flip(0)))
+    assert one == pytest.approx(other)
+    assert one["adaptive_ece"] == pytest.approx(0.2)
 
 
 def test_full_certainty_shares_the_last_bin() -> None:

@@ -24,7 +24,8 @@ from netfission.utils.modes import in_mode
 from netfission.utils.text import decimal, percent
 from netfission.utils.typed import typed
 
-_IN_PERCENT = {"top1", "top5", "ece"}  # in table() alone
+_IN_PERCENT = {"top1", "top5", "ece", "adaptive_ece", "class_wise_ece"}  # in table() alone
+_SHORT = {"adaptive_ece": "aECE", "class_wise_ece": "cwECE"}  # there, too
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ def _mean(per_example: Tensor) -> float:
 
 
 def _heading(name: str) -> str:
-    return f"{name} %" if name in _IN_PERCENT else name
+    short = _SHORT.get(name, name)
+    return f"{short} %" if name in _IN_PERCENT else short
 
 
 def _cell(name: str, metrics: dict[str, float]) -> str:

@@ -17,6 +17,13 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
     - `ece`: expected calibration error in [0, 1], with 15 bins of equal width over the largest probability
       (Guo et al. 2017).
     - `brier`: mean squared error summed over classes, in [0, 2] (Brier 1950).
+    - `adaptive_ece`: expected calibration error with 15 bins of equal numbers of examples (Nguyen & O'Connor
+      2015, arXiv 1508.05154). Examples of equal confidence count as the mean of them.
+    - `class_wise_ece`: expected calibration error of the probability of each class, with 15 bins of equal
+      width; mean over classes (Kull et al. 2019, arXiv 1910.12656).
+    - `augrc`: area under the generalised risk–coverage curve, in [0, 1/2]: the mean, over all thresholds of
+      confidence, of the share of all examples that is answered and wrong (Traub et al. 2024, arXiv
+      2407.01032).
 
     Args:
         log_probabilities: `(n, classes)`, floating point, natural logarithms.
@@ -32,8 +39,9 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
     Example:
         >>> log_probabilities = torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log()
         >>> metrics = classification_metrics(log_probabilities, torch.tensor([0, 1]))
-        >>> {name: round(value, 3) for name, value in metrics.items()}
-        {'top1': 0.5, 'nll': 0.57, 'ece': 0.4, 'brier': 0.4}
+        >>> {name: round(value, 3) for name, value in metrics.items()}  # doctest: +NORMALIZE_WHITESPACE
+        {'top1': 0.5, 'nll': 0.57, 'ece': 0.4, 'brier': 0.4, 'adaptive_ece': 0.4, 'class_wise_ece': 0.4,
+         'augrc': 0.125}
     """
     _check_layout(log_probabilities, labels)
     log_probabilities = log_probabilities.double()
@@ -44,10 +52,14 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
     if classes > 5:
         metrics["top5"] = _top_k(probabilities, labels, 5)
     one_hot = F.one_hot(labels, classes)
+    confidence, correct = _by_confidence(probabilities, labels)
     return metrics | {
         "nll": F.nll_loss(log_probabilities, labels).item(),
         "ece": _calibration_error(probabilities, labels),
         "brier": (probabilities - one_hot).square().sum(dim=1).mean().item(),
+        "adaptive_ece": _adaptive_calibration_error(confidence, correct),
+        "class_wise_ece": _class_wise_calibration_error(probabilities, labels),
+        "augrc": _generalised_risk_area(correct),
     }
 
 
@@ -80,6 +92,38 @@ def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
         validate_args=False,
     )
     return error.item()
+
+
+def _by_confidence(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return falling confidence `(n,)`, and the share of its examples that is right, float64."""
+    confidence, answers = probabilities.max(dim=1)
+    confidence, order = confidence.sort(descending=True)
+    _, block, sizes = confidence.unique_consecutive(return_inverse=True, return_counts=True)
+    right = block.bincount(weights=(answers == labels)[order].double())
+    return confidence, (right / sizes)[block]  # examples of equal confidence have no order
+
+
+def _adaptive_calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    gaps = (confidence - correct).tensor_split(CALIBRATION_BINS)
+    return sum(gap.sum().abs().item() for gap in gaps) / len(confidence)
+
+
+def _class_wise_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    n, classes = probabilities.shape
+    total = 0.0
+    for number in range(classes):  # one by one, as memory would not hold the bins of all
+        column = probabilities[:, number]
+        bins = (column * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        gaps = bins.bincount(weights=column - (labels == number).double())
+        total += gaps.abs().sum().item()
+    return total / (n * classes)
+
+
+def _generalised_risk_area(correct: Tensor) -> float:
+    """Return the area under the curve whose points are joined by lines, the first of them (0, 0)."""
+    wrong = 1 - correct
+    area: Tensor = (wrong.cumsum(0) - wrong / 2).sum() / len(wrong) ** 2
+    return area.item()
 
 
 def _check_layout(log_probabilities: Tensor, labels: Tensor) -> None:
