@@ -252,24 +252,28 @@ def sizes_by_temperature(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     return sizes
 
 
+def read_or_make_logits(data: Path, kept: Path | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return logits and labels of each data set, from a file if there is one, which is else written."""
+    if kept is not None and kept.is_file():
+        tensors = load_file(kept)
+        return {name: (tensors[f"{name}.logits"], tensors[f"{name}.labels"]) for name in RISKS}
+    populations = make_logits(data)
+    if kept is not None:
+        tensors = {f"{name}.logits": logits.contiguous() for name, (logits, _) in populations.items()}
+        tensors |= {f"{name}.labels": labels for name, (_, labels) in populations.items()}
+        save_file(tensors, kept)
+    return populations
+
+
 def main(flags: Sequence[str] | None = None) -> None:
-    arguments = _arguments(flags)
-    if arguments.logits is not None and arguments.logits.is_file():
-        tensors = load_file(arguments.logits)
-        populations = {name: (tensors[f"{name}.logits"], tensors[f"{name}.labels"]) for name in RISKS}
-    else:
-        populations = make_logits(arguments.data)
-        if arguments.logits is not None:
-            tensors = {f"{name}.logits": logits.contiguous() for name, (logits, _) in populations.items()}
-            tensors |= {f"{name}.labels": labels for name, (_, labels) in populations.items()}
-            save_file(tensors, arguments.logits)
+    chosen = arguments(flags, __doc__, RESULTS)
     sets = []
-    for name, (logits, labels) in populations.items():
+    for name, (logits, labels) in read_or_make_logits(chosen.data, chosen.logits).items():
         population = Population(ensemble_log_probabilities(logits.double()), labels)
         accuracy = 1 - population.wrong[-1].item() / population.n
         rows = []
         for n in SIZES:
-            for row in rows_of(population, n, arguments.draws, RISKS[name]):
+            for row in rows_of(population, n, chosen.draws, RISKS[name]):
                 rows.append(row)
                 print(name, json.dumps(row), flush=True)
         sets.append(
@@ -283,23 +287,24 @@ def main(flags: Sequence[str] | None = None) -> None:
         )
     record = {
         "benchmark": "guarantees",
-        "draws": arguments.draws,
+        "draws": chosen.draws,
         "data": sets,
-        "command": "python benchmarks/guarantees.py --data DATA --draws " + str(arguments.draws),
+        "command": "python benchmarks/guarantees.py --data DATA --draws " + str(chosen.draws),
         "environment": environment(),
     }
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"wrote {arguments.out}")
+    chosen.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"wrote {chosen.out}")
 
 
-def _arguments(flags: Sequence[str] | None) -> argparse.Namespace:
+def arguments(flags: Sequence[str] | None, description: str | None, out: Path) -> argparse.Namespace:
+    """Return the options of the benchmark, of the logits' source and of the file to write."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=1000, help="default: %(default)s")
     parser.add_argument("--logits", type=Path, help="safetensors file to keep the logits in, or to read")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=out)
     return parser.parse_args(flags)
 
 

@@ -16,6 +16,7 @@ from netfission.models import create_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import cells
 import contenders
+import false_alarms
 import folders
 import full_size
 import guarantees
@@ -340,6 +341,22 @@ def test_a_run_at_full_size_has_a_known_kind_and_a_seed(run, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         full_size.main(["train", str(tmp_path), str(tmp_path / "out"), run])
     assert not (tmp_path / "out").exists()
+
+
+def test_false_alarms_are_measured_at_every_number_of_images(tmp_path):
+    logits = 3 * torch.randn(600, 2, 4, generator=torch.Generator().manual_seed(0))
+    kept = {f"{name}.logits": logits.clone() for name in guarantees.RISKS}
+    kept |= {f"{name}.labels": torch.zeros(600).long() for name in guarantees.RISKS}
+    save_file(kept, tmp_path / "logits.safetensors")
+    out = tmp_path / "out.json"
+    flags = ["--data", "nowhere", "--draws", "3", "--logits", str(tmp_path / "logits.safetensors")]
+    false_alarms.main([*flags, "--out", str(out)])
+    first, _ = json.loads(out.read_text())["data"]
+    assert {row["n"] for row in first["rows"]} == {100, 500, 2000}
+    detectors = {row["detector"] for row in first["rows"] if "detector" in row}
+    assert detectors == {"energy", "entropy", "maximum-probability", "mutual-information"}
+    assert all(0 <= row["rate_mean"] < 0.2 for row in first["rows"] if "detector" in row)
+    assert [row["drift"]["images"] for row in first["rows"] if "drift" in row] == [20, 200] * 3
 
 
 def test_guarantees_are_measured_at_every_number_of_images(tmp_path):
