@@ -99,6 +99,7 @@ def test_certain_and_wrong() -> None:
     assert metrics["augrc"] == 0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=60))
 def test_augrc_is_what_its_paper_says_of_auroc_and_accuracy(examples: list[tuple[int, bool]]) -> None:
     """Traub et al. 2024, equation 9: (1 − AUROC) a (1 − a) + (1 − a)² / 2; equal confidences count half."""

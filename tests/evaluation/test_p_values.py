@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -28,12 +28,14 @@ def logits():
     return (4 * common + own) * (0.3 + torch.rand(20_000, 1, 1, generator=generator))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(0, 9))
 def test_a_p_value_is_the_rank_among_the_calibration_images(calibration, score):
     own = p_values(torch.tensor([float(score)]), torch.tensor(sorted(map(float, calibration))))
     assert own.item() == (1 + sum(other >= score for other in calibration)) / (len(calibration) + 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=150), rates, st.none() | st.sampled_from([0.1, 0.5]))
 def test_an_image_is_marked_if_its_p_value_is_at_most_the_rate_or_with_delta_less(scores, rate, delta):
     calibration = torch.tensor(scores).double()

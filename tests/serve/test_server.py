@@ -550,6 +550,10 @@ def test_a_request_asks_for_sets_bounds_and_marks_as_predict_does(served, classi
     plain = served.predict(contents[0])[2]
     assert plain["p_value"] == answer["predictions"][0]["p_value"]
     assert not {"set", "out_of_distribution", "delta"} & plain.keys()
+    by_class = served.predict(contents[0], "?coverage=0.5&class_wise=1&detector=entropy")[2]
+    own_by_class = classifier.predict(pixels[:1], coverage=0.5, class_wise=True, detector="entropy")
+    assert by_class["set"] == [classifier.spec.classes[k] for k in own_by_class.sets[0].nonzero()[:, 0]]
+    assert (by_class["class_wise"], by_class["detector"]) == (True, "entropy")
     single = served.predict(contents[0], f"{query}&all=1")[2]
     assert len(single["probabilities"]) == 10
     assert_promises(single, own, classifier.spec.classes)
