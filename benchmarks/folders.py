@@ -1,9 +1,10 @@
 """Start-up and throughput of a folder of many small images, beside torchvision's ImageFolder, in turn.
 
-Start-up is the time until images and classes are known: of `find_source`, which lists the files, and of
-`load_data` with and without its checks, which also makes splits and reads some images. Throughput is that of
-`--read` images of 32x32 pixels, decoded by as many workers, with torchvision's DataLoader beside it. Writes
-results/benchmark_folders.json; the images lie in a temporary folder and are deleted.
+Start-up is the time until images and classes are known: of `find_source`, which lists the files, with and
+without `fingerprint`, which also asks for their sizes; and of `load_data` with and without its checks, which also
+makes splits and reads some images. Throughput is that of `--read` images of 48x48 pixels, decoded and resized to 32x32
+by as many workers, with torchvision's DataLoader beside it.
+Writes results/benchmark_folders.json; the images lie in a temporary folder and are deleted.
 
     .venv/bin/python benchmarks/folders.py --images 200000 --rounds 5
 """
@@ -23,24 +24,25 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import PILToTensor
+from torchvision.transforms import Compose, PILToTensor, Resize
 
 from netfission.data.batches import decode_batches
 from netfission.data.load import load_data
-from netfission.data.sources import find_source
+from netfission.data.sources import find_source, fingerprint
 from netfission.data.splits import StreamedSplit
 from netfission.runs.folder import environment
+from netfission.utils.files import write_whole
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_folders.json"
 CLASSES = 100
-SIZE = 32
+ENCODED, SIZE = 48, 32  # pixels of the files, and of what is read
 BATCH = 128
 REFERENCE = "ImageFolder"
 
 
 def make_images(folder: Path, count: int) -> None:
     """Write `count` JPEG files into one folder per class, each of other content."""
-    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (ENCODED, ENCODED, 3), dtype=np.uint8)
     encoded = BytesIO()
     Image.fromarray(pixels).save(encoded, "JPEG")
     for number in range(count):
@@ -54,14 +56,17 @@ def start_ups(folder: Path) -> dict[str, Callable[[], object]]:
     return {
         REFERENCE: lambda: ImageFolder(folder),
         "find_source": lambda: find_source(str(folder)),
-        "load_data without checks": lambda: load_data(str(folder), memory_limit=0, checks=False),
-        "load_data": lambda: load_data(str(folder), memory_limit=0),
+        "find_source and fingerprint": lambda: (find_source(str(folder)), fingerprint(str(folder))),
+        "load_data without checks": lambda: load_data(
+            str(folder), image_size=SIZE, memory_limit=0, checks=False
+        ),
+        "load_data": lambda: load_data(str(folder), image_size=SIZE, memory_limit=0),
     }
 
 
 def epochs(folder: Path, read: int, workers: int) -> dict[str, Callable[[], object]]:
     """Return what is timed for reading some images, spread evenly."""
-    files = ImageFolder(folder, transform=PILToTensor())
+    files = ImageFolder(folder, transform=Compose([Resize(SIZE), PILToTensor()]))
     rows = np.linspace(0, len(files) - 1, read, dtype=np.int64)
     subset = Subset(files, rows.tolist())
     split = StreamedSplit(find_source(str(folder)).train, rows, (SIZE, SIZE))
@@ -119,11 +124,11 @@ def main(arguments: list[str] | None = None) -> None:
         "reading_ratios": ratios(reading),
         "environment": environment(),
     }
-    settings.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(settings.out, json.dumps(record, indent=2) + "\n")
     for title, seconds in (("start-up", start_up), ("reading", reading)):
         for name, values in ratios(seconds).items():
             spread = f"({min(values):.2f}–{max(values):.2f}, n = {settings.rounds})"
-            print(f"{title:9}{name:26}{median(seconds[name]):8.3f} s  {median(values):6.2f}x  {spread}")
+            print(f"{title:9}{name:29}{median(seconds[name]):8.3f} s  {median(values):6.2f}x  {spread}")
     if load_before > 0.5:
         print(f"other processes ran beside this: load {load_before:.1f} before the start")
 

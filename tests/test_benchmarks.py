@@ -295,6 +295,7 @@ def test_folders_are_timed_beside_torchvision(tmp_path, capsys):
     assert record["start_up_ratios"].keys() == {
         "ImageFolder",
         "find_source",
+        "find_source and fingerprint",
         "load_data without checks",
         "load_data",
     }

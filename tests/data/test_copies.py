@@ -6,11 +6,11 @@ from netfission.data import copies
 from netfission.data.copies import find_copies
 
 
-def write(folder: Path, **contents: bytes) -> list[Path]:
+def write(folder: Path, **contents: bytes) -> list[str]:
     folder.mkdir()
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    return sorted(folder.iterdir())
+    return sorted(map(str, folder.iterdir()))
 
 
 def test_only_equal_bytes_are_copies(tmp_path: Path) -> None:
@@ -19,8 +19,11 @@ def test_only_equal_bytes_are_copies(tmp_path: Path) -> None:
     files = write(
         tmp_path / "b", same=b"abc" + middle, end=middle + b"y", empty=b"", size=b"12", twice=b"abc" + middle
     )
-    missing = tmp_path / "missing"
-    assert [path.name for path in find_copies([*files, missing], [*originals, missing])] == ["same", "twice"]
+    missing = str(tmp_path / "missing")
+    assert [Path(path).name for path in find_copies([*files, missing], [*originals, missing])] == [
+        "same",
+        "twice",
+    ]
 
 
 def test_files_of_other_sizes_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +32,10 @@ def test_files_of_other_sizes_are_not_opened(tmp_path: Path, monkeypatch: pytest
         write(tmp_path / "b", c=b"123", d=b"1", e=b"1234"),
     )
     opened = []
-    monkeypatch.setattr(copies, "_middle", lambda path: opened.append(path.name) or path.read_bytes())
-    assert [path.name for path in find_copies(files, originals)] == ["a"]
+    monkeypatch.setattr(
+        copies, "_middle", lambda path: opened.append(Path(path).name) or Path(path).read_bytes()
+    )
+    assert [Path(path).name for path in find_copies(files, originals)] == ["a"]
     assert opened == ["a", "d"]
 
 
@@ -38,8 +43,10 @@ def test_files_that_equal_no_original_are_not_read(tmp_path: Path, monkeypatch: 
     files = write(tmp_path / "a", a=b"1", b=b"12", c=b"34", d=b"34")
     originals = write(tmp_path / "b", e=b"1", f=b"567", g=b"567")
     read = []
-    monkeypatch.setattr(copies, "_digest", lambda path: read.append(path.name) or path.read_bytes())
-    assert [path.name for path in find_copies(files, originals)] == ["a"]
+    monkeypatch.setattr(
+        copies, "_digest", lambda path: read.append(Path(path).name) or Path(path).read_bytes()
+    )
+    assert [Path(path).name for path in find_copies(files, originals)] == ["a"]
     assert read == ["a", "e"]
 
 

@@ -25,7 +25,9 @@ def write_files(folder: Path, names: str) -> Path:
 def labels(contents: FolderContents) -> dict[str, dict[str, str]]:
     """Return split → name of the file → class."""
     return {
-        split: {image.relative_to(contents.folder).as_posix(): label for image, label in part.labels.items()}
+        split: {
+            Path(image).relative_to(contents.folder).as_posix(): label for image, label in part.labels.items()
+        }
         for split, part in contents.splits.items()
     }
 

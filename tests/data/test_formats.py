@@ -146,7 +146,7 @@ def test_a_heic_file_names_the_package_that_reads_it(name: str, tmp_path: Path) 
     told = "HEIC, which needs pillow-heif: pip install pillow-heif"
     assert why_unreadable(caught.value) == told
     with pytest.raises(CorruptImageError, match=rf"{name} must be a readable image, got .* \({told}\)"):
-        decode(FileRecords([tmp_path / name], np.array([0])), 0, (8, 8))
+        decode(FileRecords([str(tmp_path / name)], np.array([0])), 0, (8, 8))
     assert package_for(".HEIC") == "pillow-heif"
     assert package_for(".txt") is package_for(".jpg") is None
 
@@ -188,5 +188,5 @@ def test_heic_is_read_if_the_package_is_installed(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(HEIC + file.getvalue())
     assert {".heic", ".heif"} <= image_suffixes()
     assert package_for(".heic") is None
-    decoded = decode(FileRecords([tmp_path / "a.heic"], np.array([0])), 0, (6, 9))
+    decoded = decode(FileRecords([str(tmp_path / "a.heic")], np.array([0])), 0, (6, 9))
     assert torch.equal(decoded, to_pixels(PICTURE, "RGB", (6, 9)))

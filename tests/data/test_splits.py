@@ -49,7 +49,7 @@ def test_stratified_cut_is_fixed_by_its_seed() -> None:
 def test_decode_is_exact_at_the_native_size(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    records = FileRecords([tmp_path / "a.png"], np.array([0]))
+    records = FileRecords([str(tmp_path / "a.png")], np.array([0]))
     decoded = decode(records, 0, (5, 7))
     assert decoded.dtype == torch.uint8
     assert np.array_equal(decoded.permute(1, 2, 0).numpy(), pixels)
@@ -59,7 +59,7 @@ def test_decode_covers_and_cuts_the_centre(tmp_path: Path) -> None:
     pixels = np.zeros((10, 30, 3), dtype=np.uint8)
     pixels[:, 10:20] = 200  # the centre square
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    records = FileRecords([tmp_path / "a.png"], np.array([0]))
+    records = FileRecords([str(tmp_path / "a.png")], np.array([0]))
     assert (decode(records, 0, (10, 10)) == 200).all()
     assert decode(records, 0, (4, 4)).shape == (3, 4, 4)
     flat = decode(records, 0, (5, 15))
@@ -70,7 +70,7 @@ def test_decode_covers_and_cuts_the_centre(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA"])
 def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode).save(tmp_path / "a.png")
-    decoded = decode(FileRecords([tmp_path / "a.png"], np.array([0])), 0, (4, 4))
+    decoded = decode(FileRecords([str(tmp_path / "a.png")], np.array([0])), 0, (4, 4))
     assert decoded.shape == (3, 4, 4)
     assert (decoded == 255).all()
 
@@ -83,7 +83,7 @@ def _records(tmp_path: Path, *broken: int) -> FileRecords:
         if index in broken:
             path.write_bytes(path.read_bytes()[: 8 if index % 2 else 100])
         paths.append(path)
-    return FileRecords(paths, np.arange(6))
+    return FileRecords([*map(str, paths)], np.arange(6))
 
 
 def test_corrupt_images_are_refused_by_name(tmp_path: Path) -> None:

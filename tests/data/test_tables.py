@@ -45,7 +45,7 @@ def write_parquet(path: Path, rows: list[tuple[str, ...]], *names: str) -> Path:
 
 
 def labels_of(records) -> dict[str, int]:
-    return {path.name: int(label) for path, label in zip(records.paths, records.labels, strict=True)}
+    return {Path(path).name: int(label) for path, label in zip(records.paths, records.labels, strict=True)}
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from netfission.classifier import Classifier
-from netfission.data.files import find_images as find_in_folder
+from netfission.data.files import find_images as find_image_files
 from netfission.prediction import Failure, ImagePrediction, find_images, predict_images
+
+
+def find_in_folder(folder: Path) -> list[Path]:
+    return [Path(path) for path in find_image_files(folder).images]
 
 
 @pytest.fixture(scope="session")
 def files(digit_files) -> list[Path]:
-    return find_in_folder(digit_files / "test").images[:12]
+    return find_in_folder(digit_files / "test")[:12]
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +86,7 @@ def test_every_format_is_answered(classifier, suffix, tmp_path):
     image.save(tmp_path / "reference.png")
     path = tmp_path / f"image.{suffix}"
     image.save(path, **({"lossless": True} if suffix == "webp" else {}))
-    assert find_in_folder(tmp_path).images == [path, tmp_path / "reference.png"]
+    assert find_in_folder(tmp_path) == [path, tmp_path / "reference.png"]
     own, reference = predict_images(classifier, [path, tmp_path / "reference.png"])
     assert isinstance(own, ImagePrediction)
     if suffix in LOSSLESS:
@@ -195,4 +199,4 @@ def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expe
     assert pipe == Failure(tmp_path / "pipe.png", "not a regular file")
     assert_close(link, expected[files[0]])
     assert find_images([str(tmp_path)]) == [tmp_path / "link.png", tmp_path / "pipe.png"]
-    assert find_in_folder(tmp_path).images == [tmp_path / "link.png"]
+    assert find_in_folder(tmp_path) == [tmp_path / "link.png"]

@@ -16,9 +16,13 @@ from PIL import Image
 from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.cli.predict import parser
-from netfission.data.files import find_images as find_in_folder
+from netfission.data.files import find_images as find_image_files
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.prediction import FORMATS, Failure, ImagePrediction, Layout, predict_images
+
+
+def find_in_folder(folder: Path) -> list[Path]:
+    return [Path(path) for path in find_image_files(folder).images]
 
 
 def predict(capsys, *arguments, status=0):
@@ -38,8 +42,8 @@ def records(text):
 def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
     test = digit_files / "test"
     predictions = records(predict(capsys, digits_run.path, test, "--format", "jsonl", "--probabilities"))
-    assert [each["image"] for each in predictions] == [str(path) for path in find_in_folder(test).images]
-    truth = [path.parent.name for path in find_in_folder(test).images]
+    assert [each["image"] for each in predictions] == [str(path) for path in find_in_folder(test)]
+    truth = [path.parent.name for path in find_in_folder(test)]
     evaluation = digits_run.load_evaluation()
     reliability = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
     assert evaluation.n == reliability.n == len(predictions) == 100
@@ -58,7 +62,7 @@ def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
 
 def test_csv_says_the_same_as_json_lines(digits_run, digit_files, tmp_path, capsys):
     odd = tmp_path / 'a, "b".png'
-    shutil.copy(find_in_folder(digit_files / "test").images[0], odd)
+    shutil.copy(find_in_folder(digit_files / "test")[0], odd)
     request = [digits_run.path, odd, "nowhere.png", digit_files / "test" / "digit 3", "--risk", "0.3"]
     lines = records(predict(capsys, *request, "--format", "jsonl", status=1))
     rows = list(csv.DictReader(io.StringIO(predict(capsys, *request, "--format", "csv", status=1))))
@@ -92,7 +96,7 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
     lines = predict(capsys, digits_run.path, folder, "nowhere.png", status=1).splitlines()
     head, *rows, missing, foot = lines
     assert head.split()[:3] == ["image", "class", "p"]
-    assert len(rows) == len(find_in_folder(folder).images)
+    assert len(rows) == len(find_in_folder(folder))
     assert {row[head.index("class") :][:5] for row in rows} == {"digit"}
     assert {row[head.index("exit 1") :][:5] for row in rows} == {"digit"}
     assert missing.split(maxsplit=1) == ["nowhere.png", "error: no such file or directory"]
@@ -110,7 +114,7 @@ def test_the_table_is_aligned_and_says_where_it_abstains(digits_run, digit_files
 def test_failures_are_counted_and_the_status_is_1(digits_run, digit_files, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
-    good = find_in_folder(digit_files / "test").images[0]
+    good = find_in_folder(digit_files / "test")[0]
     request = ["predict", str(digits_run.path), str(tmp_path / "bad.png"), str(tmp_path / "empty"), str(good)]
     assert main([*request, "--format", "jsonl"]) == 1
     out, error = capsys.readouterr()
@@ -126,7 +130,7 @@ def test_a_folder_tells_of_all_that_is_named_as_an_image(digits_run, digit_files
     folder.mkdir()
     linked.mkdir()
     for place in (folder / "a.png", folder / ".hidden.png", linked / "b.png"):
-        shutil.copy(find_in_folder(digit_files / "test").images[0], place)
+        shutil.copy(find_in_folder(digit_files / "test")[0], place)
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(folder / "pipe.png")
     (folder / "link").symlink_to(linked)
@@ -158,7 +162,7 @@ ODD = 'a\nb\x1b[31m\r,"c".png'
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\rb.png", ODD])
 def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, tmp_path, capsys):
-    shutil.copy(find_in_folder(digit_files / "test").images[0], tmp_path / name)
+    shutil.copy(find_in_folder(digit_files / "test")[0], tmp_path / name)
     request = [digits_run.path, tmp_path / name, tmp_path / f"no {name}"]
     text = predict(capsys, *request, "--format", "csv", status=1)
     _, answered, missing = csv.reader(io.StringIO(text, newline=""))
@@ -171,7 +175,7 @@ def test_csv_of_a_name_with_line_ends_reads_back(name, digits_run, digit_files, 
 
 def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
     image = tmp_path / ODD
-    shutil.copy(find_in_folder(digit_files / "test").images[0], image)
+    shutil.copy(find_in_folder(digit_files / "test")[0], image)
     spec = replace(classifier.spec, classes=[f"\x1b]0;{name}" for name in classifier.spec.classes])
     odd = Classifier(classifier.network, spec, classifier.calibration)
     images = [image, Failure(image, "no \x07 image")]
@@ -185,14 +189,14 @@ def test_a_name_cannot_steer_the_terminal(classifier, digit_files, tmp_path):
 
 
 def test_names_from_standard_input(digits_run, digit_files, monkeypatch, capsys):
-    first, second, third = find_in_folder(digit_files / "test").images[:3]
+    first, second, third = find_in_folder(digit_files / "test")[:3]
     monkeypatch.setattr(sys, "stdin", standard_input(f"{second}\n\n{third}\n".encode()))
     predictions = records(predict(capsys, digits_run.path, first, "-", "--format", "jsonl"))
     assert [each["image"] for each in predictions] == [str(first), str(second), str(third)]
 
 
 def test_an_image_in_place_of_names_is_refused(digits_run, digit_files, monkeypatch, capsys):
-    image = find_in_folder(digit_files / "test").images[0]
+    image = find_in_folder(digit_files / "test")[0]
     monkeypatch.setattr(sys, "stdin", standard_input(image.read_bytes()))
     assert main(["predict", str(digits_run.path), "-"]) == 2
     expected = "images must be names of files on standard input, one per line"
@@ -207,7 +211,7 @@ def test_every_name_can_be_written_on_any_terminal(
 ):
     names = [b"caf\xe9.png", "猫.png".encode(), "café.png".encode()]
     for name in names:
-        shutil.copy(find_in_folder(digit_files / "test").images[0], os.fsencode(tmp_path) + b"/" + name)
+        shutil.copy(find_in_folder(digit_files / "test")[0], os.fsencode(tmp_path) + b"/" + name)
     output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", output)
     assert main(["predict", str(digits_run.path), str(tmp_path), "--format", form]) == 0
@@ -225,7 +229,7 @@ def test_every_name_can_be_written_on_any_terminal(
 
 
 def test_a_name_that_is_too_long_is_an_error_of_that_image(digits_run, digit_files, monkeypatch, capsys):
-    image = find_in_folder(digit_files / "test").images[0]
+    image = find_in_folder(digit_files / "test")[0]
     monkeypatch.setattr(sys, "stdin", standard_input(b"x" * 5000 + f"\n{image}\n".encode()))
     first, second = records(predict(capsys, digits_run.path, "-", "--format", "jsonl", status=1))
     assert first["error"] == "file name too long"
@@ -234,14 +238,14 @@ def test_a_name_that_is_too_long_is_an_error_of_that_image(digits_run, digit_fil
 
 def test_a_name_that_is_no_text_comes_back_as_it_was(digits_run, digit_files, tmp_path, monkeypatch, capsys):
     odd = os.fsencode(tmp_path) + b"/\xff\xfe.png"
-    shutil.copy(find_in_folder(digit_files / "test").images[0], odd)
+    shutil.copy(find_in_folder(digit_files / "test")[0], odd)
     monkeypatch.setattr(sys, "stdin", standard_input(odd + b"\n"))
     predict(capsys, digits_run.path, "-", "--out", tmp_path / "said.csv")
     assert odd in (tmp_path / "said.csv").read_bytes()
 
 
 def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, tmp_path, capsys):
-    image = find_in_folder(digit_files / "test").images[0]
+    image = find_in_folder(digit_files / "test")[0]
     for name, start in {
         "said.csv": "image,class",
         "said.jsonl": '{"image"',
@@ -259,7 +263,7 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
 def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):
     run = shutil.copytree(digits_run.path, tmp_path / "run")
     (run / "calibration.json").unlink()
-    image = find_in_folder(digit_files / "test").images[0]
+    image = find_in_folder(digit_files / "test")[0]
     (predictions,) = records(predict(capsys, run, image, "--format", "jsonl"))
     assert "abstain" not in predictions
     assert "abstain" not in predict(capsys, run, image)
@@ -349,7 +353,7 @@ def test_sets_and_bounded_abstention_are_written_as_the_classifier_has_them(
     request = [digits_run.path, digit_files / "test", "nowhere.png", *PROMISES]
     *lines, failed = records(predict(capsys, *request, "--format", "jsonl", status=1))
     assert set(failed) == {"image", "error"}
-    files = find_in_folder(digit_files / "test").images
+    files = find_in_folder(digit_files / "test")
     pixels = torch.stack([classifier.pixels(Image.open(path)) for path in files])
     own = classifier.predict(pixels, coverage=0.8, risk=0.3, delta=0.2)
     names = classifier.spec.classes

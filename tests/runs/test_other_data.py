@@ -224,7 +224,7 @@ def test_copies_of_images_that_a_run_was_trained_on_are_not_passed_off_as_new(
     config = folder_run.load_config()
     own = find_splits(str(other), validation=config.data.validation, seed=config.fission.seed)[split]
     copies = tmp_path / "copies"
-    for file in (own.records.paths[row] for row in own.rows[:4]):
+    for file in (Path(own.records.paths[row]) for row in own.rows[:4]):
         (copies / "3").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copies / "3" / f"{file.parent.name}-{file.name}")
     new = write_digits(tmp_path / "new", "2", count=3) / "2"

@@ -1,10 +1,13 @@
 """Whether folders are classes, by their names, the folders in them and the names of their images."""
 
+import os
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from netfission.data.copies import find_copies
+from netfission.data.files import inside
 from netfission.data.formats import open_image
 from netfission.data.label_files import class_name
 from netfission.data.split_names import splits_in
@@ -50,6 +53,7 @@ _GROUP = re.compile(
     r"|(19|20)\d\d|originals?|(un)?augmented|augmentations?|aug|raw|(pre)?processed|cropped|resized"
 )
 _PARTNER = re.compile(r"[ _-]*(mask|masks|gt|groundtruth|seg|segmentation|label|labels)\d*$", re.IGNORECASE)
+_PARTNER_WORDS = ("mask", "gt", "groundtruth", "seg", "label")  # one is in each name that matches
 _MOSTLY = 0.9  # share of names that coincide in copies and pairs
 _FEWEST = 3  # images of a class whose names are compared
 _PROBED = 8  # images of a class that are opened
@@ -57,7 +61,7 @@ _PARTS = 4  # folders whose images are opened
 _MASK_COLOURS, _PICTURE_COLOURS = 16, 64
 _EXPECTED = "a folder with one folder per class, or with train/CLASS"
 
-Images = Mapping[str, Sequence[Path]]
+Images = Mapping[str, Sequence[str]]
 
 
 def check_names(folder: Path, names: Sequence[str]) -> None:
@@ -99,7 +103,7 @@ def check_content(folder: Path, images: Images) -> list[str]:
         ValueError: the folders are no classes.
 
     Example:
-        >>> check_content(Path("."), {"cat": [Path("cat/1.png")], "dog": [Path("dog/1.png")]})
+        >>> check_content(Path("."), {"cat": ["cat/1.png"], "dog": ["dog/1.png"]})
         []
     """
     inner = {name: _inner_folders(folder / name, paths) for name, paths in images.items()}
@@ -107,10 +111,11 @@ def check_content(folder: Path, images: Images) -> list[str]:
     return [*_copies(folder, images), *_groups(folder, inner), *_pairs(folder, images), *_partners(images)]
 
 
-def _inner_folders(folder: Path, images: Sequence[Path]) -> set[str]:
+def _inner_folders(folder: Path, images: Sequence[str]) -> set[str]:
     """Return the folders in a folder that its images are in; "" if some are in the folder itself."""
-    depth = len(folder.parts)
-    return {class_name(image.parts[depth]) if len(image.parts) > depth + 1 else "" for image in images}
+    start = len(inside(folder))
+    below = {image[start : image.rindex(os.sep) + 1] for image in images}
+    return {class_name(name.partition(os.sep)[0]) for name in below}
 
 
 def _check_no_classes_again(folder: Path, inner: Mapping[str, set[str]]) -> None:
@@ -125,35 +130,43 @@ def _check_no_classes_again(folder: Path, inner: Mapping[str, set[str]]) -> None
 
 def _copies(folder: Path, images: Images) -> list[str]:
     """Refuse a folder with copies of the images in all others, or say so if the files differ."""
-    owners: dict[str, dict[str, Path]] = {}
-    for name, paths in images.items():
-        for path in paths:
-            owners.setdefault(path.name, {})[name] = path
-    shared = sorted(file for file, paths_by_folder in owners.items() if len(paths_by_folder) > 1)
-    if len(images) < 3 or len(shared) < 2 * _FEWEST or any(len(owners[file]) > 2 for file in shared):
+    if len(images) < 3:
         return []
-    for name in owners[shared[0]]:
-        alone = sum(len(owners[path.name]) == 1 for path in images[name])
-        if all(name in owners[file] for file in shared) and len(shared) >= _MOSTLY * (len(owners) - alone):
-            return _check_copied(folder, name, {file: owners[file] for file in shared})
+    files = {name: {os.path.basename(path): path for path in paths} for name, paths in images.items()}
+    holders = Counter(file for paths_by_name in files.values() for file in paths_by_name)
+    shared = sorted(file for file, count in holders.items() if count > 1)
+    if len(shared) < 2 * _FEWEST or any(holders[file] > 2 for file in shared):
+        return []
+    for name in (name for name, paths_by_name in files.items() if shared[0] in paths_by_name):
+        alone = sum(holders[os.path.basename(path)] == 1 for path in images[name])
+        in_all = all(file in files[name] for file in shared)
+        if in_all and len(shared) >= _MOSTLY * (len(holders) - alone):
+            originals = {
+                file: path for other in files if other != name for file, path in files[other].items()
+            }
+            return _check_copied(folder, name, shared, files[name], originals)
     return []
 
 
-def _check_copied(folder: Path, name: str, owners: Mapping[str, Mapping[str, Path]]) -> list[str]:
+def _check_copied(
+    folder: Path, name: str, shared: Sequence[str], files: Mapping[str, str], originals: Mapping[str, str]
+) -> list[str]:
     """Refuse a folder if its files equal those of the same names in others, or say that it may hold copies.
 
     Args:
         folder: the folder that all are in.
         name: the folder in question.
-        owners: name of a file → the two folders that have it.
+        shared: names of the files that it shares with others, sorted.
+        files: name of a file → its path in the folder in question.
+        originals: name of a file → its path in another folder.
     """
-    probed = _spread(sorted(owners))
-    files = [owners[file][name] for file in probed]
-    originals = [path for file in probed for other, path in owners[file].items() if other != name]
+    probed = _spread(shared)
+    copies = [files[file] for file in probed]
     found = f"{printable(name)} holds images of the same names as all other folders"
-    if len(find_copies(files, originals)) >= _MOSTLY * len(files) or _GROUP.fullmatch(name.casefold()):
+    equal = find_copies(copies, [originals[file] for file in probed])
+    if len(equal) >= _MOSTLY * len(copies) or _GROUP.fullmatch(name.casefold()):
         raise invalid(str(folder), _EXPECTED, found=f"copies: {found}", hint="move it elsewhere")
-    return [] if _are_counted(sorted(owners)) else [f"{found}: are they copies?"]
+    return [] if _are_counted(shared) else [f"{found}: are they copies?"]
 
 
 def _spread(names: Sequence[str]) -> list[str]:
@@ -181,14 +194,15 @@ def _pairs(folder: Path, images: Images) -> list[str]:
     sizes = [len(paths) for paths in images.values()]
     if min(sizes) < _MOSTLY * max(sizes):
         return []
-    stems = {name: {_core(path.stem): path for path in paths} for name, paths in images.items()}
-    common = set.intersection(*map(set, stems.values())) if len(stems) > 1 else set()
-    if len(common) < max(_FEWEST, _MOSTLY * max(sizes)):
+    shared = _common_cores(images, max(_FEWEST, _MOSTLY * max(sizes)))
+    if len(images) < 2 or not shared:
         return []
-    shared = sorted(common)
+    stems = {name: dict(zip(_cores(paths), paths, strict=True)) for name, paths in images.items()}
     probed = _spread(shared)
-    kinds = {_kind([paths[stem] for stem in probed]) for paths in list(stems.values())[:_PARTS]}
-    marked = {name for name, paths in stems.items() if all(path.stem != stem for stem, path in paths.items())}
+    kinds = {_kind([Path(paths[core]) for core in probed]) for paths in list(stems.values())[:_PARTS]}
+    marked = {
+        name for name, paths in stems.items() if all(_stem(path) != core for core, path in paths.items())
+    }
     if {"mask", "picture"} <= kinds or 0 < len(marked) < len(stems):
         hint = "they look like images and their masks, as their files have the same names"
         raise invalid(str(folder), _EXPECTED, found=_listed(sorted(images)), hint=hint)
@@ -198,9 +212,29 @@ def _pairs(folder: Path, images: Images) -> list[str]:
     return []
 
 
-def _core(stem: str) -> str:
-    """Return a file's name without what marks it as the mask of an image."""
-    return _PARTNER.sub("", stem) or stem
+def _common_cores(images: Images, least: float) -> list[str]:
+    """Return the cores of names that all folders have, sorted; none if they are fewer than `least`."""
+    common: set[str] | None = None
+    for paths in images.values():
+        cores = set(_cores(paths))
+        common = cores if common is None else common & cores
+        if len(common) < least:  # as of most data sets after two folders
+            return []
+    return sorted(common or ())
+
+
+def _stem(path: str) -> str:
+    """Return the name of an image file without its suffix."""
+    return path[path.rfind(os.sep) + 1 : path.rindex(".")]
+
+
+def _cores(paths: Sequence[str]) -> list[str]:
+    """Return the names of files without suffixes, and without what marks them as the masks of images."""
+    stems = [_stem(path) for path in paths]
+    text = "\n".join(stems).casefold()
+    if not any(word in text for word in _PARTNER_WORDS):  # as in most folders
+        return stems
+    return [_PARTNER.sub("", stem) or stem for stem in stems]
 
 
 def _kind(images: Collection[Path]) -> str:
@@ -228,11 +262,13 @@ def _partners(images: Images) -> list[str]:
     """Say that masks lie beside images in the classes."""
     count, example = 0, ""
     for paths in images.values():
-        stems = {(path.parent, path.stem) for path in paths}
-        for path in paths:
-            core = _core(path.stem)
-            if core != path.stem and (path.parent, core) in stems:
-                count, example = count + 1, example or path.name
+        marked = [
+            (path, core) for path, core in zip(paths, _cores(paths), strict=True) if core != _stem(path)
+        ]
+        stems = {path[: path.rindex(".")] for path in paths} if marked else set()
+        for path, core in marked:
+            if path[: path.rindex(os.sep) + 1] + core in stems:
+                count, example = count + 1, example or os.path.basename(path)
     noun = count_noun(count, "image")
     return [f"{noun} may be masks of others, such as {printable(example)}"] if count else []
 

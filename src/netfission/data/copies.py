@@ -1,12 +1,12 @@
 """Contents that are equal byte for byte, of files or in memory."""
 
 import hashlib
+import os
 from collections.abc import Callable, Hashable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-Content = Path | memoryview  # a file, or bytes in memory
+Content = str | memoryview  # the path of a file, or bytes in memory
 
 _CHUNK = 4096  # bytes from the middle of a content that are compared first
 
@@ -53,19 +53,20 @@ def _divide(
     return [group for group in groups.values() if len(group) > 1]
 
 
-def find_copies(files: Iterable[Path], originals: Iterable[Path]) -> list[Path]:
+def find_copies(files: Iterable[str], originals: Iterable[str]) -> list[str]:
     """Return which files have the same content as one of others.
 
     Args:
-        files: the files in question.
-        originals: the files that they may be copies of.
+        files: paths of the files in question.
+        originals: paths of the files that they may be copies of.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     a, b, c = (Path(folder, name) for name in "abc")
-        ...     _ = a.write_text("one"), b.write_text("two"), c.write_text("two")
-        ...     [path.name for path in find_copies([a, b], [c])]
+        ...     a, b, c = (os.path.join(folder, name) for name in "abc")
+        ...     _ = [Path(path).write_text(text) for path, text in ((a, "one"), (b, "two"), (c, "two"))]
+        ...     [os.path.basename(path) for path in find_copies([a, b], [c])]
         ['b']
     """
     candidates, others = list(files), set(originals)
@@ -84,7 +85,7 @@ def _size(content: Content) -> int | None:
     if isinstance(content, memoryview):
         return content.nbytes or None
     try:
-        return content.stat().st_size or None
+        return os.stat(content).st_size or None
     except OSError:
         return None
 
@@ -95,8 +96,8 @@ def _middle(content: Content) -> bytes | None:
         start = max(0, content.nbytes - _CHUNK) // 2
         return hashlib.sha256(content[start : start + _CHUNK]).digest()
     try:
-        with content.open("rb") as stream:
-            stream.seek(max(0, content.stat().st_size - _CHUNK) // 2)
+        with open(content, "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _CHUNK) // 2)
             return hashlib.sha256(stream.read(_CHUNK)).digest()
     except OSError:
         return None
@@ -106,7 +107,7 @@ def _digest(content: Content) -> bytes | None:
     if isinstance(content, memoryview):
         return hashlib.sha256(content).digest()
     try:
-        with content.open("rb") as stream:
+        with open(content, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
     except OSError:
         return None

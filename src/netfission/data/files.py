@@ -13,6 +13,8 @@ from netfission.utils.outputs import is_output
 # "missing". The words stand after its number: "3 hidden".
 Reason = str
 
+_NEVER_DATA = ("hidden", "written by netfission")
+
 # Hidden by other operating systems and by network drives, beside all names that begin with a dot.
 _HIDDEN = {
     "$recycle.bin",
@@ -30,29 +32,109 @@ _HIDDEN = {
 class FoundImages:
     """The images below a folder, and what is not one.
 
+    Paths are strings, since a `Path` for each file takes most of the time of a large folder.
+
     Attributes:
         images: the image files, sorted.
         left_out: reason → files and folders left out for it, sorted; no reason without a path.
 
     Example:
-        >>> FoundImages([Path("a.png")], {"hidden": [Path(".b.png")]}).counts()
+        >>> FoundImages(["a.png"], {"hidden": [".b.png"]}).counts()
         {'hidden': 1}
     """
 
-    images: list[Path] = field(default_factory=list)
-    left_out: dict[Reason, list[Path]] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
+    left_out: dict[Reason, list[str]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Return how many files and folders are left out for each reason."""
         return {reason: len(paths) for reason, paths in self.left_out.items()}
 
 
+class _Listing(NamedTuple):
+    """What is in one folder.
+
+    Attributes:
+        real_path: of the folder.
+        images: paths of the images.
+        left_out: path and reason of other files, and of folders that are not entered.
+        inside: names of the folders that are entered, in a fixed order: folders before links to them.
+    """
+
+    real_path: str
+    images: list[str]
+    left_out: list[tuple[str, Reason]]
+    inside: list[str]
+
+
+class FileTree:
+    """The files below folders, none of which is listed twice; what changes on disk meanwhile is not seen.
+
+    Linked folders count as any other, each once, even if several links lead to it, except those that lead
+    back to a folder above. A hidden folder, or one that netfission has written, counts as one path left out.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for name in ("cat/1.png", "dog/2.png", "notes.txt"):
+        ...         Path(folder, name).parent.mkdir(exist_ok=True)
+        ...         Path(folder, name).touch()
+        ...     tree = FileTree()
+        ...     tree.subfolders(Path(folder)), len(tree.images(Path(folder)).images)
+        (['cat', 'dog'], 2)
+    """
+
+    def __init__(self) -> None:
+        self._listings: dict[str, _Listing] = {}
+
+    def images(self, folder: Path) -> FoundImages:
+        """Find the image files below a folder, see `find_images`."""
+        images: list[str] = []
+        left_out: list[tuple[str, Reason]] = []
+        for listing in self._walk(folder):
+            images += listing.images
+            left_out += listing.left_out
+        found = FoundImages(sorted(images, key=path_order))
+        for path, reason in sorted(left_out, key=lambda item: path_order(item[0])):
+            found.left_out.setdefault(reason, []).append(path)
+        return found
+
+    def files(self, folder: Path) -> Iterator[str]:
+        """Yield the paths below a folder that are not folders, without hidden ones, see `walk_files`."""
+        for listing in self._walk(folder):
+            yield from listing.images
+            yield from (path for path, reason in listing.left_out if reason not in _NEVER_DATA)
+
+    def subfolders(self, folder: Path) -> list[str]:
+        """Return the names of the folders in a folder that may hold data, sorted."""
+        return sorted(self._list(str(folder)).inside)
+
+    def _walk(self, folder: Path) -> Iterator[_Listing]:
+        """Yield the listings of a folder and of all below it."""
+        above = set(map(str, Path(os.path.realpath(folder)).parents))
+        return self._walk_into(str(folder), above)
+
+    def _walk_into(self, folder: str, seen: set[str]) -> Iterator[_Listing]:
+        """Walk a folder unless it is one of those seen, by their real paths, to which it is added."""
+        listing = self._list(folder)
+        if listing.real_path in seen:
+            return
+        seen.add(listing.real_path)
+        yield listing
+        for name in listing.inside:
+            yield from self._walk_into(inside(folder) + name, seen)
+
+    def _list(self, folder: str) -> _Listing:
+        if folder not in self._listings:
+            self._listings[folder] = _list(folder)
+        return self._listings[folder]
+
+
 def find_images(folder: Path) -> FoundImages:
     """Find the image files below a folder, by the ends of their names; none is opened.
 
-    An image is what the installed Pillow reads, see `image_suffixes`. Linked folders count as any other, each
-    once, except those that lead back to a folder above. A hidden folder, or one that netfission has written,
-    counts as one path left out.
+    An image is what the installed Pillow reads, see `image_suffixes`. For links and hidden folders see
+    `FileTree`, which is used to find them several times.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -60,98 +142,84 @@ def find_images(folder: Path) -> FoundImages:
         ...     for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
         ...         Path(temporary, name).touch()
         ...     found = find_images(Path(temporary))
-        >>> [path.name for path in found.images], found.counts()
+        >>> [os.path.basename(path) for path in found.images], found.counts()
         (['a.JPG', 'b.png'], {'hidden': 1, 'of another type': 1})
     """
-    found = FoundImages()
-    # As paths are sorted: by folder, then by name.
-    walked = sorted(_walk(str(folder)), key=lambda entry: entry.path.replace(os.sep, "\0"))
-    for entry in walked:
-        reason = entry.reason or _why_no_image(entry)
-        if reason is None:
-            found.images.append(Path(entry.path))
-        else:
-            found.left_out.setdefault(reason, []).append(Path(entry.path))
-    return found
+    return FileTree().images(folder)
 
 
-class _Entry(NamedTuple):
-    """What is in a folder: a file, or a folder that is not entered, with the reason.
-
-    Strings and what the listing of a folder tells, since a `Path` and a look at each file take most of the
-    time of a large folder.
-    """
-
-    path: str
-    is_file: bool
-    reason: Reason | None = None
-
-
-def _why_no_image(entry: _Entry) -> Reason | None:
-    suffix = "." + entry.path.rpartition(".")[2]
-    if suffix.lower() not in image_suffixes():
-        package = package_for(suffix)
-        return f"needing {package}" if package else "of another type"
-    return None if entry.is_file else "missing"  # as the target of a broken link
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[str]:
     """Yield the paths below a folder that are not folders, without hidden ones.
 
-    Linked folders count as any other, each once, even if several links lead to it. Folders that netfission
-    has written are left out.
+    Folders that netfission has written are left out; for links see `FileTree`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     Path(folder, "a.png").touch()
         ...     Path(folder, ".hidden").touch()
-        ...     print([path.name for path in walk_files(Path(folder))])
+        ...     print([os.path.basename(path) for path in walk_files(Path(folder))])
         ['a.png']
     """
-    return (Path(entry.path) for entry in _walk(str(folder)) if entry.reason is None)
+    return FileTree().files(folder)
 
 
-def has_file(folder: Path, suffix: str) -> bool:
-    """Return whether there is a file below a folder whose name ends so; hidden ones do not count.
+def path_order(path: str) -> str:
+    """Return what sorts paths as `Path` does: by folder, then by name.
 
     Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     Path(folder, "a.png").touch()
-        ...     print(has_file(Path(folder), ".png"), has_file(Path(folder), ".parquet"))
-        True False
+        >>> sorted(["a b/1", "a/2"], key=path_order)
+        ['a/2', 'a b/1']
     """
-    return any(entry.reason is None and entry.path.endswith(suffix) for entry in _walk(str(folder)))
+    return path.replace(os.sep, "\0")
 
 
-def _walk(folder: str) -> Iterator[_Entry]:
-    """Yield the files below a folder, and the folders that are not entered with the reason."""
-    return _walk_into(folder, set(map(str, Path(os.path.realpath(folder)).parents)))
+def inside(folder: Path | str) -> str:
+    """Return what the paths in a folder begin with.
+
+    Example:
+        >>> inside("images"), inside(".")
+        ('images/', '')
+    """
+    name = str(folder)
+    return "" if name == os.curdir else os.path.join(name, "")
 
 
-def _walk_into(folder: str, seen: set[str]) -> Iterator[_Entry]:
-    """Walk a folder unless it is one of those seen, by their real paths, to which it is added."""
-    real_path = os.path.realpath(folder)
-    if real_path in seen:
-        return
-    seen.add(real_path)
+def _list(folder: str) -> _Listing:
+    """List a folder; one that does not exist or may not be read is empty."""
+    listing = _Listing(os.path.realpath(folder), [], [], [])
     try:
-        with os.scandir(folder) as listing:
-            entries = list(listing)
-    except OSError:  # no folder, or one that may not be read
-        return
+        with os.scandir(folder) as scanned:
+            entries = list(scanned)
+    except OSError:
+        return listing
+    start = inside(folder)
     entered = []
     for entry in entries:
-        if not entry.is_dir():
-            yield _Entry(entry.path, entry.is_file(), "hidden" if _is_hidden(entry.name) else None)
-        elif reason := why_not_entered(Path(entry.path)):
-            yield _Entry(entry.path, is_file=False, reason=reason)
+        path = start + entry.name
+        is_folder = entry.is_dir()
+        reason = why_not_entered(Path(path)) if is_folder else _why_no_image(entry)
+        if reason is not None:
+            listing.left_out.append((path, reason))
+        elif is_folder:
+            entered.append((entry.is_symlink(), entry.name))
         else:
-            entered.append(entry)
-    # In a fixed order, and folders before links to them.
-    for entry in sorted(entered, key=lambda entry: (entry.is_symlink(), entry.name)):
-        yield from _walk_into(entry.path, seen)
+            listing.images.append(path)
+    listing.inside.extend(name for _, name in sorted(entered))
+    return listing
+
+
+def _why_no_image(entry: os.DirEntry[str]) -> Reason | None:
+    """Return why a file is no image; what the listing of its folder tells is enough, unless it is a link."""
+    name = entry.name
+    if _is_hidden(name):
+        return "hidden"
+    _, dot, end = name.rpartition(".")
+    suffix = dot + end if dot else ""
+    if suffix.lower() not in image_suffixes():
+        package = package_for(suffix)
+        return f"needing {package}" if package else "of another type"
+    return None if entry.is_file() else "missing"  # as the target of a broken link
 
 
 def why_not_entered(folder: Path) -> Reason | None:

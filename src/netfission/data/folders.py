@@ -1,5 +1,6 @@
 """What the folders of a data set of image files mean: its splits, its classes, its labels."""
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from netfission.data.class_folders import check_content, check_names
-from netfission.data.files import FoundImages, find_images, walk_files, why_not_entered
+from netfission.data.files import FileTree, FoundImages, inside, path_order
 from netfission.data.label_files import (
     FileIndex,
     Match,
@@ -37,7 +38,7 @@ class LabelledImages:
     """
 
     origin: Path
-    labels: dict[Path, str]
+    labels: dict[str, str]
     match: Match | None = None
     remarks: Sequence[str] = ()
 
@@ -70,8 +71,12 @@ class FolderContents:
         return list(dict.fromkeys(remark for part in self.splits.values() for remark in part.remarks))
 
 
-def find_test_folder(folder: Path) -> Path:
+def find_test_folder(folder: Path, tree: FileTree | None = None) -> Path:
     """Return the folder of the test split in a folder, see `test_name`; without one, the folder itself.
+
+    Args:
+        folder: the folder.
+        tree: lists the folder; default a new one.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -80,12 +85,13 @@ def find_test_folder(folder: Path) -> Path:
         ...     find_test_folder(Path(folder)).name
         'Test'
     """
-    root = _look_through(folder)
-    name = test_name(path.name for path in _subfolders(root))
+    tree = tree or FileTree()
+    root = _look_through(tree, folder)
+    name = test_name(path.name for path in _subfolders(tree, root))
     return root / name if name else root
 
 
-def read_folder(folder: Path, *, train_required: bool = True) -> FolderContents:
+def read_folder(folder: Path, *, train_required: bool = True, tree: FileTree | None = None) -> FolderContents:
     """Find the splits, classes and images of a folder.
 
     Images are in one folder per class, or in any folder with their labels in a table, see `read_label_file`.
@@ -95,6 +101,7 @@ def read_folder(folder: Path, *, train_required: bool = True) -> FolderContents:
     Args:
         folder: the folder.
         train_required: refuse a folder of other splits without a training split.
+        tree: lists the folder; default a new one.
 
     Raises:
         ValueError: the folder has another layout, a class has no image, or a split has classes that the
@@ -111,13 +118,16 @@ def read_folder(folder: Path, *, train_required: bool = True) -> FolderContents:
         >>> contents.classes, contents.folder.name, [len(split.labels) for split in contents.splits.values()]
         (['cat', 'dog'], 'base', [2, 1])
     """
-    root = _look_through(folder)
-    tables = Tables(root)
-    split_folders = _find_split_folders(root, tables, train_required)
-    splits = _read_split_folders(split_folders, tables) if split_folders else _read_whole(root, tables)
+    tree = tree or FileTree()
+    root = _look_through(tree, folder)
+    tables = Tables(root, tree=tree)
+    split_folders = _find_split_folders(tree, root, tables, train_required)
+    splits = (
+        _read_split_folders(tree, split_folders, tables) if split_folders else _read_whole(tree, root, tables)
+    )
     _check_disjoint(splits)
     other_tables = _other_tables(folder, root, splits)
-    found = find_images(root)
+    found = tree.images(root)
     left_out = _count_left_out(found, splits.values(), other_tables)
     unused = {table: reason for table, reason in other_tables.items() if reason}
     if split_folders:
@@ -162,67 +172,73 @@ def read_table(table: Path, *, train_required: bool = True) -> FolderContents:
     splits: dict[SplitName, LabelledImages] = {"train": _from_table([match])}
     if _has_splits(match):
         splits = _by_split_column(match, train_required=train_required)
-    images = FoundImages(sorted(match.rows.keys() | match.unlabelled))
+    images = FoundImages(sorted(match.rows.keys() | match.unlabelled, key=path_order))
     contents = FolderContents(table.parent, splits, _count_left_out(images, splits.values(), ()))
     for split, part in splits.items():
         _check_classes(contents.classes, part, split)
     return contents
 
 
-def _look_through(folder: Path, known: Collection[str] = ()) -> Path:
+def _look_through(tree: FileTree, folder: Path, known: Collection[str] = ()) -> Path:
     """Return the folder inside a folder that holds nothing else, and so on, down to splits or classes.
 
     Args:
+        tree: lists the folders.
         folder: where to begin.
         known: names of classes, which are not looked through.
     """
-    inside = _subfolders(folder)
-    if len(inside) != 1 or not _subfolders(inside[0]):
+    found = _subfolders(tree, folder)
+    if len(found) != 1 or not _subfolders(tree, found[0]):
         return folder
-    name = inside[0].name
+    name = found[0].name
     begins_splits = split_of(name) not in (None, split_of(folder.name))
-    if begins_splits or class_name(name) in known or Tables(folder).match_all():
+    if begins_splits or class_name(name) in known or Tables(folder, tree=tree).match_all():
         return folder
-    return _look_through(inside[0], known)
+    return _look_through(tree, found[0], known)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(tree: FileTree, folder: Path) -> list[Path]:
     """Return the folders in a folder that may hold data, sorted."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and why_not_entered(path) is None)
-    return [path for path in inside if not _holds_outputs_alone(path)]
+    found = (folder / name for name in tree.subfolders(folder))
+    return [path for path in found if not _holds_outputs_alone(tree, path)]
 
 
-def _holds_outputs_alone(folder: Path) -> bool:
+def _holds_outputs_alone(tree: FileTree, folder: Path) -> bool:
     """Whether the folder is one such as `runs`."""
-    return next(walk_files(folder), None) is None and "written by netfission" in find_images(folder).left_out
+    return next(tree.files(folder), None) is None and "written by netfission" in tree.images(folder).left_out
 
 
-def _find_split_folders(root: Path, tables: Tables, train_required: bool) -> dict[SplitName, Path]:
+def _find_split_folders(
+    tree: FileTree, root: Path, tables: Tables, train_required: bool
+) -> dict[SplitName, Path]:
     """Return the folder of each split; none if the folders are classes."""
-    inside = _subfolders(root)
-    named = [path.name for path in inside if split_of(path.name)]
+    found = _subfolders(tree, root)
+    named = [path.name for path in found if split_of(path.name)]
     if not named:
         return {}
-    alone = len(named) == 1 < len(inside) and named[0].casefold() in _CLASSES_TOO
-    if alone and not _subfolders(root / named[0]) and not tables.match_all():
+    alone = len(named) == 1 < len(found) and named[0].casefold() in _CLASSES_TOO
+    if alone and not _subfolders(tree, root / named[0]) and not tables.match_all():
         return {}
     if "train" in map(split_of, named):
-        named = [path.name for path in inside]
+        named = [path.name for path in found]
     # Beside other folders, one by the name of a split may be anything.
-    required = train_required or len(named) < len(inside)
+    required = train_required or len(named) < len(found)
     assigned = assign_splits(named, str(root), train_required=required)
     return {split: root / name for split, name in assigned.items()}
 
 
-def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> dict[SplitName, LabelledImages]:
+def _read_split_folders(
+    tree: FileTree, folders: Mapping[SplitName, Path], tables: Tables
+) -> dict[SplitName, LabelledImages]:
     """Read the folder of each split; one whose images have no labels is left out, but that of training."""
     splits: dict[SplitName, LabelledImages] = {}
     agreeing: list[tuple[Match, LabelledImages]] = []
     classes: set[str] = set()
     for split, folder in folders.items():
-        inner_tables = Tables(folder)
+        inner_tables = Tables(folder, tree=tree)
         matches = inner_tables.match_all() or tables.match(split, folder)
-        part = _read_classes(_look_through(folder, classes), matches, at_least=1 if classes else 2)
+        classes_in = _look_through(tree, folder, classes)
+        part = _read_classes(tree, classes_in, matches, at_least=1 if classes else 2)
         if part is not None:
             splits[split] = part
             classes |= set(part.labels.values())
@@ -230,7 +246,7 @@ def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> di
         elif split == "train" or len(folders) == 1:
             raise _no_classes(folder, inner_tables, tables)
         else:
-            _check_holds_images(folder, split)
+            _check_holds_images(tree, folder, split)
     contradicting = {part.match.table for part in splits.values() if part.match and part.remarks}
     for match, part in agreeing:
         if match.table in contradicting:
@@ -239,9 +255,9 @@ def _read_split_folders(folders: Mapping[SplitName, Path], tables: Tables) -> di
     return splits
 
 
-def _check_holds_images(folder: Path, split: SplitName) -> None:
+def _check_holds_images(tree: FileTree, folder: Path, split: SplitName) -> None:
     """Refuse the folder of a split in which there is no image, with or without a label."""
-    found = find_images(folder)
+    found = tree.images(folder)
     if not found.images:
         hint = "add some, or remove the folder"
         raise invalid(str(folder), f"a folder of {split} images", found=_no_image(found), hint=hint)
@@ -252,13 +268,13 @@ def _no_image(found: FoundImages) -> str:
     return f"no image file ({reasons})" if reasons else "no image file"
 
 
-def _read_whole(root: Path, tables: Tables) -> dict[SplitName, LabelledImages]:
+def _read_whole(tree: FileTree, root: Path, tables: Tables) -> dict[SplitName, LabelledImages]:
     """Read a folder without folders of splits; a table may say which images are in which split."""
-    above = Tables(root.parent, images=root)
+    above = Tables(root.parent, images=root, tree=tree)
     matches = tables.match("train", root)
-    if not matches and not _subfolders(root):
+    if not matches and not _subfolders(tree, root):
         matches = above.match("train", root)
-    train = _read_classes(root, matches, at_least=2)
+    train = _read_classes(tree, root, matches, at_least=2)
     if train is None:
         raise _no_classes(root, tables, above)
     if train.match is None:
@@ -277,26 +293,30 @@ def _read_whole(root: Path, tables: Tables) -> dict[SplitName, LabelledImages]:
     return splits
 
 
-def _read_classes(folder: Path, matches: Sequence[Match], at_least: int) -> LabelledImages | None:
+def _read_classes(
+    tree: FileTree, folder: Path, matches: Sequence[Match], at_least: int
+) -> LabelledImages | None:
     """Read class folders if there are enough of them, else a table; None if there is neither.
 
     A table that gives several labels to the images of one folder is read, if it names all images.
     """
-    inside = _subfolders(folder)
-    if not inside or (matches and len(inside) < at_least):
+    classes = _subfolders(tree, folder)
+    if not classes or (matches and len(classes) < at_least):
         return _from_table(matches) if matches else None
-    check_names(folder, [path.name for path in inside])
-    _check_no_splits_inside(folder, inside)
-    found = {path.name: find_images(path) for path in inside}
+    check_names(folder, [path.name for path in classes])
+    _check_no_splits_inside(tree, folder, classes)
+    found = {path.name: tree.images(path) for path in classes}
     for name, below in found.items():
         if not below.images:
             raise invalid(str(folder / name), "a class folder with images", found=_no_image(below))
-    labels = {image: class_name(name) for name, below in found.items() for image in below.images}
+    labels: dict[str, str] = {}
+    for name, below in found.items():
+        labels |= dict.fromkeys(below.images, class_name(name))
     for match in matches:
         _check_below(match, folder, labels)
         if _contradicts(match, labels):
             _check_complete(match, folder, len(labels), "contradicts the class folders")
-            remark = f"the classes are those of {printable(match.table.name)}, not the {len(inside)} folders"
+            remark = f"the classes are those of {printable(match.table.name)}, not the {len(classes)} folders"
             return replace(_from_table(matches), remarks=[remark + _differences(match, labels)])
     images = {name: below.images for name, below in found.items()}
     return LabelledImages(folder, labels, remarks=check_content(folder, images) if at_least > 1 else ())
@@ -325,19 +345,19 @@ def _by_split_column(match: Match, *, train_required: bool = True) -> dict[Split
     }
 
 
-def _check_no_splits_inside(folder: Path, inside: Sequence[Path]) -> None:
+def _check_no_splits_inside(tree: FileTree, folder: Path, classes: Sequence[Path]) -> None:
     """Refuse folders that each hold splits."""
-    if len(inside) > 1 and all(
-        any(split_of(p.name) == "train" for p in _subfolders(path)) for path in inside
+    if len(classes) > 1 and all(
+        any(split_of(p.name) == "train" for p in _subfolders(tree, path)) for path in classes
     ):
-        names = [path.name for path in inside]
+        names = [path.name for path in classes]
         found = f"a train folder in each of {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
         expected = "a folder with one folder per class, or with train/CLASS"
         hint = "give one of them, or put the classes inside the splits"
         raise invalid(str(folder), expected, found=found, hint=hint)
 
 
-def _check_below(match: Match, folder: Path, images: Collection[Path]) -> None:
+def _check_below(match: Match, folder: Path, images: Collection[str]) -> None:
     """Refuse a table most of whose images lie beside the class folders."""
     beside = len(match.rows.keys() - set(images))
     if 2 * beside > len(match.rows):
@@ -346,14 +366,14 @@ def _check_below(match: Match, folder: Path, images: Collection[Path]) -> None:
         raise invalid(str(folder), expected, found=found, hint="move one of them elsewhere")
 
 
-def _contradicts(match: Match, labels: Mapping[Path, str]) -> bool:
+def _contradicts(match: Match, labels: Mapping[str, str]) -> bool:
     """Whether a table that says that it holds labels has others than the class folders."""
     pairs = {(labels[image], row.label) for image, row in match.rows.items() if image in labels}
     several = len({label for _, label in pairs}) > 1
     return several and not renames_classes(pairs) and says_labels(match.table)
 
 
-def _differences(match: Match, labels: Mapping[Path, str]) -> str:
+def _differences(match: Match, labels: Mapping[str, str]) -> str:
     """Say how many labels of a table differ from the names of the folders, unless all do."""
     different = [
         (image, row.label) for image, row in match.rows.items() if labels.get(image, row.label) != row.label
@@ -361,7 +381,7 @@ def _differences(match: Match, labels: Mapping[Path, str]) -> str:
     if len(different) == len(match.rows):
         return ""
     image, label = different[0]
-    name = f"{image.parent.name}/{image.name}"
+    name = "/".join(Path(image).parts[-2:])
     of_all = f"{len(different)} of {count_noun(len(match.rows), 'image')}"
     verb = "differs" if len(different) == 1 else "differ"
     return f" ({of_all} {verb}, such as {printable(label)} for {printable(name)})"
@@ -388,7 +408,7 @@ def _no_classes(folder: Path, *tables: Tables) -> ValueError:
 def _check_disjoint(splits: Mapping[SplitName, LabelledImages]) -> None:
     """Refuse tables that put one image into two splits."""
     for (first, part), (second, other) in combinations(splits.items(), 2):
-        if shared := sorted(part.labels.keys() & other.labels.keys()):
+        if shared := sorted(part.labels.keys() & other.labels.keys(), key=path_order):
             found = f"{shared[0]} in the {first} and the {second} split"
             raise invalid(
                 str(other.origin), "a table of other images than those of other splits", found=found
@@ -444,14 +464,13 @@ def _parts_near(table: Path, splits: Mapping[SplitName, LabelledImages]) -> list
 
 def _unused_folders(
     root: Path,
-    images: Iterable[Path],
+    images: Iterable[str],
     splits: Collection[LabelledImages],
     split_folders: Collection[Path],
 ) -> dict[Path, str]:
     """Return why folders beside those of splits are not used, of folders with images."""
-    depth = len(root.parts)
-    holding = {image.parts[depth] for image in images if len(image.parts) > depth + 1}
-    used = {image.parts[depth] for part in splits for image in part.labels}
+    holding = _top_folders(root, images)
+    used = set().union(*(_top_folders(root, part.labels) for part in splits))
     of_splits = {folder.name for folder in split_folders}
     other = "not the name of a split; rename it to val or test to use it"
     return {
@@ -460,13 +479,20 @@ def _unused_folders(
     }
 
 
+def _top_folders(root: Path, images: Iterable[str]) -> set[str]:
+    """Return the folders in a folder that images are in, at any depth."""
+    start = len(inside(root))
+    below = {image[start : image.rindex(os.sep) + 1] for image in images}
+    return {name.partition(os.sep)[0] for name in below} - {""}
+
+
 def _count_left_out(
     found: FoundImages, splits: Collection[LabelledImages], named: Collection[Path]
 ) -> dict[str, int]:
     """Count the files and folders that are in no split, by reason; without those that are `named`."""
     matches = {part.match.table: part.match for part in splits if part.match}
     used = {image for part in splits for image in part.labels}
-    mentioned = matches.keys() | set(named)
+    mentioned = {str(path) for path in (*matches, *named)}
     counts: Counter[str] = Counter(
         {reason: len(set(paths) - mentioned) for reason, paths in found.left_out.items()}
     )
@@ -477,7 +503,7 @@ def _count_left_out(
         if row.split and image not in used
     }
     counts.update(other_splits.values())
-    unlabelled: set[Path] = set()
+    unlabelled: set[str] = set()
     for table, match in matches.items():
         counts[f"without a label in {printable(table.name)}"] = len(match.unlabelled - used - unlabelled)
         counts[f"named in {printable(table.name)} without a file"] = match.missing

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
+from netfission.data.files import inside, path_order
 from netfission.utils.errors import first_line, invalid, shortened
 from netfission.utils.extras import extra
 from netfission.utils.text import as_text, printable
@@ -258,26 +259,27 @@ class ImageIndex:
         folders: folders that paths may begin at.
 
     Example:
-        >>> index = ImageIndex([Path("pets/a/1.png"), Path("pets/b/2.png")], [Path("pets")])
-        >>> [list(map(str, index.find(name))) for name in ("a/1.png", "other/2.png", "2", "3")]
+        >>> index = ImageIndex(["pets/a/1.png", "pets/b/2.png"], [Path("pets")])
+        >>> [index.find(name) for name in ("a/1.png", "other/2.png", "2", "3")]
         [['pets/a/1.png'], ['pets/b/2.png'], ['pets/b/2.png'], []]
     """
 
-    def __init__(self, images: Iterable[Path], folders: Sequence[Path]) -> None:
-        self._folders = folders
-        self._paths = {_normal(str(image)): image for image in sorted(set(images))}
-        self._by_name: dict[str, list[Path]] = {}
-        for image in self._paths.values():
-            for name in {image.name, image.stem}:
-                self._by_name.setdefault(_normal(name), []).append(image)
+    def __init__(self, images: Iterable[str], folders: Sequence[Path]) -> None:
+        self._folders = [inside(folder) for folder in folders]
+        self._paths = {_normal(image): image for image in sorted(set(images), key=path_order)}
+        self._by_name: dict[str, list[str]] = {}
+        for path, image in self._paths.items():
+            name = path[path.rfind(os.sep) + 1 :]
+            for key in {name, name.rpartition(".")[0]}:
+                self._by_name.setdefault(key, []).append(image)
 
-    def find(self, name: str) -> list[Path]:
+    def find(self, name: str) -> list[str]:
         """Return the images that a name can stand for; one at most if it is a path."""
-        path = PurePosixPath(name.replace("\\", "/"))
+        path = PurePosixPath(_normal(name.replace("\\", "/")))
         for folder in self._folders:
-            if image := self._paths.get(_normal(str(folder / path))):
+            if image := self._paths.get(os.path.join(_normal(folder), path)):
                 return [image]
-        return self._by_name.get(_normal(path.name), [])
+        return self._by_name.get(path.name, [])
 
 
 class FileIndex:
@@ -294,10 +296,10 @@ class FileIndex:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def find(self, name: str) -> list[Path]:
+    def find(self, name: str) -> list[str]:
         """Return the file of a path; none if it does not exist."""
-        path = Path(os.path.normpath(self._folder / name.replace("\\", "/")))
-        return [path] if path.is_file() else []
+        path = os.path.normpath(os.path.join(self._folder, name.replace("\\", "/")))
+        return [path] if os.path.isfile(path) else []
 
 
 def _normal(name: str) -> str:
@@ -317,9 +319,9 @@ class Match:
     """
 
     table: Path
-    rows: dict[Path, Row]
+    rows: dict[str, Row]
     missing: int
-    unlabelled: set[Path] = field(default_factory=set)
+    unlabelled: set[str] = field(default_factory=set)
 
 
 def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex | FileIndex) -> Match:
@@ -329,13 +331,13 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex | FileIndex) 
         ValueError: an image has two labels or splits, or a name is that of several images.
 
     Example:
-        >>> index = ImageIndex([Path("1.png")], [Path(".")])
+        >>> index = ImageIndex(["1.png"], [Path(".")])
         >>> match = match_rows(Path("labels.csv"), [Row("1", "cat"), Row("2", "dog")], index)
         >>> [row.label for row in match.rows.values()], match.missing
         (['cat'], 1)
     """
-    found: dict[Path, Row] = {}
-    unlabelled: set[Path] = set()
+    found: dict[str, Row] = {}
+    unlabelled: set[str] = set()
     missing = 0
     for row in rows:
         images = index.find(row.file)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from netfission.data.files import has_file, walk_files
+from netfission.data.files import FileTree, inside, path_order, walk_files
 from netfission.data.folders import FolderContents, LabelledImages, read_folder, read_table
 from netfission.data.label_files import TABLE_FILES, read_label_file
 from netfission.data.split_names import SplitName, assign_splits
@@ -93,9 +94,10 @@ def find_source(name: str, *, train_required: bool = True) -> Source:
     path = Path(name)
     if path.is_file():
         return _from_files(read_table(path, train_required=train_required))
-    if has_parquet(path):
+    tree = FileTree()
+    if has_parquet(path, tree):
         return _from_parquet(path, train_required)
-    return _from_files(read_folder(path, train_required=train_required))
+    return _from_files(read_folder(path, train_required=train_required, tree=tree))
 
 
 def find_labelled(name: str) -> tuple[list[str], Mapping[SplitName, Records]]:
@@ -113,14 +115,18 @@ def find_labelled(name: str) -> tuple[list[str], Mapping[SplitName, Records]]:
     return source.classes, source.splits
 
 
-def has_parquet(folder: Path) -> bool:
-    """Return whether a folder holds parquet shards.
+def has_parquet(folder: Path, tree: FileTree | None = None) -> bool:
+    """Return whether a folder holds parquet shards; hidden files do not count.
+
+    Args:
+        folder: the folder.
+        tree: lists the folder; default a new one.
 
     Example:
         >>> has_parquet(Path("no such folder"))
         False
     """
-    return has_file(folder, ".parquet")
+    return any(path.endswith(".parquet") for path in (tree or FileTree()).files(folder))
 
 
 def check_data_name(name: str, argument: str = "data", others: Sequence[str] = ()) -> None:
@@ -178,16 +184,22 @@ def fingerprint(name: str) -> str | None:
         return None
     if folder.is_file():
         rows = read_label_file(folder)
-        lines = (f"{r.file} {r.label} {r.split} {_size(folder.parent / r.file)}" for r in rows)
+        lines = [f"{r.file} {r.label} {r.split} {_size(os.path.join(folder.parent, r.file))}" for r in rows]
     else:
-        files = sorted(path for path in walk_files(folder) if path.is_file())
-        lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)
+        start = len(inside(folder))
+        sizes = ((path, _size(path)) for path in sorted(walk_files(folder), key=path_order))
+        lines = [f"{path[start:].replace(os.sep, '/')} {size}" for path, size in sizes if size is not None]
     listing = "\n".join(lines)
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def _size(file: Path) -> int | None:
-    return file.stat().st_size if file.is_file() else None
+def _size(path: str) -> int | None:
+    """Return the bytes of a file; None if there is no file at the path."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _digits() -> Source:
@@ -207,7 +219,7 @@ def _from_parquet(folder: Path, train_required: bool) -> Source:
 
 def _check_all_shards(folder: Path) -> None:
     """Refuse a folder that lacks shards, by the numbers in the names of the others."""
-    shards = [path for path in walk_files(folder) if path.suffix == ".parquet"]
+    shards = [Path(path) for path in walk_files(folder) if path.endswith(".parquet")]
     found: dict[tuple[Path, str, int], set[int]] = {}
     for path in shards:
         if numbered := _SHARD.match(path.name):
@@ -247,7 +259,7 @@ def _find_damage(folder: Path) -> str:
     from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
-    for path in sorted(walk_files(folder)):
+    for path in map(Path, sorted(walk_files(folder), key=path_order)):
         if path.suffix == ".parquet":
             try:
                 if read_metadata(path).num_rows == 0:
@@ -338,9 +350,10 @@ def _from_files(contents: FolderContents) -> Source:
     numbers = {name: number for number, name in enumerate(contents.classes)}
 
     def records(part: LabelledImages) -> FileRecords:
-        rows = sorted((numbers[label], image) for image, label in part.labels.items())
-        labels = np.array([number for number, _ in rows], dtype=np.int64)
-        return FileRecords([image for _, image in rows], labels)
+        images = sorted(part.labels, key=path_order)
+        labels = np.array([numbers[part.labels[image]] for image in images], dtype=np.int64)
+        by_class = np.argsort(labels, kind="stable")
+        return FileRecords([images[row] for row in by_class.tolist()], labels[by_class])
 
     return Source(
         contents.classes,

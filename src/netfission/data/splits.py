@@ -79,21 +79,21 @@ class ArrayRecords:
 class FileRecords:
     """One image file per row."""
 
-    paths: Sequence[Path]
+    paths: Sequence[str]
     labels: Rows
     mode: Mode = "RGB"
 
     def open(self, row: int) -> Image.Image:
         """Open the image of a row."""
-        return open_image(self.paths[row])
+        return open_image(Path(self.paths[row]))
 
     def content(self, row: int) -> Content | None:
-        """Return the file of a row."""
+        """Return the path of a row's file."""
         return self.paths[row]
 
     def describe(self, row: int) -> str:
         """Name a row in messages."""
-        return str(self.paths[row])
+        return self.paths[row]
 
 
 @dataclass(frozen=True)

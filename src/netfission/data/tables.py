@@ -1,10 +1,11 @@
 """The tables of labels in a folder: which images they name, and why one is not used."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netfission.data.files import find_images
+from netfission.data.files import FileTree, inside
 from netfission.data.label_files import (
     ImageIndex,
     Match,
@@ -31,6 +32,7 @@ class Tables:
         folder: the folder.
         images: the folder of the images that they may name; default the same. Of another folder, only tables
             with usual names count.
+        tree: lists the folder of the images; default a new one.
 
     Attributes:
         paths: the tables that may be meant.
@@ -47,12 +49,14 @@ class Tables:
         ['cat']
     """
 
-    def __init__(self, folder: Path, images: Path | None = None) -> None:
+    def __init__(self, folder: Path, images: Path | None = None, tree: FileTree | None = None) -> None:
         self.folder = folder
         self.images = images or folder
-        self.paths = [
-            path for path in sorted(folder.iterdir()) if is_table(path) and self._may_be_meant(path)
-        ]
+        self.tree = tree or FileTree()
+        # Names first: a `Path` for each file takes most of the time of a large folder.
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(TABLE_SUFFIXES))
+        named = (folder / name for name in names)
+        self.paths = [path for path in named if is_table(path) and self._may_be_meant(path)]
         self.fitting: dict[Path, list[Row]] = {}
         self.refused: dict[Path, ValueError] = {}
         for path in self.paths:
@@ -93,7 +97,7 @@ class Tables:
     def _match(self, tables: Collection[Path], folder: Path) -> list[Match]:
         if not tables:
             return []
-        index = ImageIndex(find_images(folder).images, [self.folder, folder])
+        index = ImageIndex(self.tree.images(folder).images, [self.folder, folder])
         matches = []
         for table in tables:
             try:
@@ -135,8 +139,8 @@ def match_named(table: Path, rows: Sequence[Row], index: ImageIndex, folder: Pat
     return match
 
 
-def _only_below(folder: Path, rows: Mapping[Path, Row]) -> dict[Path, Row]:
-    return {image: row for image, row in rows.items() if folder in image.parents}
+def _only_below(folder: Path, rows: Mapping[str, Row]) -> dict[str, Row]:
+    return {image: row for image, row in rows.items() if image.startswith(inside(folder))}
 
 
 def why_unread(table: Path) -> str:
@@ -156,7 +160,7 @@ def why_unread(table: Path) -> str:
     return ""
 
 
-def why_unused(table: Path, labels: Mapping[Path, str], folder: Path) -> str:
+def why_unused(table: Path, labels: Mapping[str, str], folder: Path) -> str:
     """Return why a table is not used beside class folders; empty if it agrees with them and is complete.
 
     Args:
@@ -173,7 +177,7 @@ def why_unused(table: Path, labels: Mapping[Path, str], folder: Path) -> str:
         >>> with TemporaryDirectory() as folder:
         ...     table = Path(folder, "old.csv")
         ...     _ = table.write_text("file,label\\n1.png,cat\\n")
-        ...     why_unused(table, {Path("a/7.png"): "a", Path("b/8.png"): "b"}, Path("."))
+        ...     why_unused(table, {"a/7.png": "a", "b/8.png": "b"}, Path("."))
         'it must be a table that names images below ., got 1 file elsewhere'
     """
     index = ImageIndex(labels, [table.parent, folder])
@@ -204,10 +208,10 @@ def _names_images(column: Sequence[str], index: ImageIndex) -> float:
 
 def _names_image(cell: str, index: ImageIndex) -> bool:
     images = index.find(cell) if cell else []
-    return len(images) == 1 or (len(images) > 1 and cell.endswith(images[0].suffix))
+    return len(images) == 1 or (len(images) > 1 and cell.endswith(os.path.splitext(images[0])[1]))
 
 
-def _agreement(columns: Sequence[Sequence[str]], index: ImageIndex, labels: Mapping[Path, str]) -> str | None:
+def _agreement(columns: Sequence[Sequence[str]], index: ImageIndex, labels: Mapping[str, str]) -> str | None:
     """Say what a column of the images' classes lacks, or that it renames them; None without such a column."""
     files = max(columns, key=lambda column: _names_images(column, index))
     found = [images[0] if len(images) == 1 else None for images in map(index.find, files[1:])]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from netfission.data.files import find_images
+from netfission.data.files import FileTree
 from netfission.data.folders import find_test_folder
 from netfission.data.images import Mode
 from netfission.data.sources import NAMES, find_source, has_parquet, read_parquet
@@ -50,10 +50,11 @@ def _find_records(name: str) -> Any:
     if name in NAMES or not folder.is_dir():
         splits = find_source(name, train_required=False).splits
         return splits[next(split for split in ("test", "validation", "train") if split in splits)]
-    if has_parquet(folder):
+    tree = FileTree()
+    if has_parquet(folder, tree):
         return _read_parquet_records(folder)
-    inner = find_test_folder(folder)
-    files = find_images(inner).images
+    inner = find_test_folder(folder, tree)
+    files = tree.images(inner).images
     if not files:
         raise invalid(str(inner), "a folder with images", found="no image file")
     return FileRecords(files, np.zeros(len(files), dtype=np.int64))

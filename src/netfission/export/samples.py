@@ -100,7 +100,7 @@ def sample_folder(classifier: Classifier, folder: Path, n: int) -> Tensor:
     paths = find_images(folder).images
     if not paths:
         raise invalid("images", "a folder with images", str(folder))
-    return torch.stack([_read(classifier, paths[row]) for row in _even_rows(len(paths), n).tolist()])
+    return torch.stack([_read(classifier, Path(paths[row])) for row in _even_rows(len(paths), n).tolist()])
 
 
 def _even_rows(count: int, n: int) -> Tensor:

@@ -111,12 +111,12 @@ def _images_below(folder: Path) -> Sequence[Path | Failure]:
     left_out.pop("hidden", None)
     if left_out:
         reasons = "; ".join(
-            f"{len(paths):,} {reason}, such as {printable(paths[0].name)}"
+            f"{len(paths):,} {reason}, such as {printable(Path(paths[0]).name)}"
             for reason, paths in left_out.items()
         )
         hint = "name a file itself to have it tried"
         warnings.warn(f"{folder}: left out: {reasons}; {hint}", stacklevel=3)
-    return sorted([*found.images, *missing]) or [Failure(folder, "the folder holds no images")]
+    return sorted(map(Path, [*found.images, *missing])) or [Failure(folder, "the folder holds no images")]
 
 
 def predict_images(
