@@ -1,9 +1,9 @@
 """Start-up and throughput of a folder of many small images, beside torchvision's ImageFolder, in turn.
 
 Start-up is the time until images and classes are known: of `find_source`, which lists the files, with and
-without `fingerprint`, which also asks for their sizes; and of `load_data` with and without its checks, which also
-makes splits and reads some images. Throughput is that of `--read` images of 48x48 pixels, decoded and resized to 32x32
-by as many workers, with torchvision's DataLoader beside it.
+without `fingerprint`, which also asks for their sizes; and of `load_data` with and without its checks, which
+also makes splits and reads some images. Throughput is that of `--read` images of 48x48 pixels, decoded and
+resized to 32x32 by as many workers, with torchvision's DataLoader beside it.
 Writes results/benchmark_folders.json; the images lie in a temporary folder and are deleted.
 
     .venv/bin/python benchmarks/folders.py --images 200000 --rounds 5
