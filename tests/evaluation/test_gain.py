@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from netfission.evaluation.gain import Gain, NetworkFigures
@@ -34,6 +36,14 @@ def test_a_loss_of_accuracy_is_not_hidden():
 def test_a_network_that_was_trained_elsewhere_has_no_time(seconds):
     assert gain(seconds).summary().endswith("for 32 images (1.00–1.10)")
     assert gain(None).table().splitlines()[1].endswith("–")
+
+
+def test_a_time_that_was_not_measured_is_named_so():
+    assert (
+        replace(gain(), time={})
+        .summary()
+        .endswith("parameters 1.10×, time not measured; training 0.50× on top")
+    )
 
 
 def test_it_is_read_as_it_is_written():

@@ -154,6 +154,28 @@ def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatc
     assert folder.report.is_file()
 
 
+def test_networks_that_cannot_be_deployed_are_reported_without_their_time(
+    copied, no_training, no_page, monkeypatch, capsys
+):
+    def fail(*_):
+        raise RuntimeError("no\nway")
+
+    folder = RunFolder(copied)
+    expected = folder.load_gain()
+    folder.gain.unlink()
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        patch.setattr("netfission.runs.finetune.deploy", fail)
+        assert main(["finetune", *FLAGS, str(copied)]) == 0
+    captured, gain = capsys.readouterr(), folder.load_gain()
+    effect = "the time of inference is not measured, as deployment failed: no; the same command tries again"
+    assert captured.err == f"netfission: warning: {effect}\n"
+    assert (gain.single, gain.ensemble, gain.time) == (expected.single, expected.ensemble, {})
+    assert f"{gain.table()}\n{gain.summary()}" in captured.out
+    assert main(["finetune", *FLAGS, str(copied)]) == 0
+    assert folder.load_gain().time.keys() == expected.time.keys()
+
+
 @pytest.mark.parametrize("step", ["single", "ensemble"])
 def test_a_stopped_command_goes_on_with_the_same_result_where_its_folder_is_now(
     step, finetuned, tmp_path, no_page, capsys
@@ -225,6 +247,30 @@ def test_going_on_with_other_settings_is_refused(flags, message, finetuned, no_t
     assert main(["finetune", *FLAGS, str(finetuned), *flags.split()]) == 2
     expected = f"{message.format(out=finetuned)}; a run resumes with the settings it began with"
     assert capsys.readouterr().err == f"netfission: {expected}\n"
+
+
+def test_the_settings_file_of_a_single_network_repeats_it(copied, no_training, capsys):
+    config = single_folder(copied).config
+    flags = [
+        "--config",
+        str(config),
+        *without("--limit-per-class --model --pretrained --batch-size --epochs"),
+    ]
+    assert main(["finetune", *flags, str(copied)]) == 0  # else the settings are refused as others
+    assert "step 1 of 3: the single network is finished" in capsys.readouterr().out
+    assert main(["finetune", *flags, str(copied), "--learning-rate", "0.01"]) == 2
+    assert "learning_rate must be 0.0005" in capsys.readouterr().err.replace(
+        "--learning-rate", "learning_rate"
+    )
+
+
+def test_the_settings_file_of_an_ensemble_is_refused(finetuned, tmp_path, capsys):
+    config = RunFolder(finetuned).config
+    assert main(["finetune", "digits", "--config", str(config), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        f"netfission: {config} must be settings of a single network, got those of an ensemble; of a "
+        "fine-tuning give single/config.yaml, and the ensemble's settings as flags\n"
+    )
 
 
 def test_the_folder_of_another_run_is_refused(finished_run, capsys):

@@ -1,6 +1,8 @@
 """`netfission finetune`."""
 
 from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from netfission.config import (
     RECIPES,
     DataConfig,
     FissionConfig,
+    MethodConfig,
     ModelConfig,
     TrainingConfig,
 )
@@ -25,7 +28,7 @@ _OWN = {"ensemble_epochs", "finetuned", "recipe"}  # arguments that are no setti
 
 def parser() -> Parser:
     """Return the command's parser."""
-    parser = Parser(run.__doc__, config=True)
+    parser = Parser(run.__doc__, config=True, of_file=_of_single_network)
     help = "folder of images with a folder per class, or another data set, see `netfission train --help`"
     parser.add("data", str, help=help, metavar="FOLDER")
     group = parser.add_argument_group("fine-tuning")
@@ -99,6 +102,25 @@ def run(settings: Namespace) -> None:
         write_report([each.path for each in runs], folder.report)
     print(f"\n{gain.table()}\n{gain.summary()}")
     print(f"wrote {out}, the ensemble's run, with {folder.gain.name} and {folder.report.name}")
+
+
+def _of_single_network(path: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings that count of a run's own file, which holds all: those of a single network.
+
+    Raises:
+        ValueError: the run is not one of a single network.
+    """
+    if "data" not in content:  # which is no setting of this command's own files
+        return content
+    from netfission.runs.finetune_settings import OF_ENSEMBLE
+
+    is_single = content.get("method", "fission") == "fission" and content.get("exits", 1) == 1
+    if not is_single or content.get("linear_exits"):
+        hint = "of a fine-tuning give single/config.yaml, and the ensemble's settings as flags"
+        raise invalid(path, "settings of a single network", found="those of an ensemble", hint=hint)
+    others = {setting.name for setting in fields(MethodConfig)}
+    left_out = OF_ENSEMBLE | others | {"data", "devices", "machines"}
+    return {name: value for name, value in content.items() if name not in left_out}
 
 
 def _say(line: str) -> None:

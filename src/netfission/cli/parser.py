@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields
 from difflib import get_close_matches
@@ -28,6 +28,8 @@ PARTS = {
     "training": TrainingConfig,
 }
 
+OfFile = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]  # path and content → the settings that count
+
 _NEGATIVE = re.compile(r"-\.?(\d|inf)")
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: "{true,false}"}
 
@@ -45,6 +47,7 @@ class Parser(ArgumentParser):
     Args:
         description: what the command does.
         config: whether the command accepts `--config FILE`.
+        of_file: returns which settings of such a file count, by its path and content; default all.
         settings: of `argparse.ArgumentParser`.
 
     Example:
@@ -57,7 +60,14 @@ class Parser(ArgumentParser):
         ValueError: --batch-size must be an integer, got 'x'
     """
 
-    def __init__(self, description: str | None = None, *, config: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        description: str | None = None,
+        *,
+        config: bool = False,
+        of_file: OfFile | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(
             description=description,
             formatter_class=_HelpFormatter,
@@ -66,6 +76,7 @@ class Parser(ArgumentParser):
             allow_abbrev=False,
             **settings,
         )
+        self._of_file = of_file
         self._kinds: dict[str, Any] = {}  # type hint by destination
         self._flags: set[str] = set()  # destinations of flags
         self._values: dict[str, Any] = {}  # default by destination
@@ -267,6 +278,8 @@ class Parser(ArgumentParser):
             return {}
         if not isinstance(content, Mapping):
             raise invalid(path, "a mapping from settings to values", content)
+        if self._of_file is not None:
+            content = self._of_file(path, content)
         for name in content:
             if name not in self._flags:
                 raise self._unknown(f"{path}: setting", str(name), sorted(self._flags))

@@ -37,7 +37,8 @@ class Gain:
         calibrated_on: number of validation images.
         single: figures of the single network.
         ensemble: figures of the ensemble.
-        time: batch size → time of inference of the ensemble over the single network's, both deployed.
+        time: batch size → time of inference of the ensemble over the single network's, both deployed; empty
+            if it could not be measured.
         environment: versions, device and threads of the measured times.
 
     Example:
@@ -86,7 +87,7 @@ class Gain:
         cost = [
             f"MACs {ensemble.macs / single.macs:.2f}×",
             f"parameters {ensemble.parameters / single.parameters:.2f}×",
-            f"time {' and '.join(times)}",
+            f"time {' and '.join(times) or 'not measured'}",
         ]
         training = ""
         if ensemble.seconds is not None and single.seconds:

@@ -1,6 +1,7 @@
 """A fine-tuning: the single network, the ensemble made of it, and what was gained."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from netfission.runs.folder import RunFolder, environment
 from netfission.runs.overlap import warn_of_training_images
 from netfission.runs.setup import build_network, load_run_data, network_spec
 from netfission.runs.train import train
-from netfission.utils.errors import invalid
+from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_whole
 
 BATCH_SIZES = (1, 32)  # of the time of inference
@@ -64,7 +65,7 @@ def finetune(
         raise
     _train(plan.ensemble, folder, "step 2 of 3: the ensemble", progress, say)
     gain = folder.load_gain()
-    if gain is None:
+    if gain is None or not gain.time:
         say("step 3 of 3: the cost of both")
         gain = measure_gain(folder, single, plan.ensemble)
         write_whole(folder.gain, gain.to_json())
@@ -91,6 +92,9 @@ def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gai
 
     Raises:
         ValueError: a folder holds no such network.
+
+    Warns:
+        UserWarning: a network cannot be deployed, so that the time of inference is not measured.
     """
     alone, network, images = _load(single, config)
     ensemble, divided, _ = _load(folder, config)
@@ -100,7 +104,7 @@ def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gai
         calibrated_on=reliability.validation_images,
         single=alone,
         ensemble=ensemble,
-        time=_relative_times(deploy(divided, images), deploy(network, images), images),
+        time=_relative_times(divided, network, images),
         environment=environment(),
     )
 
@@ -129,11 +133,24 @@ def _reliability(run: RunFolder) -> ReliabilityReport:
     return reliability
 
 
-def _relative_times(network: nn.Module, single: nn.Module, images: Tensor) -> dict[int, Quartiles]:
-    """Return the time of inference over the single network's by the number of images in a batch."""
+def _relative_times(network: FissionNetwork, single: FissionNetwork, images: Tensor) -> dict[int, Quartiles]:
+    """Return the time of inference over the single network's by the number of images in a batch, deployed.
+
+    If that fails, say so and return nothing: both networks are trained, and their other figures stand.
+    """
+    try:
+        return _measured_times({"network": deploy(network, images), "single": deploy(single, images)}, images)
+    except Exception as error:  # what is done to a user's model fails with errors of every kind
+        reason = f"as deployment failed: {first_line(error)}"
+        effect = "the time of inference is not measured"
+        warnings.warn(f"{effect}, {reason}; the same command tries again", stacklevel=2)
+        return {}
+
+
+def _measured_times(networks: Mapping[str, nn.Module], images: Tensor) -> dict[int, Quartiles]:
     relative = {}
     for size in BATCH_SIZES:
-        times = inference_times({"network": network, "single": single}, images[:size])
+        times = inference_times(networks, images[:size])
         ratios = [time / other for time, other in zip(times["network"], times["single"], strict=True)]
         relative[size] = Quartiles.from_values(ratios)
     return relative
