@@ -42,7 +42,8 @@ class DataConfig:
         corrupt: what to do with an image that cannot be read: refuse or skip.
         crop_padding: pixels of zero padding for random crops; default an eighth of the image, 0 for digits.
         crop_scale: smallest share of an image's area that a random crop keeps, in (0, 1]; the crop is resized
-            to the image's size, and there is no padding; default no such crops.
+            to image_size, from a larger image if the file has one, and there is no padding; default no such
+            crops.
         flip: flip images left to right at random; default true, false for digits.
         rand_augment: strength of RandAugment (two random changes of colour or geometry per image), from 0 to
             30; default none.

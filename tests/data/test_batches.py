@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -215,6 +216,23 @@ def test_weights_and_smoothing_make_labels_soft_after_mixing() -> None:
     ((_, labels),) = _batches(split, 40, classes=2, shuffle=True, augment=augment)
     torch.testing.assert_close(labels.sum(1), torch.ones(40))
     assert 0.25 <= labels.min() < labels.max() <= 0.75
+
+
+def test_random_crops_of_larger_images_keep_their_detail() -> None:
+    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(16).expand(8, 1, 32, 32)
+    augment = Augmentation(crop_scale=0.0626)
+    spread = []
+    for images, size in (
+        (stripes, (8, 8)),
+        (F.interpolate(stripes.float(), (8, 8), mode="area").byte(), None),
+    ):
+        batches = _batches(
+            TensorSplit(images, torch.arange(8)), 8, classes=8, augment=augment, crop_size=size
+        )
+        ((cropped, _),) = batches
+        assert cropped.shape == (8, 1, 8, 8)
+        spread.append(cropped.std().item())
+    assert spread[0] > 0.1 > 1e-3 > spread[1]  # reduced before, the stripes are grey
 
 
 def test_an_image_drawn_twice_is_transformed_anew() -> None:

@@ -75,6 +75,34 @@ def test_above_the_memory_limit_it_streams() -> None:
     assert streamed.std == pytest.approx(held.std, abs=0.01)
 
 
+def test_random_crops_have_larger_images_and_nothing_else_changes(image_folder: Callable[..., Path]) -> None:
+    folder = str(image_folder(size=(40, 60)))
+    plain = load_data(folder, image_size=8)
+    data = load_data(folder, image_size=8, crop_scale=0.25)
+    assert plain.crops is None and isinstance(data.crops, TensorSplit) and isinstance(data.train, TensorSplit)
+    assert data.crops.images.shape[1:] == (3, 16, 16) and data.crops.labels.equal(data.train.labels)
+    assert data.crops.images.equal(load_data(folder, image_size=16).train.images)
+    for part in ("train", "validation", "test"):
+        assert getattr(data, part).images.equal(getattr(plain, part).images)
+    assert (data.mean, data.std, data.shape) == (plain.mean, plain.std, (3, 8, 8))
+    least = 20 * 3 * 8 * 8  # bytes of all splits
+    streamed = load_data(folder, image_size=8, crop_scale=0.25, memory_limit=least)
+    assert isinstance(streamed.train, TensorSplit) and isinstance(streamed.crops, StreamedSplit)
+    assert streamed.crops[3][0].equal(data.crops.images[3])
+
+
+@pytest.mark.parametrize(
+    ("image_size", "crop_scale", "size"), [(20, 0.01, 40), (40, 0.5, None), (50, 0.5, None)]
+)
+def test_images_are_not_enlarged_for_random_crops(
+    image_folder: Callable[..., Path], image_size: int, crop_scale: float, size: int | None
+) -> None:
+    crops = load_data(
+        str(image_folder(size=(40, 60))), image_size=image_size, crop_scale=crop_scale, checks=False
+    ).crops
+    assert size is None if crops is None else crops.images.shape[2:] == (size, size)
+
+
 def test_image_folder(image_folder: Callable[..., Path]) -> None:
     image_folder("train", count=9)
     image_folder("train", count=3, mode="L")

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from netfission.config import RunConfig
+from netfission.config import DataConfig, RunConfig, TrainingConfig
+from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.setup import build_network, load_run_data, make_batches, network_spec
 
 
@@ -37,3 +39,16 @@ def test_images_are_normalised_as_the_settings_say(settings_of):
     assert torch.allclose(images, (data.train.images[:4] / 255 - 0.5) / 0.25, atol=1e-6)
     spec = network_spec(config, data)
     assert (spec.mean, spec.std) == ([0.5], [0.25])
+
+
+def test_a_training_alone_has_larger_images_for_random_crops() -> None:
+    images = DataConfig("digits", image_size=4, crop_scale=0.25, limit_per_class=2, workers=0)
+    config = RunConfig(images, training=TrainingConfig(batch_size=5))
+    data = load_run_data(images, 0, training=True)
+    assert load_run_data(images, 0).crops is None
+    module = RunDataModule(config, data)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    module.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)
+    batches = module.train_dataloader()
+    assert batches.split is data.crops and batches.split.images.shape == (20, 1, 8, 8)
+    assert {images.shape for images, _ in batches} == {(5, 1, 4, 4)}

@@ -99,13 +99,20 @@ class _TransformedSplit(Dataset[tuple[Tensor, int]]):
         split: the images.
         augment: with transforms of photographs.
         seed: position → seed.
+        size: height and width of random crops; default that of the images.
     """
 
-    def __init__(self, split: Split, augment: Augmentation, seed: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        split: Split,
+        augment: Augmentation,
+        seed: Callable[[int], int],
+        size: tuple[int, int] | None = None,
+    ) -> None:
         self.split = split
         self.seed = seed
-        size = split.images.shape[2:] if isinstance(split, TensorSplit) else split.size
-        self.transform = PhotographTransform(augment, (size[0], size[1]))
+        own = split.images.shape[2:] if isinstance(split, TensorSplit) else split.size
+        self.transform = PhotographTransform(augment, size or (own[0], own[1]))
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         position, row = place
@@ -146,6 +153,7 @@ class Batches:
         world_size: number of processes. With `shuffle`, some rows are repeated so that all shares are equal,
             since gradients are averaged; without, no row is repeated, since results are counted.
         workers: processes that decode a streamed split, or transform photographs; default 0, in this process.
+        crop_size: height and width that random crops are resized to; default that of the images.
 
     Raises:
         ValueError: the batch size is not positive, the rank is not below `world_size`, mean and std differ in
@@ -175,6 +183,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        crop_size: tuple[int, int] | None = None,
     ) -> None:
         check_positive_integer("batch_size", batch_size)
         if not 0 <= rank < world_size:
@@ -193,6 +202,7 @@ class Batches:
         self.rank = rank
         self.world_size = world_size
         self.workers = workers
+        self.crop_size = crop_size
         self.epoch = 0
         if drop_last and len(self) == 0:
             expected = f"at most {self._share()} with drop_last, the images of this process"
@@ -263,7 +273,8 @@ class Batches:
         split: Split | _TransformedSplit = self.split
         sampler: list[Any] = order.tolist()
         if self.augment.changes_photographs:
-            split = _TransformedSplit(self.split, self.augment, partial(self._seed, _PHOTOGRAPHS, self.rank))
+            seed = partial(self._seed, _PHOTOGRAPHS, self.rank)
+            split = _TransformedSplit(self.split, self.augment, seed, self.crop_size)
             sampler = list(enumerate(sampler))
         assert isinstance(split, Dataset)
         decoded = decode_batches(

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -51,6 +52,7 @@ class ImageData:
         validation: validation split; None if no images were held out.
         test: test split.
         summary: what was found, and what was left out.
+        crops: the training split for random crops, with larger images than `shape`; None if they need none.
 
     Example:
         >>> data = load_data("digits")
@@ -67,6 +69,7 @@ class ImageData:
     validation: Split | None
     test: Split
     summary: DataSummary
+    crops: Split | None = None
 
 
 def load_data(
@@ -79,6 +82,7 @@ def load_data(
     limit_per_class: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
     checks: bool = True,
+    crop_scale: float | None = None,
 ) -> ImageData:
     """Load a data set, and split a validation set from its training images.
 
@@ -105,6 +109,9 @@ def load_data(
             sets are decoded on access.
         checks: look for what is probably wrong with the images, see `netfission.data.checks`, which reads a
             part of many files. If False, the summary has no warnings and counts no copies.
+        crop_scale: smallest share of an image's area that random crops of training images keep. The training
+            split is then also decoded at the size that such crops need, so that none is enlarged unless the
+            image is too small itself, see `ImageData.crops`. Default no such crops.
 
     Raises:
         ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
@@ -140,6 +147,11 @@ def load_data(
         split: _decode(part, size, skip=corrupt == "skip", stream=pixels > memory_limit)
         for split, part in parts.items()
     }
+    crops = None
+    if crop_scale is not None and (larger := _crop_size(parts["train"], size, crop_scale)) != size:
+        needed = len(parts["train"].rows) * channels * larger[0] * larger[1]
+        stream = pixels + needed > memory_limit
+        crops = _decode(parts["train"], larger, skip=corrupt == "skip", stream=stream)
     folder = source.folder or name
     copies = compare_splits(parts, source.classes, folder) if checks else Copies({}, [])
     summary = _summarise(source, folder, parts, splits, copies)
@@ -169,6 +181,7 @@ def load_data(
         validation=splits.get("validation"),
         test=splits["test"],
         summary=replace(summary, warnings=remarks),
+        crops=crops,
     )
 
 
@@ -298,14 +311,7 @@ def common_size(records: Records, name: str) -> tuple[int, int]:
         >>> common_size(find_source("digits").train, "digits")
         (8, 8)
     """
-    count = len(records.labels)
-    sizes = set()
-    for row in np.linspace(0, count - 1, min(count, _PROBED_IMAGES), dtype=np.int64):
-        try:
-            with records.open(int(row)) as image:
-                sizes.add(image.size[::-1])
-        except Exception:  # a corrupt image, which is handled later
-            continue
+    sizes = set(_probe_sizes(records))
     if len(sizes) > 1:
         some = " and ".join(f"{height}×{width}" for height, width in sorted(sizes)[:2])
         hint = f"those of {name} are {some}, for example"
@@ -316,11 +322,39 @@ def common_size(records: Records, name: str) -> tuple[int, int]:
     return sizes.pop()
 
 
+def _probe_sizes(records: Records) -> list[tuple[int, int]]:
+    """Return the height and width of some images, spread evenly; without those that cannot be read."""
+    count = len(records.labels)
+    sizes = []
+    for row in np.linspace(0, count - 1, min(count, _PROBED_IMAGES), dtype=np.int64):
+        try:
+            with records.open(int(row)) as image:
+                width, height = image.size
+                sizes.append((height, width))
+        except Exception:  # a corrupt image, which is handled later
+            continue
+    return sizes
+
+
 def _decode(part: _Part, size: tuple[int, int], *, skip: bool, stream: bool) -> Split:
     records, rows = part.records, part.rows
     if not stream:
         return decode_all(records, rows, size, skip)
     return StreamedSplit(records, readable(records, rows, size) if skip else rows, size)
+
+
+def _crop_size(part: _Part, size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return the size of training images whose smallest crops have `size`, unless most images are smaller.
+
+    Args:
+        part: the training images.
+        size: height and width of the crops.
+        scale: smallest share of an image's area that a crop keeps.
+    """
+    shapes = _probe_sizes(part.records)
+    own = median(min(height / size[0], width / size[1]) for height, width in shapes) if shapes else 1.0
+    factor = max(1.0, min(scale**-0.5, own))
+    return ceil(factor * size[0]), ceil(factor * size[1])
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

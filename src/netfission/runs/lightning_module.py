@@ -224,10 +224,9 @@ class RunDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Return the shuffled, augmented training batches."""
-        config = self.config.data
-        return self._batches(
-            self.data.train, shuffle=True, augment=augmentation(config, self.data), balance=config.balance
-        )
+        config, data = self.config.data, self.data
+        split = data.train if data.crops is None else data.crops
+        return self._batches(split, shuffle=True, augment=augmentation(config, data), balance=config.balance)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Return the validation batches; none if there is no validation split."""

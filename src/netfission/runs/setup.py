@@ -27,13 +27,14 @@ from netfission.utils.errors import first_line, invalid
 from netfission.utils.text import count_noun
 
 
-def load_run_data(config: DataConfig, seed: int, *, checks: bool = False) -> ImageData:
+def load_run_data(config: DataConfig, seed: int, *, training: bool = False) -> ImageData:
     """Load the data set that the settings name.
 
     Args:
         config: the settings.
         seed: seed that chooses the validation split.
-        checks: look for what is probably wrong with the images, as before a training.
+        training: prepare what a training alone needs: look for what is probably wrong with the images, and
+            decode larger ones for random crops.
 
     Raises:
         ValueError: see `netfission.data.load_data`; or `mean` or `std` has not one number per channel.
@@ -50,7 +51,8 @@ def load_run_data(config: DataConfig, seed: int, *, checks: bool = False) -> Ima
         seed=seed,
         corrupt=config.corrupt,
         limit_per_class=config.limit_per_class,
-        checks=checks,
+        checks=training,
+        crop_scale=config.crop_scale if training else None,
     )
     for name, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != data.shape[0]:
@@ -328,6 +330,7 @@ def make_batches(
         world_size=world_size,
         workers=workers,
         classes=len(data.classes),
+        crop_size=(data.shape[1], data.shape[2]),
     )
 
 

@@ -79,7 +79,7 @@ def train(
         seed, exits = config.fission.seed, config.fission.exits
         try:
             method = check_settings(config)
-            data = load_run_data(config.data, seed, checks=True)
+            data = load_run_data(config.data, seed, training=True)
             check_unchanged(data, folder.load_data_summary() if resume else None)
             weights = folder.read_weights(config)
             reports: list[WeightsReport] = []
