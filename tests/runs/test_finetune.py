@@ -11,6 +11,7 @@ from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.models import create_model
 from netfission.profiling.cost import count
+from netfission.report import write_report
 from netfission.runs.callbacks import Stopwatch
 from netfission.runs.finetune import single_folder
 from netfission.runs.folder import RunFolder
@@ -133,11 +134,16 @@ def test_the_same_command_repeats_nothing_and_says_the_same(finetuned, no_traini
     assert gain.summary().startswith("gain: accuracy ")
 
 
-def test_the_page_has_both_networks(finetuned):
+def test_the_page_has_both_networks(finetuned, tmp_path):
     page = RunFolder(finetuned).report.read_text()
     assert "2 runs on digits" in page
     assert "one exit and 2 linear exits" in page
     assert "is the mean of the exits’ logits weighted 1 : 0.3 : 0.3" in page
+    for name in ("exit 0", "exit 1 (linear)", "exit 2 (linear)"):
+        for end in (" alone</th>", "</th>", "</text>"):  # metrics, cost by stage, diagram
+            assert f">{name}{end}" in page
+    assert "Linear exits: 1, 2." in page
+    assert "(linear)" not in write_report([single_folder(finetuned).path], tmp_path / "page.html").read_text()
 
 
 def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatch):

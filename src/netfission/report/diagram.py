@@ -158,8 +158,8 @@ def _ends(run: Run, axes: Sequence[float], top: float) -> list[Badge]:
         exits = [[f"{percent(metrics['top1'])} %"] for metrics in evaluation.exits]
         ensemble = [f"{percent(evaluation.ensemble['top1'])} %"]
     badges = [
-        Badge(x, top + _BADGE, str(number), exit_colour_name(number), [f"exit {number}", *accuracy])
-        for number, (x, accuracy) in enumerate(zip(axes, exits, strict=True))
+        Badge(x, top + _BADGE, str(number), exit_colour_name(number), [name, *accuracy])
+        for number, (x, name, accuracy) in enumerate(zip(axes, run.exit_names, exits, strict=True))
     ]
     if len(axes) > 1:
         badges.append(Badge(axes[0], top + 3 * _BADGE + _GAP, "E", "ink", [title, *ensemble]))

@@ -111,6 +111,19 @@ class Run:
         return self.spec.predictions
 
     @property
+    def exit_names(self) -> list[str]:
+        """Names of the exits, of which linear ones are marked, or of a baseline's members."""
+        if not self.costs.exits:
+            return [f"member {number}" for number in range(self.exits)]
+        linear = set(self.linear_exits)
+        return [f"exit {number}{' (linear)' if number in linear else ''}" for number in range(self.exits)]
+
+    @property
+    def linear_exits(self) -> list[int]:
+        """Numbers of the linear exits, which come last."""
+        return list(range(self.exits - self.config.fission.linear, self.exits))
+
+    @property
     def data(self) -> str:
         """The name of the data set, without its folder."""
         return as_text(Path(self.config.data.data).name)
