@@ -106,6 +106,30 @@ def test_a_run_starts_from_the_network_that_another_run_trained(grid_of, tmp_pat
     assert longer.cell("further", 0).key != cell.key
 
 
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"exits": 9}, "^contender further: exits must be at most 3, one per stage"),
+        (
+            {"exits": 1, "linear_exits": [4]},
+            "^contender further: linear_exits must be stages, each a number fr",
+        ),
+        (
+            {"exits": 2, "method": "deep-ensemble"},
+            "^contender further: one_by_one must be True for members th",
+        ),
+    ],
+)
+def test_what_cannot_start_from_another_is_refused_before_that_is_trained(
+    grid_of, tmp_path, further, message
+):
+    grid = grid_of("single")
+    grid = replace(grid, contenders={**grid.contenders, "further": further}, starts={"further": "single"})
+    with pytest.raises(ValueError, match=message):
+        run_missing(grid.cells(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_start_that_fails_is_tried_once_and_named_by_those_that_depend_on_it(
     grid_of, tmp_path, monkeypatch
 ):

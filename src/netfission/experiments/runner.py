@@ -28,6 +28,7 @@ from netfission.experiments.records import Record, Records
 from netfission.experiments.time_limit import OutOfTimeError, TimeLimit, WithinLimit
 from netfission.models import read_weights
 from netfission.runs.callbacks import Stopwatch
+from netfission.runs.finetune_settings import check_ensemble
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.setup import check_start, load_run_data
@@ -75,8 +76,8 @@ def run_missing(
 
     Raises:
         ValueError: `workers` or `minutes` is not positive, `minutes` are fewer than an epoch takes, no
-            cluster answers, a record is damaged, or trained weights cannot be read or do not suit a
-            contender.
+            cluster answers, a record is damaged, trained weights cannot be read or do not suit a contender,
+            or one that starts from another cannot be built.
         OutOfTimeError: the minutes are over, and runs are missing.
         ConnectionError: published weights cannot be downloaded.
         OSError: the disk is full, or the folder cannot be written.
@@ -87,6 +88,7 @@ def run_missing(
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
     _check_starts([cell for cell in missing if cell.start is None])
+    _check_further([cell for cell in missing if cell.start is not None])
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
     with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
@@ -139,6 +141,16 @@ def _check_starts(cells: Sequence[Cell]) -> None:
                 check_start(config, data, weights[config.model.weights])
             except ValueError as error:
                 raise within(f"contender {cell.contender}", error) from error
+
+
+def _check_further(cells: Sequence[Cell]) -> None:
+    """Refuse contenders that start from another and cannot be built, before that one is trained."""
+    first = {cell.contender: cell for cell in reversed(cells)}  # of each contender
+    for cell in reversed(first.values()):
+        try:
+            check_ensemble(cell.config)
+        except ValueError as error:
+            raise within(f"contender {cell.contender}", error) from error
 
 
 def run_folder(cell: Cell, out: Path) -> RunFolder:

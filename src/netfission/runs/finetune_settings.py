@@ -110,7 +110,9 @@ def plan_finetuning(
 
 
 def check_ensemble(config: RunConfig) -> None:
-    """Build the ensemble from new weights, so that what cannot be divided is refused before a training.
+    """Build an ensemble that starts from another run, from new weights, before that run is trained.
+
+    What cannot be divided so is refused.
 
     Raises:
         ValueError: the network cannot be built.
@@ -121,7 +123,7 @@ def check_ensemble(config: RunConfig) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says the same
-        plan = BuildPlan(lambda _: model, fission, torch.zeros(2, *shape))
+        plan = BuildPlan(lambda _: model, fission, torch.zeros(2, *shape), trained=True)
         find_method(config.method).build(plan)
 
 
