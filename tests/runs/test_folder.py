@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
+from netfission.utils.checksums import parse_json
 
 
 @pytest.fixture
@@ -78,9 +79,15 @@ def test_an_unwritable_folder_is_refused(copied, tmp_path):
 
 def test_damaged_files_are_named(copied):
     original = copied.weights.read_bytes()
-    for damaged in (original[: len(original) // 2], b"", b"no tensors here"):
+    for damaged in (b"", b"no tensors here"):
         copied.weights.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
+            copied.load_network()
+    for damaged in (original[: len(original) // 2], original[:-1] + bytes([original[-1] ^ 4])):
+        copied.weights.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors must be as it was written, got other content"
+        ):
             copied.load_network()
     copied.weights.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of a network, got no such"):
@@ -91,6 +98,13 @@ def test_damaged_files_are_named(copied):
     copied.spec.write_text(json.dumps({"model": "wrn-10-1"}))
     with pytest.raises(ValueError, match=r"config\.json must be the description of a network, got damaged"):
         copied.load_network()
+    text = copied.config.read_text()
+    copied.config.write_text(text.replace("seed: 3", "seed: 7"))
+    with pytest.raises(ValueError, match=r"config\.yaml must be .*\(content must be as it was written, got"):
+        copied.load_config()
+    edited = [line for line in text.replace("seed: 3", "seed: 7").splitlines() if "checksum" not in line]
+    copied.config.write_text("\n".join(edited))
+    assert copied.load_config().fission.seed == 7
     copied.config.write_text("a: [")
     with pytest.raises(ValueError, match=r"config\.yaml must be a valid YAML file, got damaged content"):
         copied.load_config()
@@ -102,8 +116,29 @@ def test_damaged_files_are_named(copied):
         copied.load_config()
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "evaluation.json", "calibration.json", "reliability.json", "data.json"]
+)
+def test_a_digit_that_changed_is_found(copied, name):
+    path = copied.path / name
+    content = path.read_bytes()
+    place = max(content.rfind(digit) for digit in (b"1,", b"1\n", b"5,", b"5\n", b"8\n"))
+    path.write_bytes(content[:place] + b"2" + content[place + 1 :])
+    readers = {
+        "config": copied.load_spec,
+        "evaluation": copied.load_evaluation,
+        "calibration": copied.load_calibration,
+        "reliability": copied.load_reliability,
+        "data": copied.load_data_summary,
+    }
+    with pytest.raises(
+        ValueError, match=rf"{name}\.json must be a valid JSON file, got .* than its checksum"
+    ):
+        readers[name]()
+
+
 def test_weights_of_another_network_are_refused(copied):
-    spec = json.loads(copied.spec.read_text())
+    spec = parse_json(copied.spec.read_text())
     spec["fission"]["exits"] = 3
     copied.spec.write_text(json.dumps(spec))
     with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
@@ -145,7 +180,7 @@ def test_weights_that_do_not_fit_one_another_are_refused(tmp_path, settings_of):
 
 
 def test_settings_of_other_methods_may_have_had_other_defaults(copied):
-    spec = json.loads(copied.spec.read_text())
+    spec = parse_json(copied.spec.read_text())
     spec["method"]["regrow_every"] = 1000
     copied.spec.write_text(json.dumps(spec))
     assert copied.load_network()[0].exits == 2

@@ -49,7 +49,8 @@ def test_evaluating_again_repeats_the_figures(finished_run):
     folder = RunFolder(finished_run)
     before = folder.evaluation.read_text()
     evaluation = evaluate(folder, folder.load_config())
-    assert evaluation.to_json() == before == folder.evaluation.read_text()
+    assert folder.load_evaluation() == evaluation
+    assert folder.evaluation.read_text() == before
     assert evaluation.n == 359
     assert len(evaluation.exits) == 2
 
@@ -293,8 +294,11 @@ def test_an_average_of_weights_is_what_is_saved(tmp_path, settings_of, finished_
 class Poison(Callback):
     """Makes a weight NaN at one step."""
 
+    def __init__(self, step=6):
+        self.step = step
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 6:
+        if trainer.global_step == self.step:
             with torch.no_grad():
                 pl_module.network.stem.conv1.weight.fill_(float("nan"))
 
@@ -303,7 +307,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoi
     with pytest.raises(DivergedError, match=r"at step 6 \(epoch 2\)"):
         train(settings_of(epochs=3), tmp_path / "run", progress=False, callbacks=[Poison()])
     folder = RunFolder(tmp_path / "run")
-    checkpoint = torch.load(folder.checkpoint, weights_only=False)
+    checkpoint = torch.load(folder.checkpoint)
     assert checkpoint["global_step"] == 4
     assert all(t.isfinite().all() for t in checkpoint["state_dict"].values() if t.is_floating_point())
     assert len(rows_of(tmp_path / "run")) == 1
@@ -465,7 +469,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, settings_of, monkeypatc
         train(settings_of(), tmp_path / "run", progress=False, callbacks=[FillsTheDisk(monkeypatch)])
     monkeypatch.undo()
     folder = RunFolder(tmp_path / "run")
-    assert torch.load(folder.checkpoint, weights_only=False)["global_step"] == 4
+    assert torch.load(folder.checkpoint)["global_step"] == 4
     assert not list(folder.path.rglob("*.tmp"))
     train(settings_of(), folder.path, progress=False, resume=True)
     assert len(rows_of(folder.path)) == 2
@@ -479,10 +483,46 @@ def interrupted(tmp_path, settings_of) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_is_named(interrupted, settings_of):
-    interrupted.checkpoint.write_bytes(interrupted.checkpoint.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"last\.ckpt must be a checkpoint, got a damaged file"):
+def damage(path: Path, how: str) -> None:
+    """Damage a file as a disk or a crash may: cut it, zero a page, or flip a bit of what is in its middle."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if how == "cut":
+        del content[middle:]
+    elif how == "page":
+        content[middle : middle + 4096] = bytes(4096)
+    else:
+        content[middle] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut", "page", "bit"])
+def test_a_damaged_checkpoint_is_named(interrupted, settings_of, how):
+    damage(interrupted.checkpoint, how)
+    with pytest.raises(ValueError, match=r"last\.ckpt must be a checkpoint, got a damaged file \("):
         train(settings_of(), interrupted.path, progress=False, resume=True)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_ends_in_the_same_bits(tmp_path, settings_of):
+    config = settings_of(epochs=3)
+    train(config, tmp_path / "whole", progress=False)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(DivergedError):
+        train(config, folder.path, progress=False, callbacks=[Poison(step=9)])
+    kept = [torch.load(path)["global_step"] for path in (folder.checkpoint, folder.previous_checkpoint)]
+    assert kept == [8, 4]
+    damage(folder.checkpoint, "bit")
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged .* goes on from previous\.ckpt, one epoch"):
+        train(config, folder.path, progress=False, resume=True)
+    assert_equal_states(state_of(tmp_path / "whole"), state_of(folder.path))
+    assert rows_of(tmp_path / "whole") == rows_of(folder.path)
+    assert not folder.previous_checkpoint.exists()
+
+
+def test_a_kill_between_two_checkpoints_leaves_the_one_before(interrupted, settings_of, monkeypatch):
+    """The last one has become the one before, and the new one has not taken its place."""
+    interrupted.checkpoint.replace(interrupted.previous_checkpoint)
+    assert interrupted.resumable() == interrupted.previous_checkpoint
 
 
 def test_two_processes_do_not_train_in_one_folder(interrupted, settings_of):

@@ -27,6 +27,7 @@ from netfission.evaluation.drift import drift_p_value
 from netfission.evaluation.guarantees import CalibrationScores
 from netfission.evaluation.p_values import DEFAULT_DETECTOR, Detector, DetectorScore
 from netfission.network import FissionNetwork, check_network
+from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
 
@@ -473,9 +474,10 @@ class Classifier(nn.Module):
         folder.path.mkdir(parents=True, exist_ok=True)
         files = folder.network_files(self.network, self.spec)
         if self.calibration is not None:
-            files[folder.calibration] = self._calibration_of(files[folder.weights]).to_json()
+            calibration = self._calibration_of(files[folder.weights])
+            files[folder.calibration] = stamp_json(calibration.to_json())
         if self.evaluation is not None:
-            files[folder.evaluation] = self.evaluation.to_json()
+            files[folder.evaluation] = stamp_json(self.evaluation.to_json())
         files |= self._readme(folder.readme)
         replaces = folder.weights.is_file()
         write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])

@@ -30,6 +30,7 @@ from netfission.models import create_model
 from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.backbone import cut, resolve_branches, resolve_linear_exits
 from netfission.surgery.narrowing import fit
+from netfission.utils.checksums import BLANK, NAME, check_tensors, check_text, parse_json, stamp, stamp_json
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import write_together
 from netfission.utils.text import count_noun
@@ -310,7 +311,7 @@ class ModelFolder:
         Raises:
             ValueError: the folder holds no run, or its settings cannot be read.
         """
-        settings = _read(self.config, lambda text: yaml.safe_load(text))
+        settings = _read(self.config, _checked_yaml)
         try:
             return RunConfig.from_dict(settings)
         except ValueError as error:
@@ -327,7 +328,7 @@ class ModelFolder:
             raise invalid(
                 str(self.path), "a finished run", found="one whose training has not ended", hint="resume it"
             )
-        settings = _read(self.spec, json.loads)
+        settings = _read(self.spec, parse_json)
         written = settings.get("format", FORMAT)
         if not isinstance(written, int) or written > FORMAT:
             raise invalid(
@@ -358,6 +359,7 @@ class ModelFolder:
             hint = "resume the training"
             raise invalid(str(self.weights), "the weights of a network", found="no such file", hint=hint)
         try:
+            check_tensors(self.weights)
             return spec.restore(load_file(self.weights), factory), spec
         except (SafetensorError, WeightsError) as error:
             found = f"others ({first_line(error)})"
@@ -405,8 +407,9 @@ class ModelFolder:
 
     def network_files(self, network: nn.Module, spec: NetworkSpec) -> dict[Path, str | bytes]:
         """Return the content of `weights` and of `spec`, by path."""
-        description = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
-        return {self.weights: save(network_state(network)), self.spec: description}
+        weights = stamp(save(network_state(network), {NAME: BLANK}))
+        description = stamp_json(json.dumps(asdict(spec), indent=2, ensure_ascii=False))
+        return {self.weights: weights, self.spec: description}
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:
@@ -424,12 +427,17 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _checked_yaml(content: bytes) -> Any:
+    check_text(content)
+    return yaml.safe_load(content.decode())
+
+
+def _read(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     if not path.is_file():
         hint = "`netfission train` writes such a folder"
         raise invalid(str(path.parent), "the folder of a run", found=f"one without {path.name}", hint=hint)
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        content = parse(path.read_bytes())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         found = f"damaged content ({first_line(error)})"
         raise invalid(str(path), f"a valid {path.suffix[1:].upper()} file", found=found) from error

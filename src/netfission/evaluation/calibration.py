@@ -12,6 +12,7 @@ from netfission.evaluation.guarantees import CalibrationScores
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.p_values import detector_scores
 from netfission.evaluation.selective import RiskCoverage
+from netfission.utils.checksums import parse_json
 from netfission.utils.errors import check_positive
 from netfission.utils.text import decimal, percent
 from netfission.utils.typed import typed
@@ -151,4 +152,4 @@ class Calibration:
         Raises:
             ValueError: the text is not JSON, or a value is missing, unknown or of another type.
         """
-        return typed(cls, json.loads(text))
+        return typed(cls, parse_json(text))

@@ -19,6 +19,7 @@ from netfission.ensemble import (
     predictive_entropy,
 )
 from netfission.evaluation.metrics import classification_metrics
+from netfission.utils.checksums import parse_json
 from netfission.utils.errors import describe, invalid
 from netfission.utils.modes import in_mode
 from netfission.utils.text import decimal, percent
@@ -77,7 +78,7 @@ class Evaluation:
         Raises:
             ValueError: the text is not JSON, or a value is missing, unknown or of another type.
         """
-        return typed(cls, json.loads(text))
+        return typed(cls, parse_json(text))
 
     def by_exit(self, linear: int = 0) -> dict[str, dict[str, float]]:
         """Return the metrics of each exit by its name; the last `linear` ones are linear exits."""

@@ -15,6 +15,7 @@ from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metri
 from netfission.evaluation.p_values import detector_scores
 from netfission.evaluation.promises import Promises
 from netfission.evaluation.selective import RiskCoverage, describe_risk
+from netfission.utils.checksums import parse_json
 from netfission.utils.text import percent
 from netfission.utils.typed import typed
 
@@ -216,7 +217,7 @@ class ReliabilityReport:
         Raises:
             ValueError: the text is not JSON, or a value is missing, unknown or of another type.
         """
-        return typed(cls, json.loads(text))
+        return typed(cls, parse_json(text))
 
     def summary(self) -> str:
         """Return calibration and abstention in two lines."""

@@ -20,7 +20,7 @@ from netfission.experiments.runner import run_folder, run_missing
 from netfission.methods.registry import find_method
 from netfission.runs.folder import environment
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json
 from netfission.utils.seeds import seeded
 from netfission.utils.text import as_text, count_noun
 from netfission.utils.typed import read_json
@@ -118,7 +118,7 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
     if earlier is not None:
         costs = replace(costs, contenders={**earlier.costs.contenders, **costs.contenders})
     content = CostsFile({**done, **{name: cell.key for name, cell in new.items()}}, costs)
-    write_whole(file, json.dumps(asdict(content), indent=1) + "\n")
+    write_json(file, json.dumps(asdict(content), indent=1) + "\n")
     return costs
 
 

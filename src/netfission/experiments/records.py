@@ -16,7 +16,7 @@ from netfission.experiments.grid import Cell, chosen_settings
 from netfission.methods.registry import find_method
 from netfission.models.weights import file_digest
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json
 from netfission.utils.typed import read_json, typed
 
 
@@ -150,7 +150,7 @@ class Records:
         weights = _weights_digest(cell)
         record = Record(cell.key, cell.contender, cell.seed, settings, data=data, weights=weights, **result)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.file(cell), json.dumps(asdict(record), indent=1) + "\n")
+        write_json(self.file(cell), json.dumps(asdict(record), indent=1) + "\n")
         return record
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from netfission.models.hugging_face import HuggingFaceClassifier
+from netfission.utils.checksums import check_tensors, parse_json
 from netfission.utils.errors import describe, first_line, invalid
 
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
@@ -416,7 +416,7 @@ def _weights_of_run(folder: Path) -> Path:
     """Return the file of weights in the folder of a run of one exit."""
     expected = "a file of weights, or the folder of a finished run of one exit"
     try:
-        spec = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        spec = parse_json((folder / "config.json").read_bytes())
         fission = spec["fission"]
         exits, sparsity = fission.get("exits"), fission.get("sparsity", 0)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -429,12 +429,13 @@ def _weights_of_run(folder: Path) -> Path:
 
 def _classes_of_run(folder: Path) -> tuple[str, ...] | None:
     """Return the names of the classes of a run; None if its folder does not say."""
-    classes = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("classes")
+    classes = parse_json((folder / "config.json").read_bytes()).get("classes")
     return tuple(map(str, classes)) if isinstance(classes, list) else None
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
+        check_tensors(file)
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise invalid(str(file), _WEIGHTS, found=f"a damaged file ({first_line(error)})") from error

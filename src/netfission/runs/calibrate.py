@@ -23,6 +23,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.other_data import matched_logits
 from netfission.runs.overlap import images_dependence, validation_dependence
 from netfission.runs.setup import make_batches
+from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_together
 
@@ -96,9 +97,9 @@ def calibrate(
         test = _logits(network, data.test, data, config, device)
         reliability = ReliabilityReport.from_logits(*test, spec.classes, calibration, average=spec.average)
     replaced = readable_calibration(folder)
-    files: dict[Path, str | bytes] = {folder.calibration: calibration.to_json()}
+    files: dict[Path, str | bytes] = {folder.calibration: stamp_json(calibration.to_json())}
     if reliability is not None:
-        files[folder.reliability] = reliability.to_json()
+        files[folder.reliability] = stamp_json(reliability.to_json())
     write_together(files, removed=[folder.reliability])
     present = set(labels.tolist())
     missing = [name for number, name in enumerate(spec.classes) if number not in present]

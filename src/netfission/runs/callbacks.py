@@ -17,8 +17,9 @@ from torch import Tensor
 
 from netfission.methods.base import TrainingHook
 from netfission.runs.lightning_module import TrainingModule
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json, write_whole
 from netfission.utils.text import decimal, percent
+from netfission.utils.typed import read_json
 
 
 class EpochTable(Callback):
@@ -148,9 +149,8 @@ class Stopwatch(Callback):
 
     def read(self) -> float:
         """Return the seconds so far; 0 before the first epoch has ended."""
-        if not self.path.is_file():
-            return 0.0
-        return float(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
+        kept = read_json(self.path, dict[str, float])
+        return 0.0 if kept is None else kept["seconds"]
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start an epoch."""
@@ -160,7 +160,7 @@ class Stopwatch(Callback):
         """Add an epoch, its validation included."""
         self.seconds += time.perf_counter() - self.epoch_start
         if trainer.is_global_zero:
-            write_whole(self.path, json.dumps({"seconds": self.seconds}) + "\n")
+            write_json(self.path, json.dumps({"seconds": self.seconds}) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps."""
@@ -216,14 +216,27 @@ class MethodHooks(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint whole or not at all, so that a crash leaves the one before."""
+    """Writes each checkpoint whole or not at all, keeps the one before, and runs no code of the one it reads.
+
+    Args:
+        previous: where the checkpoint before is kept.
+    """
+
+    def __init__(self, previous: Path) -> None:
+        super().__init__()
+        self.previous = previous
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replace the checkpoint at `path`."""
+        """Replace the checkpoint at `path`, which takes the place of the one before."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(path), content.getvalue())
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getvalue(), kept_as=self.previous)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> Any:
+        """Read a checkpoint: tensors and plain data alone, whatever is asked for."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 class AccuracyBar(TQDMProgressBar):

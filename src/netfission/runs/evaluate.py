@@ -20,7 +20,7 @@ from netfission.runs.folder import RunFolder, environment
 from netfission.runs.overlap import validation_dependence
 from netfission.runs.setup import check_unchanged, load_run_data, make_batches
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json
 
 EVALUATION_BATCH = 256
 
@@ -44,7 +44,7 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     network, spec, data, device = load_for_evaluation(folder, config, data)
     logits, labels = collect_logits(network, _batches(data.test, data, config, device), device)
     evaluation = evaluate_logits(logits, labels, average=spec.average)
-    write_whole(folder.evaluation, evaluation.to_json())
+    write_json(folder.evaluation, evaluation.to_json())
     calibration = readable_calibration(folder)
     if calibration is not None and calibration.fitted_on == VALIDATION:
         calibration = None
@@ -56,9 +56,9 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
             dependence=validation_dependence(config),
         )
         calibration = replace(calibration, weights=folder.weights_sha256())
-        write_whole(folder.calibration, calibration.to_json())
+        write_json(folder.calibration, calibration.to_json())
     report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, average=spec.average)
-    write_whole(folder.reliability, report.to_json())
+    write_json(folder.reliability, report.to_json())
     return evaluation
 
 
@@ -126,7 +126,7 @@ def evaluate_cascade(
         single_accuracy=accuracy,
     )
     record = asdict(evaluation) | {"environment": environment()}
-    write_whole(folder.cascade, json.dumps(record, indent=2) + "\n")
+    write_json(folder.cascade, json.dumps(record, indent=2) + "\n")
     draw_cascade(evaluation, folder.cascade)
     return evaluation
 

@@ -24,7 +24,7 @@ from netfission.runs.overlap import warn_of_training_images
 from netfission.runs.setup import build_network, load_run_data, network_spec
 from netfission.runs.train import train
 from netfission.utils.errors import first_line, invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json
 
 BATCH_SIZES = (1, 32)  # of the time of inference
 _SAME_SETTINGS = "a run resumes with the settings it began with"
@@ -68,7 +68,7 @@ def finetune(
     if gain is None or not gain.time:
         say("step 3 of 3: the cost of both")
         gain = measure_gain(folder, single, plan.ensemble)
-        write_whole(folder.gain, gain.to_json())
+        write_json(folder.gain, gain.to_json())
     return gain
 
 

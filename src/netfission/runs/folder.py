@@ -5,13 +5,14 @@ import hashlib
 import json
 import platform
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZipFile
 
 import torch
 import yaml
@@ -30,8 +31,9 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.models import TrainedWeights, WeightsReport, read_weights
 from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
-from netfission.utils.errors import invalid
-from netfission.utils.files import safe_name, write_whole
+from netfission.utils.checksums import BLANK, NAME, stamp
+from netfission.utils.errors import first_line, invalid
+from netfission.utils.files import safe_name, write_json, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text
 from netfission.utils.typed import read_json
@@ -70,6 +72,11 @@ class RunFolder(ModelFolder):
     def checkpoint(self) -> Path:
         """The training's state after the last whole epoch, to resume from."""
         return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The state one epoch before, in case `checkpoint` is damaged; removed once the network is saved."""
+        return self.path / "checkpoints" / "previous.ckpt"
 
     @property
     def tensorboard(self) -> Path:
@@ -178,7 +185,8 @@ class RunFolder(ModelFolder):
         comments = [ENVIRONMENT_MARK, *(f"# {line}" for line in yaml.safe_dump(environment()).splitlines())]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.config, config.to_yaml() + "\n".join(comments) + "\n")
+            settings = config.to_yaml() + "\n".join([f"# {NAME}: {BLANK}", *comments]) + "\n"
+            write_whole(self.config, stamp(settings.encode()))
         except OSError as error:
             raise OSError(f"out={self.path} cannot be written ({error.strerror})") from error
 
@@ -212,18 +220,30 @@ class RunFolder(ModelFolder):
         """Return the checkpoint to resume from, or None if no epoch has ended.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: it is damaged, and so is the one before, or there is none.
+
+        Warns:
+            UserWarning: it is damaged, and the one before is taken.
         """
-        if not self.checkpoint.is_file():
+        kept = [path for path in (self.checkpoint, self.previous_checkpoint) if path.is_file()]
+        if not kept:
             return None
-        if not is_zipfile(self.checkpoint):
+        newest, *older = kept
+        if not (damage := _damage(newest)):
+            return newest
+        sound = next((path for path in older if not _damage(path)), None)
+        if sound is None:
             raise invalid(
-                str(self.checkpoint),
+                str(newest),
                 "a checkpoint",
-                found="a damaged file",
-                hint="remove it and resume, which starts the run again",
+                found=f"a damaged file ({damage})",
+                hint=f"remove {newest.parent} and resume, which starts the run again",
             )
-        return self.checkpoint
+        warnings.warn(
+            f"{newest} is damaged ({damage}): the run goes on from {sound.name}, one epoch before",
+            stacklevel=2,
+        )
+        return sound
 
     def load_fission(self) -> tuple[FissionNetwork, NetworkSpec]:
         """Load the network and its spec, see `load_network`, of a run whose network is a `FissionNetwork`.
@@ -248,7 +268,7 @@ class RunFolder(ModelFolder):
     def save_weights_report(self, reports: Sequence[WeightsReport]) -> None:
         """Write the first of some reports, which tell the same of each network of a method; none if empty."""
         if reports:
-            write_whole(self.weights_report, json.dumps(asdict(reports[0]), indent=1) + "\n")
+            write_json(self.weights_report, json.dumps(asdict(reports[0]), indent=1) + "\n")
 
     def read_weights(self, config: RunConfig) -> TrainedWeights | None:
         """Read the weights that a run starts from; None if it starts from others.
@@ -338,6 +358,16 @@ class RunFolder(ModelFolder):
                     value,
                     hint="a run resumes with the settings it began with",
                 )
+
+
+def _damage(checkpoint: Path) -> str:
+    """Return what is damaged in a checkpoint, by the checksums of its archive; empty if nothing is."""
+    try:
+        with ZipFile(checkpoint) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive may raise anything
+        return first_line(error)
+    return f"the checksum of {damaged} differs" if damaged is not None else ""
 
 
 def environment() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from netfission.runs.evaluate import EVALUATION_BATCH, load_on_device
 from netfission.runs.folder import RunFolder
 from netfission.runs.overlap import warn_of_training_images
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json
 from netfission.utils.typed import read_json
 
 
@@ -67,7 +67,7 @@ def evaluate_other_data(
     )
     file = out or folder.evaluation_of(images.name)
     file.parent.mkdir(exist_ok=True)
-    write_whole(file, result.to_json())
+    write_json(file, result.to_json())
     return result, file
 
 

@@ -30,7 +30,7 @@ from netfission.runs.evaluate import EVALUATION_BATCH, load_for_evaluation
 from netfission.runs.folder import RunFolder
 from netfission.runs.overlap import warn_of_own_images
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json
 
 T = TypeVar("T")
 Transform = Callable[[Tensor], Tensor]
@@ -74,7 +74,7 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
     earlier = folder.load_out_of_distribution() or []
     by_name = {result.data: asdict(result) for result in [*earlier, *results]}
     text = json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n"
-    write_whole(folder.out_of_distribution, text)
+    write_json(folder.out_of_distribution, text)
     return results
 
 
@@ -111,7 +111,7 @@ def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 
     for name, strength in _bar([(name, strength) for name in names for strength in STRENGTHS], "corruptions"):
         figures[name].append(under(name, strength))
     result = Corruptions(len(labels), config.fission.seed, classifier.temperature, version, clean, figures)
-    write_whole(folder.corruptions, json.dumps(asdict(result), indent=1) + "\n")
+    write_json(folder.corruptions, json.dumps(asdict(result), indent=1) + "\n")
     return result
 
 

@@ -24,7 +24,7 @@ from netfission.runs.setup import (
     rate_scales,
 )
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
-from netfission.utils.files import write_whole
+from netfission.utils.files import write_json
 
 
 def train(
@@ -99,14 +99,12 @@ def train(
         if config.training.compile:
             network.compile()
         if is_main:
-            write_whole(folder.data_summary, data.summary.to_json())
+            write_json(folder.data_summary, data.summary.to_json())
             folder.save_weights_report(reports)
             if progress:
                 print("\n".join([data.summary.text(), *map(str, reports[:1])]), flush=True)
         try:
-            trainer.fit(
-                module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint, weights_only=False
-            )
+            trainer.fit(module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
         except ValueError:  # a method refuses the training's length, which is known only now
@@ -117,4 +115,5 @@ def train(
             return None
         module.stop_if_useless(data)
         folder.save_network(network, network_spec(config, data, network))
+        folder.previous_checkpoint.unlink(missing_ok=True)  # nothing is resumed any more
     return evaluate(folder, config, data)

@@ -78,7 +78,7 @@ def make_trainer(
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip,
             callbacks=[*writers, *callbacks],
-            plugins=[WholeCheckpoints()],
+            plugins=[WholeCheckpoints(folder.previous_checkpoint)],
             logger=TensorBoardLogger(folder.path, name=None, version=folder.tensorboard.name),
             log_every_n_steps=50,
             num_sanity_val_steps=0,

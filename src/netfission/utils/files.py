@@ -7,16 +7,18 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, *, kept_as: Path | None = None) -> None:
     """Write a temporary file beside `path`, and rename it to `path` once it is safely on disk.
 
     Args:
         path: the file; its previous content is replaced. Its folder must exist.
         content: text is written as UTF-8, with line ends as they are. Names of files that are not UTF-8 are
             written with escapes that JSON reads back.
+        kept_as: takes the previous content, if there is a previous file.
 
     Raises:
         OSError: the write failed (full disk, no such folder, no permission). `path` is unchanged, no
@@ -29,15 +31,30 @@ def write_whole(path: Path, content: str | bytes) -> None:
         ...     Path(folder, "a.txt").read_text()
         'new'
     """
-    write_together({path: content})
+    write_together({path: content}, kept_as={} if kept_as is None else {path: kept_as})
 
 
-def write_together(files: Mapping[Path, str | bytes], *, removed: Iterable[Path] = ()) -> None:
+def write_json(path: Path, text: str) -> None:
+    """Write the text of a JSON object or list with a checksum, see `netfission.utils.checksums`.
+
+    Raises:
+        OSError: see `write_whole`.
+    """
+    write_whole(path, stamp_json(text))
+
+
+def write_together(
+    files: Mapping[Path, str | bytes],
+    *,
+    removed: Iterable[Path] = (),
+    kept_as: Mapping[Path, Path] | None = None,
+) -> None:
     """Write files that belong together: none changes before all are safely on disk; see `write_whole`.
 
     Args:
         files: path → content; the files are renamed in this order.
         removed: files to remove before the first one is renamed, since they do not fit the new ones.
+        kept_as: path → the path that takes its previous content.
 
     Raises:
         OSError: see `write_whole`; if the disk was full, no file has changed.
@@ -64,6 +81,8 @@ def write_together(files: Mapping[Path, str | bytes], *, removed: Iterable[Path]
             path.unlink(missing_ok=True)
         for path, temporary in written.items():
             with _named_in_errors(path):
+                if kept_as and path in kept_as and path.is_file():
+                    path.replace(kept_as[path])
                 temporary.replace(path)
 
 

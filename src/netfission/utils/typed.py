@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from netfission.utils.checksums import parse_json
 from netfission.utils.errors import check_choice, first_line, invalid, shortened
 
 T = TypeVar("T")
@@ -26,7 +27,8 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint:
         hint: what to do about a damaged file, for the message.
 
     Raises:
-        ValueError: the file is not JSON, or a value is missing, unknown or of another type.
+        ValueError: the file is not JSON, differs from its checksum, or a value is missing, unknown or of
+            another type.
 
     Example:
         >>> import tempfile
@@ -39,7 +41,7 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         if isinstance(content, dict):
             content = {name: value for name, value in content.items() if name not in besides}
         return typed(kind, content)

@@ -1,0 +1,136 @@
+"""Checksums within files, by which a damaged file is found before its content is used.
+
+A file holds the SHA-256 of its own bytes, with the checksum's digits taken as zeros. It is written with the
+content at once, so that no crash separates the two, and it stays with a file that is copied or shared.
+"""
+
+import hashlib
+import json
+import re
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from netfission.utils.errors import invalid
+
+NAME = "checksum"
+_DIGITS = 64
+BLANK = "sha256:" + "0" * _DIGITS  # what `stamp` fills in
+# In JSON, in the header of safetensors, and as a comment of YAML.
+_MARK = re.compile(rb'(?:"checksum": ?"|^# checksum: )sha256:([^"\n]{64})(?:"|$)', re.MULTILINE)
+_HEAD = 4096  # bytes of a safetensors file, whose header begins with its metadata
+_BLOCK = 2**20
+
+
+def stamp(content: bytes, *, last: bool = False) -> bytes:
+    """Return the content of a file with its checksum in place of `BLANK` in its mark.
+
+    Args:
+        content: with a mark, such as `"checksum": "…"`.
+        last: whether the mark is the last one that the content has, or the first.
+
+    Example:
+        >>> stamp(b'{"n": 3, "checksum": "' + BLANK.encode() + b'"}')[:41]
+        b'{"n": 3, "checksum": "sha256:42b6b5b25b18'
+    """
+    mark = _mark(content, last=last)
+    assert mark is not None
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content[: mark.start(1)] + digest + content[mark.end(1) :]
+
+
+def stamp_json(text: str) -> str:
+    """Return the text of a JSON object or list with its checksum as the last entry.
+
+    Example:
+        >>> text = stamp_json('{"n": 3}')
+        >>> text[:20], parse_json(text)
+        ('{"n": 3, "checksum":', {'n': 3})
+        >>> parse_json(text.replace("3", "4", 1))
+        Traceback (most recent call last):
+        ValueError: content must be as it was written, got other content than its checksum stands for
+    """
+    body = text.rstrip()
+    opening, closing = body[:-1].rstrip(), body[-1]
+    indented = re.match(r"[{\[](\n *)", body)
+    entry = f'"{NAME}": "{BLANK}"' if closing == "}" else f'{{"{NAME}": "{BLANK}"}}'
+    comma = "" if opening in ("{", "[") else ","
+    before, after = (indented[1], "\n") if indented else (" " if comma else "", "")
+    marked = f"{opening}{comma}{before}{entry}{after}{closing}\n"
+    return stamp(marked.encode(errors="backslashreplace"), last=True).decode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of a JSON file without its checksum.
+
+    A file without a checksum is one that an earlier version or another program wrote, and is read as it is.
+
+    Raises:
+        ValueError: it is no JSON, or differs from what its checksum stands for.
+    """
+    raw = text.encode(errors="backslashreplace") if isinstance(text, str) else text
+    content, mark = json.loads(raw), _mark(raw, last=True)
+    is_marked = mark is not None or (isinstance(content, dict) and NAME in content)
+    if is_marked and (mark is None or _differs(raw, mark)):
+        raise _damaged("content")
+    if isinstance(content, dict):
+        content.pop(NAME, None)
+    elif mark is not None and isinstance(content, list):
+        content.pop()
+    return content
+
+
+def check_text(content: bytes) -> None:
+    """Check a text file that has its checksum as a comment, if it has one.
+
+    Raises:
+        ValueError: it differs from what its checksum stands for.
+
+    Example:
+        >>> content = stamp(f"epochs: 3\\n# checksum: {BLANK}\\n".encode())
+        >>> check_text(content)
+        >>> check_text(content.replace(b"3", b"4", 1))
+        Traceback (most recent call last):
+        ValueError: content must be as it was written, got other content than its checksum stands for
+    """
+    mark = _mark(content)
+    if mark is not None and _differs(content, mark):
+        raise _damaged("content")
+
+
+def check_tensors(path: Path) -> None:
+    """Check a safetensors file that has its checksum in its metadata, if it has one.
+
+    Raises:
+        ValueError: it differs from what its checksum stands for.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        mark = _mark(head)
+        if mark is None:
+            return
+        digest = hashlib.sha256(_blanked(head, mark))
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest().encode() != mark[1]:
+        raise _damaged(str(path), "restore it from a copy, or train the network again")
+
+
+def _mark(content: bytes, *, last: bool = False) -> re.Match[bytes] | None:
+    if last:
+        return next(iter(deque(_MARK.finditer(content), maxlen=1)), None)
+    return _MARK.search(content)
+
+
+def _differs(content: bytes, mark: re.Match[bytes]) -> bool:
+    return hashlib.sha256(_blanked(content, mark)).hexdigest().encode() != mark[1]
+
+
+def _blanked(content: bytes, mark: re.Match[bytes]) -> bytes:
+    return content[: mark.start(1)] + b"0" * _DIGITS + content[mark.end(1) :]
+
+
+def _damaged(what: str, hint: str = "") -> ValueError:
+    found = "other content than its checksum stands for"
+    return invalid(what, "as it was written", found=found, hint=hint)
