@@ -29,6 +29,7 @@ from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
 from netfission.runs.train import train
+from netfission.utils.checksums import parse_json
 
 SHAPE = (3, 8, 8)
 IMAGES = torch.randint(256, (6, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -515,7 +516,7 @@ def test_the_description_is_json(finished_run):
 
 def test_fewer_class_names_than_the_weights_have_are_refused(settings_of, tmp_path):
     train(settings_of(grouping="channels", sparsity=0.0, epochs=1), tmp_path / "run", progress=False)
-    spec = json.loads((tmp_path / "run" / "config.json").read_text())
+    spec = parse_json((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(spec | {"classes": ["a", "b"]}))
     message = r"must be the weights of .*config\.json, got others \(10 classes, not 2\)"
     with pytest.raises(ValueError, match=message):

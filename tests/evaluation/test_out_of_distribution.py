@@ -1,4 +1,3 @@
-import json
 import math
 import shutil
 
@@ -17,6 +16,7 @@ from netfission.evaluation.out_of_distribution import Detection, OutOfDistributi
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
 from netfission.runs.shift import TRANSFORMS, evaluate_ood
+from netfission.utils.checksums import parse_json
 
 # Few values, so that many are equal.
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
@@ -129,7 +129,7 @@ def run(finished_run, tmp_path, monkeypatch):
 def test_its_own_images_inverted_and_rotated(run, capsys):
     assert main(["evaluate", str(run.path), "--ood", "inverted", "rotated"]) == 0
     shown = capsys.readouterr().out
-    kept = json.loads((run.path / "ood.json").read_text())
+    kept = parse_json((run.path / "ood.json").read_text())
     assert [entry["data"] for entry in kept] == ["inverted", "rotated"]
     assert all(entry["in_distribution"] == entry["out_of_distribution"] == 359 for entry in kept)
     assert kept[0]["temperature"] == run.load_calibration().temperature
@@ -171,7 +171,7 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
     assert (by_files.out_of_distribution, by_rows.out_of_distribution) == (7, 5)
     evaluate_ood(run, config, ["inverted"])
     again = evaluate_ood(run, config, [str(shards)])
-    kept = json.loads((run.path / "ood.json").read_text())
+    kept = parse_json((run.path / "ood.json").read_text())
     assert [entry["data"] for entry in kept] == [str(tmp_path / "any"), str(shards), "inverted"]
     assert kept[1]["scores"]["energy"]["auroc"] == again[0].scores["energy"].auroc
 

@@ -20,6 +20,7 @@ from netfission.experiments.records import Records
 from netfission.experiments.results import Comparison
 from netfission.experiments.runner import run_folder
 from netfission.experiments.statistics import COLUMNS, SeedValues
+from netfission.utils.checksums import parse_json
 from netfission.utils.typed import typed
 
 FLAGS = (
@@ -104,7 +105,7 @@ def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path):
     grid = grid_of("single")
     compare(grid, tmp_path, rounds=1)
     file = tmp_path / "costs.json"
-    content = json.loads(file.read_text())
+    content = parse_json(file.read_text())
     content["costs"]["environment"]["threads"] = 99
     file.write_text(json.dumps(content))
     compare(grid, tmp_path)
@@ -228,7 +229,7 @@ def test_pictures_are_drawn(compared):
 
 def test_equal_costs_lie_close_together(compared):
     out, _ = compared
-    costs = typed(CostsFile, json.loads((out / "costs.json").read_text())).costs
+    costs = typed(CostsFile, parse_json((out / "costs.json").read_text())).costs
     contenders = {name: costs.contenders[name] for name in ("single", "fission-channels")}
     metrics = {name: {"top1": SeedValues({0: 0.5})} for name in contenders}
     settings = {name: CONTENDERS[name] for name in contenders}

@@ -20,6 +20,7 @@ from netfission.export.check import check_outputs
 from netfission.export.predictor import Predictor
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
+from netfission.utils.checksums import parse_json
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -57,7 +58,7 @@ def test_it_is_checked_on_the_test_split_where_there_is_no_validation_split(run_
     changed(run_folder, validation=0.0)
     folder = RunFolder(run_folder)
     data = load_run_data(folder.load_config().data, folder.load_config().fission.seed)
-    description = json.loads(folder.spec.read_text())  # as if it had been trained without one
+    description = parse_json(folder.spec.read_text())  # as if it had been trained without one
     folder.spec.write_text(json.dumps(description | {"mean": data.mean, "std": data.std}))
     assert main(["export", str(run_folder), "--out", str(run_folder / "other.pt2")]) == 0
     assert "256 images of the test split" in capsys.readouterr().out

@@ -33,6 +33,7 @@ from netfission.runs.other_data import evaluate_other_data
 from netfission.runs.setup import load_run_data, make_batches
 from netfission.runs.train import train
 from netfission.serve.responses import json_answers
+from netfission.utils.checksums import parse_json
 
 LOGITS = {"fission", "narrow", "multi-exit", "neurotrails", "born-again"}
 MEANS = {"batch-ensemble", "lora-ensemble", "packed", "neurotrails"}
@@ -129,7 +130,7 @@ def test_the_votes_of_a_report_follow_the_rule_too(run: RunFolder) -> None:
 
 def test_a_calibration_of_the_other_rule_is_refused_and_fitted_again(run: RunFolder, tmp_path: Path) -> None:
     copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "copy")))
-    content = json.loads(copy.calibration.read_text())
+    content = parse_json(copy.calibration.read_text())
     del content["average"]  # as an older version wrote it, which knew the mean of logits alone
     copy.calibration.write_text(json.dumps(content))
     with pytest.raises(

@@ -18,6 +18,7 @@ from netfission.report import figures, write_report
 from netfission.report.run_data import load_runs
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
+from netfission.utils.checksums import parse_json
 
 FIGURES = {
     "accuracy-cost",
@@ -56,7 +57,7 @@ def links(page: str) -> set[str]:
 
 
 def change(path: Path, **entries) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    path.write_text(json.dumps(parse_json(path.read_text()) | entries))
 
 
 def test_the_page_needs_nothing_beside_it(reported):
@@ -98,7 +99,7 @@ def test_the_same_run_gives_the_same_page(run):
 
 
 def test_names_are_text_and_no_markup(run):
-    reliability = json.loads((run / "reliability.json").read_text())
+    reliability = parse_json((run / "reliability.json").read_text())
     reliability["worst"][0] |= {"name": "<script>alert('$x$')</script>", "accuracy": 0.25}
     (run / "reliability.json").write_text(json.dumps(reliability))
     page = page_of(run.rename(run.parent / "<script> & run"))
@@ -145,7 +146,7 @@ def test_the_page_says_what_the_calibration_images_promise(run):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_a_run_without_validation_says_so(run):
-    reliability = json.loads((run / "reliability.json").read_text())
+    reliability = parse_json((run / "reliability.json").read_text())
     change(
         run / "reliability.json",
         **reliability
@@ -226,7 +227,7 @@ def test_where_the_data_set_is_gone_the_page_says_so(run, tmp_path):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_other_classes_are_not_passed_off_as_its_own(run):
-    spec = json.loads((run / "config.json").read_text())
+    spec = parse_json((run / "config.json").read_text())
     change(run / "config.json", classes=[f"class {name}" for name in spec["classes"]])
     assert "data must be of the run's classes, got digits with other classes" in text_of(page_of(run))
 
@@ -262,7 +263,8 @@ def test_runs_stand_side_by_side(run, settings_of, tmp_path):
 def test_runs_on_different_images_are_told_apart_in_a_line(run, smaller_run, tmp_path):
     other = shutil.copytree(smaller_run, tmp_path / "other")
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("data: digits", "data: /elsewhere/digits"))
+    moved = config.replace("data: digits", "data: /elsewhere/digits").replace("# checksum", "# was")
+    (run / "config.yaml").write_text(moved)
     text = text_of(page_of(run, other, out=tmp_path / "both.html"))
     assert "They were trained on data in different places: A /elsewhere/digits, B digits." in text
     assert "They were trained on different numbers of images: A 200, B 100." in text
@@ -273,7 +275,7 @@ def test_runs_on_different_images_are_told_apart_in_a_line(run, smaller_run, tmp
 def test_what_is_not_known_or_not_cut_is_no_difference(run, smaller_run, tmp_path):
     other = shutil.copytree(smaller_run, tmp_path / "other")
     for path in (run, other):
-        summary = json.loads((path / "data.json").read_text())
+        summary = parse_json((path / "data.json").read_text())
         change(path / "data.json", validation=summary["validation"] | {"origin": "digits/val"})
     text = text_of(page_of(run, other, out=tmp_path / "own.html"))
     assert "They were trained on different numbers of images: A 200, B 100." in text

@@ -85,9 +85,7 @@ def test_damaged_files_are_named(copied):
             copied.load_network()
     for damaged in (original[: len(original) // 2], original[:-1] + bytes([original[-1] ^ 4])):
         copied.weights.write_bytes(damaged)
-        with pytest.raises(
-            ValueError, match=r"model\.safetensors must be as it was written, got other content"
-        ):
+        with pytest.raises(ValueError, match=r"model\.safetensors must be as it was written, got other"):
             copied.load_network()
     copied.weights.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of a network, got no such"):
@@ -100,7 +98,7 @@ def test_damaged_files_are_named(copied):
         copied.load_network()
     text = copied.config.read_text()
     copied.config.write_text(text.replace("seed: 3", "seed: 7"))
-    with pytest.raises(ValueError, match=r"config\.yaml must be .*\(content must be as it was written, got"):
+    with pytest.raises(ValueError, match=r"config\.yaml must be .*\(other content than its checksum"):
         copied.load_config()
     edited = [line for line in text.replace("seed: 3", "seed: 7").splitlines() if "checksum" not in line]
     copied.config.write_text("\n".join(edited))
@@ -116,11 +114,9 @@ def test_damaged_files_are_named(copied):
         copied.load_config()
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "evaluation.json", "calibration.json", "reliability.json", "data.json"]
-)
+@pytest.mark.parametrize("name", ["config", "evaluation", "calibration", "reliability", "data"])
 def test_a_digit_that_changed_is_found(copied, name):
-    path = copied.path / name
+    path = copied.path / f"{name}.json"
     content = path.read_bytes()
     place = max(content.rfind(digit) for digit in (b"1,", b"1\n", b"5,", b"5\n", b"8\n"))
     path.write_bytes(content[:place] + b"2" + content[place + 1 :])
@@ -131,9 +127,7 @@ def test_a_digit_that_changed_is_found(copied, name):
         "reliability": copied.load_reliability,
         "data": copied.load_data_summary,
     }
-    with pytest.raises(
-        ValueError, match=rf"{name}\.json must be a valid JSON file, got .* than its checksum"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}\.json must be a valid JSON file, .* its checksum"):
         readers[name]()
 
 

@@ -60,7 +60,7 @@ def test_yaml_is_checked_by_a_comment():
     content = stamp(f"epochs: 3\n# checksum: {BLANK}\n# Made with:\n".encode())
     check_text(content)
     check_text(b"epochs: 3\n")
-    with pytest.raises(ValueError, match="content must be as it was written, got other content than its"):
+    with pytest.raises(ValueError, match="other content than its checksum stands for; remove"):
         check_text(content.replace(b"3", b"4", 1))
 
 

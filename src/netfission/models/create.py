@@ -1,5 +1,6 @@
 """Creation of classifiers by name: this library's CIFAR networks, timm's, torchvision's, Hugging Face's."""
 
+import pickle
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -142,9 +143,15 @@ def _create_torchvision(name: str, num_classes: int, in_channels: int, pretraine
     model: nn.Module = models.get_model(bare, weights=None, num_classes=num_classes, **options)
     if pretrained:
         try:
-            weights = models.get_model_weights(bare).DEFAULT.get_state_dict(check_hash=True)
+            published = models.get_model_weights(bare).DEFAULT
+            weights = published.get_state_dict(check_hash=True, weights_only=True)
         except OSError as error:
             raise _unreachable(name) from error
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            file = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+            found = f"a damaged file, or one that would run code, in {file}"
+            hint = "remove it, and it is downloaded again"
+            raise invalid("pretrained weights", f"those of {name!r}", found=found, hint=hint) from error
         # torchvision builds pretrained models with their original number of classes only: weights of
         # another shape are those of the last layer.
         shapes = {key: value.shape for key, value in model.state_dict().items()}

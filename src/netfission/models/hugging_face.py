@@ -1,6 +1,7 @@
 """Image classifiers of Hugging Face's transformers, as modules that map images to logits."""
 
 import copy
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,17 +99,22 @@ def create_hugging_face(
         config.architectures = []
     try:
         if not pretrained:
-            return HuggingFaceClassifier(auto_model.from_config(config, dtype=torch.float32)).train()
+            model = auto_model.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            return HuggingFaceClassifier(model).train()
         with _quiet(), quick_when_offline():
             model, loaded = auto_model.from_pretrained(
                 name.removeprefix(PREFIX),
                 config=config,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
     except OSError as error:
         raise _not_found(name, error, "weights") from error
+    except pickle.UnpicklingError as error:
+        found = f"{name}, whose weights are a pickle that would run code"
+        raise invalid("model", _EXPECTED, found=found) from error
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -134,7 +140,7 @@ def _read_config(name: str) -> Any:
         raise invalid("model", _EXPECTED, found=f"{name}, a folder without {_CONFIG}")
     try:
         with _quiet(), quick_when_offline():
-            return AutoConfig.from_pretrained(place)
+            return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except OSError as error:
         raise _not_found(name, error, _CONFIG) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # settings of another kind

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pickle
 import time
 from collections.abc import Sequence
 from math import inf
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from netfission.methods.base import TrainingHook
 from netfission.runs.lightning_module import TrainingModule
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_json, write_whole
 from netfission.utils.text import decimal, percent
 from netfission.utils.typed import read_json
@@ -235,8 +237,16 @@ class WholeCheckpoints(TorchCheckpointIO):
         write_whole(path, content.getvalue(), kept_as=self.previous)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> Any:
-        """Read a checkpoint: tensors and plain data alone, whatever is asked for."""
-        return super().load_checkpoint(path, map_location, weights_only=True)
+        """Read a checkpoint: tensors and plain data alone, whatever is asked for.
+
+        Raises:
+            ValueError: it holds something else, for which code would run.
+        """
+        try:
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = "one with other objects, which would run code"
+            raise invalid(str(path), "a checkpoint of tensors and plain data", found=found) from error
 
 
 class AccuracyBar(TQDMProgressBar):

@@ -20,6 +20,7 @@ BLANK = "sha256:" + "0" * _DIGITS  # what `stamp` fills in
 _MARK = re.compile(rb'(?:"checksum": ?"|^# checksum: )sha256:([^"\n]{64})(?:"|$)', re.MULTILINE)
 _HEAD = 4096  # bytes of a safetensors file, whose header begins with its metadata
 _BLOCK = 2**20
+_OTHER = "other content than its checksum stands for"
 
 
 def stamp(content: bytes, *, last: bool = False) -> bytes:
@@ -48,7 +49,7 @@ def stamp_json(text: str) -> str:
         ('{"n": 3, "checksum":', {'n': 3})
         >>> parse_json(text.replace("3", "4", 1))
         Traceback (most recent call last):
-        ValueError: content must be as it was written, got other content than its checksum stands for
+        ValueError: other content than its checksum stands for; remove the checksum if you edited it
     """
     body = text.rstrip()
     opening, closing = body[:-1].rstrip(), body[-1]
@@ -72,7 +73,7 @@ def parse_json(text: str | bytes) -> Any:
     content, mark = json.loads(raw), _mark(raw, last=True)
     is_marked = mark is not None or (isinstance(content, dict) and NAME in content)
     if is_marked and (mark is None or _differs(raw, mark)):
-        raise _damaged("content")
+        raise ValueError(f"{_OTHER}; remove the checksum if you edited it")
     if isinstance(content, dict):
         content.pop(NAME, None)
     elif mark is not None and isinstance(content, list):
@@ -91,11 +92,11 @@ def check_text(content: bytes) -> None:
         >>> check_text(content)
         >>> check_text(content.replace(b"3", b"4", 1))
         Traceback (most recent call last):
-        ValueError: content must be as it was written, got other content than its checksum stands for
+        ValueError: other content than its checksum stands for; remove the checksum if you edited it
     """
     mark = _mark(content)
     if mark is not None and _differs(content, mark):
-        raise _damaged("content")
+        raise ValueError(f"{_OTHER}; remove the checksum if you edited it")
 
 
 def check_tensors(path: Path) -> None:
@@ -114,7 +115,8 @@ def check_tensors(path: Path) -> None:
         while block := file.read(_BLOCK):
             digest.update(block)
     if digest.hexdigest().encode() != mark[1]:
-        raise _damaged(str(path), "restore it from a copy, or train the network again")
+        hint = "restore it from a copy, or train the network again"
+        raise invalid(str(path), "as it was written", found=_OTHER, hint=hint)
 
 
 def _mark(content: bytes, *, last: bool = False) -> re.Match[bytes] | None:
@@ -129,8 +131,3 @@ def _differs(content: bytes, mark: re.Match[bytes]) -> bool:
 
 def _blanked(content: bytes, mark: re.Match[bytes]) -> bytes:
     return content[: mark.start(1)] + b"0" * _DIGITS + content[mark.end(1) :]
-
-
-def _damaged(what: str, hint: str = "") -> ValueError:
-    found = "other content than its checksum stands for"
-    return invalid(what, "as it was written", found=found, hint=hint)
