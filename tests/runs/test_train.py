@@ -617,15 +617,22 @@ main(sys.argv[2:])
     assert folder.evaluation.read_text() == RunFolder(tmp_path / "whole").evaluation.read_text()
 
 
-def test_two_processes_train_one_network(tmp_path):
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]
+
+
+@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["lightning", "torchrun"])
+def test_two_processes_train_one_network(tmp_path, launcher):
     out = tmp_path / "run"
+    devices = [] if launcher else ["--devices", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "netfission", *training(out, "--devices", "2", "--epochs", "2")],
+        [sys.executable, *launcher, "-m", "netfission", *training(out, *devices, "--epochs", "2")],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("writing to") == done.stdout.count("epoch 1/2") == 1
+    assert RunFolder(out).load_config().training.devices == 2
     steps = [row["step"] for row in rows_of(out)]
     assert steps == [12, 24]  # 360 images over two processes in batches of 16
     state = state_of(out)

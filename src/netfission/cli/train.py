@@ -36,7 +36,9 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Train, evaluate and save one network."""
-    config = run_config(settings)
+    from netfission.runs.setup import with_processes
+
+    config = with_processes(run_config(settings), settings.flags | settings.file.keys())
     out = Path(settings.out or Path("runs") / default_name(config))
     try:
         from lightning.pytorch.callbacks import LambdaCallback
@@ -47,8 +49,13 @@ def run(settings: Namespace) -> None:
         check_settings(config)
         if not settings.resume:  # which needs the settings that the run began with
             check_given_effects(config, settings, {"resume", "recipe"})
+
+        def announce_folder(is_main: bool) -> None:
+            if is_main:
+                print(f"writing to {out}", flush=True)
+
         # Once the settings are known to be valid.
-        announce = LambdaCallback(on_fit_start=lambda *_: print(f"writing to {out}", flush=True))
+        announce = LambdaCallback(on_fit_start=lambda trainer, _: announce_folder(trainer.is_global_zero))
         evaluation = train_run(config, out, resume=settings.resume, callbacks=[announce])
     except KeyboardInterrupt as error:
         effect = "with --resume goes on" if is_output(out) else "starts over"

@@ -1,7 +1,7 @@
 """From settings to a data set, a network, its description and batches of images."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -24,7 +24,34 @@ from netfission.methods.registry import find_method
 from netfission.models import TrainedWeights, WeightsReport, create_model
 from netfission.network import FissionNetwork
 from netfission.utils.errors import first_line, invalid
+from netfission.utils.processes import find_launch
 from netfission.utils.text import count_noun
+
+
+def with_processes(config: RunConfig, given: Collection[str] = ()) -> RunConfig:
+    """Return the settings with the devices and machines that torchrun or SLURM has started processes for.
+
+    Args:
+        config: the settings.
+        given: names of those that are given even if they have their default.
+
+    Raises:
+        ValueError: they name other numbers of devices or machines.
+
+    Example:
+        >>> with_processes(RunConfig()).training.devices  # started by itself
+        1
+    """
+    launch = find_launch()
+    if launch is None:
+        return config
+    training = config.training
+    for name in ("devices", "machines"):
+        started, asked = getattr(launch, name), getattr(training, name)
+        if asked != started and (asked != 1 or name in given):
+            hint = "leave it out"
+            raise invalid(name, f"{started}, as {launch.launcher} has started", asked, hint=hint)
+    return replace(config, training=replace(training, devices=launch.devices, machines=launch.machines))
 
 
 def load_run_data(config: DataConfig, seed: int, *, training: bool = False) -> ImageData:

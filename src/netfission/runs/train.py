@@ -22,6 +22,7 @@ from netfission.runs.setup import (
     load_run_data,
     network_spec,
     rate_scales,
+    with_processes,
 )
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
 from netfission.utils.files import write_json
@@ -38,7 +39,8 @@ def train(
     """Train, save and evaluate one network; all files are in the folder `path`, see `RunFolder`.
 
     Args:
-        config: all settings.
+        config: all settings. In a process that torchrun or SLURM has started, one of several, the numbers of
+            devices and machines are those of the processes, see `netfission.runs.setup.with_processes`.
         path: folder of the run; new or empty, or with `resume` that of a run with the same settings.
         resume: continue after the last whole epoch in the folder.
         progress: say what was found in the data set, and show a progress bar on a terminal, else one line per
@@ -68,6 +70,7 @@ def train(
         >>> evaluation.n
         359
     """
+    config = with_processes(config)
     folder = RunFolder(path)
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:

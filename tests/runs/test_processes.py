@@ -1,0 +1,60 @@
+"""A training in processes that torchrun or SLURM has started."""
+
+import pytest
+
+from netfission.cli import main
+from netfission.config import RunConfig, TrainingConfig
+from netfission.runs.setup import with_processes
+
+
+def launched(monkeypatch, launcher, devices, machines):
+    """As if a launcher had started this process among others."""
+    processes = str(devices * machines)
+    environment = {
+        "torchrun": {
+            "TORCHELASTIC_RUN_ID": "1",
+            "LOCAL_WORLD_SIZE": str(devices),
+            "WORLD_SIZE": processes,
+        },
+        "srun": {"SLURM_STEP_NUM_TASKS": processes, "SLURM_STEP_NUM_NODES": str(machines)},
+    }[launcher]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_devices_and_machines_are_those_of_the_processes(launcher, monkeypatch):
+    launched(monkeypatch, launcher, devices=4, machines=2)
+    training = with_processes(RunConfig()).training
+    assert (training.devices, training.machines) == (4, 2)
+    assert with_processes(RunConfig(training=training), {"devices", "machines"}).training == training
+    one = RunConfig(training=TrainingConfig(devices=2))
+    with pytest.raises(
+        ValueError, match=f"devices must be 4, as {launcher} has started, got 2; leave it out"
+    ):
+        with_processes(one)
+    with pytest.raises(ValueError, match=f"machines must be 2, as {launcher} has started, got 1; leave it"):
+        with_processes(RunConfig(), {"machines"})
+
+
+def test_one_process_of_a_launcher_is_no_contradiction(monkeypatch):
+    launched(monkeypatch, "srun", devices=1, machines=1)
+    assert with_processes(RunConfig(training=TrainingConfig(devices=2))).training.devices == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "reproduce", "finetune"])
+def test_other_commands_are_refused_in_several_processes(command, monkeypatch, capsys):
+    launched(monkeypatch, "torchrun", devices=2, machines=1)
+    assert main([command, "x"]) == 2
+    expected = (
+        f"netfission: netfission {command} must be started as one process, got 2 processes of torchrun\n"
+    )
+    assert expected in capsys.readouterr().err
+
+
+def test_contradicting_flags_are_refused_before_anything_is_written(monkeypatch, tmp_path, capsys):
+    launched(monkeypatch, "torchrun", devices=2, machines=1)
+    out = tmp_path / "run"
+    assert main(["train", "--devices", "1", "--out", str(out)]) == 2
+    assert "--devices must be 2, as torchrun has started, got 1; leave it out" in capsys.readouterr().err
+    assert not out.exists()
