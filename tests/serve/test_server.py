@@ -64,7 +64,7 @@ def raw(port, content, patience=30.0):
 
 
 def head(length, extra=""):
-    return f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{extra}\r\n".encode()
+    return f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{extra}\r\n".encode()
 
 
 def test_a_prediction_is_the_classifier_s(served, classifier, make_image):
@@ -198,9 +198,95 @@ def test_requests_that_cannot_be_answered(served, make_image, make_form):
 def test_what_is_no_http_is_told_as_json(served, content):
     answer = raw(served.port, content)
     assert answer.startswith(b"HTTP/1.1 400 ") and b"Content-Type: application/json" in answer
+    assert b"X-Content-Type-Options: nosniff" in answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
         "error": "request must be valid HTTP/1.1, got other data"
     }
+
+
+def head_of(lines, path="/health", host="localhost"):
+    return b"".join([f"GET {path} HTTP/1.1\r\nHost: {host}\r\n".encode(), *lines])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        head_of([b"a: b\r\n"] * 101 + [b"\r\n"]),
+        head_of([b"a: %b\r\n" % (b"x" * 3000)] * 30 + [b"\r\n"]),
+        head_of([b"a: "] + [b"x" * 2**20] * 3),  # a line without an end
+        head_of([b"x" * 2**17, b": b\r\n\r\n"]),
+        head_of([b"\r\n"], path="/" + "x" * 2**17),
+        head_of([b"Transfer-Encoding: chunked\r\n\r\n0\r\n", *[b"a: b\r\n"] * 101]),  # trailers
+    ],
+    ids=["lines", "bytes", "endless", "name", "path", "trailers"],
+)
+def test_a_head_that_is_too_large_is_refused(served, content):
+    answers = raw(served.port, content)
+    refused = answers[answers.index(b"HTTP/1.1 431 ") :]
+    assert json.loads(refused.partition(b"\r\n\r\n")[2]) == {
+        "error": "head of the request must be of at most 100 lines and 64 KiB, got more"
+    }
+
+
+def test_a_head_within_the_bounds_is_answered(served):
+    lines = [b"a: %b\r\n" % (b"x" * 600)] * 98
+    closing = b"Connection: close\r\n\r\n"
+    assert raw(served.port, head_of([*lines, closing])).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_in_many_small_pieces_is_no_large_head(served, make_image):
+    image = make_image()
+    chunks = b"".join(
+        b"1;%b\r\n%b\r\n" % (b"x" * 900, image[place : place + 1]) for place in range(len(image))
+    )
+    start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert raw(served.port, start + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST.:80", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.1.7", 200),
+        (socket.gethostname(), 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost@evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_only_names_of_the_server_are_answered_to(served, host, status):
+    answer = raw(served.port, head_of([b"Connection: close\r\n\r\n"], host=host))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_a_request_without_a_name_or_with_two_is_refused(served):
+    for content in (
+        b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n",
+        head_of([b"Host: localhost\r\n\r\n"]),
+    ):
+        answer = raw(served.port, content.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert answer.startswith(b"HTTP/1.1 421 ")
+    assert raw(served.port, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_names_are_allowed_by_the_option(finished_run, serving):
+    with serving(finished_run, allowed_host=["Example.org"]) as own:
+        for host, status in (("example.org:443", 200), ("example.com", 421)):
+            assert own.ask("GET", "/health", headers={"Host": host})[0] == status
+
+
+def test_no_path_is_redirected(served):
+    status, headers, _ = served.ask("POST", "/predict/", b"x")
+    assert (status, headers["Location"]) == (404, None)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/model", "/metrics", "/nothing", "/page.js"])
+def test_no_answer_is_taken_for_another_kind_of_file(served, path):
+    assert served.ask("GET", path)[1].get_all("X-Content-Type-Options") == ["nosniff"]
 
 
 def test_a_client_that_waits_to_be_asked_is_not_asked_for_what_is_too_large(served):
@@ -215,7 +301,7 @@ def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_
     broken = [
         b"\x16\x03\x01\x02\x00 no HTTP at all\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         head(10) + b"more than ten bytes",
         head(200_000_000) + bytes(900_000),
         head(8, "Connection: close\r\n") + b"no image",

@@ -19,6 +19,15 @@ def parser() -> Parser:
     )
     parser.add("--port", int, 8000, "port to listen on; 0 for any that is free", group=address)
     parser.add(
+        "--allowed-host",
+        str,
+        (),
+        "names that the server answers to, or '*' (default: IP addresses, localhost and this machine's name)",
+        group=address,
+        metavar="NAME",
+        several=True,
+    )
+    parser.add(
         "--cors-origin",
         str,
         (),

@@ -29,6 +29,7 @@ from netfission.evaluation.conformal import SetScore
 from netfission.evaluation.p_values import DetectorScore
 from netfission.serve.batching import Batcher, FullError
 from netfission.serve.drift import DriftWindow
+from netfission.serve.hosts import HostMiddleware
 from netfission.serve.limits import (
     FORMATS,
     BodyReader,
@@ -55,7 +56,6 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
 
@@ -82,6 +82,7 @@ class Service:
         max_in_flight: largest number of images that are being decoded, wait or run; more are refused (503).
         answers: what is asked of the answers to requests that ask for nothing else.
         drift_window: number of the last images that are tested for drift.
+        hosts: names that are answered to, see `HostMiddleware`.
         cors_origins: origins whose pages may read the answers, besides the server's own; `*` for all.
     """
 
@@ -97,6 +98,7 @@ class Service:
         max_in_flight: int,
         answers: AnswerSettings | None = None,
         drift_window: int = 500,
+        hosts: Sequence[str] = (),
         cors_origins: Sequence[str] = (),
     ) -> None:
         self._classifier = classifier
@@ -107,6 +109,7 @@ class Service:
             lambda asked: asked.limits(classifier)
         )
         self._answer_limits = self._answers.limits(classifier)
+        self._hosts = hosts
         self._cors_origins = cors_origins
         self._bodies = BodyReader(limits)
         self._metrics = Metrics()
@@ -136,7 +139,10 @@ class Service:
         paths = frozenset(route.path for route in routes)
         application = Starlette(
             routes=routes,
-            middleware=[Middleware(CountingMiddleware, self._metrics, paths)],
+            middleware=[
+                Middleware(CountingMiddleware, self._metrics, paths),
+                Middleware(HostMiddleware, self._hosts),
+            ],
             exception_handlers={
                 HTTPException: _answer_refusal,
                 FullError: _answer_full,
@@ -145,6 +151,7 @@ class Service:
             },
             lifespan=self._lifespan,
         )
+        application.router.redirect_slashes = False  # to where the request says that it was sent
         if not self._cors_origins:
             return application
         # Outside of the application, so that pages can read its error 500, too.

@@ -1,21 +1,67 @@
-"""HTTP connections that close if no request arrives in time, and that report errors as JSON."""
+"""HTTP connections with bounds on the head of a request and its time, whose errors are JSON."""
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from netfission.utils.errors import invalid
 
+HEAD_BYTES = 2**16  # of a request's head: its first line and header lines, and of trailers after its body
+HEAD_LINES = 100
 HEAD_SECONDS = 10.0  # for the head of a request, from the start of a connection or from its last answer
 
 
+class _LargeHeadError(Exception):
+    """The head of a request is too large."""
+
+
 # Which class uvicorn's is depends on what is installed.
-class TimedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
-    """uvicorn's protocol with a time limit on the head of each request; its own errors are JSON."""
+class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+    """uvicorn's protocol with bounds on the head of each request (431); its own errors are JSON."""
 
     _timer: asyncio.TimerHandle | None = None
+    _pending = 0  # bytes that came since the last whole head or piece of a body
+    _bytes = _lines = 0  # of the headers of the request
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, and refuse a head that grows without end."""
+        self._pending += len(data)
+        super().data_received(data)
+        if self._pending > HEAD_BYTES and not self.transport.is_closing():
+            self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        """Begin to count the headers of a request."""
+        super().on_message_begin()
+        self._bytes = self._lines = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header, or make the parser stop: httptools passes on this error."""
+        self._bytes += len(name) + len(value)
+        self._lines += 1
+        if self._bytes > HEAD_BYTES or self._lines > HEAD_LINES:
+            raise _LargeHeadError
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, unless its first line is too long."""
+        if len(self.url) > HEAD_BYTES:
+            raise _LargeHeadError
+        self._pending = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Add a piece of the body."""
+        self._pending = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._pending = 0
+        super().on_message_complete()
 
     def connection_made(self, transport: Any) -> None:
         """Start the time limit of the first request."""
@@ -34,10 +80,23 @@ class TimedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     def send_400_response(self, msg: str) -> None:
         """Answer data that is not HTTP; uvicorn calls this instead of the application."""
-        error = str(invalid("request", "valid HTTP/1.1", found="other data"))
-        content = json.dumps({"error": error}).encode()
-        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-        self.transport.write(head.encode() + b"\r\nConnection: close\r\n\r\n" + content)
+        if isinstance(getattr(sys.exception(), "__context__", None), _LargeHeadError):
+            self._refuse_head()
+        else:
+            self._refuse("400 Bad Request", invalid("request", "valid HTTP/1.1", found="other data"))
+
+    def _refuse_head(self) -> None:
+        expected = f"of at most {HEAD_LINES} lines and {HEAD_BYTES // 1024} KiB"
+        self._refuse(
+            "431 Request Header Fields Too Large", invalid("head of the request", expected, found="more")
+        )
+
+    def _refuse(self, status: str, error: ValueError) -> None:
+        """Answer without the application, and close the connection."""
+        content = json.dumps({"error": str(error)}).encode()
+        head = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+        head += ["X-Content-Type-Options: nosniff", "Connection: close", "", ""]
+        self.transport.write("\r\n".join(head).encode() + content)
         self.transport.close()
 
     def _start_timer(self) -> None:

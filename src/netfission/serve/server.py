@@ -19,7 +19,7 @@ from netfission.inference.deployment import deploy
 from netfission.network import FissionNetwork
 from netfission.serve.app import Service
 from netfission.serve.limits import Limits
-from netfission.serve.protocol import TimedHTTPProtocol
+from netfission.serve.protocol import BoundedHTTPProtocol
 from netfission.utils.errors import invalid
 
 _BATCHES_AT_ONCE = 2  # one computes while Python prepares the other
@@ -40,6 +40,8 @@ class Settings:
         threads: number of CPU threads; default PyTorch's.
         answers: what is asked of the answers to requests that ask for nothing else; default only
             `Classifier.default_risk`.
+        allowed_host: names that the server answers to, besides IP addresses, localhost, the machine's own
+            name and `host`; `*` for all.
         cors_origin: origins whose pages may read the answers, such as `https://example.org`, or `*` for all;
             default none but the server's own.
         drift_window: number of the last images that are tested for drift, see `GET /metrics`.
@@ -65,6 +67,7 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     answers: AnswerSettings = field(default_factory=AnswerSettings)
+    allowed_host: Sequence[str] = ()
     cors_origin: Sequence[str] = ()
     drift_window: int = 500
     max_batch: int = 32
@@ -107,8 +110,9 @@ def serve(name: str, settings: Settings) -> None:
     """
     with listen(settings.host, settings.port) as listening:
         server = make_server(name, settings)
-        # No warnings about damaged files and forms, which are the clients'.
+        # No words about damaged files and forms, which are the clients', and so may be what they say.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
         logging.getLogger("python_multipart").setLevel(logging.ERROR)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -121,12 +125,13 @@ def make_server(name: str, settings: Settings) -> uvicorn.Server:
     """Make the server of a network, which can be run once with a socket; see `serve`."""
     config = uvicorn.Config(
         _make_service(name, settings).application(),
-        http=TimedHTTPProtocol,
+        http=BoundedHTTPProtocol,
         ws="none",
         lifespan="on",
         log_level="error",
         access_log=False,
         server_header=False,
+        headers=[("X-Content-Type-Options", "nosniff")],  # of every answer
         proxy_headers=False,
         timeout_graceful_shutdown=round(settings.timeout_s) + 1,
     )
@@ -176,6 +181,7 @@ def _make_service(name: str, settings: Settings) -> Service:
         max_in_flight=max(_LEAST_IN_FLIGHT, _BATCHES_IN_FLIGHT * settings.max_batch),
         answers=settings.answers,
         drift_window=settings.drift_window,
+        hosts=(settings.host, *settings.allowed_host),
         cors_origins=settings.cors_origin,
     )
 
