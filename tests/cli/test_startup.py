@@ -218,9 +218,14 @@ def test_every_command_names_an_extra_that_exists(command):
 
 @pytest.mark.parametrize("module", ["torch", "numpy._core.numeric"])
 @pytest.mark.parametrize(
-    "interrupt", ["os.kill(os.getpid(), signal.SIGINT)", "exec('raise KeyboardInterrupt')"]
+    ("interrupt", "status"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", 130),
+        ("exec('raise KeyboardInterrupt')", 130),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+    ],
 )
-def test_an_interruption_while_modules_are_imported_is_one_line(interrupt, module):
+def test_an_interruption_while_modules_are_imported_is_one_line(interrupt, status, module):
     code = f"""
 import os, signal, sys
 from netfission.cli import run_process
@@ -235,7 +240,7 @@ sys.meta_path.insert(0, Interrupt())
 run_process()
 """
     done = run(code, "train")
-    assert (done.returncode, done.stderr) == (130, "netfission: stopped; the same command starts over\n")
+    assert (done.returncode, done.stderr) == (status, "netfission: stopped; the same command starts over\n")
 
 
 def test_an_interruption_after_the_work_is_ignored():

@@ -56,7 +56,7 @@ def test_a_folder_that_a_kill_left_without_settings_is_begun_anew(grid_of, tmp_p
     (cell,) = grid_of("single").cells()
     folder = run_folder(cell, tmp_path).path
     folder.mkdir(parents=True)
-    (folder / ".config.yaml.12345678.tmp").touch()
+    (folder / ".config.yaml.1-0123abcd.tmp").touch()
     assert run_missing([cell], tmp_path)[0].error is None
 
 

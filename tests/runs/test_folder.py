@@ -47,6 +47,14 @@ def test_a_used_folder_is_not_overwritten(copied):
     assert copied.weights.read_bytes() == before
 
 
+def test_a_folder_that_a_killed_run_has_just_made_is_free(copied, tmp_path):
+    folder = RunFolder(tmp_path / "new")
+    folder.path.mkdir()
+    (folder.path / f".config.yaml.{2**22 + 1}-0123abcd.tmp").touch()
+    folder.claim(copied.load_config(), resume=False)
+    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+
+
 def test_resuming_with_other_settings_is_refused(copied):
     config = type(copied.load_config()).from_dict(copied.load_config().to_dict() | {"epochs": 9})
     with pytest.raises(ValueError, match=r"epochs must be 2, as in .*config\.yaml, got 9"):

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
+import netfission.cli
 from netfission.cli import main
 from netfission.config import RECIPES
 from netfission.evaluation import cascade
@@ -351,6 +352,39 @@ def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, changes):
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "run")
 
 
+STAGES = {
+    "data": "netfission.runs.train.load_run_data",
+    "building": "netfission.runs.train.build_network",
+    "step": "netfission.runs.lightning_module.TrainingModule.training_step",
+    "checkpoint": "netfission.runs.callbacks.WholeCheckpoints.save_checkpoint",
+    "saving": "netfission.runs.folder.RunFolder.save_network",
+    "evaluation": "netfission.runs.train.evaluate",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_any_stage_is_one_line_and_its_status(
+    tmp_path, monkeypatch, capsys, stage, signum, status
+):
+    """`run_process` sets this answer to SIGTERM."""
+    monkeypatch.setattr("netfission.cli._told_to_end", False)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, netfission.cli._stop_when_told)
+    flags = training(tmp_path / "run", "--limit_per_class", "5", "--batch_size", "30", "--epochs", "1")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(STAGES[stage], lambda *_, **__: os.kill(os.getpid(), signum))
+            assert main(flags) == status
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    begun = stage not in ("data", "building")
+    effect = "with --resume goes on" if begun else "starts over"
+    assert capsys.readouterr().err == f"netfission: stopped; the same command {effect}\n"
+    assert main([*flags, *(["--resume"] if begun else [])]) == 0
+
+
 class Validated(Callback):
     """Notes the weights that are validated, and sets the NLL of each epoch."""
 
@@ -608,10 +642,13 @@ main(sys.argv[2:])
     killed = subprocess.run(
         [sys.executable, "-c", code, at_step, *training(folder.path, *few)], capture_output=True
     )
+    (folder.path / f".model.safetensors.{2**22 + 1}-0123abcd.tmp").touch()  # as if killed amid a write
+    (folder.checkpoint.parent / f".last.ckpt.{2**22 + 1}-0123abcd.tmp").touch()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not folder.weights.exists()
     assert len(rows_of(folder.path)) == 1
     assert main(training(folder.path, *few, "--resume")) == 0
+    assert not list(folder.path.rglob("*.tmp"))
     assert_equal_states(state_of(tmp_path / "whole"), state_of(folder.path))
     assert folder.metrics.read_text() == RunFolder(tmp_path / "whole").metrics.read_text()
     assert folder.evaluation.read_text() == RunFolder(tmp_path / "whole").evaluation.read_text()

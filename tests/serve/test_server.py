@@ -236,10 +236,10 @@ def test_a_head_within_the_bounds_is_answered(served):
 
 def test_a_body_in_many_small_pieces_is_no_large_head(served, make_image):
     image = make_image()
-    chunks = b"".join(
-        b"1;%b\r\n%b\r\n" % (b"x" * 900, image[place : place + 1]) for place in range(len(image))
-    )
-    start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = [image[place : place + 1] for place in range(len(image))]
+    chunks = b"".join(b"1;%b\r\n%b\r\n" % (b"x" * 900, piece) for piece in pieces)
+    start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    start += b"Transfer-Encoding: chunked\r\n\r\n"
     assert raw(served.port, start + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
@@ -570,11 +570,22 @@ def refuses_connections(port):
     raise AssertionError("the server still accepts connections")
 
 
+def damaged_fax():
+    """A TIFF file whose lines are no valid fax code."""
+    file = io.BytesIO()
+    Image.radial_gradient("L").convert("1").save(file, "TIFF", compression="group4")
+    content = bytearray(file.getvalue())
+    content[8:600] = bytes(range(1, 38)) * 16
+    return bytes(content)
+
+
 def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, make_image):
     command = [sys.executable, "-m", "netfission", "serve", str(finished_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"on http://127\.0\.0\.1:(\d+) ", process.stdout.readline())[1])
-        content = make_image()
+        content, damaged = make_image(), damaged_fax()
+        # libtiff prints a line for each line that it cannot decode.
+        assert raw(port, head(len(damaged), "Connection: close\r\n") + damaged).startswith(b"HTTP/1.1 400 ")
         with socket.create_connection(("127.0.0.1", port), timeout=60) as own:
             own.sendall(head(len(content), "Expect: 100-continue\r\n"))
             assert own.recv(65536).startswith(b"HTTP/1.1 100 ")  # the request has begun

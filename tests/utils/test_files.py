@@ -2,12 +2,14 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from netfission.utils.files import write_together, write_whole
+from netfission.utils.files import remove_abandoned, write_together, write_whole
 
 
 def disk_full(*_: object, **__: object) -> NoReturn:
@@ -70,6 +72,25 @@ def test_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "a.json", "new")
     assert list(tmp_path.iterdir()) == []
+
+
+def temporary_of(path: Path, process: int) -> Path:
+    return path.with_name(f".{path.name}.{process}-0123abcd.tmp")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        pass
+    left = [temporary_of(path, killed.pid), temporary_of(other, killed.pid)]
+    kept = [temporary_of(path, os.getpid()), tmp_path / ".a.txt.tmp", tmp_path / "a.1-0123abcd.tmp"]
+    for file in (*left, *kept):
+        file.touch()
+    write_whole(path, "new")
+    assert set(tmp_path.iterdir()) == {path, left[1], *kept}
+    remove_abandoned(tmp_path)
+    assert set(tmp_path.iterdir()) == {path, *kept}
+    remove_abandoned(tmp_path / "none")
 
 
 def test_on_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from netfission.cli.parser import Parser
 
 STDOUT = 1  # its file descriptor
+_told_to_end = False  # by SIGTERM
 
 # The commands, and the extra of dependencies that each needs.
 COMMANDS = {
@@ -42,7 +43,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 
     Returns:
         The exit status: 0, 1 if the work failed, 2 for a bad request, 130 if it was interrupted, 141 if the
-        reader of standard output has closed it.
+        reader of standard output has closed it, 143 if the process was told to end (SIGTERM).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else ""
@@ -50,7 +51,8 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         _prepare_output()
         _dispatch(name, given)
     except KeyboardInterrupt as error:
-        return _report(KeyboardInterrupt(str(error) or _stopped(name)), 130)
+        stopped = KeyboardInterrupt(str(error) or _stopped(name))
+        return _report(stopped, 143 if _told_to_end else 130)  # 128 and the number of the signal
     except Exception as error:
         status = _status(error)
         if status is None:
@@ -63,14 +65,23 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     return 0
 
 
+def _stop_when_told(*_: object) -> None:
+    """Answer SIGTERM as Ctrl-C, with a status of its own."""
+    global _told_to_end
+    _told_to_end = True
+    raise KeyboardInterrupt
+
+
 def run_process() -> "NoReturn":
     """Run the command line, and end the process with its exit status."""
     import signal
 
+    signal.signal(signal.SIGTERM, _stop_when_told)
     try:
         status = main()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     exec("")  # lets Python forget an interruption, for which it would end itself by a signal
     if sys.argv[1:2] == ["predict"]:  # it is short, and leaves nothing to be torn down
         from netfission.utils.quick import end_process

@@ -33,7 +33,7 @@ from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
 from netfission.utils.checksums import BLANK, NAME, stamp
 from netfission.utils.errors import first_line, invalid
-from netfission.utils.files import safe_name, write_json, write_whole
+from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text
 from netfission.utils.typed import read_json
@@ -175,6 +175,7 @@ class RunFolder(ModelFolder):
             return
         if as_text(str(self.path)) != str(self.path):
             raise invalid("out", "a path of UTF-8 text, which TensorBoard needs", found=str(self.path))
+        remove_abandoned(self.path)  # of a run that was killed as it began
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise invalid(
                 "out",
@@ -211,6 +212,8 @@ class RunFolder(ModelFolder):
                 found=str(self.path),
                 hint="wait until that process ends",
             ) from error
+        for folder in (self.path, self.checkpoint.parent):
+            remove_abandoned(folder)
         try:
             yield
         finally:

@@ -1,12 +1,16 @@
 """Start a server: deploy the network, open a socket, and run uvicorn."""
 
+import faulthandler
 import logging
+import os
 import re
 import socket
+import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -108,7 +112,7 @@ def serve(name: str, settings: Settings) -> None:
         ValueError: the network cannot be loaded; its calibration does not allow what is asked of answers;
             the device is not available; or the server cannot listen on the address.
     """
-    with listen(settings.host, settings.port) as listening:
+    with listen(settings.host, settings.port) as listening, _quiet_libraries():
         server = make_server(name, settings)
         # No words about damaged files and forms, which are the clients', and so may be what they say.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -119,6 +123,28 @@ def serve(name: str, settings: Settings) -> None:
         print(f"serving {name} on http://{shown}:{port} (press Ctrl-C to stop)", flush=True)
         with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
             server.run([listening])
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep decoders in C from writing to standard error: each damaged image could add lines to the log.
+
+    What Python writes, and the stack if a library ends the process, still get there.
+    """
+    if sys.stderr is not sys.__stderr__ or sys.stderr is None:  # of a test, or of nobody
+        yield
+        return
+    with ExitStack() as files:
+        kept = files.enter_context(os.fdopen(os.dup(2), "w", buffering=1, errors=sys.stderr.errors))
+        nowhere = files.enter_context(Path(os.devnull).open("w"))
+        os.dup2(nowhere.fileno(), 2)
+        faulthandler.enable(kept)
+        try:
+            with redirect_stderr(kept):
+                yield
+        finally:
+            faulthandler.disable()
+            os.dup2(kept.fileno(), 2)
 
 
 def make_server(name: str, settings: Settings) -> uvicorn.Server:

@@ -4,11 +4,14 @@ import contextlib
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp")
 
 
 def write_whole(path: Path, content: str | bytes, *, kept_as: Path | None = None) -> None:
@@ -69,8 +72,9 @@ def write_together(
     with contextlib.ExitStack() as cleanup:
         written = {}
         for path, content in files.items():
+            remove_abandoned(path.parent, path.name)
             # tempfile would make the file readable by its owner alone; open() follows the umask.
-            written[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            written[path] = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
             cleanup.callback(_remove, written[path])
             with _named_in_errors(path):
                 _write(
@@ -84,6 +88,40 @@ def write_together(
                 if kept_as and path in kept_as and path.is_file():
                     path.replace(kept_as[path])
                 temporary.replace(path)
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files of processes that were killed while they wrote.
+
+    Args:
+        folder: where they wrote; need not exist.
+        name: the file that they wrote; default all.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, f".a.txt.{2**22 + 1}-12345678.tmp").touch()  # no process has such a number
+        ...     remove_abandoned(Path(folder))
+        ...     list(Path(folder).iterdir())
+        []
+    """
+    if sys.platform == "win32":  # where asking whether a process lives would end it
+        return
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and name in (None, match["name"]) and not _is_alive(int(match["process"])):
+                _remove(Path(entry))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user, or no number of a process
+        pass
+    return True
 
 
 def safe_name(text: str, longest: int = 40) -> str:
