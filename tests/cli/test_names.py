@@ -1,11 +1,13 @@
 """Names that are not UTF-8, and terminals that lack characters."""
 
+import csv
 import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -68,8 +70,60 @@ def test_a_class_is_named_by_text_and_its_run_is_used_as_any_other(odd_run, caps
 def test_a_model_card_of_such_names_is_text(odd_run, tmp_path):
     Classifier.from_pretrained(odd_run).save_pretrained(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
-    assert r"of d\xe4ta" in card
+    assert r"of d\\xe4ta" in card  # in Markdown, two backslashes stand for one
     assert "udc" not in card.lower()
+
+
+HOSTILE = ["=1+1", "\x1b[31mred", "<img src=x onerror=alert(1)> | *a* `b` $c$"]
+
+
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory):
+    """The folder of a run whose classes and data set have names that a program could take for commands."""
+    data = tmp_path_factory.mktemp("hostile") / "\x1b]0;data\x07"
+    for split, count in (("train", 20), ("test", 6)):
+        for label, name in enumerate(HOSTILE):
+            (data / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (8, 8), (80 * label, index, 99)).save(data / split / name / f"{index}.png")
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        patch.setattr(sys, "stderr", output)
+        assert main([*TRAIN, "--data", str(data), "--out", str(data.parent / "run")]) == 0
+    assert "\x1b" not in output.getvalue()
+    assert r"\x1b]0;data\x07" in output.getvalue()
+    return data.parent / "run"
+
+
+def test_names_are_no_commands_on_a_page_and_in_figures(hostile_run, capsys):
+    assert main(["report", str(hostile_run)]) == 0
+    assert "\x1b" not in "".join(capsys.readouterr())
+    page = (hostile_run / "report.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page
+    assert "<img src=x" not in page
+    figures = list((hostile_run / "report").glob("*.svg"))
+    assert any(
+        r"\x1b[31mred" in "".join(ElementTree.parse(figure).getroot().itertext()) for figure in figures
+    )
+
+
+def test_names_are_no_commands_in_tables(hostile_run, capsys):
+    images = str(hostile_run.parent / "\x1b]0;data\x07" / "test")
+    assert main(["predict", str(hostile_run), images]) == 0
+    assert "\x1b" not in "".join(capsys.readouterr())
+    assert main(["predict", str(hostile_run), images, "--format", "csv", "--probabilities"]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    cells = [cell for row in rows for cell in row]
+    assert "p_=1+1" in cells
+    assert not any(cell[:1] in ("=", "+", "-", "@") for cell in cells)
+
+
+def test_names_are_no_commands_in_a_model_card(hostile_run, tmp_path):
+    Classifier.from_pretrained(hostile_run).save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert "\x1b" not in card
+    assert r"\<img src=x onerror=alert\(1\)\> \| \*a\* \`b\` \$c\$" in card
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs locales as POSIX has them")

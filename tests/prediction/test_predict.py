@@ -566,3 +566,11 @@ def test_a_table_says_what_a_bound_promises(threshold, start):
     )
     (foot,) = FORMATS["table"](layout).footer()
     assert foot == f"{start} 10 % of the answers are wrong, with a probability of 95 %"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_cell_is_no_formula(name):
+    layout = Layout([name, "dog"], 2, risk=None, threshold=None, probabilities=False, images=5)
+    line = FORMATS["csv"](layout).line(Failure(Path(name), "no such file"))
+    (row,) = csv.reader(io.StringIO(line))
+    assert row[0] == f"'{name}"

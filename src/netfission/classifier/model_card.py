@@ -1,5 +1,6 @@
 """The README of a shared network: what it is, how to use it, how accurate and how well calibrated it is."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -8,7 +9,7 @@ from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.utils.text import as_text, decimal, percent
+from netfission.utils.text import decimal, percent, printable
 
 _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 _CLASSES = 20  # named in full
@@ -55,12 +56,19 @@ def model_card(
 
 
 def _title(spec: NetworkSpec) -> str:
-    return f"{spec.model or 'Unnamed network'}, {spec.kind}"
+    return f"{_as_prose(spec.model or 'Unnamed network')}, {spec.kind}"
+
+
+def _as_prose(name: str) -> str:
+    """Return a name as Markdown that shows it as it is: no markup, and no HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~&])", r"\\\1", printable(name))
 
 
 def _what_it_is(spec: NetworkSpec) -> str:
     channels, height, width = spec.shape
-    names = ", ".join(spec.classes[:_CLASSES]) + (", …" if len(spec.classes) > _CLASSES else "")
+    names = ", ".join(map(_as_prose, spec.classes[:_CLASSES])) + (
+        ", …" if len(spec.classes) > _CLASSES else ""
+    )
     return (
         "An image classifier that averages several predictions; their disagreement measures its "
         f"uncertainty. Images are {channels}×{height}×{width}. There are {len(spec.classes)} "
@@ -84,7 +92,7 @@ print(classifier.spec.classes[predictions.classes[0]], predictions.confidence[0]
 
 
 def _figures(evaluation: Evaluation, recipe: RunConfig | None, linear: int) -> str:
-    data = f" of {as_text(Path(recipe.data.data).name)}" if recipe else ""
+    data = f" of {_as_prose(Path(recipe.data.data).name)}" if recipe else ""
     rows = evaluation.by_exit(linear)
     rows["**ensemble**"] = evaluation.ensemble
     lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
@@ -109,7 +117,7 @@ def _calibrated(calibration: Calibration) -> str:
 
 
 def _recipe(recipe: RunConfig) -> str:
-    settings = recipe.to_dict() | {"data": as_text(Path(recipe.data.data).name)}  # without its folder
+    settings = recipe.to_dict() | {"data": printable(Path(recipe.data.data).name)}  # without its folder
     default = RunConfig().to_dict()
     changed = {name: value for name, value in settings.items() if value != default[name]}
     return f"## Training\n\n```yaml\n{yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)}```"

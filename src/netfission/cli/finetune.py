@@ -21,7 +21,7 @@ from netfission.config import (
     TrainingConfig,
 )
 from netfission.utils.errors import invalid
-from netfission.utils.text import as_text
+from netfission.utils.text import printable
 
 _OWN = {"ensemble_epochs", "finetuned", "recipe"}  # arguments that are no settings of runs
 
@@ -130,7 +130,7 @@ def _say(line: str) -> None:
 def _default_out(given: dict[str, Any], finetuned: str | None) -> Path:
     model = given.get("model") or Path(finetuned or "").name
     name = f"{Path(given['data']).name}-{model}".replace("/", "-")
-    return Path("runs") / f"{as_text(name)}-finetuned-seed{given.get('seed', 0)}"
+    return Path("runs") / f"{printable(name)}-finetuned-seed{given.get('seed', 0)}"
 
 
 def _shown_defaults() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from netfission.cli.parser import PARTS, Parser, run_config, run_settings
 from netfission.config import RECIPES, RunConfig
 from netfission.utils.outputs import is_output
-from netfission.utils.text import as_text
+from netfission.utils.text import printable
 
 
 def parser() -> Parser:
@@ -65,7 +65,7 @@ def run(settings: Namespace) -> None:
 
         reliability = RunFolder(out).load_reliability()
         assert reliability is not None
-        print(f"\ntest split of {config.data.data}\n{evaluation.table(config.fission.linear)}")
+        print(f"\ntest split of {printable(config.data.data)}\n{evaluation.table(config.fission.linear)}")
         print(reliability.summary())
         print(f"wrote {out}")
 
@@ -97,7 +97,7 @@ def check_given_effects(config: RunConfig, settings: Namespace, others: Abstract
 
 def default_name(config: RunConfig) -> str:
     """Return a folder's name that distinguishes a run from others."""
-    data, fission, method = as_text(Path(config.data.data).name), config.fission, config.method.method
+    data, fission, method = printable(Path(config.data.data).name), config.fission, config.method.method
     model = config.model.model
     is_folder = model.startswith("hf/") and Path(model.removeprefix("hf/")).is_dir()
     model = f"hf-{Path(model).name}" if is_folder else model.replace("/", "-")

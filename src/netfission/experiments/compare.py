@@ -22,7 +22,7 @@ from netfission.runs.folder import environment
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 from netfission.utils.seeds import seeded
-from netfission.utils.text import as_text, count_noun
+from netfission.utils.text import count_noun, printable
 from netfission.utils.typed import read_json
 
 COSTS_FILE = "costs.json"
@@ -262,7 +262,7 @@ def _title(grid: Grid) -> str:
     config = grid.config(next(iter(grid.contenders)), grid.seeds[0])
     data, training = config.data, config.training
     limit = f", {data.limit_per_class} training images per class" if data.limit_per_class else ""
-    name = as_text(Path(data.data).name)
+    name = printable(Path(data.data).name)
     conditions = (
         f"{config.model.model} on {name}{limit}, {count_noun(training.epochs, 'epoch')}, "
         f"{count_noun(len(grid.seeds), 'seed')}; test split"

@@ -18,6 +18,7 @@ from netfission.evaluation.selective import describe_risk
 from netfission.prediction.images import Failure, ImagePrediction
 from netfission.utils.text import printable, rounded, unsaturated
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how they begin in spreadsheets
 _UNCERTAINTIES = ("disagreement", "entropy", "mutual_information")
 
 
@@ -164,7 +165,8 @@ class JsonLines(Writer):
 class Csv(Writer):
     """Comma-separated values; an image without a prediction has only `image` and `error`, the last column.
 
-    A prediction set is a JSON list in one cell, as names of classes may hold any character.
+    A prediction set is a JSON list in one cell, as names of classes may hold any character. Text that a
+    spreadsheet would run as a formula, such as a class named `=1+1`, has an apostrophe before it.
     """
 
     def header(self) -> Iterator[str]:
@@ -313,8 +315,13 @@ def _short(number: float) -> float:
     return float(f"{number:.6g}")
 
 
+def _without_formula(cell: Any) -> Any:
+    """Return a cell that a spreadsheet shows as it is: text does not begin as a formula does."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
+
+
 def _comma_separated(cells: Sequence[Any]) -> str:
     line = io.StringIO()
     # Python 3.11 quotes a cell for the line ends that it writes itself, so it must write both kinds.
-    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    csv.writer(line, lineterminator="\r\n").writerow(map(_without_formula, cells))
     return line.getvalue().removesuffix("\r\n")

@@ -36,7 +36,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.setup import check_run_data, check_unchanged, load_run_data
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.files import write_together
-from netfission.utils.text import as_text, decimal, percent, unsaturated
+from netfission.utils.text import decimal, percent, printable, unsaturated
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _environment() -> Environment:
         "error": standard_error,
         "exit": exit_colour_name,
         "average": describe_average,
-        "basename": lambda path: as_text(Path(path).name),
+        "basename": lambda path: printable(Path(path).name),
         "setting": _setting,
     }
     css = files("netfission.report").joinpath("templates/page.css").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from netfission.evaluation.reliability import CalibrationCurve, ReliabilityRepor
 from netfission.report.run_data import Run
 from netfission.report.style import colour, exit_colour, spread_labels
 from netfission.utils.errors import shortened
-from netfission.utils.text import percent
+from netfission.utils.text import percent, printable
 
 _SIZE = (4.4, 3.1)  # inches: two side by side on a screen, one on a phone, with text of the same size
 FEW = 10  # images in a bin, below which its accuracy is unreliable
@@ -242,7 +242,7 @@ def worst_classes(worst: Sequence[WorstClass]) -> Figure:
         axes.barh(row, 100, 0.62, color=colour("rule"), alpha=0.45)
         axes.barh(row, share, 0.62, color=colour("accent"))
         others = ", ".join(
-            f"{shortened(name, 14)} ×{times}" for name, times in one_class.confused_with.items()
+            f"{shortened(printable(name), 14)} ×{times}" for name, times in one_class.confused_with.items()
         )
         inside = share < 55
         axes.text(
@@ -253,7 +253,7 @@ def worst_classes(worst: Sequence[WorstClass]) -> Figure:
             fontsize=7.5,
             color=colour("ink" if inside else "paper"),
         )
-    axes.set_yticks(range(len(worst)), [shortened(one_class.name, 18) for one_class in worst])
+    axes.set_yticks(range(len(worst)), [shortened(printable(one_class.name), 18) for one_class in worst])
     axes.tick_params(axis="y", labelcolor=colour("ink"))
     axes.set_ylim(len(worst) - 0.5, -0.5)
     axes.grid(visible=False)

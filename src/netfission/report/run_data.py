@@ -21,7 +21,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.profiling.cost import NetworkCounts, count
 from netfission.runs.folder import RunFolder
 from netfission.utils.errors import invalid
-from netfission.utils.text import as_text
+from netfission.utils.text import printable
 
 _METRICS = {"top1", "nll", "ece", "brier"}
 
@@ -126,7 +126,7 @@ class Run:
     @property
     def data(self) -> str:
         """The name of the data set, without its folder."""
-        return as_text(Path(self.config.data.data).name)
+        return printable(Path(self.config.data.data).name)
 
     @property
     def title(self) -> str:
@@ -150,7 +150,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     for index, path in enumerate(paths):
         if path.resolve() in {other.resolve() for other in paths[:index]}:
             raise invalid("run", "different folders", found=f"{path} twice")
-    names = [as_text(path.resolve().name) for path in paths]
+    names = [printable(path.resolve().name) for path in paths]
     runs = []
     for index, path in enumerate(paths):
         name = names[index] if names.count(names[index]) == 1 else str(path)
@@ -182,7 +182,7 @@ def data_differences(runs: Sequence[Run]) -> list[str]:
     """
     summaries = [run.folder.load_data_summary() for run in runs]
     columns: dict[str, list[str | None]] = {
-        "They were trained on data in different places": [as_text(run.config.data.data) for run in runs],
+        "They were trained on data in different places": [printable(run.config.data.data) for run in runs],
         "They were trained on different numbers of images": [
             None if summary is None else f"{summary.train.images:,}" for summary in summaries
         ],

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from netfission.utils.plot_style import DARK, EXIT_COLOURS, FONT, LIGHT, report_settings
+from netfission.utils.text import printable
 
 # matplotlib knows no CSS variables: it draws in these colours, which are then replaced.
 _SENTINELS = {name: f"#fe{index:04x}" for index, name in enumerate(LIGHT)}
@@ -135,6 +136,7 @@ def template_environment() -> Environment:
     return Environment(
         loader=PackageLoader("netfission.report"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # no control characters
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
