@@ -94,7 +94,7 @@ def test_impossible_values_are_refused(setting, value):
         (DataConfig, "std", [0.5, 0.0], "a positive number per channel"),
         (DataConfig, "crop_padding", -1, "an integer of at least 0"),
         (DataConfig, "workers", -1, "an integer of at least 0"),
-        (DataConfig, "mix_alpha", 0.0, "a positive number"),
+        (DataConfig, "mix_alpha", 1e-4, "a number from 0.1 to 1000"),
     ],
 )
 def test_values_out_of_range_are_refused(kind, setting, value, expected):

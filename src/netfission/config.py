@@ -5,7 +5,13 @@ from dataclasses import asdict, dataclass, field, fields
 from math import inf, isfinite
 from typing import Any, Literal, Self, TypedDict, get_args, get_type_hints
 
-from netfission.utils.errors import check_choice, check_positive, check_positive_integer, invalid
+from netfission.utils.errors import (
+    check_choice,
+    check_positive,
+    check_positive_integer,
+    check_within,
+    invalid,
+)
 from netfission.utils.typed import typed
 
 DEFAULT_RISK = 0.05  # accepted share of wrong answers, where a network abstains by default
@@ -50,7 +56,7 @@ class DataConfig:
         color_jitter: largest relative change of brightness, contrast and saturation, in [0, 1].
         erase: probability that a random rectangle of an image is erased, in [0, 1].
         mix: mix pairs of images and their labels: none, cutmix or mixup.
-        mix_alpha: parameter of the Beta distribution of the mixing share.
+        mix_alpha: parameter of the Beta distribution of the mixing share, from 0.1 to 1000.
         label_smoothing: share of each label that is spread over all classes, in [0, 1).
         balance: with uneven classes: none, weights (the loss of an image has a factor inverse to the size of
             its class) or sampler (images of all classes are drawn equally often).
@@ -97,7 +103,7 @@ class DataConfig:
         for name in ("crop_padding", "workers"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise invalid(name, "an integer of at least 0", value)
-        check_positive("mix_alpha", self.mix_alpha)
+        check_within("mix_alpha", self.mix_alpha, 0.1, 1000)  # others are not drawn correctly in float32
         if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
             raise invalid("crop_scale", "a share of an image's area, in (0, 1]", self.crop_scale)
         if self.rand_augment is not None and not 0 <= self.rand_augment <= 30:

@@ -79,8 +79,8 @@ def test_no_mix() -> None:
     [
         ({"crop_padding": -1}, "^crop_padding must be an integer of at least 0, got -1$"),
         ({"mix": "cutup"}, "mix must be one of none, cutmix, mixup, got 'cutup'"),
-        ({"mix_alpha": 0.0}, "^mix_alpha must be a positive number, got 0.0$"),
-        ({"mix_alpha": float("nan")}, "^mix_alpha must be a positive number, got nan$"),
+        ({"mix_alpha": 0.05}, "^mix_alpha must be a number from 0.1 to 1000, got 0.05$"),
+        ({"mix_alpha": float("nan")}, "^mix_alpha must be a number from 0.1 to 1000, got nan$"),
     ],
 )
 def test_bad_settings(options: dict, message: str) -> None:

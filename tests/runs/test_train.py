@@ -591,6 +591,33 @@ def test_a_last_step_that_ruins_finite_weights_ends_like_any_divergence(tmp_path
     assert not RunFolder(tmp_path / "run").weights.exists()
 
 
+class Grows(Callback):
+    """Makes the weights of the heads larger at the start of each epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        with torch.no_grad():
+            for name, weight in pl_module.network.named_parameters():
+                if name.endswith("head.weight") or "head.fc.weight" in name or ".fc." in name:
+                    weight.mul_(1e5)
+
+
+def test_a_loss_that_grows_without_nan_stops(tmp_path, settings_of):
+    config = settings_of(epochs=4, learning_rate=1e-9)
+    with pytest.raises(DivergedError, match=r"the NLL of the training images grows, from .* in epoch 2; try"):
+        train(config, tmp_path / "run", progress=False, callbacks=[Grows()])
+    assert len(rows_of(tmp_path / "run")) == 1
+    module = TrainingModule(torch.nn.Identity(), config.training)
+    for nll, before in ((1e6, {}), (1e6, {"train/nll": 1e7}), (900, {"train/nll": 1.0})):  # it may recover
+        module.stop_if_growing({"train/nll": nll}, before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_precision_that_does_not_run_here_is_refused(tmp_path, settings_of):
+    with pytest.raises(ValueError, match="precision must be 32-true or bf16-mixed without a GPU, got"):
+        train(settings_of(precision="16-mixed"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_network_that_only_lacks_running_statistics_is_kept(tmp_path, settings_of):
     # After two steps those of 22 layers are far from the statistics of a batch, by which the NLL is 5.
     settings = {"model": "wrn-22-1", "exits": 1, "sparsity": 0.0, "epochs": 1, "learning_rate": 4.0}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netfission.utils.errors import check_choice, check_positive, invalid
+from netfission.utils.errors import check_choice, check_within, invalid
 from netfission.utils.seeds import seeded
 
 MixKind = Literal["none", "cutmix", "mixup"]
@@ -32,7 +32,7 @@ class Augmentation:
         erase: probability that a random rectangle of the normalised image becomes 0, the mean.
         mix: `cutmix` (Yun et al. 2019) or `mixup` (Zhang et al. 2018) within each batch, which makes the
             labels soft; default `none`.
-        mix_alpha: both parameters of the Beta distribution of the mixing share; default 1.
+        mix_alpha: both parameters of the Beta distribution of the mixing share, from 0.1 to 1000; default 1.
         label_smoothing: share of each label that is spread over all classes, in [0, 1); default 0.
 
     Raises:
@@ -66,7 +66,7 @@ class Augmentation:
         if self.crop_padding < 0:
             raise invalid("crop_padding", "an integer of at least 0", self.crop_padding)
         check_choice("mix", self.mix, get_args(MixKind))
-        check_positive("mix_alpha", self.mix_alpha)
+        check_within("mix_alpha", self.mix_alpha, 0.1, 1000)  # others are not drawn correctly in float32
         if not 0 <= self.label_smoothing < 1:
             raise invalid("label_smoothing", "a share in [0, 1)", self.label_smoothing)
 

@@ -28,7 +28,8 @@ class EpochTable(Callback):
     """Logs each epoch's metrics, and writes them to a CSV file with one row per epoch.
 
     The checkpoint holds the rows, so that a resumed run continues the table as it was at the checkpoint. A
-    loss that is not finite stops the training here, before the epoch's checkpoint is written.
+    loss that is not finite, or grows without end, stops the training here, before the epoch's checkpoint is
+    written.
 
     Args:
         path: the CSV file, written whole after each epoch.
@@ -50,6 +51,7 @@ class EpochTable(Callback):
         assert isinstance(pl_module, TrainingModule)
         pl_module.stop_if_diverged()
         metrics = pl_module.epoch_metrics()
+        pl_module.stop_if_growing(metrics, self.rows[-1] if self.rows else {})
         pl_module.log_dict(metrics, rank_zero_only=True)
         self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
         if trainer.is_global_zero:

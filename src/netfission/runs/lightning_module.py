@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import lightning
@@ -159,6 +159,18 @@ class TrainingModule(lightning.LightningModule):
         self.stop_at_bad_loss()
         if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
             raise self._diverged("a weight", f"by step {self.global_step}")
+
+    def stop_if_growing(self, metrics: Mapping[str, float], before: Mapping[str, float]) -> None:
+        """Raise DivergedError if an epoch's training NLL is above `LARGEST_NLL`, and above that before it.
+
+        Args:
+            metrics: of the epoch.
+            before: of the epoch before; empty if there is none.
+        """
+        nll, earlier = metrics["train/nll"], before.get("train/nll", inf)
+        if nll > max(LARGEST_NLL, earlier):
+            epochs = f"from {decimal(earlier, 2)} to {decimal(nll, 2)} in epoch {self.current_epoch + 1}"
+            raise DivergedError(f"the NLL of the training images grows, {epochs}; {_ADVICE}")
 
     def stop_if_useless(self, data: ImageData) -> None:
         """Raise DivergedError if the trained network's NLL is above `LARGEST_NLL` on a few training images.

@@ -27,6 +27,7 @@ _IRRELEVANT = (
     ".*tensorboard.*",
     ".*dirpath has changed.*",
     ".*sync_dist.*",  # the metrics are summed over the devices before they are logged
+    ".*AMP with fp16 is not supported on CPU.*",  # refused
     ".*Total length of .* across ranks is zero.*",
 )
 
@@ -49,7 +50,7 @@ def make_trainer(
         callbacks: callbacks to run after the trainer's own.
 
     Raises:
-        ValueError: the machine lacks the accelerator or the devices.
+        ValueError: the machine lacks the accelerator or the devices, or does not run the precision.
     """
     table = EpochTable(folder.metrics)
     writers: list[Callback] = [
@@ -69,7 +70,7 @@ def make_trainer(
     if config.ema is not None:
         writers.append(EMAWeightAveraging(decay=config.ema))
     try:
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.machines,
@@ -89,6 +90,10 @@ def make_trainer(
     except MisconfigurationException as error:
         found = f"accelerator={config.accelerator!r}, devices={config.devices} ({first_line(error)})"
         raise invalid("accelerator and devices", "what this machine has", found=found) from error
+    if trainer.precision != config.precision:  # Lightning takes another where this one does not run
+        expected = f"32-true or {trainer.precision} without a GPU"
+        raise invalid("precision", expected, config.precision)
+    return trainer
 
 
 @contextmanager

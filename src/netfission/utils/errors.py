@@ -131,6 +131,22 @@ def check_positive_integer(argument: str, value: Any) -> int:
     return value
 
 
+def check_within(argument: str, value: float, least: float, most: float) -> float:
+    """Return `value` if it is a number from `least` to `most`.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_within("mix_alpha", 0.0, 0.1, 1000)
+        Traceback (most recent call last):
+        ValueError: mix_alpha must be a number from 0.1 to 1000, got 0.0
+    """
+    if not least <= value <= most:
+        raise invalid(argument, f"a number from {least:g} to {most:g}", value)
+    return value
+
+
 def check_positive(argument: str, value: float) -> float:
     """Return `value` if it is a finite number above 0.
 
