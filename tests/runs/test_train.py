@@ -559,6 +559,14 @@ def test_a_kill_between_two_checkpoints_leaves_the_one_before(interrupted, setti
     assert interrupted.resumable() == interrupted.previous_checkpoint
 
 
+def test_resuming_with_other_threads_is_warned_of(interrupted, settings_of):
+    text = interrupted.config.read_text().replace("# checksum", "# was")
+    interrupted.config.write_text(re.sub("# threads: .*", "# threads: 64", text))
+    message = r"^the run began with 64 CPU threads and goes on with \d+, so that .*; OMP_NUM_THREADS=64 keeps"
+    with pytest.warns(UserWarning, match=message):
+        train(settings_of(), interrupted.path, progress=False, resume=True)
+
+
 def test_two_processes_do_not_train_in_one_folder(interrupted, settings_of):
     with (
         interrupted.locked(),

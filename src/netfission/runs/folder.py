@@ -35,7 +35,7 @@ from netfission.utils.checksums import BLANK, NAME, stamp
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
-from netfission.utils.text import as_text
+from netfission.utils.text import as_text, count_noun
 from netfission.utils.typed import read_json
 
 
@@ -247,6 +247,16 @@ class RunFolder(ModelFolder):
             stacklevel=2,
         )
         return sound
+
+    def warn_of_other_threads(self) -> None:
+        """Warn if the run began with another number of CPU threads, by which sums are rounded otherwise."""
+        begun, now = self.load_environment().get("threads"), torch.get_num_threads()
+        if begun is not None and begun != now:
+            warnings.warn(
+                f"the run began with {count_noun(begun, 'CPU thread')} and goes on with {now}, so that it may "
+                f"not end in the same bits; OMP_NUM_THREADS={begun} keeps them",
+                stacklevel=2,
+            )
 
     def load_fission(self) -> tuple[FissionNetwork, NetworkSpec]:
         """Load the network and its spec, see `load_network`, of a run whose network is a `FissionNetwork`.

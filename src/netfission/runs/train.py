@@ -78,6 +78,8 @@ def train(
     if resume and folder.weights.is_file():
         return evaluate(folder, config) if is_main else None
     checkpoint = folder.resumable() if resume else None
+    if checkpoint is not None and is_main:
+        folder.warn_of_other_threads()
     with without_irrelevant_messages(), folder.locked() if is_main else nullcontext():
         seed, exits = config.fission.seed, config.fission.exits
         try:
