@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from netfission.data import Augmentation, Batches, StreamedSplit, TensorSplit
-from netfission.data.splits import ArrayRecords
+from netfission.data.splits import ArrayRecords, CorruptImageError, FileRecords
 
 PAPER = Augmentation(crop_padding=4, flip=True)
 PHOTOGRAPH = Augmentation(crop_scale=0.3, flip=True, rand_augment=9, color_jitter=0.4, erase=0.5)
@@ -244,3 +245,19 @@ def test_an_image_drawn_twice_is_transformed_anew() -> None:
     drawn = images[labels == 1]  # one image
     assert len(drawn) > 4
     assert len(drawn.unique(dim=0)) > 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_vanish_amid_an_epoch_end_it_in_one_line_and_are_read_once_back(tmp_path, workers):
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        Image.new("L", (8, 8)).save(path)
+    split = StreamedSplit(FileRecords(paths, np.zeros(4, np.int64), "L"), np.arange(4), (8, 8))
+    batches = Batches(split, 2, mean=(0.5,), std=(0.5,), classes=1, workers=workers)
+    paths[3].rename(tmp_path / "away.png")
+    message = r"^\S*3\.png must be a readable image, got no such file any more; restore it; a training"
+    with pytest.raises(CorruptImageError, match=message) as raised:
+        list(batches)
+    assert "\n" not in str(raised.value)
+    (tmp_path / "away.png").rename(paths[3])
+    assert len(list(batches)) == 2

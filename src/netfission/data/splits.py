@@ -147,6 +147,8 @@ def decode(records: Records, row: int, size: tuple[int, int]) -> Tensor:
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         found = f"data that cannot be read ({why_unreadable(error)})"
         hint = "remove it, or set corrupt to skip to leave such images out"
+        if isinstance(error, FileNotFoundError):  # it was there when the data set was loaded
+            found, hint = "no such file any more", "restore it; a training goes on with --resume"
         message = str(invalid(records.describe(row), "a readable image", found=found, hint=hint))
         raise CorruptImageError(message) from error
 

@@ -253,8 +253,8 @@ class RunFolder(ModelFolder):
         begun, now = self.load_environment().get("threads"), torch.get_num_threads()
         if begun is not None and begun != now:
             warnings.warn(
-                f"the run began with {count_noun(begun, 'CPU thread')} and goes on with {now}, so that it may "
-                f"not end in the same bits; OMP_NUM_THREADS={begun} keeps them",
+                f"the run began with {count_noun(begun, 'CPU thread')} and goes on with {now}, so that it "
+                f"may not end in the same bits; OMP_NUM_THREADS={begun} keeps them",
                 stacklevel=2,
             )
 
