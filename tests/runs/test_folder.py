@@ -106,7 +106,7 @@ def test_damaged_files_are_named(copied):
         copied.load_network()
     text = copied.config.read_text()
     copied.config.write_text(text.replace("seed: 3", "seed: 7"))
-    with pytest.raises(ValueError, match=r"config\.yaml must be .*\(other content than its checksum"):
+    with pytest.raises(ValueError, match=r"config\.yaml must be .*\(checksum must be that of the content"):
         copied.load_config()
     edited = [line for line in text.replace("seed: 3", "seed: 7").splitlines() if "checksum" not in line]
     copied.config.write_text("\n".join(edited))
@@ -135,7 +135,7 @@ def test_a_digit_that_changed_is_found(copied, name):
         "reliability": copied.load_reliability,
         "data": copied.load_data_summary,
     }
-    with pytest.raises(ValueError, match=rf"{name}\.json must be a valid JSON file, .* its checksum"):
+    with pytest.raises(ValueError, match=rf"{name}\.json must be a valid JSON file, .*\(checksum must"):
         readers[name]()
 
 

@@ -60,7 +60,7 @@ def test_yaml_is_checked_by_a_comment():
     content = stamp(f"epochs: 3\n# checksum: {BLANK}\n# Made with:\n".encode())
     check_text(content)
     check_text(b"epochs: 3\n")
-    with pytest.raises(ValueError, match="other content than its checksum stands for; remove"):
+    with pytest.raises(ValueError, match="checksum must be that of the content, got another; remove it"):
         check_text(content.replace(b"3", b"4", 1))
 
 

@@ -49,7 +49,7 @@ def stamp_json(text: str) -> str:
         ('{"n": 3, "checksum":', {'n': 3})
         >>> parse_json(text.replace("3", "4", 1))
         Traceback (most recent call last):
-        ValueError: other content than its checksum stands for; remove the checksum if you edited it
+        ValueError: checksum must be that of the content, got another; remove it if you edited the file
     """
     body = text.rstrip()
     opening, closing = body[:-1].rstrip(), body[-1]
@@ -73,7 +73,7 @@ def parse_json(text: str | bytes) -> Any:
     content, mark = json.loads(raw), _mark(raw, last=True)
     is_marked = mark is not None or (isinstance(content, dict) and NAME in content)
     if is_marked and (mark is None or _differs(raw, mark)):
-        raise ValueError(f"{_OTHER}; remove the checksum if you edited it")
+        raise _edited()
     if isinstance(content, dict):
         content.pop(NAME, None)
     elif mark is not None and isinstance(content, list):
@@ -92,11 +92,11 @@ def check_text(content: bytes) -> None:
         >>> check_text(content)
         >>> check_text(content.replace(b"3", b"4", 1))
         Traceback (most recent call last):
-        ValueError: other content than its checksum stands for; remove the checksum if you edited it
+        ValueError: checksum must be that of the content, got another; remove it if you edited the file
     """
     mark = _mark(content)
     if mark is not None and _differs(content, mark):
-        raise ValueError(f"{_OTHER}; remove the checksum if you edited it")
+        raise _edited()
 
 
 def check_tensors(path: Path) -> None:
@@ -117,6 +117,12 @@ def check_tensors(path: Path) -> None:
     if digest.hexdigest().encode() != mark[1]:
         hint = "restore it from a copy, or train the network again"
         raise invalid(str(path), "as it was written", found=_OTHER, hint=hint)
+
+
+def _edited() -> ValueError:
+    return invalid(
+        "checksum", "that of the content", found="another", hint="remove it if you edited the file"
+    )
 
 
 def _mark(content: bytes, *, last: bool = False) -> re.Match[bytes] | None:
