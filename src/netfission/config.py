@@ -164,7 +164,7 @@ class FissionConfig:
         linear_exits: stages (name or number from 1) after which a linear classifier leaves exit 0, in
             addition to the exits, as a list: [3,4]; default none.
         linear_weight: weight of each linear exit in the ensemble's mean of logits, above 0, if that of the
-            other exits is 1; default 1.
+            other exits is 1; default 1. The mean that teaches the exits has equal weights.
         stages: names of the modules that end the stages, as a list: [layer1,layer2]; default found from the
             model's graph.
         grouping: how each stage is divided among its paths: weights, channels or copies.

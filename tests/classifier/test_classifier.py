@@ -226,6 +226,10 @@ def test_images_that_the_best_epoch_was_chosen_on_promise_nothing(finished_run, 
     reasons = {
         "patience chose the epoch on the validation images": (chosen, config),
         "the network started from a run whose epoch patience chose": (begun, chosen),
+        "the network started from a run with another validation split": (
+            begun,
+            replace(config, fission=replace(config.fission, seed=config.fission.seed + 1)),
+        ),
     }
     elsewhere = replace(chosen, data=replace(chosen.data, data="another"))
     for again, (reason, (dependent, begins)) in itertools.product((evaluate, calibrate), reasons.items()):

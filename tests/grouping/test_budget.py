@@ -34,7 +34,7 @@ def ratio(network: nn.Module, name: str = "cifar-resnet18-w16") -> float:
     return count_macs(network, IMAGES[:1]).dense / count_macs(model(name), IMAGES[:1]).dense
 
 
-@pytest.mark.parametrize("budget", [0.4, 0.75, 1.3, 2.0])
+@pytest.mark.parametrize("budget", [0.4, 0.75, 1.3, 1.9])
 def test_the_network_costs_its_budget(budget):
     assert ratio(divided(budget)) == pytest.approx(budget, rel=0.06)
 
@@ -44,6 +44,18 @@ def test_unequal_shares_and_late_exits_keep_the_budget():
     assert ratio(network) == pytest.approx(0.8, rel=0.05)
     first, second, _ = network.stage_copies(3).values()
     assert sum(p.numel() for p in first.parameters()) > 1.5 * sum(p.numel() for p in second.parameters())
+
+
+@pytest.mark.parametrize("budget", [1.2, 1.5])
+def test_very_unequal_paths_reach_a_larger_budget(budget):
+    assert ratio(divided(budget, exits=2, ratio=[4.0, 1.0])) == pytest.approx(budget, rel=0.05)
+
+
+def test_a_budget_that_steps_miss_is_told():
+    with pytest.warns(
+        UserWarning, match=r"^the network costs 0\.60 times the model, less than its budget of 0\.8"
+    ):
+        meet_budget(0.8, lambda cost: 0.6, lambda result: result, divided=0.5, copied=2.0, where="after b")
 
 
 def test_products_of_attention_are_within_the_budget():

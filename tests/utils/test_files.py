@@ -84,6 +84,7 @@ def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_
         pass
     left = [temporary_of(path, killed.pid), temporary_of(other, killed.pid)]
     kept = [temporary_of(path, os.getpid()), tmp_path / ".a.txt.tmp", tmp_path / "a.1-0123abcd.tmp"]
+    kept.append(tmp_path / f".a.txt.{2**22 + 1}@another-0123abcd.tmp")  # of another machine
     for file in (*left, *kept):
         file.touch()
     write_whole(path, "new")

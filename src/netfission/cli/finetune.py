@@ -114,7 +114,9 @@ def _of_single_network(path: str, content: Mapping[str, Any]) -> Mapping[str, An
         return content
     from netfission.runs.finetune_settings import OF_ENSEMBLE
 
-    is_single = content.get("method", "fission") == "fission" and content.get("exits", 1) == 1
+    is_single = (
+        content.get("method", "fission") == "fission" and content.get("exits", FissionConfig().exits) == 1
+    )
     if not is_single or content.get("linear_exits"):
         hint = "of a fine-tuning give single/config.yaml, and the ensemble's settings as flags"
         raise invalid(path, "settings of a single network", found="those of an ensemble", hint=hint)

@@ -16,6 +16,7 @@ from types import GenericAlias, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Protocol, Union, get_args, get_origin, get_type_hints
 
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
+from netfission.utils.checksums import check_text
 from netfission.utils.errors import invalid
 from netfission.utils.typed import PLAIN, typed
 
@@ -267,7 +268,9 @@ class Parser(ArgumentParser):
         import yaml
 
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            raw = Path(path).read_bytes()
+            check_text(raw)
+            content = yaml.safe_load(raw.decode())
         except OSError as error:
             raise invalid(
                 "--config", "a file that can be read", found=f"{path} ({error.strerror})"

@@ -482,7 +482,7 @@ def _unused_folders(
 def _top_folders(root: Path, images: Iterable[str]) -> set[str]:
     """Return the folders in a folder that images are in, at any depth."""
     start = len(inside(root))
-    below = {image[start : image.rindex(os.sep) + 1] for image in images}
+    below = {image[start : image.rfind(os.sep) + 1] for image in images}
     return {name.partition(os.sep)[0] for name in below} - {""}
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from math import ceil
@@ -36,6 +35,8 @@ from netfission.runs.train import train
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
 from netfission.utils.text import count_noun
+
+_OUT_OF_TIME = 75  # exit status of a worker whose time is over
 
 
 class RunBar(tqdm):  # type: ignore[type-arg]
@@ -101,11 +102,11 @@ def run_missing(
                 _run_in_workers(missing, out, bar, min(workers, len(missing)), limit)
         except OutOfTimeError as error:
             _check_longer_than_epoch(error.epoch, minutes)
-    found = [record for cell in cells if (record := records.find(cell)) is not None]
-    if limit is not None and len(found) < len(cells):
-        done = f"{len(found)} of {count_noun(len(cells), 'run')} done"
-        raise OutOfTimeError(f"{done}; the same command goes on after the last whole epoch")
-    return found
+            done = sum(records.find_success(cell) is not None for cell in cells)
+            message = f"{done} of {count_noun(len(cells), 'run')} done"
+            raise OutOfTimeError(f"{message}; the same command goes on after the last whole epoch") from None
+    found = [records.find(cell) for cell in cells]
+    return [record for record in found if record is not None]
 
 
 def _time_limit(minutes: float | None, ray: str | None) -> TimeLimit | None:
@@ -200,15 +201,20 @@ def _run_in_workers(
         for process in processes:
             process.terminate()
             process.join()
-    if any(process.exitcode for process in processes):
+    statuses = {process.exitcode for process in processes} - {0}
+    if statuses == {_OUT_OF_TIME}:
+        raise OutOfTimeError
+    if statuses:
         raise RuntimeError(f"one of {workers} workers died; the same command does the missing runs")
 
 
 def _worker(cells: Sequence[Cell], out: Path, threads: int, limit: TimeLimit | None) -> None:
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(OutOfTimeError):
+    try:
         _run_here(cells, out, RunBar(disable=True), limit)
+    except OutOfTimeError:
+        sys.exit(_OUT_OF_TIME)
 
 
 def _end_with_parent() -> None:

@@ -29,6 +29,7 @@ from netfission.inference.cascade import Cascade, Rule, cascade_confidence, exit
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork
 from netfission.surgery.features import Features
+from netfission.utils.checksums import parse_json
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
 
@@ -59,7 +60,7 @@ class Plan:
     def read(cls, path: Path) -> "Plan":
         """Read what `netfission evaluate --cascade` chose; raise ValueError if the file is not its output."""
         try:
-            written = json.loads(path.read_text(encoding="utf-8"))
+            written = parse_json(path.read_bytes())
             return cls(written["order"], written["choice"]["thresholds"], written["rule"])
         except (ValueError, KeyError, TypeError) as error:
             expected, found = "a file written by netfission evaluate --cascade", "other content"

@@ -1,5 +1,6 @@
 """Divide stages so that a whole network costs what a budget says."""
 
+import warnings
 from collections.abc import Callable
 from math import ceil
 from typing import TypeVar
@@ -38,6 +39,9 @@ def meet_budget(
     Raises:
         ValueError: the narrowest paths cost more, or whole copies cost less.
 
+    Warns:
+        UserWarning: the result costs less than the budget by more than `TOLERANCE`.
+
     Example:
         >>> def divide(cost: float) -> float:
         ...     return 0.4 + 0.6 * cost
@@ -64,6 +68,12 @@ def meet_budget(
             break
         cost += (budget - reached) / divided
     if within is not None:
+        if within[0] < budget * (1 - TOLERANCE):
+            warnings.warn(
+                f"the network costs {within[0]:.2f} times the model, less than its budget of {budget:g}: "
+                "widths come in steps",
+                stacklevel=4,
+            )
         return within[1]
     expected = f"at least {ceil(100 * reached) / 100:.2f} if exits leave {where}"
     raise invalid("budget", expected, budget, hint="let them leave earlier")

@@ -148,7 +148,7 @@ def _widths_in_blocks(
 
     low, high = 0.5, 2.0
     if cost != 1:
-        low, high = 0.0, float(len(shares))  # from nothing to whole copies
+        low, high = 0.0, sum(shares) / min(shares)  # from nothing to whole copies
     elif ratio(scaled(low)) > USED and ratio(scaled(NARROWEST)) <= 1 + TOLERANCE:
         low, high = NARROWEST, low
     for _ in range(30):

@@ -49,5 +49,5 @@ class MultiExitMethod(Method):
             names = cut(model, plan.example, exits=settings.exits).stage_names
         branches = resolve_branches(plan.branch_after, settings.exits, names)
         one = plan.with_one_exit()
-        settings = replace(one.fission, stages=list(names), linear_exits=list(branches))
+        settings = replace(one.fission, stages=list(names), linear_exits=list(branches), linear_weight=1.0)
         return FissionMethod(self.config).build(replace(one, create=lambda seed: model, fission=settings))

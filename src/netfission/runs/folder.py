@@ -246,7 +246,8 @@ class RunFolder(ModelFolder):
             f"{newest} is damaged ({damage}): the run goes on from {sound.name}, one epoch before",
             stacklevel=2,
         )
-        return sound
+        sound.replace(newest)  # so that the next checkpoint does not take the sound one's place
+        return newest
 
     def warn_of_other_threads(self) -> None:
         """Warn if the run began with another number of CPU threads, by which sums are rounded otherwise."""

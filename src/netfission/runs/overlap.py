@@ -1,7 +1,7 @@
 """Images of another data set that are copies of a run's own."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from netfission.classifier.folder import ModelFolder
@@ -30,12 +30,20 @@ def validation_dependence(config: RunConfig) -> str:
     """
     if config.training.patience is not None:
         return "patience chose the epoch on the validation images, so they promise nothing for others"
-    start = _start(config)
-    if start is not None and start.data.data == config.data.data and start.training.patience is not None:
-        return (
-            "the network started from a run whose epoch patience chose on validation images of the same data "
-            "set, so they promise nothing for others"
-        )
+    split = (config.fission.seed, config.data.validation)
+    for start in _starts(config):
+        if start.data.data != config.data.data:
+            continue
+        if start.training.patience is not None:
+            return (
+                "the network started from a run whose epoch patience chose on validation images of the same "
+                "data set, so they promise nothing for others"
+            )
+        if (start.fission.seed, start.data.validation) != split:
+            return (
+                "the network started from a run with another validation split of the same data set (seed or "
+                "validation), which may have been trained on these images, so they promise nothing for others"
+            )
     return ""
 
 
@@ -56,6 +64,15 @@ def images_dependence(name: str, images: Sequence[Selection], config: RunConfig)
     if validation_dependence(config) and (found := _copies(name, images, config, ["validation"])):
         return f"{found} as validation images that the network was chosen on"
     return ""
+
+
+def _starts(config: RunConfig) -> Iterator[RunConfig]:
+    """Yield the settings of the run that a run started from, of the one before that, and so on."""
+    seen = set()
+    while (start := _start(config)) is not None and config.model.weights not in seen:
+        seen.add(config.model.weights)
+        yield start
+        config = start
 
 
 def _start(config: RunConfig) -> RunConfig | None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{8}\.tmp")
+_HOST = re.sub(r"\W", "_", socket.gethostname())[:20]  # several machines may write into one folder
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})(?:@(?P<host>\w*))?-[0-9a-f]{8}\.tmp")
 
 
 def write_whole(path: Path, content: str | bytes, *, kept_as: Path | None = None) -> None:
@@ -74,7 +76,7 @@ def write_together(
         for path, content in files.items():
             remove_abandoned(path.parent, path.name)
             # tempfile would make the file readable by its owner alone; open() follows the umask.
-            written[path] = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+            written[path] = path.with_name(f".{path.name}.{os.getpid()}@{_HOST}-{secrets.token_hex(4)}.tmp")
             cleanup.callback(_remove, written[path])
             with _named_in_errors(path):
                 _write(
@@ -91,7 +93,7 @@ def write_together(
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files of processes that were killed while they wrote.
+    """Remove the temporary files of processes of this machine that were killed while they wrote.
 
     Args:
         folder: where they wrote; need not exist.
@@ -110,7 +112,9 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             match = _TEMPORARY.fullmatch(entry.name)
-            if match and name in (None, match["name"]) and not _is_alive(int(match["process"])):
+            if match is None or name not in (None, match["name"]) or match["host"] not in (None, _HOST):
+                continue
+            if not _is_alive(int(match["process"])):
                 _remove(Path(entry))
 
 
