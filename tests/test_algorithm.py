@@ -397,6 +397,14 @@ def test_the_settings_are_those_of_the_config() -> None:
             {"exits": 2, "example_input": IMAGES / 0},
             "example_input must be finite, got NaN or infinite values",
         ),
+        (
+            {
+                "grouping": "channels",
+                "reconstruct": True,
+                "batches": [BATCHES[0], (IMAGES / 0, BATCHES[0][1])],
+            },
+            "batches must be finite with reconstruct=True, got NaN or infinite values in their images",
+        ),
         ({"exits": 2, "branch_after": []}, r"branch_after must be 1 stages, .* got \[\]"),
         (
             {"exits": 3, "branch_after": [1]},

@@ -44,7 +44,7 @@ def check_images(
         shape: of an image; default any.
 
     Raises:
-        ValueError: there are none, or they are not float or have another shape.
+        ValueError: there are none, or they are not float, not finite or of another shape.
 
     Example:
         >>> check_images([(torch.zeros(2, 3, 8, 8).byte(), torch.zeros(2))], "reconstruct=True")
@@ -57,6 +57,8 @@ def check_images(
     for images, _ in batches:
         if not images.is_floating_point() or shape not in (None, tuple(images.shape[1:])) or not len(images):
             raise invalid("batches", expected, found=describe(images))
+        if not images.isfinite().all():
+            raise invalid("batches", f"finite with {reader}", found="NaN or infinite values in their images")
 
 
 def example_images(
