@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Unpack, cast
 
@@ -24,6 +25,7 @@ from netfission.surgery.masks import apply_masks, check_plain_weights, kept_mask
 from netfission.surgery.plain import check_plain
 from netfission.surgery.reconstruction import fit_linear, in_batches, reconstruct
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
+from netfission.surgery.stages import FEWEST
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
 from netfission.utils.seeds import seeded
@@ -155,12 +157,12 @@ def _divide(
     """Cut, prune and split a model, and assemble its paths."""
     backbone = cut(model, example, config.stages, config.exits)
     stages = _analyse(backbone, example)
-    names = (
-        _divisible(backbone.stage_names, stages, divider, config.exits)
-        if _by_default(config, model)
-        else None
-    )
-    if names is not None:
+    names = list(backbone.stage_names)
+    if _by_default(config, model):
+        names = _divisible(names, stages, divider, config.exits) or _regrouped(
+            model, example, names, divider, config.exits
+        )
+    if names != list(backbone.stage_names):
         config = replace(config, stages=names)
         backbone = cut(model, example, names, config.exits)
         stages = _analyse(backbone, example)
@@ -263,22 +265,43 @@ def _analyse(backbone: Backbone, example: Tensor) -> list[Stage]:
     return [Stage(module, inputs) for module, inputs in zip(backbone.stages, features, strict=True)]
 
 
-def _divisible(
-    names: Sequence[str], stages: Sequence[Stage], grouping: Grouping, exits: int
-) -> list[str] | None:
-    """Return the names of stages without those that cannot be divided; None if all can.
+def _divisible(names: Sequence[str], stages: Sequence[Stage], grouping: Grouping, exits: int) -> list[str]:
+    """Return the names of stages without those that cannot be divided; none if none can.
 
     Such a stage joins the next one, the last one the stage before. All exits share the first stage.
     """
     if exits == 1:
-        return None
+        return list(names)
     paths = [min(index + 1, exits) for index in range(len(stages))]  # an exit leaves after each stage
     divisible = [grouping.can_divide(*pair) for pair in zip(stages[1:], paths[1:], strict=True)]
-    if all(divisible) or not any(divisible):
-        return None
+    if all(divisible):
+        return list(names)
+    if not any(divisible):
+        return []
     if not divisible[-1]:
         divisible[-2:] = [False, True]
     return [names[0], *(name for name, can in zip(names[1:], divisible, strict=True) if can)]
+
+
+def _regrouped(
+    model: nn.Module, example: Tensor, names: Sequence[str], grouping: Grouping, exits: int
+) -> list[str]:
+    """Return other stages, if none of those that were found can be divided: each is a single layer.
+
+    A stage has several layers if the modules of the last one's kind are in equal groups, or if all stages
+    but the first are joined. The names are the same if this does not help either.
+    """
+    kinds = {name: (name.rpartition(".")[0], type(module)) for name, module in model.named_modules()}
+    order = [name for name in kinds if name]
+    row = [name for name in order[: order.index(names[-1]) + 1] if kinds[name] == kinds[names[-1]]]
+    counts = range(min(max(FEWEST, exits), len(row)), 1, -1)
+    groups = [[row[(index + 1) * len(row) // count - 1] for index in range(count)] for count in counts]
+    for others in (*groups, [names[0], names[-1]]):
+        with suppress(ValueError):  # these cannot end stages
+            parts = _analyse(cut(model, example, others, exits), example)
+            if found := _divisible(others, parts, grouping, exits):
+                return found
+    return list(names)
 
 
 def _prune(

@@ -1,4 +1,5 @@
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from netfission.grouping.widths import StageMacs, even_widths
 from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
 from netfission.profiling.cost import count
-from netfission.profiling.macs import count_macs
+from netfission.profiling.macs import count_macs, run_counted
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.narrowing import ScatteredNorm
@@ -431,6 +432,33 @@ class _Twice(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return F.max_pool2d(self.again(self.block(features)), 2)
+
+
+def plain_blocks(*, flat: bool) -> list[nn.Module]:
+    """Convolution, batch norm and ReLU six times, at three sizes of the features."""
+    layers: list[nn.Module] = []
+    for (inputs, _), (outputs, stride) in itertools.pairwise(
+        [(3, 1), (8, 1), (8, 2), (8, 1), (8, 2), (8, 1), (8, 1)]
+    ):
+        block = [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += block if flat else [nn.Sequential(*block)]
+    return layers
+
+
+@pytest.mark.parametrize(
+    ("flat", "exits", "expected"),
+    [(True, 3, ("3", "9", "15")), (False, 3, ("1", "3", "5")), (False, 2, ("1", "3", "5"))],
+)
+def test_single_layers_are_regrouped_into_stages_that_can_be_divided(
+    flat: bool, exits: int, expected: tuple[str, ...]
+) -> None:
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    model = nn.Sequential(*plain_blocks(flat=flat), *head)
+    images = torch.randn(2, 3, 16, 16)
+    net = nf.fission(model, exits, grouping="channels", example_input=images)
+    assert net.stage_names == expected
+    ratio = run_counted(net, images[:1]).total.dense / run_counted(model, images[:1]).total.dense
+    assert ratio < 1.1
 
 
 def test_blocks_that_run_twice_are_saved_and_loaded(tmp_path: Path) -> None:
