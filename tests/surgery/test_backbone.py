@@ -582,6 +582,27 @@ def test_blocks_of_a_module_that_owns_parameters_are_found() -> None:
     assert cut(model, IMAGES).stage_names == tuple(f"stage1.blocks.{number}" for number in (1, 3, 5))
 
 
+class _Encoder(nn.Module):
+    """PyTorch's own transformer, whose code asks its input whether it is nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.encoder(self.patch(images).flatten(2).transpose(1, 2)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("stages", [None, ["encoder.layers.1", "encoder.layers.3"]])
+def test_the_layers_of_an_encoder_of_pytorch_can_end_stages(stages: list[str] | None) -> None:
+    names = cut(_Encoder(), IMAGES[:2], stages).stage_names
+    assert names == tuple(stages or (f"encoder.layers.{index}" for index in (0, 1, 3)))
+
+
 def test_a_module_that_cannot_be_traced_leaves_those_around_it_traced() -> None:
     model = torchvision.models.VisionTransformer(32, 8, 6, 2, 16, 32, num_classes=5)
     images = torch.randn(2, 3, 32, 32)

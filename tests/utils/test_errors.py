@@ -56,3 +56,11 @@ def test_tensors_and_errors_in_words():
     assert describe(torch.zeros(0, 3, dtype=torch.int64)) == "int64 of shape (0, 3)"
     assert first_line(RuntimeError("\nfirst\nsecond")) == "first"
     assert first_line(AssertionError()) == "AssertionError"
+
+
+def test_an_error_that_cannot_be_printed_is_named_by_its_type() -> None:
+    class Endless:
+        def __repr__(self) -> str:
+            return repr(self)
+
+    assert first_line(KeyError(Endless())) == "KeyError"

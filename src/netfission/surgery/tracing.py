@@ -22,6 +22,8 @@ from netfission.utils.modes import in_mode
 
 _VIEWS = {"contiguous", "flatten", "permute", "reshape", "transpose", "view"}  # methods that change no value
 
+_KINDS = {"device", "dtype", "is_cuda", "is_nested", "is_quantized", "is_sparse", "layout"}  # of a tensor
+
 
 class Mode(int):
     """The attribute `training` of a module while it is traced: false, and recognised in the graph."""
@@ -147,7 +149,10 @@ class ShapeTracer(ModuleTracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return a truth value that does not depend on the images."""
-        first, second = (bool(value) for value in self.values[obj.node] if not isinstance(value, Tensor))
+        values = self.values.get(obj.node, ()) if isinstance(obj.node, fx.Node) else ()
+        if not values or any(isinstance(value, Tensor) for value in values):
+            raise fx.proxy.TraceError("control flow depends on the images")
+        first, second = map(bool, values)
         if first != second:
             raise fx.proxy.TraceError("control flow depends on the size of the batch")
         return first
@@ -260,7 +265,7 @@ class _ShapedProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._values[0], name)
-        return value if name in ("dtype", "device", "is_cuda", "layout") else super().__getattr__(name)
+        return value if name in _KINDS else super().__getattr__(name)
 
 
 def _stand_in(proxy: fx.Proxy, first: Any, second: Any) -> Any:

@@ -73,7 +73,10 @@ def first_line(error: BaseException) -> str:
         >>> first_line(RuntimeError("out of memory\\ntry less")), first_line(KeyError())
         ('out of memory', 'KeyError')
     """
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # as of a KeyError whose key cannot be printed
+        lines = []
     return lines[0] if lines else type(error).__name__
 
 
