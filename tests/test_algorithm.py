@@ -418,6 +418,20 @@ def test_the_settings_are_those_of_the_config() -> None:
             r"branch_after must be .* one of block1, block2, got \['block9'\]$",
         ),
         ({"exits": 2, "branch_after": [1.5]}, r"branch_after must be 1 stages, .* got \[1.5\]"),
+        ({"branch_after": 1}, "branch_after must be auto, late or a list such as .*, got 1$"),
+        ({"branch_after": "block1"}, "branch_after must be auto, late or a list such as .*, got 'block1'$"),
+        ({"branch_after": [1.0, 2]}, r"branch_after must be 2 stages, .*, got \[1.0, 2\]$"),
+        ({"linear_exits": 2}, "linear_exits must be a list such as .*, got 2$"),
+        ({"linear_exits": "block2"}, r"linear_exits must be a list such as .* got 'block2'$"),
+        ({"stages": "block2"}, r"stages must be a list of names .* such as \['blocks.1'\], got 'block2'$"),
+        ({"stages": [1, 2]}, r"stages must be a list of names of modules, .* got \[1, 2\]$"),
+        ({"ratio": "abc"}, "ratio must be a list of numbers, such as .* got 'abc'$"),
+        ({"ratio": ["a", 1, 1]}, r"ratio must be 3 positive numbers, .* got \['a', 1, 1\]$"),
+        ({"sparsity": "half"}, r"sparsity must be the share .* got 'half'$"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'$"),
+        ({"grouping": "channels", "budget": "1"}, "budget must be a positive number, got '1'$"),
+        ({"example_input": "a"}, r"example_input must be images, float \(batch, .*, got 'a'$"),
+        ({"example_input": (2, 3, 8, 8)}, r"example_input must be images, .*, got \(2, 3, 8, 8\)$"),
         (
             {"exits": 2, "grouping": "copies", "keep_shortcuts": True},
             "keep_shortcuts must be False unless grouping='weights', got True",
@@ -435,6 +449,12 @@ def test_a_bad_request_is_answered_in_one_line(
     with pytest.raises(ValueError, match=message) as raised:
         nf.fission(model, **{"example_input": IMAGES} | options)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_a_tensor_is_refused_by_name_where_a_network_is_deployed(model: nn.Module) -> None:
+    net = nf.fission(model, 2, example_input=IMAGES)
+    with pytest.raises(ValueError, match=r"^example_input must be images, float \(batch, .*, got None$"):
+        nf.deploy(net, None)  # type: ignore[arg-type]
 
 
 def test_more_exits_than_stages_go_with_branch_points(model: nn.Module) -> None:

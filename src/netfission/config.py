@@ -1,8 +1,9 @@
 """The settings of a run as plain data; their descriptions are the help of the command line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import inf, isfinite
+from numbers import Integral, Real
 from typing import Any, Literal, Self, TypedDict, get_args, get_type_hints
 
 from netfission.utils.errors import (
@@ -214,15 +215,18 @@ class FissionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("branch_after", "linear_exits", "stages", "ratio"):
-            if isinstance(value := getattr(self, name), tuple):
-                object.__setattr__(self, name, list(value))
         check_positive_integer("exits", self.exits)
-        if isinstance(self.branch_after, str):
-            check_choice("branch_after", self.branch_after, get_args(BranchPoints))
+        for name, expected in _LISTS.items():
+            value = getattr(self, name)
+            if value is not None and not (name == "branch_after" and value in get_args(BranchPoints)):
+                object.__setattr__(self, name, _as_list(name, expected, value))
+        if self.stages is not None and not all(isinstance(stage, str) for stage in self.stages):
+            raise invalid("stages", _LISTS["stages"], self.stages)
+        if not isinstance(self.seed, Integral):
+            raise invalid("seed", "an integer", self.seed)
         if self.pruning_steps is not None:
             check_positive_integer("pruning_steps", self.pruning_steps)
-        if not 0 <= self.sparsity < 1:
+        if not isinstance(self.sparsity, Real) or not 0 <= self.sparsity < 1:
             raise invalid("sparsity", "the share of weights to remove, in [0, 1)", self.sparsity)
         if self.ratio is not None and not _are_shares(self.ratio, self.exits):
             raise invalid("ratio", f"{self.exits} positive numbers, one per exit", self.ratio)
@@ -307,8 +311,25 @@ class FissionSettings(TypedDict, total=False):
     seed: int
 
 
+_LISTS = {
+    "branch_after": "auto, late or a list such as [1, 2] or ['blocks.1', 'blocks.3']",
+    "linear_exits": "a list such as [3, 4] or ['layer3']",
+    "stages": "a list of names of modules, such as ['blocks.1']",
+    "ratio": "a list of numbers, such as [2, 1, 1]",
+}
+
+
+def _as_list(name: str, expected: str, value: Any) -> list[Any]:
+    """Return the values of a list or tuple; text is none, as its letters would be taken for values."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise invalid(name, expected, value)
+    return list(value)
+
+
 def _are_shares(ratio: Sequence[float], exits: int) -> bool:
-    return len(ratio) == exits and all(isfinite(share) and share > 0 for share in ratio)
+    return len(ratio) == exits and all(
+        isinstance(share, Real) and isfinite(share) and share > 0 for share in ratio
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from netfission.surgery.splitting import not_a_classifier, split
 from netfission.surgery.stages import FEWEST, find_stages
 from netfission.surgery.tracing import attempts
 from netfission.utils.errors import describe, first_line, invalid
-from netfission.utils.modes import in_mode, input_errors, trial_copy
+from netfission.utils.modes import check_tensor, in_mode, input_errors, trial_copy
 from netfission.utils.seeds import seeded
 
 _OWN_PARTS = "a netfission.Backbone of your own parts"
@@ -161,7 +162,10 @@ def resolve_linear_exits(linear_exits: Sequence[int | str] | None, stage_names: 
 def _stage_numbers(stages: Sequence[int | str], stage_names: Sequence[str]) -> list[int]:
     """Return the 1-based numbers of stages; 0 for an unknown name."""
     numbers = {name: number for number, name in enumerate(stage_names, start=1)}
-    return [numbers.get(stage, 0) if isinstance(stage, str) else stage for stage in stages]
+    return [
+        numbers.get(stage, 0) if isinstance(stage, str) else int(stage) if isinstance(stage, Integral) else 0
+        for stage in stages
+    ]
 
 
 def cut(
@@ -198,6 +202,7 @@ def cut(
         ('block1', 'block2', 'bn')
     """
     check_plain("model", model)
+    check_tensor("example_input", example_input)
     if example_input.shape[0] == 1:  # batch norm on 1 × 1 features needs two values to train
         example_input = torch.cat([example_input, example_input.flip(-1)])
     with input_errors("example_input", example_input):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.utils.errors import describe, invalid
+from netfission.utils.modes import check_tensor
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
@@ -82,6 +83,7 @@ def example_images(
         if size is None:
             raise invalid("example_input", "images, float (batch, channels, height, width)", None)
         example_input = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    check_tensor("example_input", example_input)
     if example_input.ndim != 4 and any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
         raise invalid(
             "example_input", "images, float (batch, channels, height, width)", found=describe(example_input)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -161,6 +162,6 @@ def check_positive(argument: str, value: float) -> float:
         Traceback (most recent call last):
         ValueError: temperature must be a positive number, got 0.0
     """
-    if not isfinite(value) or value <= 0:
+    if not isinstance(value, Real) or not isfinite(value) or value <= 0:
         raise invalid(argument, "a positive number", value)
     return value

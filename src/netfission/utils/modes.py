@@ -54,6 +54,18 @@ def trial_copy(module: _Module) -> _Module:
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
+def check_tensor(argument: str, images: Tensor) -> None:
+    """Raise ValueError unless images are a tensor of one dimension or more.
+
+    Example:
+        >>> check_tensor("example_input", (2, 3, 32, 32))
+        Traceback (most recent call last):
+        ValueError: example_input must be images, float (batch, channels, height, width), got (2, 3, 32, 32)
+    """
+    if not isinstance(images, Tensor) or not images.ndim:
+        raise invalid(argument, "images, float (batch, channels, height, width)", images)
+
+
 @contextmanager
 def input_errors(argument: str, images: Tensor) -> Iterator[None]:
     """Turn every error that a network raises on `images` into a `ValueError` that names the argument.
@@ -63,7 +75,7 @@ def input_errors(argument: str, images: Tensor) -> Iterator[None]:
         images: the images that the network runs on within.
 
     Raises:
-        ValueError: there are no images, or the network raised an error.
+        ValueError: it is not a tensor, there are no images, or the network raised an error.
 
     Example:
         >>> import torch
@@ -73,6 +85,7 @@ def input_errors(argument: str, images: Tensor) -> Iterator[None]:
         Traceback (most recent call last):
         ValueError: images must be accepted by the network, got float32 of shape (1, 3) (expected two inputs)
     """
+    check_tensor(argument, images)
     if not len(images):
         raise invalid(argument, "at least one image", found=f"shape {tuple(images.shape)}")
     try:
