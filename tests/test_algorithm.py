@@ -457,6 +457,46 @@ def test_what_is_not_a_tensor_is_refused_by_name_where_a_network_is_deployed(mod
         nf.deploy(net, None)  # type: ignore[arg-type]
 
 
+class _LeNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(32, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.max_pool2d(self.conv2(self.conv1(images).relu()).relu(), 2)
+        logits: Tensor = self.fc3(self.fc2(self.fc1(features.flatten(1)).relu()).relu())
+        return logits
+
+
+@pytest.mark.parametrize("grouping", ["weights", "channels"])
+@pytest.mark.parametrize("branch_after", [None, [1, 1]])
+def test_a_network_of_one_stage_is_told_of_stages_that_work(grouping: str, branch_after: Any) -> None:
+    settings: dict[str, Any] = {"grouping": grouping, "example_input": IMAGES, "branch_after": branch_after}
+    with pytest.raises(
+        ValueError, match=r"^exits must be 1 for a network of one stage \(.*, got 3;"
+    ) as raised:
+        nf.fission(_LeNet(), 3, **settings)
+    names = re.findall(r"'(\w+)'", str(raised.value).partition("stages=")[2])
+    assert nf.fission(_LeNet(), 3, **settings | {"stages": names}).stage_names == tuple(names)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_gradient_checkpointing_stays_in_whole_modules_and_changes_no_stage(
+    name: str, small_model: Any
+) -> None:
+    model, images = small_model(f"timm/{name}", 5), torch.zeros(2, 3, 64, 64)
+    expected = nf.fission(model, 2, example_input=images).stage_names
+    model.set_grad_checkpointing(True)
+    if name.startswith("vit"):
+        with pytest.warns(UserWarning, match=r"^the model's gradient checkpointing is left out; "):
+            net = nf.fission(model, 2, example_input=images)
+    else:
+        net = nf.fission(model, 2, example_input=images)
+        assert any(getattr(part, "grad_checkpointing", False) for part in net.modules())
+    assert net.stage_names == expected
+
+
 def test_more_exits_than_stages_go_with_branch_points(model: nn.Module) -> None:
     net = nf.fission(model, 5, branch_after=[1, 1, 2, 2], example_input=IMAGES)
     logits: Tensor = net(IMAGES)

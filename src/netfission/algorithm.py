@@ -18,7 +18,14 @@ from netfission.grouping.widths import TOLERANCE
 from netfission.network import ExitPath, FissionNetwork, LinearExit
 from netfission.profiling.macs import macs_by_weight, run_counted
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
-from netfission.surgery.backbone import Backbone, cut, resolve_branches, resolve_linear_exits
+from netfission.surgery.backbone import (
+    Backbone,
+    checkpointed,
+    cut,
+    resolve_branches,
+    resolve_linear_exits,
+    stages_of_layers,
+)
 from netfission.surgery.example import check_batches, check_images, example_images
 from netfission.surgery.features import map_tensors
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
@@ -102,9 +109,10 @@ def fission(
         division = _divide(model, example, divider, config, batches)
     unsolved = _complete(division, example, batches)
     if config.budget == 1:  # another one is met, or refused
-        _report_costs(division.backbone.stage_names, division.splits)
+        _report_costs(division)
     _report_empty_layers(division.network, division.kept)
     _report_unsolved(unsolved)
+    _report_checkpointing(model, division.network)
     network = division.network
     if not isinstance(grouping, str):
         network.config = None
@@ -168,6 +176,8 @@ def _divide(
         stages = _analyse(backbone, example)
     if divider.masks_weights or config.sparsity > 0:
         check_plain_weights(backbone, standardised=config.sparsity > 0)  # else where a mask is applied
+    if len(names) == 1 < config.exits and config.stages is None and not isinstance(model, Backbone):
+        raise _one_stage(model, example, names[0], divider, config.exits)
     branch_after = config.known_branch_after(trained=False)
     branches = resolve_branches(branch_after, config.exits, backbone.stage_names)
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
@@ -302,6 +312,23 @@ def _regrouped(
             if found := _divisible(others, parts, grouping, exits):
                 return found
     return list(names)
+
+
+def _one_stage(model: nn.Module, example: Tensor, name: str, grouping: Grouping, exits: int) -> ValueError:
+    """Make the error for a network in which only one stage is found; it names other stages that work."""
+
+    def works(backbone: Backbone) -> bool:
+        names = list(backbone.stage_names)
+        return _divisible(names, _analyse(backbone, example), grouping, exits) == names
+
+    others = stages_of_layers(model, example, works)
+    hint = "its layers cannot end stages that can be divided: pass a netfission.Backbone of your own parts"
+    if others:
+        shared = f" and branch_after={[1] * (exits - 1)}" if exits > len(others) else ""
+        hint = f"pass stages={others!r}{shared}"
+    return invalid(
+        "exits", f"1 for a network of one stage ({name}), unless others are named", exits, hint=hint
+    )
 
 
 def _prune(
@@ -549,15 +576,34 @@ def _names_below(names: set[str], prefix: str) -> set[str]:
     return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
 
-def _report_costs(stage_names: Sequence[str], splits: Sequence[StageSplit]) -> None:
-    """Warn of each stage whose paths together need clearly more multiply-accumulates than the stage."""
-    for name, split in zip(stage_names, splits, strict=True):
-        if split.cost > 1 + TOLERANCE:
+def _report_costs(division: _Division) -> None:
+    """Warn of each stage whose paths together need clearly more multiply-accumulates than the stage.
+
+    A stage that was pruned is compared as it was before.
+    """
+    stages = zip(division.backbone.stage_names, division.stages, division.splits, strict=True)
+    for name, stage, split in stages:
+        cost = split.cost
+        if cost > 1 + TOLERANCE and division.kept:
+            features = map_tensors(lambda tensor: tensor[:1].clone(), stage.features)
+            macs = (sum(macs_by_weight(path, features).values()) for path in split.paths)
+            cost = sum(macs) / sum(stage.macs.values())
+        if cost > 1 + TOLERANCE:
             warnings.warn(
-                f"stage {name!r}: its {len(split.paths)} paths together need {split.cost:.2f} times the "
+                f"stage {name!r}: its {len(split.paths)} paths together need {cost:.2f} times the "
                 "multiply-accumulates of the stage, because much of it cannot be divided; see summary()",
                 stacklevel=3,
             )
+
+
+def _report_checkpointing(model: nn.Module, network: nn.Module) -> None:
+    """Warn if gradient checkpointing is on in the model, and in no part of the network."""
+    if checkpointed(model) and not checkpointed(network):
+        warnings.warn(
+            "the model's gradient checkpointing is left out; if memory is short, train with smaller batches, "
+            "else turn it off in the model before",
+            stacklevel=3,
+        )
 
 
 def _report_unsolved(names: Sequence[str]) -> None:

@@ -218,7 +218,8 @@ class FissionConfig:
         check_positive_integer("exits", self.exits)
         for name, expected in _LISTS.items():
             value = getattr(self, name)
-            if value is not None and not (name == "branch_after" and value in get_args(BranchPoints)):
+            named = name == "branch_after" and isinstance(value, str) and value in get_args(BranchPoints)
+            if value is not None and not named:
                 object.__setattr__(self, name, _as_list(name, expected, value))
         if self.stages is not None and not all(isinstance(stage, str) for stage in self.stages):
             raise invalid("stages", _LISTS["stages"], self.stages)

@@ -360,6 +360,14 @@ def test_a_stage_that_costs_more_than_it_did_is_reported() -> None:
     assert f"need {macs / count_macs(model[2], image).dense:.2f} times" in str(warned[0].message)
 
 
+def test_a_pruned_stage_is_compared_as_it_was_before() -> None:
+    model, images = create_model("wrn-10-1", CLASSES), torch.randn(2, 3, 16, 16)
+    net = nf.fission(
+        model, 2, grouping="channels", sparsity=0.8, criterion="magnitude", example_input=images
+    )  # a warning would be an error
+    assert count_macs(net, images[:1]).dense < count_macs(model, images[:1]).dense
+
+
 @pytest.mark.parametrize(
     ("inner", "width"),
     # At half their share, paths cost 1.08, 1.18 and 1.33 times the stage, at a quarter 0.89, 1.00 and 1.17.

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -281,6 +282,35 @@ def test_data_dependent_control_flow_inside_a_module_is_left_whole() -> None:
     assert backbone.stage_names == STAGES
     for images in (IMAGES, -IMAGES, IMAGES.flip(0) * 3):
         assert torch.equal(run(backbone, images, False)[0], run(model, images, False)[0])
+
+
+class _Skips(Chain):
+    """Skips a stage at random in training, as LayerDrop does."""
+
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.stage1(self.stem(images))
+        if self.training and random.random() < 0.1:
+            return features
+        return self.stage3(self.stage2(features))
+
+
+class _SkipsWithin(nn.Sequential):
+    def forward(self, features: Tensor) -> Tensor:
+        return features if self.training and random.random() < 0.5 else super().forward(features)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_draw_of_pythons_random_is_refused_whatever_its_state(seed: int) -> None:
+    random.seed(seed)
+    state = random.getstate()
+    with pytest.raises(
+        ValueError, match=r"^model must be .*, which draws from Python's random in train mode"
+    ):
+        cut(_Skips(), IMAGES[:2], list(STAGES))
+    model = Chain()
+    model.stage1.append(_SkipsWithin(nn.Conv2d(4, 4, 1)))
+    cut(model, IMAGES[:2], list(STAGES))
+    assert random.getstate() == state
 
 
 def test_random_numbers_and_the_global_generator_are_left_alone() -> None:
@@ -755,6 +785,12 @@ class TwoOutputs(Chain):
         return logits, logits
 
 
+class TupleInTraining(Chain):
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        return (2 * logits, logits) if self.training else logits
+
+
 class NamedOutput(Chain):
     def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         return {"logits": super().forward(images)}
@@ -838,16 +874,32 @@ def mlp() -> nn.Module:
         ),
         (Recurrent, ["stage1", "stage2"], r"^stages must be modules that run once.*'stage1'.* try \['stage"),
         (Unused, list(STAGES), r"'stage3'.* cannot end a stage"),
-        (Tied, None, r"^stages must be .*, got 'stage3.4.weight', used in 'stem' and in 'stage3'$"),
+        (Tied, None, r"^stages must be .*, got 'stage3.4.weight', used in 'stem' and in 'stage3'; untie it"),
         (
             TiedNorm,
             None,
-            r"^stages must be .*, got 'stage\d.2.running_mean', used in 'stage1' and in 'stage2'$",
+            r"^stages must be .*, got 'stage\d.2.running_mean', used in 'stage1' and in 'stage2'; untie it",
         ),
         (
             mlp,
             None,
-            r"^model must be a network with convolutions .*, got Sequential without stages; pass a netf",
+            r"^model must be a network in which stages are found, got Sequential without any; pass a netf",
+        ),
+        (
+            lambda: nn.Sequential(*mlp(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)),
+            None,
+            r"got Sequential without any; pass stages=\['1', '2'\], or a netfission.Backbone of your own",
+        ),
+        (TupleInTraining, None, r"got TupleInTraining with output tuple in train mode alone; wrap it"),
+        (
+            lambda: timm.create_model("resnet18", features_only=True),
+            None,
+            r"got \w+ with output list in eval mode; it has no classifying layer: make it with num_classes=N",
+        ),
+        (
+            lambda: timm.create_model("resnet18", num_classes=0, global_pool=""),
+            None,
+            r"got ResNet with output shape .*; it has no classifying layer: make it with num_classes=N",
         ),
     ],
 )

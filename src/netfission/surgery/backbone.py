@@ -8,8 +8,11 @@ model's own modules, in train or eval mode.
 
 import copy
 import itertools
+import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from numbers import Integral
 from typing import Any, Literal
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from netfission.surgery.features import Features, map_tensors, tensors_of
+from netfission.surgery.masks import prunable_weights
 from netfission.surgery.plain import check_plain, logits_hint
 from netfission.surgery.splitting import not_a_classifier, split
 from netfission.surgery.stages import FEWEST, find_stages
@@ -26,6 +30,7 @@ from netfission.utils.errors import describe, first_line, invalid
 from netfission.utils.modes import check_tensor, in_mode, input_errors, trial_copy
 from netfission.utils.seeds import seeded
 
+_CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")  # attributes that turn it on
 _OWN_PARTS = "a netfission.Backbone of your own parts"
 
 
@@ -94,7 +99,7 @@ def resolve_branches(
         [1, 3]
     """
     last = len(stage_names) - 1
-    if branch_after == "late":
+    if branch_after == "late" or (branch_after and last == 0 and exits > 1):
         return late_branches(exits, stage_names)
     if branch_after is None:
         if exits - 1 > last and not (last and exits <= FEWEST):
@@ -102,7 +107,8 @@ def resolve_branches(
                 "exits",
                 f"at most {last + 1}, one per stage ({', '.join(stage_names)})",
                 exits,
-                hint="name more stages (stages=[…]) or let exits share a branch point (branch_after=[…])",
+                hint="name more stages (stages=[…])"
+                + (" or let exits share a branch point (branch_after=[…])" if last else ""),
             )
         return [min(branch, last) for branch in range(1, exits)]
     branches = _stage_numbers(branch_after, stage_names)
@@ -207,7 +213,7 @@ def cut(
         example_input = torch.cat([example_input, example_input.flip(-1)])
     with input_errors("example_input", example_input):
         output = _run(model, example_input, training=False)
-    _check_logits(model, output, training=False)
+    _check_logits(model, output.output, training=False)
     root = copy.deepcopy(model)
     if isinstance(root, Backbone):
         if stages is not None:
@@ -215,28 +221,65 @@ def cut(
         return _checked(root, root, example_input, {False: output, True: _run(root, example_input, True)})
     with input_errors("example_input", example_input):
         in_training = _run(model, example_input, training=True)
-    if not isinstance(in_training, Tensor):
+    if not isinstance(in_training.output, Tensor):
         root = _without_auxiliary_heads(root, example_input)
-        in_training = _main_output(_run(root, example_input, training=True))
-    return _cut_copy(root, example_input, {False: output, True: in_training}, stages, exits)
+        in_training = _run(root, example_input, training=True)
+    with _without_checkpointing(root):
+        return _cut_copy(root, example_input, {False: output, True: in_training}, stages, exits)
 
 
-_Outputs = Mapping[bool, Any]  # whether in train mode → what the model returns for the example images
+@dataclass(frozen=True)
+class _Result:
+    """What a network returned, and the state of Python's global generator afterwards."""
+
+    output: Any
+    drawn: object
+
+
+_Results = Mapping[bool, _Result]  # whether in train mode → of the model, for the example images
+
+
+def checkpointed(network: nn.Module) -> list[nn.Module]:
+    """Return the modules in which timm's or Hugging Face's gradient checkpointing is on."""
+    names = _CHECKPOINTING
+    return [part for part in network.modules() if any(getattr(part, name, None) is True for name in names)]
+
+
+@contextmanager
+def _without_checkpointing(root: nn.Module) -> Iterator[None]:
+    """Turn gradient checkpointing off: code that runs blocks by functions hides them from a trace.
+
+    At the end it is on again in the modules that stay whole.
+    """
+    on = [
+        (part, name)
+        for part in checkpointed(root)
+        for name in _CHECKPOINTING
+        if getattr(part, name, None) is True
+    ]
+    for part, name in on:
+        setattr(part, name, False)
+    try:
+        yield
+    finally:
+        for part, name in on:
+            setattr(part, name, True)
 
 
 def _cut_copy(
-    root: nn.Module, example_input: Tensor, outputs: _Outputs, stages: Sequence[str] | None, exits: int
+    root: nn.Module, example_input: Tensor, outputs: _Results, stages: Sequence[str] | None, exits: int
 ) -> Backbone:
     try:
         names = find_stages(root, example_input, exits) if stages is None else list(stages)
     except Exception as error:  # a user's model may raise anything while it is traced
         raise _untraceable(root, error) from error
     if not names and stages is None:
+        others = stages_of_layers(root, example_input)
         raise invalid(
             "model",
-            "a network with convolutions or linear layers between cuts",
-            found=f"{type(root).__name__} without stages",
-            hint=f"pass {_OWN_PARTS}",
+            "a network in which stages are found",
+            found=f"{type(root).__name__} without any",
+            hint=(f"pass stages={others!r}, or " if others else "pass ") + _OWN_PARTS,
         )
     modules = dict(root.named_modules())
     unknown = [name for name in names if name not in modules or not name]
@@ -261,6 +304,29 @@ def _cut_copy(
     raise refused[-1] if refused else untraceable[0]
 
 
+def stages_of_layers(
+    model: nn.Module, example_input: Tensor, accept: Callable[[Backbone], bool] = lambda backbone: True
+) -> list[str]:
+    """Return names of single layers that can end two or three stages; none if there are no such layers.
+
+    Args:
+        model: the model.
+        example_input: images `(batch, channels, height, width)`.
+        accept: returns whether the stages of a cut model will do.
+    """
+    layers = [name for name, part in model.named_modules() if name and _is_layer(part)][:-1]  # not the head
+    for count in range(min(FEWEST, len(layers)), 1, -1):
+        names = [layers[(index + 1) * len(layers) // count - 1] for index in range(count)]
+        with suppress(ValueError):  # one cannot end a stage
+            if accept(cut(model, example_input, names)):
+                return names
+    return []
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return not any(True for _ in module.children()) and bool(prunable_weights(module))
+
+
 def _offer(model: nn.Module, example_input: Tensor) -> str:
     """Return what a message says of names that can be passed as stages: those that were tried and work."""
     try:
@@ -278,7 +344,7 @@ def _untraceable(root: nn.Module, error: Exception) -> ValueError:
     )
 
 
-def _checked(model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Outputs) -> Backbone:
+def _checked(model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Results) -> Backbone:
     """Return a backbone that is safe to divide, and repeats the model's output."""
     _check_has_classifier(model, backbone, example_input)
     _check_not_shared(backbone)
@@ -372,6 +438,7 @@ def _check_not_shared(backbone: Backbone) -> None:
                     "stages",
                     "such that each parameter is used in one stage",
                     found=f"{name!r}, used in {owner[id(tensor)]!r} and in {label!r}",
+                    hint="untie it (a copy for each use), or end the stages so that one holds both uses",
                 )
 
 
@@ -382,7 +449,7 @@ def _keep_inputs(backbone: Backbone, example_input: Tensor) -> None:
     Several paths may read that input.
     """
     trial = trial_copy(backbone).train()  # dropout overwrites in train mode only
-    with torch.random.fork_rng([example_input.device] if example_input.is_cuda else []):
+    with _seeded_python(), torch.random.fork_rng([example_input.device] if example_input.is_cuda else []):
         features = trial.stem(example_input.clone())
         for name, stage, original in zip(backbone.stage_names, trial.stages, backbone.stages, strict=True):
             tensors = _tensors(features, name, len(example_input))
@@ -422,13 +489,27 @@ def _clone(_stage: nn.Module, inputs: tuple[Features]) -> Features:
 
 
 def _check_same_output(
-    model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Outputs
+    model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Results
 ) -> None:
-    """Check that the backbone repeats the model's logits in both modes."""
-    for training, expected in outputs.items():
+    """Check that the backbone repeats the model's logits in both modes, and what it draws at random."""
+    for training, result in outputs.items():
+        expected = _main_output(result.output)
         _check_logits(model, expected, training)
-        logits = _run(backbone, example_input, training)
+        repeated = _run(backbone, example_input, training)
+        logits = repeated.output
+        if result.drawn != repeated.drawn:
+            found = f"{type(model).__name__}, which draws from Python's random in {_mode(training)}"
+            hint = f"draw within a block that runs, or is skipped, as a whole, or pass {_OWN_PARTS}"
+            raise invalid(
+                "model", "independent of random numbers outside its modules", found=found, hint=hint
+            )
         if not isinstance(logits, Tensor) or not torch.equal(expected, logits):
+            if expected is not result.output:
+                kind = type(result.output).__name__
+                hint = logits_hint(result.output)
+                if hasattr(model, "set_distilled_training"):  # of timm
+                    hint = "call model.set_distilled_training(False)"
+                raise not_a_classifier(model, f"{kind} in train mode alone", hint)
             raise invalid(
                 "model",
                 "independent of mode and data outside its modules",
@@ -440,9 +521,11 @@ def _check_same_output(
 def _check_logits(model: nn.Module, output: Any, training: bool) -> None:
     """Check that an output is logits `(batch, classes)` of two classes or more."""
     if not isinstance(output, Tensor):
-        raise not_a_classifier(model, f"{type(output).__name__} in {_mode(training)}", logits_hint(output))
+        hint = _features_hint(model) or logits_hint(output)
+        raise not_a_classifier(model, f"{type(output).__name__} in {_mode(training)}", hint)
     if output.ndim != 2:
-        raise not_a_classifier(model, f"shape {tuple(output.shape)} in {_mode(training)}")
+        found = f"shape {tuple(output.shape)} in {_mode(training)}"
+        raise not_a_classifier(model, found, _features_hint(model))
     if output.shape[1] < 2:
         raise invalid(
             "model",
@@ -452,11 +535,32 @@ def _check_logits(model: nn.Module, output: Any, training: bool) -> None:
         )
 
 
+def _features_hint(model: nn.Module) -> str:
+    """Say how to make a model of timm with a classifier, if it was made without one."""
+    extracts = hasattr(model, "feature_info") and not hasattr(model, "get_classifier")  # features_only
+    if not extracts and getattr(model, "num_classes", None) != 0:
+        return ""
+    return "it has no classifying layer: make it with num_classes=N, and without features_only"
+
+
 def _mode(training: bool) -> str:
     return "train mode" if training else "eval mode"
 
 
 @torch.no_grad()
-def _run(model: nn.Module, images: Tensor, training: bool) -> Any:
-    with seeded(0, images.device):
-        return trial_copy(model).train(training)(images.clone())
+def _run(model: nn.Module, images: Tensor, training: bool) -> _Result:
+    """Run a copy of a network with all generators seeded; they are restored at the end."""
+    with _seeded_python(), seeded(0, images.device):
+        output = trial_copy(model).train(training)(images.clone())
+        return _Result(output, random.getstate())
+
+
+@contextmanager
+def _seeded_python() -> Iterator[None]:
+    """Seed Python's global generator, and restore it at the end."""
+    before = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(before)
