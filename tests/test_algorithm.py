@@ -457,6 +457,15 @@ def test_what_is_not_a_tensor_is_refused_by_name_where_a_network_is_deployed(mod
         nf.deploy(net, None)  # type: ignore[arg-type]
 
 
+def test_a_network_of_linear_layers_is_told_of_stages_that_channels_divide_too() -> None:
+    layers = [nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 5)]
+    model = nn.Sequential(nn.Flatten(), *layers)
+    with pytest.raises(ValueError, match=r"without any; pass stages=\['1', '5'\], or a netfission.Backbone"):
+        nf.fission(model, 3, example_input=IMAGES)
+    net = nf.fission(model, 3, grouping="channels", stages=["1", "5"], example_input=IMAGES)
+    assert net(IMAGES).shape == (4, 3, 5)
+
+
 class _LeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()

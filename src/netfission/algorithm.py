@@ -319,7 +319,10 @@ def _one_stage(model: nn.Module, example: Tensor, name: str, grouping: Grouping,
 
     def works(backbone: Backbone) -> bool:
         names = list(backbone.stage_names)
-        return _divisible(names, _analyse(backbone, example), grouping, exits) == names
+        stages = _analyse(backbone, example)
+        if exits > len(names):  # then all leave after the first
+            return all(grouping.can_divide(stage, exits) for stage in stages[1:])
+        return _divisible(names, stages, grouping, exits) == names
 
     others = stages_of_layers(model, example, works)
     hint = "its layers cannot end stages that can be divided: pass a netfission.Backbone of your own parts"

@@ -274,7 +274,8 @@ def _cut_copy(
     except Exception as error:  # a user's model may raise anything while it is traced
         raise _untraceable(root, error) from error
     if not names and stages is None:
-        others = stages_of_layers(root, example_input)
+        others = stages_of_layers(root, example_input, _of_several_layers)
+        others = others or stages_of_layers(root, example_input)
         raise invalid(
             "model",
             "a network in which stages are found",
@@ -321,6 +322,11 @@ def stages_of_layers(
             if accept(cut(model, example_input, names)):
                 return names
     return []
+
+
+def _of_several_layers(backbone: Backbone) -> bool:
+    """Return whether the stages but the first have inner channels, so that every grouping divides them."""
+    return all(len(prunable_weights(stage)) > 1 for stage in backbone.stages[1:])
 
 
 def _is_layer(module: nn.Module) -> bool:
