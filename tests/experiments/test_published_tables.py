@@ -85,3 +85,18 @@ def shown(broken):
 def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
     _, table, *_ = (ROOT / "results" / "figure3-laptop" / "comparison.md").read_text().split("\n\n")
     assert table in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
+    page = (ROOT / "docs" / "results.md").read_text()
+    files = (ROOT / "results" / "finetune-cifar100" / "records").iterdir()
+    records = [typed(Record, json.loads(file.read_text())) for file in files]
+    for record in (record for record in records if record.seed == 0):
+        evaluation = record.read_evaluation()
+        figures = evaluation.ensemble
+        cells = [f"{100 * figures['top1']:.2f}", f"{figures['nll']:.3f}", f"{100 * figures['ece']:.1f}"]
+        cells += [
+            f"{figures['brier']:.3f}",
+            ", ".join(f"{100 * one['top1']:.1f}" for one in evaluation.exits),
+        ]
+        assert f"| {' | '.join(cells)} |" in page
