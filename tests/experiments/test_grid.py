@@ -42,7 +42,7 @@ def test_members_that_start_from_trained_weights_are_trained_one_by_one(tmp_path
     weights.touch()
     grids = []
     monkeypatch.setattr("netfission.experiments.compare.compare", lambda grid, *_, **__: grids.append(grid))
-    monkeypatch.setattr("netfission.cli.compare.print_comparison", lambda *_: None)
+    monkeypatch.setattr("netfission.cli.grid_options.print_comparison", lambda *_: None)
     trained = ["--weights", str(weights)]
     for flags in ([], trained, [*trained, "--one-by-one", "false"], [*trained, "--patience", "3"]):
         command = ["--methods", "[deep-ensemble]", "--out", str(tmp_path / "out"), *flags]
