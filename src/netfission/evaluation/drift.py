@@ -1,7 +1,5 @@
 """Whether a batch of images comes from the distribution of the calibration images: a test of drift."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,15 +14,15 @@ def drift_p_value(scores: Tensor, calibration: Tensor) -> float:
     video do. Each test holds by itself: of many, a share of α falls below α without a drift.
 
     The statistic D is the largest difference of the two empirical distribution functions. All orders of the
-    m + n scores are equally likely, and each is a path of steps; those that nowhere reach D are counted row
-    by row (Hodges 1958). With equal scores the p-value is too large, never too small.
+    m + n scores are equally likely, and each is a path of steps; the p-value is the share of paths that reach
+    D (Hodges 1958). With equal scores it is too large, never too small.
 
     Args:
         scores: `(m,)`, floating point, of the batch, see `netfission.evaluation.p_values.Detector.scores`.
         calibration: `(n,)`, floating point, of the images of the calibration.
 
     Returns:
-        The p-value, in [0, 1], to about nine decimals.
+        The p-value, in [0, 1], to about nine significant digits.
 
     Raises:
         ValueError: one of the two is empty, has another shape, or holds NaN.
@@ -47,26 +45,30 @@ def drift_p_value(scores: Tensor, calibration: Tensor) -> float:
     statistic = int((below * n - other_below * m).abs().max())  # D, times m n
     if statistic == 0:
         return 1.0
-    return max(0.0, 1 - math.exp(_log_share_within(m, n, statistic)))
+    return _share_outside(m, n, statistic)
 
 
-def _log_share_within(m: int, n: int, statistic: int) -> float:
-    """Return the logarithm of the share of paths from (0, 0) to (m, n) on which |i n − j m| < D m n."""
-    paths = torch.zeros(n + 1, dtype=torch.float64)  # to (i, j), for the current i
-    paths[0] = 1
-    log_scale = 0.0
-    for i in range(m + 1):
-        first = max(0, (i * n - statistic) // m + 1)
-        last = min(n, -((-i * n - statistic) // m) - 1)
-        if first > last:
-            return -math.inf
-        paths[:first] = 0
-        paths[last + 1 :] = 0
-        paths[first : last + 1] = paths[first : last + 1].cumsum(0)
-        largest = paths[last].item()
-        if largest == 0:
-            return -math.inf
-        paths /= largest
-        log_scale += math.log(largest)
-    every_path = math.lgamma(m + n + 1) - math.lgamma(m + 1) - math.lgamma(n + 1)
-    return min(0.0, math.log(paths[n].item()) + log_scale - every_path) if paths[n] > 0 else -math.inf
+def _share_outside(m: int, n: int, statistic: int) -> float:
+    """Return the share of paths from (0, 0) to (m, n) on which |i n − j m| ≥ D m n somewhere.
+
+    A random one is drawn step by step, as from an urn. What leaves the band for the first time is summed, so
+    that nothing is subtracted, and a small share has as many digits as a large one.
+    """
+    if m > n:
+        m, n = n, m
+    i = torch.arange(m + 1, dtype=torch.float64)
+    share = torch.zeros(m + 1, dtype=torch.float64)  # of paths in the band until now, at (i, k − i)
+    share[0] = 1
+    outside = 0.0
+    for k in range(m + n):
+        share /= m + n - k
+        to_next_i = share * (m - i)
+        share *= n - k + i
+        share[1:] += to_next_i[:-1]
+        first = max(0, ((k + 1) * m - statistic) // (m + n) + 1)  # of the band at i + j = k + 1
+        last = ((k + 1) * m + statistic - 1) // (m + n)
+        for left in (share[:first], share[last + 1 :]):
+            if len(left):
+                outside += left.sum().item()
+                left.zero_()
+    return min(1.0, outside)
