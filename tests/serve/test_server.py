@@ -21,6 +21,8 @@ from netfission.classifier import Classifier
 from netfission.classifier.answer_settings import AnswerSettings
 from netfission.cli import main
 from netfission.data import load_data
+from netfission.evaluation.p_values import Detector
+from netfission.serve.drift import DriftWindow
 from netfission.serve.server import Settings
 
 
@@ -694,6 +696,7 @@ def test_a_request_whose_promises_cannot_be_kept_is_refused_in_one_line(served, 
     assert answer["error"].startswith(message)
 
 
+@pytest.mark.filterwarnings("ignore:a drift window of 40 is more than a tenth")
 def test_the_metrics_tell_whether_the_last_images_have_drifted(
     finished_run, serving, classifier, make_form, tmp_path
 ):
@@ -737,3 +740,15 @@ def test_the_metrics_tell_whether_the_last_images_have_drifted(
 def test_a_window_without_images_is_refused():
     with pytest.raises(ValueError, match=r"^drift_window must be a positive integer, got 0$"):
         Settings(drift_window=0)
+
+
+def test_a_window_of_drift_is_a_tenth_of_the_calibration_and_a_larger_one_is_warned_of():
+    detector = Detector.from_scores("energy", torch.linspace(-9, -8, 99))
+    window = DriftWindow(detector)
+    window.add(torch.zeros(60, 1, 2), average="logits")
+    assert len(window) == 9
+    DriftWindow(None, 50), DriftWindow(detector, 9)
+    with pytest.warns(
+        match=r"^a drift window of 10 is more than a tenth of 99 calibration images: small p-v"
+    ):
+        DriftWindow(detector, 10)

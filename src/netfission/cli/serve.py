@@ -37,7 +37,10 @@ def parser() -> Parser:
         several=True,
     )
     parser.add(
-        "--drift-window", int, 500, "number of the last images whose drift /metrics has the p-value of"
+        "--drift-window",
+        int | None,
+        help="number of the last images whose drift /metrics has the p-value of (default: a tenth of the "
+        "calibration images, at most 500)",
     )
     limits = parser.add_argument_group("limits")
     parser.add("--max-batch", int, 32, "largest number of images in a batch, and in one form", group=limits)

@@ -11,7 +11,10 @@ def drift_p_value(scores: Tensor, calibration: Tensor) -> float:
 
     If the images of both are drawn independently from one distribution, it is at most α with a probability of
     at most α, for any α and any numbers of images. It is not if images depend on each other, as those of a
-    video do. Each test holds by itself: of many, a share of α falls below α without a drift.
+    video do. The probability is over the draw of both, the batch and the calibration images. Of many batches
+    that are compared with one calibration, a share of α falls below α on average over calibrations, and
+    nearly so for each one only if the batch is much smaller. For a batch of their number or more, the share
+    can be many times α: the test then finds how the calibration images differ, by chance, from all others.
 
     The statistic D is the largest difference of the two empirical distribution functions. All orders of the
     m + n scores are equally likely, and each is a path of steps; the p-value is the share of paths that reach

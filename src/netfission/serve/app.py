@@ -81,7 +81,7 @@ class Service:
         max_wait_s: longest time in seconds that a batch waits for images that are being decoded.
         max_in_flight: largest number of images that are being decoded, wait or run; more are refused (503).
         answers: what is asked of the answers to requests that ask for nothing else.
-        drift_window: number of the last images that are tested for drift.
+        drift_window: number of the last images that are tested for drift; default see `DriftWindow`.
         hosts: names that are answered to, see `HostMiddleware`.
         cors_origins: origins whose pages may read the answers, besides the server's own; `*` for all.
     """
@@ -97,7 +97,7 @@ class Service:
         max_wait_s: float,
         max_in_flight: int,
         answers: AnswerSettings | None = None,
-        drift_window: int = 500,
+        drift_window: int | None = None,
         hosts: Sequence[str] = (),
         cors_origins: Sequence[str] = (),
     ) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 from collections import deque
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 from netfission.ensemble import Average
 from netfission.evaluation.drift import drift_p_value
 from netfission.evaluation.p_values import Detector
+from netfission.utils.text import count_noun
+
+_TIMES_MORE = 10  # calibration images than images in a window, at least
+_MOST_IMAGES = 500  # in a window whose size is not given
 
 
 class DriftWindow:
@@ -17,11 +22,15 @@ class DriftWindow:
 
     Args:
         detector: scores the images; None if the calibration has no scores, and nothing is kept.
-        size: number of images.
+        size: number of images. Default: a tenth of the calibration images, from 1 to 500. More than a tenth
+            give small p-values without a drift: one calibration is compared with batch after batch.
+
+    Warns:
+        UserWarning: there are more.
 
     Example:
-        >>> detector = Detector.from_scores("energy", torch.linspace(-9.0, -8.0, 99))
-        >>> window = DriftWindow(detector, size=50)
+        >>> detector = Detector.from_scores("energy", torch.linspace(-9.0, -8.0, 500))
+        >>> window = DriftWindow(detector)
         >>> math.isnan(window.p_value())  # no image yet
         True
         >>> window.add(torch.zeros(60, 1, 2), average="logits")  # unlike all others
@@ -29,8 +38,17 @@ class DriftWindow:
         (50, True)
     """
 
-    def __init__(self, detector: Detector | None, size: int) -> None:
+    def __init__(self, detector: Detector | None, size: int | None = None) -> None:
         self._detector = detector
+        images = 0 if detector is None else len(detector.calibration)
+        if size is not None and detector is not None and size * _TIMES_MORE > images:
+            found = count_noun(images, "calibration image")
+            warnings.warn(
+                f"a drift window of {size:,} is more than a tenth of {found}: "
+                "small p-values may be frequent without a drift",
+                stacklevel=2,
+            )
+        size = size or max(1, min(_MOST_IMAGES, images // _TIMES_MORE))
         self._scores: deque[float] = deque(maxlen=size)
         self._lock = threading.Lock()
 

@@ -48,7 +48,8 @@ class Settings:
             name and `host`; `*` for all.
         cors_origin: origins whose pages may read the answers, such as `https://example.org`, or `*` for all;
             default none but the server's own.
-        drift_window: number of the last images that are tested for drift, see `GET /metrics`.
+        drift_window: number of the last images that are tested for drift, see `GET /metrics`; default a tenth
+            of the calibration images, at most 500.
         max_batch: largest number of images in a batch, and in a form.
         max_wait_ms: longest time in milliseconds that a batch waits for images that are being decoded.
         max_bytes: largest size of a request in bytes.
@@ -73,7 +74,7 @@ class Settings:
     answers: AnswerSettings = field(default_factory=AnswerSettings)
     allowed_host: Sequence[str] = ()
     cors_origin: Sequence[str] = ()
-    drift_window: int = 500
+    drift_window: int | None = None
     max_batch: int = 32
     max_wait_ms: float = 2.0
     max_bytes: int = 2**24
