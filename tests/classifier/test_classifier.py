@@ -15,10 +15,11 @@ import torch
 import yaml
 from huggingface_hub import constants
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import netfission as nf
-from netfission.classifier.folder import NetworkSpec
+from netfission.classifier.folder import NetworkSpec, state_sha256
 from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import AnswerLimits
 from netfission.cli import main
@@ -331,7 +332,7 @@ def test_damaged_files_are_named(file, content, message, finished_run, tmp_path)
 def test_a_calibration_of_another_network_is_refused(finished_run, tmp_path, capsys):
     copied = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
     own = nf.Classifier.from_pretrained(copied.path)
-    assert own.calibration.weights == hashlib.sha256(copied.weights.read_bytes()).hexdigest()
+    assert own.calibration.weights == copied.weights_sha256()
     with torch.no_grad():
         next(own.network.parameters()).mul_(1.01)  # as further training would
     with pytest.raises(ValueError, match=r"^calibration must be of the network's weights, got one of others"):
@@ -349,6 +350,32 @@ def test_a_calibration_of_another_network_is_refused(finished_run, tmp_path, cap
     assert main(["evaluate", str(copied.path)]) == 0
     assert main(["calibrate", str(copied.path)]) == 0
     assert "model.onnx" not in capsys.readouterr().out  # nothing has changed
+
+
+def test_a_run_whose_weights_were_written_otherwise_is_shared_with_its_calibration(finished_run, tmp_path):
+    copied = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    save_file(load_file(copied.weights), copied.weights)  # as an earlier version did: without a checksum
+    calibration = json.loads(copied.calibration.read_text())
+    del calibration["checksum"]
+    for digest in (calibration["weights"], hashlib.sha256(copied.weights.read_bytes()).hexdigest()):
+        copied.calibration.write_text(json.dumps(calibration | {"weights": digest}))
+        nf.Classifier.from_pretrained(copied.path).save_pretrained(tmp_path / "saved")
+        shared = nf.Classifier.from_pretrained(tmp_path / "saved")
+        assert shared.calibration.weights == copied.weights_sha256()
+
+
+def test_the_digest_of_weights_depends_on_each_name_dtype_shape_and_value():
+    states = [
+        {"a": torch.zeros(2)},
+        {"b": torch.zeros(2)},
+        {"a": torch.zeros(2, dtype=torch.int32)},
+        {"a": torch.zeros(2, 1)},
+        {"a": torch.tensor([0.0, 1.0])},
+        {"a": torch.tensor(0.0, dtype=torch.bfloat16)},
+        {"a": torch.zeros(0)},
+        {},
+    ]
+    assert len({state_sha256(state) for state in states}) == len(states)
 
 
 def test_a_calibration_of_an_earlier_version_has_no_digest_and_gets_one_when_it_is_saved(

@@ -1,6 +1,5 @@
 """A trained network with all that is needed to use it on images, saved and loaded as one."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, WeightsError, network_state
+from netfission.classifier.folder import (
+    Factory,
+    ModelFolder,
+    NetworkSpec,
+    WeightsError,
+    network_state,
+    state_sha256,
+)
 from netfission.classifier.hub import download, upload
 from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import AnswerLimits, Predictions
@@ -474,7 +480,7 @@ class Classifier(nn.Module):
         folder.path.mkdir(parents=True, exist_ok=True)
         files = folder.network_files(self.network, self.spec)
         if self.calibration is not None:
-            calibration = self._calibration_of(files[folder.weights])
+            calibration = self._calibration_of_weights()
             files[folder.calibration] = stamp_json(calibration.to_json())
         if self.evaluation is not None:
             files[folder.evaluation] = stamp_json(self.evaluation.to_json())
@@ -520,10 +526,10 @@ class Classifier(nn.Module):
             create_pr=create_pr,
         )
 
-    def _calibration_of(self, weights: str | bytes) -> Calibration:
+    def _calibration_of_weights(self) -> Calibration:
         """Return the calibration with the digest of the weights; refuse it if it has another."""
-        assert self.calibration is not None and isinstance(weights, bytes)
-        digest = hashlib.sha256(weights).hexdigest()
+        assert self.calibration is not None
+        digest = state_sha256(network_state(self.network))
         if self.calibration.weights not in ("", digest):
             raise invalid(
                 "calibration",

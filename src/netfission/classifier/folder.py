@@ -27,6 +27,7 @@ from netfission.evaluation.calibration import Calibration
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.registry import METHODS, find_method, reads_setting
 from netfission.models import create_model
+from netfission.models.weights import file_digest
 from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.backbone import cut, resolve_branches, resolve_linear_exits
 from netfission.surgery.narrowing import fit
@@ -383,19 +384,25 @@ class ModelFolder:
                 found=f"one of the mean of {describe_average(calibration.average)}",
                 hint=hint,
             )
-        if calibration.weights not in ("", self.weights_sha256()):
+        digest = self.weights_sha256() if calibration.weights else ""
+        if calibration.weights == digest:
+            return calibration
+        # An earlier version kept the digest of the file, which is another one once the file is written anew.
+        if calibration.weights != file_digest(self.weights):
             raise invalid(
                 str(self.calibration),
                 f"of the network in {self.weights.name}",
                 found=f"one of another network (SHA-256 {calibration.weights[:12]}…)",
                 hint=hint,
             )
-        return calibration
+        return replace(calibration, weights=digest)
 
     def weights_sha256(self) -> str:
-        """Return the SHA-256 of the content of `weights`, as hexadecimal digits."""
-        with self.weights.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        """Return the digest of the tensors in `weights`, see `state_sha256`; ValueError if it is damaged."""
+        try:
+            return state_sha256(load_file(self.weights))
+        except SafetensorError as error:
+            raise invalid(str(self.weights), "the weights of a network", found=first_line(error)) from error
 
     def load_evaluation(self) -> Evaluation | None:
         """Read `evaluation`; None if there is no such file, ValueError if it is damaged."""
@@ -410,6 +417,26 @@ class ModelFolder:
         weights = stamp(save(network_state(network), {NAME: BLANK}))
         description = stamp_json(json.dumps(asdict(spec), indent=2, ensure_ascii=False))
         return {self.weights: weights, self.spec: description}
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors, as hexadecimal digits: of their names, dtypes, shapes and content.
+
+    It does not depend on their order, or on how a file holds them.
+
+    Args:
+        state: by name, contiguous and on the CPU.
+
+    Example:
+        >>> state = {"a": torch.zeros(2), "b": torch.tensor(1)}
+        >>> state_sha256(state) == state_sha256(dict(reversed(state.items())))
+        True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)} ".encode(errors="backslashreplace"))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:

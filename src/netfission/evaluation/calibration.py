@@ -67,8 +67,9 @@ class Calibration:
         scores: what prediction sets, bounded abstention and p-values rest on; None if the network depends on
             these images, which would void the bounds, and in files of an earlier version.
         dependence: how the network depends on these images, in words; empty if it does not.
-        weights: SHA-256 of the file of the network's weights, as hexadecimal digits; empty if they are in no
-            file yet, and in files of an earlier version.
+        weights: SHA-256 of the network's weights, as hexadecimal digits, see
+            `netfission.classifier.folder.state_sha256`; empty if they are in no file yet, and in files of an
+            earlier version.
 
     Raises:
         ValueError: the temperature is not a positive number.
