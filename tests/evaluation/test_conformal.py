@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from netfission.evaluation.conformal import class_scores, images_for_coverage, score_quantile
+from netfission.evaluation.risk_control import binomial_tail
 
 shares = st.sampled_from([0.05, 0.5, 0.55, 0.8, 0.9, 0.95, 0.99])
 deltas = st.sampled_from([0.01, 0.1, 0.5])
@@ -124,3 +125,15 @@ def test_bad_scores_are_named():
         class_scores(torch.zeros(2, 2), "lacs")
     with pytest.raises(ValueError, match=r"^log_probabilities must be floats of shape \(n, classes\), got "):
         class_scores(torch.zeros(2, 2, 2), "lac")
+
+
+def test_classes_of_equal_numbers_of_images_share_one_search_for_the_place(monkeypatch):
+    searched = []
+
+    def counted(errors, n, risk):
+        searched.append(n)
+        return binomial_tail(errors, n, risk)
+
+    monkeypatch.setattr("netfission.evaluation.conformal.binomial_tail", counted)
+    places = [score_quantile(torch.arange(331.0), 0.8125, delta=0.123) for _ in range(20)]
+    assert set(places) == {places[0]} and 0 < len(searched) < 20

@@ -21,6 +21,7 @@ from netfission.classifier import Classifier
 from netfission.classifier.answer_settings import AnswerSettings
 from netfission.cli import main
 from netfission.data import load_data
+from netfission.evaluation.guarantees import SPARSE_CLASSES
 from netfission.evaluation.p_values import Detector
 from netfission.serve.drift import DriftWindow
 from netfission.serve.server import Settings
@@ -581,13 +582,19 @@ def damaged_fax():
     return bytes(content)
 
 
-def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, make_image):
+def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, classifier, make_image):
+    with pytest.warns(match=SPARSE_CLASSES):  # which no request may write to the log
+        classifier.limits(coverage=0.935, class_wise=True)
     command = [sys.executable, "-m", "netfission", "serve", str(finished_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"on http://127\.0\.0\.1:(\d+) ", process.stdout.readline())[1])
         content, damaged = make_image(), damaged_fax()
         # libtiff prints a line for each line that it cannot decode.
         assert raw(port, head(len(damaged), "Connection: close\r\n") + damaged).startswith(b"HTTP/1.1 400 ")
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        client.request("POST", "/predict?coverage=0.935&class_wise=1", content)
+        assert client.getresponse().status == 200
+        client.close()
         with socket.create_connection(("127.0.0.1", port), timeout=60) as own:
             own.sendall(head(len(content), "Expect: 100-continue\r\n"))
             assert own.recv(65536).startswith(b"HTTP/1.1 100 ")  # the request has begun
@@ -656,6 +663,28 @@ def test_a_request_asks_for_sets_bounds_and_marks_as_predict_does(served, classi
     single = served.predict(contents[0], f"{query}&all=1")[2]
     assert len(single["probabilities"]) == 10
     assert_promises(single, own, classifier.spec.classes)
+
+
+def test_limits_of_a_request_are_computed_while_its_images_are_in_flight(
+    finished_run, serving, make_image, monkeypatch
+):
+    computing, go_on = threading.Event(), threading.Event()
+    limits = AnswerSettings.limits
+
+    def slow(self, classifier):
+        if self.coverage is not None:
+            computing.set()
+            assert go_on.wait(20)
+        return limits(self, classifier)
+
+    monkeypatch.setattr(AnswerSettings, "limits", slow)
+    with serving(finished_run, timeout_s=5) as own, ThreadPoolExecutor(1) as client:
+        answer = client.submit(own.predict, make_image(), "?coverage=0.5")
+        assert computing.wait(20)
+        metrics = own.ask("GET", "/metrics")[2]
+        go_on.set()
+        assert answer.result()[0] == 200
+    assert "netfission_images_in_flight 1.0" in metrics
 
 
 def test_what_is_asked_of_all_answers_is_on_the_page_and_a_request_may_ask_for_less(

@@ -13,6 +13,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -25,6 +26,7 @@ SetScore = Literal["lac", "aps", "raps"]
 # Of RAPS, as in the paper for ImageNet: chosen before any calibration image is seen.
 RAPS_FREE_CLASSES = 5  # size of a set from which further classes are penalised
 RAPS_PENALTY = 0.01
+_PLACES = 1024  # that are kept: classes have few different numbers of images, and each takes milliseconds
 
 
 def class_scores(log_probabilities: Tensor, score: SetScore) -> Tensor:
@@ -128,16 +130,23 @@ def score_quantile(scores: Sequence[float] | Tensor, coverage: float, delta: flo
         >>> score_quantile(torch.arange(99.0), 0.9), score_quantile(torch.arange(99.0), 0.9, delta=0.1)
         (89.0, 93.0)
     """
-    n = len(scores)
-    if n < images_for_coverage(coverage, delta):
+    place = _quantile_place(len(scores), coverage, delta)
+    if place is None:
         return math.inf
-    place = math.ceil((n + 1) * _as_written(coverage))
-    if delta is not None:
-        # Outside their sets may be as many labels as has a probability of at most δ if a share of 1 − c is.
-        risk = float(1 - _as_written(coverage))
-        allowed = bisect_right(range(n), delta, key=lambda missed: binomial_tail(missed, n, risk))
-        place = n + 1 - max(allowed, 1)  # n images are enough, so that 0 is rounding: δ = cⁿ
     return torch.as_tensor(scores, dtype=torch.float64).sort().values[place - 1].item()
+
+
+@lru_cache(_PLACES)
+def _quantile_place(n: int, coverage: float, delta: float | None) -> int | None:
+    """Return the place of the quantile among n sorted scores, from 1 to n; None if they are too few."""
+    if n < images_for_coverage(coverage, delta):
+        return None
+    if delta is None:
+        return math.ceil((n + 1) * _as_written(coverage))
+    # Outside their sets may be as many labels as has a probability of at most δ if a share of 1 − c is.
+    risk = float(1 - _as_written(coverage))
+    allowed = bisect_right(range(n), delta, key=lambda missed: binomial_tail(missed, n, risk))
+    return n + 1 - max(allowed, 1)  # n images are enough, so that 0 is rounding: δ = cⁿ
 
 
 def _as_written(coverage: float) -> Fraction:

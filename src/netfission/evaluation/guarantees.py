@@ -15,6 +15,8 @@ from netfission.evaluation.risk_control import answers_for_risk, passing_thresho
 from netfission.utils.errors import check_choice, invalid
 from netfission.utils.text import count_noun
 
+# Matches the warning that some classes are in every prediction set.
+SPARSE_CLASSES = r"\d+ of [\d,]+ classes are in every prediction set"
 _MOST_PLACED = 500  # images that place the thresholds; more would place them no better
 
 

@@ -169,15 +169,20 @@ class Service:
         all_classes = _flag(request, "all")
         asked = _answer_settings(request, self._answers)
         limits = self._answer_limits
-        if asked != self._answers:
-            limits = await asyncio.get_running_loop().run_in_executor(self._decoders, self._ask, asked)
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
         async with self._bodies.read(request) as body:
             contents = await read_form(request, body, self._limits) if is_form else [body]
             refused: dict[int, HTTPException] = {}
+
+            async def decode() -> list[Tensor]:
+                nonlocal limits
+                if asked != self._answers:  # its images are in flight while the limits are computed
+                    loop = asyncio.get_running_loop()
+                    limits = await loop.run_in_executor(self._decoders, self._ask, asked)
+                return await self._decode(contents, refused)
+
             try:
                 async with asyncio.timeout(self._limits.timeout_s):
-                    decode = partial(self._decode, contents, refused)
                     results = await self._batcher.answers(len(contents), decode)
             except TimeoutError as error:
                 raise HTTPException(504, f"no answer within {self._limits.timeout_s:g} s") from error

@@ -19,6 +19,7 @@ from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.classifier.answer_settings import AnswerSettings
+from netfission.evaluation.guarantees import SPARSE_CLASSES
 from netfission.inference.deployment import deploy
 from netfission.network import FissionNetwork
 from netfission.serve.app import Service
@@ -117,6 +118,8 @@ def serve(name: str, settings: Settings) -> None:
         server = make_server(name, settings)
         # No words about damaged files and forms, which are the clients', and so may be what they say.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        # Nor about the sets that requests ask for; those of the server's own settings have been warned of.
+        warnings.filterwarnings("ignore", message=SPARSE_CLASSES)
         logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
         logging.getLogger("python_multipart").setLevel(logging.ERROR)
         host, port = listening.getsockname()[:2]
