@@ -194,6 +194,7 @@ def test_a_file_that_cannot_be_written_is_named(run_folder, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--risk", "0", "--cascade"], "--risk must be left out with --cascade, got 0"),
         (["--coverage", "0.9", "--cascade"], "--coverage must be left out with --cascade, got 0.9"),
         (
             ["--risk", "0.1", "--precision", "fp16"],

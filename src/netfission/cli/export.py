@@ -107,9 +107,11 @@ def _check_together(settings: Namespace) -> None:
         if settings.precision == "int8":
             raise invalid("--precision", "float32 or fp16 unless --format is onnx", settings.precision)
     for name, value in answer_options(settings).items():
-        if value and settings.cascade:
+        if value is None or value is False:  # a risk of 0 is asked for, too
+            continue
+        if settings.cascade:
             raise invalid(flag_name(name), "left out with --cascade", value)
-        if value and settings.precision != "float32":
+        if settings.precision != "float32":
             hint = "the calibration is of the network in float32"
             raise invalid(
                 flag_name(name), f"left out with --precision {settings.precision}", value, hint=hint
