@@ -274,7 +274,16 @@ def test_the_first_line_says_whether_to_trust_the_answer(visit):
     assert page.text_content("#summary").startswith("Not sure enough to answer. Best guesses: class 0")
     invented(page, LONG_NAMES[2:], share, entropy=2.0)  # of at most ln 8 = 2.08
     assert page.inner_text("#verdict").startswith("This answer cannot be judged\n")
+    assert page.inner_text("#reason").startswith(
+        "The server was started without a risk, so how often it errs"
+    )
     assert "close to guessing" in page.inner_text("#reason")
+    page.route("**/model", lambda route: route.fulfill(json=route.fetch().json() | {"calibrated": False}))
+    page.reload()
+    until(page, "document.getElementById('seen').textContent")
+    bring(page, "drop", PIXEL)
+    shown(page)
+    assert page.inner_text("#reason").startswith("The network was not calibrated, so how often it errs")
 
 
 def test_the_page_rounds_as_all_other_output_does_and_never_to_certainty(visit):

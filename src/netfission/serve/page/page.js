@@ -170,7 +170,8 @@ function drawVerdict(answer) {
 function reason(kind, answer) {
   if (kind === "unjudged") {
     const level = total(answer) > 0.8 ? " Its uncertainty is close to guessing." : "";
-    return `The network was not calibrated, so how often it errs at this confidence is not known.${level}`;
+    const why = model.calibrated ? "The server was started without a risk" : "The network was not calibrated";
+    return `${why}, so how often it errs at this confidence is not known.${level}`;
   }
   if (model.delta !== null) return bounded();
   const images = calibrationImages();
