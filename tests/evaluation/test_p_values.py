@@ -127,3 +127,11 @@ def test_scores_are_kept_in_the_order_of_the_other_columns(logits):
         logits[:40].mean(dim=1).log_softmax(dim=1).repeat(1, 4), labels, {"energy": labels.double()}
     )
     assert scores.labels == scores.uncertainty["energy"] != labels.tolist()
+
+
+def test_p_values_of_many_images_need_no_table_of_all_pairs():
+    calibration = torch.arange(500_000.0)
+    found = p_values(torch.cat([calibration, torch.tensor([math.nan, math.inf, -math.inf])]), calibration)
+    assert found[[0, 499_999, 500_000, 500_001, 500_002]].mul(500_001).round().tolist() == [
+        500_001, 2, 1, 1, 500_001,
+    ]  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from netfission.ensemble import Average
@@ -30,7 +31,8 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 
     Args:
         scores: `(m,)`, floating point. One that is NaN counts as higher than all others.
-        calibration: `(n,)`, floating point, of images that the network does not depend on.
+        calibration: `(n,)`, floating point, in ascending order, of images that the network does not depend
+            on.
 
     Returns:
         `(m,)`, float64, from 1 / (n + 1) to 1.
@@ -40,8 +42,27 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
         >>> p_values(torch.tensor([0.5, 2.5, 9.0]), torch.tensor([1.0, 2.0, 3.0]))
         tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
     """
-    higher = (calibration.double() >= scores.double()[:, None]).sum(dim=1)  # which ONNX has, unlike a search
+    scores, calibration = scores.double().contiguous(), calibration.double().contiguous()
+    if torch.compiler.is_compiling():  # as for a file: ONNX has no search
+        higher = (calibration >= scores[:, None]).sum(dim=1)
+    else:
+        higher = len(calibration) - torch.searchsorted(calibration, scores)
     return (1 + higher).double() / (len(calibration) + 1)
+
+
+def marked(scores: Tensor, alarm_above: float) -> Tensor:
+    """Return which images a detector marks by their scores, `(m,)`, bool.
+
+    Args:
+        scores: `(m,)`, floating point. One that is NaN is marked, too.
+        alarm_above: the highest score that is not marked.
+
+    Example:
+        >>> import torch
+        >>> marked(torch.tensor([1.0, 2.0, float("nan")]), alarm_above=1.0)
+        tensor([False,  True,  True])
+    """
+    return ~(scores <= alarm_above)
 
 
 def detector_scores(logits: Tensor, *, average: Average) -> dict[str, Tensor]:
@@ -147,7 +168,7 @@ class Detector:
 
     def marks(self, logits: Tensor, *, average: Average) -> Tensor:
         """Return which images are marked as out of distribution, `(m,)`, bool; arguments as of `p_values`."""
-        return ~(self.scores(logits, average=average) <= self.alarm_above)  # NaN is marked, too
+        return marked(self.scores(logits, average=average), self.alarm_above)
 
     def scores(self, logits: Tensor, *, average: Average) -> Tensor:
         """Return the score by which each image is ranked, `(m,)`, float64; arguments as of `p_values`."""

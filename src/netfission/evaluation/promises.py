@@ -8,7 +8,7 @@ from torch import Tensor
 
 from netfission.evaluation.conformal import SetScore, images_for_coverage, prediction_sets
 from netfission.evaluation.guarantees import CalibrationScores, images_for_threshold
-from netfission.evaluation.p_values import DetectorScore, images_for_false_alarms
+from netfission.evaluation.p_values import DetectorScore, images_for_false_alarms, marked
 from netfission.evaluation.risk_control import NO_THRESHOLD
 
 COVERAGE = 0.9  # promised of the sets that are measured
@@ -188,5 +188,5 @@ def _false_alarms(uncertainty: Mapping[str, Tensor], scores: CalibrationScores) 
     for score in get_args(DetectorScore):
         if score in uncertainty and score in scores.uncertainty:
             detector = scores.detector(score, accept_false_alarms=FALSE_ALARMS)
-            marked = (uncertainty[score] > detector.alarm_above).double().mean().item()
-            yield FalseAlarms(score, FALSE_ALARMS, marked)
+            share = marked(uncertainty[score], detector.alarm_above).double().mean().item()
+            yield FalseAlarms(score, FALSE_ALARMS, share)
