@@ -347,6 +347,9 @@ def test_a_calibration_of_another_network_is_refused(finished_run, tmp_path, cap
     assert "exported with the calibration before: model.onnx; export again" in capsys.readouterr().out
     again = nf.Classifier.from_pretrained(copied.path)
     assert again.calibration.weights == copied.weights_sha256() != own.calibration.weights
+    calibration = json.loads(copied.calibration.read_text())
+    del calibration["weights"], calibration["checksum"]  # as an earlier version wrote it
+    copied.calibration.write_text(json.dumps(calibration))
     assert main(["evaluate", str(copied.path)]) == 0
     assert main(["calibrate", str(copied.path)]) == 0
     assert "model.onnx" not in capsys.readouterr().out  # nothing has changed

@@ -69,4 +69,4 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
         depends = (folder.out_of_distribution, folder.corruptions, folder.evaluations)
         if stale := [file.name for file in depends if file.exists()]:
             lines.append(f"still at the temperature before: {', '.join(stale)}; evaluate again to renew them")
-    return [*lines, *older_exports(folder, changed=result.replaced != result.calibration)]
+    return [*lines, *older_exports(folder, result.replaced, result.calibration)]

@@ -10,6 +10,7 @@ from netfission.config import RunConfig
 from netfission.utils.errors import check_positive_integer, invalid
 
 if TYPE_CHECKING:
+    from netfission.evaluation.calibration import Calibration
     from netfission.runs.folder import RunFolder
 
 MAX_ACCURACY_DROP = 0.2  # points of accuracy, of a cascade
@@ -179,16 +180,25 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     assert reliability is not None
     print(reliability.summary())
     print(f"wrote {folder.evaluation.name} and {folder.reliability.name} in {folder.path}")
-    for line in older_exports(folder, changed=readable_calibration(folder) != before):
+    for line in older_exports(folder, before, readable_calibration(folder)):
         print(line)
 
 
-def older_exports(folder: "RunFolder", *, changed: bool) -> list[str]:
-    """Say which exported files in a run's folder are older than its calibration, which has just changed."""
-    if not changed or not (files := folder.exports):
+def older_exports(
+    folder: "RunFolder", before: "Calibration | None", after: "Calibration | None"
+) -> list[str]:
+    """Say which exported files in a run's folder are older than its calibration, if that has just changed."""
+    if _exported(before) == _exported(after) or not (files := folder.exports):
         return []
     names = ", ".join(file.name for file in files)
     return [f"exported with the calibration before: {names}; export again to renew"]
+
+
+def _exported(calibration: "Calibration | None") -> tuple[object, ...]:
+    """Return what files are exported with; other fields may be new since an earlier version."""
+    if calibration is None:
+        return ()
+    return calibration.temperature, calibration.risk_coverage, calibration.scores
 
 
 def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
