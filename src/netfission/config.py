@@ -321,7 +321,7 @@ _LISTS = {
 
 
 def _as_list(name: str, expected: str, value: Any) -> list[Any]:
-    """Return the values of a list or tuple; text is none, as its letters would be taken for values."""
+    """Return the values of a list or tuple; text is refused, as its letters would be values."""
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         raise invalid(name, expected, value)
     return list(value)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netfission.config import RunConfig
-from netfission.data.files import FileTree, find_images, path_order, walk_files
+from netfission.data.files import FileTree, find_images, path_order, top_folders, walk_files
 from netfission.data.sources import find_source
 from netfission.runs.folder import RunFolder
 
@@ -129,3 +129,7 @@ def test_a_tree_does_not_see_what_changes_later(tmp_path: Path) -> None:
     before = tree.images(tmp_path)
     touch(tmp_path / "b.png")
     assert tree.images(tmp_path) == before != find_images(tmp_path)
+
+
+def test_images_of_the_folder_itself_are_in_no_folder_of_it():
+    assert top_folders(Path(), ["overview.png", "train/cat/1.png"]) == {"", "train"}

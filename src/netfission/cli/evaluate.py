@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.parser import Parser, flag_name
 from netfission.config import RunConfig
-from netfission.utils.errors import check_positive_integer, invalid
+from netfission.utils.errors import check_positive_integer, check_share, invalid
 
 if TYPE_CHECKING:
     from netfission.evaluation.calibration import Calibration
@@ -107,8 +107,8 @@ def run(settings: Namespace) -> None:
     _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.max_cost is not None and settings.max_accuracy_drop is not None:
         raise invalid("--max-cost", "left out if --max-accuracy-drop is given", settings.max_cost)
-    if settings.delta is not None and not 0 < settings.delta < 1:
-        raise invalid("--delta", "a probability above 0 and below 1", settings.delta)
+    if settings.delta is not None:
+        check_share("--delta", settings.delta)
     if settings.delta is not None and settings.max_cost is not None:
         raise invalid("--delta", "left out with --max-cost", settings.delta)
     if settings.corruption_images is not None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from netfission.data.copies import find_copies
-from netfission.data.files import inside
+from netfission.data.files import top_folders
 from netfission.data.formats import open_image
 from netfission.data.label_files import class_name
 from netfission.data.split_names import splits_in
@@ -113,9 +113,7 @@ def check_content(folder: Path, images: Images) -> list[str]:
 
 def _inner_folders(folder: Path, images: Sequence[str]) -> set[str]:
     """Return the folders in a folder that its images are in; "" if some are in the folder itself."""
-    start = len(inside(folder))
-    below = {image[start : image.rindex(os.sep) + 1] for image in images}
-    return {class_name(name.partition(os.sep)[0]) for name in below}
+    return {class_name(name) for name in top_folders(folder, images)}
 
 
 def _check_no_classes_again(folder: Path, inner: Mapping[str, set[str]]) -> None:

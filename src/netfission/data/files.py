@@ -1,7 +1,7 @@
 """Which files of a folder are images, and which are left out, by reason."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -183,6 +183,18 @@ def inside(folder: Path | str) -> str:
     """
     name = str(folder)
     return "" if name == os.curdir else os.path.join(name, "")
+
+
+def top_folders(folder: Path, files: Iterable[str]) -> set[str]:
+    """Return the folders in a folder that files are in, at any depth; "" if some are in the folder itself.
+
+    Example:
+        >>> sorted(top_folders(Path("images"), ["images/cat/young/1.png", "images/2.png"]))
+        ['', 'cat']
+    """
+    start = len(inside(folder))
+    below = {file[start : file.rfind(os.sep) + 1] for file in files}  # few, so that each is split once
+    return {name.partition(os.sep)[0] for name in below}
 
 
 def _list(folder: str) -> _Listing:

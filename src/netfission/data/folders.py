@@ -1,6 +1,5 @@
 """What the folders of a data set of image files mean: its splits, its classes, its labels."""
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from netfission.data.class_folders import check_content, check_names
-from netfission.data.files import FileTree, FoundImages, inside, path_order
+from netfission.data.files import FileTree, FoundImages, path_order, top_folders
 from netfission.data.label_files import (
     FileIndex,
     Match,
@@ -469,21 +468,14 @@ def _unused_folders(
     split_folders: Collection[Path],
 ) -> dict[Path, str]:
     """Return why folders beside those of splits are not used, of folders with images."""
-    holding = _top_folders(root, images)
-    used = set().union(*(_top_folders(root, part.labels) for part in splits))
+    holding = top_folders(root, images) - {""}
+    used = set().union(*(top_folders(root, part.labels) for part in splits))
     of_splits = {folder.name for folder in split_folders}
     other = "not the name of a split; rename it to val or test to use it"
     return {
         root / name: "its images have no labels" if name in of_splits else other
         for name in sorted(holding - used)
     }
-
-
-def _top_folders(root: Path, images: Iterable[str]) -> set[str]:
-    """Return the folders in a folder that images are in, at any depth."""
-    start = len(inside(root))
-    below = {image[start : image.rfind(os.sep) + 1] for image in images}
-    return {name.partition(os.sep)[0] for name in below} - {""}
 
 
 def _count_left_out(

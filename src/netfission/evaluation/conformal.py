@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from netfission.evaluation.risk_control import answers_for_risk, binomial_tail
-from netfission.utils.errors import check_choice, describe, invalid
+from netfission.utils.errors import check_choice, check_share, describe, invalid
 
 SetScore = Literal["lac", "aps", "raps"]
 # Of RAPS, as in the paper for ImageNet: chosen before any calibration image is seen.
@@ -151,6 +151,5 @@ def _quantile_place(n: int, coverage: float, delta: float | None) -> int | None:
 
 def _as_written(coverage: float) -> Fraction:
     """Return the decimal that was written, so that ⌈20 · 0.55⌉ is 11, which it is not in floating point."""
-    if not 0 < coverage < 1:
-        raise invalid("coverage", "a share of images above 0 and below 1", coverage)
+    check_share("coverage", coverage, "a share of images")
     return Fraction(str(float(coverage)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from netfission.utils.errors import invalid
+from netfission.utils.errors import check_share, invalid
 
 NO_THRESHOLD = 2.0  # above every probability
 _MOST_THRESHOLDS = 50
@@ -54,8 +54,7 @@ def answers_for_risk(risk: float, delta: float) -> int:
     """
     if not 0 < risk < 1:
         raise invalid("risk", "a share of wrong answers above 0 and below 1 to have a bound", risk)
-    if not 0 < delta < 1:
-        raise invalid("delta", "a probability above 0 and below 1", delta)
+    check_share("delta", delta)
     return math.ceil(math.log(delta) / math.log1p(-risk) * (1 - _ROUNDING))
 
 

@@ -29,7 +29,7 @@ def meet_budget(
     rest. What their widths do not tell, such as the products of attention, is corrected for by measurement.
 
     Args:
-        budget: what the result may cost, relative to the model; at 1, every divided stage costs what it did.
+        budget: what the result may cost, relative to the model.
         divide: what the paths of a divided stage cost over the stage → the result.
         measure: the result → its cost relative to the model.
         divided: share of the model's cost that is in stages that are divided, in (0, 1].
@@ -51,13 +51,11 @@ def meet_budget(
         Traceback (most recent call last):
         ValueError: budget must be at least 0.41 if exits leave after layer2, got 0.3; let them leave earlier
     """
-    if budget == 1:
-        return divide(1.0)
     if budget > copied * (1 + TOLERANCE):
         expected = f"at most {copied:.2f} if exits leave {where}, what whole copies cost"
         raise invalid("budget", expected, budget)
     cost = 1 + (budget - 1) / divided
-    within: tuple[float, T] | None = None  # the dearest result within the budget, and its cost
+    within: tuple[float, T] | None = None  # the most expensive result within the budget, and its cost
     for _ in range(_STEPS):
         cost = max(cost, _LEAST)
         result = divide(cost)

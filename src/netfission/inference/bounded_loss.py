@@ -15,7 +15,7 @@ from torch import Tensor
 
 from netfission.inference.cascade import Rule, cascade_logits, step_by_step
 from netfission.inference.thresholds import CascadeChoice, check_examples, choose_thresholds
-from netfission.utils.errors import invalid
+from netfission.utils.errors import check_share, invalid
 
 _PROPOSING = 3  # one of so many examples proposes, and the others test
 _PROPOSALS = 24
@@ -102,8 +102,7 @@ def bounded_thresholds(
         >>> choice.thresholds, choice.cost  # exit 0 always agrees with the ensemble
         ((0.0,), 0.5)
     """
-    if not 0 < delta < 1:
-        raise invalid("delta", "a probability above 0 and below 1", delta)
+    check_share("delta", delta)
     if not 0 < max_accuracy_drop < 100:
         raise invalid(
             "max_accuracy_drop", "above 0 and below 100 percentage points with delta", max_accuracy_drop

@@ -223,7 +223,7 @@ class RunFolder(ModelFolder):
         """Return the checkpoint to resume from, or None if no epoch has ended.
 
         Raises:
-            ValueError: it is damaged, and so is the one before, or there is none.
+            ValueError: it is damaged, and the one before is damaged or missing.
 
         Warns:
             UserWarning: it is damaged, and the one before is taken.

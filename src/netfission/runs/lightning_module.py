@@ -165,7 +165,7 @@ class TrainingModule(lightning.LightningModule):
 
         Args:
             metrics: of the epoch.
-            before: of the epoch before; empty if there is none.
+            before: of the epoch before; empty for the first epoch.
         """
         nll, earlier = metrics["train/nll"], before.get("train/nll", inf)
         if nll > max(LARGEST_NLL, earlier):

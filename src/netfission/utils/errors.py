@@ -135,6 +135,27 @@ def check_positive_integer(argument: str, value: Any) -> int:
     return value
 
 
+def check_share(argument: str, value: float, kind: str = "a probability") -> float:
+    """Return `value` if it is a number above 0 and below 1.
+
+    Args:
+        argument: its name.
+        value: the number.
+        kind: what it is, for the message.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_share("delta", 1.0)
+        Traceback (most recent call last):
+        ValueError: delta must be a probability above 0 and below 1, got 1.0
+    """
+    if not 0 < value < 1:
+        raise invalid(argument, f"{kind} above 0 and below 1", value)
+    return value
+
+
 def check_within(argument: str, value: float, least: float, most: float) -> float:
     """Return `value` if it is a number from `least` to `most`.
 
