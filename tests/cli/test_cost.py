@@ -140,8 +140,9 @@ def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, capsys, tmp
 def test_on_a_terminal_it_says_what_it_does(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert main(["cost", str(run[0]), *QUICK.split(), "--device", "cpu"]) == 0
-    told = "measuring wrn-10-1, exits: 2, grouping: weights, sparsity: 0.5 on cpu …\n"
-    assert capsys.readouterr().err == told
+    told, bars = capsys.readouterr().err.split("\n", maxsplit=1)
+    assert told == "measuring wrn-10-1, exits: 2, grouping: weights, sparsity: 0.5 on cpu …"
+    assert re.findall(r"(\w[\w ]+):   0%", bars) == ["inference of 2 images", "training steps of 2 images"]
 
 
 @pytest.mark.parametrize("flag", ["--exits 4", "--sparsity 0.9", "--classes 7", "--image-size 64"])

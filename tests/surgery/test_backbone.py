@@ -827,6 +827,21 @@ class Unused(Chain):
         return features
 
 
+class FrozenStem(Chain):
+    def features(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            stem = self.stem(images)
+        features: Tensor = self.stage2(self.stage1(stem))
+        return features
+
+
+class HalfPrecision(Chain):
+    def features(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features: Tensor = self.stage2(self.stage1(self.stem(images)))
+        return features.float()
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
 
@@ -838,6 +853,16 @@ def mlp() -> nn.Module:
             DataDependent,
             None,
             r"^model must be traceable .*, got DataDependent \(.*\); pass stages=\[.*Backbone",
+        ),
+        (
+            FrozenStem,
+            None,
+            r"^model must be traceable .*, got FrozenStem \(its code sets torch\.no_grad\(\) for a part of",
+        ),
+        (
+            HalfPrecision,
+            ["stage1", "stage2"],
+            r"^model must be traceable .*, got HalfPrecision \(its code sets torch\.autocast\(\) for a part",
         ),
         (
             OtherInTraining,
@@ -1072,3 +1097,18 @@ def test_a_stage_of_a_backbone_of_ones_own_may_overwrite_its_input_too() -> None
     with torch.no_grad():
         spoilt, twin = (build(inplace).eval()(IMAGES.clone()) for inplace in (True, False))
     assert torch.equal(spoilt, twin)
+
+
+def test_a_module_that_turns_gradients_off_within_itself_stays_whole() -> None:
+    class NoGradients(nn.Sequential):
+        def forward(self, features: Tensor) -> Tensor:
+            with torch.no_grad():
+                result: Tensor = super().forward(features)
+            return result
+
+    model = Chain()
+    model.stage1 = NoGradients(*model.stage1)  # type: ignore[assignment]
+    backbone = cut(model, torch.randn(2, 3, 8, 8), ["stage1", "stage2"])
+    backbone(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert all(parameter.grad is None for parameter in backbone.stages[0].parameters())
+    assert all(parameter.grad is not None for parameter in backbone.stages[1].parameters())

@@ -22,7 +22,7 @@ from netfission.surgery.masks import kept_masks
 from netfission.surgery.plain import check_values
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.modes import in_mode, input_errors
-from netfission.utils.text import align_columns
+from netfission.utils.text import align_columns, count_noun
 
 
 @runtime_checkable
@@ -220,9 +220,9 @@ def cost(
     """Count parameters and multiply-accumulates of a network, and measure its time and memory.
 
     Networks run in rounds, in each of which every network runs once, so that drift of the machine affects
-    them equally. The machine should be idle otherwise. A training step runs on a copy of the network, on a
-    batch of the largest batch size and at least 2 images, which batch norms need; see
-    `netfission.profiling.timing.training_times`.
+    them equally; a terminal shows a progress bar. The machine should be idle otherwise. A training step runs
+    on a copy of the network, on a batch of the largest batch size and at least 2 images, which batch norms
+    need; see `netfission.profiling.timing.training_times`.
 
     Args:
         network: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
@@ -351,12 +351,22 @@ def _exit(parts: Sequence[Part], number: int) -> Exit:
 
 def _inference(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) -> dict[str, Measurement]:
     peaks = {name: inference_peak(module, images) for name, module in networks.items()}
-    return _measurements(inference_times(networks, images, rounds=rounds), peaks, len(images))
+    return _measurements(
+        inference_times(
+            networks, images, rounds=rounds, title=f"inference of {count_noun(len(images), 'image')}"
+        ),
+        peaks,
+        len(images),
+    )
 
 
 def _training(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) -> dict[str, Measurement]:
     peaks = {name: training_peak(module, images) for name, module in networks.items()}
-    return _measurements(training_times(networks, images, rounds=rounds), peaks, len(images))
+    return _measurements(
+        training_times(networks, images, rounds=rounds, title=f"training steps of {len(images)} images"),
+        peaks,
+        len(images),
+    )
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ def times_in_turn(
     *,
     rounds: int = 20,
     warm_up: int = WARM_UP,
+    title: str | None = None,
 ) -> dict[str, list[float]]:
     """Time several runs in turn: each runs once per round, so that drift affects all equally.
 
@@ -71,6 +72,7 @@ def times_in_turn(
         device: where they run; a GPU is waited for.
         rounds: number of timed rounds.
         warm_up: number of rounds before that.
+        title: of a progress bar of the rounds, on a terminal; default no bar.
 
     Returns:
         Name → seconds per round.
@@ -80,8 +82,11 @@ def times_in_turn(
         >>> len(times["sum"])
         3
     """
+    from tqdm import tqdm
+
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for index in range(warm_up + rounds):
+    hidden = True if title is None else None  # None: unless standard error is a terminal
+    for index in tqdm(range(warm_up + rounds), desc=title, unit="round", disable=hidden, leave=False):
         for name, run in runs.items():
             _wait_for(device)
             start = time.perf_counter()
@@ -93,7 +98,12 @@ def times_in_turn(
 
 
 def inference_times(
-    networks: Mapping[str, nn.Module], images: Tensor, *, rounds: int = 20, warm_up: int = WARM_UP
+    networks: Mapping[str, nn.Module],
+    images: Tensor,
+    *,
+    rounds: int = 20,
+    warm_up: int = WARM_UP,
+    title: str | None = None,
 ) -> dict[str, list[float]]:
     """Time inference of networks in turn, in eval mode without gradients; see `times_in_turn`.
 
@@ -102,6 +112,7 @@ def inference_times(
         images: one batch.
         rounds: number of timed rounds.
         warm_up: number of rounds before that.
+        title: of a progress bar, see `times_in_turn`.
 
     Returns:
         Name → seconds per round.
@@ -114,11 +125,16 @@ def inference_times(
     runs = {name: _call(module, images) for name, module in networks.items()}
     # Not inference_mode, which is not faster: tensors that a network caches must still work in training.
     with torch.no_grad(), in_mode(*networks.values(), training=False):
-        return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up)
+        return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up, title=title)
 
 
 def training_times(
-    networks: Mapping[str, nn.Module], images: Tensor, *, rounds: int = 20, warm_up: int = WARM_UP
+    networks: Mapping[str, nn.Module],
+    images: Tensor,
+    *,
+    rounds: int = 20,
+    warm_up: int = WARM_UP,
+    title: str | None = None,
 ) -> dict[str, list[float]]:
     """Time training steps of copies of networks in turn, in train mode; see `times_in_turn`.
 
@@ -131,12 +147,13 @@ def training_times(
         images: one batch.
         rounds: number of timed rounds.
         warm_up: number of rounds before that.
+        title: of a progress bar, see `times_in_turn`.
 
     Returns:
         Name → seconds per round.
     """
     runs = {name: training_step(copy.deepcopy(module), images) for name, module in networks.items()}
-    return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up)
+    return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up, title=title)
 
 
 def inference_peak(network: nn.Module, images: Tensor) -> int:

@@ -61,6 +61,23 @@ class ModuleTracer(fx.Tracer):
         self.returned: dict[str, set[fx.Node]] = {}  # module name → all nodes it returns
         self.called_again: set[str] = set()  # modules that run more than once
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace a model; see `fx.Tracer.trace`."""
+        self._context = _context()
+        return super().trace(root, concrete_args)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a node to the graph.
+
+        Raises:
+            TraceError: the model's code is within `torch.no_grad()`, `torch.autocast()` or the like. A graph
+                has operations alone, so the context would be lost.
+        """
+        if kind.startswith("call_") and self._context != (context := _context()):
+            (name,) = [name for name in context if context[name] != self._context[name]][:1]
+            raise fx.proxy.TraceError(f"its code sets {name} for a part of the forward pass")
+        return super().create_node(kind, *args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module stays whole."""
         if self._inside is not None:
@@ -96,6 +113,15 @@ class ModuleTracer(fx.Tracer):
             self.returned[name] = returned
             self.last[name] = next(node for node in reversed(self.graph.nodes) if node in returned)
         return result
+
+
+def _context() -> dict[str, object]:
+    """Return what `with` blocks around operations set, by the name of the block."""
+    devices = ("cpu", torch.accelerator.current_accelerator() or torch.device("cpu"))
+    return {
+        "torch.no_grad()": torch.is_grad_enabled(),
+        "torch.autocast()": [torch.is_autocast_enabled(torch.device(device).type) for device in devices],
+    }
 
 
 def _nodes_in(values: Any) -> set[fx.Node]:
