@@ -22,7 +22,7 @@ from netfission.evaluation.metrics import classification_metrics
 from netfission.utils.checksums import parse_json
 from netfission.utils.errors import describe, invalid
 from netfission.utils.modes import in_mode
-from netfission.utils.text import decimal, percent
+from netfission.utils.text import decimal, exit_names, percent
 from netfission.utils.typed import typed
 
 _IN_PERCENT = {"top1", "top5", "ece", "adaptive_ece", "class_wise_ece"}  # in table() alone
@@ -82,11 +82,7 @@ class Evaluation:
 
     def by_exit(self, linear: int = 0) -> dict[str, dict[str, float]]:
         """Return the metrics of each exit by its name; the last `linear` ones are linear exits."""
-        first = len(self.exits) - linear
-        return {
-            f"exit {number}{' (linear)' if number >= first else ''}": metrics
-            for number, metrics in enumerate(self.exits)
-        }
+        return dict(zip(exit_names(len(self.exits), linear), self.exits, strict=True))
 
     def table(self, linear: int = 0) -> str:
         """Return the figures as aligned plain text, one line per exit and one or two for the ensemble.

@@ -201,8 +201,9 @@ class Cost:
                 blocks.append(f"MACs of the {name} leave out {list_calls(counts.uncounted)}")
         conditions = self.conditions
         shape = " × ".join(map(str, conditions.image_shape))
+        rounds = count_noun(conditions.rounds, "round")
         blocks.append(
-            f"median (quartiles) of {conditions.rounds} rounds in turn after {conditions.warm_up} of warm-up"
+            f"median (quartiles) of {rounds} in turn after {conditions.warm_up} of warm-up"
             f", ratios per round\nimages {shape} {conditions.dtype}; {conditions.device}, "
             f"threads: {conditions.threads}; torch {conditions.torch}"
         )

@@ -70,8 +70,7 @@ def learning_curves(run: Run) -> Figure:
     figure, axes = _plot()
     held_out = "val/ensemble" in run.epochs[0]
     split = "val" if held_out else "train"
-    kind = "exit" if run.costs.exits else "member"
-    exits = [(f"exit{number}", f"{kind} {number}", exit_colour(number)) for number in range(run.exits)]
+    exits = [(f"exit{number}", name, exit_colour(number)) for number, name in enumerate(run.exit_names)]
     lines = [*exits, ("ensemble", "ensemble", colour("ink"))]
     lines = [line for line in lines if line[0] in _logged_names(run, split)]
     in_training = _logged_names(run, "train")

@@ -21,7 +21,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.profiling.cost import NetworkCounts, count
 from netfission.runs.folder import RunFolder
 from netfission.utils.errors import invalid
-from netfission.utils.text import printable
+from netfission.utils.text import exit_names, printable
 
 _METRICS = {"top1", "nll", "ece", "brier"}
 
@@ -115,8 +115,7 @@ class Run:
         """Names of the exits, of which linear ones are marked, or of a baseline's members."""
         if not self.costs.exits:
             return [f"member {number}" for number in range(self.exits)]
-        linear = set(self.linear_exits)
-        return [f"exit {number}{' (linear)' if number in linear else ''}" for number in range(self.exits)]
+        return exit_names(self.exits, self.config.fission.linear)
 
     @property
     def linear_exits(self) -> list[int]:

@@ -181,3 +181,13 @@ def unsaturated(probability: float) -> float:
         ('> 99.99', 0.25)
     """
     return min(max(probability, _ALMOST_0), 1 - _ALMOST_0)
+
+
+def exit_names(exits: int, linear: int) -> list[str]:
+    """Return the names of exits, of which the last `linear` ones are linear exits.
+
+    Example:
+        >>> exit_names(2, linear=1)
+        ['exit 0', 'exit 1 (linear)']
+    """
+    return [f"exit {number}{' (linear)' if number >= exits - linear else ''}" for number in range(exits)]
