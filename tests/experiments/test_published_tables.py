@@ -1,6 +1,7 @@
 """Tables under `results/` are those drawn from the records there, and the documentation shows them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from netfission.experiments.grid_files import find_grid
 from netfission.experiments.grids import named_grids
 from netfission.experiments.records import Record, Records
 from netfission.experiments.results import Comparison
-from netfission.utils.typed import typed
+from netfission.utils.typed import read_json, typed
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [
@@ -89,9 +90,26 @@ def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
 
 def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
     page = (ROOT / "docs" / "results.md").read_text()
+    for scale in ("cifar100", "flowers-40"):
+        folder = ROOT / "results" / f"finetune-{scale}"
+        _, table, *_ = (folder / "comparison.md").read_text().split("\n\n")
+        assert table.strip() in page
+        blocks = (folder / "comparison.txt").read_text().split("\n\n")
+        (differences,) = [block for block in blocks if block.startswith("minus ")]
+        for line in differences.splitlines()[1:]:
+            cells = re.split(r"\s{2,}", re.sub(r"(?<![a-z])-(?=\d)", "−", line.strip()))
+            assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_documentation_shows_what_dividing_a_fine_tuned_network_gave():
+    page = (ROOT / "docs" / "results.md").read_text()
     files = (ROOT / "results" / "finetune-cifar100" / "records").iterdir()
-    records = [typed(Record, json.loads(file.read_text())) for file in files]
-    for record in (record for record in records if record.seed == 0):
+    records = [read_json(file, Record) for file in files]
+    shown = [record for record in records if record.seed == 0 and record.contender.startswith("fission ")]
+    assert {"fission after stage 4", "fission and two linear exits after stage 4"} <= {
+        record.contender for record in shown
+    }
+    for record in shown:
         evaluation = record.read_evaluation()
         figures = evaluation.ensemble
         cells = [f"{100 * figures['top1']:.2f}", f"{figures['nll']:.3f}", f"{100 * figures['ece']:.1f}"]
