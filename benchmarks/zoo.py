@@ -265,7 +265,10 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-_INTRODUCTION = f"""# Image models
+_INTRODUCTION = f"""---
+hide: [navigation, toc]
+---
+# Image models
 
 What `fission(model, exits={EXITS}, grouping=…, example_input=images)` makes of each family of timm and of
 each classification model of torchvision, without further settings. `make zoo` measures it, and `make docs`
@@ -296,10 +299,10 @@ def page(record: Mapping[str, Any] | None) -> str:
         networks: dict[str, dict[str, Row]] = {}
         for row in of_set:
             networks.setdefault(row["name"], {})[row["grouping"]] = row
-        head = ["network", "stages", "MACs", "parameters", "seconds", "restriction", "deployed"]
-        head += ["by weights: MACs", "by copies: MACs", "repeated by each path (share of the model's MACs)"]
+        head = ["network", "MACs", "parameters", "MACs by weights", "by copies", "seconds", "restriction"]
+        head += ["deployed", "stages", "repeated by each path (share of the model's MACs)"]
         lines = [_cells(name, by_grouping) for name, by_grouping in networks.items()]
-        parts += [f"## {title[0].upper()}{title[1:]}", _markdown([head, *lines])]
+        parts += [f"## {title}", _markdown([head, *lines])]
     refused: dict[str, list[str]] = {}
     for row in rows:
         if "error" in row:
@@ -318,12 +321,12 @@ def _cells(name: str, by_grouping: Mapping[str, Row]) -> list[str]:
     differences = [f"{row[key]:.0e}" if key in row else "–" for key in ("restriction", "deployed")]
     return [
         f"`{name}`",
-        ", ".join(row.get("stages", ["–"])),
         *(_ratio(row, key) for key in ("macs", "parameters")),
-        f"{row['seconds']:.1f}" if "seconds" in row else "–",
-        *differences,
         _ratio(by_grouping.get("weights", {}), "macs_effective"),
         _ratio(by_grouping.get("copies", {}), "macs"),
+        f"{row['seconds']:.1f}" if "seconds" in row else "–",
+        *differences,
+        ", ".join(row.get("stages", ["–"])),
         _escaped(_repeated_text(row)),
     ]
 
