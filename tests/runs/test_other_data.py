@@ -395,6 +395,16 @@ def test_a_data_set_that_has_changed_is_refused(tmp_path, capsys):
     train = ["train", "--data", photos, *settings, "--validation", "0.2", "--out", run]
     assert main([*train, "--epochs", "1"]) == 0
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.json")}
+    shutil.move(photos, tmp_path / "moved")
+    assert main(["evaluate", run, "--data", str(tmp_path / "moved")]) == 0  # the same images
+    shutil.move(tmp_path / "moved", photos)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.json")}
+    capsys.readouterr()
+    first = min(tmp_path.glob("photos/*/*"))
+    first.rename(first.with_stem("zzz"))  # as many images, but others are cut from them
+    assert main(["evaluate", run]) == 2
+    assert "with as many of other names, so that the splits share images" in capsys.readouterr().err
+    first.with_stem("zzz").rename(first)
     add(range(20, 30))
     capsys.readouterr()
     message = "--data must be as it was in training, with 26 train images, got "

@@ -1,5 +1,7 @@
 """Loading of data sets by name or path, as splits ready for `Batches`."""
 
+import hashlib
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -255,7 +257,8 @@ def _summarise(
     def summary(split: SplitName) -> SplitSummary:
         labels = splits[split].labels.numpy()
         per_class = np.bincount(labels, minlength=len(source.classes)).tolist()
-        return SplitSummary(parts[split].origin, len(labels), per_class, copies.in_training.get(split, 0))
+        copied, names = copies.in_training.get(split, 0), _digest_of_names(parts[split])
+        return SplitSummary(parts[split].origin, len(labels), per_class, copied, names)
 
     from_train = sum(len(part.rows) for part in parts.values() if part.records is source.train)
     unused = 0 if source.validation is None or "validation" in parts else len(source.validation.labels)
@@ -274,6 +277,14 @@ def _summarise(
         unused=source.unused,
         remarks=source.remarks,
     )
+
+
+def _digest_of_names(images: Selection) -> str:
+    """Return a short hash of the images' names, which stays if the folder that all are in moves."""
+    names = [images.records.describe(row) for row in images.rows.tolist()]
+    start = os.path.commonprefix(names).rfind(os.sep) + 1  # noqa: RUF071 (cut after a folder)
+    text = "\n".join(name[start:].replace(os.sep, "/") for name in names)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def _check_not_empty(

@@ -27,6 +27,8 @@ class SplitSummary:
         images: number of images.
         images_per_class: the same by class, in the order of the classes.
         in_training: number of images that are copies of training images.
+        digest: 12 hexadecimal digits of the SHA-256 of the images' names in their order, without the folder
+            that all are in; None in files of older versions.
 
     Example:
         >>> SplitSummary("photographs/train", 7, [3, 4]).images
@@ -37,6 +39,7 @@ class SplitSummary:
     images: int
     images_per_class: list[int]
     in_training: int = 0
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

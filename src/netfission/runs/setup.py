@@ -143,8 +143,8 @@ def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
         trained_on: what was found in it before the training; None if it is not known.
 
     Raises:
-        ValueError: the number of images of a class differs in a split; of a test split only if it is cut from
-            the training images.
+        ValueError: the number of images of a class differs in a split, or their names do; of a test split
+            only if it is cut from the training images.
     """
     if trained_on is None:
         return
@@ -155,12 +155,17 @@ def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
             [] if split is None else split.images_per_class for split in (before, now)
         )
         if counts_before != counts_now:
-            raise invalid(
-                "data",
-                f"as it was in training, with {sum(counts_before):,} {name} images",
-                found=f"{data.summary.data} with {sum(counts_now):,}, so that the splits share images",
-                hint="restore it, or evaluate a copy of the new images by `netfission evaluate --data`",
-            )
+            found = f"{sum(counts_now):,}"
+        elif before and now and before.digest and before.digest != now.digest:
+            found = "as many of other names"
+        else:
+            continue
+        raise invalid(
+            "data",
+            f"as it was in training, with {sum(counts_before):,} {name} images",
+            found=f"{data.summary.data} with {found}, so that the splits share images",
+            hint="restore it, or evaluate a copy of the new images by `netfission evaluate --data`",
+        )
 
 
 def check_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> None:
