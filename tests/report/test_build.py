@@ -196,9 +196,8 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
     points.append(Point("b", "curve", 0.97, 0.97, 0.7))
     choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
     cascade = CascadeEvaluation("margin", (1, 0), 0.2, None, choice, 0.7, 36, 359, {256: 10}, points)
-    detected = [
-        OutOfDistribution("/some/where/letters", 359, 50, 1.1, {"entropy": Detection(0.8765, 0.5, 0.25)})
-    ]
+    scores = {"entropy": Detection(0.8765, 0.5, 0.25), "knn": Detection(0.9, 0.6, 0.2)}
+    detected = [OutOfDistribution("/some/where/letters", 359, 50, 1.1, scores, 1293, "pytorch-ood 0.4.0")]
     for name, content in (("cascade", cascade), ("ood", detected)):
         (run / f"{name}.json").write_text(json.dumps(content, default=vars))
     change(run / "cascade.json", environment={"device": "x"})
@@ -207,7 +206,8 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
     assert "needs 0.612× the single network’s MACs and loses 1.23 ± 0.40 percentage points" in text
     assert "0.66× (0.60–0.70) at batch 256" in text
     assert "Ring: the chosen cascade; E: all exits" in text
-    assert "letters 50 entropy 87.65 50.00 25.00" in text
+    assert "letters 50 entropy 87.65 50.00 25.00 knn 90.00 60.00 20.00" in text
+    assert "fitted to 1,293 training images (pytorch-ood 0.4.0)" in text
     assert "/some/where" not in text
     assert (run / "report" / "cascade.svg").is_file()
     assert "--cascade" not in text and "--ood" not in text

@@ -88,6 +88,13 @@ def parser() -> Parser:
         several=True,
     )
     parser.add(
+        "--detectors",
+        Literal["mahalanobis", "knn", "vim", "react"],
+        help="detectors by features of the exits, fitted to training images, to compare with the uncertainty",
+        group=shift,
+        several=True,
+    )
+    parser.add(
         "--corruptions", True, help="apply the standard corruptions to test images, 5 severities", group=shift
     )
     parser.add(
@@ -104,6 +111,7 @@ def run(settings: Namespace) -> None:
     from netfission.runs.folder import RunFolder
 
     _refuse(settings, _OF_CASCADE, unless="cascade")
+    _refuse(settings, ("detectors",), unless="ood")
     _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.max_cost is not None and settings.max_accuracy_drop is not None:
         raise invalid("--max-cost", "left out if --max-accuracy-drop is given", settings.max_cost)
@@ -163,7 +171,7 @@ def _own_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> No
     if settings.cascade:
         _cascade(folder, config, settings)
     if settings.ood:
-        _out_of_distribution(folder, config, settings.ood)
+        _out_of_distribution(folder, config, settings)
     if settings.corruptions:
         _corruptions(folder, config, settings.corruption_images or CORRUPTION_IMAGES)
     if not (settings.cascade or settings.ood or settings.corruptions):
@@ -219,10 +227,10 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
     print(f"wrote {file}; the run's own figures stay as they are")
 
 
-def _out_of_distribution(folder: "RunFolder", config: RunConfig, names: list[str]) -> None:
+def _out_of_distribution(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
     from netfission.runs.shift import evaluate_ood
 
-    for found in evaluate_ood(folder, config, names):
+    for found in evaluate_ood(folder, config, settings.ood, detectors=settings.detectors or ()):
         print(f"{found.table()}\n")
     print(f"wrote {folder.out_of_distribution.name} in {folder.path}")
 

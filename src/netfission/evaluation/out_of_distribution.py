@@ -1,7 +1,8 @@
 """How well an ensemble's uncertainty distinguishes out-of-distribution images from test images."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -83,7 +84,10 @@ class OutOfDistribution:
         in_distribution: number of test images.
         out_of_distribution: number of out-of-distribution images.
         temperature: of all scores but the energy.
-        scores: how well each score distinguishes the two, see `uncertainty_scores`.
+        scores: how well each score distinguishes the two, see `uncertainty_scores`, and after them each
+            detector by features, see `netfission.evaluation.feature_detectors.fit_detector`.
+        training_images: number of images that those detectors were fitted to; None without one.
+        library: name and version of what they are from; None without one.
     """
 
     data: str
@@ -91,6 +95,8 @@ class OutOfDistribution:
     out_of_distribution: int
     temperature: float
     scores: dict[str, Detection]
+    training_images: int | None = None
+    library: str | None = None
 
     @classmethod
     def from_logits(
@@ -121,6 +127,27 @@ class OutOfDistribution:
         scores = {name: Detection.from_scores(test[name], other[name]) for name in test}
         return cls(data, len(in_distribution), len(out_of_distribution), temperature, scores)
 
+    def with_detectors(
+        self, scores: Mapping[str, tuple[Tensor, Tensor]], *, training_images: int, library: str
+    ) -> Self:
+        """Return this comparison with those of further detectors after it.
+
+        Args:
+            scores: name → scores of test images and of out-of-distribution images, in the order of
+                `from_logits`.
+            training_images: see `OutOfDistribution`, as `library`.
+
+        Raises:
+            ValueError: a score is not finite.
+        """
+        for name, of_both in scores.items():
+            if wrong := sum(int((~values.isfinite()).sum()) for values in of_both):
+                raise invalid(
+                    "detectors", "left out here", name, hint=f"{wrong} of its scores are not finite"
+                )
+        further = {name: Detection.from_scores(*of_both) for name, of_both in scores.items()}
+        return replace(self, scores=self.scores | further, training_images=training_images, library=library)
+
     def table(self) -> str:
         """Return the figures as aligned plain text."""
         rows = [[self.data, "AUROC %", "AUPR %", "FPR95 %"]]
@@ -128,9 +155,10 @@ class OutOfDistribution:
             values = (detection.auroc, detection.aupr, detection.fpr95)
             rows.append([name, *(percent(value) for value in values)])
         base = 100 * self.out_of_distribution / (self.in_distribution + self.out_of_distribution)
+        fitted = f"; {self.library} fitted to {self.training_images} training images" if self.library else ""
         return (
             f"{align_columns(rows)}\n{self.out_of_distribution} out-of-distribution images, the positives "
-            f"of AUPR ({base:.1f} % by chance), and {self.in_distribution} test images"
+            f"of AUPR ({base:.1f} % by chance), and {self.in_distribution} test images{fitted}"
         )
 
 

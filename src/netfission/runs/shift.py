@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from netfission.classifier import Classifier
 from netfission.config import RunConfig
-from netfission.data import ImageData, Split, TensorSplit
+from netfission.data import ImageData, Split, StreamedSplit, TensorSplit
 from netfission.data.batches import decode_batches
 from netfission.data.sources import check_data_name
 from netfission.data.unlabelled import load_unlabelled
+from netfission.ensemble import weights_of
 from netfission.evaluation.corruption import (
     STRENGTHS,
     CorruptionMetrics,
@@ -24,6 +25,15 @@ from netfission.evaluation.corruption import (
     corrupt_images,
     corruption_names,
     library_version,
+)
+from netfission.evaluation.feature_detectors import (
+    ExitFeatures,
+    FeatureDetector,
+    FeatureScore,
+    check_detectors,
+    detectors_library,
+    exit_features,
+    fit_detector,
 )
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.runs.evaluate import EVALUATION_BATCH, load_for_evaluation
@@ -34,6 +44,7 @@ from netfission.utils.files import write_json
 
 T = TypeVar("T")
 Transform = Callable[[Tensor], Tensor]
+DETECTOR_IMAGES = 50_000  # training images at most that detectors are fitted to, the number of CIFAR
 # Data sets that are made of the run's own test images.
 TRANSFORMS: dict[str, Transform] = {
     "inverted": lambda pixels: 255 - pixels,
@@ -45,7 +56,13 @@ def _unchanged(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> list[OutOfDistribution]:
+def evaluate_ood(
+    folder: RunFolder,
+    config: RunConfig,
+    names: Sequence[str],
+    *,
+    detectors: Sequence[FeatureDetector] = (),
+) -> list[OutOfDistribution]:
     """Measure how well a network's uncertainty distinguishes out-of-distribution images from its test split.
 
     The results are written to the run's `ood.json`, beside those of other data sets.
@@ -56,21 +73,33 @@ def evaluate_ood(folder: RunFolder, config: RunConfig, names: Sequence[str]) -> 
         names: names of data sets or folders, see `load_unlabelled`; their images are converted to the run's
             size and channels. `inverted` (255 − pixel) and `rotated` (a quarter turn) are made of the run's
             own test images.
+        detectors: names of detectors by features to measure beside the uncertainty, see
+            `netfission.evaluation.feature_detectors.fit_detector`. They are fitted to the images of the
+            training split, without augmentation, or to 50,000 of them, which the run's seed chooses.
 
     Raises:
-        ValueError: there are no such images, the run was trained on them, or see `evaluate`.
+        ValueError: there are no such images, the run was trained on them, a detector is unknown or does not
+            apply to the network, or see `evaluate`.
+        MissingExtraError: the library that the detectors are from is not installed.
     """
+    check_detectors(detectors)
     classifier, data = _classifier(folder, config)
     others = [_other_images(name, config, data) for name in names]  # fails before the work
-    test = _logits(classifier, data.test, config, "test split")
+    fitted = _fit_detectors(classifier, data.train, config, detectors) if detectors else None
+    test = _measure(classifier, data.test, config, "test split", fitted)
     results = []
     for name, (split, transform) in zip(names, others, strict=True):
-        other = _logits(classifier, split, config, name, transform)
-        results.append(
-            OutOfDistribution.from_logits(
-                name, test, other, classifier.temperature, average=classifier.spec.average
-            )
+        other = _measure(classifier, split, config, name, fitted, transform)
+        result = OutOfDistribution.from_logits(
+            name, test.logits, other.logits, classifier.temperature, average=classifier.spec.average
         )
+        if fitted is not None:
+            result = result.with_detectors(
+                {detector: (test.scores[detector], other.scores[detector]) for detector in detectors},
+                training_images=fitted.images,
+                library=detectors_library(),
+            )
+        results.append(result)
     earlier = folder.load_out_of_distribution() or []
     by_name = {result.data: asdict(result) for result in [*earlier, *results]}
     text = json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n"
@@ -135,11 +164,60 @@ def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split,
     return data.test, TRANSFORMS[name]
 
 
-def _logits(
-    classifier: Classifier, split: Split, config: RunConfig, title: str, transform: Transform = _unchanged
-) -> Tensor:
-    batches = _pixels(split, config.data.workers)
-    return _all_logits(classifier, _bar(map(transform, batches), title, -(-len(split) // EVALUATION_BATCH)))
+@dataclass(frozen=True)
+class _FittedDetectors:
+    scores: dict[str, FeatureScore]
+    images: int
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Logits `(n, exits, classes)` of images, and their scores `(n,)` by the detectors."""
+
+    logits: Tensor
+    scores: dict[str, Tensor]
+
+
+def _fit_detectors(
+    classifier: Classifier, train: Split, config: RunConfig, names: Sequence[FeatureDetector]
+) -> _FittedDetectors:
+    chosen = _random_part(train, DETECTOR_IMAGES, config.fission.seed)
+    outputs = list(_exit_features(classifier, _batches(chosen, config, "training split")))
+    features = torch.cat([output.side_by_side for output in outputs])
+    head = outputs[0].mean_head(weights_of(classifier.spec.average))
+    scores: dict[str, FeatureScore] = {}
+    for name in names:
+        scores[name] = fit_detector(name, features, chosen.labels, head)
+    return _FittedDetectors(scores, len(chosen))
+
+
+def _measure(
+    classifier: Classifier,
+    split: Split,
+    config: RunConfig,
+    title: str,
+    fitted: _FittedDetectors | None,
+    transform: Transform = _unchanged,
+) -> _Measured:
+    batches = _batches(split, config, title, transform)
+    if fitted is None:
+        return _Measured(_all_logits(classifier, batches), {})
+    outputs = list(_exit_features(classifier, batches))
+    features = torch.cat([output.side_by_side for output in outputs])
+    scores = {name: score(features) for name, score in fitted.scores.items()}
+    return _Measured(torch.cat([output.logits for output in outputs]), scores)
+
+
+def _exit_features(classifier: Classifier, batches: Iterable[Tensor]) -> Iterator[ExitFeatures]:
+    return (exit_features(classifier.network, classifier.logits, pixels) for pixels in batches)
+
+
+def _batches(
+    split: Split, config: RunConfig, title: str, transform: Transform = _unchanged
+) -> Iterable[Tensor]:
+    """Return batches of pixels, changed by `transform`, with a progress bar."""
+    pixels = _pixels(split, config.data.workers)
+    return _bar(map(transform, pixels), title, -(-len(split) // EVALUATION_BATCH))
 
 
 def _pixels(split: Split, workers: int) -> Iterator[Tensor]:
@@ -155,11 +233,19 @@ def _all_logits(classifier: Classifier, batches: Iterable[Tensor]) -> Tensor:
 
 def _sample(split: Split, images: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return pixels and labels of a random choice of at most `images` images, in the split's order."""
+    part = _random_part(split, images, seed)
+    if isinstance(part, TensorSplit):
+        return part.images, part.labels
+    return torch.stack([part[row][0] for row in range(len(part))]), part.labels
+
+
+def _random_part(split: Split, images: int, seed: int) -> Split:
+    """Return a random choice of at most `images` images, in the split's order."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     rows = order[:images].sort().values
     if isinstance(split, TensorSplit):
-        return split.images[rows], split.labels[rows]
-    return torch.stack([split[int(row)][0] for row in rows]), split.labels[rows]
+        return TensorSplit(split.images[rows], split.labels[rows])
+    return StreamedSplit(split.records, split.rows[rows.numpy()], split.size)
 
 
 def _bar(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
