@@ -25,8 +25,8 @@ from netfission.utils.modes import in_mode
 from netfission.utils.text import decimal, exit_names, percent
 from netfission.utils.typed import typed
 
-_IN_PERCENT = {"top1", "top5", "ece", "adaptive_ece", "class_wise_ece"}  # in table() alone
-_SHORT = {"adaptive_ece": "aECE", "class_wise_ece": "cwECE"}  # there, too
+_IN_PERCENT = {"top1", "top5", "ece", "adaptive_ece", "class_wise_ece", "smooth_ece"}  # in table() alone
+_SHORT = {"adaptive_ece": "aECE", "class_wise_ece": "cwECE", "smooth_ece": "smECE"}  # there, too
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from netfission.evaluation.smooth_calibration import smooth_calibration_error
 from netfission.utils.errors import describe, invalid
 
 CALIBRATION_BINS = 15
@@ -21,6 +22,9 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
       2015, arXiv 1508.05154). Examples of equal confidence count as the mean of them.
     - `class_wise_ece`: expected calibration error of the probability of each class, with 15 bins of equal
       width; mean over classes (Kull et al. 2019, arXiv 1910.12656).
+    - `smooth_ece`: calibration error of the largest probability by a kernel in place of bins (Błasiok &
+      Nakkiran 2024, arXiv 2309.12236), see
+      `netfission.evaluation.smooth_calibration.smooth_calibration_error`.
     - `augrc`: area under the generalised risk–coverage curve, in [0, 1/2]: the mean, over all thresholds of
       confidence, of the share of all examples that is answered and wrong (Traub et al. 2024, arXiv
       2407.01032).
@@ -41,7 +45,7 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
         >>> metrics = classification_metrics(log_probabilities, torch.tensor([0, 1]))
         >>> {name: round(value, 3) for name, value in metrics.items()}  # doctest: +NORMALIZE_WHITESPACE
         {'top1': 0.5, 'nll': 0.57, 'ece': 0.4, 'brier': 0.4, 'adaptive_ece': 0.4, 'class_wise_ece': 0.4,
-         'augrc': 0.125}
+         'smooth_ece': 0.208, 'augrc': 0.125}
     """
     _check_layout(log_probabilities, labels)
     log_probabilities = log_probabilities.double()
@@ -59,6 +63,7 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
         "brier": (probabilities - one_hot).square().sum(dim=1).mean().item(),
         "adaptive_ece": _adaptive_calibration_error(confidence, correct),
         "class_wise_ece": _class_wise_calibration_error(probabilities, labels),
+        "smooth_ece": smooth_calibration_error(confidence, correct),
         "augrc": _generalised_risk_area(correct),
     }
 
