@@ -12,7 +12,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from netfission.cli import main
+from netfission.config import RunConfig
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution, uncertainty_scores
+from netfission.runs import shift
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
 from netfission.runs.shift import TRANSFORMS, evaluate_ood
@@ -176,9 +178,57 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
     assert kept[1]["scores"]["energy"]["auroc"] == again[0].scores["energy"].auroc
 
 
+def test_any_images_on_the_hub(run, monkeypatch):
+    asked = []
+
+    def load(*name):
+        asked.append(name)
+        pictures = [Image.new("RGB", (9, 7), (10 * shade, 0, 90)) for shade in range(6)]
+        rows = Dataset.from_dict({"picture": pictures}).cast_column("picture", ImageFeature())
+        return {"train": rows, "test": rows.select(range(4))}  # no labels
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    names = ["hf/ylecun/mnist", "hf/ufldl-stanford/svhn/cropped_digits"]
+    found = evaluate_ood(run, run.load_config(), names)
+    assert asked == [("ylecun/mnist",), ("ufldl-stanford/svhn", "cropped_digits")]
+    assert [(result.data, result.out_of_distribution) for result in found] == [(name, 4) for name in names]
+
+
+def test_the_hub_has_the_runs_own_images_by_another_name(run):
+    flat = run.load_config().to_dict() | {"data": "cifar10"}
+    with pytest.raises(ValueError, match=r"^ood must be images that the run was not"):
+        shift._other_images("hf/uoft-cs/cifar10", RunConfig.from_dict(flat), None)
+
+
+def test_a_data_set_of_several_configurations_says_which(run, monkeypatch, capsys):
+    def load(*name):
+        raise ValueError("Config name is missing.\nPlease pick one among: ['a', 'b']\nExample of usage: …")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    assert main(["evaluate", str(run.path), "--ood", "hf/some/images"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "some/images must be a data set that the hub has, got config=None; Config name is missing. " in error
+    )
+    assert error.endswith("Please pick one among: ['a', 'b']\n") and error.count("\n") == 1
+
+
+def test_without_a_network_a_data_set_of_the_hub_is_one_line(run, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert main(["evaluate", str(run.path), "--ood", "hf/ylecun/mnist"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot fetch the data set 'ylecun/mnist' from the hub, and it is not cached here" in error
+    assert error.count("\n") == 1
+    assert not (run.path / "ood.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("hf/mnist", "data folder hf/mnist does not exist"),
         ("digits", "--ood must be images that the run was not trained on, got 'digits'"),
         (
             "invert",
@@ -199,8 +249,6 @@ def test_a_bad_request_is_one_line_and_leaves_nothing(run, name, message, tmp_pa
 
 
 def test_images_that_are_not_square_are_not_rotated(run, monkeypatch):
-    from netfission.runs import shift
-
     class Flat:
         shape = (1, 8, 6)
 

@@ -82,7 +82,8 @@ def parser() -> Parser:
     parser.add(
         "--ood",
         str,
-        help="out-of-distribution images to detect by uncertainty: data sets, folders, inverted or rotated",
+        help="out-of-distribution images to detect by uncertainty: data sets, hf/OWNER/NAME for others on "
+        "the hub, folders, inverted or rotated",
         group=shift,
         metavar="DATA",
         several=True,

@@ -163,6 +163,23 @@ got 'invert'; did you mean inverted?
     raise invalid(argument, f"one of {', '.join(names)}, or a folder", name, hint=did_you_mean(name, names))
 
 
+def hub_place(name: str) -> tuple[str, str | None] | None:
+    """Return the repository and the configuration of a data set `hf/OWNER/NAME` or `hf/OWNER/NAME/CONFIG`.
+
+    Returns:
+        `OWNER/NAME` and the configuration, None if there is none; None for another name, or a folder's.
+
+    Example:
+        >>> hub_place("hf/ylecun/mnist"), hub_place("hf/ufldl-stanford/svhn/cropped_digits")
+        (('ylecun/mnist', None), ('ufldl-stanford/svhn', 'cropped_digits'))
+        >>> hub_place("digits")
+    """
+    prefix, *parts = name.split("/")
+    if prefix != "hf" or len(parts) not in (2, 3) or not all(parts) or Path(name).exists():
+        return None
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+
+
 def fingerprint(name: str) -> str | None:
     """Return a hash of the names and sizes of the files in a folder of data; their content is not read.
 

@@ -15,7 +15,7 @@ from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split, StreamedSplit, TensorSplit
 from netfission.data.batches import decode_batches
-from netfission.data.sources import check_data_name
+from netfission.data.sources import HUB_NAMES, check_data_name, hub_place
 from netfission.data.unlabelled import load_unlabelled
 from netfission.ensemble import weights_of
 from netfission.evaluation.corruption import (
@@ -70,9 +70,9 @@ def evaluate_ood(
     Args:
         folder: folder of a finished run.
         config: the run's settings.
-        names: names of data sets or folders, see `load_unlabelled`; their images are converted to the run's
-            size and channels. `inverted` (255 − pixel) and `rotated` (a quarter turn) are made of the run's
-            own test images.
+        names: names of data sets, also of the hub, or folders, see `load_unlabelled`; their images are
+            converted to the run's size and channels. `inverted` (255 − pixel) and `rotated` (a quarter turn)
+            are made of the run's own test images.
         detectors: names of detectors by features to measure beside the uncertainty, see
             `netfission.evaluation.feature_detectors.fit_detector`. They are fitted to the images of the
             training split, without augmentation, or to 50,000 of them, which the run's seed chooses.
@@ -151,9 +151,11 @@ def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, Image
 
 def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split, Transform]:
     trained_on = config.data.data
-    if name == trained_on or str(Path(name).resolve()) == trained_on:
+    place = hub_place(name)
+    if name == trained_on or str(Path(name).resolve()) == trained_on or _is_on_hub(trained_on, place):
         raise invalid("ood", "images that the run was not trained on", name)
-    check_data_name(name, "ood", [*TRANSFORMS])
+    if place is None:
+        check_data_name(name, "ood", [*TRANSFORMS])
     if name not in TRANSFORMS:
         images = load_unlabelled(name, data.shape)
         warn_of_own_images(name, [images], config)
@@ -162,6 +164,10 @@ def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split,
     if name == "rotated" and height != width:
         raise invalid("ood", f"other than 'rotated' on images of {height}×{width}", name)
     return data.test, TRANSFORMS[name]
+
+
+def _is_on_hub(name: str, place: tuple[str, str | None] | None) -> bool:
+    return place is not None and HUB_NAMES.get(name) == place[0]
 
 
 @dataclass(frozen=True)
