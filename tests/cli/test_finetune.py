@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from netfission.cli import command_parser, main
 from netfission.config import FINETUNE_RECIPE, RECIPES
@@ -63,6 +64,10 @@ DIGITS = "finetune digits --model wrn-10-1 --pretrained false --out run"
             f"{DIGITS} --exits 3 --stages [bn]",
             r"^--exits must be 1 for a network of one stage \(bn\), which no exit can",
         ),
+        (
+            f"{DIGITS.replace('digits', 'one')} --image-size 8",
+            r"one must be a data set of at least 2 classes, got 1 \(cat\)$",
+        ),
         (f"{DIGITS} --epochs 0", "^--epochs must be a positive integer, got 0$"),
         (f"{DIGITS} --ensemble-epochs 0", "^--ensemble-epochs must be a positive integer, got 0$"),
         (f"{DIGITS} --mix-alpha 1", "^--mix-alpha must be left out unless mix=cutmix or mix=mixup, got 1.0$"),
@@ -81,6 +86,8 @@ DIGITS = "finetune digits --model wrn-10-1 --pretrained false --out run"
 def test_a_bad_request_ends_in_one_line_and_leaves_nothing(request_, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "cat" / "image.png")
     torch.save(create_model("cifar-resnet18-w16", 10, in_channels=1).state_dict(), "net.pt")
     assert main(request_.split()) == 2
     error = capsys.readouterr().err

@@ -176,7 +176,10 @@ def test_nothing_readable(image_folder: Callable[..., Path]) -> None:
         ({"image_size": 0}, "^image_size must be a positive integer, got 0$"),
         ({"validation": 1.0}, r"^validation must be a share in \[0, 1\), got 1\.0$"),
         ({"validation": -0.1}, r"^validation must be a share in \[0, 1\), got -0\.1$"),
-        ({"validation": 0.001}, "^validation must be 0, or enough for an image of some class, got 0.001"),
+        (
+            {"validation": 0.001},
+            r"^validation must be 0, or at least 0\.01 for an image .*, got 0\.001; no class has more",
+        ),
         ({"corrupt": "ignore"}, "^corrupt must be one of refuse, skip, got 'ignore'"),
         ({"limit_per_class": 0}, "^limit_per_class must be a positive integer, got 0$"),
     ],

@@ -17,8 +17,8 @@ def gain(seconds: float | None = 100.0) -> Gain:
 def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies():
     assert gain().table().splitlines() == [
         "                  accuracy %     NLL  ECE %  MACs, M  parameters, M    training",
-        "single network  64.00 ± 2.40  1.5000   4.00    30.00          2.000  1 min 40 s",
-        "ensemble of 5   61.00 ± 2.44  1.2500   5.00    29.70          2.200        50 s",
+        "single network  64.00 ± 2.39  1.5000   4.00    30.00          2.000  1 min 40 s",
+        "ensemble of 5   61.00 ± 2.43  1.2500   5.00    29.70          2.200        50 s",
         "on 400 test images, calibrated on 50 validation images; ± is the standard error; NLL and ECE are "
         "better if lower",
     ]
@@ -26,7 +26,8 @@ def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies
 
 def test_a_loss_of_accuracy_is_not_hidden():
     assert gain().summary() == (
-        "gain: accuracy -3.00 points, NLL -0.2500, ECE +1.00 points\n"
+        "change: accuracy -3.00 points (standard error below 3.41), NLL -0.2500, ECE +1.00 points; "
+        "400 test images are too few to tell the accuracies apart\n"
         "cost: MACs 0.99×, parameters 1.10×, time 1.20× for 1 image (1.10–1.30) and 1.05× for 32 images "
         "(1.00–1.10); training 0.50× on top"
     )
@@ -50,3 +51,16 @@ def test_it_is_read_as_it_is_written():
     import json
 
     assert typed(Gain, json.loads(gain().to_json())) == gain()
+
+
+def test_a_gain_that_the_test_images_show_is_called_so():
+    better = replace(
+        gain(), n=40_000, ensemble=replace(gain().ensemble, metrics={"top1": 0.66, "nll": 1.4, "ece": 0.04})
+    )
+    line = better.summary().splitlines()[0]
+    assert line == "gain: accuracy +2.00 points (standard error below 0.34), NLL -0.1000, ECE +0.00 points"
+
+
+def test_two_right_answers_of_two_are_not_certain():
+    figures = replace(gain().single, metrics={"top1": 1.0, "nll": 0.1, "ece": 0.1})
+    assert "100.00 ± 19.25" in replace(gain(), n=2, single=figures).table()

@@ -712,3 +712,19 @@ def test_two_processes_train_one_network(tmp_path, launcher):
         if name.endswith("_removed"):
             assert not state[name.removesuffix("_removed")][mask].any()
     assert rows_of(out)[-1]["train/ensemble"] > 0.5
+
+
+def test_a_training_of_few_steps_is_remarked_on(tmp_path, capsys):
+    command = "train --data digits --model wrn-10-1 --exits 2 --limit-per-class 2 --batch-size 8"
+    assert main([*command.split(), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    assert "note: 3 steps of training are few; a smaller batch_size or more" in capsys.readouterr().out
+
+
+def test_batches_of_one_image_are_refused_before_the_training_if_a_batch_norm_cannot_use_them(
+    tmp_path, capsys
+):
+    out = tmp_path / "run"
+    command = f"train --data digits --model wrn-10-1 --image-size 4 --batch-size 1 --out {out}"
+    assert main(command.split()) == 2
+    assert "--batch-size must be at least 2 for this network, got 1; Exp" in capsys.readouterr().err
+    assert not out.exists()

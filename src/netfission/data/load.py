@@ -31,6 +31,7 @@ from netfission.data.splits import (
 )
 from netfission.data.summary import CUT, UNREADABLE, DataSummary, SplitSummary, count_classes
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.text import count_noun
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
 _TEST_SHARE = 0.2
@@ -139,8 +140,6 @@ def load_data(
         check_positive_integer("limit_per_class", limit_per_class)
 
     source = find_source(name)
-    if len(source.classes) < 2:
-        raise invalid(name, "a data set of at least 2 classes", found=f"1 ({source.classes[0]})")
     parts = _assign_rows(source, name, validation, seed, limit_per_class)
     size = common_size(source.train, name) if image_size is None else (image_size, image_size)
     channels = len(source.train.mode)
@@ -225,8 +224,10 @@ def _assign_rows(
     rest, cut = stratified_cut(labels[train], 0 if own_validation else validation, seed)
     train, held_out = train[rest], train[cut]
     if validation and not own_validation and not len(held_out):
-        hint = f"every class has fewer than {0.5 / validation:.0f} training images"
-        raise invalid("validation", "0, or enough for an image of some class", validation, hint=hint)
+        most = np.bincount(labels[train]).max()
+        expected = f"0, or at least {ceil(50 / most) / 100:g} for an image of some class"
+        hint = f"no class has more than {count_noun(most, 'training image')}"
+        raise invalid("validation", expected, validation, hint=hint)
     if limit_per_class is not None:
         kept = [group[:limit_per_class] for group in shuffled_by_class(labels[train], seed)]
         train = train[np.sort(np.concatenate(kept))]

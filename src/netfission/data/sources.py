@@ -74,7 +74,7 @@ def find_source(name: str, *, train_required: bool = True) -> Source:
 
     Args:
         name: see `netfission.data.load_data`.
-        train_required: refuse a data set without a training split.
+        train_required: refuse a data set without a training split, or of a single class.
 
     Raises:
         ValueError: the name is unknown, or the folder or table has another layout.
@@ -86,6 +86,13 @@ def find_source(name: str, *, train_required: bool = True) -> Source:
         >>> len(source.classes), len(source.train.labels), source.test
         (10, 1797, None)
     """
+    source = _find_source(name, train_required)
+    if train_required and len(source.classes) < 2:
+        raise invalid(name, "a data set of at least 2 classes", found=f"1 ({source.classes[0]})")
+    return source
+
+
+def _find_source(name: str, train_required: bool) -> Source:
     check_data_name(name)
     if name == "digits":
         return _digits()

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import hypot, sqrt
 from typing import Any
 
 from netfission.profiling.timing import Quartiles
@@ -46,9 +46,9 @@ class Gain:
         >>> single = NetworkFigures(1, metrics, parameters=1000, macs=20_000, seconds=60.0)
         >>> better = {"top1": 0.85, "nll": 0.5, "ece": 0.02}
         >>> ensemble = NetworkFigures(5, better, parameters=1100, macs=20_400, seconds=45.0)
-        >>> gain = Gain(100, 20, single, ensemble, {32: Quartiles(1.0, 1.1, 1.2)}, {})
+        >>> gain = Gain(10_000, 20, single, ensemble, {32: Quartiles(1.0, 1.1, 1.2)}, {})
         >>> print(gain.summary())
-        gain: accuracy +5.00 points, NLL -0.2000, ECE -3.00 points
+        gain: accuracy +5.00 points (standard error below 0.54), NLL -0.2000, ECE -3.00 points
         cost: MACs 1.02×, parameters 1.10×, time 1.10× for 32 images (1.00–1.20); training 0.75× on top
     """
 
@@ -77,7 +77,12 @@ class Gain:
         return f"{align_columns(rows)}\n{images}; {note}"
 
     def summary(self) -> str:
-        """Return what was gained and what it costs, in two lines."""
+        """Return what was gained and what it costs, in two lines.
+
+        The standard error is that of networks which err independently. On the same images it is smaller, as
+        both err on the hard ones. Of few images it is counted with two more of either kind (Agresti & Coull
+        1998), so that it is never 0.
+        """
         single, ensemble = self.single, self.ensemble
         change = {name: ensemble.metrics[name] - single.metrics[name] for name in ("top1", "nll", "ece")}
         times = (
@@ -92,17 +97,26 @@ class Gain:
         training = ""
         if ensemble.seconds is not None and single.seconds:
             training = f"; training {ensemble.seconds / single.seconds:.2f}× on top"
+        error = hypot(*(self._error(network) for network in (single, ensemble)))
+        better = change["top1"] > 0 and change["nll"] < 0
+        unclear = f"; {count_noun(self.n, 'test image')} are too few to tell the accuracies apart"
         return (
-            f"gain: accuracy {100 * change['top1']:+.2f} points, NLL {change['nll']:+.4f}, "
-            f"ECE {100 * change['ece']:+.2f} points\n"
+            f"{'gain' if better else 'change'}: accuracy {100 * change['top1']:+.2f} points "
+            f"(standard error below {100 * error:.2f}), NLL {change['nll']:+.4f}, "
+            f"ECE {100 * change['ece']:+.2f} points{unclear if abs(change['top1']) < 2 * error else ''}\n"
             f"cost: {', '.join(cost)}{training}"
         )
 
+    def _error(self, network: NetworkFigures) -> float:
+        """Return the standard error of an accuracy, with two more correct and two more wrong answers."""
+        n = self.n + 4
+        share = (network.metrics["top1"] * self.n + 2) / n
+        return sqrt(share * (1 - share) / n)
+
     def _cells(self, network: NetworkFigures) -> list[str]:
         metrics = network.metrics
-        error = sqrt(metrics["top1"] * (1 - metrics["top1"]) / self.n)
         return [
-            f"{percent(metrics['top1'])} ± {percent(error)}",
+            f"{percent(metrics['top1'])} ± {percent(self._error(network))}",
             decimal(metrics["nll"], 4),
             percent(metrics["ece"]),
             f"{network.macs / 1e6:,.2f}",

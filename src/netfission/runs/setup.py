@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
-from math import isclose
+from math import ceil, isclose
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from netfission.methods.registry import find_method
 from netfission.models import TrainedWeights, WeightsReport, create_model
 from netfission.network import FissionNetwork
 from netfission.utils.errors import first_line, invalid
+from netfission.utils.modes import trial_copy
 from netfission.utils.processes import find_launch
 from netfission.utils.text import count_noun
 
@@ -166,6 +167,40 @@ def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
             found=f"{data.summary.data} with {found}, so that the splits share images",
             hint="restore it, or evaluate a copy of the new images by `netfission evaluate --data`",
         )
+
+
+_FEW_STEPS = 100  # of a training: the rate warms up in the first third of it
+
+
+def check_batch_size(batch_size: int, network: nn.Module, data: ImageData) -> None:
+    """Refuse batches of one image for a network whose batch norms cannot train on them.
+
+    Raises:
+        ValueError: `batch_size` is 1, and the network normalises features of one position over the batch.
+    """
+    if batch_size > 1:
+        return
+    try:
+        with torch.no_grad():
+            trial_copy(network).train()(torch.zeros(1, *data.shape))
+    except ValueError as error:
+        raise invalid("batch_size", "at least 2 for this network", 1, hint=first_line(error)) from error
+
+
+def few_steps(images: int, batch_size: int, epochs: int) -> list[str]:
+    """Return a remark for the user if a training has few steps.
+
+    Example:
+        >>> few_steps(images=45, batch_size=64, epochs=8)
+        ['note: 8 steps of training are few; a smaller batch_size or more epochs give more']
+        >>> few_steps(images=4500, batch_size=64, epochs=8)
+        []
+    """
+    steps = ceil(images / batch_size) * epochs
+    if steps >= _FEW_STEPS:
+        return []
+    few = f"{count_noun(steps, 'step')} of training are few"
+    return [f"note: {few}; a smaller batch_size or more epochs give more"]
 
 
 def check_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> None:

@@ -18,7 +18,9 @@ from netfission.runs.lightning_module import RunDataModule, TrainingModule
 from netfission.runs.setup import (
     build_network,
     build_parent,
+    check_batch_size,
     check_unchanged,
+    few_steps,
     load_run_data,
     network_spec,
     rate_scales,
@@ -89,6 +91,7 @@ def train(
             weights = folder.read_weights(config)
             reports: list[WeightsReport] = []
             network = build_network(config, data, weights, reports.append)
+            check_batch_size(config.training.batch_size, network, data)
             parent = build_parent(config, data, weights)
             scales = rate_scales(config, data, network)
             hooks = MethodHooks(method.hooks(exits, config.training))
@@ -107,7 +110,8 @@ def train(
             write_json(folder.data_summary, data.summary.to_json())
             folder.save_weights_report(reports)
             if progress:
-                print("\n".join([data.summary.text(), *map(str, reports[:1])]), flush=True)
+                remarks = few_steps(len(data.train), config.training.batch_size, epochs)
+                print("\n".join([data.summary.text(), *map(str, reports[:1]), *remarks]), flush=True)
         try:
             trainer.fit(module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
