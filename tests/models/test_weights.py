@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_a_moving_average_comes_before_the_weights(file: Path, state: dict[str, 
         ({"model": state, "model_ema": average, "args": argparse.Namespace(lr=1.0)}, "model_ema", average),
         ({"model": state, "model_ema": None}, "model", state),
         ({"model_state_dict": state, "optimizer": {"state": {}}}, "model_state_dict", state),
+        ({"net": state, "acc": 93.1, "epoch": 200}, "net", state),
         ({"model_ema": {"module": average}, "state_dict": state}, "model_ema.module", average),
         ({"state_dict": {f"network.{name}": tensor for name, tensor in state.items()}}, "state_dict", state),
     ):
@@ -299,8 +301,23 @@ def test_a_pickle_that_wants_code_is_refused_unread(new_format: bool, tmp_path: 
     assert (
         "must be weights that are read without running code, got a pickle that wants posix.system" in message
     )
-    file.write_bytes(pickle.dumps(_Command(tmp_path / "ran")))
-    assert _refusal(file)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_plain_pickle_is_refused_by_what_it_wants(
+    protocol: int, tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = {"posix": 1, "state": [_Command(tmp_path / "ran")] * 2}  # strings of before are named again
+        file.write_bytes(pickle.dumps(again, protocol))
+        assert "got a pickle that wants posix.system; save the state_dict of the model " in _refusal(file)
+        file.write_bytes(pickle.dumps({"accuracy": [0.5, 0.6]}, protocol))
+        assert "got a file of another kind, or a damaged one" in _refusal(file)
+        file.write_bytes(pickle.dumps(again, protocol)[:-1])
+        assert _refusal(file)
+    assert not caught
     assert not (tmp_path / "ran").exists()
 
 

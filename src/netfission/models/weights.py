@@ -3,8 +3,10 @@
 import argparse
 import hashlib
 import pickle
+import pickletools
 import re
-from collections import Counter
+import warnings
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +24,7 @@ from netfission.utils.checksums import check_tensors, parse_json
 from netfission.utils.errors import describe, first_line, invalid
 
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
-_SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+_SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module", "net")
 _COUNTER = "num_batches_tracked"  # of batch norms; files of early PyTorch versions lack it
 _OF_AVERAGE = "n_averaged"  # the counter of `torch.optim.swa_utils.AveragedModel`
 _PART_OF_RUN = re.compile(r"(?:stem|paths\.0\.(?:stages\.\d+|head))\.")  # before names, in a run of one exit
@@ -447,12 +449,13 @@ def _read_pytorch(file: Path) -> Any:
         hint = "save the state_dict of the model alone"
         raise invalid(str(file), _WEIGHTS, found=f"{program}, which holds code", hint=hint)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the refusal says what is wrong
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the file may hold anything
         wanted = _wanted_code(file, error)
         if wanted:
-            hint = "save the state_dict of the model alone"
+            hint = "save the state_dict of the model alone, with torch.save"
             raise invalid(
                 str(file),
                 "weights that are read without running code",
@@ -482,8 +485,32 @@ def _wanted_code(file: Path, error: Exception) -> Sequence[str]:
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))[:_SHOWN]
-        except Exception:  # not a zip file: only the message names the first
-            return re.findall(r"(?:GLOBAL|class|function) '?([\w.]+\.[\w.]+)", str(error))[:1]
+        except Exception:  # not a zip file: only the message names the first, if it does
+            named = re.findall(r"(?:GLOBAL|class|function) '?([\w.]+\.[\w.]+)", str(error))[:1]
+            return named or sorted(_names_in_pickle(file))[:_SHOWN]
+
+
+def _names_in_pickle(file: Path) -> set[str]:
+    """Return the functions and classes that a plain pickle names, without running it; none if damaged."""
+    names: set[str] = set()
+    memo: dict[object, object] = {}
+    last: deque[object] = deque([None, None], maxlen=2)  # what was put on the stack
+    try:
+        with file.open("rb") as content:
+            for opcode, argument, _ in pickletools.genops(content):
+                if opcode.name == "MEMOIZE":
+                    memo[len(memo)] = last[-1]
+                elif opcode.name in ("BINGET", "LONG_BINGET"):
+                    last.append(memo.get(argument))
+                elif opcode.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.add(".".join(map(str, last)))
+                if opcode.name not in ("MEMOIZE", "BINGET", "LONG_BINGET", "FRAME"):
+                    last.append(argument)
+    except (OSError, ValueError):
+        return set()
+    return names
 
 
 def _state_dict(file: Path, content: Any) -> tuple[str, dict[str, Tensor]]:
