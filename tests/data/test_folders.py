@@ -306,6 +306,7 @@ def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
         "without a class or split": 1,
         "without a label in labels.csv": 1,
         "named in labels.csv without a file": 2,
+        "named again in labels.csv": 1,
         "of another type": 1,
     }
 

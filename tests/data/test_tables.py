@@ -186,6 +186,32 @@ def test_lists_in_other_columns_are_not_read(tmp_path: Path) -> None:
     assert find_source(str(table)).classes == list(CLASSES)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("others", [("train", "foo"), ("foo", "bar")])
+def test_an_unknown_split_is_refused_by_its_name(tmp_path: Path, kind: str, others: tuple[str, ...]) -> None:
+    rows = [(*row, others[number > 20]) for number, row in enumerate(write_images(tmp_path))]
+    if kind == "csv":
+        table = write_csv(tmp_path / "a.csv", rows, "path,label,split")
+    else:
+        table = write_parquet(tmp_path / "a.parquet", rows, "path", "label", "split")
+    name, number, count = ("'foo'", 21, 3) if others[0] == "train" else ("'foo'", 0, 24)
+    message = (
+        f"{table} must be a table whose splits are named train, val or test, got {name} for "
+        f"photographs/{number}.png in row {number + 2}; {count} of 24 images have no such split; leave the "
+        "cell empty to leave an image out"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_data(str(table))
+
+
+def test_rows_that_name_a_file_again_are_counted(tmp_path: Path) -> None:
+    rows = write_images(tmp_path)
+    table = write_csv(tmp_path / "a.csv", [*rows, rows[3], (f"./{rows[3][0]}", rows[3][1]), (rows[4][0], "")])
+    source = find_source(str(table))
+    assert (len(source.train.labels), source.left_out) == (24, {"named again in a.csv": 3})
+    assert "left out: 3 named again in a.csv" in load_data(str(table)).summary.text()
+
+
 def test_rows_without_a_split_are_counted(tmp_path: Path) -> None:
     rows = write_images(tmp_path)
     splits = [(*row, ["train", "test", ""][number // 9]) for number, row in enumerate(rows)]

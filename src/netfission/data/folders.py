@@ -16,7 +16,7 @@ from netfission.data.label_files import (
     read_label_file,
     says_labels,
 )
-from netfission.data.split_names import SplitName, assign_splits, split_of, splits_in, test_name
+from netfission.data.split_names import SplitName, assign_splits, may_be_split, split_of, splits_in, test_name
 from netfission.data.tables import Tables, renames_classes, why_unread, why_unused
 from netfission.utils.errors import did_you_mean, invalid
 from netfission.utils.text import as_text, count_noun, printable
@@ -335,6 +335,7 @@ def _has_splits(match: Match, wanted: SplitName | None = None) -> bool:
 
 
 def _by_split_column(match: Match, *, train_required: bool = True) -> dict[SplitName, LabelledImages]:
+    _check_split_names(match)
     names = sorted({row.split for row in match.rows.values() if row.split})
     return {
         split: LabelledImages(
@@ -342,6 +343,20 @@ def _by_split_column(match: Match, *, train_required: bool = True) -> dict[Split
         )
         for split, name in assign_splits(names, str(match.table), train_required=train_required).items()
     }
+
+
+def _check_split_names(match: Match) -> None:
+    """Refuse a table with a split that no name of splits stands for."""
+    unknown = [row for row in match.rows.values() if row.split and not may_be_split(row.split)]
+    if unknown:
+        row = min(unknown, key=lambda row: row.number)
+        of_all = f"{len(unknown):,} of {count_noun(len(match.rows), 'image')} have no such split"
+        raise invalid(
+            str(match.table),
+            "a table whose splits are named train, val or test",
+            found=f"{row.split!r} for {row.file} in row {row.number}",
+            hint=f"{of_all}; leave the cell empty to leave an image out",
+        )
 
 
 def _check_no_splits_inside(tree: FileTree, folder: Path, classes: Sequence[Path]) -> None:
@@ -499,6 +514,7 @@ def _count_left_out(
     for table, match in matches.items():
         counts[f"without a label in {printable(table.name)}"] = len(match.unlabelled - used - unlabelled)
         counts[f"named in {printable(table.name)} without a file"] = match.missing
+        counts[f"named again in {printable(table.name)}"] = match.repeated
         unlabelled |= match.unlabelled
     counts["without a class or split"] += len(set(found.images) - used - other_splits.keys() - unlabelled)
     return {reason: count for reason, count in counts.items() if count}

@@ -316,12 +316,14 @@ class Match:
         rows: image → its row, of the images that have a label.
         missing: number of rows whose image does not exist.
         unlabelled: the images whose row has no label.
+        repeated: number of rows whose image an earlier row names.
     """
 
     table: Path
     rows: dict[str, Row]
     missing: int
     unlabelled: set[str] = field(default_factory=set)
+    repeated: int = 0
 
 
 def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex | FileIndex) -> Match:
@@ -338,9 +340,10 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex | FileIndex) 
     """
     found: dict[str, Row] = {}
     unlabelled: set[str] = set()
-    missing = 0
+    missing = named = 0
     for row in rows:
         images = index.find(row.file)
+        named += len(images)
         if len(images) > 1:
             expected = "a table whose file names are each of one image"
             several = f"{row.file} for {images[0]} and {images[1]}"
@@ -355,4 +358,5 @@ def match_rows(table: Path, rows: Iterable[Row], index: ImageIndex | FileIndex) 
         elif earlier.split != row.split:
             splits = f"{earlier.split or 'none'} and {row.split or 'none'} for {row.file}"
             raise invalid(str(table), "a table with one split per image", found=splits)
-    return Match(table, found, missing, unlabelled - found.keys())
+    repeated = named - len(found.keys() | unlabelled)
+    return Match(table, found, missing, unlabelled - found.keys(), repeated)

@@ -30,6 +30,17 @@ def split_of(name: str) -> SplitName | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.casefold() in names), None)
 
 
+def may_be_split(name: str) -> bool:
+    """Return whether a name can stand for a split, be it only beside a training split.
+
+    Example:
+        >>> may_be_split("Val"), may_be_split("holdout"), may_be_split("extra")
+        (True, True, False)
+    """
+    synonyms = {synonym for names in _BESIDE_TRAINING.values() for synonym in names}
+    return split_of(name) is not None or name.casefold() in synonyms
+
+
 def assign_splits(names: Iterable[str], where: str, *, train_required: bool = True) -> dict[SplitName, str]:
     """Return which of some names stands for which split, training first.
 
