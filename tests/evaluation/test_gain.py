@@ -8,10 +8,12 @@ from netfission.utils.typed import typed
 
 
 def gain(seconds: float | None = 100.0) -> Gain:
-    single = NetworkFigures(1, {"top1": 0.64, "nll": 1.5, "ece": 0.04}, 2_000_000, 30_000_000, seconds)
-    ensemble = NetworkFigures(5, {"top1": 0.61, "nll": 1.25, "ece": 0.05}, 2_200_000, 29_700_000, 50.0)
+    metrics = {"top1": 0.64, "nll": 1.5, "ece": 0.04}, {"top1": 0.61, "nll": 1.25, "ece": 0.05}
+    images = "50 validation images"
+    single = NetworkFigures(1, metrics[0], 2_000_000, 30_000_000, seconds, calibrated_on=images)
+    ensemble = NetworkFigures(5, metrics[1], 2_200_000, 29_700_000, 50.0, calibrated_on=images)
     times = {1: Quartiles(1.1, 1.2, 1.3), 32: Quartiles(1.0, 1.05, 1.1)}
-    return Gain(400, 50, single, ensemble, times, {"device": "CPU"})
+    return Gain(400, single, ensemble, times, {"device": "CPU"})
 
 
 def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies():
@@ -22,6 +24,12 @@ def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies
         "on 400 test images, calibrated on 50 validation images; ± is the standard error; NLL and ECE are "
         "better if lower",
     ]
+
+
+def test_networks_that_are_calibrated_on_other_images_are_told_apart():
+    ensemble = replace(gain().ensemble, calibrated_on="1 image of pets")
+    last = replace(gain(), ensemble=ensemble).table().splitlines()[-1]
+    assert "calibrated on 50 validation images (single network) and 1 image of pets (ensemble); ±" in last
 
 
 def test_a_loss_of_accuracy_is_not_hidden():

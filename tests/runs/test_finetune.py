@@ -2,8 +2,11 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -12,6 +15,7 @@ from netfission.cli import main
 from netfission.models import create_model
 from netfission.profiling.cost import count
 from netfission.report import write_report
+from netfission.report.style import render_svg
 from netfission.runs.callbacks import Stopwatch
 from netfission.runs.finetune import single_folder
 from netfission.runs.folder import RunFolder
@@ -40,6 +44,17 @@ def copied(finetuned, tmp_path, monkeypatch) -> Path:
     moved = config.read_text().replace(str(finetuned), str(out)).replace("# checksum", "# was")
     config.write_text(moved)
     return out
+
+
+@pytest.fixture
+def other_digits(tmp_path) -> Path:
+    """40 images of noise with the classes of digits."""
+    folder = tmp_path / "others"
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        (folder / str(number % 10)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / str(number % 10) / f"{number}.png")
+    return folder
 
 
 @pytest.fixture
@@ -112,13 +127,15 @@ def test_every_figure_is_of_the_mean_by_weights(finetuned):
 def test_the_gain_is_that_of_the_two_runs(finetuned, capsys):
     folder, single = RunFolder(finetuned), single_folder(finetuned)
     gain = folder.load_gain()
-    assert (gain.n, gain.calibrated_on) == (359, 145)
+    assert gain.n == 359
     for figures, run in ((gain.single, single), (gain.ensemble, folder)):
         network, _ = run.load_network()
         size = count(network, torch.zeros(1, 1, 8, 8)).size
         assert figures.metrics == run.load_reliability().scaled.metrics
         assert (figures.parameters, figures.macs) == (size.parameters_stored, size.macs_dense)
         assert figures.seconds == Stopwatch(run.training_time).read() > 0
+        assert (figures.weights, figures.calibrated_on) == (run.weights_sha256(), "145 validation images")
+        assert figures.temperature == run.load_calibration().temperature
     assert gain.ensemble.predictions == 3
     assert all(0 < time.lower <= time.median <= time.upper for time in gain.time.values())
 
@@ -147,6 +164,24 @@ def test_the_page_has_both_networks(finetuned, tmp_path):
     assert "(linear)" not in write_report([single_folder(finetuned).path], tmp_path / "page.html").read_text()
 
 
+def test_the_report_of_a_fine_tuning_has_both_networks(copied, other_digits, monkeypatch):
+    blank = render_svg(lambda: Figure((1, 1)))
+    monkeypatch.setattr("netfission.report.plots.render_svg", lambda draw: blank)
+    folder = RunFolder(copied)
+    by_finetune = folder.report.read_text()
+    assert main(["report", str(copied)]) == 0
+    page = folder.report.read_text()
+    assert "<title>2 runs on digits" in page and "<title>2 runs on digits" in by_finetune
+    assert page.count("<h2") == by_finetune.count("<h2")
+    assert main(["calibrate", str(copied), "--data", str(other_digits)]) == 0
+    assert main(["report", str(copied)]) == 0
+    page = folder.report.read_text()
+    assert "on validation images after every epoch (n = 145)" in page
+    assert "every epoch (n = 40)" not in page
+    shutil.rmtree(folder.single.path)
+    assert [run.path for run in folder.shown_together()] == [copied]
+
+
 def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatch):
     def times(networks, images):
         return {name: [0.1 * network(images).shape[1]] * 3 for name, network in networks.items()}
@@ -159,6 +194,33 @@ def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatc
     assert folder.load_gain().ensemble == RunFolder(finetuned).load_gain().ensemble
     assert [time.median for time in folder.load_gain().time.values()] == pytest.approx([3, 3])  # not 1/3
     assert folder.report.is_file()
+
+
+def test_a_gain_of_another_calibration_is_stale_and_measured_anew(
+    copied, other_digits, no_training, no_page, capsys
+):
+    folder, single = RunFolder(copied), single_folder(copied)
+    before = folder.load_gain()
+    stale = f"with the calibration before: {folder.gain}; `netfission finetune` again renews it"
+    assert main(["calibrate", str(copied)]) == 0
+    assert stale not in capsys.readouterr().out  # it is the same
+    assert main(["calibrate", str(single.path), "--data", str(other_digits)]) == 0
+    assert stale in capsys.readouterr().out
+    assert main(["calibrate", str(copied), "--data", str(other_digits)]) == 0
+    assert stale in capsys.readouterr().out
+    assert main(["finetune", *FLAGS, str(copied)]) == 0
+    out, gain = capsys.readouterr().out, folder.load_gain()
+    assert "on 359 test images, calibrated on 40 images of others; ±" in out
+    for figures, run in ((gain.single, single), (gain.ensemble, folder)):
+        assert figures.metrics == run.load_reliability().scaled.metrics
+    assert gain.ensemble.metrics["nll"] != before.ensemble.metrics["nll"]
+    assert folder.current_gain() == gain
+    for content in (
+        "{}",
+        folder.gain.read_text().replace(gain.single.weights, "ab").replace("checksum", "x"),
+    ):
+        folder.gain.write_text(content)
+        assert folder.current_gain() is None
 
 
 def test_networks_that_cannot_be_deployed_are_reported_without_their_time(

@@ -110,7 +110,7 @@ def _calibrated(calibration: Calibration) -> str:
     guess = " All of them are predicted correctly, so the temperature is a guess." if raw["top1"] == 1 else ""
     return (
         f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
-        f"{calibration.n} {calibration.fitted_on}, where it took NLL from {decimal(raw['nll'], 4)} to "
+        f"{calibration.images}, where it took NLL from {decimal(raw['nll'], 4)} to "
         f"{decimal(scaled['nll'], 4)} and ECE from {percent(raw['ece'])} % to {percent(scaled['ece'])} %."
         + guess
     )

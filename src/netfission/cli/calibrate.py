@@ -49,6 +49,7 @@ def run(settings: Namespace) -> None:
 
 def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
     from netfission.data.summary import listing
+    from netfission.runs.folder import RunFolder
 
     lines = [f"calibrated: {result.calibration.summary()}"]
     if result.replaced is not None:
@@ -69,4 +70,9 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
         depends = (folder.out_of_distribution, folder.corruptions, folder.evaluations)
         if stale := [file.name for file in depends if file.exists()]:
             lines.append(f"still at the temperature before: {', '.join(stale)}; evaluate again to renew them")
+    path = folder.path.resolve()
+    above = RunFolder(path.parent)
+    for run in (above, folder) if path == above.single.path else (folder,):  # a fine-tuning's networks
+        if run.gain.is_file() and run.current_gain() is None:
+            lines.append(f"with the calibration before: {run.gain}; `netfission finetune` again renews it")
     return [*lines, *older_exports(folder, result.replaced, result.calibration)]

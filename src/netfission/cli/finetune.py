@@ -96,10 +96,9 @@ def run(settings: Namespace) -> None:
     )
     check_given_effects(plan.ensemble, settings, _OWN)
     gain = finetune(plan, out, say=_say)
-    folder, single = RunFolder(out), single_folder(out)
+    folder = RunFolder(out)
     if not folder.report.is_file():
-        runs = [folder, single] if single.config.is_file() else [folder]
-        write_report([each.path for each in runs], folder.report)
+        write_report([folder.path], folder.report)
     print(f"\n{gain.table()}\n{gain.summary()}")
     print(f"wrote {out}, the ensemble's run, with {folder.gain.name} and {folder.report.name}")
 

@@ -14,10 +14,25 @@ from netfission.evaluation.p_values import detector_scores
 from netfission.evaluation.selective import RiskCoverage
 from netfission.utils.checksums import parse_json
 from netfission.utils.errors import check_positive
-from netfission.utils.text import decimal, percent
+from netfission.utils.text import count_noun, decimal, percent
 from netfission.utils.typed import typed
 
 VALIDATION = "validation images"  # held out of a run's own data set
+
+
+def count_images(number: int, kind: str) -> str:
+    """Write a number of images with the words for them, in the singular if it is 1.
+
+    Args:
+        number: of the images.
+        kind: the images in words, as `Calibration.fitted_on` has them.
+
+    Example:
+        >>> count_images(1, "validation images"), count_images(1200, "test images of pets")
+        ('1 validation image', '1,200 test images of pets')
+    """
+    before, _, after = kind.partition("images")
+    return f"{count_noun(number, f'{before}image')}{after}"
 
 
 def describe_scaling(
@@ -45,8 +60,9 @@ def describe_scaling(
         temperature 1.500, from 80 test images; on these 200 images: NLL 0.5000 → 0.4000, ECE 9.00 → 3.00 %
     """
     guess = ", all classified correctly, so it is a guess" if flawless else ""
+    these = "this image" if n == 1 else f"these {n} images"
     return (
-        f"temperature {temperature:.3f}, from {fitted_on}{guess}; on these {n} images: "
+        f"temperature {temperature:.3f}, from {fitted_on}{guess}; on {these}: "
         f"NLL {decimal(raw['nll'], 4)} → {decimal(scaled['nll'], 4)}, "
         f"ECE {percent(raw['ece'])} → {percent(scaled['ece'])} %"
     )
@@ -135,11 +151,15 @@ class Calibration:
         """Whether every image was classified correctly, so that the temperature is a guess."""
         return self.raw["top1"] == 1
 
+    @property
+    def images(self) -> str:
+        """The images that it was fitted on, and their number."""
+        return count_images(self.n, self.fitted_on)
+
     def summary(self) -> str:
         """Return the temperature and its effect on these images in one line."""
-        source = f"{self.n} {self.fitted_on}"
         return describe_scaling(
-            self.temperature, source, self.raw, self.scaled, self.n, flawless=self.flawless
+            self.temperature, self.images, self.raw, self.scaled, self.n, flawless=self.flawless
         )
 
     def to_json(self) -> str:

@@ -15,10 +15,13 @@ class NetworkFigures:
 
     Attributes:
         predictions: number of predictions that are averaged.
-        metrics: `classification_metrics` on the test split, calibrated on the validation split.
+        metrics: `classification_metrics` on the test split, calibrated.
         parameters: stored.
         macs: dense multiply-accumulates per image.
         seconds: of its training; None if it was trained elsewhere.
+        weights: SHA-256 of its weights, see `netfission.classifier.folder.state_sha256`.
+        temperature: by which its logits were divided.
+        calibrated_on: the images that the temperature was fitted on, and their number, in words.
     """
 
     predictions: int
@@ -26,6 +29,9 @@ class NetworkFigures:
     parameters: int
     macs: int
     seconds: float | None = None
+    weights: str = ""
+    temperature: float = 1.0
+    calibrated_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,6 @@ class Gain:
 
     Attributes:
         n: number of test images.
-        calibrated_on: number of validation images.
         single: figures of the single network.
         ensemble: figures of the ensemble.
         time: batch size → time of inference of the ensemble over the single network's, both deployed; empty
@@ -46,14 +51,13 @@ class Gain:
         >>> single = NetworkFigures(1, metrics, parameters=1000, macs=20_000, seconds=60.0)
         >>> better = {"top1": 0.85, "nll": 0.5, "ece": 0.02}
         >>> ensemble = NetworkFigures(5, better, parameters=1100, macs=20_400, seconds=45.0)
-        >>> gain = Gain(10_000, 20, single, ensemble, {32: Quartiles(1.0, 1.1, 1.2)}, {})
+        >>> gain = Gain(10_000, single, ensemble, {32: Quartiles(1.0, 1.1, 1.2)}, {})
         >>> print(gain.summary())
         gain: accuracy +5.00 points (standard error below 0.54), NLL -0.2000, ECE -3.00 points
         cost: MACs 1.02×, parameters 1.10×, time 1.10× for 32 images (1.00–1.20); training 0.75× on top
     """
 
     n: int
-    calibrated_on: int
     single: NetworkFigures
     ensemble: NetworkFigures
     time: dict[int, Quartiles]
@@ -70,9 +74,7 @@ class Gain:
             ["single network", *self._cells(self.single)],
             [f"ensemble of {self.ensemble.predictions}", *self._cells(self.ensemble)],
         ]
-        images = (
-            f"on {count_noun(self.n, 'test image')}, calibrated on {self.calibrated_on:,} validation images"
-        )
+        images = f"on {count_noun(self.n, 'test image')}, calibrated on {self._calibrated_on()}"
         note = "± is the standard error; NLL and ECE are better if lower"
         return f"{align_columns(rows)}\n{images}; {note}"
 
@@ -112,6 +114,10 @@ class Gain:
         n = self.n + 4
         share = (network.metrics["top1"] * self.n + 2) / n
         return sqrt(share * (1 - share) / n)
+
+    def _calibrated_on(self) -> str:
+        single, ensemble = self.single.calibrated_on, self.ensemble.calibrated_on
+        return single if single == ensemble else f"{single} (single network) and {ensemble} (ensemble)"
 
     def _cells(self, network: NetworkFigures) -> list[str]:
         metrics = network.metrics

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netfission.config import DEFAULT_RISK
 from netfission.ensemble import Average, ensemble_log_probabilities
-from netfission.evaluation.calibration import VALIDATION, Calibration, describe_scaling
+from netfission.evaluation.calibration import VALIDATION, Calibration, count_images, describe_scaling
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
 from netfission.evaluation.p_values import detector_scores
 from netfission.evaluation.promises import Promises
@@ -226,7 +226,7 @@ class ReliabilityReport:
             return f"no temperature, as no images were held out for validation\n{area}"
         scaling = describe_scaling(
             self.temperature,
-            f"{self.validation_images} {self.fitted_on}",
+            count_images(self.validation_images, self.fitted_on),
             self.raw.metrics,
             self.scaled.metrics,
             self.n,

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from netfission.classifier import AnswerLimits, Classifier
-from netfission.evaluation.calibration import VALIDATION
+from netfission.evaluation.calibration import VALIDATION, count_images
 from netfission.evaluation.conformal import SetScore
 from netfission.evaluation.p_values import DetectorScore
 from netfission.evaluation.selective import describe_risk
@@ -283,7 +283,7 @@ class Table(Writer):
         return f"with a probability of {100 * (1 - (self.layout.delta or 0)):g} %"
 
     def _calibration_images(self) -> str:
-        return f"{self.layout.calibration_images:,} {self.layout.fitted_on}"
+        return count_images(self.layout.calibration_images, self.layout.fitted_on)
 
     def _aligned(
         self,

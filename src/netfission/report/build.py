@@ -17,6 +17,7 @@ from tqdm import tqdm
 from netfission.classifier import Classifier
 from netfission.config import STOPS_EARLY, MethodConfig, RunConfig
 from netfission.ensemble import describe_average
+from netfission.evaluation.calibration import count_images
 from netfission.evaluation.corruption import MIN_SIDE
 from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
@@ -94,7 +95,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     """Write a report about one run, or about several runs side by side.
 
     The page is one file that needs no other file. Its figures are also written as SVG files, to a folder next
-    to the page with the name of the page.
+    to the page with the name of the page. The page of a fine-tuning shows its single network beside the
+    ensemble.
 
     Args:
         paths: folders of finished runs on the same data.
@@ -120,6 +122,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     page = out or RunFolder(paths[0] if len(paths) == 1 else Path()).report
     if out is not None:
         _check_out(out)
+    if len(paths) == 1:
+        paths = [run.path for run in RunFolder(paths[0]).shown_together()]
     runs = load_runs(paths)
     figures = _FigureFiles(page)
     compared = [figures.add(spec) for spec in comparison_plots(runs)] if len(runs) > 1 else []
@@ -274,6 +278,7 @@ def _environment() -> Environment:
         "decimal": decimal,
         "short": short,
         "number": "{:,}".format,
+        "images": count_images,
         "error": standard_error,
         "exit": exit_colour_name,
         "average": describe_average,

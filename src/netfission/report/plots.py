@@ -6,6 +6,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from netfission.evaluation.calibration import count_images
 from netfission.network import FissionNetwork
 from netfission.profiling.macs import list_calls
 from netfission.report import figures
@@ -105,7 +106,8 @@ def _training_plots(run: Run) -> Iterator[PlotSpec]:
     split = _watched_split([run])
     style = "Hollow" if len(run.epochs) == 1 else "Dashed"
     dashed = f" {style}: augmented training images, during the epoch." if split == "validation" else ""
-    n = "" if run.calibration is None else f" (n = {run.calibration.n:,})"
+    images = run.validation_images if split == "validation" else None
+    n = "" if images is None else f" (n = {images:,})"
     yield _spec(
         "learning",
         "Learning curves",
@@ -137,7 +139,7 @@ def _reliability_plots(run: Run) -> Iterator[PlotSpec]:
             "reliability-scaled",
             "Reliability after scaling",
             f"The same with logits divided by {report.temperature:.3f}, the temperature that fits the "
-            f"{report.validation_images:,} {report.fitted_on} best.{guess}",
+            f"{count_images(report.validation_images, report.fitted_on)} best.{guess}",
             partial(figures.reliability, report.scaled),
         )
     has_dots = any(abstention.coverage > 0 for abstention in report.abstentions)

@@ -123,6 +123,16 @@ class Run:
         return list(range(self.exits - self.config.fission.linear, self.exits))
 
     @property
+    def validation_images(self) -> int | None:
+        """The number of validation images of the run's own data; None if it has none or is not known.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        summary = self.folder.load_data_summary()
+        return None if summary is None or summary.validation is None else summary.validation.images
+
+    @property
     def data(self) -> str:
         """The name of the data set, without its folder."""
         return printable(Path(self.config.data.data).name)

@@ -64,7 +64,7 @@ def finetune(
             folder.release()
         raise
     _train(plan.ensemble, folder, "step 2 of 3: the ensemble", progress, say)
-    gain = folder.load_gain()
+    gain = folder.current_gain()
     if gain is None or not gain.time:
         say("step 3 of 3: the cost of both")
         gain = measure_gain(folder, single, plan.ensemble)
@@ -79,7 +79,7 @@ def single_folder(out: Path) -> RunFolder:
         >>> single_folder(Path("runs/flowers")).path.as_posix()
         'runs/flowers/single'
     """
-    return RunFolder(out / "single")
+    return RunFolder(out).single
 
 
 def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gain:
@@ -98,10 +98,8 @@ def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gai
     """
     alone, network, images = _load(single, config)
     ensemble, divided, _ = _load(folder, config)
-    reliability = _reliability(folder)
     return Gain(
-        n=reliability.n,
-        calibrated_on=reliability.validation_images,
+        n=_reliability(folder).n,
         single=alone,
         ensemble=ensemble,
         time=_relative_times(divided, network, images),
@@ -115,14 +113,18 @@ def _load(run: RunFolder, config: RunConfig) -> tuple[NetworkFigures, FissionNet
     assert isinstance(network, FissionNetwork)
     images = torch.rand(max(BATCH_SIZES), *spec.shape, device=device)
     size = count(network, images[:1]).size
-    calibrated = _reliability(run).scaled
+    calibrated, calibration = _reliability(run).scaled, run.load_calibration()
     assert calibrated is not None
+    assert calibration is not None
     figures = NetworkFigures(
         network.exits,
         calibrated.metrics,
         size.parameters_stored,
         size.macs_dense,
         Stopwatch(run.training_time).read() or None,
+        run.weights_sha256(),
+        calibration.temperature,
+        calibration.images,
     )
     return figures, network, images
 
@@ -158,8 +160,7 @@ def _measured_times(networks: Mapping[str, nn.Module], images: Tensor) -> dict[i
 
 def _check_begun(plan: FinetunePlan, folder: RunFolder, single: RunFolder) -> None:
     """Check that a folder is that of a fine-tuning with the same settings."""
-    weights = folder.load_config().model.weights
-    if weights is None or Path(weights).name != single.path.name:
+    if not folder.is_finetuning(folder.load_config()):
         found = f"{folder.path}, which holds another run"
         raise invalid("out", "a new or empty folder, or that of a fine-tuning", found=found)
     report, expected = single.load_weights_report(), plan.single.model.weights if plan.finetuned else None

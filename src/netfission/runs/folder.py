@@ -24,7 +24,7 @@ from netfission.data.sources import NAMES
 from netfission.data.summary import DataSummary
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
-from netfission.evaluation.gain import Gain
+from netfission.evaluation.gain import Gain, NetworkFigures
 from netfission.evaluation.other_data import OtherEvaluation
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
@@ -92,6 +92,11 @@ class RunFolder(ModelFolder):
     def gain(self) -> Path:
         """What the ensemble of a fine-tuning gains over its single network, and what it costs."""
         return self.path / "gain.json"
+
+    @property
+    def single(self) -> "RunFolder":
+        """The folder of the single network of a fine-tuning."""
+        return RunFolder(self.path / "single")
 
     @property
     def lock(self) -> Path:
@@ -350,6 +355,45 @@ class RunFolder(ModelFolder):
     def load_gain(self) -> Gain | None:
         """Read `gain`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.gain, Gain)
+
+    def current_gain(self) -> Gain | None:
+        """Read `gain` if it is of the weights and calibrations that both networks have now.
+
+        Returns:
+            The gain; None if there is no such file, it cannot be read, or it was measured with others.
+
+        Raises:
+            ValueError: a network or its calibration is damaged, or they do not belong together.
+        """
+        try:
+            gain = self.load_gain()
+        except ValueError:  # it is measured anew
+            return None
+        if gain is None:
+            return None
+        networks = ((gain.ensemble, self), (gain.single, self.single))
+        return gain if all(run._has(figures) for figures, run in networks) else None
+
+    def shown_together(self) -> "list[RunFolder]":
+        """Return the runs that this one's report shows: of a fine-tuning, also the single network's.
+
+        A single network that was taken over is no run, and is not shown.
+        """
+        is_finetuned = self.config.is_file() and self.is_finetuning(self.load_config())
+        return [self, self.single] if is_finetuned and self.single.config.is_file() else [self]
+
+    def is_finetuning(self, config: RunConfig) -> bool:
+        """Return whether the settings of this run are those of the ensemble of a fine-tuning."""
+        weights = config.model.weights
+        return weights is not None and Path(weights).name == self.single.path.name
+
+    def _has(self, figures: NetworkFigures) -> bool:
+        """Return whether the figures of a gain are of the weights and calibration that are here."""
+        calibration = self.load_calibration() if self.weights.is_file() else None
+        return calibration is not None and (
+            (figures.weights, figures.temperature, figures.calibrated_on)
+            == (self.weights_sha256(), calibration.temperature, calibration.images)
+        )
 
     def _have_moved(self, before: str | None, now: str | None) -> bool:
         """Return whether weights have the name and content of those that the run began with, elsewhere."""
