@@ -178,7 +178,7 @@ def test_nothing_readable(image_folder: Callable[..., Path]) -> None:
         ({"validation": -0.1}, r"^validation must be a share in \[0, 1\), got -0\.1$"),
         (
             {"validation": 0.001},
-            r"^validation must be 0, or at least 0\.01 for an image .*, got 0\.001; no class has more",
+            r"^validation must be 0, or at least 0\.004 for an image .*, got 0\.001; no class has more",
         ),
         ({"corrupt": "ignore"}, "^corrupt must be one of refuse, skip, got 'ignore'"),
         ({"limit_per_class": 0}, "^limit_per_class must be a positive integer, got 0$"),

@@ -35,7 +35,7 @@ def test_networks_that_are_calibrated_on_other_images_are_told_apart():
 def test_a_loss_of_accuracy_is_not_hidden():
     assert gain().summary() == (
         "change: accuracy -3.00 points (standard error below 3.41), NLL -0.2500, ECE +1.00 points; "
-        "400 test images are too few to tell the accuracies apart\n"
+        "400 test images may be too few to tell the accuracies apart\n"
         "cost: MACs 0.99×, parameters 1.10×, time 1.20× for 1 image (1.10–1.30) and 1.05× for 32 images "
         "(1.00–1.10); training 0.50× on top"
     )

@@ -18,6 +18,7 @@ from netfission.data.sources import Source, find_source
 from netfission.data.split_names import SplitName
 from netfission.data.splits import (
     CorruptImageError,
+    FileRecords,
     Records,
     Rows,
     Selection,
@@ -224,8 +225,9 @@ def _assign_rows(
     rest, cut = stratified_cut(labels[train], 0 if own_validation else validation, seed)
     train, held_out = train[rest], train[cut]
     if validation and not own_validation and not len(held_out):
-        most = np.bincount(labels[train]).max()
-        expected = f"0, or at least {ceil(50 / most) / 100:g} for an image of some class"
+        most = int(np.bincount(labels[train]).max())
+        share = "" if most == 1 else f", or at least {ceil(500 / most) / 1000:g} for an image of some class"
+        expected = f"0{share}"
         hint = f"no class has more than {count_noun(most, 'training image')}"
         raise invalid("validation", expected, validation, hint=hint)
     if limit_per_class is not None:
@@ -258,8 +260,8 @@ def _summarise(
     def summary(split: SplitName) -> SplitSummary:
         labels = splits[split].labels.numpy()
         per_class = np.bincount(labels, minlength=len(source.classes)).tolist()
-        copied, names = copies.in_training.get(split, 0), _digest_of_names(parts[split])
-        return SplitSummary(parts[split].origin, len(labels), per_class, copied, names)
+        copied, digest = copies.in_training.get(split, 0), _digest_of_files(parts[split])
+        return SplitSummary(parts[split].origin, len(labels), per_class, copied, digest)
 
     from_train = sum(len(part.rows) for part in parts.values() if part.records is source.train)
     unused = 0 if source.validation is None or "validation" in parts else len(source.validation.labels)
@@ -280,11 +282,18 @@ def _summarise(
     )
 
 
-def _digest_of_names(images: Selection) -> str:
-    """Return a short hash of the images' names, which stays if the folder that all are in moves."""
-    names = [images.records.describe(row) for row in images.rows.tolist()]
-    start = os.path.commonprefix(names).rfind(os.sep) + 1  # noqa: RUF071 (cut after a folder)
-    text = "\n".join(name[start:].replace(os.sep, "/") for name in names)
+def _digest_of_files(images: Selection) -> str | None:
+    """Return a short hash of the names and labels of image files; None for images that have no file.
+
+    The folder that all are in does not count, so that it may move.
+    """
+    if not isinstance(images.records, FileRecords):
+        return None
+    rows = images.rows.tolist()
+    names = [images.records.paths[row].replace(os.sep, "/") for row in rows]
+    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071 (cut after a folder)
+    labels = images.records.labels[images.rows].tolist()
+    text = "\n".join(f"{name[start:]}\t{label}" for name, label in zip(names, labels, strict=True))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 

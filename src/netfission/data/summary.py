@@ -27,8 +27,8 @@ class SplitSummary:
         images: number of images.
         images_per_class: the same by class, in the order of the classes.
         in_training: number of images that are copies of training images.
-        digest: 12 hexadecimal digits of the SHA-256 of the images' names in their order, without the folder
-            that all are in; None in files of older versions.
+        digest: 12 hexadecimal digits of the SHA-256 of the names and labels of image files, without the
+            folder that all are in; None for images that have no file, and in files of older versions.
 
     Example:
         >>> SplitSummary("photographs/train", 7, [3, 4]).images

@@ -81,9 +81,9 @@ class Gain:
     def summary(self) -> str:
         """Return what was gained and what it costs, in two lines.
 
-        The standard error is that of networks which err independently. On the same images it is smaller, as
-        both err on the hard ones. Of few images it is counted with two more of either kind (Agresti & Coull
-        1998), so that it is never 0.
+        The standard error is that of networks which err independently. On the same images it is usually
+        smaller, as both err on the hard ones. It is counted with two more answers of either kind (Agresti &
+        Coull 1998), so that it is never 0.
         """
         single, ensemble = self.single, self.ensemble
         change = {name: ensemble.metrics[name] - single.metrics[name] for name in ("top1", "nll", "ece")}
@@ -101,7 +101,8 @@ class Gain:
             training = f"; training {ensemble.seconds / single.seconds:.2f}× on top"
         error = hypot(*(self._error(network) for network in (single, ensemble)))
         better = change["top1"] > 0 and change["nll"] < 0
-        unclear = f"; {count_noun(self.n, 'test image')} are too few to tell the accuracies apart"
+        images = count_noun(self.n, "test image")
+        unclear = f"; {images} may be too few to tell the accuracies apart"
         return (
             f"{'gain' if better else 'change'}: accuracy {100 * change['top1']:+.2f} points "
             f"(standard error below {100 * error:.2f}), NLL {change['nll']:+.4f}, "

@@ -20,14 +20,14 @@ def smooth_calibration_error(confidence: Tensor, correct: Tensor) -> float:
         correct: `(n,)`, 1 for a correct answer and 0 for a wrong one, or a mean of both.
 
     Returns:
-        The error, in [0, 1], to about 1e-6; computed in float64.
+        The error, in [0, 1], computed in float64 on a grid of 4,096 cells.
 
     Example:
         >>> confidence = torch.tensor([0.9] * 10)
         >>> round(smooth_calibration_error(confidence, torch.tensor([1.0] * 6 + [0.0] * 4)), 4)
         0.3
     """
-    spectrum = _residual_spectrum(confidence.double().clamp(0, 1), correct.double())
+    spectrum = _residual_spectrum(confidence.double().cpu().clamp(0, 1), correct.double().cpu())
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         bandwidth = (low + high) / 2

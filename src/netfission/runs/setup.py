@@ -144,11 +144,13 @@ def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
         trained_on: what was found in it before the training; None if it is not known.
 
     Raises:
-        ValueError: the number of images of a class differs in a split, or their names do; of a test split
-            only if it is cut from the training images.
+        ValueError: the number of images of a class differs in a split; of a test split only if it is cut from
+            the training images. Or a split is cut from them, and the names of files differ.
     """
     if trained_on is None:
         return
+    parts = [data.summary.validation, data.summary.test]
+    is_cut = any(part is not None and part.origin == CUT for part in parts)
     names = ["train", "validation", *(["test"] if data.summary.test.origin == CUT else [])]
     for name in names:
         before, now = getattr(trained_on, name), getattr(data.summary, name)
@@ -157,7 +159,7 @@ def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
         )
         if counts_before != counts_now:
             found = f"{sum(counts_now):,}"
-        elif before and now and before.digest and before.digest != now.digest:
+        elif is_cut and before and now and before.digest and before.digest != now.digest:
             found = "as many of other names"
         else:
             continue

@@ -116,7 +116,10 @@ class ModuleTracer(fx.Tracer):
 
 
 def _context() -> dict[str, object]:
-    """Return what `with` blocks around operations set, by the name of the block."""
+    """Return what `with` blocks around operations set, by the name of the block.
+
+    A block that sets what is set already, such as `autocast(enabled=False)`, leaves no mark.
+    """
     devices = ("cpu", torch.accelerator.current_accelerator() or torch.device("cpu"))
     return {
         "torch.no_grad()": torch.is_grad_enabled(),
