@@ -90,7 +90,7 @@ def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
 
 def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
     page = (ROOT / "docs" / "results.md").read_text()
-    for scale in ("cifar100", "flowers-40"):
+    for scale in ("cifar100", "flowers-40", "resnet"):
         folder = ROOT / "results" / f"finetune-{scale}"
         _, table, *_ = (folder / "comparison.md").read_text().split("\n\n")
         assert table.strip() in page
