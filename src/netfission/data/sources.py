@@ -174,7 +174,8 @@ def hub_place(name: str) -> tuple[str, str | None] | None:
     """Return the repository and the configuration of a data set `hf/OWNER/NAME` or `hf/OWNER/NAME/CONFIG`.
 
     Returns:
-        `OWNER/NAME` and the configuration, None if there is none; None for another name, or a folder's.
+        The repository `OWNER/NAME`, and the configuration, or None in its place if the name has none.
+        None alone if the name has another form or is that of a folder that exists.
 
     Example:
         >>> hub_place("hf/ylecun/mnist"), hub_place("hf/ufldl-stanford/svhn/cropped_digits")
