@@ -111,18 +111,14 @@ def test_the_help_shows_the_commands_own_defaults():
 def test_the_folder_is_named_by_data_and_model(tmp_path, monkeypatch):
     planned = []
 
-    def plan(*_, **__):
+    def plan(given, single, **_):
+        planned.append(single.relative_to(Path.cwd()).as_posix())
         raise KeyboardInterrupt
 
     monkeypatch.setattr("netfission.runs.finetune_settings.plan_finetuning", plan)
-    monkeypatch.setattr("netfission.runs.finetune.single_folder", lambda out: planned.append(out) or _Folder)
     for flags in ("digits --model torchvision/resnet18 --seed 2", "digits --model wrn-10-1"):
         assert main(["finetune", *flags.split()]) == 130
-    assert [out.as_posix() for out in planned] == [
-        "runs/digits-torchvision-resnet18-finetuned-seed2",
-        "runs/digits-wrn-10-1-finetuned-seed0",
+    assert planned == [
+        "runs/digits-torchvision-resnet18-finetuned-seed2/single",
+        "runs/digits-wrn-10-1-finetuned-seed0/single",
     ]
-
-
-class _Folder:
-    path = Path("single")

@@ -17,7 +17,6 @@ from netfission.profiling.cost import count
 from netfission.report import write_report
 from netfission.report.style import render_svg
 from netfission.runs.callbacks import Stopwatch
-from netfission.runs.finetune import single_folder
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
 
@@ -90,7 +89,7 @@ def assert_equal(first: Path, second: Path) -> None:
 
 
 def test_the_ensemble_starts_from_the_single_network_which_teaches_it(finetuned):
-    folder, single = RunFolder(finetuned), single_folder(finetuned)
+    folder, single = RunFolder(finetuned), RunFolder(finetuned).single
     config, report = folder.load_config(), folder.load_weights_report()
     assert config.model.weights == report.path == str(single.path)
     assert (report.loaded, report.new) == (46, ())
@@ -125,7 +124,7 @@ def test_every_figure_is_of_the_mean_by_weights(finetuned):
 
 
 def test_the_gain_is_that_of_the_two_runs(finetuned, capsys):
-    folder, single = RunFolder(finetuned), single_folder(finetuned)
+    folder, single = RunFolder(finetuned), RunFolder(finetuned).single
     gain = folder.load_gain()
     assert gain.n == 359
     for figures, run in ((gain.single, single), (gain.ensemble, folder)):
@@ -161,7 +160,9 @@ def test_the_page_has_both_networks(finetuned, tmp_path):
         for end in (" alone</th>", "</th>", "</text>"):  # metrics, cost by stage, diagram
             assert f">{name}{end}" in page
     assert "Linear exits: 1, 2." in page
-    assert "(linear)" not in write_report([single_folder(finetuned).path], tmp_path / "page.html").read_text()
+    assert (
+        "(linear)" not in write_report([RunFolder(finetuned).single.path], tmp_path / "page.html").read_text()
+    )
 
 
 def test_the_report_of_a_fine_tuning_has_both_networks(copied, other_digits, monkeypatch):
@@ -199,7 +200,7 @@ def test_only_what_is_missing_is_done(copied, finetuned, no_training, monkeypatc
 def test_a_gain_of_another_calibration_is_stale_and_measured_anew(
     copied, other_digits, no_training, no_page, capsys
 ):
-    folder, single = RunFolder(copied), single_folder(copied)
+    folder, single = RunFolder(copied), RunFolder(copied).single
     before = folder.load_gain()
     stale = f"with the calibration before: {folder.gain}; `netfission finetune` again renews it"
     assert main(["calibrate", str(copied)]) == 0
@@ -263,13 +264,13 @@ def test_a_stopped_command_goes_on_with_the_same_result_where_its_folder_is_now(
         patch.setattr(Stopwatch, "on_train_epoch_start", stop)
         assert main(["finetune", *FLAGS, str(out)]) == 130
     assert capsys.readouterr().err.endswith("netfission: stopped; the same command goes on\n")
-    assert single_folder(out).weights.is_file() == (step == "ensemble")
+    assert RunFolder(out).single.weights.is_file() == (step == "ensemble")
     assert not RunFolder(out).weights.is_file()
     out = out.rename(tmp_path / "moved")
     assert main(["finetune", *FLAGS, str(out)]) == 0
     first_epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/2")]
     assert ["exit2" in line for line in first_epochs] == ([True] if step == "single" else [])
-    assert_equal(single_folder(out).path, single_folder(finetuned).path)
+    assert_equal(RunFolder(out).single.path, RunFolder(finetuned).single.path)
     assert_equal(out, finetuned)
 
 
@@ -279,10 +280,10 @@ def test_a_network_that_was_half_taken_over_when_it_was_killed_is_taken_over(
     out = tmp_path / "run"
     command = [
         *("finetune", *without("--model --pretrained --epochs"), str(out)),
-        *("--finetuned", str(single_folder(finetuned).path)),
+        *("--finetuned", str(RunFolder(finetuned).single.path)),
     ]
     assert main(command) == 0
-    single = single_folder(out)
+    single = RunFolder(out).single
     for file in single.path.iterdir():
         file.unlink()
     assert main(command) == 0
@@ -319,7 +320,7 @@ def test_going_on_with_other_settings_is_refused(flags, message, finetuned, no_t
 
 
 def test_the_settings_file_of_a_single_network_repeats_it(copied, no_training, capsys):
-    config = single_folder(copied).config
+    config = RunFolder(copied).single.config
     flags = [
         "--config",
         str(config),
@@ -351,15 +352,15 @@ def test_the_folder_of_another_run_is_refused(finished_run, capsys):
 
 
 def test_a_run_of_one_exit_is_taken_as_it_is(finetuned, tmp_path, no_page, capsys):
-    out, single = tmp_path / "run", single_folder(finetuned).path
+    out, single = tmp_path / "run", RunFolder(finetuned).single.path
     flags = without("--model --pretrained --epochs")
     assert main(["finetune", *flags, str(out), "--finetuned", str(single)]) == 0
-    assert_equal(single_folder(out).path, single)
+    assert_equal(RunFolder(out).single.path, single)
     gain, trained = RunFolder(out).load_gain(), RunFolder(finetuned).load_gain()
     assert gain.single.metrics == trained.single.metrics  # of the same test and validation images
     assert gain.single.seconds is None and "training" not in gain.summary()
     assert_equal(out, finetuned)
-    assert not single_folder(out).config.exists()  # it was not trained there
+    assert not RunFolder(out).single.config.exists()  # it was not trained there
     assert "warning" not in capsys.readouterr().err
     again = ["finetune", *flags, str(out)]
     assert main([*again, "--finetuned", str(single)]) == 0
@@ -374,7 +375,7 @@ def test_a_file_of_a_trained_network_is_taken_as_it_is(tmp_path, no_page):
     torch.save(create_model("wrn-10-1", 10, in_channels=1).state_dict(), file)
     flags = without("--pretrained --epochs")
     assert main(["finetune", *flags, str(out), "--finetuned", str(file)]) == 0
-    taken = weights_of(single_folder(out).path)
+    taken = weights_of(RunFolder(out).single.path)
     assert torch.equal(taken["stem.conv1.weight"], torch.load(file)["conv1.weight"])
 
 
@@ -384,7 +385,7 @@ def test_a_run_that_was_trained_on_held_out_images_is_taken_with_a_warning(
     flags = [*without("--model --pretrained --epochs"), str(tmp_path / "run"), "--seed", "1"]
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        assert main(["finetune", *flags, "--finetuned", str(single_folder(finetuned).path)]) == 0
+        assert main(["finetune", *flags, "--finetuned", str(RunFolder(finetuned).single.path)]) == 0
     message = "have the same content as images that the network was trained on"
     assert (
         f"netfission: warning: 12 of 504 images of digits (such as row 79) {message}\n"

@@ -74,7 +74,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Fine-tune a network on images, make an ensemble of it, and compare the two."""
     from netfission.report import write_report
-    from netfission.runs.finetune import finetune, single_folder
+    from netfission.runs.finetune import finetune
     from netfission.runs.finetune_settings import plan_finetuning
     from netfission.runs.folder import RunFolder
 
@@ -86,21 +86,20 @@ def run(settings: Namespace) -> None:
         raise invalid(
             "--model", "given", found="nothing", hint="for example resnet18, see `netfission train --help`"
         )
-    out = Path(settings.out or _default_out(given, finetuned))
+    folder = RunFolder(Path(settings.out or _default_out(given, finetuned)))
     plan = plan_finetuning(
         given,
-        single_folder(out).path.resolve(),
+        folder.single.path.resolve(),
         recipe=settings.recipe,
         ensemble_epochs=settings.ensemble_epochs,
         finetuned=finetuned,
     )
     check_given_effects(plan.ensemble, settings, _OWN)
-    gain = finetune(plan, out, say=_say)
-    folder = RunFolder(out)
+    gain = finetune(plan, folder.path, say=_say)
     if not folder.report.is_file():
         write_report([folder.path], folder.report)
     print(f"\n{gain.table()}\n{gain.summary()}")
-    print(f"wrote {out}, the ensemble's run, with {folder.gain.name} and {folder.report.name}")
+    print(f"wrote {folder.path}, the ensemble's run, with {folder.gain.name} and {folder.report.name}")
 
 
 def _of_single_network(path: str, content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -50,7 +50,8 @@ def finetune(
         DivergedError: see `netfission.runs.train.train`.
         KeyboardInterrupt: it was stopped.
     """
-    folder, single = RunFolder(out), single_folder(out)
+    folder = RunFolder(out)
+    single = folder.single
     begun = folder.config.is_file()
     if begun:
         _check_begun(plan, folder, single)
@@ -70,16 +71,6 @@ def finetune(
         gain = measure_gain(folder, single, plan.ensemble)
         write_json(folder.gain, gain.to_json())
     return gain
-
-
-def single_folder(out: Path) -> RunFolder:
-    """Return the folder of the single network of a fine-tuning.
-
-    Example:
-        >>> single_folder(Path("runs/flowers")).path.as_posix()
-        'runs/flowers/single'
-    """
-    return RunFolder(out).single
 
 
 def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gain:
