@@ -98,7 +98,7 @@ def test_a_bad_request_ends_in_one_line_and_leaves_nothing(request_, message, tm
 
 def test_the_help_shows_the_commands_own_defaults():
     text = " ".join(command_parser("finetune").format_help().split())
-    for name in ("epochs", "batch_size", "optimizer", "learning_rate", "schedule"):
+    for name in ("epochs", "optimizer", "learning_rate", "schedule"):
         flag = "--" + name.replace("_", "-")
         assert re.search(
             rf"{flag} \S+ [^()]*(\([^()]*\))?[^()]*\(default: {RECIPES[FINETUNE_RECIPE][name]}\)", text

@@ -25,6 +25,22 @@ def test_both_networks_follow_the_recipe(recipe):
     assert planned.ensemble.training.epochs == ENSEMBLE_EPOCHS
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, 64),  # 1,293 training images
+        ({"validation": 0.5}, 64),
+        ({"limit_per_class": 40}, 32),
+        ({"limit_per_class": 8}, 8),
+        ({"limit_per_class": 2}, 8),
+        ({"limit_per_class": 2, "batch_size": 20}, 20),
+    ],
+)
+def test_an_epoch_of_few_images_has_several_steps(given, expected):
+    planned = plan(**given)
+    assert planned.single.training.batch_size == planned.ensemble.training.batch_size == expected
+
+
 def test_a_model_by_name_starts_from_published_weights_unless_others_are_named():
     given = {"data": "digits", "model": "resnet10t", "image_size": 32}
     single = plan_finetuning(given, SINGLE).single
@@ -105,7 +121,8 @@ def test_a_network_that_is_finetuned_already_has_the_normalisation_that_it_was_t
     finished_run, tmp_path
 ):
     torch.save({}, tmp_path / "net.pt")
-    given = {"data": str(_photographs(tmp_path / "photographs")), "model": "resnet10t"}
+    data = str(_photographs(tmp_path / "photographs"))
+    given = {"data": data, "model": "resnet10t", "validation": 0.25}
     planned = plan_finetuning(given, SINGLE, finetuned=str(tmp_path / "net.pt"))
     for data in (planned.single.data, planned.ensemble.data):
         assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -188,15 +188,27 @@ def load_data(
 
 
 def find_splits(
-    name: str, *, validation: float = 0.1, seed: int = 0, limit_per_class: int | None = None
+    name: str,
+    *,
+    validation: float = 0.1,
+    seed: int = 0,
+    limit_per_class: int | None = None,
+    source: Source | None = None,
 ) -> Mapping[SplitName, Selection]:
     """Find the images of each split as `load_data` does with these arguments, without decoding them.
+
+    Args:
+        name: see `load_data`, as the next three.
+        validation: share of the training images.
+        seed: of the choice of validation images.
+        limit_per_class: of training images.
+        source: the data set, if it was found before.
 
     Example:
         >>> {split: len(images.rows) for split, images in find_splits("digits").items()}
         {'train': 1293, 'validation': 145, 'test': 359}
     """
-    return _assign_rows(find_source(name), name, validation, seed, limit_per_class)
+    return _assign_rows(source or find_source(name), name, validation, seed, limit_per_class)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from netfission.config import (
     FissionConfig,
     RunConfig,
 )
-from netfission.data.load import common_size
-from netfission.data.sources import find_source
+from netfission.data.load import common_size, find_splits
+from netfission.data.sources import Source, find_source
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.effects import unmet_condition, with_recipe
 from netfission.methods.registry import find_method
@@ -36,6 +36,10 @@ OF_ENSEMBLE = frozenset(
         *("temperature", "distillation_weight", "parent_weight", "teacher", "reduction", "pruning_batches"),
     }
 )
+
+
+_STEPS_PER_EPOCH = 8
+_SMALLEST_BATCH = 8  # batch norms need several images
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def plan_finetuning(
     """Choose the settings of the two runs of a fine-tuning.
 
     Settings that are not given are those of the recipe, and of the ensemble `OF_TRAINED_WEIGHTS` in
-    `netfission.config`. Images have the size that the model is made for. Those of a network that is
+    `netfission.config`. Of few images, batches are smaller, see `batch_size`. Images have the size that the
+    model is made for. Those of a network that is
     fine-tuned already are normalised as for that network, or as its model is made for. The network is divided
     if several exits are given, or where they leave. They leave late, and linear exits after the same stage.
 
@@ -94,9 +99,13 @@ def plan_finetuning(
     common = _start(given, finetuned)
     of_single = {name: value for name, value in common.items() if name not in OF_ENSEMBLE}
     config = RunConfig.from_dict(with_recipe(recipe, of_single | {"exits": 1}))
-    model, shape = _model_and_shape(config)
+    source = find_source(config.data.data)
+    if "batch_size" not in common:
+        common["batch_size"] = batch_size(_training_images(config, source), config.training.batch_size)
+    model, shape = _model_and_shape(config, source)
     of_model = _of_model(model, shape, normalisation=finetuned is not None)
     data = config.to_dict() | {name: value for name, value in of_model.items() if common.get(name) is None}
+    data["batch_size"] = common["batch_size"]
     config = RunConfig.from_dict(data)
     common |= {name: data[name] for name in of_model}
     defaults = {**OF_TRAINED_WEIGHTS, "exits": _exits(given)}
@@ -109,6 +118,26 @@ def plan_finetuning(
     return FinetunePlan(config, ensemble, finetuned is not None)
 
 
+def batch_size(images: int, largest: int) -> int:
+    """Return a batch size that gives an epoch of few images several steps.
+
+    Args:
+        images: number of training images.
+        largest: the batch size for many images.
+
+    Returns:
+        The largest of `largest`, its half, its quarter, … that gives 8 steps per epoch; about 8 if none does.
+
+    Example:
+        >>> [batch_size(images, largest=64) for images in (60, 200, 10_000)]
+        [8, 16, 64]
+    """
+    size = largest
+    while size > _SMALLEST_BATCH and images / size < _STEPS_PER_EPOCH:
+        size //= 2
+    return size
+
+
 def check_ensemble(config: RunConfig) -> None:
     """Build an ensemble that starts from another run, from new weights, before that run is trained.
 
@@ -117,7 +146,7 @@ def check_ensemble(config: RunConfig) -> None:
     Raises:
         ValueError: the network cannot be built.
     """
-    model, shape = _model_and_shape(config)
+    model, shape = _model_and_shape(config, find_source(config.data.data))
     fission = replace(
         config.fission, criterion="random", pruning_steps=None, assignment="random", reconstruct=False
     )
@@ -159,13 +188,26 @@ def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: b
     return made_for
 
 
-def _model_and_shape(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]]:
+def _training_images(config: RunConfig, source: Source) -> int:
+    """Return the number of training images, readable or not."""
+    data = config.data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what loads the images says the same
+        splits = find_splits(
+            data.data,
+            validation=data.validation,
+            seed=config.fission.seed,
+            limit_per_class=data.limit_per_class,
+            source=source,
+        )
+    return len(splits["train"].rows)
+
+
+def _model_and_shape(config: RunConfig, source: Source) -> tuple[nn.Module, tuple[int, int, int]]:
     """Return the single network with new weights, and the shape of its images.
 
     Unless the settings have a size, it is that of a model that is made for one, or else the images' own.
     """
-    name = config.data.data
-    source = find_source(name)
     create = partial(
         create_model, config.model.model, len(source.classes), in_channels=len(source.train.mode)
     )
@@ -173,7 +215,7 @@ def _model_and_shape(config: RunConfig) -> tuple[nn.Module, tuple[int, int, int]
     size, made_for = config.data.image_size, input_size(model)
     if size is None and made_for is not None:
         size = made_for[1]
-    height, width = common_size(source.train, name) if size is None else (size, size)
+    height, width = common_size(source.train, config.data.data) if size is None else (size, size)
     return model, (len(source.train.mode), height, width)
 
 
