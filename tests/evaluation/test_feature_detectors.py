@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
 
 def test_figures_are_those_of_the_library_called_by_hand(run, capsys):
-    arguments = ["evaluate", str(run.path), "--ood", "inverted", "rotated", "--detectors", *ALL]
+    arguments = ["evaluate", str(run.path), "--ood", "inverted", "rotated", "--feature-detectors", *ALL]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     kept = parse_json((run.path / "ood.json").read_text())
@@ -133,7 +133,7 @@ def test_no_hook_stays_and_layers_without_bias_count_as_0():
 def test_exits_that_end_in_another_layer_are_refused():
     network = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
     message = (
-        "^detectors must be left out unless every exit ends in a linear layer, "
+        "^feature_detectors must be left out unless every exit ends in a linear layer, "
         "got exit 0, whose logits are no linear layer's output$"
     )
     with pytest.raises(ValueError, match=message):
@@ -160,9 +160,12 @@ def test_fewer_images_than_neighbours_are_all_neighbours():
 
 def test_detectors_are_fitted_to_a_part_of_many_images(run, monkeypatch):
     monkeypatch.setattr(shift, "DETECTOR_IMAGES", 60)
-    (first,) = evaluate_ood(run, run.load_config(), ["inverted"], detectors=["knn"])
-    assert first.training_images == 60
-    assert list(first.scores)[-1] == "knn"
+    fitted: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        shift, "fit_detector", lambda name, *given: fitted.append(given[0]) or fit_detector(name, *given)
+    )
+    (first,) = evaluate_ood(run, run.load_config(), ["inverted"], feature_detectors=["knn"])
+    assert first.training_images == len(fitted[0]) == 60
 
 
 def test_a_part_of_a_streamed_split_keeps_images_and_labels():
@@ -179,7 +182,7 @@ def test_a_part_of_a_streamed_split_keeps_images_and_labels():
 def test_scores_that_are_not_finite_are_refused():
     measured = OutOfDistribution("stars", 2, 1, 1.0, {})
     scores = {"knn": (torch.tensor([1.0, float("nan")]), torch.tensor([2.0]))}
-    message = "^detectors must be left out here, got 'knn'; 1 of its scores are not finite$"
+    message = "^feature_detectors must be left out here, got 'knn'; 1 of its scores are not finite$"
     with pytest.raises(ValueError, match=message):
         measured.with_detectors(scores, training_images=1, library="x 1")
 
@@ -188,10 +191,13 @@ def test_scores_that_are_not_finite_are_refused():
     ("arguments", "message"),
     [
         (
-            "--ood inverted --detectors knm",
-            "--detectors must be one of mahalanobis, knn, vim, react, got 'knm'; did you mean knn?",
+            "--ood inverted --feature-detectors knm",
+            "--feature-detectors must be one of mahalanobis, knn, vim, react, got 'knm'; did you mean knn?",
         ),
-        ("--detectors knn", "--detectors must be left out unless --ood is given, got ['knn']"),
+        (
+            "--feature-detectors knn",
+            "--feature-detectors must be left out unless --ood is given, got ['knn']",
+        ),
     ],
 )
 def test_a_bad_request_is_one_line(run, arguments, message, capsys):
@@ -207,7 +213,7 @@ def test_without_the_library_the_extra_is_named_before_any_work(finished_run, mo
     monkeypatch.setattr(shift, "_classifier", None)
     with pytest.raises(MissingExtraError):
         check_detectors(["vim"])
-    assert main(["evaluate", str(finished_run), "--ood", "inverted", "--detectors", "vim"]) == 2
+    assert main(["evaluate", str(finished_run), "--ood", "inverted", "--feature-detectors", "vim"]) == 2
     error = capsys.readouterr().err
     assert "detection by features needs pytorch_ood; install it by pip install 'netfission[ood]'" in error
     assert error.count("\n") == 1
@@ -221,5 +227,10 @@ def test_a_deep_ensemble_has_features_of_its_members(settings_of, tmp_path):
     run = RunFolder(tmp_path / "run")
     train(settings_of(**changes), run.path, progress=False)
     assert FissionConfig(**run.load_spec().fission).exits == 2
-    (found,) = evaluate_ood(run, run.load_config(), ["inverted"], detectors=["react"])
-    assert 0 <= found.scores["react"].auroc <= 1
+    classifier = Classifier.from_pretrained(run.path)
+    pixels = torch.randint(256, (7, *classifier.spec.shape), dtype=torch.uint8)
+    outputs = exit_features(classifier.network, classifier.logits, pixels)
+    members = [set(member.modules()) for member in classifier.network.members]
+    assert [layer in member for layer, member in zip(outputs.layers, members, strict=True)] == [True, True]
+    found = outputs.mean_head()(outputs.side_by_side)
+    torch.testing.assert_close(found, mean_logits(outputs.logits))

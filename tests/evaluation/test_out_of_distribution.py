@@ -195,10 +195,11 @@ def test_any_images_on_the_hub(run, monkeypatch):
     assert [(result.data, result.out_of_distribution) for result in found] == [(name, 4) for name in names]
 
 
-def test_the_hub_has_the_runs_own_images_by_another_name(run):
+@pytest.mark.parametrize("name", ["hf/uoft-cs/cifar10", "hf/UofT-CS/CIFAR10"])
+def test_the_hub_has_the_runs_own_images_by_another_name(run, name):
     flat = run.load_config().to_dict() | {"data": "cifar10"}
     with pytest.raises(ValueError, match=r"^ood must be images that the run was not"):
-        shift._other_images("hf/uoft-cs/cifar10", RunConfig.from_dict(flat), None)
+        shift._other_images(name, RunConfig.from_dict(flat), None)
 
 
 def test_a_data_set_of_several_configurations_says_which(run, monkeypatch, capsys):

@@ -44,6 +44,20 @@ def test_is_what_its_authors_compute(seed, n, power, expected):
     assert smooth_calibration_error(*case(seed, n, power)) == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("confidence", "found"),
+    [([], "none"), ([0.5, math.nan], "nan"), ([0.5, -0.1], "-0.1"), ([1.1], "1.1"), ([math.inf], "inf")],
+)
+def test_what_is_no_probability_is_refused(confidence, found):
+    values = torch.tensor(confidence, dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"^confidence must be .*probabilit.*, got {found}$"):
+        smooth_calibration_error(values, torch.ones(len(values)))
+
+
+def test_a_probability_just_above_1_by_rounding_counts_as_1():
+    assert smooth_calibration_error(torch.tensor([1 + 1e-6]), torch.tensor([1.0])) < 1e-5
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40).filter(
         lambda pairs: sum(abs(confidence - right) for confidence, right in pairs) > 0.5

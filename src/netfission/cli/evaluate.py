@@ -89,7 +89,7 @@ def parser() -> Parser:
         several=True,
     )
     parser.add(
-        "--detectors",
+        "--feature-detectors",
         Literal["mahalanobis", "knn", "vim", "react"],
         help="detectors by features of the exits, fitted to training images, to compare with the uncertainty",
         group=shift,
@@ -112,7 +112,7 @@ def run(settings: Namespace) -> None:
     from netfission.runs.folder import RunFolder
 
     _refuse(settings, _OF_CASCADE, unless="cascade")
-    _refuse(settings, ("detectors",), unless="ood")
+    _refuse(settings, ("feature_detectors",), unless="ood")
     _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.max_cost is not None and settings.max_accuracy_drop is not None:
         raise invalid("--max-cost", "left out if --max-accuracy-drop is given", settings.max_cost)
@@ -231,7 +231,9 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
 def _out_of_distribution(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
     from netfission.runs.shift import evaluate_ood
 
-    for found in evaluate_ood(folder, config, settings.ood, detectors=settings.detectors or ()):
+    for found in evaluate_ood(
+        folder, config, settings.ood, feature_detectors=settings.feature_detectors or ()
+    ):
         print(f"{found.table()}\n")
     print(f"wrote {folder.out_of_distribution.name} in {folder.path}")
 

@@ -2,7 +2,8 @@
 
 Every exit ends in a linear layer, whose input is the exit's features. The mean of the exits' logits is one
 linear layer on the features of all exits side by side. A detector of one network therefore applies to the
-ensemble as its paper defines it.
+ensemble as its paper defines it; also if the ensemble averages probabilities, ViM and ReAct read the mean of
+logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +110,9 @@ def exit_features(network: nn.Module, logits_of: Callable[[Tensor], Tensor], ima
         )
         if call is None:
             found = f"exit {number}, whose logits are no linear layer's output"
-            raise invalid("detectors", "left out unless every exit ends in a linear layer", found=found)
+            raise invalid(
+                "feature_detectors", "left out unless every exit ends in a linear layer", found=found
+            )
         chosen.append(call)
     return ExitFeatures(logits, [_on_cpu(call.input) for call in chosen], [call.layer for call in chosen])
 
@@ -128,12 +131,12 @@ def check_detectors(names: Sequence[str]) -> None:
     """Raise ValueError unless all are names of detectors, MissingExtraError unless they are installed.
 
     Example:
-        >>> check_detectors(["knm"])
+        >>> check_detectors(["odin"])
         Traceback (most recent call last):
-        ValueError: detectors must be one of mahalanobis, knn, vim, react, got 'knm'; did you mean knn?
+        ValueError: feature_detectors must be one of mahalanobis, knn, vim, react, got 'odin'
     """
     for name in names:
-        check_choice("detectors", name, get_args(FeatureDetector))
+        check_choice("feature_detectors", name, get_args(FeatureDetector))
     if names:
         _library()
 

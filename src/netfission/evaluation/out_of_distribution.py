@@ -143,7 +143,7 @@ class OutOfDistribution:
         for name, of_both in scores.items():
             if wrong := sum(int((~values.isfinite()).sum()) for values in of_both):
                 raise invalid(
-                    "detectors", "left out here", name, hint=f"{wrong} of its scores are not finite"
+                    "feature_detectors", "left out here", name, hint=f"{wrong} of its scores are not finite"
                 )
         further = {name: Detection.from_scores(*of_both) for name, of_both in scores.items()}
         return replace(self, scores=self.scores | further, training_images=training_images, library=library)

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from netfission.utils.errors import invalid
+
 _CELLS = 4096  # of the grid on [0, 1] that residuals are rounded to; far finer than most kernels
+_ROUNDING = 1e-5  # of probabilities in float32
 _HALVINGS = 20  # of the interval that has the bandwidth
 
 
@@ -22,12 +25,21 @@ def smooth_calibration_error(confidence: Tensor, correct: Tensor) -> float:
     Returns:
         The error, in [0, 1], computed in float64 on a grid of 4,096 cells.
 
+    Raises:
+        ValueError: there are no examples, or a confidence is outside [0, 1].
+
     Example:
         >>> confidence = torch.tensor([0.9] * 10)
         >>> round(smooth_calibration_error(confidence, torch.tensor([1.0] * 6 + [0.0] * 4)), 4)
         0.3
     """
-    spectrum = _residual_spectrum(confidence.double().cpu().clamp(0, 1), correct.double().cpu())
+    confidence = confidence.double().cpu()
+    if not len(confidence):
+        raise invalid("confidence", "at least one probability", found="none")
+    outside = confidence[~((confidence >= 0) & (confidence <= 1 + _ROUNDING))]  # NaN, too
+    if len(outside):
+        raise invalid("confidence", "probabilities", float(outside[0]))
+    spectrum = _residual_spectrum(confidence.clamp(max=1), correct.double().cpu())
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         bandwidth = (low + high) / 2

@@ -61,7 +61,7 @@ def evaluate_ood(
     config: RunConfig,
     names: Sequence[str],
     *,
-    detectors: Sequence[FeatureDetector] = (),
+    feature_detectors: Sequence[FeatureDetector] = (),
 ) -> list[OutOfDistribution]:
     """Measure how well a network's uncertainty distinguishes out-of-distribution images from its test split.
 
@@ -73,7 +73,7 @@ def evaluate_ood(
         names: names of data sets, also of the hub, or folders, see `load_unlabelled`; their images are
             converted to the run's size and channels. `inverted` (255 − pixel) and `rotated` (a quarter turn)
             are made of the run's own test images.
-        detectors: names of detectors by features to measure beside the uncertainty, see
+        feature_detectors: names of detectors by features to measure beside the uncertainty, see
             `netfission.evaluation.feature_detectors.fit_detector`. They are fitted to the images of the
             training split, without augmentation, or to 50,000 of them, which the run's seed chooses.
 
@@ -82,10 +82,10 @@ def evaluate_ood(
             apply to the network, or see `evaluate`.
         MissingExtraError: the library that the detectors are from is not installed.
     """
-    check_detectors(detectors)
+    check_detectors(feature_detectors)
     classifier, data = _classifier(folder, config)
     others = [_other_images(name, config, data) for name in names]  # fails before the work
-    fitted = _fit_detectors(classifier, data.train, config, detectors) if detectors else None
+    fitted = _fit_detectors(classifier, data.train, config, feature_detectors) if feature_detectors else None
     test = _measure(classifier, data.test, config, "test split", fitted)
     results = []
     for name, (split, transform) in zip(names, others, strict=True):
@@ -95,7 +95,7 @@ def evaluate_ood(
         )
         if fitted is not None:
             result = result.with_detectors(
-                {detector: (test.scores[detector], other.scores[detector]) for detector in detectors},
+                {detector: (test.scores[detector], other.scores[detector]) for detector in feature_detectors},
                 training_images=fitted.images,
                 library=detectors_library(),
             )
@@ -167,7 +167,8 @@ def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split,
 
 
 def _is_on_hub(name: str, place: tuple[str, str | None] | None) -> bool:
-    return place is not None and HUB_NAMES.get(name) == place[0]
+    """Return whether a data set is that of a place on the hub, whose names are alike in small letters."""
+    return place is not None and HUB_NAMES.get(name) == place[0].lower()
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,13 @@ def _measure(
     batches = _batches(split, config, title, transform)
     if fitted is None:
         return _Measured(_all_logits(classifier, batches), {})
-    outputs = list(_exit_features(classifier, batches))
-    features = torch.cat([output.side_by_side for output in outputs])
-    scores = {name: score(features) for name, score in fitted.scores.items()}
-    return _Measured(torch.cat([output.logits for output in outputs]), scores)
+    logits: list[Tensor] = []
+    scores: dict[str, list[Tensor]] = {name: [] for name in fitted.scores}
+    for output in _exit_features(classifier, batches):  # features of all images may fill the memory
+        logits.append(output.logits)
+        for name, score in fitted.scores.items():
+            scores[name].append(score(output.side_by_side))
+    return _Measured(torch.cat(logits), {name: torch.cat(parts) for name, parts in scores.items()})
 
 
 def _exit_features(classifier: Classifier, batches: Iterable[Tensor]) -> Iterator[ExitFeatures]:
