@@ -342,7 +342,7 @@ class MethodConfig:
     Args:
         method: fission, or a baseline: batch-ensemble, born-again, deep-ensemble, dst-ensemble,
             edst-ensemble, fge, lora-ensemble, masksembles, mc-dropout, mimo, multi-exit, narrow,
-            neurotrails, packed, snapshot, treenet.
+            neurotrails, packed, singular-value-ensemble, snapshot, treenet.
         alpha: with packed: width of all members together, relative to the network.
         branch_groups: with narrow: groups of each branch's convolutions, as a list: [1,2,3]; default 1, 2, ….
         cycling: with fge: share of the training spent in cycles of the learning rate, in (0, 1].

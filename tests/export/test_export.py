@@ -145,7 +145,9 @@ def test_small_networks_by_every_grouping(model: str, grouping: str, format: str
 SAME_NETWORK = {"fge", "treenet", "dst-ensemble"}
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"fission", "lora-ensemble"} - SAME_NETWORK))
+@pytest.mark.parametrize(
+    "method", sorted(METHODS.keys() - {"fission", "lora-ensemble", "singular-value-ensemble"} - SAME_NETWORK)
+)
 def test_baselines(method: str, settings_of, tmp_path: Path) -> None:
     sparse = method in ("dst-ensemble", "edst-ensemble", "neurotrails")
     config = settings_of(

@@ -13,7 +13,8 @@ from netfission.classifier import folder
 from netfission.config import FissionConfig, MethodConfig, RunConfig
 from netfission.export import export
 from netfission.methods.base import BuildPlan, call_with_seed
-from netfission.methods.lora_ensemble import GAIN, LowRank, LowRankAttention, LowRankLinear, MemberLinear
+from netfission.methods.lora_ensemble import GAIN, LowRank, LowRankAttention, LowRankLinear
+from netfission.methods.member_layers import MemberLinear
 from netfission.methods.registry import check_settings, find_method
 from netfission.models import create_model
 from netfission.runs import setup

@@ -35,8 +35,8 @@ from netfission.runs.train import train
 from netfission.serve.responses import json_answers
 from netfission.utils.checksums import parse_json
 
-LOGITS = {"fission", "narrow", "multi-exit", "neurotrails", "born-again"}
-MEANS = {"batch-ensemble", "lora-ensemble", "packed", "neurotrails"}
+LOGITS = {"singular-value-ensemble", "fission", "narrow", "multi-exit", "neurotrails", "born-again"}
+MEANS = {"singular-value-ensemble", "batch-ensemble", "lora-ensemble", "packed", "neurotrails"}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -22,6 +22,7 @@ CONTENDERS: dict[str, Settings] = {
     "fge": {"method": "fge"},
     "mc-dropout": {"method": "mc-dropout"},
     "lora-ensemble": {"method": "lora-ensemble"},
+    "singular-value-ensemble": {"method": "singular-value-ensemble"},
     "mimo": {"method": "mimo"},
     "batch-ensemble": {"method": "batch-ensemble"},
     "packed": {"method": "packed"},

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,13 @@ from netfission.methods.layers import (
     BatchedMembers,
     check_members,
     check_network,
-    count_classes,
     make_generator,
     replace_layers,
-    run_order,
     weight_layers,
 )
+from netfission.methods.member_layers import MemberLinear, check_separate, find_classifiers
 from netfission.surgery.heads import FewerHeads, divides, heads_of, runs_directly
 from netfission.utils.errors import check_positive_integer
-from netfission.utils.modes import in_mode
 
 GAIN = 10.0  # of Xavier's uniform distribution, from which A is drawn (the authors' settings for CIFAR-100)
 
@@ -125,32 +122,6 @@ class LowRankAttention(FewerHeads):
         ]
 
 
-class MemberLinear(nn.Module):
-    """Linear layers, one per member: features `(members * batch, inputs)` → `(members * batch, outputs)`.
-
-    Args:
-        layers: the layer of each member, all of one shape.
-
-    Example:
-        >>> MemberLinear([nn.Linear(4, 10), nn.Linear(4, 10)])(torch.rand(2 * 5, 4)).shape
-        torch.Size([10, 10])
-    """
-
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
-        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-        self.bias = nn.Parameter(torch.stack(biases)) if biases else None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Apply each member's layer to its rows, those of member 0 first."""
-        outputs = features.unflatten(0, (len(self.weight), -1)) @ self.weight.mT
-        if self.bias is not None:
-            outputs = outputs + self.bias.unsqueeze(1)
-        joined: Tensor = outputs.flatten(0, 1)
-        return joined
-
-
 class LoraEnsembleMethod(Method):
     """`exits` members that share a frozen network, each with its own changes of attention and classifier.
 
@@ -199,14 +170,12 @@ class LoraEnsembleMethod(Method):
         if not projections:
             expected = "a network with attention of linear layers"
             raise unsuitable_model(method, expected, f"{type(model).__name__} without it")
-        classifiers = _classifiers(model, projections, plan)
-        if not classifiers:
-            raise unsuitable_model(method, "a network that ends in a linear layer", type(model).__name__)
+        classifiers = find_classifiers(model, plan, method)
         generator = make_generator(plan.fission.seed)
 
         def make(name: str, module: nn.Module) -> nn.Module | None:
             if name in classifiers:
-                return MemberLinear([cast(nn.Linear, one.get_submodule(name)) for one in models])
+                return MemberLinear.from_models(models, name)
             if module not in projections:
                 return None
             if isinstance(module, nn.MultiheadAttention):
@@ -217,7 +186,7 @@ class LoraEnsembleMethod(Method):
 
         network = BatchedMembers(replace_layers(model, make), members, in_training=True)
         check_network(network, plan, method)
-        _check_separate(network, plan, method)
+        check_separate(network, plan, method, [m.b for m in network.modules() if isinstance(m, LowRank)])
         return network
 
 
@@ -233,47 +202,3 @@ def _projections(model: nn.Module) -> set[nn.Module]:
             layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
             found |= {layer for layer in layers if layer.in_features > heads}  # others mix heads
     return found
-
-
-def _classifiers(model: nn.Module, projections: set[nn.Module], plan: BuildPlan) -> set[str]:
-    """Return the linear layers that give logits: one per class, after all attention (LeViT has two)."""
-    modules = dict(model.named_modules())
-    order = run_order(model, plan.example, nn.Conv2d, nn.Linear, nn.MultiheadAttention)
-    last = max(number for number, name in enumerate(order) if modules[name] in projections)
-    classes = count_classes(model, plan)
-    after = {name: modules[name] for name in order[last + 1 :]}
-    return {
-        name
-        for name, layer in after.items()
-        if isinstance(layer, nn.Linear) and layer.out_features == classes
-    }
-
-
-@torch.no_grad()
-def _check_separate(network: BatchedMembers, plan: BuildPlan, method: str) -> None:
-    """Raise ValueError if a change of member 0 alters the features of others: rows are in another order."""
-    images = torch.randn(plan.example.shape, generator=make_generator(plan.fission.seed)).to(plan.example)
-    changes = [module.b for module in network.modules() if isinstance(module, LowRank)]
-    before = _features(network, images)
-    for b in changes:
-        b[0] = 1
-    after = _features(network, images)
-    for b in changes:
-        b[0] = 0
-    if not torch.allclose(before[1:], after[1:], 1e-4, 1e-5, equal_nan=True):
-        expected = "a network whose attention reads batches with the images first"
-        raise unsuitable_model(method, expected, "one that orders them otherwise")
-
-
-def _features(network: BatchedMembers, images: Tensor) -> Tensor:
-    """Return what the classifiers read, `(members, batch, ...)`; their weights may be 0."""
-    found: list[Tensor] = []
-    classifiers = next(module for module in network.modules() if isinstance(module, MemberLinear))
-    hook = classifiers.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0]))
-    try:
-        with in_mode(network, training=False):
-            network(images)
-    finally:
-        hook.remove()
-    features: Tensor = found[-1].unflatten(0, (network.members, -1))
-    return features

@@ -68,6 +68,7 @@ METHODS = MethodRegistry(
         "narrow": "narrow:NarrowMethod",
         "neurotrails": "sparse_training:NeuroTrailsMethod",
         "packed": "packed:PackedMethod",
+        "singular-value-ensemble": "singular_value_ensemble:SingularValueEnsembleMethod",
         "snapshot": "snapshot:SnapshotMethod",
         "treenet": "treenet:TreeNetMethod",
     }

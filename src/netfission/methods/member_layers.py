@@ -1,0 +1,139 @@
+"""What the baselines whose members share a frozen network have in common: a classifier of their own each."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from netfission.methods.base import BuildPlan
+from netfission.methods.checks import unsuitable_model
+from netfission.methods.layers import BatchedMembers, count_classes, make_generator
+from netfission.utils.modes import in_mode
+
+
+class MemberLinear(nn.Module):
+    """Linear layers, one per member: features `(members * batch, inputs)` → `(members * batch, outputs)`.
+
+    Args:
+        layers: the layer of each member, all of one shape.
+
+    Example:
+        >>> MemberLinear([nn.Linear(4, 10), nn.Linear(4, 10)])(torch.rand(2 * 5, 4)).shape
+        torch.Size([10, 10])
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self.bias = nn.Parameter(torch.stack(biases)) if biases else None
+
+    @classmethod
+    def from_models(cls, models: Sequence[nn.Module], name: str) -> Self:
+        """Take the layer of one name from each member's model."""
+        return cls([cast(nn.Linear, model.get_submodule(name)) for model in models])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply each member's layer to its rows, those of member 0 first."""
+        outputs = features.unflatten(0, (len(self.weight), -1)) @ self.weight.mT
+        if self.bias is not None:
+            outputs = outputs + self.bias.unsqueeze(1)
+        joined: Tensor = outputs.flatten(0, 1)
+        return joined
+
+
+def find_classifiers(model: nn.Module, plan: BuildPlan, method: str) -> set[str]:
+    """Return the names of the linear layers that run last and give logits (LeViT has two).
+
+    Args:
+        model: the network.
+        plan: has images for the network.
+        method: name of the method.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> from netfission.config import FissionConfig
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+        >>> plan = BuildPlan(lambda seed: model, FissionConfig(), torch.zeros(2, 1, 8, 8))
+        >>> find_classifiers(model[:2], plan, "lora-ensemble")
+        {'1'}
+    """
+    logits = (len(plan.example), count_classes(model, plan))
+    shapes = output_shapes(model, plan.example)
+    last = itertools.takewhile(lambda name: shapes[name] == logits, reversed(shapes))
+    found = {name for name in last if isinstance(model.get_submodule(name), nn.Linear)}
+    if not found:
+        raise unsuitable_model(method, "a network that ends in a linear layer", type(model).__name__)
+    return found
+
+
+@torch.no_grad()
+def output_shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the shape of what each layer with weights returns, in the order they first run, in eval mode.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 2))
+        >>> output_shapes(model, torch.zeros(5, 1, 8, 8))
+        {'1': (5, 7), '3': (5, 2)}
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def record(name: str, output: Tensor | tuple[Tensor, ...]) -> None:
+        shapes.setdefault(name, tuple((output[0] if isinstance(output, tuple) else output).shape))
+
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
+    ]
+    try:
+        with in_mode(model, training=False):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
+
+
+@torch.no_grad()
+def check_separate(network: BatchedMembers, plan: BuildPlan, method: str, weights: Iterable[Tensor]) -> None:
+    """Check that weights of member 0 do not alter the features of others: rows may be in another order.
+
+    Args:
+        network: the network that the method built.
+        plan: the plan that it was built from.
+        method: name of the method.
+        weights: of the members, each `(members, ...)`; changed, and put back.
+
+    Raises:
+        ValueError: they do.
+    """
+    images = torch.randn(plan.example.shape, generator=make_generator(plan.fission.seed)).to(plan.example)
+    kept = [(weight, weight[0].clone()) for weight in weights]
+    before = _features(network, images)
+    for weight, _ in kept:
+        weight[0] += 1
+    after = _features(network, images)
+    for weight, of_first in kept:
+        weight[0] = of_first
+    if not torch.allclose(before[1:], after[1:], 1e-4, 1e-5, equal_nan=True):
+        expected = "a network whose attention reads batches with the images first"
+        raise unsuitable_model(method, expected, "one that orders them otherwise")
+
+
+def _features(network: BatchedMembers, images: Tensor) -> Tensor:
+    """Return what the classifiers read, `(members, batch, ...)`; their weights may be 0."""
+    found: list[Tensor] = []
+    classifiers = next(module for module in network.modules() if isinstance(module, MemberLinear))
+    hook = classifiers.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0]))
+    try:
+        with in_mode(network, training=False):
+            network(images)
+    finally:
+        hook.remove()
+    features: Tensor = found[-1].unflatten(0, (network.members, -1))
+    return features
