@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from netfission.evaluation.corruption import corruption_names
+from netfission.evaluation.corruption import library_version
 from netfission.utils.extras import MissingExtraError
 
 
@@ -14,4 +14,4 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
         MissingExtraError,
         match=r"^evaluation under corruptions needs imagecorruptions; .* 'netfission\[corruptions\]'$",
     ):
-        corruption_names()
+        library_version()

@@ -99,9 +99,16 @@ def parser() -> Parser:
         "--corruptions", True, help="apply the standard corruptions to test images, 5 severities", group=shift
     )
     parser.add(
+        "--corrupted",
+        str | None,
+        help="measure published corrupted images: the folder of CIFAR-10-C or CIFAR-100-C",
+        group=shift,
+        metavar="FOLDER",
+    )
+    parser.add(
         "--corruption-images",
         int | None,
-        help=f"largest number of test images to corrupt (default: {CORRUPTION_IMAGES})",
+        help=f"largest number of images (default: {CORRUPTION_IMAGES} to corrupt, or all of --corrupted)",
         group=shift,
     )
     return parser
@@ -113,7 +120,10 @@ def run(settings: Namespace) -> None:
 
     _refuse(settings, _OF_CASCADE, unless="cascade")
     _refuse(settings, ("feature_detectors",), unless="ood")
-    _refuse(settings, ("corruption_images",), unless="corruptions")
+    if not settings.corrupted:
+        _refuse(settings, ("corruption_images",), unless="corruptions")
+    if settings.corrupted is not None and settings.corruptions:
+        raise invalid("--corrupted", "left out with --corruptions", settings.corrupted)
     if settings.max_cost is not None and settings.max_accuracy_drop is not None:
         raise invalid("--max-cost", "left out if --max-accuracy-drop is given", settings.max_cost)
     if settings.delta is not None:
@@ -173,9 +183,9 @@ def _own_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> No
         _cascade(folder, config, settings)
     if settings.ood:
         _out_of_distribution(folder, config, settings)
-    if settings.corruptions:
-        _corruptions(folder, config, settings.corruption_images or CORRUPTION_IMAGES)
-    if not (settings.cascade or settings.ood or settings.corruptions):
+    if settings.corruptions or settings.corrupted:
+        _corruptions(folder, config, settings)
+    if not (settings.cascade or settings.ood or settings.corruptions or settings.corrupted):
         _test_split(folder, config)
 
 
@@ -214,7 +224,7 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
     from netfission.data.summary import listing
     from netfission.runs.other_data import evaluate_other_data
 
-    for name in ("cascade", "ood", "corruptions"):
+    for name in ("cascade", "ood", "corruptions", "corrupted"):
         if getattr(settings, name):
             expected = "left out if --data is another data set than the run's"
             raise invalid(flag_name(name), expected, found="both", hint="it is measured on the run's own")
@@ -238,10 +248,13 @@ def _out_of_distribution(folder: "RunFolder", config: RunConfig, settings: Names
     print(f"wrote {folder.out_of_distribution.name} in {folder.path}")
 
 
-def _corruptions(folder: "RunFolder", config: RunConfig, images: int) -> None:
+def _corruptions(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
     from netfission.runs.shift import evaluate_corruptions
 
-    print(evaluate_corruptions(folder, config, images=images).table())
+    published = Path(settings.corrupted) if settings.corrupted else None
+    print(
+        evaluate_corruptions(folder, config, images=settings.corruption_images, published=published).table()
+    )
     print(f"wrote {folder.corruptions.name} in {folder.path}")
 
 

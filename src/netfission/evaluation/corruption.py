@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netfission.data.corrupted import CORRUPTIONS, STRENGTHS
 from netfission.ensemble import Average
 from netfission.evaluation.evaluate import evaluate_logits
 from netfission.utils.errors import invalid
 from netfission.utils.extras import extra
 from netfission.utils.text import align_columns, decimal, percent
 
-STRENGTHS = (1, 2, 3, 4, 5)
 MIN_SIDE = 32  # pixels, required by the library
 _LIBRARY = "imagecorruptions-imaug"
 _OWN_SEED = ("impulse_noise", "glass_blur")  # the others draw from NumPy's global generator
@@ -60,11 +60,11 @@ class Corruptions:
     """Metrics of a network under the standard corruptions: `corruptions.json`.
 
     Attributes:
-        n: number of test images, the same under each corruption.
+        n: number of images, the same under each corruption.
         seed: of the choice of those images and of random numbers in the corruptions.
         temperature: from a validation split; 1 without one.
-        library: name and version of the library that corrupts.
-        clean: metrics of the same images without corruption.
+        library: name and version of the library that corrupts, or the folder of images as published.
+        clean: metrics of the same images without corruption; of the test split for images as published.
         corruptions: name → metrics at strengths 1 to 5.
     """
 
@@ -106,21 +106,11 @@ class Corruptions:
             rows.append([title, *map(cell, [*means, self.mean(name)])])
         clean = self.clean.ensemble
         return (
-            f"{align_columns(rows)}\n{self.n} test images; without corruption: "
+            f"{align_columns(rows)}\n{self.n} images, {self.library}; without corruption: "
             f"accuracy {percent(clean['top1'])} %, NLL {decimal(clean['nll'], 4)}, "
             f"ECE {percent(clean['ece'])} %; "
             f"mean accuracy of the exits under corruption {percent(self.mean_exit())} %"
         )
-
-
-def corruption_names() -> list[str]:
-    """Name the 15 corruptions of Hendrycks & Dietterich (2019, arXiv 1903.12261).
-
-    Raises:
-        MissingExtraError: the library is not installed.
-    """
-    names: list[str] = _library().get_corruption_names()
-    return names
 
 
 def library_version() -> str:
@@ -142,7 +132,7 @@ def corrupt_images(pixels: Tensor, name: str, strength: int, seed: int) -> Tenso
     Args:
         pixels: uint8 `(n, channels, height, width)`, with 1 or 3 channels and at least 32×32 pixels. Grey
             images are corrupted as equal red, green and blue; the result is the mean of the three.
-        name: one of `corruption_names`.
+        name: one of `netfission.data.corrupted.CORRUPTIONS`.
         strength: from 1 to 5.
         seed: of the random numbers.
 
@@ -163,7 +153,7 @@ def corrupt_images(pixels: Tensor, name: str, strength: int, seed: int) -> Tenso
     corrupt = _library().corrupt
     coloured = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
     result = np.empty_like(coloured)
-    number = corruption_names().index(name)
+    number = CORRUPTIONS.index(name)
     with _global_generator_kept():
         for index, image in enumerate(coloured):
             image_seed = int(np.random.SeedSequence((seed, number, strength, index)).generate_state(1)[0])

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from netfission.data.corrupted import STRENGTHS
 from netfission.evaluation.cascade import CascadeEvaluation, Point
-from netfission.evaluation.corruption import STRENGTHS, Corruptions
+from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.reliability import CalibrationCurve, ReliabilityReport, WorstClass
 from netfission.report.run_data import Run
 from netfission.report.style import colour, exit_colour, spread_labels

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,15 +16,14 @@ from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split, StreamedSplit, TensorSplit
 from netfission.data.batches import decode_batches
+from netfission.data.corrupted import CORRUPTIONS, STRENGTHS, open_corrupted
 from netfission.data.sources import HUB_NAMES, check_data_name, hub_place
 from netfission.data.unlabelled import load_unlabelled
 from netfission.ensemble import weights_of
 from netfission.evaluation.corruption import (
-    STRENGTHS,
     CorruptionMetrics,
     Corruptions,
     corrupt_images,
-    corruption_names,
     library_version,
 )
 from netfission.evaluation.feature_detectors import (
@@ -44,6 +44,7 @@ from netfission.utils.files import write_json
 
 T = TypeVar("T")
 Transform = Callable[[Tensor], Tensor]
+CORRUPTION_IMAGES = 1000  # test images at most that are corrupted, unless a number is asked for
 DETECTOR_IMAGES = 50_000  # training images at most that detectors are fitted to, the number of CIFAR
 # Data sets that are made of the run's own test images.
 TRANSFORMS: dict[str, Transform] = {
@@ -107,41 +108,89 @@ def evaluate_ood(
     return results
 
 
-def evaluate_corruptions(folder: RunFolder, config: RunConfig, *, images: int = 1000) -> Corruptions:
-    """Measure a run's network on its test split under the standard corruptions.
+def evaluate_corruptions(
+    folder: RunFolder, config: RunConfig, *, images: int | None = None, published: Path | None = None
+) -> Corruptions:
+    """Measure a run's network on corrupted images: of its test split, or published ones.
 
     The results are written to the run's `corruptions.json`.
 
     Args:
         folder: folder of a finished run.
         config: the run's settings; their seed chooses the images and the corruptions' randomness.
-        images: at most this many images of the test split.
+        images: at most this many; default 1,000 of the test split, or all that are published.
+        published: folder of corrupted images in place of the test split, see
+            `netfission.data.corrupted.open_corrupted`.
 
     Raises:
-        ValueError: images are smaller than 32×32, or see `evaluate`.
+        ValueError: images are smaller than 32×32, or see `evaluate` and `open_corrupted`.
+        FileNotFoundError: there is no such folder of corrupted images.
         MissingExtraError: the library that corrupts is not installed.
     """
-    names, version = corruption_names(), library_version()
+    if published is None:
+        library_version()  # fails before the work
     classifier, data = _classifier(folder, config)
-    pixels, labels = _sample(data.test, images, config.fission.seed)
-    measure = partial(
-        CorruptionMetrics.from_logits,
-        labels=labels,
-        temperature=classifier.temperature,
-        average=classifier.spec.average,
+    seed = config.fission.seed
+    source = (
+        _test_images(data.test, images or CORRUPTION_IMAGES, seed)
+        if published is None
+        else _published_images(published, classifier, data, images, seed)
     )
-
-    def under(name: str, strength: int) -> CorruptionMetrics:
-        changed = corrupt_images(pixels, name, strength, config.fission.seed)
-        return measure(_all_logits(classifier, changed.split(EVALUATION_BATCH)))
-
-    clean = measure(_all_logits(classifier, pixels.split(EVALUATION_BATCH)))
-    figures: dict[str, list[CorruptionMetrics]] = {name: [] for name in names}
-    for name, strength in _bar([(name, strength) for name in names for strength in STRENGTHS], "corruptions"):
-        figures[name].append(under(name, strength))
-    result = Corruptions(len(labels), config.fission.seed, classifier.temperature, version, clean, figures)
+    measure = partial(
+        CorruptionMetrics.from_logits, temperature=classifier.temperature, average=classifier.spec.average
+    )
+    clean = measure(_all_logits(classifier, source.clean), source.clean_labels)
+    figures: dict[str, list[CorruptionMetrics]] = {name: [] for name in CORRUPTIONS}
+    for name, strength in _bar(list(product(CORRUPTIONS, STRENGTHS)), "corruptions"):
+        logits = _all_logits(classifier, source.corrupted(name, strength))
+        figures[name].append(measure(logits, source.labels))
+    result = Corruptions(len(source.labels), seed, classifier.temperature, source.library, clean, figures)
     write_json(folder.corruptions, json.dumps(asdict(result), indent=1) + "\n")
     return result
+
+
+@dataclass(frozen=True)
+class _CorruptibleImages:
+    """Images that are measured under corruptions, in batches of pixels.
+
+    Attributes:
+        clean: without corruption.
+        clean_labels: of these.
+        corrupted: name and strength → the corrupted images.
+        labels: of these.
+        library: what corrupts, or has corrupted, them.
+    """
+
+    clean: Iterable[Tensor]
+    clean_labels: Tensor
+    corrupted: Callable[[str, int], Iterable[Tensor]]
+    labels: Tensor
+    library: str
+
+
+def _test_images(test: Split, images: int, seed: int) -> _CorruptibleImages:
+    pixels, labels = _sample(test, images, seed)
+
+    def corrupted(name: str, strength: int) -> Iterable[Tensor]:
+        batches: Iterable[Tensor] = corrupt_images(pixels, name, strength, seed).split(EVALUATION_BATCH)
+        return batches
+
+    return _CorruptibleImages(pixels.split(EVALUATION_BATCH), labels, corrupted, labels, library_version())
+
+
+def _published_images(
+    folder: Path, classifier: Classifier, data: ImageData, images: int | None, seed: int
+) -> _CorruptibleImages:
+    published = open_corrupted(folder, classifier.spec.classes, data.shape)
+    order = torch.randperm(len(published.labels), generator=torch.Generator().manual_seed(seed))
+    rows = order[:images].sort().values
+
+    def corrupted(name: str, strength: int) -> Iterable[Tensor]:
+        return (published.pixels(name, strength, part) for part in rows.split(EVALUATION_BATCH))
+
+    return _CorruptibleImages(
+        _pixels(data.test, workers=0), data.test.labels, corrupted, published.labels[rows], folder.name
+    )
 
 
 def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, ImageData]:

@@ -1,0 +1,117 @@
+"""Corrupted images as published: a folder of the layout of CIFAR-10-C."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from netfission.classifier import Classifier
+from netfission.cli import main
+from netfission.data.corrupted import CORRUPTIONS, open_corrupted
+from netfission.data.images import to_pixels
+from netfission.evaluation import evaluate_logits
+from netfission.runs.folder import RunFolder
+
+N = 7  # images
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    return RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Images of noise, of 9×9 pixels, in the layout of CIFAR-10-C, with one of its further corruptions."""
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name in (*CORRUPTIONS, "saturate"):
+        np.save(folder / f"{name}.npy", generator.integers(0, 256, (5 * N, 9, 9, 3), dtype=np.uint8))
+    np.save(folder / "labels.npy", np.tile(generator.permutation(10)[:N], 5))
+    return folder
+
+
+def test_figures_are_of_the_images_of_each_corruption_and_strength(run, published, capsys):
+    assert main(["evaluate", str(run.path), "--corrupted", str(published)]) == 0
+    shown = capsys.readouterr().out
+    kept = json.loads(run.corruptions.read_text())
+    assert (kept["n"], kept["library"], list(kept["corruptions"])) == (N, "CIFAR-10-C", list(CORRUPTIONS))
+    assert "7 images, CIFAR-10-C; without corruption: accuracy" in shown
+    assert kept["clean"]["ensemble"]["top1"] == pytest.approx(run.load_reliability().scaled.metrics["top1"])
+    classifier = Classifier.from_pretrained(run.path)
+    labels = torch.from_numpy(np.load(published / "labels.npy")[:N])
+    for name, strength in (("gaussian_noise", 1), ("fog", 3), ("jpeg_compression", 5)):
+        images = np.load(published / f"{name}.npy")[(strength - 1) * N : strength * N]
+        pixels = torch.stack([to_pixels(Image.fromarray(image), "L", (8, 8)) for image in images])
+        logits = classifier.logits(pixels).double() / classifier.temperature
+        by_hand = evaluate_logits(logits, labels, average=classifier.spec.average)
+        metrics = kept["corruptions"][name][strength - 1]["ensemble"]
+        assert metrics["nll"] == pytest.approx(by_hand.ensemble["nll"], rel=1e-4)
+    assert run.load_corruptions().n == N
+
+
+def test_fewer_images_are_a_random_choice_of_them(run, published):
+    assert main(["evaluate", str(run.path), "--corrupted", str(published), "--corruption-images", "3"]) == 0
+    assert json.loads(run.corruptions.read_text())["n"] == 3
+
+
+def test_images_of_the_networks_size_are_read_as_they_are(published):
+    corrupted = open_corrupted(published, [*"abcdefghij"], (3, 9, 9))
+    rows = torch.tensor([6, 0])
+    expected = np.load(published / "snow.npy")[[2 * N - 1, N]].transpose(0, 3, 1, 2)
+    assert corrupted.pixels("snow", 2, rows).numpy().tolist() == expected.tolist()
+
+
+def test_labels_number_the_classes_in_alphabetical_order(published):
+    labels = np.load(published / "labels.npy")[:N].tolist()
+    classes = [*"cabjihgfed"]
+    found = open_corrupted(published, classes, (3, 9, 9)).labels.tolist()
+    assert [classes[label] for label in found] == [sorted(classes)[label] for label in labels]
+
+
+def _without(name):
+    return lambda folder: (folder / f"{name}.npy").unlink()
+
+
+def _with(name, array):
+    return lambda folder: np.save(folder / f"{name}.npy", array)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "which does not exist"),
+        (_without("labels"), "without labels.npy"),
+        (_without("frost"), "without frost.npy"),
+        (_with("labels", np.arange(5 * N)), "whose labels.npy is int64 (35,)"),
+        (_with("labels", np.zeros(5 * N + 1, dtype=int)), "whose labels.npy is int64 (36,)"),
+        (_with("labels", np.zeros(5 * N)), "whose labels.npy is float64 (35,)"),
+        (_with("labels", np.full(5 * N, 10)), "got labels from 10 to 10"),
+        (_with("labels", np.full(5 * N, -1)), "got labels from -1 to -1"),
+        (
+            _with("fog", np.zeros((5 * N, 9, 9, 3))),
+            "fog.npy must be an array of uint8 (35, height, width, 3)",
+        ),
+        (_with("fog", np.zeros((4, 9, 9, 3), np.uint8)), "got uint8 (4, 9, 9, 3)"),
+        (lambda folder: (folder / "fog.npy").write_bytes(b"fog"), "fog.npy must be an array of NumPy"),
+        (lambda folder: (folder / "fog.npy").write_bytes(pickle.dumps(print)), "fog.npy must be an array"),
+        (_with("fog", np.array([print])), "fog.npy must be an array of NumPy"),
+    ],
+)
+def test_another_layout_is_one_line(run, published, damage, message, capsys):
+    damage(published)
+    assert main(["evaluate", str(run.path), "--corrupted", str(published)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not run.corruptions.exists()
+
+
+def test_published_images_and_a_corruption_of_ones_own_exclude_each_other(run, published, capsys):
+    assert main(["evaluate", str(run.path), "--corrupted", str(published), "--corruptions"]) == 2
+    assert "--corrupted must be left out with --corruptions" in capsys.readouterr().err
