@@ -1,12 +1,20 @@
+"""What all tests share.
+
+What is slow to import is imported where it is used: the process that hands the tests to others reads this
+file as well, and they wait for it.
+"""
+
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import nn
 
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.models import create_model
-from netfission.runs.train import train
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def settings(**changes) -> RunConfig:
@@ -23,6 +31,8 @@ def settings(**changes) -> RunConfig:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """The folder of a finished run; not to be changed."""
+    from netfission.runs.train import train
+
     path = tmp_path_factory.mktemp("runs") / "run"
     train(settings(), path, progress=False)
     return path
@@ -40,11 +50,15 @@ def small_network(name: str, num_classes: int) -> nn.Module:
     What divides, exports or deploys it runs the same code in a fraction of the time.
     """
     import timm
+    import torch
     import torchvision
     from timm.models.regnet import RegNet, RegNetCfg
+    from torch import nn
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
     from torchvision.models.vgg import VGG, make_layers
+
+    from netfission.models import create_model
 
     library, _, model = name.rpartition("/")
     classes = {"num_classes": num_classes}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from netfission.cli import command_parser, main
+from netfission.evaluation import cascade
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -27,6 +28,9 @@ def commands_in(text: str) -> list[list[str]]:
 )
 def test_a_how_to_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cascade, "IMAGES_PER_ROUND", {1: 1})  # its times are for a reader, who has some
+    monkeypatch.setattr(cascade, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(cascade, "MAX_ROUNDS", 2)
     names: dict[str, object] = {}  # of a page's Python, which is one program in pieces
     for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "python":

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def names(requirements: list[str]) -> set[str]:
     return {MODULES.get(package, package.replace("-", "_")) for package in packages}
 
 
+@cache
 def imported() -> set[str]:
     """The top-level modules that the package imports anywhere, but for its own and Python's."""
     found = set()
@@ -162,53 +164,58 @@ print(status, sorted((heavy | {"torch._dynamo", "torch._inductor", "torchmetrics
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
-def outcomes_with_hard_dependencies(commands: list[list[str]], folder: Path) -> list[list]:
-    """The status and the errors of commands that one fresh interpreter runs in a folder."""
+MODELS = {
+    "resnet18": ("timm", "models"),
+    "torchvision/resnet18": ("torchvision", "models"),
+    "hf/google/vit-base-patch16-224": ("transformers", "hf"),
+}
+COMMAND_EXTRAS = {
+    "train": "train",
+    "compare": "train",
+    "demo": "train",
+    "reproduce grouping": "train",
+    "calibrate RUN": "train",
+    "evaluate RUN": "train",
+    "report RUN": "report",
+    "export RUN": "export",
+    "serve RUN": "serve",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(finished_run, tmp_path_factory) -> dict[str, list]:
+    """The status and the errors of commands that one fresh interpreter without any extra runs in a folder."""
     code = """
 import contextlib, io, json, os
 from netfission.cli import main
 os.chdir(sys.argv[1])
-outcomes = []
-for words in json.loads(sys.argv[2]):
+outcomes = {}
+for command in sys.argv[3:]:
+    words = [sys.argv[2] if word == "RUN" else word for word in command.split()]
     with contextlib.redirect_stderr(io.StringIO()) as errors:
         status = main(words)
-    outcomes.append([status, errors.getvalue()])
+    outcomes[command] = [status, errors.getvalue()]
 print(json.dumps(outcomes))
 """
-    done = run_with_hard_dependencies(code, folder, json.dumps(commands))
+    commands = [*COMMAND_EXTRAS, *(f"cost {name}" for name in MODELS)]
+    done = run_with_hard_dependencies(code, tmp_path_factory.mktemp("bare"), finished_run, *commands)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_model_of_a_package_that_is_missing_names_the_extra(tmp_path):
-    names = {
-        "resnet18": ("timm", "models"),
-        "torchvision/resnet18": ("torchvision", "models"),
-        "hf/google/vit-base-patch16-224": ("transformers", "hf"),
-    }
-    outcomes = outcomes_with_hard_dependencies([["cost", name] for name in names], tmp_path)
-    for (name, (package, extra)), outcome in zip(names.items(), outcomes, strict=True):
-        hint = f"install it by pip install 'netfission[{extra}]'"
-        assert outcome == [2, f"netfission: model '{name}' needs {package}; {hint}\n"]
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_a_package_that_is_missing_names_the_extra(name, outcomes):
+    package, extra = MODELS[name]
+    hint = f"install it by pip install 'netfission[{extra}]'"
+    assert outcomes[f"cost {name}"] == [2, f"netfission: model '{name}' needs {package}; {hint}\n"]
 
 
-def test_a_command_whose_extra_is_missing_says_what_to_install(finished_run, tmp_path):
-    extras = {
-        "train": "train",
-        "compare": "train",
-        "demo": "train",
-        "reproduce grouping": "train",
-        "calibrate RUN": "train",
-        "evaluate RUN": "train",
-        "report RUN": "report",
-        "export RUN": "export",
-        "serve RUN": "serve",
-    }
-    commands = [arguments.replace("RUN", str(finished_run)).split() for arguments in extras]
-    outcomes = outcomes_with_hard_dependencies(commands, tmp_path)
-    for (arguments, extra), (status, error) in zip(extras.items(), outcomes, strict=True):
-        assert status == 2, arguments
-        assert re.fullmatch(rf"netfission: .+ needs \w+; .*'netfission\[{extra}\]'\n", error), arguments
+@pytest.mark.parametrize("command", COMMAND_EXTRAS)
+def test_a_command_whose_extra_is_missing_says_what_to_install(command, outcomes):
+    status, error = outcomes[command]
+    assert status == 2
+    extra = COMMAND_EXTRAS[command]
+    assert re.fullmatch(rf"netfission: .+ needs \w+; .*'netfission\[{extra}\]'\n", error)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

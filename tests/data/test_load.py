@@ -313,3 +313,14 @@ def test_what_splits_share_or_lack_is_said(image_folder: Callable[..., Path]) ->
         *(f"warning: {warning}" for warning in summary.warnings),
     ]
     assert len(summary.warnings) == 4  # for each two splits, and for a cat's image among the dogs
+
+
+def test_who_changes_the_digits_changes_no_later_ones() -> None:
+    first = load_data("digits")
+    pixels = first.train.images.clone()
+    first.train.images.zero_()
+    first.train.labels.zero_()
+    again = load_data("digits")
+    assert torch.equal(again.train.images, pixels)
+    assert again.classes == [str(digit) for digit in range(10)]
+    assert set(again.train.labels.tolist()) == set(range(10))

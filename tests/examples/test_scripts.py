@@ -21,12 +21,12 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_loop_of_your_own(run, tmp_path):
-    printed = run("own_loop.py", "--epochs", "3")
+    printed = run("own_loop.py", "--epochs", "2")
     accuracy = float(printed.split("ensemble: ")[1].split(" %")[0])
     assert accuracy > 40  # chance is 10
     assert (tmp_path / "digits-classifier" / "model.safetensors").is_file()
 
 
 def test_an_image_folder(run, tmp_path):
-    assert "exits vote" in run("image_folder.py", "--epochs", "2")
+    assert "exits vote" in run("image_folder.py", "--epochs", "1")
     assert (tmp_path / "runs" / "image-folder" / "evaluation.json").is_file()

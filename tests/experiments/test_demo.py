@@ -13,7 +13,7 @@ from netfission.experiments.grid import Grid
 
 
 def run_short_demo(out: Path, *flags: str) -> str:
-    """What the command prints with one epoch of a small network and two seeds."""
+    """What the command prints with one epoch of a small network and two seeds, timed on one or two images."""
 
     def short_grid(*arguments) -> Grid:
         grid = demo_grid(*arguments)
@@ -22,6 +22,8 @@ def run_short_demo(out: Path, *flags: str) -> str:
     demo_grid, printed = demo.demo_grid, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(demo, "demo_grid", short_grid)
+        for module in ("compare", "costs", "plots", "results"):
+            patch.setattr(f"netfission.experiments.{module}.BATCH_SIZES", (1, 2))
         assert main(["demo", "--seeds", "2", "--out", str(out), *flags]) == 0
     return printed.getvalue()
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +229,20 @@ def _size(path: str) -> int | None:
 
 
 def _digits() -> Source:
+    records = _digit_records()
+    return Source([str(label) for label in np.unique(records.labels)], {"train": records})
+
+
+@cache
+def _digit_records() -> ArrayRecords:
+    """Read scikit-learn's digits; once, as parsing their table takes longer than the rest of loading them."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    classes = [str(target) for target in digits.target_names]
-    return Source(classes, {"train": ArrayRecords(images, digits.target.astype(np.int64))})
+    images, labels = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
+    for array in (images, labels):
+        array.flags.writeable = False
+    return ArrayRecords(images, labels)
 
 
 def _from_parquet(folder: Path, train_required: bool) -> Source:

@@ -7,7 +7,7 @@ from netfission.utils.errors import invalid
 
 _CELLS = 4096  # of the grid on [0, 1] that residuals are rounded to; far finer than most kernels
 _ROUNDING = 1e-5  # of probabilities in float32
-_HALVINGS = 20  # of the interval that has the bandwidth
+_TOLERANCE = 1e-6  # of the bandwidth
 
 
 def smooth_calibration_error(confidence: Tensor, correct: Tensor) -> float:
@@ -33,6 +33,8 @@ def smooth_calibration_error(confidence: Tensor, correct: Tensor) -> float:
         >>> round(smooth_calibration_error(confidence, torch.tensor([1.0] * 6 + [0.0] * 4)), 4)
         0.3
     """
+    from scipy.optimize import brentq
+
     confidence = confidence.double().cpu()
     if not len(confidence):
         raise invalid("confidence", "at least one probability", found="none")
@@ -40,14 +42,11 @@ def smooth_calibration_error(confidence: Tensor, correct: Tensor) -> float:
     if len(outside):
         raise invalid("confidence", "probabilities", float(outside[0]))
     spectrum = _residual_spectrum(confidence.clamp(max=1), correct.double().cpu())
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        bandwidth = (low + high) / 2
-        if _smoothed_error(spectrum, bandwidth) > bandwidth:
-            low = bandwidth
-        else:
-            high = bandwidth
-    return (low + high) / 2
+    # The error is at most 1 at any bandwidth, and rounding may make it a little more.
+    found: float = brentq(
+        lambda bandwidth: _smoothed_error(spectrum, bandwidth) - bandwidth, 0, 2, xtol=_TOLERANCE
+    )
+    return min(found, 1.0)
 
 
 def _residual_spectrum(confidence: Tensor, correct: Tensor) -> Tensor:

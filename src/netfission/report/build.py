@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -270,6 +271,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+@cache  # with its templates, which take as long to compile as a figure to draw
 def _environment() -> Environment:
     environment = template_environment()
     environment.filters |= {

@@ -1,12 +1,13 @@
 """Modules run for a while in another mode, as a copy, or with other words for the errors they raise."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from netfission.utils.errors import describe, first_line, invalid
 
@@ -42,7 +43,8 @@ def in_mode(*modules: nn.Module, training: bool) -> Iterator[None]:
 def trial_copy(module: _Module) -> _Module:
     """Return a copy of a module that shares its parameters, to run it and leave no trace in the original.
 
-    Buffers are copied, as batch norms overwrite theirs.
+    Buffers are copied, as batch norms overwrite theirs. Traced modules share their graph and the code that
+    is compiled from it, which takes longer to compile than to run; a copy is not to be recompiled.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -51,7 +53,21 @@ def trial_copy(module: _Module) -> _Module:
         >>> int(norm.num_batches_tracked), trial.weight is norm.weight
         (0, True)
     """
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+    traced = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    for part in module.modules():  # most of what a module consists of are its empty tables of hooks
+        memo |= {
+            id(value): type(value)() for value in vars(part).values() if type(value) in _TABLES and not value
+        }
+    for part in traced:
+        memo[id(part.graph)] = part.graph
+        memo[id(part)] = object.__new__(type(part))
+    for part in traced:
+        memo[id(part)].__dict__.update(copy.deepcopy(vars(part), memo))
+    return copy.deepcopy(module, memo)
+
+
+_TABLES = (dict, OrderedDict, set)
 
 
 def check_tensor(argument: str, images: Tensor) -> None:
