@@ -12,6 +12,7 @@ from netfission.experiments.grid_files import find_grid
 from netfission.experiments.grids import named_grids
 from netfission.experiments.records import Record, Records
 from netfission.experiments.results import Comparison
+from netfission.experiments.statistics import SeedValues
 from netfission.utils.typed import read_json, typed
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,34 @@ def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
         for line in differences.splitlines()[1:]:
             cells = re.split(r"\s{2,}", re.sub(r"(?<![a-z])-(?=\d)", "−", line.strip()))
             assert f"| {' | '.join(cells)} |" in page
+
+
+@pytest.mark.parametrize("scale", ["flowers-40"])
+def test_the_documentation_shows_what_temperature_scaling_gave(scale):
+    folder, page = ROOT / "results" / f"finetune-{scale}", (ROOT / "docs" / "results.md").read_text()
+    networks = json.loads((folder / "temperature.json").read_text())["networks"]
+
+    def values(contender: str, kind: str, metric: str) -> SeedValues:
+        shown = [network for network in networks if network["contender"] == contender]
+        return SeedValues({network["seed"]: network[kind][metric] for network in shown})
+
+    contenders = {network["contender"] for network in networks if network["seed"] == 2}
+    assert len(contenders) == 4
+    for name in contenders:
+        before, nll = values(name, "plain", "nll"), values(name, "scaled", "nll")
+        ece_before, ece = values(name, "plain", "ece"), values(name, "scaled", "ece")
+        difference = nll.minus(values("fine-tuned network, itself as teacher", "scaled", "nll"))
+        low, high = difference.mean - difference.margin, difference.mean + difference.margin
+        cells = [
+            name,
+            f"{100 * values(name, 'scaled', 'top1').mean:.2f}",
+            f"{before.mean:.3f}",
+            f"{nll.mean:.3f} ± {nll.deviation:.3f}",
+            f"{100 * ece_before.mean:.2f}",
+            f"{100 * ece.mean:.2f} ± {100 * ece.deviation:.2f}",
+            f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") if difference.mean else "–",
+        ]
+        assert f"| {' | '.join(cells)} |" in page
 
 
 def test_the_documentation_shows_what_dividing_a_fine_tuned_network_gave():
