@@ -104,6 +104,11 @@ def test_labels_that_never_or_always_occur_are_named(table):
     assert "rarest label: bus (0 training images)" in data.summary.line()
 
 
+def test_a_single_label_is_refused(table):
+    with pytest.raises(ValueError, match=r"data must be a table of at least 2 labels, got 1 \(car\)"):
+        load_data(str(table(rows([0, 1] * 5, "path,car"))), targets=LABELS)
+
+
 def test_a_number_that_never_differs_is_refused(table):
     with pytest.raises(ValueError, match=r"road must be a target that differs between images, got 0\.5"):
         load_data(str(table(rows([0.5] * 10, "path,road"))), targets=NUMBERS)

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +42,30 @@ def test_what_can_be_learned_is_learned(run_of):
     assert labels["ensemble"]["map"] > 0.9
     numbers = json.loads((run_of("regression") / "evaluation.json").read_text())
     assert numbers["ensemble"]["mae"] < 0.2  # 0.27 for the mean of all images
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_a_table_that_has_moved_is_known_again(run_of, tables, settings_for, tmp_path, capsys, task):
+    moved = tmp_path / "moved"
+    shutil.copytree(tables, moved)
+    table = moved / Path(settings_for(task).data.data).name
+    assert main(["evaluate", str(run_of(task)), "--data", str(table)]) == 0
+    capsys.readouterr()
+    first, *others = table.read_text().splitlines()
+    table.write_text("\n".join([first, *reversed(others[:2]), *others[2:]]).replace("0.png,0,", "0.png,1,"))
+    assert main(["evaluate", str(run_of(task)), "--data", str(table)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_table_whose_targets_have_changed_is_refused(settings_for, tables, tmp_path):
+    shutil.copytree(tables, tmp_path / "tables")
+    table = tmp_path / "tables" / "numbers.csv"
+    table.write_text(re.sub(r"(?m),\w+$", "", table.read_text()))  # no splits: they are cut
+    config = settings_for("regression", data=str(table), epochs=1)
+    train(config, tmp_path / "run", progress=False)
+    table.write_text(re.sub(r"(?m)^0\.png,[\d.]+", "0.png,0.33", table.read_text()))
+    with pytest.raises(ValueError, match=r"with \d+ train images, got .* with as many with other targets"):
+        evaluate(RunFolder(tmp_path / "run"), config)
 
 
 @pytest.mark.parametrize("task", OTHERS)
@@ -96,7 +123,7 @@ def test_a_table_shows_predictions_to_people(run_of, tables, capsys, task):
 
 
 @pytest.mark.parametrize("task", OTHERS)
-def test_a_predictor_gives_what_the_network_gave(run_of, tables, task):
+def test_a_predictor_gives_what_the_network_gave(run_of, tables, tmp_path, task):
     network, spec = ModelFolder(run_of(task)).load_network(any_task=True)
     predictor = Predictor.from_pretrained(run_of(task))
     with Image.open(tables / "5.png") as image:
@@ -106,6 +133,12 @@ def test_a_predictor_gives_what_the_network_gave(run_of, tables, task):
         expected = network((pixels / 255 - mean) / std)
     torch.testing.assert_close(predictor.logits(pixels), expected)
     assert len(predictor.predict(pixels).records()) == 1
+    predictor.save_pretrained(tmp_path / "copy")
+    again = Predictor.from_pretrained(tmp_path / "copy")
+    assert again.predict(pixels).records() == predictor.predict(pixels).records()
+    assert again.calibration == predictor.calibration
+    with pytest.raises(ValueError, match="save_directory must be another folder than a run's"):
+        predictor.save_pretrained(run_of(task))
 
 
 @pytest.mark.parametrize(

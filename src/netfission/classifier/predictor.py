@@ -1,14 +1,17 @@
 """A trained network of any number of labels per image, or of numbers, with all that is needed to use it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec
+from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, network_state, state_sha256
 from netfission.classifier.image_network import ImageNetwork, find_folder
 from netfission.tasks.base import TargetPredictions
+from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
+from netfission.utils.files import write_together
 
 
 class Predictor(ImageNetwork):
@@ -27,6 +30,8 @@ class Predictor(ImageNetwork):
         >>> predictor = Predictor(spec.build(), spec)
         >>> predictor.predict(torch.zeros(5, 3, 8, 8, dtype=torch.uint8)).probabilities.shape
         torch.Size([5, 2])
+
+        `from_pretrained` reads what `save_pretrained` wrote, and the folder of a run.
     """
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, calibration: Any = None) -> None:
@@ -66,6 +71,27 @@ class Predictor(ImageNetwork):
             expected = "a network of labels or numbers"
             raise invalid(str(folder.path), expected, found=f"task={spec.task}", hint=hint)
         return cls(network, spec, folder.load_calibration_of(spec))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the network's files into a folder, in place of those of a network that it held before.
+
+        Args:
+            save_directory: the folder; made if it does not exist.
+
+        Raises:
+            ValueError: the folder is that of a run.
+            OSError: it cannot be written.
+        """
+        folder = ModelFolder(Path(save_directory))
+        if folder.config.is_file():
+            raise invalid("save_directory", "another folder than a run's", found=str(save_directory))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        files = folder.network_files(self.network, self.spec)
+        if self.calibration is not None:
+            digest = state_sha256(network_state(self.network))
+            files[folder.calibration] = stamp_json(replace(self.calibration, weights=digest).to_json())
+        replaces = folder.weights.is_file()
+        write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
 
     def predict(self, pixels: Tensor, *, coverage: float | None = None) -> Any:
         """Predict the targets of images.

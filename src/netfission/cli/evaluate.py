@@ -155,7 +155,7 @@ def with_own_data(folder: "RunFolder", config: RunConfig, data: str | None) -> R
     from netfission.runs.setup import is_run_data
 
     if data is not None:
-        is_own = is_run_data(config, folder.load_spec(), data)
+        is_own = is_run_data(config, folder.load_spec(any_task=True), data)
         return RunConfig.from_dict(config.to_dict() | {"data": data}) if is_own else None
     if Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
         hint = "pass where it is now"

@@ -234,10 +234,14 @@ def hub_place(name: str) -> tuple[str, str | None] | None:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 
 
-def fingerprint(name: str) -> str | None:
+def fingerprint(name: str, targets: Targets = CLASSES) -> str | None:
     """Return a hash of the names and sizes of the files in a folder of data; their content is not read.
 
     Of a table, the hash is that of its rows, and of the names and sizes of the files that they name.
+
+    Args:
+        name: of the data set, or the folder or table.
+        targets: what a table holds.
 
     Returns:
         12 hexadecimal digits; None for a data set by name, or if the folder or table does not exist.
@@ -254,7 +258,7 @@ def fingerprint(name: str) -> str | None:
     if name in NAMES or not folder.exists():
         return None
     if folder.is_file():
-        rows = read_label_file(folder)
+        rows = read_label_file(folder) if targets.read is None else targets.read(folder).rows
         lines = [f"{r.file} {r.label} {r.split} {_size(os.path.join(folder.parent, r.file))}" for r in rows]
     else:
         start = len(inside(folder))

@@ -231,7 +231,7 @@ def check_values(targets: Targets, values: Values, names: Sequence[str]) -> list
         names: of the targets.
 
     Raises:
-        ValueError: a number is the same for all images.
+        ValueError: a number is the same for all images, or there is one label alone.
 
     Example:
         >>> check_values(LABELS, np.array([[0, 1], [0, 1]]), ["bus", "road"])
@@ -245,6 +245,9 @@ def check_values(targets: Targets, values: Values, names: Sequence[str]) -> list
             found = f"{values[0, list(names).index(constant[0])]:g} for all training images"
             raise invalid(constant[0], "a target that differs between images", found=found)
         return []
+    if len(names) == 1:
+        hint = "classification of images with it and without it does the same"
+        raise invalid("data", "a table of at least 2 labels", found=f"1 ({names[0]})", hint=hint)
     counts = dict(zip(names, targets.count(values), strict=True))
     remarks = [f"no training image has the label {name}" for name, count in counts.items() if count == 0]
     remarks += [

@@ -168,7 +168,8 @@ def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:
     if recorded == "digits":
         return False
     if Path(recorded).exists():
-        return fingerprint(name) == fingerprint(recorded)
+        targets = task_kind(config.data.task).targets
+        return fingerprint(name, targets) == fingerprint(recorded, targets)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about images left out
@@ -205,18 +206,19 @@ def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
     names = ["train", "validation", *(["test"] if data.summary.test.origin == CUT else [])]
     for name in names:
         before, now = getattr(trained_on, name), getattr(data.summary, name)
+        images_before, images_now = (0 if split is None else split.images for split in (before, now))
         counts_before, counts_now = (
             [] if split is None else split.images_per_class for split in (before, now)
         )
-        if counts_before != counts_now:
-            found = f"{sum(counts_now):,}"
+        if (images_before, counts_before) != (images_now, counts_now):
+            found = f"{images_now:,}" if images_before != images_now else "as many of other labels"
         elif is_cut and before and now and before.digest and before.digest != now.digest:
-            found = "as many of other names"
+            found = "as many of other names" if data.summary.exclusive else "as many with other targets"
         else:
             continue
         raise invalid(
             "data",
-            f"as it was in training, with {sum(counts_before):,} {name} images",
+            f"as it was in training, with {images_before:,} {name} images",
             found=f"{data.summary.data} with {found}, so that the splits share images",
             hint="restore it, or evaluate a copy of the new images by `netfission evaluate --data`",
         )
