@@ -107,6 +107,11 @@ def test_calibration_makes_overconfident_labels_likelier():
     evaluation = task.evaluate(4 * logits, labels, average="logits", calibration=calibration)
     assert evaluation.calibrated["nll"] < evaluation.ensemble["nll"]
     assert LabelCalibration.from_json(calibration.to_json()) == calibration
+    predictions = task.predict(4 * logits, average="logits", calibration=calibration)
+    expected = (4 * logits.mean(dim=1) / calibration.temperature).sigmoid()
+    torch.testing.assert_close(predictions.probabilities, expected)
+    assert calibration.thresholds == pytest.approx(best_thresholds(expected, labels), abs=1e-5)
+    assert torch.equal(predictions.labels, expected >= torch.tensor(calibration.thresholds))
 
 
 def test_uncertainty_from_disagreement_is_a_part_of_the_whole():

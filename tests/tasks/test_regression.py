@@ -135,6 +135,10 @@ def test_the_scale_of_the_deviations_makes_the_images_likelier():
     evaluation = task.evaluate(outputs, targets, average="logits", calibration=calibration)
     assert evaluation.calibrated["nll"] < evaluation.ensemble["nll"]
     assert NumberCalibration.from_json(calibration.to_json()) == calibration
+    raw = task.predict(outputs, average="logits")
+    scaled = task.predict(outputs, average="logits", calibration=calibration)
+    torch.testing.assert_close(scaled.std, raw.std * calibration.scales[0])
+    torch.testing.assert_close(scaled.mean, raw.mean)
 
 
 def test_a_coverage_that_cannot_be_kept_is_refused():
