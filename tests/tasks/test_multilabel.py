@@ -7,13 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
+from netfission.evaluation.label_metrics import best_thresholds, multilabel_metrics
 from netfission.tasks.multilabel import (
     LabelCalibration,
     Multilabel,
     MultilabelDistillationLoss,
     as_pairs,
-    best_thresholds,
-    multilabel_metrics,
 )
 
 

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, MixtureSameFamily, Normal, kl_divergence
 
+from netfission.evaluation.number_metrics import gaussian_crps, gaussian_nll
 from netfission.tasks.regression import (
     GaussianDistillationLoss,
     NumberCalibration,
     Regression,
-    gaussian_crps,
-    gaussian_nll,
     mixture,
     moments,
 )
