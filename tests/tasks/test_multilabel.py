@@ -92,6 +92,12 @@ def test_no_other_threshold_has_a_higher_f1(seed):
     assert score(best) == pytest.approx(max(score(step / 16) for step in range(17)))
 
 
+def test_a_threshold_of_one_half_stays_if_no_other_is_better():
+    probabilities = torch.tensor([[0.9], [0.8], [0.2]])
+    assert best_thresholds(probabilities, torch.tensor([[1], [1], [0]])) == [0.5]
+    assert best_thresholds(probabilities[:2], torch.tensor([[1], [1]])) == [0.5]  # the label of all images
+
+
 def test_a_label_without_images_keeps_the_threshold_of_one_half():
     assert best_thresholds(torch.rand(5, 1), torch.zeros(5, 1)) == [0.5]
 

@@ -61,18 +61,16 @@ def multilabel_metrics(log_probabilities: Tensor, labels: Tensor, thresholds: Te
 def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
     """Return for each label the threshold with the highest F1 score on these images (Lipton et al. 2014).
 
-    See arXiv 1402.1892 for why it is rarely 0.5.
-
-    It lies in the middle between the probabilities of two images, or is 0 if all are to have the label; it is
-    0.5 for a label that none of them has.
+    It is 0.5 if no other one is better (arXiv 1402.1892 says why it rarely is), or for a label that no image
+    has; else it lies in the middle between the probabilities of two images, or is 0 if all are to have it.
 
     Args:
         probabilities: `(n, labels)`.
         labels: `(n, labels)`, 0 or 1.
 
     Example:
-        >>> best_thresholds(torch.tensor([[1.0], [0.5], [0.25]]), torch.tensor([[1], [1], [0]]))
-        [0.375]
+        >>> best_thresholds(torch.tensor([[1.0], [0.375], [0.125]]), torch.tensor([[1], [1], [0]]))
+        [0.25]
     """
     return [_best_threshold(column, truth) for column, truth in zip(probabilities.T, labels.T, strict=True)]
 
@@ -87,4 +85,7 @@ def _best_threshold(probabilities: Tensor, labels: Tensor) -> float:
     below = torch.cat([ordered[1:], ordered.new_tensor([-1.0])])
     scores[ordered == below] = -1  # images of equal probability are predicted alike
     best = int(scores.argmax())
+    above = int((ordered >= UNDECIDED).sum())
+    if above and scores[above - 1] == scores[best]:
+        return UNDECIDED
     return max(((ordered[best] + below[best]) / 2).item(), 0.0)
