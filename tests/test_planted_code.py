@@ -82,7 +82,8 @@ def test_no_file_of_a_run_is_unpickled(name, finished_run, tmp_path, mark):
 
 def test_every_reader_is_tried():
     readers = {name for name in dir(RunFolder) if name.startswith("load_")}
-    others = {"load_fission", "load_evaluation_of"}  # as `load_network` and `load_evaluation`
+    # As `load_network`, `load_evaluation` and `load_calibration`.
+    others = {"load_fission", "load_evaluation_of", "load_calibration_of"}
     assert readers - others == {reader for names in READERS.values() for reader in names}
 
 

@@ -4,7 +4,7 @@ TYPE_CHECKING = False  # not from typing, so that the command's start imports ne
 
 if TYPE_CHECKING:
     from netfission.algorithm import fission
-    from netfission.classifier import Classifier
+    from netfission.classifier import Classifier, Predictor
     from netfission.config import FissionConfig
     from netfission.ensemble import (
         disagreement,
@@ -31,6 +31,7 @@ __all__ = [
     "EnsembleDistillationLoss",
     "FissionConfig",
     "FissionNetwork",
+    "Predictor",
     "choose_thresholds",
     "cost",
     "deploy",
@@ -56,6 +57,7 @@ _MODULES = {
     "EnsembleDistillationLoss": "losses",
     "FissionConfig": "config",
     "FissionNetwork": "network",
+    "Predictor": "classifier",
     "choose_thresholds": "inference.thresholds",
     "cost": "profiling.cost",
     "deploy": "inference.deployment",

@@ -27,6 +27,7 @@ STOPS_EARLY = frozenset({"fission", "multi-exit"})  # methods whose exits can an
 COPY_NOISE = 0.1  # on copies of trained weights, by default
 
 BranchPoints = Literal["auto", "late"]
+TaskName = Literal["classification", "multilabel", "regression"]
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
 
@@ -38,6 +39,8 @@ class DataConfig:
     Args:
         data: digits, cifar10, cifar100, tiny-imagenet, a folder of images or of parquet shards, or a table of
             paths and labels (.csv, .tsv or .parquet).
+        task: what the images are labelled with: classification (one class), multilabel (any number of labels)
+            or regression (one or several numbers); other than classes are read from a table.
         image_size: resize images to this height and width, in pixels; default their own size.
         mean: what is subtracted from images, one number per channel, on the scale [0, 1], as a list:
             [0.5,0.5,0.5]; default the mean of the training images.
@@ -73,6 +76,7 @@ class DataConfig:
     """
 
     data: str = "digits"
+    task: TaskName = "classification"
     image_size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -414,7 +418,7 @@ class TrainingConfig:
         channels_last: store images and weights in channels-last order.
         compile: compile the network with torch.compile.
         accumulate: batches whose gradients are added for one step.
-        clip: maximum norm of the gradient; default no clipping.
+        clip: maximum norm of the gradient; default no clipping, or 1 with regression.
         ema: decay of an exponential moving average of the weights, which becomes the result; default none.
         drop_path: probability by which a timm model skips its last block in training, in [0, 1); it falls
             linearly to 0 at the first block.
@@ -578,7 +582,7 @@ class RunConfig:
         Example:
             >>> RunConfig.from_dict({"epoch": 3})  # doctest: +ELLIPSIS
             Traceback (most recent call last):
-            ValueError: setting must be one of data, image_size, ..., got 'epoch'; did you mean epochs ...
+            ValueError: setting must be one of data, task, ..., got 'epoch'; did you mean epochs ...
         """
         kinds: dict[str, Any] = {part.name: part.default_factory for part in fields(cls)}
         types = {name: hint for kind in kinds.values() for name, hint in get_type_hints(kind).items()}

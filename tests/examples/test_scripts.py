@@ -2,7 +2,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from netfission.data.targets import read_labels, read_numbers
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -30,3 +34,22 @@ def test_a_loop_of_your_own(run, tmp_path):
 def test_an_image_folder(run, tmp_path):
     assert "exits vote" in run("image_folder.py", "--epochs", "1")
     assert (tmp_path / "runs" / "image-folder" / "evaluation.json").is_file()
+
+
+def test_tables_of_labels_and_of_a_share(run, tmp_path):
+    for split, rows in (("train", [0, 0, 1, 3]), ("test", [1, 2, 2, 3])):
+        for kind, pixels in (
+            ("images", np.zeros((2, 2, 3), np.uint8)),
+            ("masks", np.uint8([rows[:2], rows[2:]])),
+        ):
+            file = tmp_path / "scenes" / split / kind / "a.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    run("write_target_tables.py", "scenes", "tables", "--classes", "sky", "road", "car", "--share", "road")
+    labels, shares = read_labels(tmp_path / "tables/labels.csv"), read_numbers(tmp_path / "tables/road.csv")
+    assert labels.names == ["sky", "road", "car"]
+    assert {row.split: row.label for row in labels.rows} == {"train": "1 1 0", "test": "0 1 1"}
+    assert {row.split: row.label for row in shares.rows} == {"train": "0.25", "test": "0.25"}
+    (tmp_path / "scenes/test/masks/a.png").unlink()
+    with pytest.raises(SystemExit, match="has no mask"):
+        run("write_target_tables.py", "scenes", "tables", "--classes", "sky", "road")

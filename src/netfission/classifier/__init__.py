@@ -2,5 +2,6 @@
 
 from netfission.classifier.classifier import Classifier
 from netfission.classifier.predictions import AnswerLimits, Predictions
+from netfission.classifier.predictor import Predictor
 
-__all__ = ["AnswerLimits", "Classifier", "Predictions"]
+__all__ = ["AnswerLimits", "Classifier", "Predictions", "Predictor"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from netfission.classifier.folder import (
@@ -20,12 +19,11 @@ from netfission.classifier.folder import (
     network_state,
     state_sha256,
 )
-from netfission.classifier.hub import download, upload
+from netfission.classifier.hub import upload
+from netfission.classifier.image_network import ImageNetwork, find_folder
 from netfission.classifier.model_card import model_card
 from netfission.classifier.predictions import AnswerLimits, Predictions
 from netfission.config import DEFAULT_RISK, RunConfig
-from netfission.data.batches import Normalisation
-from netfission.data.images import to_pixels
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.conformal import SetScore
@@ -40,7 +38,7 @@ from netfission.utils.files import write_together
 T = TypeVar("T")
 
 
-class Classifier(nn.Module):
+class Classifier(ImageNetwork):
     """A trained network with the names of its classes and the preparation of its images.
 
     `from_pretrained` reads the folder of a run, a folder that `save_pretrained` wrote, or a repository of
@@ -57,6 +55,7 @@ class Classifier(nn.Module):
     Example:
         >>> import tempfile
         >>> import netfission as nf
+        >>> from PIL import Image
         >>> from netfission.models import create_model
         >>> net = nf.fission(create_model("wrn-10-1", 2), exits=2, example_input=torch.zeros(1, 3, 8, 8))
         >>> classifier = nf.Classifier.from_network(
@@ -80,14 +79,10 @@ class Classifier(nn.Module):
         evaluation: Evaluation | None = None,
         recipe: RunConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.spec = spec
+        super().__init__(network, spec)
         self.calibration = calibration
         self.evaluation = evaluation
         self.recipe = recipe
-        self._normalise = Normalisation(spec.mean, spec.std)
-        self.eval()
 
     @classmethod
     def from_network(
@@ -155,39 +150,9 @@ class Classifier(nn.Module):
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
-    def device(self) -> torch.device:
-        """The device of the network."""
-        return next(self.network.parameters()).device
-
-    @property
     def default_risk(self) -> float | None:
         """The risk at which `netfission predict` and `serve` abstain: 0.05; None without calibration."""
         return None if self.calibration is None else DEFAULT_RISK
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images, float `(n, channels, height, width)`, to logits `(n, exits, classes)`."""
-        logits: Tensor = self.network(images)
-        return logits
-
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Convert any image to the network's size and channels: uint8 `(channels, height, width)`.
-
-        See `netfission.data.images.to_pixels`.
-
-        Raises:
-            Exception: what Pillow raises for a corrupt file: OSError, SyntaxError and others.
-        """
-        channels, *size = self.spec.shape
-        return to_pixels(image, "L" if channels == 1 else "RGB", (size[0], size[1]))
-
-    @torch.no_grad()
-    def logits(self, pixels: Tensor) -> Tensor:
-        """Map pixels, uint8 `(n, channels, height, width)`, to logits `(n, exits, classes)` on the CPU.
-
-        The logits are float32 and not divided by the temperature.
-        """
-        logits: Tensor = self(self._normalise(pixels).to(next(self.network.parameters())))
-        return logits.float().cpu()
 
     def predict(
         self,
@@ -239,15 +204,8 @@ class Classifier(nn.Module):
         Raises:
             ValueError: `pixels` is not valid.
         """
-        self._check_pixels(pixels)
+        self.check_pixels(pixels)
         return self.interpret(self.logits(pixels), limits)
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        expected = f"uint8 of shape (n, {', '.join(map(str, self.spec.shape))}), see Classifier.pixels"
-        if not isinstance(pixels, Tensor):
-            raise invalid("pixels", expected, found=type(pixels).__name__)
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
-            raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
 
     def interpret(self, logits: Tensor, limits: AnswerLimits) -> Predictions:
         """Return the predictions of images from their logits.
@@ -274,7 +232,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: `pixels` is not valid or empty, or the calibration has no scores of images.
         """
-        self._check_pixels(pixels)
+        self.check_pixels(pixels)
         found = self._scores("detector", detector, uncertainty=True).detector(detector)
         scores = found.scores(self.logits(pixels), average=self.spec.average)
         return drift_p_value(scores, found.calibration)
@@ -438,10 +396,7 @@ class Classifier(nn.Module):
             ValueError: a file is missing, damaged or of a newer version, or the factory's network differs.
             ConnectionError: the hub cannot be reached.
         """
-        folder = ModelFolder(Path(name))
-        if not folder.path.is_dir():
-            files = [path.name for path in folder.shared]
-            folder = ModelFolder(download(str(name), files, revision=revision, token=token))
+        folder = find_folder(name, revision=revision, token=token)
         network, spec = folder.load_network(factory)
         recipe = folder.load_config() if folder.config.is_file() else None
         return cls(network, spec, folder.load_calibration(), folder.load_evaluation(), recipe)

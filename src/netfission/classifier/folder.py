@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from netfission.algorithm import linear_paths
-from netfission.config import FissionConfig, MethodConfig, RunConfig
+from netfission.config import FissionConfig, MethodConfig, RunConfig, TaskName
 from netfission.ensemble import Average, describe_average
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
@@ -31,6 +31,8 @@ from netfission.models.weights import file_digest
 from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.backbone import cut, resolve_branches, resolve_linear_exits
 from netfission.surgery.narrowing import fit
+from netfission.tasks import Task, find_task
+from netfission.tasks.registry import other_task
 from netfission.utils.checksums import BLANK, NAME, check_tensors, check_text, parse_json, stamp, stamp_json
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import write_together
@@ -38,7 +40,9 @@ from netfission.utils.text import count_noun
 from netfission.utils.typed import read_json, typed
 
 Factory = Callable[..., nn.Module]  # called with num_classes and in_channels, by name
-FORMAT = 1  # version of the format of config.json
+FORMAT = 2  # version of the format of config.json that is read
+CLASSES_FORMAT = 1  # of a network of classes, which earlier versions read, too
+_SINCE_FORMAT_2 = ("task", "scale")
 
 
 class WeightsError(ValueError):
@@ -60,6 +64,8 @@ class NetworkSpec:
         netfission: version that wrote the description.
         method: the fields of `MethodConfig`; default those of fission.
         format: version of the format, raised when older versions would misread a new one.
+        task: what the network learned; `classes` are the names of its labels or numbers if that are others.
+        scale: of the numbers, see `netfission.tasks.base.Task.scale`.
 
     Raises:
         ValueError: an attribute is not valid.
@@ -82,7 +88,9 @@ class NetworkSpec:
     fission: dict[str, Any]
     netfission: str
     method: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = CLASSES_FORMAT
+    task: TaskName = "classification"
+    scale: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = self.classes
@@ -111,7 +119,11 @@ class NetworkSpec:
                     "factory", "the function that makes the single network, as the network has no name", None
                 )
             factory = partial(create_model, self.model)
-        return factory(num_classes=len(self.classes), in_channels=self.shape[0])
+        return factory(num_classes=self.find_task().outputs, in_channels=self.shape[0])
+
+    def find_task(self) -> Task:
+        """Return what the network learned."""
+        return find_task(self.task, self.classes, self.scale)
 
     def build(self, factory: Factory | None = None) -> nn.Module:
         """Make the network with fresh weights, on the CPU, in eval mode.
@@ -171,8 +183,8 @@ class NetworkSpec:
             if self._has_channel_groups:
                 with torch.no_grad():
                     logits = network(torch.zeros(1, *self.shape))  # raises if layers do not fit one another
-                if logits.shape[2] != len(self.classes):
-                    raise RuntimeError(f"{logits.shape[2]} classes, not {len(self.classes)}")
+                if logits.shape[2] != (outputs := self.find_task().outputs):
+                    raise RuntimeError(f"{logits.shape[2]} classes, not {outputs}")
         except RuntimeError as error:
             lines = str(error).splitlines()  # the first line of several is a title
             raise WeightsError(lines[min(1, len(lines) - 1)].strip()) from error
@@ -319,11 +331,15 @@ class ModelFolder:
             found = f"invalid settings ({first_line(error)})"
             raise invalid(str(self.config), "the settings of a run", found=found) from error
 
-    def load_spec(self) -> NetworkSpec:
+    def load_spec(self, *, any_task: bool = False) -> NetworkSpec:
         """Read the description of the network.
 
+        Args:
+            any_task: whether it may have learned something else than the classes of images.
+
         Raises:
-            ValueError: it is missing, damaged, or written by a newer version.
+            ValueError: it is missing, damaged, written by a newer version, or of another task unless
+                `any_task`.
         """
         if self.config.is_file() and not self.spec.is_file():
             raise invalid(
@@ -339,23 +355,29 @@ class ModelFolder:
                 hint="update netfission",
             )
         try:
-            return typed(NetworkSpec, settings)
+            spec = typed(NetworkSpec, settings)
         except ValueError as error:
             found = f"damaged content ({first_line(error)})"
             raise invalid(str(self.spec), "the description of a network", found=found) from error
+        if not (any_task or spec.find_task().targets.exclusive):
+            raise other_task(str(self.path), spec.task, "this")
+        return spec
 
-    def load_network(self, factory: Factory | None = None) -> tuple[nn.Module, NetworkSpec]:
+    def load_network(
+        self, factory: Factory | None = None, *, any_task: bool = False
+    ) -> tuple[nn.Module, NetworkSpec]:
         """Load the trained network, on the CPU, in eval mode, and its description. No pickle is read.
 
         The network maps normalised images to logits `(batch, exits, classes)`.
 
         Args:
             factory: makes the single network, if it has no name.
+            any_task: see `load_spec`.
 
         Raises:
-            ValueError: a file is missing or damaged, or the two do not belong together.
+            ValueError: a file is missing or damaged, the two do not belong together, or see `load_spec`.
         """
-        spec = self.load_spec()
+        spec = self.load_spec(any_task=any_task)
         if not self.weights.is_file():
             hint = "resume the training"
             raise invalid(str(self.weights), "the weights of a network", found="no such file", hint=hint)
@@ -373,11 +395,22 @@ class ModelFolder:
             ValueError: it is damaged, or was fitted to another network, or to another average than that of
                 the network's method.
         """
-        calibration = read_json(self.calibration, Calibration)
+        if not self.calibration.is_file():
+            return None
+        calibration: Calibration | None = self.load_calibration_of(self.load_spec())
+        return calibration
+
+    def load_calibration_of(self, spec: NetworkSpec) -> Any:
+        """Read `calibration` of a network of any task, see `load_calibration`.
+
+        Args:
+            spec: the description of the network.
+        """
+        calibration: Any = read_json(self.calibration, spec.find_task().calibration_kind)
         if calibration is None:
             return None
         hint = "`netfission evaluate` fits it again"
-        if calibration.average != (average := self.load_spec().average):
+        if calibration.average != (average := spec.average):
             raise invalid(
                 str(self.calibration),
                 f"of the mean of {describe_average(average)}, which the network's method takes",
@@ -415,7 +448,12 @@ class ModelFolder:
     def network_files(self, network: nn.Module, spec: NetworkSpec) -> dict[Path, str | bytes]:
         """Return the content of `weights` and of `spec`, by path."""
         weights = stamp(save(network_state(network), {NAME: BLANK}))
-        description = stamp_json(json.dumps(asdict(spec), indent=2, ensure_ascii=False))
+        content = asdict(spec)
+        if spec.find_task().targets.exclusive:  # as earlier versions read it
+            content = {name: value for name, value in content.items() if name not in _SINCE_FORMAT_2}
+        else:
+            content["format"] = FORMAT
+        description = stamp_json(json.dumps(content, indent=2, ensure_ascii=False))
         return {self.weights: weights, self.spec: description}
 
 

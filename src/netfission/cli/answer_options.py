@@ -32,8 +32,8 @@ def add_answer_options(parser: Parser, group: Any = None) -> None:
     parser.add(
         "--coverage",
         float | None,
-        help="write a set of classes that contains the true one for at least this share of the images "
-        "(default: no sets)",
+        help="write a set of classes that contains the true one, or of numbers an interval, for at least "
+        "this share of the images (default: none)",
         group=group,
     )
     parser.add(

@@ -95,7 +95,7 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
                 given[name] = value
         for name, value in given.items():
             raise invalid(flag_name(name), "left out for a run, which has its own", value)
-        network, spec = folder.load_fission()
+        network, spec = folder.load_fission(any_task=True)
         chosen = FissionConfig(**spec.fission)
         return _title(spec.model or "your own", chosen), network, spec.single(), torch.randn(1, *spec.shape)
     check_positive_integer("--classes", settings.classes)

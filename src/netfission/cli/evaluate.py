@@ -155,7 +155,7 @@ def with_own_data(folder: "RunFolder", config: RunConfig, data: str | None) -> R
     from netfission.runs.setup import is_run_data
 
     if data is not None:
-        is_own = is_run_data(config, folder.load_spec(), data)
+        is_own = is_run_data(config, folder.load_spec(any_task=True), data)
         return RunConfig.from_dict(config.to_dict() | {"data": data}) if is_own else None
     if Path(config.data.data).is_absolute() and not Path(config.data.data).exists():
         hint = "pass where it is now"
@@ -196,9 +196,10 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     before = readable_calibration(folder)
     print(evaluate_run(folder, config).table(config.fission.linear))
     reliability = folder.load_reliability()
-    assert reliability is not None
-    print(reliability.summary())
-    print(f"wrote {folder.evaluation.name} and {folder.reliability.name} in {folder.path}")
+    if reliability is not None:
+        print(reliability.summary())
+    written = [folder.evaluation.name, *([] if reliability is None else [folder.reliability.name])]
+    print(f"wrote {' and '.join(written)} in {folder.path}")
     for line in older_exports(folder, before, readable_calibration(folder)):
         print(line)
 
@@ -207,7 +208,7 @@ def older_exports(
     folder: "RunFolder", before: "Calibration | None", after: "Calibration | None"
 ) -> list[str]:
     """Say which exported files in a run's folder are older than its calibration, if that has just changed."""
-    if _exported(before) == _exported(after) or not (files := folder.exports):
+    if not (files := folder.exports) or _exported(before) == _exported(after):
         return []
     names = ", ".join(file.name for file in files)
     return [f"exported with the calibration before: {names}; export again to renew"]

@@ -6,10 +6,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from netfission.cli.answer_options import add_answer_options, answer_options
-from netfission.cli.parser import Parser
+from netfission.cli.parser import Parser, flag_name
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import choose_format, write_whole
 from netfission.utils.quick import without_collection, without_compiler
@@ -17,7 +17,9 @@ from netfission.utils.quick import without_collection, without_compiler
 _FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 
 if TYPE_CHECKING:
-    from netfission.prediction import Failure, ImagePrediction, Writer
+    from netfission.classifier.folder import ModelFolder
+    from netfission.prediction import Failure, Writer
+    from netfission.prediction.targets import TargetWriter
 
 
 def parser() -> Parser:
@@ -40,14 +42,14 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Predict the classes of images, with each exit's vote and the ensemble's uncertainty."""
+    """Predict the classes, labels or numbers of images, with the ensemble's uncertainty."""
     with without_collection():
         import torch
 
         from netfission.classifier import Classifier
         from netfission.classifier.answer_settings import AnswerSettings
+        from netfission.classifier.image_network import find_folder
         from netfission.prediction import FORMATS, Layout, find_images, predict_images
-    from tqdm import tqdm
 
     _check_writable(settings.out)
     chosen_format = _chosen_format(settings.format, settings.out)
@@ -55,20 +57,66 @@ def run(settings: Namespace) -> None:
         raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
     check_positive_integer("--batch-size", settings.batch_size)
     asked = AnswerSettings(**answer_options(settings))
+    folder = find_folder(settings.run)
+    task = folder.load_spec(any_task=True).find_task()
+    if not task.targets.exclusive:
+        _predict_targets(settings, folder, chosen_format)
+        return
     with without_collection(), without_compiler():
-        classifier = Classifier.from_pretrained(settings.run)
+        classifier = Classifier.from_pretrained(folder.path)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     limits = asked.limits(classifier)
-    images = find_images(_names(settings.images))
-    if not images:
-        raise invalid("images", "one file or more", found="no names on standard input")
+    images = _found(find_images(_names(settings.images)))
     layout = Layout.from_classifier(classifier, images, limits=limits, probabilities=settings.probabilities)
     writer = FORMATS[chosen_format](layout)
     predictions = predict_images(classifier, images, batch_size=settings.batch_size, limits=limits)
+    _write_all(writer, predictions, images, settings.out)
+
+
+def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: str) -> None:
+    """Predict labels or numbers of images, with the ensemble's uncertainty."""
+    import torch
+
+    from netfission.classifier import Predictor
+    from netfission.prediction import find_images
+    from netfission.prediction.targets import predict_targets, target_writer
+
+    with without_collection(), without_compiler():
+        predictor = Predictor.from_folder(folder)
+    for name, value in answer_options(settings).items():
+        if value and name not in predictor.task.options:
+            raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
+    if settings.probabilities:
+        expected = f"left out for a run of task={predictor.task.name}"
+        raise invalid("--probabilities", expected, True, hint="all of its values are written anyway")
+    predictor.to("cuda" if torch.cuda.is_available() else "cpu")
+    images = _found(find_images(_names(settings.images)))
+    writer = target_writer(chosen_format, predictor, images, coverage=settings.coverage)
+    predictions = predict_targets(
+        predictor, images, batch_size=settings.batch_size, coverage=settings.coverage
+    )
+    _write_all(writer, predictions, images, settings.out)
+
+
+def _found(images: "list[Path | Failure]") -> "list[Path | Failure]":
+    if not images:
+        raise invalid("images", "one file or more", found="no names on standard input")
+    return images
+
+
+def _write_all(
+    writer: "Writer | TargetWriter",
+    predictions: Iterable[Any],
+    images: "Sequence[Path | Failure]",
+    out: str | None,
+) -> None:
+    """Write all predictions with a progress bar; RuntimeError if an image has none."""
+    from tqdm import tqdm
+
     # A bar would run through lines that are themselves printed on the screen.
-    hidden = True if settings.out is None and sys.stdout.isatty() else None
+    hidden = True if out is None and sys.stdout.isatty() else None
     with tqdm(predictions, total=len(images), unit="image", disable=hidden, leave=False) as bar:
-        failures = _write(writer, bar, settings.out)
+        failures = _write(writer, bar, out)
     if failures:
         raise RuntimeError(_describe_failures(images, failures))
 
@@ -81,7 +129,7 @@ def _describe_failures(images: "Sequence[Path | Failure]", failures: int) -> str
     return "; ".join([*reasons, f"folders without images: {empty}"] if empty else reasons)
 
 
-def _write(writer: "Writer", predictions: "Iterable[ImagePrediction | Failure]", out: str | None) -> int:
+def _write(writer: "Writer | TargetWriter", predictions: Iterable[Any], out: str | None) -> int:
     """Write all predictions, to standard output as they come; return the number of failures."""
     from netfission.prediction import Failure
 

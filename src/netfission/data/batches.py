@@ -19,7 +19,7 @@ from netfission.data.augment import (
     make_mix,
     soften,
 )
-from netfission.data.splits import CorruptImageError, Split, TensorSplit
+from netfission.data.splits import CorruptImageError, Label, Split, TensorSplit, label_at
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.interrupts import no_interrupts
 
@@ -53,7 +53,7 @@ class Normalisation:
 
 
 def decode_batches(
-    split: Dataset[tuple[Tensor, int]], batch_size: int, *, workers: int = 0, **settings: Any
+    split: Dataset[tuple[Tensor, Label]], batch_size: int, *, workers: int = 0, **settings: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Return an iterator over the batches of a streamed split: pixels uint8, and labels.
 
@@ -89,7 +89,7 @@ def _with_plain_errors(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tup
         raise CorruptImageError(last.rpartition(f"{CorruptImageError.__name__}: ")[2]) from None
 
 
-class _TransformedSplit(Dataset[tuple[Tensor, int]]):
+class _TransformedSplit(Dataset[tuple[Tensor, Label]]):
     """A split whose images are transformed one by one.
 
     An item is asked for by its position in the epoch and its row. The position determines the transform, so
@@ -114,10 +114,10 @@ class _TransformedSplit(Dataset[tuple[Tensor, int]]):
         own = split.images.shape[2:] if isinstance(split, TensorSplit) else split.size
         self.transform = PhotographTransform(augment, size or (own[0], own[1]))
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Label]:
         position, row = place
         if isinstance(self.split, TensorSplit):
-            image, label = self.split.images[row], int(self.split.labels[row])
+            image, label = self.split.images[row], label_at(self.split.labels, row)
         else:
             image, label = self.split[row]
         return self.transform(image, self.seed(position)), label
@@ -127,7 +127,8 @@ class Batches:
     """Iterable over a split in batches: images `(batch, channels, height, width)` float32 and labels.
 
     Labels are `(batch,)` int64, or `(batch, classes)` float if images are mixed, labels are smoothed or
-    classes have weights. Images are normalised to `(pixel / 255 - mean) / std`, after augmentation.
+    classes have weights; targets of another kind are as the split has them. Images are normalised to
+    `(pixel / 255 - mean) / std`, after augmentation.
 
     A split in memory is kept on `device` as uint8, and whole batches are gathered, augmented and normalised
     there. A streamed split is decoded by worker processes. If the augmentation has transforms for

@@ -37,6 +37,11 @@ class _Image:
     def label(self) -> int:
         return int(self.records.labels[self.row])
 
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The class, or the other targets."""
+        return tuple(self.records.labels[self.row].reshape(-1).tolist())
+
     def name(self, folder: str) -> str:
         """Name the image; a file by its path in the folder of the data set."""
         name = self.records.describe(self.row)
@@ -77,12 +82,14 @@ class Copies:
     remarks: list[str]
 
 
-def compare_splits(splits: Mapping[SplitName, Selection], classes: Sequence[str], folder: str) -> Copies:
+def compare_splits(
+    splits: Mapping[SplitName, Selection], classes: Sequence[str] | None, folder: str
+) -> Copies:
     """Find images that are in two splits or two classes.
 
     Args:
         splits: the images of each split.
-        classes: names of the classes.
+        classes: names of the classes; None if the images have other targets.
         folder: folder of the data set; file names are relative to it.
 
     Example:
@@ -96,7 +103,7 @@ def compare_splits(splits: Mapping[SplitName, Selection], classes: Sequence[str]
         2 images have the content of an image of another class, such as row 0 (cat) and row 1 (dog)
     """
     groups = _find_equal(
-        {split: [selection] for split, selection in splits.items()}, lambda image: (image.part, image.label)
+        {split: [selection] for split, selection in splits.items()}, lambda image: (image.part, image.targets)
     )
     in_training: dict[SplitName, int] = {}
     remarks = []
@@ -113,14 +120,18 @@ def compare_splits(splits: Mapping[SplitName, Selection], classes: Sequence[str]
             f"{of_all} {_have(len(copies))} the same content as a {IN_WORDS[other]} image, such as "
             f"{copies[0].name(folder)} and {original.name(folder)}"
         )
-    mixed = [group for group in groups if len({image.label for image in group}) > 1]
+    mixed = [group for group in groups if len({image.targets for image in group}) > 1]
     if mixed:
         first = mixed[0][0]
-        second = next(image for image in mixed[0] if image.label != first.label)
-        names = [f"{image.name(folder)} ({printable(classes[image.label])})" for image in (first, second)]
+        second = next(image for image in mixed[0] if image.targets != first.targets)
+        names = [image.name(folder) for image in (first, second)]
+        differing = "with other targets"
+        if classes is not None:
+            names = [f"{image.name(folder)} ({printable(classes[image.label])})" for image in (first, second)]
+            differing = "of another class"
         number = sum(map(len, mixed))
         remarks.append(
-            f"{number:,} images have the content of an image of another class, such as {' and '.join(names)}"
+            f"{number:,} images have the content of an image {differing}, such as {' and '.join(names)}"
         )
     return Copies(in_training, remarks)
 
@@ -181,7 +192,7 @@ def check_sizes(
 
 
 def check_colours(
-    images: TensorSplit, selection: Selection, kind: str, classes: Sequence[str], folder: str
+    images: TensorSplit, selection: Selection, kind: str, classes: Sequence[str] | None, folder: str
 ) -> list[str]:
     """Find images of a single colour.
 
@@ -189,7 +200,7 @@ def check_colours(
         images: the decoded images.
         selection: where they come from; of another length if some are unreadable, and then none is named.
         kind: what they are in words, such as "training".
-        classes: names of the classes.
+        classes: names of the classes; None if the images have other targets.
         folder: folder of the data set; file names are relative to it.
 
     Returns:
@@ -216,6 +227,8 @@ def check_colours(
     if len(selection.rows) == len(images):
         first = _Image(kind, selection.records, int(selection.rows[plain[0]]))
         remark += f", such as {first.name(folder)}"
+    if classes is None:
+        return [remark]
     counts, plain_counts = (
         labels.bincount(minlength=len(classes)).tolist() for labels in (images.labels, images.labels[plain])
     )

@@ -11,6 +11,7 @@ from netfission.data.files import FileTree, FoundImages, path_order, top_folders
 from netfission.data.label_files import (
     FileIndex,
     Match,
+    Row,
     class_name,
     match_rows,
     read_label_file,
@@ -159,7 +160,31 @@ def read_table(table: Path, *, train_required: bool = True) -> FolderContents:
         ...     read_table(table).classes
         ['cat']
     """
-    rows, index = read_label_file(table), FileIndex(table.parent)
+    contents = read_rows(table, read_label_file(table), train_required=train_required)
+    for split, part in contents.splits.items():
+        _check_classes(contents.classes, part, split)
+    return contents
+
+
+def read_rows(table: Path, rows: Sequence[Row], *, train_required: bool = True) -> FolderContents:
+    """Find the images that the rows of a table name, and their splits.
+
+    Args:
+        table: the file, where relative paths begin.
+        rows: its rows.
+        train_required: refuse splits without a training split.
+
+    Raises:
+        ValueError: a file does not exist, no image has a label, or an image has two labels or splits.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "1.png").touch()
+        ...     read_rows(Path(folder, "images.csv"), [Row("1.png", "0.5")]).classes
+        ['0.5']
+    """
+    index = FileIndex(table.parent)
     if missing := [row for row in rows if not index.find(row.file)]:
         found = f"no {missing[0].file} (row {missing[0].number})"
         of_all = f"{len(missing):,} of {count_noun(len(rows), 'file')} are missing"
@@ -172,10 +197,7 @@ def read_table(table: Path, *, train_required: bool = True) -> FolderContents:
     if _has_splits(match):
         splits = _by_split_column(match, train_required=train_required)
     images = FoundImages(sorted(match.rows.keys() | match.unlabelled, key=path_order))
-    contents = FolderContents(table.parent, splits, _count_left_out(images, splits.values(), ()))
-    for split, part in splits.items():
-        _check_classes(contents.classes, part, split)
-    return contents
+    return FolderContents(table.parent, splits, _count_left_out(images, splits.values(), ()))
 
 
 def _look_through(tree: FileTree, folder: Path, known: Collection[str] = ()) -> Path:

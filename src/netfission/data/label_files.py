@@ -89,14 +89,9 @@ def find_columns(header: Sequence[str], where: str) -> Columns:
         ValueError: labels.csv must be a table with one column of labels, got class and species; rename or \
 remove one
     """
+    file = find_file_column(header, where)
     names = [name.strip().casefold() for name in header]
     listed = shortened(", ".join(header), 120)
-    if _OF_PREDICTIONS in names:
-        raise invalid(where, "a table of labels", found="predictions of netfission")
-    file = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
-    if file is None:
-        expected = f"a table with a column of file names ({', '.join(FILE_COLUMNS[:6])}, …)"
-        raise invalid(where, expected, found=f"the columns {listed}")
     labels = [number for number, name in enumerate(names) if name in LABEL_COLUMNS]
     if not labels and len(names) == 2:
         labels = [1 - file]
@@ -108,6 +103,30 @@ remove one
         raise invalid(where, "a table with one column of labels", found=found, hint="rename or remove one")
     split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
     return Columns(file, labels[0], split)
+
+
+def find_file_column(header: Sequence[str], where: str) -> int:
+    """Find the column of files of a table by its name, in any case.
+
+    Args:
+        header: names of the columns.
+        where: name of the table, for messages.
+
+    Raises:
+        ValueError: there is none, or the table holds predictions.
+
+    Example:
+        >>> find_file_column(["label", "path"], "labels.csv")
+        1
+    """
+    names = [name.strip().casefold() for name in header]
+    if _OF_PREDICTIONS in names:
+        raise invalid(where, "a table of labels", found="predictions of netfission")
+    file = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
+    if file is None:
+        expected = f"a table with a column of file names ({', '.join(FILE_COLUMNS[:6])}, …)"
+        raise invalid(where, expected, found=f"the columns {shortened(', '.join(header), 120)}")
+    return file
 
 
 def read_label_file(path: Path) -> list[Row]:
@@ -129,7 +148,7 @@ def read_label_file(path: Path) -> list[Row]:
         ...     read_label_file(Path(folder, "labels.csv"))
         [Row(file='1.png', label='cat', split=None), Row(file='2.png', label='', split=None)]
     """
-    header, *lines = _read_cells(path) or [[]]
+    header, *lines = read_cells(path) or [[]]
     if not header:
         raise invalid(str(path), "a table of labels", found="no names of columns")
     columns = find_columns(header, str(path))
@@ -165,8 +184,19 @@ def _check_labels(path: Path, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _read_cells(path: Path) -> list[list[str]]:
-    """Read the cells of a table, that of names of columns first."""
+def read_cells(path: Path) -> list[list[str]]:
+    """Read the cells of a table, those of the names of columns first.
+
+    Raises:
+        ValueError: the table is damaged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "sizes.csv").write_text("file;width\\n1.png;8\\n")
+        ...     read_cells(Path(folder, "sizes.csv"))
+        [['file', 'width'], ['1.png', '8']]
+    """
     if path.suffix.lower() == ".parquet":
         return _read_parquet_cells(path)
     content = path.read_bytes()
@@ -217,7 +247,7 @@ def read_columns(path: Path) -> list[list[str]]:
         [['file', '1.png', '2.png'], ['width', '8', '']]
     """
     try:
-        lines = _read_cells(path)
+        lines = read_cells(path)
     except ValueError:
         return []
     return [list(cells) for cells in zip_longest(*lines, fillvalue="")]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from netfission.data.checks import Copies, check_colours, check_sizes, compare_splits
-from netfission.data.sources import Source, find_source
+from netfission.data.sources import Source, find_source, find_targets
 from netfission.data.split_names import SplitName
 from netfission.data.splits import (
     CorruptImageError,
@@ -31,6 +31,7 @@ from netfission.data.splits import (
     stratified_cut,
 )
 from netfission.data.summary import CUT, UNREADABLE, DataSummary, SplitSummary, count_classes
+from netfission.data.targets import CLASSES, Targets, check_values, describe_counts
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 from netfission.utils.text import count_noun
 
@@ -43,11 +44,11 @@ _STATISTICS_IMAGES = 1024
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set of images with one label each.
+    """A data set of images with one label each, or with targets of another kind.
 
     Attributes:
         name: name or folder that it was loaded by.
-        classes: names of the classes.
+        classes: names of the classes, or of the other targets.
         shape: channels, height and width.
         mean: one number per channel, of pixels of the training split scaled to [0, 1]; computed from 1,024
             images if the split is streamed.
@@ -87,6 +88,7 @@ def load_data(
     memory_limit: int = MEMORY_LIMIT,
     checks: bool = True,
     crop_scale: float | None = None,
+    targets: Targets = CLASSES,
 ) -> ImageData:
     """Load a data set, and split a validation set from its training images.
 
@@ -116,6 +118,8 @@ def load_data(
         crop_scale: smallest share of an image's area that random crops of training images keep. The training
             split is then also decoded at the size that such crops need, so that none is enlarged unless the
             image is too small itself, see `ImageData.crops`. Default no such crops.
+        targets: what the images are labelled with; other than classes, in a table, see
+            `netfission.data.targets`. Splits are then cut at random.
 
     Raises:
         ValueError: an argument is not valid, the name is unknown, the folder has another layout, a label is
@@ -140,7 +144,7 @@ def load_data(
     if limit_per_class is not None:
         check_positive_integer("limit_per_class", limit_per_class)
 
-    source = find_source(name)
+    source = find_targets(name, targets)
     parts = _assign_rows(source, name, validation, seed, limit_per_class)
     size = common_size(source.train, name) if image_size is None else (image_size, image_size)
     channels = len(source.train.mode)
@@ -155,24 +159,29 @@ def load_data(
         stream = pixels + needed > memory_limit
         crops = _decode(parts["train"], larger, skip=corrupt == "skip", stream=stream)
     folder = source.folder or name
-    copies = compare_splits(parts, source.classes, folder) if checks else Copies({}, [])
+    copies = Copies({}, [])
+    if checks:
+        copies = compare_splits(parts, source.classes if targets.exclusive else None, folder)
     summary = _summarise(source, folder, parts, splits, copies)
     _check_not_empty(source, name, parts, summary)
     if skipped := summary.left_out.get(UNREADABLE):
         warnings.warn(f"left out {skipped} corrupt images of {name}", stacklevel=2)
+    unsuitable = check_values(targets, parts["train"].records.labels[parts["train"].rows], source.classes)
     train, rows = _shown(splits["train"], parts["train"])
     mean, std = _statistics(train.images)
     remarks = []
+    classes = source.classes if targets.exclusive else None
     if checks:
         kind = "training" if train is splits["train"] else "sampled training"
         remarks = [
+            *unsuitable,
             *copies.remarks,
             *check_sizes(parts, folder, None if image_size is None else size),
-            *check_colours(train, replace(parts["train"], rows=rows), kind, source.classes, folder),
+            *check_colours(train, replace(parts["train"], rows=rows), kind, classes, folder),
         ]
         for split, images in splits.items():
             if split != "train" and isinstance(images, TensorSplit):
-                remarks += check_colours(images, parts[split], split, source.classes, folder)
+                remarks += check_colours(images, parts[split], split, classes, folder)
     return ImageData(
         name=name,
         classes=source.classes,
@@ -224,7 +233,7 @@ def _assign_rows(
     source: Source, name: str, validation: float, seed: int, limit_per_class: int | None
 ) -> dict[SplitName, _Part]:
     """Return the rows of each split, sorted; without the validation split if its share is 0."""
-    labels = source.train.labels
+    labels = source.targets.strata(source.train.labels)
     train, test = np.arange(len(labels)), np.arange(0)
     if source.test is None:
         train, test = stratified_cut(labels, _TEST_SHARE, seed=0)
@@ -271,7 +280,7 @@ def _summarise(
 ) -> DataSummary:
     def summary(split: SplitName) -> SplitSummary:
         labels = splits[split].labels.numpy()
-        per_class = np.bincount(labels, minlength=len(source.classes)).tolist()
+        per_class = source.targets.per_name(labels, source.classes)
         copied, digest = copies.in_training.get(split, 0), _digest_of_files(parts[split])
         return SplitSummary(parts[split].origin, len(labels), per_class, copied, digest)
 
@@ -282,15 +291,19 @@ def _summarise(
         "above the limit per class": len(source.train.labels) - from_train,
         "of the validation split, which is not used": unused,
     }
+    train = summary("train")
+    counted = "" if source.targets.exclusive else describe_counts(source.classes, train.images_per_class)
     return DataSummary(
         data=folder,
         classes=source.classes,
-        train=summary("train"),
+        train=train,
         validation=summary("validation") if "validation" in parts else None,
         test=summary("test"),
         left_out={reason: count for reason, count in left_out.items() if count},
         unused=source.unused,
-        remarks=source.remarks,
+        remarks=[*source.remarks, *filter(None, [counted])],
+        targets=source.targets.noun,
+        exclusive=source.targets.exclusive,
     )
 
 
@@ -319,6 +332,8 @@ def _check_not_empty(
             rows = part.rows.tolist()
             found = f"{len(rows)} unreadable, the first {part.records.describe(rows[0])}" if rows else "none"
             raise invalid(name, f"a data set with readable {kind} images", found=found)
+    if not source.targets.exclusive:
+        return
     present = set().union(*(np.unique(part.records.labels[part.rows]).tolist() for part in parts.values()))
     trained = summary.train.images_per_class
     if untrained := [source.classes[label] for label in sorted(present) if not trained[label]]:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from netfission.data.files import FileTree, inside, path_order, walk_files
-from netfission.data.folders import FolderContents, LabelledImages, read_folder, read_table
+from netfission.data.folders import FolderContents, LabelledImages, read_folder, read_rows, read_table
 from netfission.data.label_files import TABLE_FILES, read_label_file
 from netfission.data.split_names import SplitName, assign_splits
 from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Records, Rows
+from netfission.data.targets import CLASSES, Targets, parse
 from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
 
@@ -44,6 +45,7 @@ class Source:
         left_out: reason → number of files, folders or images that are in no split.
         unused: name of a table or folder that is not used → why.
         remarks: what a user should know about the classes.
+        targets: what the images are labelled with; `classes` are the names of these targets.
     """
 
     classes: list[str]
@@ -53,6 +55,7 @@ class Source:
     left_out: dict[str, int] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    targets: Targets = CLASSES
 
     @property
     def train(self) -> Records:
@@ -91,6 +94,48 @@ def find_source(name: str, *, train_required: bool = True) -> Source:
     if train_required and len(source.classes) < 2:
         raise invalid(name, "a data set of at least 2 classes", found=f"1 ({source.classes[0]})")
     return source
+
+
+def find_targets(name: str, targets: Targets) -> Source:
+    """Find a data set whose images are labelled with targets of a kind; other than classes, in a table.
+
+    Args:
+        name: see `netfission.data.load_data`.
+        targets: their kind.
+
+    Raises:
+        ValueError: it is no such table, or see `find_source`.
+        FileNotFoundError: the folder or table does not exist.
+        ConnectionError: the hub is out of reach.
+
+    Example:
+        >>> find_targets("digits", CLASSES).classes[:3]
+        ['0', '1', '2']
+    """
+    if targets.read is None:
+        return find_source(name)
+    check_data_name(name)
+    table = Path(name)
+    if not table.is_file():
+        suffixes = ", ".join(TABLE_FILES)
+        raise invalid("data", f"{targets.expected} ({suffixes}) for this task", name)
+    found = targets.read(table)
+    contents = read_rows(table, found.rows)
+    values = {row.label: parse(row) for row in found.rows}
+
+    def records(part: LabelledImages) -> FileRecords:
+        images = sorted(part.labels, key=path_order)
+        rows = [values[part.labels[image]] for image in images]
+        return FileRecords(images, np.array(rows, dtype=np.float32))
+
+    return Source(
+        found.names,
+        {split: records(part) for split, part in contents.splits.items()},
+        str(contents.folder),
+        {split: str(part.origin) for split, part in contents.splits.items()},
+        contents.left_out,
+        targets=targets,
+    )
 
 
 def _find_source(name: str, train_required: bool) -> Source:
@@ -189,10 +234,14 @@ def hub_place(name: str) -> tuple[str, str | None] | None:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 
 
-def fingerprint(name: str) -> str | None:
+def fingerprint(name: str, targets: Targets = CLASSES) -> str | None:
     """Return a hash of the names and sizes of the files in a folder of data; their content is not read.
 
     Of a table, the hash is that of its rows, and of the names and sizes of the files that they name.
+
+    Args:
+        name: of the data set, or the folder or table.
+        targets: what a table holds.
 
     Returns:
         12 hexadecimal digits; None for a data set by name, or if the folder or table does not exist.
@@ -209,7 +258,7 @@ def fingerprint(name: str) -> str | None:
     if name in NAMES or not folder.exists():
         return None
     if folder.is_file():
-        rows = read_label_file(folder)
+        rows = read_label_file(folder) if targets.read is None else targets.read(folder).rows
         lines = [f"{r.file} {r.label} {r.split} {_size(os.path.join(folder.parent, r.file))}" for r in rows]
     else:
         start = len(inside(folder))

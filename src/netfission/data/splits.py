@@ -19,6 +19,7 @@ from netfission.data.images import Mode, to_pixels, why_unreadable
 from netfission.utils.errors import invalid
 
 Rows = npt.NDArray[np.int64]
+Label = int | Tensor  # of one image
 
 
 class Records(Protocol):
@@ -30,7 +31,7 @@ class Records(Protocol):
 
     @property
     def labels(self) -> Rows:
-        """The class of each row."""
+        """The class of each row; or its targets, floats `(rows, targets)`."""
 
     def open(self, row: int) -> Image.Image:
         """Open the image of a row."""
@@ -159,7 +160,7 @@ class TensorSplit:
 
     Args:
         images: `(images, channels, height, width)` uint8.
-        labels: `(images,)` int64.
+        labels: `(images,)` int64; or targets of another kind, `(images, targets)` float32.
 
     Example:
         >>> len(TensorSplit(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5)))
@@ -174,11 +175,11 @@ class TensorSplit:
         return len(self.labels)
 
 
-class StreamedSplit(Dataset[tuple[Tensor, int]]):
+class StreamedSplit(Dataset[tuple[Tensor, Label]]):
     """A split that decodes images on access.
 
-    An item is an image `(channels, height, width)` uint8 and its label. Accessing an image that cannot be
-    decoded raises CorruptImageError.
+    An item is an image `(channels, height, width)` uint8 and its label, or its targets `(targets,)`.
+    Accessing an image that cannot be decoded raises CorruptImageError.
 
     Args:
         records: the images.
@@ -186,7 +187,7 @@ class StreamedSplit(Dataset[tuple[Tensor, int]]):
         size: height and width.
 
     Attributes:
-        labels: `(images,)` int64.
+        labels: `(images,)` int64; or targets of another kind, `(images, targets)` float32.
 
     Example:
         >>> records = ArrayRecords(np.zeros((3, 8, 8), np.uint8), np.array([5, 6, 7]))
@@ -206,13 +207,23 @@ class StreamedSplit(Dataset[tuple[Tensor, int]]):
         """Return the number of images."""
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Label]:
         """Decode the image at `index`."""
         image = decode(self.records, int(self.rows[index]), self.size)
-        return image, int(self.labels[index])
+        return image, label_at(self.labels, index)
 
 
 Split = TensorSplit | StreamedSplit
+
+
+def label_at(labels: Tensor, index: int) -> Label:
+    """Return the label of an image, as batches are made of: a class as int, other targets `(targets,)`.
+
+    Example:
+        >>> label_at(torch.tensor([5, 6]), 1), label_at(torch.tensor([[0.5], [1.5]]), 1)
+        (6, tensor([1.5000]))
+    """
+    return int(labels[index]) if labels.ndim == 1 else labels[index]
 
 
 def readable(records: Records, rows: Rows, size: tuple[int, int]) -> Rows:

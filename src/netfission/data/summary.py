@@ -25,7 +25,7 @@ class SplitSummary:
         origin: the folder, table or split that they come from, or `CUT`; empty for a data set by name without
             splits.
         images: number of images.
-        images_per_class: the same by class, in the order of the classes.
+        images_per_class: the same by class, in the order of the classes; or by label; none for numbers.
         in_training: number of images that are copies of training images.
         digest: 12 hexadecimal digits of the SHA-256 of the names and labels of image files, without the
             folder that all are in; None for images that have no file, and in files of older versions.
@@ -56,6 +56,8 @@ class DataSummary:
         unused: name of a table or folder that is not used → why.
         remarks: what a user should know about the classes.
         warnings: what is probably wrong with the images, see `netfission.data.checks`.
+        targets: what `classes` are names of; without `exclusive`, as labels or numbers.
+        exclusive: whether each image has exactly one of them.
 
     Example:
         >>> train = SplitSummary("pets", 9, [3, 6])
@@ -74,6 +76,8 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
     unused: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    targets: str = "classes"
+    exclusive: bool = True
 
     def text(self) -> str:
         """Return the summary as a line, and each warning as one more."""
@@ -86,13 +90,19 @@ classes: 3 training images of cat to 6 of dog; no test images of cat; left out: 
         present = {name: split for name, split in splits.items() if split is not None}
         images = count_noun(sum(split.images for split in present.values()), "image")
         counts = ", ".join(self._count(name, split) for name, split in present.items())
-        found = f"found {images} of {len(self.classes)} classes ({names}) in {printable(self.data)}: {counts}"
-        remarks = [self._sizes(), *self._missing(), *self._alike(), *self.remarks]
+        noun = self.targets.removesuffix("s") if len(self.classes) == 1 else self.targets
+        kind = f"{'of' if self.exclusive else 'with'} {len(self.classes)} {noun}"
+        found = f"found {images} {kind} ({names}) in {printable(self.data)}: {counts}"
+        of_classes = [self._sizes(), *self._missing(), *self._alike()] if self.exclusive else []
+        remarks = [*of_classes, *self.remarks]
         return "; ".join([found, *remarks, *self._left_out()])
 
     def to_json(self) -> str:
-        """Return the summary as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """Return the summary as JSON; of classes without what says so, as earlier versions read it."""
+        content = asdict(self)
+        if self.exclusive:
+            content = {name: value for name, value in content.items() if name not in ("targets", "exclusive")}
+        return json.dumps(content, indent=2) + "\n"
 
     def _count(self, name: str, split: SplitSummary) -> str:
         """Name the number of images, and where they come from unless that goes without saying."""

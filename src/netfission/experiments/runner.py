@@ -32,6 +32,7 @@ from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
 from netfission.runs.setup import check_start, load_run_data
 from netfission.runs.train import train
+from netfission.tasks.registry import check_classifies
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
 from netfission.utils.text import count_noun
@@ -86,6 +87,8 @@ def run_missing(
     """
     check_positive_integer("workers", workers)
     limit = _time_limit(minutes, ray)
+    for cell in cells:
+        check_classifies(cell.config, "a comparison")
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
     _check_starts([cell for cell in missing if cell.start is None])

@@ -108,6 +108,7 @@ _or_reconstruct = _or(lambda run: run.fission.reconstruct, ", or reconstruct is 
 # `FissionConfig`.
 EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "data": _ANY,
+    "task": _ANY,
     "image_size": _ANY,
     "mean": _ANY,
     "std": _ANY,

@@ -46,6 +46,7 @@ class TrainedWeights:
         ordered: whether they are in the order of their layers; safetensors files are not.
         left_out: names of the other tensors of the file: those of the linear exits of a run.
         classes: names of the classes of the logits; None if they are not known, as for a file.
+        task: of the run that they are of; None if it does not say.
 
     Example:
         >>> TrainedWeights("net.pt", "ab", {"fc.bias": torch.zeros(2)}, section="state_dict").section
@@ -59,6 +60,7 @@ class TrainedWeights:
     ordered: bool = False
     left_out: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def read_weights(path: str | Path) -> TrainedWeights:
         ordered=not is_safetensors,
         left_out=tuple(left_out),
         classes=_classes_of_run(Path(path)) if file != Path(path) else None,
+        task=_task_of_run(Path(path)) if file != Path(path) else None,
     )
 
 
@@ -433,6 +436,12 @@ def _classes_of_run(folder: Path) -> tuple[str, ...] | None:
     """Return the names of the classes of a run; None if its folder does not say."""
     classes = parse_json((folder / "config.json").read_bytes()).get("classes")
     return tuple(map(str, classes)) if isinstance(classes, list) else None
+
+
+def _task_of_run(folder: Path) -> str | None:
+    """Return the task of a run; None if its folder does not say."""
+    task = parse_json((folder / "config.json").read_bytes()).get("task")
+    return None if task is None else str(task)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

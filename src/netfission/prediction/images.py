@@ -2,22 +2,25 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from netfission.classifier import AnswerLimits, Classifier
+from netfission.classifier.image_network import ImageNetwork
 from netfission.data import files
 from netfission.data.formats import open_image
 from netfission.data.images import why_unreadable
 from netfission.utils.text import printable
 
+T = TypeVar("T")
 _READERS = 4  # threads; Pillow's decoders let others run
 
 
@@ -153,38 +156,58 @@ def predict_images(
         >>> prediction.name in ("cat", "dog"), len(prediction.votes), failure.error
         (True, 2, 'no such file or directory')
     """
-    limits = limits or AnswerLimits()
+    chosen = limits or AnswerLimits()
+    yield from in_batches(
+        classifier, images, batch_size, lambda read: _predict_pixels(classifier, read, chosen)
+    )
+
+
+def in_batches(
+    network: ImageNetwork,
+    images: Sequence[Path | Failure],
+    batch_size: int,
+    predict: Callable[[Sequence[tuple[Path, Tensor]]], Iterable[T]],
+) -> Iterator[T | Failure]:
+    """Predict images in their order, batch by batch, while the next batch is read; see `predict_images`.
+
+    Args:
+        network: prepares the images.
+        images: files, and failures, which are yielded as they are.
+        batch_size: number of images per batch.
+        predict: files and their pixels → a prediction of each.
+    """
     chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities that do not name the file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
 
         def start_reading(chunk: Sequence[Path | Failure]) -> list[Future[tuple[Path, Tensor] | Failure]]:
-            return [pool.submit(_read, classifier, image) for image in chunk]
+            return [pool.submit(_read, network, image) for image in chunk]
 
         upcoming = start_reading(chunks[0]) if chunks else []
         for chunk in [*chunks[1:], []]:
             current, upcoming = upcoming, start_reading(chunk)
-            yield from _predict(classifier, [future.result() for future in current], limits)
+            yield from _predict([future.result() for future in current], predict)
 
 
-def _read(classifier: Classifier, image: Path | Failure) -> tuple[Path, Tensor] | Failure:
+def _read(network: ImageNetwork, image: Path | Failure) -> tuple[Path, Tensor] | Failure:
     if isinstance(image, Failure):
         return image
     try:
         if image.exists() and not image.is_file():
             return Failure(image, "not a regular file")  # opening a pipe would wait
         with open_image(image) as opened:
-            return image, classifier.pixels(opened)
+            return image, network.pixels(opened)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         return Failure(image, why_unreadable(error))
 
 
 def _predict(
-    classifier: Classifier, read: Sequence[tuple[Path, Tensor] | Failure], limits: AnswerLimits
-) -> Iterator[ImagePrediction | Failure]:
+    read: Sequence[tuple[Path, Tensor] | Failure],
+    predict: Callable[[Sequence[tuple[Path, Tensor]]], Iterable[T]],
+) -> Iterator[T | Failure]:
     readable = [entry for entry in read if not isinstance(entry, Failure)]
-    predictions = iter(_predict_pixels(classifier, readable, limits))
+    predictions = iter(predict(readable))
     for entry in read:
         yield entry if isinstance(entry, Failure) else next(predictions)
 

@@ -139,10 +139,10 @@ class JsonLines(Writer):
             return json.dumps(record | {"error": prediction.error})
         record |= {
             "class": prediction.name,
-            "probability": _short(prediction.probability),
+            "probability": six_digits(prediction.probability),
             "votes": prediction.votes,
         }
-        record |= {name: _short(getattr(prediction, name)) for name in _UNCERTAINTIES}
+        record |= {name: six_digits(getattr(prediction, name)) for name in _UNCERTAINTIES}
         if self.layout.risk is not None:
             record["abstain"] = prediction.abstain
         if self.layout.delta is not None:
@@ -151,13 +151,13 @@ class JsonLines(Writer):
             record |= {"set": prediction.classes, "coverage": self.layout.coverage}
             record |= {"score": self.layout.score, "class_wise": self.layout.class_wise}
         if self.layout.detector is not None and prediction.p_value is not None:
-            record |= {"p_value": _short(prediction.p_value), "detector": self.layout.detector}
+            record |= {"p_value": six_digits(prediction.p_value), "detector": self.layout.detector}
         if self.layout.accept_false_alarms is not None:
             record["out_of_distribution"] = prediction.out_of_distribution
             record["accept_false_alarms"] = self.layout.accept_false_alarms
         if self.layout.probabilities:
             record["probabilities"] = {
-                name: _short(share) for name, share in prediction.probabilities.items()
+                name: six_digits(share) for name, share in prediction.probabilities.items()
             }
         return json.dumps(record)
 
@@ -171,15 +171,20 @@ class Csv(Writer):
 
     def header(self) -> Iterator[str]:
         """Return the names of the columns."""
-        yield _comma_separated(self._columns())
+        yield comma_separated(self._columns())
 
     def line(self, prediction: ImagePrediction | Failure) -> str:
         """Return the line of an image."""
         if isinstance(prediction, Failure):
             empty = len(self._columns()) - 2
-            return _comma_separated([str(prediction.image), *[""] * empty, prediction.error])
-        cells = [str(prediction.image), prediction.name, _short(prediction.probability), *prediction.votes]
-        cells += [_short(getattr(prediction, name)) for name in _UNCERTAINTIES]
+            return comma_separated([str(prediction.image), *[""] * empty, prediction.error])
+        cells = [
+            str(prediction.image),
+            prediction.name,
+            six_digits(prediction.probability),
+            *prediction.votes,
+        ]
+        cells += [six_digits(getattr(prediction, name)) for name in _UNCERTAINTIES]
         if self.layout.risk is not None:
             cells.append(int(bool(prediction.abstain)))
         if self.layout.delta is not None:
@@ -188,12 +193,12 @@ class Csv(Writer):
             cells += [json.dumps(prediction.classes, ensure_ascii=False), self.layout.coverage]
             cells += [self.layout.score, int(self.layout.class_wise)]
         if self.layout.detector is not None and prediction.p_value is not None:
-            cells += [_short(prediction.p_value), self.layout.detector]
+            cells += [six_digits(prediction.p_value), self.layout.detector]
         if self.layout.accept_false_alarms is not None:
             cells += [int(bool(prediction.out_of_distribution)), self.layout.accept_false_alarms]
         if self.layout.probabilities:
-            cells += map(_short, prediction.probabilities.values())
-        return _comma_separated([*cells, ""])
+            cells += map(six_digits, prediction.probabilities.values())
+        return comma_separated([*cells, ""])
 
     def _columns(self) -> list[str]:
         votes = [f"exit_{index}" for index in range(self.layout.exits)]
@@ -310,7 +315,7 @@ class Table(Writer):
 FORMATS: dict[str, type[Writer]] = {"table": Table, "csv": Csv, "jsonl": JsonLines}
 
 
-def _short(number: float) -> float:
+def six_digits(number: float) -> float:
     """Round to six significant digits, which float32 holds."""
     return float(f"{number:.6g}")
 
@@ -320,7 +325,13 @@ def _without_formula(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
 
 
-def _comma_separated(cells: Sequence[Any]) -> str:
+def comma_separated(cells: Sequence[Any]) -> str:
+    """Return a line of comma-separated values, without formulas for spreadsheets.
+
+    Example:
+        >>> print(comma_separated(["a, b", 0.5, "=1+1"]))
+        "a, b",0.5,'=1+1
+    """
     line = io.StringIO()
     # Python 3.11 quotes a cell for the line ends that it writes itself, so it must write both kinds.
     csv.writer(line, lineterminator="\r\n").writerow(map(_without_formula, cells))

@@ -20,7 +20,7 @@ from netfission.methods.base import TrainingHook
 from netfission.runs.lightning_module import TrainingModule
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json, write_whole
-from netfission.utils.text import decimal, percent
+from netfission.utils.text import decimal
 from netfission.utils.typed import read_json
 
 
@@ -263,11 +263,11 @@ class AccuracyBar(TQDMProgressBar):
 
 
 def shown_metrics(module: TrainingModule) -> dict[str, str]:
-    """Return the epoch's accuracies so far, in %, and the loss, as text."""
+    """Return the epoch's accuracies so far, in %, or other scores of the task, and the loss, as text."""
     shown = {}
     for prefix, running in module.running.items():
         for name, value in running.metrics(prefix).items():
             short = name.removeprefix("train/")
             if not short.endswith("nll"):
-                shown[short] = decimal(value, 3) if short == "loss" else percent(value, 1)
+                shown[short] = decimal(value, 3) if short == "loss" else module.task.shown(value)
     return shown

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,29 +10,29 @@ from torch import nn
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import STOPS_EARLY, RunConfig
 from netfission.data import Batches, ImageData, Split
-from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
-from netfission.evaluation.calibration import VALIDATION, Calibration
+from netfission.evaluation import collect_logits, evaluate_logits
+from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
-from netfission.evaluation.reliability import ReliabilityReport
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.overlap import validation_dependence
 from netfission.runs.setup import check_unchanged, load_run_data, make_batches
+from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 
 EVALUATION_BATCH = 256
 
 
-def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> Evaluation:
+def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> EvaluationResult:
     """Evaluate the network of a run on the test split, and write the metrics into the run's folder.
 
     The ensemble averages by the rule of the run's method, see `netfission.methods.base.Method`. If there is a
     validation split, its probabilities are calibrated on it, unless they have been calibrated on other data,
-    see `netfission.runs.calibrate`. The files are `evaluation.json`,
-    `calibration.json` and `reliability.json`, see `RunFolder`.
+    see `netfission.runs.calibrate`. The files are `evaluation.json`, `calibration.json` and, of classes,
+    `reliability.json`, see `RunFolder`.
 
     Args:
         folder: folder of a finished run.
@@ -41,24 +42,26 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     Raises:
         ValueError: the folder holds no finished run, or the data set has other classes than the network.
     """
-    network, spec, data, device = load_for_evaluation(folder, config, data)
-    logits, labels = collect_logits(network, _batches(data.test, data, config, device), device)
-    evaluation = evaluate_logits(logits, labels, average=spec.average)
-    write_json(folder.evaluation, evaluation.to_json())
+    network, spec, data, device = load_for_evaluation(folder, config, data, any_task=True)
+    task = spec.find_task()
+    outputs, targets = collect_logits(network, _batches(data.test, data, config, device), device)
     calibration = readable_calibration(folder)
     if calibration is not None and calibration.fitted_on == VALIDATION:
         calibration = None
     if calibration is None and data.validation is not None:
         validation = _batches(data.validation, data, config, device)
-        calibration = Calibration.fit(
+        fitted: Any = task.calibrate(
             *collect_logits(network, validation, device),
             average=spec.average,
             dependence=validation_dependence(config),
         )
-        calibration = replace(calibration, weights=folder.weights_sha256())
+        calibration = replace(fitted, weights=folder.weights_sha256())
         write_json(folder.calibration, calibration.to_json())
-    report = ReliabilityReport.from_logits(logits, labels, data.classes, calibration, average=spec.average)
-    write_json(folder.reliability, report.to_json())
+    evaluation = task.evaluate(outputs, targets, average=spec.average, calibration=calibration)
+    write_json(folder.evaluation, evaluation.to_json())
+    report = task.reliability(outputs, targets, average=spec.average, calibration=calibration)
+    if report is not None:
+        write_json(folder.reliability, report.to_json())
     return evaluation
 
 
@@ -132,7 +135,7 @@ def evaluate_cascade(
 
 
 def load_for_evaluation(
-    folder: RunFolder, config: RunConfig, data: ImageData | None = None
+    folder: RunFolder, config: RunConfig, data: ImageData | None = None, *, any_task: bool = False
 ) -> tuple[nn.Module, NetworkSpec, ImageData, str]:
     """Load a finished run.
 
@@ -140,6 +143,7 @@ def load_for_evaluation(
         folder: folder of the run.
         config: the run's settings.
         data: the run's data set; loaded by default.
+        any_task: whether the run may be of another task than classification.
 
     Returns:
         The network, its description, the data set, and the device that the network is on.
@@ -147,7 +151,7 @@ def load_for_evaluation(
     Raises:
         ValueError: see `evaluate`.
     """
-    network, spec, device = load_on_device(folder, config)
+    network, spec, device = load_on_device(folder, config, any_task=any_task)
     return network, spec, load_matching_data(folder, config, spec, data), device
 
 
@@ -162,27 +166,30 @@ def load_matching_data(
     if data is None:
         data = load_run_data(config.data, config.fission.seed)
     if data.classes != spec.classes:
-        expected = f"a data set with the {len(spec.classes)} classes in {folder.spec}"
-        raise invalid("data", expected, found=f"{config.data.data!r} with {len(data.classes)} classes")
+        noun = spec.find_task().targets.noun
+        expected = f"a data set with the {len(spec.classes)} {noun} in {folder.spec}"
+        raise invalid("data", expected, found=f"{config.data.data!r} with {len(data.classes)} {noun}")
     check_unchanged(data, folder.load_data_summary())
     return data
 
 
-def load_on_device(folder: RunFolder, config: RunConfig) -> tuple[nn.Module, NetworkSpec, str]:
+def load_on_device(
+    folder: RunFolder, config: RunConfig, *, any_task: bool = False
+) -> tuple[nn.Module, NetworkSpec, str]:
     """Load the network of a finished run, its description, and the device that the network is put on.
 
     Raises:
-        ValueError: the folder holds no finished run.
+        ValueError: the folder holds no finished run, or one of another task unless `any_task`.
     """
-    network, spec = folder.load_network()
+    network, spec = folder.load_network(any_task=any_task)
     device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
     return network.to(device), spec, device
 
 
-def readable_calibration(folder: RunFolder) -> Calibration | None:
+def readable_calibration(folder: RunFolder) -> Any:
     """Read the calibration that another one replaces; None if its file is missing or damaged."""
     try:
-        return folder.load_calibration()
+        return folder.load_calibration_of(folder.load_spec(any_task=True))
     except ValueError:
         return None
 

@@ -27,6 +27,7 @@ from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.surgery.backbone import cut, late_branches
 from netfission.surgery.example import input_size
+from netfission.tasks.registry import check_classifies
 from netfission.utils.errors import check_positive_integer, invalid
 
 # The settings that the single network does not have.
@@ -99,6 +100,7 @@ def plan_finetuning(
     common = _start(given, finetuned)
     of_single = {name: value for name, value in common.items() if name not in OF_ENSEMBLE}
     config = RunConfig.from_dict(with_recipe(recipe, of_single | {"exits": 1}))
+    check_classifies(config, "finetune")
     source = find_source(config.data.data)
     if "batch_size" not in common:
         common["batch_size"] = batch_size(_training_images(config, source), config.training.batch_size)

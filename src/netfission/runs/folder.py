@@ -264,13 +264,13 @@ class RunFolder(ModelFolder):
                 stacklevel=2,
             )
 
-    def load_fission(self) -> tuple[FissionNetwork, NetworkSpec]:
+    def load_fission(self, *, any_task: bool = False) -> tuple[FissionNetwork, NetworkSpec]:
         """Load the network and its spec, see `load_network`, of a run whose network is a `FissionNetwork`.
 
         Raises:
             ValueError: the network is another, or see `load_network`.
         """
-        network, spec = self.load_network()
+        network, spec = self.load_network(any_task=any_task)
         if not isinstance(network, FissionNetwork):
             expected = "a run whose network is divided into paths, such as one with method=fission"
             raise invalid(str(self.path), expected, found=f"method={spec.method['method']}")

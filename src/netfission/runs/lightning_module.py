@@ -7,19 +7,19 @@ from typing import Any
 
 import lightning
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netfission.config import MethodConfig, RunConfig, TrainingConfig
+from netfission.config import DataConfig, MethodConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
 from netfission.data.augment import Balance
-from netfission.ensemble import Average, ensemble_log_probabilities
+from netfission.ensemble import Average
 from netfission.evaluation import collect_logits
 from netfission.methods.base import Method
 from netfission.methods.fission import FissionMethod
 from netfission.methods.optimizers import make_optimizer
 from netfission.runs.setup import augmentation, make_batches
+from netfission.tasks import Task, find_task
 from netfission.utils.text import decimal
 
 LARGEST_NLL = 1e3  # nats, of a network that has not diverged; a guess among a million classes has 14
@@ -36,22 +36,18 @@ class RunningMetrics:
 
     Args:
         average: what the ensemble averages over the exits.
+        task: what is scored, and how; default the classes of images.
     """
 
-    def __init__(self, average: Average) -> None:
+    def __init__(self, average: Average, task: Task | None = None) -> None:
         self.average = average
+        self.task = task or find_task(DataConfig().task, ())
         self.sums: Tensor | None = None
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> None:
-        """Add a batch: logits `(batch, exits, classes)`; labels `(batch,)`, or soft `(batch, classes)`."""
-        logits = logits.detach().float()
-        if labels.ndim > 1:
-            labels = labels.argmax(dim=1)
-        ensemble = ensemble_log_probabilities(logits, self.average)
-        votes = torch.cat([logits.argmax(dim=2), ensemble.argmax(dim=1, keepdim=True)], dim=1)
-        correct = (votes == labels[:, None]).sum(dim=0)
-        nll = -ensemble.gather(1, labels[:, None]).sum()
+        """Add a batch: outputs `(batch, exits, outputs)` of the network, and targets as the task has them."""
+        correct, nll = self.task.progress(logits.detach().float(), labels, self.average)
         count = len(labels)
         sums = torch.stack(
             [nll.new_tensor(count), nll, nll.new_zeros(()) if loss is None else loss.detach() * count]
@@ -60,7 +56,10 @@ class RunningMetrics:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Return the accuracy of each exit and of the ensemble, its NLL, and the loss; {} before a batch."""
+        """Return the score of each exit and of the ensemble, its NLL, and the loss; {} before a batch.
+
+        The score is the accuracy, or what `Task.progress` of another task says.
+        """
         if self.sums is None:
             return {}
         count, nll, loss, *correct = self.sums.tolist()
@@ -91,6 +90,7 @@ class TrainingModule(lightning.LightningModule):
         scales: name of a parameter → factor on its learning rate; default 1 for all.
         parent: the network that the training started from, images → logits `(batch, classes)`, if it teaches;
             neither trained nor saved.
+        task: what the network learns; default the classes of images.
     """
 
     def __init__(
@@ -102,8 +102,10 @@ class TrainingModule(lightning.LightningModule):
         method: Method | None = None,
         scales: Mapping[str, float] | None = None,
         parent: nn.Module | None = None,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
+        self.task = task or find_task(DataConfig().task, ())
         self._parent = _Shared(None if parent is None else parent.eval().requires_grad_(False))
         self.network = network
         self.config = config
@@ -111,9 +113,9 @@ class TrainingModule(lightning.LightningModule):
         self.exits = exits
         self.method = method or FissionMethod(MethodConfig())
         self.scales = scales
-        self.loss = self.method.loss(config)
+        self.loss = self.task.loss(self.method, config)
         self.average: Average = getattr(network, "exit_weights", None) or self.method.average
-        self.running = {name: RunningMetrics(self.average) for name in ("train", "val")}
+        self.running = {name: RunningMetrics(self.average, self.task) for name in ("train", "val")}
         self.first_bad_step: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's metrics, order of images and random numbers."""
-        self.running["train"] = RunningMetrics(self.average)
+        self.running["train"] = RunningMetrics(self.average, self.task)
         assert isinstance(self.trainer.train_dataloader, Batches)
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
         epoch_seed = (self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank
@@ -147,7 +149,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the epoch's metrics."""
-        self.running["val"] = RunningMetrics(self.average)
+        self.running["val"] = RunningMetrics(self.average, self.task)
 
     def stop_at_bad_loss(self) -> None:
         """Raise DivergedError if a loss was NaN or infinite; the message names the first such step."""
@@ -195,8 +197,8 @@ class TrainingModule(lightning.LightningModule):
 
     def _nll(self, batch: tuple[Tensor, Tensor]) -> float:
         logits, labels = collect_logits(self.network, [batch], self.device)
-        log_probabilities = ensemble_log_probabilities(logits, self.average)
-        return F.nll_loss(log_probabilities, labels).item()
+        _, nll = self.task.progress(logits, labels, self.average)
+        return (nll / len(labels)).item()
 
     def _diverged(self, what: str, when: str) -> DivergedError:
         return DivergedError(f"{what} is no longer finite {when} (epoch {self.current_epoch + 1}); {_ADVICE}")

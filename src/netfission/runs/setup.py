@@ -18,11 +18,12 @@ from netfission.data.augment import Balance
 from netfission.data.matched import full_name
 from netfission.data.sources import NAMES, fingerprint
 from netfission.data.summary import CUT, DataSummary
-from netfission.methods.base import BuildPlan, call_with_seed
+from netfission.methods.base import BuildPlan, Method, call_with_seed
 from netfission.methods.optimizers import layer_scales
-from netfission.methods.registry import find_method
+from netfission.methods.registry import check_settings, find_method
 from netfission.models import TrainedWeights, WeightsReport, create_model
 from netfission.network import FissionNetwork
+from netfission.tasks import Task, task_kind
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.modes import trial_copy
 from netfission.utils.processes import find_launch
@@ -81,11 +82,61 @@ def load_run_data(config: DataConfig, seed: int, *, training: bool = False) -> I
         limit_per_class=config.limit_per_class,
         checks=training,
         crop_scale=config.crop_scale if training else None,
+        targets=task_kind(config.task).targets,
     )
     for name, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != data.shape[0]:
             raise invalid(name, f"a list of {count_noun(data.shape[0], 'number')}, one per channel", values)
     return replace(data, mean=tuple(config.mean or data.mean), std=tuple(config.std or data.std))
+
+
+def data_task(config: RunConfig, data: ImageData) -> Task:
+    """Return the task of a run on its data set.
+
+    Example:
+        >>> config = RunConfig(DataConfig("digits", limit_per_class=20))
+        >>> data_task(config, load_run_data(config.data, seed=0)).outputs
+        10
+    """
+    return task_kind(config.data.task).from_data(data)
+
+
+def check_run(config: RunConfig) -> Method:
+    """Check the settings of a run, as far as that is possible without model and data.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: they do not suit the task, or see `netfission.methods.registry.check_settings`.
+
+    Example:
+        >>> check_run(RunConfig.from_dict({"task": "regression", "mix": "cutmix"}))
+        Traceback (most recent call last):
+        ValueError: mix must be 'none' with task=regression, got 'cutmix'
+    """
+    method = check_settings(config)
+    task_kind(config.data.task).check(config)
+    return method
+
+
+def check_weights_task(config: RunConfig, weights: TrainedWeights | None) -> None:
+    """Refuse the weights of a run of another task, whose classifier has another meaning.
+
+    Args:
+        config: the settings.
+        weights: content of the file that the run starts from, if it starts from one.
+
+    Raises:
+        ValueError: they are.
+    """
+    if weights is None or weights.classes is None:  # a file, which does not say
+        return
+    task = weights.task or DataConfig().task
+    if task != config.data.task:
+        hint = "its file model.safetensors gives the layers of the network alone"
+        expected = f"those of a run of task={config.data.task}"
+        raise invalid("weights", expected, found=f"{weights.path} of task={task}", hint=hint)
 
 
 def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:
@@ -117,7 +168,8 @@ def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:
     if recorded == "digits":
         return False
     if Path(recorded).exists():
-        return fingerprint(name) == fingerprint(recorded)
+        targets = task_kind(config.data.task).targets
+        return fingerprint(name, targets) == fingerprint(recorded, targets)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about images left out
@@ -154,18 +206,19 @@ def check_unchanged(data: ImageData, trained_on: DataSummary | None) -> None:
     names = ["train", "validation", *(["test"] if data.summary.test.origin == CUT else [])]
     for name in names:
         before, now = getattr(trained_on, name), getattr(data.summary, name)
+        images_before, images_now = (0 if split is None else split.images for split in (before, now))
         counts_before, counts_now = (
             [] if split is None else split.images_per_class for split in (before, now)
         )
-        if counts_before != counts_now:
-            found = f"{sum(counts_now):,}"
+        if (images_before, counts_before) != (images_now, counts_now):
+            found = f"{images_now:,}" if images_before != images_now else "as many of other labels"
         elif is_cut and before and now and before.digest and before.digest != now.digest:
-            found = "as many of other names"
+            found = "as many of other names" if data.summary.exclusive else "as many with other targets"
         else:
             continue
         raise invalid(
             "data",
-            f"as it was in training, with {sum(counts_before):,} {name} images",
+            f"as it was in training, with {images_before:,} {name} images",
             found=f"{data.summary.data} with {found}, so that the splits share images",
             hint="restore it, or evaluate a copy of the new images by `netfission evaluate --data`",
         )
@@ -302,7 +355,7 @@ def _create(
     """Create the single network that the settings name."""
     model = create_model(
         config.model.model,
-        len(data.classes),
+        data_task(config, data).outputs,
         in_channels=data.shape[0],
         pretrained=config.model.pretrained,
         weights=weights or config.model.weights,
@@ -343,7 +396,8 @@ def rate_scales(config: RunConfig, data: ImageData, network: nn.Module) -> dict[
     decay = config.training.layer_decay
     if decay is None:
         return {}
-    create = partial(create_model, config.model.model, len(data.classes), in_channels=data.shape[0])
+    outputs = data_task(config, data).outputs
+    create = partial(create_model, config.model.model, outputs, in_channels=data.shape[0])
     return layer_scales(network, call_with_seed(create, seed=0), decay)
 
 
@@ -363,6 +417,8 @@ def network_spec(config: RunConfig, data: ImageData, network: nn.Module | None =
         fission=asdict(fission),
         netfission=version("netfission"),
         method=asdict(config.method),
+        task=config.data.task,
+        scale=data_task(config, data).scale,
     )
 
 

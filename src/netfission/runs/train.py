@@ -8,8 +8,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from netfission.config import RunConfig
-from netfission.evaluation import Evaluation
-from netfission.methods.registry import check_settings
 from netfission.models import WeightsReport
 from netfission.runs.callbacks import MethodHooks
 from netfission.runs.evaluate import evaluate
@@ -19,7 +17,10 @@ from netfission.runs.setup import (
     build_network,
     build_parent,
     check_batch_size,
+    check_run,
     check_unchanged,
+    check_weights_task,
+    data_task,
     few_steps,
     load_run_data,
     network_spec,
@@ -27,6 +28,7 @@ from netfission.runs.setup import (
     with_processes,
 )
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
+from netfission.tasks.base import EvaluationResult
 from netfission.utils.files import write_json
 
 
@@ -37,7 +39,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
-) -> Evaluation | None:
+) -> EvaluationResult | None:
     """Train, save and evaluate one network; all files are in the folder `path`, see `RunFolder`.
 
     Args:
@@ -50,7 +52,8 @@ def train(
         callbacks: Lightning callbacks of your own, which run after the others.
 
     Returns:
-        Metrics of the trained network on the test split; None in the helper processes of a training on
+        Metrics of the trained network on the test split, an `Evaluation` or that of another task;
+        None in the helper processes of a training on
         several devices.
 
     Raises:
@@ -85,10 +88,11 @@ def train(
     with without_irrelevant_messages(), folder.locked() if is_main else nullcontext():
         seed, exits = config.fission.seed, config.fission.exits
         try:
-            method = check_settings(config)
+            method = check_run(config)
             data = load_run_data(config.data, seed, training=True)
             check_unchanged(data, folder.load_data_summary() if resume else None)
             weights = folder.read_weights(config)
+            check_weights_task(config, weights)
             reports: list[WeightsReport] = []
             network = build_network(config, data, weights, reports.append)
             check_batch_size(config.training.batch_size, network, data)
@@ -96,14 +100,19 @@ def train(
             scales = rate_scales(config, data, network)
             hooks = MethodHooks(method.hooks(exits, config.training))
             epochs = method.epochs(config.training.epochs, exits)
+            task = data_task(config, data)
             trainer = make_trainer(
-                config.training, epochs, folder, progress=progress, callbacks=[hooks, *callbacks]
+                task.training(config.training),
+                epochs,
+                folder,
+                progress=progress,
+                callbacks=[hooks, *callbacks],
             )
         except BaseException:
             if is_main and not resume:
                 folder.release()
             raise
-        module = TrainingModule(network, config.training, seed, exits, method, scales, parent)
+        module = TrainingModule(network, config.training, seed, exits, method, scales, parent, task)
         if config.training.compile:
             network.compile()
         if is_main:

@@ -1,0 +1,118 @@
+"""A trained network of any number of labels per image, or of numbers, with all that is needed to use it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, network_state, state_sha256
+from netfission.classifier.image_network import ImageNetwork, find_folder
+from netfission.tasks.base import TargetPredictions
+from netfission.utils.checksums import stamp_json
+from netfission.utils.errors import invalid
+from netfission.utils.files import write_together
+
+
+class Predictor(ImageNetwork):
+    """A trained network of another task than classification, with the preparation of its images.
+
+    Attributes:
+        network: normalised images → outputs `(batch, exits, outputs)`.
+        spec: the description of the network.
+        calibration: what was learned from validation images; None without them.
+        task: what the network learned.
+
+    Example:
+        >>> import torch
+        >>> spec = NetworkSpec("wrn-10-1", ["car", "tree"], [3, 8, 8], [0.5] * 3, [0.2] * 3,
+        ...                    fission={"exits": 2}, netfission="0.1.0", task="multilabel")
+        >>> predictor = Predictor(spec.build(), spec)
+        >>> predictor.predict(torch.zeros(5, 3, 8, 8, dtype=torch.uint8)).probabilities.shape
+        torch.Size([5, 2])
+
+        `from_pretrained` reads what `save_pretrained` wrote, and the folder of a run.
+    """
+
+    def __init__(self, network: nn.Module, spec: NetworkSpec, calibration: Any = None) -> None:
+        super().__init__(network, spec)
+        self.task = spec.find_task()
+        self.calibration = calibration
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        factory: Factory | None = None,
+    ) -> Self:
+        """Load a network, on the CPU, in eval mode; see `Classifier.from_pretrained`.
+
+        Args:
+            name: the folder of a run, or a repository of the hub with its files.
+            revision: branch, tag or commit of the repository; default its main branch.
+            token: token of the hub; default the one kept by `hf auth login`.
+            factory: makes the single network, if it has no name.
+
+        Raises:
+            ValueError: a file is missing, damaged or of a newer version, or the network is a classifier.
+            ConnectionError: the hub cannot be reached.
+        """
+        return cls.from_folder(find_folder(name, revision=revision, token=token), factory)
+
+    @classmethod
+    def from_folder(cls, folder: ModelFolder, factory: Factory | None = None) -> Self:
+        """Load a network from a folder, see `from_pretrained`."""
+        network, spec = folder.load_network(factory, any_task=True)
+        if spec.find_task().targets.exclusive:
+            hint = "netfission.Classifier reads it"
+            expected = "a network of labels or numbers"
+            raise invalid(str(folder.path), expected, found=f"task={spec.task}", hint=hint)
+        return cls(network, spec, folder.load_calibration_of(spec))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the network's files into a folder, in place of those of a network that it held before.
+
+        Args:
+            save_directory: the folder; made if it does not exist.
+
+        Raises:
+            ValueError: the folder is that of a run.
+            OSError: it cannot be written.
+        """
+        folder = ModelFolder(Path(save_directory))
+        if folder.config.is_file():
+            raise invalid("save_directory", "another folder than a run's", found=str(save_directory))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        files = folder.network_files(self.network, self.spec)
+        if self.calibration is not None:
+            digest = state_sha256(network_state(self.network))
+            files[folder.calibration] = stamp_json(replace(self.calibration, weights=digest).to_json())
+        replaces = folder.weights.is_file()
+        write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
+
+    def predict(self, pixels: Tensor, *, coverage: float | None = None) -> Any:
+        """Predict the targets of images.
+
+        Args:
+            pixels: uint8 `(n, channels, height, width)`, see `pixels`.
+            coverage: of numbers, least share of the images whose number is in its interval, in (0, 1);
+                default no intervals.
+
+        Returns:
+            Of labels, a `netfission.tasks.multilabel.LabelPredictions`; of numbers, a
+            `netfission.tasks.regression.NumberPredictions`.
+
+        Raises:
+            ValueError: `pixels` is not valid, or the coverage cannot be kept.
+        """
+        self.check_pixels(pixels)
+        return self.interpret(self.logits(pixels), coverage)
+
+    def interpret(self, outputs: Tensor, coverage: float | None = None) -> TargetPredictions:
+        """Return the predictions of images from outputs `(n, exits, outputs)`, see `predict`."""
+        return self.task.predict(
+            outputs, average=self.spec.average, calibration=self.calibration, coverage=coverage
+        )

@@ -1,0 +1,271 @@
+"""What the images of a table are labelled with: one class, several labels, or numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from netfission.data.label_files import (
+    LABEL_COLUMNS,
+    SPLIT_COLUMN,
+    Row,
+    class_name,
+    find_file_column,
+    read_cells,
+)
+from netfission.data.splits import Rows
+from netfission.utils.errors import invalid
+from netfission.utils.text import count_noun
+
+SEPARATOR = "|"  # between the names of an image's labels
+_TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TargetRows:
+    """The rows of a table, each with the targets of its image.
+
+    Attributes:
+        names: of the targets, in their order.
+        rows: the rows; `Row.label` holds the targets as numbers with blanks between them.
+    """
+
+    names: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A kind of targets, and how a table holds them.
+
+    Attributes:
+        noun: what `names` are names of.
+        expected: what a table of them is, for messages.
+        read: reads a table; None if each image has one class, which has a reader of its own.
+        count: targets `(images, names)` → number of images with each; None if there is nothing to count.
+
+    Example:
+        >>> LABELS.strata(np.ones((3, 2)))
+        array([0, 0, 0])
+    """
+
+    noun: str
+    expected: str
+    read: Callable[[Path], TargetRows] | None = None
+    count: Callable[[Values], list[int]] | None = None
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each image has exactly one of the targets."""
+        return self.read is None
+
+    def strata(self, values: Values) -> Rows:
+        """Return the group of each image, of which a split takes an equal share; one if there are no classes.
+
+        Args:
+            values: classes `(images,)` int64, or other targets `(images, names)`.
+        """
+        return values if self.exclusive else np.zeros(len(values), np.int64)
+
+    def per_name(self, values: Values, names: Sequence[str]) -> list[int]:
+        """Return the number of images of each class, or with each label; none for numbers.
+
+        Args:
+            values: classes `(images,)` int64, or other targets `(images, names)`.
+            names: of the targets.
+        """
+        if self.exclusive:
+            return [int(count) for count in np.bincount(values, minlength=len(names))]
+        return [] if self.count is None else self.count(values)
+
+
+def parse(row: Row) -> list[float]:
+    """Return the targets of a row of `TargetRows`."""
+    return [float(number) for number in row.label.split()]
+
+
+def read_labels(table: Path) -> TargetRows:
+    """Read a table of images with any number of labels each.
+
+    Beside the column of files there is one column of 0 and 1 per label; or a single column of labels, such as
+    `labels`, with the names of an image's labels, separated by `|`. No label at all is allowed.
+
+    Raises:
+        ValueError: the table has another layout, or a cell holds something else.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     table = Path(folder, "images.csv")
+        ...     _ = table.write_text("path,labels\\n1.png,car|tree\\n2.png,\\n")
+        ...     found = read_labels(table)
+        >>> found.names, [row.label for row in found.rows]
+        (['car', 'tree'], ['1 1', '0 0'])
+    """
+    columns = _Columns(table)
+    named = [name for name in columns.targets if name.casefold() in LABEL_COLUMNS]
+    if not named:
+        return columns.rows(_truth)
+    if len(columns.targets) > 1:
+        found = " and ".join(list(columns.targets)[:4])
+        expected = "a table with one column of names of labels, or with one column of 0 and 1 per label"
+        raise invalid(str(table), expected, found=f"the columns {found}")
+    (column,) = columns.targets.values()
+    labels = [
+        [class_name(part).strip() for part in cells[column].split(SEPARATOR)] for cells in columns.cells
+    ]
+    names = sorted({name for of_image in labels for name in of_image if name})
+    if not names:
+        raise invalid(str(table), "a table with names of labels", found="none")
+    values = [[float(name in of_image) for name in names] for of_image in labels]
+    return TargetRows(names, columns.with_values(values))
+
+
+def read_numbers(table: Path) -> TargetRows:
+    """Read a table of images with one or several numbers each, in one column per number.
+
+    Raises:
+        ValueError: the table has another layout, or a cell holds no finite number.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     table = Path(folder, "images.csv")
+        ...     _ = table.write_text("path,road,split\\n1.png,0.25,train\\n")
+        ...     found = read_numbers(table)
+        >>> found.names, [row.label for row in found.rows]
+        (['road'], ['0.25'])
+    """
+    return _Columns(table).rows(_number)
+
+
+def _truth(cell: str) -> float:
+    if cell.casefold() not in _TRUTH:
+        raise ValueError("a table with 0 or 1 per label")
+    return _TRUTH[cell.casefold()]
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = np.nan
+    if not isfinite(value):
+        raise ValueError("a table with a finite number per target")
+    return value
+
+
+class _Columns:
+    """The cells of a table, and which column holds what."""
+
+    def __init__(self, table: Path) -> None:
+        header, *lines = read_cells(table) or [[]]
+        names = [class_name(name).strip() for name in header]
+        self.table = table
+        self.file = find_file_column(header, str(table))
+        lower = [name.casefold() for name in names]
+        self.split = lower.index(SPLIT_COLUMN) if SPLIT_COLUMN in lower else None
+        self.targets = {
+            name: number
+            for number, name in enumerate(names)
+            if name and number not in (self.file, self.split)
+        }
+        others = len([name for name in names if name]) - 1 - (self.split is not None)
+        if not self.targets or len(self.targets) < others:
+            found = "two columns of one name" if self.targets else f"the column {names[self.file]} alone"
+            raise invalid(str(table), "a table with columns of targets, of different names", found=found)
+        padded = ([cell.strip() for cell in line] + [""] * (len(names) - len(line)) for line in lines)
+        numbered = [(number, cells) for number, cells in enumerate(padded, 2) if cells[self.file]]
+        self.numbers = [number for number, _ in numbered]
+        self.cells = [cells for _, cells in numbered]
+
+    def rows(self, convert: Callable[[str], float]) -> TargetRows:
+        """Return the rows with all columns of targets."""
+        values = []
+        for number, cells in zip(self.numbers, self.cells, strict=True):
+            values.append([self._value(convert, name, cells, number) for name in self.targets])
+        return TargetRows(list(self.targets), self.with_values(values))
+
+    def with_values(self, values: Sequence[Sequence[float]]) -> list[Row]:
+        """Return the rows with these targets."""
+        return [
+            Row(
+                cells[self.file],
+                " ".join(f"{value:.9g}" for value in of_image),
+                None if self.split is None else cells[self.split],
+                number,
+            )
+            for number, cells, of_image in zip(self.numbers, self.cells, values, strict=True)
+        ]
+
+    def _value(self, convert: Callable[[str], float], name: str, cells: Sequence[str], row: int) -> float:
+        cell = cells[self.targets[name]]
+        try:
+            return convert(cell)
+        except ValueError as error:
+            found = f"{cell!r} for {name} in row {row}" if cell else f"no value for {name} in row {row}"
+            raise invalid(str(self.table), str(error), found=found) from error
+
+
+def _positives(values: Values) -> list[int]:
+    return [int(count) for count in values.sum(axis=0)]
+
+
+CLASSES = Targets("classes", "a data set with one class per image")
+LABELS = Targets("labels", "a table of paths and labels", read_labels, _positives)
+NUMBERS = Targets("numbers", "a table of paths and numbers", read_numbers)
+
+
+def check_values(targets: Targets, values: Values, names: Sequence[str]) -> list[str]:
+    """Say what is wrong with the targets of the training images.
+
+    Args:
+        targets: their kind.
+        values: `(images, names)`.
+        names: of the targets.
+
+    Raises:
+        ValueError: a number is the same for all images, or there is one label alone.
+
+    Example:
+        >>> check_values(LABELS, np.array([[0, 1], [0, 1]]), ["bus", "road"])
+        ['no training image has the label bus', 'all training images have the label road']
+    """
+    if targets.exclusive:
+        return []
+    if targets.count is None:
+        constant = [name for name, column in zip(names, values.T, strict=True) if np.ptp(column) == 0]
+        if constant:
+            found = f"{values[0, list(names).index(constant[0])]:g} for all training images"
+            raise invalid(constant[0], "a target that differs between images", found=found)
+        return []
+    if len(names) == 1:
+        hint = "classification of images with it and without it does the same"
+        raise invalid("data", "a table of at least 2 labels", found=f"1 ({names[0]})", hint=hint)
+    counts = dict(zip(names, targets.count(values), strict=True))
+    remarks = [f"no training image has the label {name}" for name, count in counts.items() if count == 0]
+    remarks += [
+        f"all training images have the label {name}" for name, count in counts.items() if count == len(values)
+    ]
+    return remarks
+
+
+def describe_counts(names: Sequence[str], counts: Sequence[int]) -> str:
+    """Say which label is the rarest and which the most frequent; empty without counts.
+
+    Example:
+        >>> describe_counts(["car", "bus"], [30, 2])
+        'rarest label: bus (2 training images), most frequent: car (30)'
+    """
+    if not counts:
+        return ""
+    by_count = sorted(zip(counts, names, strict=True), key=lambda pair: pair[0])
+    (few, rare), (many, frequent) = by_count[0], by_count[-1]
+    rarest = f"rarest label: {rare} ({count_noun(few, 'training image')})"
+    return f"{rarest}, most frequent: {frequent} ({many:,})"

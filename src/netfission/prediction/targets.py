@@ -1,0 +1,222 @@
+"""Predictions of labels or numbers for image files, and their formats."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netfission.classifier import Predictor
+from netfission.data.targets import SEPARATOR
+from netfission.prediction.images import Failure, in_batches
+from netfission.prediction.writers import comma_separated, six_digits
+from netfission.utils.text import printable
+
+_WIDTH = 10  # of a column of numbers in a table
+
+
+@dataclass(frozen=True)
+class TargetPrediction:
+    """The prediction for one image.
+
+    Attributes:
+        image: the file.
+        record: name → a number, or names, or target → a number; see `TargetPredictions.records`.
+
+    Example:
+        >>> prediction = TargetPrediction(Path("a.png"), {"labels": ["car"], "probabilities": {"car": 0.9}})
+        >>> prediction.flat
+        {'labels': ['car'], 'probabilities_car': 0.9}
+    """
+
+    image: Path
+    record: dict[str, Any]
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The record with one entry per cell of a table."""
+        return flattened(self.record)
+
+
+def flattened(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose values of targets have entries of their own.
+
+    Example:
+        >>> flattened({"mean": {"road": 0.5}, "coverage": 0.9})
+        {'mean_road': 0.5, 'coverage': 0.9}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        flat |= (
+            {f"{name}_{part}": n for part, n in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat
+
+
+def predict_targets(
+    predictor: Predictor,
+    images: Sequence[Path | Failure],
+    *,
+    batch_size: int = 64,
+    coverage: float | None = None,
+) -> Iterator[TargetPrediction | Failure]:
+    """Predict images in their order, see `netfission.prediction.predict_images`.
+
+    Args:
+        predictor: runs on the device that it is on.
+        images: files, and failures, which are yielded as they are.
+        batch_size: number of images per batch.
+        coverage: see `Predictor.predict`.
+    """
+
+    def predict(read: Sequence[tuple[Path, Tensor]]) -> Iterator[TargetPrediction]:
+        if read:
+            records = predictor.predict(
+                torch.stack([pixels for _, pixels in read]), coverage=coverage
+            ).records()
+            for (image, _), record in zip(read, records, strict=True):
+                yield TargetPrediction(image, record)
+
+    return in_batches(predictor, images, batch_size, predict)
+
+
+class TargetWriter:
+    """Writes predictions as lines, without line ends.
+
+    Args:
+        columns: names of the entries of a flat record.
+        images: number of characters of the longest file name, as `printable`.
+
+    Attributes:
+        for_people: see `netfission.prediction.writers.Writer`.
+    """
+
+    for_people = False
+
+    def __init__(self, columns: Sequence[str], images: int) -> None:
+        self.columns = columns
+        self.images = images
+
+    def header(self) -> Iterator[str]:
+        """Return the lines before the first prediction."""
+        return iter(())
+
+    def line(self, prediction: TargetPrediction | Failure) -> str:
+        """Return the line of an image."""
+        raise NotImplementedError
+
+    def footer(self) -> Iterator[str]:
+        """Return the lines after the last prediction."""
+        return iter(())
+
+
+class TargetJsonLines(TargetWriter):
+    """One JSON object per line; an image without a prediction has only `image` and `error`."""
+
+    def line(self, prediction: TargetPrediction | Failure) -> str:
+        """Return the line of an image."""
+        image = {"image": str(prediction.image)}
+        if isinstance(prediction, Failure):
+            return json.dumps(image | {"error": prediction.error})
+        return json.dumps(image | _short(prediction.record))
+
+
+class TargetCsv(TargetWriter):
+    """Comma-separated values; names are separated by `|`, as in a table to train on.
+
+    Example:
+        >>> writer = TargetCsv(["labels", "probabilities_car"], images=5)
+        >>> print(*writer.header())
+        image,labels,probabilities_car,error
+        >>> record = {"labels": ["car"], "probabilities": {"car": 0.9}}
+        >>> print(writer.line(TargetPrediction(Path("a.png"), record)))
+        a.png,car,0.9,
+    """
+
+    def header(self) -> Iterator[str]:
+        """Return the names of the columns."""
+        yield comma_separated(["image", *self.columns, "error"])
+
+    def line(self, prediction: TargetPrediction | Failure) -> str:
+        """Return the line of an image."""
+        if isinstance(prediction, Failure):
+            return comma_separated([str(prediction.image), *[""] * len(self.columns), prediction.error])
+        cells = [
+            SEPARATOR.join(cell) if isinstance(cell, list) else cell
+            for cell in _short(prediction.flat).values()
+        ]
+        return comma_separated([str(prediction.image), *cells, ""])
+
+
+class TargetTable(TargetWriter):
+    """Aligned columns of `printable` text; numbers with four significant digits, names last."""
+
+    for_people = True
+
+    def header(self) -> Iterator[str]:
+        """Return the titles of the columns."""
+        yield self._aligned("image", {name: name for name in self.columns})
+
+    def line(self, prediction: TargetPrediction | Failure) -> str:
+        """Return the line of an image."""
+        image = printable(str(prediction.image))
+        if isinstance(prediction, Failure):
+            return f"{image:{self.images}}  error: {printable(prediction.error)}"
+        return self._aligned(
+            image,
+            {
+                name: ", ".join(value) if isinstance(value, list) else f"{value:.4g}"
+                for name, value in prediction.flat.items()
+            },
+        )
+
+    def _aligned(self, image: str, cells: Mapping[str, str]) -> str:
+        """Return a line; the column of names of labels has no fixed width, and comes last."""
+        names = printable(cells["labels"]) if "labels" in cells else ""
+        numbers = [
+            printable(cell).rjust(max(_WIDTH, len(printable(name))))
+            for name, cell in cells.items()
+            if name != "labels"
+        ]
+        return "  ".join([image.ljust(self.images), *numbers, names]).rstrip()
+
+
+TARGET_FORMATS: dict[str, type[TargetWriter]] = {
+    "table": TargetTable,
+    "csv": TargetCsv,
+    "jsonl": TargetJsonLines,
+}
+
+
+def target_writer(
+    kind: str, predictor: Predictor, images: Sequence[Path | Failure], *, coverage: float | None = None
+) -> TargetWriter:
+    """Return the writer of a format for the predictions of a network.
+
+    Args:
+        kind: a key of `TARGET_FORMATS`.
+        predictor: the network.
+        images: the files to predict.
+        coverage: see `Predictor.predict`.
+
+    Raises:
+        ValueError: the coverage cannot be kept.
+    """
+    example = torch.zeros(1, *predictor.spec.shape, dtype=torch.uint8)
+    (record,) = predictor.predict(example, coverage=coverage).records()
+    names = (image.image if isinstance(image, Failure) else image for image in images)
+    return TARGET_FORMATS[kind](list(flattened(record)), max(len(printable(str(name))) for name in names))
+
+
+def _short(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with its numbers rounded to six significant digits, which float32 holds."""
+    short: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            short[name] = _short(value)
+        else:
+            short[name] = value if isinstance(value, list) else six_digits(value)
+    return short

@@ -1,0 +1,6 @@
+"""What a network learns from an image: one class, several labels, or numbers. One file a task."""
+
+from netfission.tasks.base import Task
+from netfission.tasks.registry import TASKS, find_task, task_kind
+
+__all__ = ["TASKS", "Task", "find_task", "task_kind"]

@@ -1,0 +1,88 @@
+"""One class per image.
+
+Targets are class indices. The loss is the softmax form of ensemble distillation (Lee & Lee 2024, arXiv
+2408.02301), see `netfission.losses.ensemble_distillation_loss`; exits are averaged by
+`netfission.ensemble.ensemble_probabilities`, the total uncertainty is the entropy of that prediction, and the
+part from disagreement the mutual information of class and exit.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from netfission.config import TrainingConfig
+from netfission.data.targets import CLASSES
+from netfission.ensemble import Average, ensemble_log_probabilities
+from netfission.evaluation import Evaluation, evaluate_logits
+from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.reliability import ReliabilityReport
+from netfission.methods.base import Method
+from netfission.tasks.base import TargetPredictions, Task
+from netfission.utils.text import percent
+
+
+class Classification(Task):
+    """One class per image, see the module.
+
+    Example:
+        >>> task = Classification(["cat", "dog"])
+        >>> correct, nll = task.progress(torch.tensor([[[2.0, 0.0]]]), torch.tensor([0]), "logits")
+        >>> correct, nll
+        (tensor([1, 1]), tensor(0.1269))
+    """
+
+    name = "classification"
+    targets = CLASSES
+    methods = None
+    unused = ()
+    evaluation_kind = Evaluation
+    calibration_kind = Calibration
+
+    def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
+        """Return the method's own loss."""
+        return method.loss(training)
+
+    def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
+        """Return the number of images that each exit and the ensemble classify correctly, and the NLL.
+
+        Args:
+            outputs: logits `(batch, exits, classes)`.
+            targets: `(batch,)`, or soft `(batch, classes)`.
+            average: what the ensemble averages.
+        """
+        if targets.ndim > 1:
+            targets = targets.argmax(dim=1)
+        ensemble = ensemble_log_probabilities(outputs, average)
+        votes = torch.cat([outputs.argmax(dim=2), ensemble.argmax(dim=1, keepdim=True)], dim=1)
+        correct = (votes == targets[:, None]).sum(dim=0)
+        return correct, -ensemble.gather(1, targets[:, None]).sum()
+
+    def shown(self, score: float) -> str:
+        """Return an accuracy in %."""
+        return percent(score, 1)
+
+    def calibrate(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
+    ) -> Calibration:
+        """Fit a temperature and the scores of sets and bounds."""
+        return Calibration.fit(outputs, targets, average=average, dependence=dependence)
+
+    def evaluate(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
+    ) -> Evaluation:
+        """Measure accuracy, likelihood and calibration; `reliability` measures what the calibration gives."""
+        return evaluate_logits(outputs, targets, average=average)
+
+    def reliability(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
+    ) -> ReliabilityReport:
+        """Return calibration, selective prediction and confusions."""
+        calibration = cast(Calibration | None, calibration)
+        return ReliabilityReport.from_logits(outputs, targets, self.names, calibration, average=average)
+
+    def predict(
+        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+    ) -> TargetPredictions:
+        """Not here: `netfission.Classifier` predicts classes, with sets, bounds and marks."""
+        raise NotImplementedError("see netfission.Classifier")

@@ -1,0 +1,95 @@
+"""The measures of a network whose images have not one class each."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from netfission.ensemble import Average, describe_average
+from netfission.utils.checksums import parse_json
+from netfission.utils.text import decimal, exit_names, percent
+from netfission.utils.typed import typed
+
+_IN_PERCENT = {"map", "f1", "ece", "coverage"}  # in table() alone
+
+
+@dataclass(frozen=True)
+class TargetEvaluation:
+    """Measures of one network on one set of images with targets.
+
+    Attributes:
+        n: number of images.
+        average: what the ensemble averages over exits, by its method.
+        exits: measures of every exit, exit 0 first.
+        ensemble: measures of the ensemble.
+        by_target: target → measures of the ensemble for it alone.
+        uncertainty: mean over images and targets of the ensemble's total uncertainty and of its part from
+            disagreement.
+        calibrated: measures of the ensemble with what was learned from validation images; None without them.
+        rule: how the exits make one prediction, in words; empty for the mean that `average` names.
+
+    Example:
+        >>> evaluation = TargetEvaluation(4, "logits", [{"nll": 0.5}], {"nll": 0.5}, {}, {})
+        >>> TargetEvaluation.from_json(evaluation.to_json()) == evaluation
+        True
+        >>> print(evaluation.table())
+                         nll
+        exit 0        0.5000
+        ensemble      0.5000
+        4 images, ensemble by mean of logits
+    """
+
+    n: int
+    average: Average
+    exits: list[dict[str, float]]
+    ensemble: dict[str, float]
+    by_target: dict[str, dict[str, float]]
+    uncertainty: dict[str, float]
+    calibrated: dict[str, float] | None = None
+    rule: str = ""
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON, or a value is missing, unknown or of another type.
+        """
+        return typed(cls, parse_json(text))
+
+    def table(self, linear: int = 0) -> str:
+        """Return the figures as aligned plain text.
+
+        Args:
+            linear: number of linear exits, which come last.
+        """
+        rows = dict(zip(exit_names(len(self.exits), linear), self.exits, strict=True))
+        rows["ensemble"] = self.ensemble
+        if self.calibrated is not None:
+            rows["calibrated"] = self.calibrated
+        if len(self.by_target) > 1:
+            rows |= self.by_target
+        names = list(self.ensemble | (self.calibrated or {}))
+        width = max(map(len, rows))
+        lines = [f"{'':{width}}" + "".join(f"{_heading(name):>12}" for name in names)]
+        for row, measures in rows.items():
+            cells = (_cell(name, measures.get(name)) for name in names)
+            lines.append((f"{row:{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip())
+        parts = [f"{name.replace('_', ' ')} {decimal(value, 4)}" for name, value in self.uncertainty.items()]
+        rule = self.rule or f"mean of {describe_average(self.average)}"
+        described = ", ".join([f"ensemble by {rule}", *parts])
+        return "\n".join([*lines, f"{self.n} images, {described}"])
+
+
+def _heading(name: str) -> str:
+    shown = {"map": "mAP", "f1": "F1"}.get(name, name)
+    return f"{shown} %" if name in _IN_PERCENT else shown
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return percent(value) if name in _IN_PERCENT else decimal(value, 4)

@@ -1,0 +1,404 @@
+"""One or several numbers per image.
+
+An exit has a mean and a logarithm of the variance for each number. Numbers are scaled to mean 0 and standard
+deviation 1 of the training images while training; measures and predictions are in their own units.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from netfission.config import Reduction, TrainingConfig
+from netfission.data import ImageData
+from netfission.data.targets import NUMBERS
+from netfission.ensemble import Average, weights_of
+from netfission.evaluation.calibration import VALIDATION
+from netfission.evaluation.number_metrics import NOMINAL, gaussian_nll, regression_metrics
+from netfission.methods.base import Method
+from netfission.tasks.base import Task
+from netfission.tasks.evaluation import TargetEvaluation
+from netfission.utils.checksums import parse_json
+from netfission.utils.errors import check_share, describe, invalid
+from netfission.utils.text import decimal
+from netfission.utils.typed import typed
+
+_LEAST, _MOST = -10.0, 2.0  # logarithm of a variance, of numbers with variance 1
+_CLIP = 1.0  # norm of the gradient: the likelihood of a confident mistake is steep without end
+_PRIOR = 2.0  # images whose error is as large as the network says, in the fit of the scale
+
+
+def moments(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each exit's Gaussian.
+
+    The logarithm of the variance is bounded smoothly to (-10, 2) (Chua et al. 2018, arXiv 1805.12114,
+    appendix A.1): no step divides by a variance near 0, and none runs to where there is no gradient any more.
+
+    Args:
+        outputs: `(batch, exits, 2 · targets)`, floating point: the means, then the logarithms.
+
+    Returns:
+        Two tensors `(batch, exits, targets)`, float32 or wider.
+
+    Raises:
+        ValueError: the outputs have another layout.
+
+    Example:
+        >>> mean, variance = moments(torch.tensor([[[0.5, -2.0]]]))
+        >>> mean, variance.log()
+        (tensor([[[0.5000]]]), tensor([[[-2.0178]]]))
+    """
+    if outputs.ndim != 3 or not outputs.is_floating_point() or outputs.shape[2] % 2:
+        raise invalid("outputs", "floats of shape (batch, exits, 2 · targets)", found=describe(outputs))
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    mean, raw = outputs.chunk(2, dim=2)
+    bounded = _MOST - nn.functional.softplus(_MOST - raw)
+    bounded = _LEAST + nn.functional.softplus(bounded - _LEAST)
+    return mean, bounded.exp()
+
+
+def mixture(
+    mean: Tensor, variance: Tensor, weights: Sequence[float] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the moments of the mixture of the exits' Gaussians (Lakshminarayanan et al. 2017, section 2.4).
+
+    Its mean is μ = mean_i μ_i, and its variance mean_i (σ_i² + μ_i²) − μ² (arXiv 1612.01474): the mean of the
+    exits' variances, and the variance of their means, which is the part from disagreement.
+
+    Args:
+        mean: of the exits, `(batch, exits, targets)`.
+        variance: of the exits, `(batch, exits, targets)`.
+        weights: a weight per exit, of any sum; default equal ones.
+
+    Returns:
+        Mean, variance and the part of the variance from disagreement, each `(batch, targets)`.
+
+    Example:
+        >>> mixture(torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[1.0], [3.0]]]))
+        (tensor([[1.]]), tensor([[3.]]), tensor([[1.]]))
+    """
+    shares = mean.new_ones(mean.shape[1]) if weights is None else mean.new_tensor(weights)
+    shares = (shares / shares.sum()).view(-1, 1)
+    center = (shares * mean).sum(dim=1)
+    between = (shares * (mean - center.unsqueeze(1)).square()).sum(dim=1)
+    return center, (shares * variance).sum(dim=1) + between, between
+
+
+class GaussianDistillationLoss(nn.Module):
+    """The loss that trains every exit on the numbers and on the prediction of their ensemble.
+
+    With exits' Gaussians N(μ_i, σ_i²) and the Gaussian N(μ, σ²) of the moments of their mixture, through
+    which no gradient flows, see `mixture`, the loss is
+
+        sum_i -log N(y; μ_i, σ_i²) + weight * sum_i KL(N(μ, σ²) || N(μ_i, σ_i²)),
+        KL = log(σ_i / σ) + (σ² + (μ − μ_i)²) / (2 σ_i²) − 1/2,
+
+    mean over numbers and the batch: ensemble distillation as in Lee & Lee 2024 (arXiv 2408.02301), with the
+    likelihood and the ensemble of Lakshminarayanan et al. 2017 (arXiv 1612.01474). There is no temperature: a
+    Gaussian has no other classes to soften it by.
+
+    Args:
+        names: of the numbers.
+        scale: their `mean` and `std` by which they are scaled; default not scaled.
+        weight: factor on the distillation term, >= 0; default 1.
+        reduction: over exits, `"sum"` or `"mean"`.
+
+    Raises:
+        ValueError: the weight is not valid, or outputs or targets have another layout. Targets that are not
+            finite are found on a CPU only.
+
+    Example:
+        >>> loss = GaussianDistillationLoss(["road"])
+        >>> loss(torch.tensor([[[0.5, 0.0]]]), torch.tensor([[0.5]]))  # (log(2π) - 0.127) / 2
+        tensor(0.8555)
+    """
+
+    shift: Tensor
+    factor: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        scale: Mapping[str, list[float]] | None = None,
+        weight: float = 1.0,
+        reduction: Reduction = "sum",
+    ) -> None:
+        super().__init__()
+        if not 0 <= weight < math.inf:
+            raise invalid("weight", "a finite number of at least 0", weight)
+        self.weight = weight
+        self.reduction = reduction
+        shift, factor = _scale_of(names, scale)
+        self.register_buffer("shift", shift.float(), persistent=False)
+        self.register_buffer("factor", factor.float(), persistent=False)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            outputs: `(batch, exits, 2 · targets)`, see `moments`.
+            targets: `(batch, targets)`, in their own units.
+        """
+        mean, variance = moments(outputs)
+        expected = (len(mean), mean.shape[2])
+        if targets.shape != expected:
+            raise invalid("targets", f"numbers of shape {expected}", found=describe(targets))
+        if targets.device.type == "cpu" and not targets.isfinite().all():
+            raise invalid("targets", "finite", found="NaN or infinity")
+        scaled = ((targets - self.shift) / self.factor).to(mean.dtype)
+        loss = gaussian_nll(mean, variance, scaled.unsqueeze(1))
+        if self.weight:
+            center, spread, _ = (moment.unsqueeze(1) for moment in mixture(mean.detach(), variance.detach()))
+            divergence = (variance / spread).log() + (spread + (center - mean).square()) / variance - 1
+            loss = loss + self.weight * divergence / 2
+        total = loss.sum(dim=1).mean()
+        return total / mean.shape[1] if self.reduction == "mean" else total
+
+
+def _describe_rule(average: Average) -> str:
+    """Return in words how the exits make one prediction: by the mixture, whatever a classifier averages."""
+    weights = weights_of(average)
+    rule = "mixture of the exits' Gaussians"
+    return rule if weights is None else f"{rule}, weighted {' : '.join(f'{weight:g}' for weight in weights)}"
+
+
+def _scale_of(names: Sequence[str], scale: Mapping[str, list[float]] | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the numbers, float64; 0 and 1 without a scale."""
+    if not scale:
+        return torch.zeros(len(names), dtype=torch.float64), torch.ones(len(names), dtype=torch.float64)
+    return torch.tensor(scale["mean"], dtype=torch.float64), torch.tensor(scale["std"], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class NumberCalibration:
+    """What was learned from validation images.
+
+    Attributes:
+        n: number of these images.
+        scales: for each number, the factor on its standard deviation that makes the images most likely, with
+            a prior of two images whose error is as large as the network says (Levi et al. 2022, arXiv
+            1905.11659).
+        errors: for each number, the absolute errors of the mean in standard deviations, sorted; none if the
+            network depends on the images.
+        average: what the ensemble averages.
+        fitted_on: the images, in words.
+        dependence: how the network depends on them, in words; empty if it does not.
+        weights: SHA-256 of the network's weights.
+    """
+
+    n: int
+    scales: list[float]
+    errors: list[list[float]]
+    average: Average
+    fitted_on: str = VALIDATION
+    dependence: str = ""
+    weights: str = ""
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; ValueError if it is something else."""
+        return typed(cls, parse_json(text))
+
+    def widths(self, coverage: float) -> list[float]:
+        """Return half the width of intervals in standard deviations, for each number.
+
+        The intervals are those of split conformal prediction with errors over the predicted standard
+        deviation (Lei et al. 2018, arXiv 1604.04173, section 5.2): of n images, the
+        ceil((n + 1) · coverage)-th smallest. If another image is drawn as these were, its number is in the
+        interval with a probability of at least `coverage`.
+
+        Args:
+            coverage: in (0, 1).
+
+        Raises:
+            ValueError: the coverage is out of range, too large for the number of images, or the network
+                depends on them.
+
+        Example:
+            >>> errors = [[0.1 * number for number in range(1, 20)]]
+            >>> calibration = NumberCalibration(19, [1.0], errors, "logits")
+            >>> [round(width, 1) for width in calibration.widths(0.9)]
+            [1.8]
+        """
+        check_share("coverage", coverage, "a share")
+        if self.dependence:
+            raise invalid("coverage", "left out for this network", coverage, hint=self.dependence)
+        rank = math.ceil((self.n + 1) * coverage - 1e-9)
+        if rank > self.n:
+            expected = f"at most {self.n / (self.n + 1):.3g}, for {self.n} {self.fitted_on}"
+            raise invalid("coverage", expected, coverage)
+        return [errors[rank - 1] for errors in self.errors]
+
+
+@dataclass(frozen=True)
+class NumberPredictions:
+    """Predictions for a batch of images, in the units of the numbers.
+
+    Attributes:
+        names: of the numbers.
+        mean: of the ensemble, `(n, targets)`.
+        std: the total uncertainty: standard deviation of the ensemble, `(n, targets)`.
+        disagreement: the uncertainty from disagreement: standard deviation of the exits' means,
+            `(n, targets)`.
+        exit_means: of each exit, `(n, exits, targets)`.
+        coverage: least share of the images whose number is in its interval; None without intervals.
+        intervals: lower and upper ends, `(n, targets, 2)`; None without a coverage.
+    """
+
+    names: Sequence[str]
+    mean: Tensor
+    std: Tensor
+    disagreement: Tensor
+    exit_means: Tensor
+    coverage: float | None = None
+    intervals: Tensor | None = None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what is written of each image."""
+        records: list[dict[str, Any]] = [
+            {
+                name: dict(zip(self.names, values.tolist(), strict=True))
+                for name, values in (("mean", mean), ("std", std), ("disagreement", differ))
+            }
+            for mean, std, differ in zip(self.mean, self.std, self.disagreement, strict=True)
+        ]
+        if self.intervals is not None:
+            for record, ends in zip(records, self.intervals.tolist(), strict=True):
+                record["low"] = dict(zip(self.names, (low for low, _ in ends), strict=True))
+                record["high"] = dict(zip(self.names, (high for _, high in ends), strict=True))
+                record["coverage"] = self.coverage
+        return records
+
+
+class Regression(Task):
+    """One or several numbers per image, see the module.
+
+    Example:
+        >>> task = Regression(["road"], {"mean": [0.3], "std": [0.1]})
+        >>> task.predict(torch.zeros(1, 2, 2), average="logits").mean
+        tensor([[0.3000]], dtype=torch.float64)
+    """
+
+    name = "regression"
+    targets = NUMBERS
+    unused = (*Task.unused, "temperature", "teacher")
+    options = frozenset({"coverage"})
+    evaluation_kind = TargetEvaluation
+    calibration_kind = NumberCalibration
+
+    @classmethod
+    def from_data(cls, data: ImageData) -> Self:
+        """Return the task of a data set, with the scale of its training images."""
+        values = data.train.labels.double()
+        std, mean = torch.std_mean(values, dim=0, correction=0)
+        return cls(data.classes, {"mean": mean.tolist(), "std": std.tolist()})
+
+    @classmethod
+    def training(cls, training: TrainingConfig) -> TrainingConfig:
+        """Return the settings with gradients clipped to a norm of 1 unless they say otherwise."""
+        return replace(training, clip=_CLIP) if training.clip is None else training
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs of an exit: a mean and a logarithm of the variance for each number."""
+        return 2 * len(self.names)
+
+    def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
+        """Return the Gaussian form of ensemble distillation, with the method's reduction and weight."""
+        weight = training.distillation_weight
+        return GaussianDistillationLoss(
+            self.names,
+            self.scale,
+            method.distillation if weight is None else weight,
+            training.reduction or method.reduction,
+        )
+
+    def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
+        """Return the absolute error in standard deviations of the training images, and the NLL, scaled so."""
+        shift, factor = (part.to(outputs.device, torch.float32) for part in _scale_of(self.names, self.scale))
+        scaled = (targets - shift) / factor
+        mean, variance = moments(outputs)
+        center, spread, _ = mixture(mean, variance, weights_of(average))
+        errors = torch.cat([mean, center.unsqueeze(1)], dim=1) - scaled.unsqueeze(1)
+        return errors.abs().mean(dim=2).sum(dim=0), gaussian_nll(center, spread, scaled).mean(dim=1).sum()
+
+    def shown(self, score: float) -> str:
+        """Return an absolute error in standard deviations."""
+        return decimal(score, 3)
+
+    def calibrate(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
+    ) -> NumberCalibration:
+        """Fit the scale of the standard deviations, and keep the errors for intervals."""
+        predictions = self.predict(outputs, average=average)
+        errors = (targets - predictions.mean).abs() / predictions.std
+        scales = ((errors.square().sum(dim=0) + _PRIOR) / (len(errors) + _PRIOR)).sqrt()
+        kept = [] if dependence else [column.tolist() for column in errors.sort(dim=0).values.T]
+        return NumberCalibration(len(targets), scales.tolist(), kept, average, dependence=dependence)
+
+    def evaluate(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
+    ) -> TargetEvaluation:
+        """Measure every exit and the ensemble, with intervals if there is a calibration."""
+        if not outputs.isfinite().all():
+            raise invalid("outputs", "finite", found="NaN or infinity")
+        exits = [self.predict(part.unsqueeze(1), average="logits") for part in outputs.unbind(dim=1)]
+        ensemble = self.predict(outputs, average=average)
+        calibrated = None
+        if calibration is not None:
+            std = ensemble.std * torch.tensor(calibration.scales)
+            calibrated = regression_metrics(ensemble.mean, std.square(), targets)
+            if not calibration.dependence and calibration.n >= math.ceil(NOMINAL / (1 - NOMINAL)):
+                half = ensemble.std * torch.tensor(calibration.widths(NOMINAL))
+                inside = (targets - ensemble.mean).abs() <= half
+                calibrated["coverage"] = inside.double().mean().item()
+                calibrated["width"] = 2 * half.mean().item()
+        return TargetEvaluation(
+            len(targets),
+            average,
+            [regression_metrics(part.mean, part.std.square(), targets) for part in exits],
+            regression_metrics(ensemble.mean, ensemble.std.square(), targets),
+            {
+                name: regression_metrics(
+                    ensemble.mean[:, [number]], ensemble.std[:, [number]].square(), targets[:, [number]]
+                )
+                for number, name in enumerate(self.names)
+            },
+            {"std": ensemble.std.mean().item(), "disagreement": ensemble.disagreement.mean().item()},
+            calibrated,
+            rule=_describe_rule(average),
+        )
+
+    def predict(
+        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+    ) -> NumberPredictions:
+        """Predict the numbers of images.
+
+        Raises:
+            ValueError: a coverage is given without a calibration, or see `NumberCalibration.widths`.
+        """
+        shift, factor = _scale_of(self.names, self.scale)
+        mean, variance = moments(outputs.double())
+        center, spread, between = mixture(mean, variance, weights_of(average))
+        std = spread.sqrt() * factor
+        center = center * factor + shift
+        intervals = None
+        if coverage is not None:
+            if calibration is None:
+                hint = "train with validation above 0"
+                raise invalid("coverage", "left out for a network without calibration", coverage, hint=hint)
+            half = std * torch.tensor(calibration.widths(coverage))
+            intervals = torch.stack([center - half, center + half], dim=2)
+        if calibration is not None:
+            std = std * torch.tensor(calibration.scales)
+        return NumberPredictions(
+            self.names, center, std, between.sqrt() * factor, mean * factor + shift, coverage, intervals
+        )
