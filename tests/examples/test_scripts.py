@@ -30,3 +30,10 @@ def test_a_loop_of_your_own(run, tmp_path):
 def test_an_image_folder(run, tmp_path):
     assert "exits vote" in run("image_folder.py", "--epochs", "1")
     assert (tmp_path / "runs" / "image-folder" / "evaluation.json").is_file()
+
+
+def test_a_network_that_classifies_pixels(run, tmp_path):
+    printed = run("pixels.py", "--epochs", "3")
+    assert float(printed.split("pixel_accuracy ")[1].split(",")[0]) > 0.6  # all background: 0.55
+    for name in ("classes", "entropy", "mutual-information"):
+        assert (tmp_path / "pixels" / f"{name}.png").is_file()
