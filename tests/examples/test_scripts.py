@@ -33,7 +33,7 @@ def test_an_image_folder(run, tmp_path):
 
 
 def test_a_network_that_classifies_pixels(run, tmp_path):
-    printed = run("pixels.py", "--epochs", "3")
+    printed = run("pixels.py", "--epochs", "2")
     assert float(printed.split("pixel_accuracy ")[1].split(",")[0]) > 0.6  # all background: 0.55
     for name in ("classes", "entropy", "mutual-information"):
         assert (tmp_path / "pixels" / f"{name}.png").is_file()
