@@ -318,3 +318,23 @@ def test_module_passes_its_settings_on_and_shows_them() -> None:
     expected = reference(logits, labels, temperature=2.0, weight=0.5, cross_entropy=False)
     assert module(logits, labels).item() == pytest.approx(expected, rel=1e-9)
     assert "temperature=2.0, weight=0.5, cross_entropy=False" in repr(module)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_void_pixels_count_in_neither_term(weight):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, 6, generator=generator)
+    labels = torch.randint(4, (2, 5, 6), generator=generator)
+    void = torch.rand(labels.shape, generator=generator) < 0.3
+    marked = labels.masked_fill(void, 255)
+    kept = logits.movedim((3, 4), (1, 2))[~void]  # (pixels, exits, classes)
+    loss = EnsembleDistillationLoss(weight=weight, ignore_index=255)
+    expected = ensemble_distillation_loss(kept, labels[~void], weight=weight)
+    assert loss(logits, marked).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss(logits, torch.full_like(labels, 255)).item() == 0
+    assert "ignore_index=255" in repr(loss)
+    with pytest.raises(ValueError, match=r"labels must be class indices from 0 to 3, got 255"):
+        ensemble_distillation_loss(logits, marked)
+    marked[0, 0, 0] = 7
+    with pytest.raises(ValueError, match=r"got 7 \(1 of 60 labels out of range\)"):
+        loss(logits, marked)

@@ -58,8 +58,9 @@ def fission(
     the model's head.
 
     Args:
-        model: images `(batch, channels, height, width)` → logits `(batch, classes)`; not changed. Any model
-            that `netfission.surgery.backbone.cut` can cut, or a `Backbone`.
+        model: images `(batch, channels, height, width)` → logits `(batch, classes)`, or for each pixel
+            `(batch, classes, height, width)`, also as `"out"` of a dictionary; not changed. Any model that
+            `netfission.surgery.backbone.cut` can cut, or a `Backbone`.
         exits: number of exits. With one exit and no sparsity the output equals the model's bit for bit.
         grouping: `"weights"` (single weights, as in the paper), `"channels"` (whole internal channels; each
             path is a smaller dense network), `"copies"` (whole stages), or a `Grouping`.
@@ -72,7 +73,8 @@ def fission(
             `assignment`, `reconstruct`, `copy_noise`, `linear_weight` and `seed`.
 
     Returns:
-        A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`.
+        A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`, with height and
+        width behind if the model has them.
 
     Raises:
         ValueError: a setting is not valid, or the model cannot be cut: it is wrapped (`torch.compile`,
@@ -543,7 +545,7 @@ def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed
         seed: of the weights of the classifiers.
 
     Raises:
-        ValueError: the features of a stage cannot be pooled.
+        ValueError: the features of a stage cannot be pooled, or the network classifies pixels.
 
     Example:
         >>> from netfission.models import create_model
@@ -558,7 +560,11 @@ def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed
         features = [backbone.stem(example.clone())]
         for stage in backbone.stages:
             features.append(stage(map_tensors(Tensor.clone, features[-1])))
-        classes = backbone.head(map_tensors(Tensor.clone, features[-1])).shape[1]
+        logits = backbone.head(map_tensors(Tensor.clone, features[-1]))
+    if logits.ndim > 2:
+        hint = "they pool features; use exits"
+        raise invalid("linear_exits", "none for a network of maps", found=f"{len(after)}", hint=hint)
+    classes = logits.shape[1]
     with seeded(seed):
         exits = [LinearExit(features[number], classes, example) for number in after]
     rest = [len(backbone.stages) - number for number in after]

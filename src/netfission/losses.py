@@ -21,6 +21,7 @@ def ensemble_distillation_loss(
     cross_entropy: bool = True,
     teacher: Teacher = "logits",
     reduction: Reduction = "sum",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """Return the loss that trains every exit on the labels and on the prediction of their ensemble.
 
@@ -64,7 +65,11 @@ def ensemble_distillation_loss(
     """
     _check_settings(temperature, weight, cross_entropy, teacher, reduction)
     logits = as_logits(logits)
-    _check_labels(labels, logits)
+    _check_labels(labels, logits, ignore_index)
+    counts = None
+    if ignore_index is not None and not labels.is_floating_point():
+        counts = labels != ignore_index
+        labels = torch.where(counts, labels, 0)
     loss = logits.new_zeros(())
     if cross_entropy:
         # Cross-entropy is linear in the log-probabilities, so the sum over exits goes first.
@@ -73,13 +78,13 @@ def ensemble_distillation_loss(
             label_log_probabilities = (labels * log_probabilities).sum(dim=1)
         else:
             label_log_probabilities = log_probabilities.gather(1, labels.unsqueeze(1))
-        loss = loss - label_log_probabilities.mean()
+        loss = loss - _mean(label_log_probabilities.view(labels.shape[:1] + logits.shape[3:]), counts)
     if weight:
         softened = logits / temperature
         student = softened.log_softmax(dim=2)
         # The gradient through the paper's teacher would sum to zero over exits; detached it costs nothing.
         target = _teacher_log_probabilities(softened.detach(), teacher)
-        loss = loss + weight * temperature**2 * _divergence(target, student)
+        loss = loss + weight * temperature**2 * _mean(_divergence(target, student), counts)
     return loss / logits.shape[1] if reduction == "mean" else loss
 
 
@@ -112,13 +117,20 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
     logits, teacher_logits = as_logits(logits), as_logits(teacher_logits)
     target = (teacher_logits.detach() / temperature).log_softmax(dim=2).expand_as(logits)
     student = (logits / temperature).log_softmax(dim=2)
-    return temperature**2 * _divergence(target, student)
+    return temperature**2 * _divergence(target, student).mean()
 
 
 def _divergence(target: Tensor, student: Tensor) -> Tensor:
-    """Return KL(target ‖ student) of log-probabilities, summed over exits, averaged over the rest."""
+    """Return KL(target ‖ student) of log-probabilities, summed over exits, `(batch, ...)`."""
     divergence = target.exp() * (target - student)  # as F.kl_div, which vmap would run in a loop
-    return divergence.sum(dim=(1, 2)).mean()
+    return divergence.sum(dim=(1, 2))
+
+
+def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
+    """Return the mean of values `(batch, ...)`; `counts` is True where they count, None if all do."""
+    if counts is None:
+        return values.mean()
+    return (values * counts).sum() / counts.sum().clamp(min=1)
 
 
 class EnsembleDistillationLoss(nn.Module):
@@ -139,6 +151,7 @@ class EnsembleDistillationLoss(nn.Module):
         cross_entropy: bool = True,
         teacher: Teacher = "logits",
         reduction: Reduction = "sum",
+        ignore_index: int | None = None,
     ) -> None:
         """Check and store the settings."""
         super().__init__()
@@ -148,6 +161,7 @@ class EnsembleDistillationLoss(nn.Module):
         self.cross_entropy = cross_entropy
         self.teacher = teacher
         self.reduction = reduction
+        self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits `(batch, exits, classes, ...)` for hard or soft labels."""
@@ -159,13 +173,15 @@ class EnsembleDistillationLoss(nn.Module):
             cross_entropy=self.cross_entropy,
             teacher=self.teacher,
             reduction=self.reduction,
+            ignore_index=self.ignore_index,
         )
 
     def extra_repr(self) -> str:
         """Return the settings as the module's printed form shows them."""
+        void = "" if self.ignore_index is None else f", ignore_index={self.ignore_index}"
         return (
             f"temperature={self.temperature}, weight={self.weight}, cross_entropy={self.cross_entropy}, "
-            f"teacher={self.teacher!r}, reduction={self.reduction!r}"
+            f"teacher={self.teacher!r}, reduction={self.reduction!r}{void}"
         )
 
 
@@ -197,7 +213,7 @@ def _check_settings(
     check_choice("reduction", reduction, get_args(Reduction))
 
 
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
+def _check_labels(labels: Tensor, logits: Tensor, ignore_index: int | None) -> None:
     batch, _, classes, *trailing = logits.shape
     hard, soft = (batch, *trailing), (batch, classes, *trailing)
     if labels.is_floating_point() and labels.shape == soft:
@@ -209,7 +225,8 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
         return
     values = debug_unwrap(labels)  # under torch.func.vmap the labels of all examples at once
     if type(values) is Tensor:  # others, such as FakeTensor, may hold no values
-        outside = values[(values < 0) | (values >= classes)]
+        wrong = (values < 0) | (values >= classes)
+        outside = values[wrong if ignore_index is None else wrong & (values != ignore_index)]
         if len(outside):
             found = f"{int(outside[0])} ({len(outside)} of {values.numel()} labels out of range)"
             raise invalid("labels", f"class indices from 0 to {classes - 1}", found=found)

@@ -182,7 +182,7 @@ class FissionNetwork(MaskedModule):
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`.
 
-        Linear exits come last.
+        Those of a network of maps are `(batch, exits, classes, height, width)`. Linear exits come last.
         """
         trunk, *branches = self.exit_paths
         logits, features = trunk(self.stem(images), self.branch_after)

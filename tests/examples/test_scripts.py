@@ -53,3 +53,10 @@ def test_tables_of_labels_and_of_a_share(run, tmp_path):
     (tmp_path / "scenes/test/masks/a.png").unlink()
     with pytest.raises(SystemExit, match="has no mask"):
         run("write_target_tables.py", "scenes", "tables", "--classes", "sky", "road")
+
+
+def test_a_network_that_classifies_pixels(run, tmp_path):
+    printed = run("pixels.py", "--epochs", "2")
+    assert float(printed.split("pixel_accuracy ")[1].split(",")[0]) > 0.6  # all background: 0.55
+    for name in ("classes", "entropy", "mutual-information"):
+        assert (tmp_path / "pixels" / f"{name}.png").is_file()

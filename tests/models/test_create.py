@@ -60,6 +60,7 @@ def test_same_seed_same_weights() -> None:
         ("timm/convnext_ato", "convnext_atto"),
         ("resnet18.a1_in2k", "resnet18.a1_in1k"),
         ("torchvision/resnet19", "torchvision/resnet18"),
+        ("torchvision/lraspp_mobilenet", "torchvision/lraspp_mobilenet_v3_large"),
     ],
 )
 def test_unknown_name_lists_the_nearest(name: str, nearest: str) -> None:
@@ -106,6 +107,22 @@ def test_torchvision_pretrained_keeps_all_but_an_unfit_classifier(
     loaded = create_model("torchvision/squeezenet1_1", classes, pretrained=True).state_dict()
     different = {key for key in published if not torch.equal(published[key], loaded[key])}
     assert different == (set() if classes == 1000 else {"classifier.1.weight", "classifier.1.bias"})
+
+
+@pytest.mark.parametrize("classes", [21, 5])
+def test_pretrained_networks_of_pixels_keep_all_but_an_unfit_classifier(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "lraspp_mobilenet_v3_large"
+    published = models.get_model(name, weights=None, weights_backbone=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+    model = create_model(f"torchvision/{name}", classes, pretrained=True).eval()
+    assert model(torch.rand(1, 3, 40, 56))["out"].shape == (1, classes, 40, 56)
+    loaded = model.state_dict()
+    different = {key for key in published if not torch.equal(published[key], loaded[key])}
+    layers = ("low", "high") if classes == 5 else ()
+    kinds = ("weight", "bias")
+    assert different == {f"classifier.{layer}_classifier.{kind}" for layer in layers for kind in kinds}
 
 
 @pytest.mark.parametrize("classes", [1000, 5])

@@ -796,9 +796,9 @@ class NamedOutput(Chain):
         return {"logits": super().forward(images)}
 
 
-class Dense(Chain):
+class Tokens(Chain):
     def forward(self, images: Tensor) -> Tensor:
-        return self.features(images)
+        return self.features(images).flatten(2)
 
 
 class Tied(Chain):
@@ -880,9 +880,9 @@ def mlp() -> nn.Module:
             r"^model must be a classifier whose output is one tensor .*, got NamedOutput with output .*dict",
         ),
         (
-            Dense,
+            Tokens,
             None,
-            r"one tensor \(batch, classes\), got Dense with output shape \(2, 4, 2, 2\) in eval mode$",
+            r"one tensor \(batch, classes.*\), got Tokens with output shape \(2, 4, 4\) in eval mode$",
         ),
         (
             Chain,

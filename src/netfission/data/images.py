@@ -45,7 +45,7 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
         >>> to_pixels(Image.new("RGBA", (20, 10)), "RGB", (8, 8)).shape
         torch.Size([3, 8, 8])
     """
-    pixels = _on_white(_of_eight_bits(_upright(load(image)))).convert(mode)
+    pixels = _on_white(_of_eight_bits(upright(load(image)))).convert(mode)
     if pixels.size != size[::-1]:
         pixels = ImageOps.fit(pixels, size[::-1], Image.Resampling.BILINEAR)
     # A copy, as tensors are writable and Pillow's pixels are not.
@@ -53,7 +53,7 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(channels_last).permute(2, 0, 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Rotate an image as its EXIF tag says; `ImageOps.exif_transpose` fails if any tag is damaged."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))

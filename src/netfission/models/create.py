@@ -45,7 +45,10 @@ def create_model(
       (`cifar-resnet18-w16`; default 64).
     - `wrn-D-W`, a Wide ResNet of depth D = 6n + 4 and width W (`wrn-28-10`).
     - A timm model: `resnet18`, `timm/resnet18`, or with a tag `resnet18.a1_in1k`.
-    - A torchvision classifier: `torchvision/resnet18`.
+    - A torchvision classifier: `torchvision/resnet18`. Or a network that classifies pixels, which returns a
+      dictionary with logits `(batch, num_classes, height, width)` as `"out"`:
+      `torchvision/lraspp_mobilenet_v3_large`. It has no auxiliary head, and without `pretrained` its backbone
+      has random weights.
     - An image classifier of Hugging Face's transformers: `hf/google/vit-base-patch16-224`, or `hf/` and a
       folder with `config.json`. Without `pretrained`, its weights are random.
 
@@ -131,15 +134,18 @@ def _create_torchvision(name: str, num_classes: int, in_channels: int, pretraine
         from torchvision import models
 
     bare = name.removeprefix("torchvision/")
-    if bare not in models.list_models(module=models):
+    of_pixels = bare in models.list_models(module=models.segmentation)
+    if not of_pixels and bare not in models.list_models(module=models):
         raise _unknown(name)
     if in_channels != 3:
         raise invalid("in_channels", "3 for torchvision models", in_channels)
-    options = (
+    options: dict[str, Any] = (
         {"aux_logits": False, "init_weights": True, "transform_input": pretrained}
         if bare in _TORCHVISION_WITH_AUXILIARY_HEADS
         else {}
     )
+    if of_pixels:
+        options = {"weights_backbone": None}
     model: nn.Module = models.get_model(bare, weights=None, num_classes=num_classes, **options)
     if pretrained:
         try:
@@ -228,6 +234,7 @@ def _unknown(name: str, *tagged: str) -> ValueError:
         *(f"wrn-{depth}-{width}" for depth in (16, 22, 28, 40) for width in (1, 2, 4, 8, 10)),
         *timm.list_models(),
         *(f"torchvision/{other}" for other in models.list_models(module=models)),
+        *(f"torchvision/{other}" for other in models.list_models(module=models.segmentation)),
         *tagged,
     ]
     expected = "cifar-resnet18|34|50[-wN], wrn-D-W, a timm name, torchvision/NAME or hf/NAME"

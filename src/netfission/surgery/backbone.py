@@ -1,4 +1,4 @@
-"""Cut any traceable classifier into stem → stages → head.
+"""Cut any traceable classifier of images, or of their pixels, into stem → stages → head.
 
 A *cut* is a point of the forward pass after which only one tensor is live, or several if a model has too few
 such points. The model is traced twice with torch.fx. The first trace goes into every module, to find the
@@ -10,7 +10,7 @@ import copy
 import itertools
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,7 +25,7 @@ from netfission.surgery.masks import prunable_weights
 from netfission.surgery.plain import check_plain, logits_hint
 from netfission.surgery.splitting import not_a_classifier, split
 from netfission.surgery.stages import FEWEST, find_stages
-from netfission.surgery.tracing import attempts
+from netfission.surgery.tracing import MAIN_OUTPUT, attempts
 from netfission.utils.errors import describe, first_line, invalid
 from netfission.utils.modes import check_tensor, in_mode, input_errors, trial_copy
 from netfission.utils.seeds import seeded
@@ -35,7 +35,7 @@ _OWN_PARTS = "a netfission.Backbone of your own parts"
 
 
 class Backbone(nn.Module):
-    """A classifier as a sequence `stem → stages → head`; calling it runs them in turn.
+    """A classifier of images, or of their pixels, as a sequence `stem → stages → head`, run in turn.
 
     `cut` makes one from a model. A model that cannot be traced can be passed to `fission` as a Backbone of
     its parts. Parts that `cut` makes keep parameter names: `layer1.0.conv1.weight` of the model is
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         stem: images → features; what comes before the first stage.
         stages: modules, each of which reads only the output of the one before: a tensor, or a tuple of
             tensors, each with the batch first.
-        head: features of the last stage → logits `(batch, classes)`.
+        head: features of the last stage → logits `(batch, classes)`, or `(batch, classes, height, width)`.
         stage_names: a name for each stage; `cut` takes the name of the module that ends the stage.
 
     Example:
@@ -185,14 +185,17 @@ def cut(
     `netfission.surgery.stages.find_stages`.
 
     Args:
-        model: images → logits `(batch, classes)`; not changed.
+        model: images → logits `(batch, classes)`, or `(batch, classes, height, width)` for pixels, or a
+            dictionary with these logits as `"out"`; not changed.
         example_input: images `(batch, channels, height, width)` on the model's device.
         stages: names of the modules that end the stages, in the order they run; default found as above.
         exits: number of exits that the stages are for.
 
     Returns:
         A backbone whose output equals the model's bit for bit, checked in train and in eval mode. None of
-        its stages overwrites its input. Auxiliary heads, which run in train mode only, are left out.
+        its stages overwrites its input. Auxiliary heads, which run in train mode only or give other entries
+        of a dictionary, are left out. A network of maps may read the size of its images: it goes for images
+        of other sizes, too, unless its code branches on shapes.
 
     Warns:
         UserWarning: the model has auxiliary heads.
@@ -213,7 +216,10 @@ def cut(
         example_input = torch.cat([example_input, example_input.flip(-1)])
     with input_errors("example_input", example_input):
         output = _run(model, example_input, training=False)
-    _check_logits(model, output.output, training=False)
+    main = _main_output(output.output) if isinstance(output.output, dict) else output.output
+    _check_logits(model, main, training=False)
+    if main is not output.output and len(output.output) > 1:
+        _warn_of_auxiliary_heads(name for name in output.output if name != MAIN_OUTPUT)
     root = copy.deepcopy(model)
     if isinstance(root, Backbone):
         if stages is not None:
@@ -221,7 +227,7 @@ def cut(
         return _checked(root, root, example_input, {False: output, True: _run(root, example_input, True)})
     with input_errors("example_input", example_input):
         in_training = _run(model, example_input, training=True)
-    if not isinstance(in_training.output, Tensor):
+    if not isinstance(in_training.output, Tensor | dict):
         root = _without_auxiliary_heads(root, example_input)
         in_training = _run(root, example_input, training=True)
     with _without_checkpointing(root):
@@ -368,9 +374,13 @@ def _without_auxiliary_heads(model: nn.Module, example_input: Tensor) -> nn.Modu
             heads.append(name)
             model.set_submodule(name, nn.Identity())
     if heads:
-        names = ", ".join(heads)
-        warnings.warn(f"the model's auxiliary heads ({names}) are left out: exits replace them", stacklevel=4)
+        _warn_of_auxiliary_heads(heads)
     return model
+
+
+def _warn_of_auxiliary_heads(names: Iterable[str]) -> None:
+    listed = ", ".join(names)
+    warnings.warn(f"the model's auxiliary heads ({listed}) are left out: exits replace them", stacklevel=4)
 
 
 def _modules_run(model: nn.Module, example_input: Tensor, training: bool) -> list[str]:
@@ -387,7 +397,7 @@ def _main_output(output: Any) -> Any:
     """Return the logits of an output that holds those of auxiliary heads too."""
     if isinstance(output, tuple | list) and output:
         return output[0]
-    return output
+    return output.get(MAIN_OUTPUT, output) if isinstance(output, dict) else output
 
 
 def _check_has_classifier(model: nn.Module, backbone: Backbone, images: Tensor) -> None:
@@ -525,18 +535,18 @@ def _check_same_output(
 
 
 def _check_logits(model: nn.Module, output: Any, training: bool) -> None:
-    """Check that an output is logits `(batch, classes)` of two classes or more."""
+    """Check that an output is logits `(batch, classes[, height, width])` of two classes or more."""
     if not isinstance(output, Tensor):
         hint = _features_hint(model) or logits_hint(output)
         raise not_a_classifier(model, f"{type(output).__name__} in {_mode(training)}", hint)
-    if output.ndim != 2:
+    if output.ndim not in (2, 4) or (output.ndim == 4 and _features_hint(model)):
         found = f"shape {tuple(output.shape)} in {_mode(training)}"
         raise not_a_classifier(model, found, _features_hint(model))
     if output.shape[1] < 2:
         raise invalid(
             "model",
             "a classifier of two classes or more",
-            found=f"{type(model).__name__} with one logit per image",
+            found=f"{type(model).__name__} with one logit per {'image' if output.ndim == 2 else 'pixel'}",
             hint="give a binary classifier two logits",
         )
 

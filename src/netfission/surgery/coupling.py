@@ -463,6 +463,7 @@ def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) 
     return all(
         one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
         for one, other in zip(tree_leaves(narrow), tree_leaves(trial(_cloned(example))), strict=True)
+        if one.numel()
     )
 
 

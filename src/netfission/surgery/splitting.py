@@ -65,7 +65,8 @@ def split(
     for name in names:
         end = tracer.last.get(name)
         passed_on = live[end] if end and name not in tracer.called_again else ()
-        if end not in passed_on or (len(passed_on) > 1 and not several):
+        count = len(passed_on) - (tracer.frame in passed_on)
+        if end not in passed_on or (count > 1 and not several):
             raise invalid(
                 "stages",
                 "modules that run once, and after which only their output is live",
@@ -97,7 +98,7 @@ def split(
 
 def not_a_classifier(model: nn.Module, output: str, hint: str = "") -> ValueError:
     """Make the error for a model that returns no logits."""
-    expected = "a classifier whose output is one tensor (batch, classes)"
+    expected = "a classifier whose output is one tensor (batch, classes[, height, width])"
     return invalid("model", expected, found=f"{type(model).__name__} with output {output}", hint=hint)
 
 

@@ -5,7 +5,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class _End:
         node: what it returns, in the graph; the last node if it returns several.
         live: the nodes whose values are passed on after it, `node` among them.
         in_chain: whether the graph up to here is a chain of single layers.
+        of_maps: whether the model's output has height and width.
     """
 
     names: tuple[str, ...]
@@ -43,6 +44,7 @@ class _End:
     node: fx.Node
     live: tuple[fx.Node, ...]
     in_chain: bool
+    of_maps: bool = False
 
     @property
     def name(self) -> str:
@@ -66,7 +68,8 @@ def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[
     1. No stage ends in the stem: in what timm calls so, or in the chain of single layers that precedes the
        first branch of the graph. A chain of blocks that go on after it is no stem.
     2. Cuts are grouped by the spatial size of their tensor. A stage ends at the outermost, latest module of
-       each size.
+       each size. If a model of maps has fewer than three sizes (dilated convolutions keep the size), they
+       are grouped by the number of channels, too. No stage of such a model ends at logits.
     3. If this gives fewer than three stages, the longest row of modules of one type and one shape of output
        (the blocks of a vision transformer) is divided into equal groups: three, or `exits` if that is more.
        Of sizes that do not divide evenly, the later groups are larger. Layers after the row join the last
@@ -75,6 +78,7 @@ def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[
        without (a downsampling layer) joins the next stage. At the beginning it joins the stem, and so does
        a module that differs in type or parent from most that end stages.
     5. If there still are fewer than three stages, points at which several tensors are live are cuts, too.
+       In a model of maps, which has skip connections, they are if this gives more stages.
 
     Args:
         root: the model.
@@ -104,16 +108,32 @@ def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[
             continue
         single = [end for end in traced[-1][2] if len(end.live) == 1]
         stages, complete = _choose(root, tracer, graph, single, exits, rows=len(best) < FEWEST)
+        if traced[-1][2] and traced[-1][2][0].of_maps:
+            stages = max(stages, *_with_skips(root, *traced[-1], exits), key=len)
         best = max(best, stages, key=len)
         if complete and len(stages) >= FEWEST:
             return [stage.name for stage in stages]
-    for (tracer, graph, ends), depth in itertools.product(traced, range(_DEEPEST)):
-        if len(best) < FEWEST:  # the outermost, as branches within blocks are live at many points
-            outer = [end for end in ends if end.depth <= depth]
-            best = max(best, _choose(root, tracer, graph, outer, exits)[0], key=len)
+    for of_trace in traced:
+        if len(best) < FEWEST:
+            best = max(best, *_with_skips(root, *of_trace, exits), key=len)
     if failure is not None and not best:
         raise failure
     return [stage.name for stage in best]
+
+
+def _with_skips(
+    root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, ends: Sequence[_End], exits: int
+) -> Iterator[list[_End]]:
+    """Yield stages after which several tensors may be live, those of the outermost modules first.
+
+    Inner ones come later, as branches within blocks are live at many points.
+    """
+    for depth in range(_DEEPEST):
+        outer = [end for end in ends if end.depth <= depth]
+        stages = _choose(root, tracer, graph, outer, exits)[0]
+        yield stages
+        if len(stages) >= FEWEST:
+            return
 
 
 def _choose(
@@ -130,8 +150,10 @@ def _choose(
     Too few stages are replaced by groups of a row of blocks, if `rows`.
     """
     ends = _after_stem(root, ends)
-    found = _by_size([end for end in ends if end.weights > 1])  # one is the stem
-    in_trunk = _of_common_kind(found)
+    found = _by_size(late := [end for end in ends if end.weights > 1])  # one is the stem
+    if len(found) < FEWEST and found and found[0].of_maps:
+        found = _by_size(late, lambda end: end.shape)
+    in_trunk = found if found and found[0].of_maps else _of_common_kind(found)  # a decoder differs
     stages = _join(root, tracer, graph, in_trunk)
     row = _row_of_blocks(ends, max(FEWEST, exits)) if rows and len(stages) < FEWEST else []
     if len(stages) < FEWEST <= len(row):
@@ -182,13 +204,13 @@ def _stem_of_timm(root: nn.Module) -> Callable[[str], bool]:
     return is_stem
 
 
-def _by_size(ends: Sequence[_End]) -> list[_End]:
-    """Return of each spatial size the outermost, then the latest end."""
+def _by_size(ends: Sequence[_End], size: Callable[[_End], Any] = lambda end: end.positions) -> list[_End]:
+    """Return of each size, by default the spatial one, the outermost, then the latest end."""
     stages: list[_End] = []
     ran = 0
-    for positions, group in itertools.groupby(ends, key=lambda end: end.positions):
+    for _, group in itertools.groupby(ends, key=size):
         members = list(group)
-        if stages and positions == 1 and members[0].weights == ran:
+        if stages and members[0].positions == 1 and members[0].weights == ran:
             break  # pooled, not convolved, to 1 × 1: the head has begun
         best = min(reversed(members), key=lambda end: end.depth)
         if not stages or best.weights > stages[-1].weights:
@@ -257,11 +279,15 @@ def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_
     """Return each module that ends with its output live, before features are flattened, as they end."""
     shape_of = shapes(root, tracer, graph, example_input)
     modules = dict(root.named_modules())
-    live = live_after(graph, constants(root, graph, tracer))
+    free = constants(root, graph, tracer) | ({tracer.frame} if tracer.frame else set())
+    live = live_after(graph, free)
     ended: dict[fx.Node, list[str]] = {}
     for name, node in tracer.last.items():
         if name not in tracer.called_again and not isinstance(modules[name], nn.Identity):
             ended.setdefault(node, []).append(name)
+    result = graph.output_node().args[0]
+    of_maps = isinstance(result, fx.Node) and len(shape_of.get(result, ())) == 4
+    square = example_input.shape[-1] == example_input.shape[-2]
     ends, weights, in_chain = [], set[int](), True
     before_last_use = _before_last_uses(root, graph)
     for node in graph.nodes:
@@ -273,9 +299,21 @@ def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_
         if node in live[node] and names and len(shape) > 2 and node not in before_last_use:
             kinds = tuple((name.rpartition(".")[0], type(modules[name])) for name in names)
             features = tuple(shape[1:])
-            where = _positions(features), len(weights), node, live[node], in_chain
+            where = _positions(features, square), len(weights), node, live[node], in_chain, of_maps
             ends.append(_End(tuple(names), kinds, features, *where))
+    if of_maps:
+        before_layers = _before_layers(root, graph)
+        ends = [end for end in ends if end.node in before_layers]
     return ends
+
+
+def _before_layers(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose values reach a layer; those of the others are logits."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if any(user in found or _layers(root, user) for user in node.users):
+            found.add(node)
+    return found
 
 
 def _before_last_uses(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
@@ -292,8 +330,8 @@ def _before_last_uses(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
     return {node for index, node in enumerate(graph.nodes) if any(index in span for span in spans)}
 
 
-def _positions(shape: tuple[int, ...]) -> int:
-    """Return the number of positions in a shape without the batch; images are square.
+def _positions(shape: tuple[int, ...], square: bool = True) -> int:
+    """Return the number of positions in a shape without the batch; channels are last in square images alone.
 
     Example:
         >>> _positions((64, 8, 8)), _positions((8, 8, 64)), _positions((64, 192))  # tokens
@@ -301,7 +339,7 @@ def _positions(shape: tuple[int, ...]) -> int:
     """
     if len(shape) == 2:
         return shape[0]
-    channels_last = len(shape) == 3 and shape[0] == shape[1] != shape[2]
+    channels_last = square and len(shape) == 3 and shape[0] == shape[1] != shape[2]
     return math.prod(shape[:2] if channels_last else shape[1:])
 
 

@@ -22,6 +22,8 @@ from netfission.utils.modes import in_mode
 
 _VIEWS = {"contiguous", "flatten", "permute", "reshape", "transpose", "view"}  # methods that change no value
 
+MAIN_OUTPUT = "out"  # the key of the logits in what torchvision's segmentation networks return
+_SPATIAL = {2, 3, -1, -2}  # dimensions of images that are their height and width
 _KINDS = {"device", "dtype", "is_cuda", "is_nested", "is_quantized", "is_sparse", "layout"}  # of a tensor
 
 
@@ -60,6 +62,7 @@ class ModuleTracer(fx.Tracer):
         self.last: dict[str, fx.Node] = {}  # module name → the node it returns, the last of several
         self.returned: dict[str, set[fx.Node]] = {}  # module name → all nodes it returns
         self.called_again: set[str] = set()  # modules that run more than once
+        self.frame: fx.Node | None = None  # the images without channels, if their size is read
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace a model; see `fx.Tracer.trace`."""
@@ -345,8 +348,76 @@ def trace(root: nn.Module, tracer: ModuleTracer) -> fx.Graph:
         is_view = node.op == "call_method" and node.target in _VIEWS
         if not node.users and (is_view or node.target is operator.getitem):
             _erase(tracer, graph, node)
+    _keep_main_output(tracer, graph)
+    tracer.frame = _separate_frame(graph, images)
     _read_mode(root, graph, images)
     return graph
+
+
+def _keep_main_output(tracer: ModuleTracer, graph: fx.Graph) -> None:
+    """Leave out the outputs of auxiliary heads, in a dictionary beside the logits, and what computes them."""
+    output = graph.output_node()
+    outputs = output.args[0]
+    if not isinstance(outputs, dict) or not isinstance(outputs.get(MAIN_OUTPUT), fx.Node):
+        return
+    unused = [node for node in output.all_input_nodes if node is not outputs[MAIN_OUTPUT]]
+    output.args = (outputs[MAIN_OUTPUT],)
+    while unused:
+        node = unused.pop()
+        if not node.users and node.op != "placeholder":
+            unused += node.all_input_nodes
+            _erase(tracer, graph, node)
+
+
+def _separate_frame(graph: fx.Graph, images: fx.Node) -> fx.Node | None:
+    """Read height and width of the images from a tensor without channels, which parts can pass on for free.
+
+    A dense network scales its maps to the size of the images at its end.
+
+    Returns:
+        That tensor, `(batch, 0, height, width)`; None if nothing reads the size.
+    """
+    readers = [node for node in images.users if _reads_size(node)]
+    if not readers:
+        return None
+    with graph.inserting_after(images):
+        frame: fx.Node = graph.call_function(operator.getitem, (images, (slice(None), slice(0, 0))))
+    for node in readers:
+        node.replace_input_with(images, frame)
+    for node in reversed(_sizes(graph, readers)):  # each part reads the size itself
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                user.replace_input_with(node, graph.node_copy(node))
+        for user in node.users:
+            user.prepend(node)
+    return frame
+
+
+def _sizes(graph: fx.Graph, readers: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return the nodes that compute integers from the size of the images, in the order they run."""
+    found = dict.fromkeys(readers)
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        if getattr(node.target, "__module__", "") == "_operator" and sources and found.keys() >= {*sources}:
+            found[node] = None
+    return list(found)
+
+
+def _reads_size(node: fx.Node) -> bool:
+    """Return whether a node reads nothing of its tensor but the height or width."""
+    is_shape = node.target is getattr and node.args[1] == "shape"
+    if node.op == "call_method" and node.target == "size":
+        if node.args[1:]:
+            return _is_spatial(node.args[1])
+        is_shape = not node.kwargs
+    return bool(is_shape) and all(
+        user.target is operator.getitem and _is_spatial(user.args[1]) for user in node.users
+    )
+
+
+def _is_spatial(index: Any) -> bool:
+    first = index.start if isinstance(index, slice) else index
+    return first in _SPATIAL
 
 
 def _erase(tracer: ModuleTracer, graph: fx.Graph, node: fx.Node) -> None:
@@ -488,7 +559,9 @@ def start_of(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
         return tracer.before[name]
     children = root.get_submodule(parent).named_children()
     siblings = [f"{parent}.{child}".lstrip(".") for child, module in children if type(module) is kind]
-    return tracer.before[next((sibling for sibling in siblings if sibling in tracer.before), name)]
+    order = {node: index for index, node in enumerate(tracer.graph.nodes)}  # decoders run the last one first
+    ran = [tracer.before[sibling] for sibling in siblings if sibling in tracer.before]
+    return min(ran, key=order.__getitem__, default=tracer.before[name])
 
 
 Attempt = Callable[[], tuple[ModuleTracer, fx.Graph]]

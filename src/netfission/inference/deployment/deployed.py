@@ -235,7 +235,7 @@ def _finish(builder: GraphBuilder, result: fx.Node, features: Features) -> Deplo
 def _check(logits: Tensor, expected: Tensor) -> None:
     """Check that logits are equal up to rounding, relative to their spread: softmax ignores their mean."""
     difference = (logits - expected).abs().max().item()
-    spread = (expected.amax(dim=-1) - expected.amin(dim=-1)).max().item()
+    spread = (expected.amax(dim=2) - expected.amin(dim=2)).max().item()
     rounding = _ROUNDINGS * _resolution(expected) * expected.abs().max().item()
     if not difference <= TOLERANCE * spread + rounding:
         raise invalid(

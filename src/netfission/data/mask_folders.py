@@ -1,0 +1,381 @@
+"""Load photographs with masks, images whose pixels are class numbers, as splits of a data set.
+
+A folder holds `SPLIT/images` and `SPLIT/masks`, or `images/SPLIT` and `masks/SPLIT`. A photograph and its
+mask have the same name up to the ending. `classes.txt` in the folder may name the classes, one per line, in
+the order of their numbers.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from netfission.data.files import find_images
+from netfission.data.formats import load, open_image
+from netfission.data.images import to_pixels, upright, why_unreadable
+from netfission.data.split_names import SplitName, assign_splits
+from netfission.data.splits import CorruptImageError
+from netfission.data.summary import count_classes
+from netfission.utils.errors import invalid
+from netfission.utils.text import count_noun, printable
+
+VOID = 255  # the number that masks give to pixels without a class, unless another is named
+MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
+_STATISTICS_IMAGES = 1024
+CLASS_NAMES = "classes.txt"
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photographs")
+_MASK_FOLDERS = ("masks", "mask", "labels", "annotations")
+_ONE_INTEGER = (
+    "1",
+    "L",
+    "P",
+    "I",
+    "I;16",
+    "I;16B",
+    "I;16L",
+)  # Pillow's modes of which a pixel is one integer
+
+
+class MaskSplit(Dataset[tuple[Tensor, Tensor]]):
+    """Photographs with masks: index → pixels `(3, height, width)` uint8 and classes `(height, width)` int64.
+
+    Args:
+        files: the photograph and the mask of each.
+        in_memory: whether they are held in memory once decoded; else they are decoded at each access.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, str]], *, in_memory: bool) -> None:
+        self.files = list(files)
+        self._in_memory = in_memory
+        self._decoded: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of photographs."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Decode one photograph and its mask.
+
+        Raises:
+            CorruptImageError: one of them cannot be read.
+            ValueError: the mask has several channels, or another size than the photograph.
+        """
+        number = range(len(self))[index]
+        pixels, mask = self._decoded.get(number) or _decode(*self.files[number])
+        if self._in_memory:
+            self._decoded[number] = pixels, mask
+        return pixels, mask.long()
+
+
+@dataclass(frozen=True)
+class MaskData:
+    """A data set of photographs with masks.
+
+    Attributes:
+        name: folder that it was loaded from.
+        classes: names of the classes.
+        void: the number of pixels without a class.
+        shape: channels, height and width of the photographs; None if they differ in size.
+        mean: one number per channel, of pixels of the training split scaled to [0, 1].
+        std: standard deviation, as `mean`.
+        train: training split.
+        validation: validation split; None if there is none.
+        test: test split.
+        pixels: split → number of pixels of each class, and of void pixels at the end.
+        left_out: reason → number of files that are in no split.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     for split in ("train", "test"):
+        ...         for kind, colour, mode in (("images", "red", "RGB"), ("masks", 1, "L")):
+        ...             Path(folder, split, kind).mkdir(parents=True)
+        ...             Image.new(mode, (6, 4), colour).save(Path(folder, split, kind, "a.png"))
+        ...     _ = Path(folder, "classes.txt").write_text("road\\nsky\\n")
+        ...     with warnings.catch_warnings(action="ignore"):
+        ...         data = load_masks(folder)
+        >>> data.classes, data.shape, len(data.train), data.pixels["test"]
+        (['road', 'sky'], (3, 4, 6), 1, [0, 24, 0])
+    """
+
+    name: str
+    classes: list[str]
+    void: int
+    shape: tuple[int, int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: MaskSplit
+    validation: MaskSplit | None
+    test: MaskSplit
+    pixels: dict[SplitName, list[int]]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def class_weights(self) -> Tensor:
+        """Return weights inverse to the training pixels of each class, whose mean over them is 1.
+
+        Returns:
+            float32 `(classes,)`; 0 for a class without a training pixel.
+        """
+        counts = torch.tensor(self.pixels["train"][:-1], dtype=torch.float64)
+        share = counts.sum() / (counts > 0).sum()
+        return torch.where(counts > 0, share / counts, 0.0).float()
+
+
+def load_masks(
+    folder: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    void: int = VOID,
+    memory_limit: int = MEMORY_LIMIT,
+) -> MaskData:
+    """Load a folder of photographs and masks; see the layout above. All masks are read and checked.
+
+    Without a test split, the validation split is the test split.
+
+    Args:
+        folder: the folder.
+        classes: names of the classes; default those in `classes.txt`, else the numbers up to the largest in
+            the training masks.
+        void: the number of pixels without a class, which may also be that of no pixel.
+        memory_limit: bytes of decoded pixels up to which splits are held in memory, default 2 GiB; larger
+            data sets are decoded at each access.
+
+    Raises:
+        ValueError: the folder has another layout, a photograph has no mask, a mask has several channels,
+            another size than its photograph or a number that is no class, or a split has no labelled pixel.
+        FileNotFoundError: the folder does not exist.
+
+    Warns:
+        UserWarning: a class has no training pixel, or masks are all void.
+    """
+    name = os.fspath(folder)
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no folder {printable(name)}")
+    pairs, left_out = _find_pairs(Path(folder))
+    names = list(classes) if classes is not None else _class_names(Path(folder))
+    found = {split: _Counts.of(files, void) for split, files in pairs.items()}
+    names = names or [str(number) for number in range(found["train"].classes)]
+    if len(names) < 2:
+        raise invalid("classes", "two or more", found=f"{len(names)} in {printable(name)}")
+    for split, counts in found.items():
+        _check_numbers(counts, len(names), void)
+        if not counts.pixels[: len(names)].sum():
+            raise invalid(f"the {split} masks of {printable(name)}", "labelled", found="void pixels alone")
+    _warn(found, names)
+    needed = 4 * sum(int(counts.pixels.sum()) for counts in found.values())
+    splits = {split: MaskSplit(files, in_memory=needed <= memory_limit) for split, files in pairs.items()}
+    sizes = {size for counts in found.values() for size in counts.sizes}
+    mean, std = _statistics(splits["train"])
+    return MaskData(
+        name,
+        names,
+        void,
+        (3, *sizes.pop()) if len(sizes) == 1 else None,
+        mean,
+        std,
+        splits["train"],
+        splits.get("validation"),
+        splits["test"],
+        {split: [*counts.pixels[: len(names)].tolist(), int(counts.void)] for split, counts in found.items()},
+        left_out,
+    )
+
+
+Pairs = list[tuple[str, str]]
+
+
+def _find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[str, int]]:
+    """Return the photographs and masks of each split, and what is left out."""
+    images, masks = _subfolder(folder, _IMAGE_FOLDERS), _subfolder(folder, _MASK_FOLDERS)
+    within: dict[str, tuple[Path, Path]] = {}
+    if images and masks:  # the splits are within them
+        within = {path.name: (path, masks / path.name) for path in _subfolders(images)}
+    else:
+        for path in _subfolders(folder):
+            images, masks = _subfolder(path, _IMAGE_FOLDERS), _subfolder(path, _MASK_FOLDERS)
+            if images and masks:
+                within[path.name] = images, masks
+    where = printable(os.fspath(folder))
+    if not within:
+        layout = "a folder with SPLIT/images and SPLIT/masks, or images/SPLIT and masks/SPLIT"
+        raise invalid(where, layout, found="others")
+    named = assign_splits(within, where)
+    if "test" not in named:
+        raise invalid(where, "a data set with a test or validation split", found=f"{', '.join(within)}")
+    left_out: dict[str, int] = {}
+    pairs: dict[SplitName, Pairs] = {}
+    for split, name in named.items():
+        pairs[split], more = _match(*within[name])
+        for reason, count in more.items():
+            left_out[reason] = left_out.get(reason, 0) + count
+    return pairs, left_out
+
+
+def _match(images: Path, masks: Path) -> tuple[Pairs, dict[str, int]]:
+    """Pair photographs with masks of the same name, up to the ending."""
+    found, of_masks = find_images(images), find_images(masks)
+    by_name = {_stem(path, masks): path for path in of_masks.images}
+    pairs = [(path, by_name.pop(_stem(path, images), "")) for path in found.images]
+    where = printable(os.fspath(images))
+    if not pairs:
+        raise invalid(where, "a folder with photographs", found="none")
+    if lacking := [path for path, mask in pairs if not mask]:
+        which = f"none of {printable(lacking[0])}" + (
+            f" and {count_noun(len(lacking) - 1, 'other')}" if lacking[1:] else ""
+        )
+        raise invalid(printable(os.fspath(masks)), "a folder with a mask of each photograph", found=which)
+    left_out = found.counts() | ({"masks without a photograph": len(by_name)} if by_name else {})
+    return pairs, left_out
+
+
+def _stem(path: str, folder: Path) -> str:
+    return os.path.splitext(os.path.relpath(path, folder))[0]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((path for path in _subfolders(folder) if path.name.casefold() in names), None)
+
+
+def _class_names(folder: Path) -> list[str]:
+    file = folder / CLASS_NAMES
+    if not file.is_file():
+        return []
+    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(set(names)) < len(names):
+        raise invalid(
+            printable(os.fspath(file)), "a list of distinct names, one per line", found="a name twice"
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What the masks of a split hold.
+
+    Attributes:
+        pixels: int64 `(256,)`: how many pixels have each number; void ones are not counted.
+        void: number of void pixels.
+        sizes: heights and widths.
+        first: number → the first mask that has it.
+        all_void: number of masks without a labelled pixel.
+    """
+
+    pixels: Tensor
+    void: int
+    sizes: set[tuple[int, int]]
+    first: dict[int, str]
+    all_void: int
+
+    @property
+    def classes(self) -> int:
+        """One more than the largest number."""
+        return max(self.first, default=-1) + 1
+
+    @classmethod
+    def of(cls, files: Pairs, void: int) -> "_Counts":
+        """Read and count the masks of a split."""
+        pixels, voids, all_void = torch.zeros(256, dtype=torch.int64), 0, 0
+        sizes: set[tuple[int, int]] = set()
+        first: dict[int, str] = {}
+        for photograph, file in files:
+            mask = _read_mask(file)
+            size = (mask.shape[0], mask.shape[1])
+            if (other := _size(photograph)) != size:
+                shape = f"{size[0]}×{size[1]}"
+                expected = f"of the size of its photograph ({other[0]}×{other[1]})"
+                raise invalid(printable(file), expected, found=shape)
+            sizes.add(size)
+            counts = mask.flatten().long().bincount(minlength=256)
+            if 0 <= void < 256:
+                voids += int(counts[void])
+                counts[void] = 0
+            all_void += not counts.any()
+            for number in counts.nonzero().flatten().tolist():
+                first.setdefault(number, file)
+            pixels += counts
+        return cls(pixels, voids, sizes, first, all_void)
+
+
+def _check_numbers(counts: _Counts, classes: int, void: int) -> None:
+    if outside := [number for number in counts.first if number >= classes]:
+        number = min(outside)
+        expected = f"of class numbers from 0 to {classes - 1}, or {void} for void pixels"
+        pixels = count_noun(int(counts.pixels[number]), "pixel")
+        hint = "name more classes, or set void"
+        raise invalid(printable(counts.first[number]), expected, found=f"{number} ({pixels})", hint=hint)
+
+
+def _warn(found: Mapping[SplitName, _Counts], names: Sequence[str]) -> None:
+    trained = found["train"].pixels[: len(names)].tolist()
+    if absent := [name for name, count in zip(names, trained, strict=True) if not count]:
+        warnings.warn(f"no training pixel is of {count_classes(absent)}", stacklevel=3)
+    for split, counts in found.items():
+        if counts.all_void:
+            masks = count_noun(counts.all_void, f"{split} mask")
+            warnings.warn(
+                f"{masks} without a labelled pixel: nothing is learned or measured there", stacklevel=3
+            )
+
+
+def _decode(photograph: str, mask: str) -> tuple[Tensor, Tensor]:
+    """Return pixels `(3, height, width)` uint8 and numbers `(height, width)` uint8."""
+    numbers = _read_mask(mask)
+    with _readable(photograph), open_image(Path(photograph)) as image:
+        pixels = to_pixels(image, "RGB", (numbers.shape[0], numbers.shape[1]))
+    return pixels, numbers
+
+
+def _size(file: str) -> tuple[int, int]:
+    """Return height and width of a photograph that is turned upright."""
+    with _readable(file), open_image(Path(file)) as image:
+        width, height = upright(image).size
+    return height, width
+
+
+def _read_mask(file: str) -> Tensor:
+    with _readable(file), open_image(Path(file)) as image:
+        numbers = np.array(load(image)) if image.mode in _ONE_INTEGER else None
+    if numbers is None:
+        expected = "a mask of one channel, whose pixels are class numbers"
+        hint = "convert its colours to numbers"
+        raise invalid(printable(file), expected, found=f"an image of mode {image.mode}", hint=hint)
+    if numbers.min() < 0 or numbers.max() > 255:
+        raise invalid(printable(file), "a mask of numbers from 0 to 255", found=f"{numbers.max()}")
+    return torch.from_numpy(numbers.astype(np.uint8))
+
+
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    """Name the file in the error if it cannot be decoded."""
+    try:
+        yield
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
+        found = f"data that cannot be read ({why_unreadable(error)})"
+        raise CorruptImageError(str(invalid(printable(file), "a readable image", found=found))) from error
+
+
+def _statistics(split: MaskSplit) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
+    count, total, squares = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    step = max(1, len(split) // _STATISTICS_IMAGES)
+    for index in range(0, len(split), step):
+        pixels = split[index][0].flatten(1).double() / 255
+        count += pixels.shape[1]
+        total += pixels.sum(dim=1)
+        squares += pixels.square().sum(dim=1)
+    mean = total / count
+    # Never below one grey level, so that a channel without contrast can be divided by it.
+    std = (squares / count - mean.square()).clamp(min=1 / 255**2).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())

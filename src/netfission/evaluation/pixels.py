@@ -1,0 +1,161 @@
+"""Measure maps of class probabilities against masks, batch by batch."""
+
+import torch
+from torch import Tensor
+
+from netfission.evaluation.metrics import CALIBRATION_BINS
+from netfission.utils.errors import check_positive_integer, describe, invalid
+
+_LEVELS = 4096  # of confidence, by which right and wrong pixels are ordered
+_SURE = 20.0  # the logarithm of the odds of a confidence from which all count as equal
+
+
+class PixelScores:
+    """Sums over the pixels of all batches, from which `result` computes the measures of a set.
+
+    No pixel is stored, so memory does not grow with the set. Void pixels count nowhere.
+
+    Args:
+        classes: number of classes, at least 2.
+        ignore_index: the label of void pixels; default none.
+
+    Raises:
+        ValueError: there are fewer than two classes.
+
+    Example:
+        >>> scores = PixelScores(classes=2, ignore_index=255)
+        >>> probabilities = torch.tensor([[[[0.8, 0.6, 0.9]], [[0.2, 0.4, 0.1]]]])  # one image, 1 × 3
+        >>> scores.add(probabilities.log(), torch.tensor([[[0, 1, 255]]]))
+        >>> measures = scores.result()
+        >>> round(measures["mean_iou"], 3), round(measures["ece"], 3)
+        (0.25, 0.4)
+        >>> scores.class_iou().tolist()
+        [0.5, 0.0]
+    """
+
+    def __init__(self, classes: int, ignore_index: int | None = None) -> None:
+        check_positive_integer("classes", classes)
+        if classes < 2:
+            raise invalid("classes", "at least 2", classes)
+        self.classes = classes
+        self.ignore_index = ignore_index
+        self._confusion = torch.zeros(classes, classes, dtype=torch.int64)  # label × prediction
+        self._nll = self._brier = 0.0
+        self._gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
+        self._ranked = torch.zeros(2, _LEVELS, dtype=torch.int64)  # wrong and right pixels per confidence
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels that were counted."""
+        return int(self._confusion.sum())
+
+    @torch.no_grad()
+    def add(self, log_probabilities: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            log_probabilities: `(batch, classes, height, width)`, floating point, natural logarithms, as of
+                `netfission.ensemble.ensemble_log_probabilities`.
+            labels: `(batch, height, width)`, int64, in [0, classes) or void.
+
+        Raises:
+            ValueError: a shape or type differs, a label is out of range, or probabilities are not finite.
+        """
+        kept, labels = self._labelled(log_probabilities, labels)
+        if not len(labels):
+            return
+        probabilities = kept.exp()
+        largest, answers = probabilities.max(dim=1)
+        right = answers == labels
+        pairs = labels * self.classes + answers
+        self._confusion += pairs.bincount(minlength=self.classes**2).view_as(self._confusion).cpu()
+        of_label = kept.gather(1, labels[:, None]).squeeze(1)
+        self._nll -= of_label.sum().item()
+        # Σ (p − 1)² over the label and p² over the others
+        self._brier += (probabilities.square().sum(dim=1) - 2 * of_label.exp() + 1).sum().item()
+        bins = (largest * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        self._gaps += bins.bincount(largest - right.double(), minlength=CALIBRATION_BINS).cpu()
+        odds = torch.special.logit(largest, eps=1e-12).clamp(-_SURE, _SURE)
+        level = ((odds + _SURE) / (2 * _SURE) * (_LEVELS - 1)).round().long()
+        ranked = (right * _LEVELS + level).bincount(minlength=2 * _LEVELS)
+        self._ranked += ranked.view_as(self._ranked).cpu()
+
+    def class_iou(self) -> Tensor:
+        """Return the intersection over union of each class, float64 `(classes,)`.
+
+        It is TP / (TP + FP + FN) of all pixels; NaN for a class that is neither a label nor predicted.
+        """
+        both = self._confusion.diagonal().double()
+        return both / (self._confusion.sum(0) + self._confusion.sum(1) - both)
+
+    def result(self) -> dict[str, float]:
+        """Return the measures of all pixels that were counted.
+
+        - `mean_iou`: mean of `class_iou` over the classes that occur, in [0, 1].
+        - `pixel_accuracy`: share of the pixels that are right.
+        - `nll`: mean negative log-likelihood in nats.
+        - `ece`: expected calibration error in [0, 1], with 15 bins of equal width (Guo et al. 2017).
+        - `brier`: mean squared error summed over classes, in [0, 2].
+        - `error_auroc`: probability that a wrong pixel is less confident than a right one (Hendrycks &
+          Gimpel 2017); NaN if all are right or all are wrong.
+        - `aurc`: mean error of the most confident pixels, over all shares of pixels (Geifman &
+          El-Yaniv 2017).
+
+        Confidence is the largest probability; the last two tell 4,096 levels of it apart.
+
+        Raises:
+            ValueError: no pixel was counted.
+        """
+        if not self.pixels:
+            raise invalid("masks", "of at least one pixel that is not void", found="none")
+        wrong, right = self._ranked.double()
+        return {
+            "mean_iou": self.class_iou().nanmean().item(),
+            "pixel_accuracy": self._confusion.diagonal().sum().item() / self.pixels,
+            "nll": self._nll / self.pixels,
+            "ece": self._gaps.abs().sum().item() / self.pixels,
+            "brier": self._brier / self.pixels,
+            "error_auroc": _auroc(wrong, right),
+            "aurc": _aurc(wrong, right),
+        }
+
+    def _labelled(self, log_probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of the pixels that are not void, `(pixels, classes)` float64, and their labels."""
+        if log_probabilities.ndim != 4 or not log_probabilities.is_floating_point():
+            expected = "floats of shape (batch, classes, height, width)"
+            raise invalid("log_probabilities", expected, found=describe(log_probabilities))
+        batch, classes, *size = log_probabilities.shape
+        if classes != self.classes:
+            found = describe(log_probabilities)
+            raise invalid("log_probabilities", f"of {self.classes} classes", found=found)
+        if labels.dtype != torch.int64 or labels.shape != (batch, *size):
+            raise invalid("labels", f"int64 of shape {(batch, *size)}", found=describe(labels))
+        rows = log_probabilities.movedim(1, -1).reshape(-1, classes)
+        labels = labels.reshape(-1)
+        if self.ignore_index is not None:
+            counts = labels != self.ignore_index
+            rows, labels = rows[counts], labels[counts]
+        outside = labels[(labels < 0) | (labels >= classes)]
+        if len(outside):
+            found = f"{int(outside[0])} ({len(outside)} pixels out of range)"
+            raise invalid("labels", f"class numbers from 0 to {classes - 1}", found=found)
+        rows = rows.double()
+        if not bool(((rows.exp().sum(dim=1) - 1).abs() <= 1e-3).all()):
+            raise invalid("log_probabilities", "the output of log_softmax", found="others")
+        return rows, labels
+
+
+def _auroc(wrong: Tensor, right: Tensor) -> float:
+    """Return the area by the numbers of wrong and right pixels at each level of confidence, rising."""
+    below = wrong.cumsum(0) - wrong / 2  # wrong pixels that are less confident, ties by half
+    pairs: Tensor = wrong.sum() * right.sum()
+    return ((below * right).sum() / pairs).item()
+
+
+def _aurc(wrong: Tensor, right: Tensor) -> float:
+    wrong, both = wrong.flip(0), (wrong + right).flip(0)  # the most confident first
+    before, errors = both.cumsum(0) - both, wrong.cumsum(0) - wrong
+    # Within a level, errors are spread evenly: its risk is that at the pixel in its middle.
+    middle = (both + 1) / 2
+    risk = (errors + wrong * middle / both.clamp(min=1)) / (before + middle)
+    return ((risk * both).sum() / both.sum()).item()

@@ -1,0 +1,187 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from netfission.data.mask_folders import load_masks
+from netfission.data.mask_transforms import MaskTransform
+
+SIZE = (6, 8)  # height and width
+
+
+def write(folder: Path, split: str, name: str, mask: np.ndarray | None, size: tuple[int, int] = SIZE) -> None:
+    for kind in ("images", "masks"):
+        (folder / split / kind).mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / split / "images" / f"{name}.png")
+    if mask is not None:
+        Image.fromarray(mask).save(folder / split / "masks" / f"{name}.png")
+
+
+def mask(*rows: int) -> np.ndarray:
+    """A mask whose first rows have these numbers; the others are 0."""
+    numbers = np.zeros(SIZE, np.uint8)
+    numbers[: len(rows)] = np.array(rows, np.uint8)[:, None]
+    return numbers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "train", "a", mask(1, 2))
+    write(tmp_path, "train", "b", mask(2, 255, 255))
+    write(tmp_path, "val", "c", mask(1))
+    write(tmp_path, "test", "d", mask(2))
+    return tmp_path
+
+
+def test_splits_classes_and_pixels(folder: Path) -> None:
+    data = load_masks(folder)
+    assert data.classes == ["0", "1", "2"]
+    assert (len(data.train), len(data.validation or ()), len(data.test)) == (2, 1, 1)
+    assert data.shape == (3, *SIZE)
+    assert data.pixels == {"train": [56, 8, 16, 16], "validation": [40, 8, 0, 0], "test": [40, 0, 8, 0]}
+    pixels, classes = data.train[1]
+    assert (pixels.dtype, classes.dtype) == (torch.uint8, torch.int64)
+    assert classes[:, 0].tolist() == [2, 255, 255, 0, 0, 0]
+    weights = data.class_weights() * torch.tensor([56, 8, 16])
+    torch.testing.assert_close(weights, torch.full((3,), 80 / 3))
+    both = torch.stack([pixels for pixels, _ in (data.train[0], data.train[1])]) / 255
+    assert data.mean == pytest.approx(both.mean((0, 2, 3)).tolist())
+    assert data.std == pytest.approx(both.std((0, 2, 3), correction=0).tolist())
+
+
+def test_splits_may_be_within_the_folders_of_images_and_masks(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for split in ("train", "val", "test"):
+        for kind in ("images", "masks"):
+            (other / kind).mkdir(parents=True, exist_ok=True)
+            (folder / split / kind).rename(other / kind / split)
+    (other / "classes.txt").write_text("road\nsky\ncar\n")
+    data = load_masks(other, memory_limit=0)  # decoded at each access
+    assert data.classes == ["road", "sky", "car"]
+    assert data.pixels["test"] == [40, 0, 8, 0]
+    assert data.train[0][1].equal(data.train[0][1])
+
+
+def test_a_photograph_is_turned_upright_and_keeps_its_mask(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("RGB", SIZE).save(folder / "test" / "images" / "d.png", exif=exif)
+    pixels, classes = load_masks(folder).test[0]
+    assert pixels.shape[1:] == classes.shape == SIZE
+
+
+def test_masks_of_other_types_hold_numbers_too(folder: Path) -> None:
+    palette = Image.fromarray(mask(1))
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.save(folder / "test" / "masks" / "d.png")
+    Image.fromarray(mask(1).astype(np.uint16)).save(folder / "val" / "masks" / "c.png")
+    data = load_masks(folder)
+    assert data.pixels["test"] == data.pixels["validation"] == [40, 8, 0, 0]
+
+
+def test_a_class_that_never_occurs_is_warned_of(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="no training pixel is of sky$"):
+        data = load_masks(folder, classes=["road", "tree", "car", "sky"])
+    assert data.class_weights()[3] == 0
+
+
+def test_a_mask_of_void_alone_is_warned_of(folder: Path) -> None:
+    write(folder, "train", "b", mask(*[255] * 6))
+    with pytest.warns(UserWarning, match="1 train mask without a labelled pixel"):
+        assert len(load_masks(folder).train) == 2
+
+
+def test_masks_without_a_photograph_are_left_out(folder: Path) -> None:
+    (folder / "train" / "images" / "b.png").unlink()
+    assert load_masks(folder).left_out == {"masks without a photograph": 1}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "message"),
+    [
+        (
+            lambda folder: write(folder, "train", "a", mask(1), (12, 8)),
+            {},
+            r"a.png must be of the size of its photograph \(12×8\), got 6×8$",
+        ),
+        (
+            lambda folder: write(folder, "test", "d", mask(7)),
+            {},
+            r"d.png must be of class numbers from 0 to 2, or 255 for void pixels, got 7 \(8 pixels\);",
+        ),
+        (
+            lambda folder: write(folder, "val", "c", np.zeros((*SIZE, 3), np.uint8)),
+            {},
+            r"c.png must be a mask of one channel, whose pixels are class numbers, got .* mode RGB;",
+        ),
+        (
+            lambda folder: write(folder, "train", "z", None),
+            {},
+            r"masks must be a folder with a mask of each photograph, got none of .*z.png$",
+        ),
+        (
+            lambda folder: write(folder, "test", "d", mask(*[255] * 6)),
+            {},
+            r"the test masks of .* must be labelled, got void pixels alone$",
+        ),
+        (
+            lambda folder: (folder / "train" / "masks" / "a.png").write_bytes(b"no image"),
+            {},
+            r"a.png must be a readable image, got data that cannot be read",
+        ),
+        (lambda folder: None, {"classes": ["road"]}, "classes must be two or more, got 1 in"),
+        (
+            lambda folder: (folder / "classes.txt").write_text("road\nroad\n"),
+            {},
+            r"classes.txt must be a list of distinct names, one per line, got a name twice",
+        ),
+    ],
+)
+def test_bad_folders_are_refused(folder: Path, spoil, settings, message: str) -> None:
+    spoil(folder)
+    with pytest.raises(ValueError, match=message) as raised, warnings.catch_warnings(action="ignore"):
+        load_masks(folder, **settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_layouts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a folder with SPLIT/images and SPLIT/masks, or images/SPL"):
+        load_masks(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_masks(tmp_path / "none")
+    write(tmp_path, "train", "a", mask(1))
+    with pytest.raises(ValueError, match="with a test or validation split, got train"):
+        load_masks(tmp_path)
+
+
+def test_mask_and_photograph_change_alike() -> None:
+    numbers = torch.arange(6 * 8).reshape(6, 8)
+    pixels = numbers.expand(3, 6, 8).to(torch.uint8)
+    transform = MaskTransform((6, 8), scale=(1, 1), void=255)
+    seen = set()
+    for seed in range(8):
+        image, classes = transform(pixels, numbers, seed)
+        assert image[0].equal(classes.to(torch.uint8))
+        seen.add(bool(classes.equal(numbers)))
+    assert seen == {False, True}  # mirrored or not
+
+
+def test_beyond_the_photograph_is_void() -> None:
+    pixels, numbers = torch.full((3, 4, 4), 200, dtype=torch.uint8), torch.ones(4, 4, dtype=torch.int64)
+    image, classes = MaskTransform((8, 8), scale=(0.5, 1.5), color_jitter=0.5, void=9)(pixels, numbers, 0)
+    assert set(classes.unique().tolist()) == {1, 9}
+    assert (image[:, classes == 9] == 0).all()
+    again = MaskTransform((8, 8), scale=(0.5, 1.5), color_jitter=0.5, void=9)(pixels, numbers, 0)
+    assert image.equal(again[0])
+    assert classes.equal(again[1])
+
+
+def test_bad_transforms_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scale must be two positive factors, the smaller first, got"):
+        MaskTransform((8, 8), scale=(2, 1))
+    with pytest.raises(ValueError, match=r"color_jitter must be in \[0, 1\], got 2"):
+        MaskTransform((8, 8), color_jitter=2)
