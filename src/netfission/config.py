@@ -15,6 +15,7 @@ from netfission.utils.errors import (
 )
 from netfission.utils.typed import typed
 
+CORRUPTION_IMAGES = 1000  # test images at most that are corrupted, unless a number is asked for
 DEFAULT_RISK = 0.05  # accepted share of wrong answers, where a network abstains by default
 
 LARGEST_INTEGER = 2**31 - 1  # of a setting

@@ -16,7 +16,7 @@ from netfission.data.images import to_pixels
 from netfission.evaluation import evaluate_logits
 from netfission.runs.folder import RunFolder
 
-N = 7  # images
+N = 12  # images
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def published(tmp_path):
     generator = np.random.default_rng(0)
     for name in (*CORRUPTIONS, "saturate"):
         np.save(folder / f"{name}.npy", generator.integers(0, 256, (5 * N, 9, 9, 3), dtype=np.uint8))
-    np.save(folder / "labels.npy", np.tile(generator.permutation(10)[:N], 5))
+    np.save(folder / "labels.npy", np.tile(generator.permutation([*range(10), 3, 4]), 5))
     return folder
 
 
@@ -41,7 +41,7 @@ def test_figures_are_of_the_images_of_each_corruption_and_strength(run, publishe
     shown = capsys.readouterr().out
     kept = json.loads(run.corruptions.read_text())
     assert (kept["n"], kept["library"], list(kept["corruptions"])) == (N, "CIFAR-10-C", list(CORRUPTIONS))
-    assert "7 images, CIFAR-10-C; without corruption: accuracy" in shown
+    assert "12 images, CIFAR-10-C; without corruption: accuracy" in shown
     assert kept["clean"]["ensemble"]["top1"] == pytest.approx(run.load_reliability().scaled.metrics["top1"])
     classifier = Classifier.from_pretrained(run.path)
     labels = torch.from_numpy(np.load(published / "labels.npy")[:N])
@@ -57,12 +57,24 @@ def test_figures_are_of_the_images_of_each_corruption_and_strength(run, publishe
 
 def test_fewer_images_are_a_random_choice_of_them(run, published):
     assert main(["evaluate", str(run.path), "--corrupted", str(published), "--corruption-images", "3"]) == 0
-    assert json.loads(run.corruptions.read_text())["n"] == 3
+    kept = json.loads(run.corruptions.read_text())
+    assert kept["n"] == 3
+    seed = run.load_config().fission.seed
+    rows = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:3].sort().values
+    assert rows.tolist() != [0, 1, 2]
+    classifier = Classifier.from_pretrained(run.path)
+    pixels = open_corrupted(published, classifier.spec.classes, (1, 8, 8)).pixels("fog", 2, rows)
+    labels = torch.from_numpy(np.load(published / "labels.npy"))[rows]
+    logits = classifier.logits(pixels).double() / classifier.temperature
+    by_hand = evaluate_logits(logits, labels, average=classifier.spec.average)
+    assert kept["corruptions"]["fog"][1]["ensemble"]["nll"] == pytest.approx(
+        by_hand.ensemble["nll"], rel=1e-4
+    )
 
 
 def test_images_of_the_networks_size_are_read_as_they_are(published):
     corrupted = open_corrupted(published, [*"abcdefghij"], (3, 9, 9))
-    rows = torch.tensor([6, 0])
+    rows = torch.tensor([N - 1, 0])
     expected = np.load(published / "snow.npy")[[2 * N - 1, N]].transpose(0, 3, 1, 2)
     assert corrupted.pixels("snow", 2, rows).numpy().tolist() == expected.tolist()
 
@@ -88,14 +100,15 @@ def _with(name, array):
         (shutil.rmtree, "which does not exist"),
         (_without("labels"), "without labels.npy"),
         (_without("frost"), "without frost.npy"),
-        (_with("labels", np.arange(5 * N)), "whose labels.npy is int64 (35,)"),
-        (_with("labels", np.zeros(5 * N + 1, dtype=int)), "whose labels.npy is int64 (36,)"),
-        (_with("labels", np.zeros(5 * N)), "whose labels.npy is float64 (35,)"),
-        (_with("labels", np.full(5 * N, 10)), "got labels from 10 to 10"),
-        (_with("labels", np.full(5 * N, -1)), "got labels from -1 to -1"),
+        (_with("labels", np.arange(5 * N)), "whose labels.npy is int64 (60,)"),
+        (_with("labels", np.zeros(5 * N + 1, dtype=int)), "whose labels.npy is int64 (61,)"),
+        (_with("labels", np.zeros(5 * N)), "whose labels.npy is float64 (60,)"),
+        (_with("labels", np.full(5 * N, 10)), "got 1 labels from 10 to 10"),
+        (_with("labels", np.tile(np.arange(N) % 9, 5)), "images of the network's 10 classes, got 9 labels"),
+        (_with("labels", np.full(5 * N, -1)), "got 1 labels from -1 to -1"),
         (
             _with("fog", np.zeros((5 * N, 9, 9, 3))),
-            "fog.npy must be an array of uint8 (35, height, width, 3)",
+            "fog.npy must be an array of uint8 (60, height, width, 3)",
         ),
         (_with("fog", np.zeros((4, 9, 9, 3), np.uint8)), "got uint8 (4, 9, 9, 3)"),
         (lambda folder: (folder / "fog.npy").write_bytes(b"fog"), "fog.npy must be an array of NumPy"),
@@ -110,6 +123,11 @@ def test_another_layout_is_one_line(run, published, damage, message, capsys):
     assert message in error
     assert error.count("\n") == 1
     assert not run.corruptions.exists()
+
+
+def test_an_empty_name_is_no_folder(run, capsys):
+    assert main(["evaluate", str(run.path), "--corrupted", ""]) == 2
+    assert "--corrupted must be a folder, got ''" in capsys.readouterr().err
 
 
 def test_published_images_and_a_corruption_of_ones_own_exclude_each_other(run, published, capsys):

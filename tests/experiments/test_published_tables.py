@@ -102,6 +102,24 @@ def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
             assert f"| {' | '.join(cells)} |" in page
 
 
+def test_the_documentation_shows_what_batches_of_few_images_gave():
+    runs = json.loads((ROOT / "results" / "finetune_batches.json").read_text())["runs"]
+
+    def accuracy(images: int, batch: int) -> str:
+        values = [
+            run["validation_accuracy"]
+            for run in runs
+            if (run["training_images"], run["batch_size"], run["learning_rate"]) == (images, batch, 5e-4)
+        ]
+        assert len(values) == 3
+        return f"{100 * sum(values) / 3:.0f} %"
+
+    page = " ".join((ROOT / "docs" / "how-to" / "image-folder.md").read_text().split())
+    few, small, large = 60, accuracy(60, 8), accuracy(60, 64)
+    assert f"fine-tuned on {few} images have an accuracy of {small} with batches of 8 and {large}" in page
+    assert f"on 200 images {accuracy(200, 16)} with batches of 16 and {accuracy(200, 64)} with" in page
+
+
 @pytest.mark.parametrize("scale", ["flowers-40"])
 def test_the_documentation_shows_what_temperature_scaling_gave(scale):
     folder, page = ROOT / "results" / f"finetune-{scale}", (ROOT / "docs" / "results.md").read_text()
@@ -113,6 +131,9 @@ def test_the_documentation_shows_what_temperature_scaling_gave(scale):
 
     contenders = {network["contender"] for network in networks if network["seed"] == 2}
     assert len(contenders) == 4
+    for seed in range(3):
+        nll = {name: values(name, "scaled", "nll").values[seed] for name in contenders}
+        assert min(nll, key=nll.__getitem__) == "two linear exits after stage 4"
     for name in contenders:
         before, nll = values(name, "plain", "nll"), values(name, "scaled", "nll")
         ece_before, ece = values(name, "plain", "ece"), values(name, "scaled", "ece")

@@ -46,6 +46,18 @@ class Encoder(nn.Module):
         return self.head(self.encoder(tokens).mean(dim=1))
 
 
+class TokensBeforeImages(Encoder):
+    """The same with the tokens first, as encoder layers have them by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(12, 3, 24)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = nn.functional.pad(images[:, 0], (0, 4)) + self.positions(torch.eye(8))
+        return self.head(self.encoder(tokens.transpose(0, 1)).mean(dim=0))
+
+
 class TokensFirst(nn.Module):
     """A classifier whose last layers read an image's rows in another order."""
 
@@ -100,6 +112,20 @@ def test_each_member_is_the_network_with_other_singular_values(create, decompose
     assert not torch.allclose(logits[:, 0], logits[:, 1], atol=1e-3)
 
 
+@pytest.mark.parametrize("create", [small_vit, Encoder])
+def test_factors_and_weights_give_the_same_and_copies_work(create, tmp_path):
+    network = build(create, exits=3).eval()
+    layer = next(module for module in network.modules() if isinstance(module, SingularValueLinear))
+    rows = torch.rand(6, 5, layer.right.shape[1])
+    torch.testing.assert_close(layer(rows), layer.train()(rows))
+    layer.eval()
+    torch.save(network, tmp_path / "network.pt")
+    again = torch.load(tmp_path / "network.pt", weights_only=False)
+    images = torch.rand(5, 1, 8, 8)
+    assert torch.equal(again(images), network(images))
+    torch.testing.assert_close(network(images[2:3]), network(images)[2:3])
+
+
 def test_members_start_near_the_weight():
     layer = nn.Linear(40, 60)
     found = SingularValueLinear(layer, 5, torch.Generator().manual_seed(0))
@@ -142,6 +168,11 @@ def test_the_last_layer_of_an_mlp_as_wide_as_the_classes_is_no_classifier():
         (
             partial(create_model, "wrn-10-1", 10, in_channels=1),
             "a network with linear layers beside its classifier, got WideResNet without them",
+        ),
+        (
+            TokensBeforeImages,
+            "a network whose layers read batches with the images first, got one whose layer "
+            "'encoder.linear1' reads them otherwise",
         ),
         (
             TokensFirst,

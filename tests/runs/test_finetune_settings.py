@@ -41,6 +41,15 @@ def test_an_epoch_of_few_images_has_several_steps(given, expected):
     assert planned.single.training.batch_size == planned.ensemble.training.batch_size == expected
 
 
+def test_a_fine_tuning_goes_on_with_the_batch_size_that_it_began_with(tmp_path):
+    given = DIGITS | {"limit_per_class": 8}
+    single = RunFolder(tmp_path / "run").single.path
+    begun = plan_finetuning(given | {"batch_size": 64}, single)
+    assert plan_finetuning(given, single).single.training.batch_size == 8
+    RunFolder(tmp_path / "run").claim(begun.ensemble, resume=False)
+    assert plan_finetuning(given, single) == begun
+
+
 def test_a_model_by_name_starts_from_published_weights_unless_others_are_named():
     given = {"data": "digits", "model": "resnet10t", "image_size": 32}
     single = plan_finetuning(given, SINGLE).single

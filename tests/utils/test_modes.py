@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from netfission.utils.modes import trial_copy
 
@@ -38,6 +39,16 @@ def build(traced: bool) -> nn.Sequential:
         outer = nn.Sequential(fx.symbolic_trace(rest))
         rest = fx.GraphModule(outer, Outer().trace(outer))
     return nn.Sequential(Counting(), rest)
+
+
+def test_a_traced_part_with_a_graph_per_mode_keeps_its_own() -> None:
+    class Noisy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.dropout(images, 0.5, self.training)
+
+    extractor = create_feature_extractor(nn.Sequential(Noisy(), nn.Identity()), ["1"])
+    trial_copy(extractor).eval()(torch.ones(4, 2))
+    assert not torch.equal(extractor(torch.ones(1, 99))["1"], torch.ones(1, 99))
 
 
 @pytest.mark.parametrize("traced", [False, True])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.parser import Parser, flag_name
-from netfission.config import RunConfig
+from netfission.config import CORRUPTION_IMAGES, RunConfig
 from netfission.utils.errors import check_positive_integer, check_share, invalid
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from netfission.runs.folder import RunFolder
 
 MAX_ACCURACY_DROP = 0.2  # points of accuracy, of a cascade
-CORRUPTION_IMAGES = 1000
 _OF_CASCADE = ("max_accuracy_drop", "max_cost", "delta", "rule", "single")
 
 
@@ -101,7 +100,7 @@ def parser() -> Parser:
     parser.add(
         "--corrupted",
         str | None,
-        help="measure published corrupted images: the folder of CIFAR-10-C or CIFAR-100-C",
+        help="in place of --corruptions, measure published images: the folder of CIFAR-10-C or CIFAR-100-C",
         group=shift,
         metavar="FOLDER",
     )
@@ -120,6 +119,8 @@ def run(settings: Namespace) -> None:
 
     _refuse(settings, _OF_CASCADE, unless="cascade")
     _refuse(settings, ("feature_detectors",), unless="ood")
+    if settings.corrupted == "":
+        raise invalid("--corrupted", "a folder", "")
     if not settings.corrupted:
         _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.corrupted is not None and settings.corruptions:

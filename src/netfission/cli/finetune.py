@@ -138,7 +138,7 @@ def _shown_defaults() -> dict[str, Any]:
     in_words = {
         "model": None,
         "pretrained": "true, unless --weights or --finetuned is given",
-        "batch_size": "64, or less for few images, so that an epoch has 8 steps",
+        "batch_size": "that of the recipe, or less for few images: at least about 8 steps per epoch",
         "image_size": "the size that the model is made for, or else their own",
         "branch_after": "the last stage but one, for each",
         "linear_exits": "the last stage but one, twice",

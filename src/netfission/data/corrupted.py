@@ -59,7 +59,7 @@ def open_corrupted(folder: Path, classes: Sequence[str], shape: tuple[int, int, 
 
     Args:
         folder: with `labels.npy` and `NAME.npy` of the 15 corruptions. A label is the number of a class in
-            alphabetical order, as it is in both published sets.
+            alphabetical order, as it is in both published sets; each class has images.
         classes: names of the network's classes.
         shape: channels, height and width of the network's images.
 
@@ -78,9 +78,10 @@ def open_corrupted(folder: Path, classes: Sequence[str], shape: tuple[int, int, 
     if not n or rest or labels.dtype.kind not in "iu" or (labels.reshape(strengths, n) != labels[:n]).any():
         found = f"{folder}, whose labels.npy is {_described(labels)}"
         raise invalid("corrupted", f"{_LAYOUT}; labels are the same at each strength", found=found)
-    if labels.min() < 0 or labels.max() >= len(classes):
-        found = f"labels from {labels.min()} to {labels.max()}"
-        raise invalid("corrupted", f"of the network's {len(classes)} classes", found=found)
+    present = np.unique(labels)
+    if len(present) != len(classes) or (present != np.arange(len(classes))).any():
+        found = f"{len(present)} labels from {present[0]} to {present[-1]}"
+        raise invalid("corrupted", f"images of the network's {len(classes)} classes", found=found)
     for name in CORRUPTIONS:
         images = _array(folder / f"{name}.npy")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(labels), 3):

@@ -47,6 +47,8 @@ class MemberLinear(nn.Module):
 def find_classifiers(model: nn.Module, plan: BuildPlan, method: str) -> set[str]:
     """Return the names of the linear layers that run last and give logits (LeViT has two).
 
+    A hidden layer as wide as the classes counts as one if only classifiers follow it.
+
     Args:
         model: the network.
         plan: has images for the network.
@@ -57,10 +59,10 @@ def find_classifiers(model: nn.Module, plan: BuildPlan, method: str) -> set[str]
 
     Example:
         >>> from netfission.config import FissionConfig
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         >>> plan = BuildPlan(lambda seed: model, FissionConfig(), torch.zeros(2, 1, 8, 8))
-        >>> find_classifiers(model[:2], plan, "lora-ensemble")
-        {'1'}
+        >>> find_classifiers(model, plan, "lora-ensemble")
+        {'3'}
     """
     logits = (len(plan.example), count_classes(model, plan))
     shapes = output_shapes(model, plan.example)

@@ -25,6 +25,9 @@ NOISE = 0.01  # standard deviation at the start, of singular values relative to 
 class SingularValueLinear(nn.Module):
     """A linear layer per member, of shared frozen singular vectors: `W_m = U diag(s_m) V^T`.
 
+    In train mode the weights are computed once per batch; in eval mode, in which batches may be small, the
+    factors are applied to each row in turn.
+
     Args:
         layer: the layer, whose weight is decomposed.
         members: number of members; a batch holds equally many rows of each, those of member 0 first.
@@ -60,7 +63,10 @@ class SingularValueLinear(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map features `(members * batch, ..., inputs)` to `(members * batch, ..., outputs)`."""
         rows = features.unflatten(0, (len(self.values), -1)).flatten(1, -2)  # (members, rows, inputs)
-        outputs = rows @ self.weight().mT
+        if self.training:
+            outputs = rows @ self.weight().mT
+        else:
+            outputs = ((rows @ self.right.mT) * self.values.clamp(min=0).unsqueeze(1)) @ self.left.mT
         if self.bias is not None:
             outputs = outputs + self.bias.unsqueeze(1)
         joined: Tensor = outputs.reshape(*features.shape[:-1], -1)
@@ -134,7 +140,7 @@ class SingularValueEnsembleMethod(Method):
         model = models[0].requires_grad_(False)
         weight_layers(model, plan, method)
         classifiers = find_classifiers(model, plan, method)
-        inner = _layers_per_image(model, plan.example) - classifiers
+        inner = _layers_per_image(model, plan.example, method) - classifiers
         if not inner:
             expected = "a network with linear layers beside its classifier"
             raise unsuitable_model(method, expected, f"{type(model).__name__} without them")
@@ -158,10 +164,13 @@ class SingularValueEnsembleMethod(Method):
         return network
 
 
-def _layers_per_image(model: nn.Module, images: Tensor) -> set[str]:
+def _layers_per_image(model: nn.Module, images: Tensor, method: str) -> set[str]:
     """Return the names of linear layers that run on more rows if there are more images, and of attention.
 
     Others, such as those that compute a bias of positions (Swin v2), run once whatever the members.
+
+    Raises:
+        ValueError: a linear layer has the images in another dimension than the first.
     """
     few, many = (output_shapes(model, batch) for batch in (images, images.repeat(2, 1, 1, 1)))
     found = set()
@@ -170,7 +179,10 @@ def _layers_per_image(model: nn.Module, images: Tensor) -> set[str]:
         if isinstance(module, nn.MultiheadAttention):
             per_image = divides(module)
         else:
-            per_image = isinstance(module, nn.Linear) and many[name][0] == 2 * shape[0]
+            per_image = isinstance(module, nn.Linear) and many[name] != shape
+            if per_image and many[name][0] != 2 * shape[0]:
+                expected = "a network whose layers read batches with the images first"
+                raise unsuitable_model(method, expected, f"one whose layer {name!r} reads them otherwise")
         if per_image:
             found.add(name)
     return found

@@ -41,8 +41,9 @@ def run_plots(run: Run) -> Iterator[PlotSpec]:
         yield _spec(
             "corruptions",
             "Corrupted images",
-            f"Accuracy on {run.corruptions.n:,} test images without corruption (0) and at five strengths: "
-            f"one line per corruption ({len(run.corruptions.corruptions)}), and their mean.",
+            f"Accuracy without corruption (0) and on {run.corruptions.n:,} images at five strengths "
+            f"({run.corruptions.library}): one line per corruption ({len(run.corruptions.corruptions)}), and "
+            "their mean.",
             partial(figures.corruption, run.corruptions),
         )
     if isinstance(run.network, FissionNetwork):

@@ -25,6 +25,7 @@ from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.effects import unmet_condition, with_recipe
 from netfission.methods.registry import find_method
 from netfission.models import create_model
+from netfission.runs.folder import RunFolder
 from netfission.surgery.backbone import cut, late_branches
 from netfission.surgery.example import input_size
 from netfission.tasks.registry import check_classifies
@@ -69,7 +70,7 @@ def plan_finetuning(
     """Choose the settings of the two runs of a fine-tuning.
 
     Settings that are not given are those of the recipe, and of the ensemble `OF_TRAINED_WEIGHTS` in
-    `netfission.config`. Of few images, batches are smaller, see `batch_size`. Images have the size that the
+    `netfission.config`. With few images, batches are smaller, see `batch_size`. Images have the size that the
     model is made for. Those of a network that is
     fine-tuned already are normalised as for that network, or as its model is made for. The network is divided
     if several exits are given, or where they leave. They leave late, and linear exits after the same stage.
@@ -103,7 +104,8 @@ def plan_finetuning(
     check_classifies(config, "finetune")
     source = find_source(config.data.data)
     if "batch_size" not in common:
-        common["batch_size"] = batch_size(_training_images(config, source), config.training.batch_size)
+        images = _training_images(config, source)
+        common["batch_size"] = _begun_with(single) or batch_size(images, config.training.batch_size)
     model, shape = _model_and_shape(config, source)
     of_model = _of_model(model, shape, normalisation=finetuned is not None)
     data = config.to_dict() | {name: value for name, value in of_model.items() if common.get(name) is None}
@@ -118,6 +120,16 @@ def plan_finetuning(
     if ensemble.fission.exits + len(ensemble.fission.linear_exits or ()) == 1:
         raise invalid("linear_exits", "one or more unless exits is 2 or more", given["linear_exits"])
     return FinetunePlan(config, ensemble, finetuned is not None)
+
+
+def _begun_with(single: Path) -> int | None:
+    """Return the batch size of a fine-tuning that has begun; None if it has not.
+
+    Earlier versions had one batch size for any number of images.
+    """
+    ensemble = RunFolder(single.parent)
+    begun = single.name == ensemble.single.path.name and ensemble.config.is_file()
+    return ensemble.load_config().training.batch_size if begun else None
 
 
 def batch_size(images: int, largest: int) -> int:

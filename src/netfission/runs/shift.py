@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
-from netfission.config import RunConfig
+from netfission.config import CORRUPTION_IMAGES, RunConfig
 from netfission.data import ImageData, Split, StreamedSplit, TensorSplit
 from netfission.data.batches import decode_batches
 from netfission.data.corrupted import CORRUPTIONS, STRENGTHS, open_corrupted
@@ -44,7 +44,6 @@ from netfission.utils.files import write_json
 
 T = TypeVar("T")
 Transform = Callable[[Tensor], Tensor]
-CORRUPTION_IMAGES = 1000  # test images at most that are corrupted, unless a number is asked for
 DETECTOR_IMAGES = 50_000  # training images at most that detectors are fitted to, the number of CIFAR
 # Data sets that are made of the run's own test images.
 TRANSFORMS: dict[str, Transform] = {
@@ -189,7 +188,11 @@ def _published_images(
         return (published.pixels(name, strength, part) for part in rows.split(EVALUATION_BATCH))
 
     return _CorruptibleImages(
-        _pixels(data.test, workers=0), data.test.labels, corrupted, published.labels[rows], folder.name
+        _pixels(data.test, workers=0),
+        data.test.labels,
+        corrupted,
+        published.labels[rows],
+        folder.resolve().name,
     )
 
 

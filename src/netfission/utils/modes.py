@@ -54,7 +54,12 @@ def trial_copy(module: _Module) -> _Module:
         (0, True)
     """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
-    traced = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    traced = [
+        part
+        for part in module.modules()
+        if isinstance(part, fx.GraphModule)
+        and type(part).train is nn.Module.train  # torchvision's compiles another graph in each mode
+    ]
     for part in module.modules():  # most of what a module consists of are its empty tables of hooks
         memo |= {
             id(value): type(value)() for value in vars(part).values() if type(value) in _TABLES and not value
