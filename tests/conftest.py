@@ -9,12 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+# No test depends on how fast the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def settings(**changes) -> RunConfig:

@@ -55,7 +55,8 @@ def test_figures_are_of_the_images_of_each_corruption_and_strength(run, publishe
     assert run.load_corruptions().n == N
 
 
-def test_fewer_images_are_a_random_choice_of_them(run, published):
+def test_fewer_images_are_a_random_choice_of_them(run, published, monkeypatch):
+    monkeypatch.setattr("netfission.runs.shift.CORRUPTIONS", ["fog"])
     assert main(["evaluate", str(run.path), "--corrupted", str(published), "--corruption-images", "3"]) == 0
     kept = json.loads(run.corruptions.read_text())
     assert kept["n"] == 3
@@ -116,12 +117,18 @@ def _with(name, array):
         (_with("fog", np.array([print])), "fog.npy must be an array of NumPy"),
     ],
 )
-def test_another_layout_is_one_line(run, published, damage, message, capsys):
+def test_another_layout_is_refused(published, damage, message):
     damage(published)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        open_corrupted(published, [*"0123456789"], (1, 8, 8))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_refused_writes_nothing(run, published, capsys):
+    (published / "frost.npy").unlink()
     assert main(["evaluate", str(run.path), "--corrupted", str(published)]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert capsys.readouterr().err.count("\n") == 1
     assert not run.corruptions.exists()
 
 

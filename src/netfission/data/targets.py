@@ -111,7 +111,7 @@ def read_labels(table: Path) -> TargetRows:
     columns = _Columns(table)
     named = [name for name in columns.targets if name.casefold() in LABEL_COLUMNS]
     if not named:
-        return columns.rows(_truth)
+        return columns.rows(_truth, "0 or 1 per label")
     if len(columns.targets) > 1:
         found = " and ".join(list(columns.targets)[:4])
         expected = "a table with one column of names of labels, or with one column of 0 and 1 per label"
@@ -142,23 +142,19 @@ def read_numbers(table: Path) -> TargetRows:
         >>> found.names, [row.label for row in found.rows]
         (['road'], ['0.25'])
     """
-    return _Columns(table).rows(_number)
+    return _Columns(table).rows(_number, "a finite number per target")
 
 
-def _truth(cell: str) -> float:
-    if cell.casefold() not in _TRUTH:
-        raise ValueError("a table with 0 or 1 per label")
-    return _TRUTH[cell.casefold()]
+def _truth(cell: str) -> float | None:
+    return _TRUTH.get(cell.casefold())
 
 
-def _number(cell: str) -> float:
+def _number(cell: str) -> float | None:
     try:
         value = float(cell)
     except ValueError:
-        value = np.nan
-    if not isfinite(value):
-        raise ValueError("a table with a finite number per target")
-    return value
+        return None
+    return value if isfinite(value) else None
 
 
 class _Columns:
@@ -185,11 +181,25 @@ class _Columns:
         self.numbers = [number for number, _ in numbered]
         self.cells = [cells for _, cells in numbered]
 
-    def rows(self, convert: Callable[[str], float]) -> TargetRows:
-        """Return the rows with all columns of targets."""
+    def rows(self, convert: Callable[[str], float | None], valid: str) -> TargetRows:
+        """Return the rows with all columns of targets.
+
+        Args:
+            convert: cell → its value; None for a cell that is not valid.
+            valid: what is valid.
+
+        Raises:
+            ValueError: a cell is not valid.
+        """
         values = []
-        for number, cells in zip(self.numbers, self.cells, strict=True):
-            values.append([self._value(convert, name, cells, number) for name in self.targets])
+        for row, cells in zip(self.numbers, self.cells, strict=True):
+            found = {name: convert(cells[column]) for name, column in self.targets.items()}
+            values.append([value for value in found.values() if value is not None])
+            if missing := [name for name, value in found.items() if value is None]:
+                cell = cells[self.targets[missing[0]]]
+                what = f"{cell!r}" if cell else "no value"
+                where = f"{what} for {missing[0]} in row {row}"
+                raise invalid(str(self.table), f"a table with {valid}", found=where)
         return TargetRows(list(self.targets), self.with_values(values))
 
     def with_values(self, values: Sequence[Sequence[float]]) -> list[Row]:
@@ -203,14 +213,6 @@ class _Columns:
             )
             for number, cells, of_image in zip(self.numbers, self.cells, values, strict=True)
         ]
-
-    def _value(self, convert: Callable[[str], float], name: str, cells: Sequence[str], row: int) -> float:
-        cell = cells[self.targets[name]]
-        try:
-            return convert(cell)
-        except ValueError as error:
-            found = f"{cell!r} for {name} in row {row}" if cell else f"no value for {name} in row {row}"
-            raise invalid(str(self.table), str(error), found=found) from error
 
 
 def _positives(values: Values) -> list[int]:
