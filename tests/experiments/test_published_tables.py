@@ -91,7 +91,7 @@ def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
 
 def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
     page = (ROOT / "docs" / "results.md").read_text()
-    for scale in ("cifar100", "flowers-40", "resnet"):
+    for scale in ("cifar100", "third", "flowers-40", "resnet"):
         folder = ROOT / "results" / f"finetune-{scale}"
         _, table, *_ = (folder / "comparison.md").read_text().split("\n\n")
         assert table.strip() in page
@@ -100,6 +100,31 @@ def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
         for line in differences.splitlines()[1:]:
             cells = re.split(r"\s{2,}", re.sub(r"(?<![a-z])-(?=\d)", "−", line.strip()))
             assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_documentation_shows_what_a_third_of_the_training_gave():
+    page = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    files = (ROOT / "results" / "finetune-third" / "records").iterdir()
+    records = [read_json(file, Record) for file in files]
+
+    def gain(metric: str) -> SeedValues:
+        after, before = (
+            SeedValues(
+                {
+                    record.seed: record.read_evaluation().ensemble[metric]
+                    for record in records
+                    if record.contender == name
+                }
+            )
+            for name in ("two linear exits after stage 4, 2 epochs", "fine-tuned network")
+        )
+        return after.minus(before)
+
+    accuracy, nll = gain("top1"), gain("nll")
+    low, high = (100 * (accuracy.mean + sign * accuracy.margin) for sign in (-1, 1))
+    assert f"the accuracy rises by {100 * accuracy.mean:.2f} points [{low:.2f}, {high:.2f}]" in page
+    low, high = (-nll.mean + sign * nll.margin for sign in (-1, 1))
+    assert f"the NLL falls by {-nll.mean:.3f} [{low:.3f}, {high:.3f}]" in page
 
 
 def test_the_documentation_shows_what_batches_of_few_images_gave():
