@@ -152,6 +152,32 @@ def test_unusual_features_score_higher_although_a_class_is_missing():
         assert usual.dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("name", "features", "message"),
+    [
+        (
+            "mahalanobis",
+            torch.rand(7, 6),
+            "left out with fewer than 8 training images, as there are 6 features, got 'mahalanobis' and 7",
+        ),
+        (
+            "vim",
+            torch.rand(2, 6),
+            "left out with fewer than 3 training images, as there are 6 features, got 'vim' and 2 images",
+        ),
+        (
+            "mahalanobis",
+            torch.zeros(8, 6),
+            "left out here, got 'mahalanobis'; the covariance of the features",
+        ),
+    ],
+)
+def test_features_without_a_covariance_to_rely_on_are_refused(name, features, message):
+    head = Head(torch.eye(2, 6), torch.zeros(2))
+    with pytest.raises(ValueError, match=f"^feature_detectors must be {message}"):
+        fit_detector(name, features, torch.arange(len(features)) % 2, head)
+
+
 def test_fewer_images_than_neighbours_are_all_neighbours():
     features = torch.eye(3)[[0] * 9 + [1]]
     score = fit_detector("knn", features, torch.zeros(10).long(), Head(torch.eye(2, 3), torch.zeros(2)))

@@ -164,7 +164,8 @@ def fit_detector(name: FeatureDetector, features: Tensor, labels: Tensor, head: 
         A function: features `(m, width)` → scores `(m,)`, higher for images that are less usual.
 
     Raises:
-        ValueError: the detector is unknown.
+        ValueError: the detector is unknown, or there are too few images for the covariance of their features:
+            for `mahalanobis` fewer than features and classes together, for `vim` than the dimension.
         MissingExtraError: the library is not installed.
 
     Example:
@@ -179,8 +180,14 @@ def fit_detector(name: FeatureDetector, features: Tensor, labels: Tensor, head: 
 
 
 def _fit_mahalanobis(features: Tensor, labels: Tensor, head: Head) -> FeatureScore:
-    _, dense = labels.unique(return_inverse=True)  # the library needs images of every class
-    return _scores(_library().Mahalanobis(None).fit_features(features, dense).predict_features)
+    classes, dense = labels.unique(return_inverse=True)  # the library needs images of every class
+    _check_images("mahalanobis", features, features.shape[1] + len(classes))
+    try:
+        fitted = _library().Mahalanobis(None).fit_features(features, dense)
+    except torch.linalg.LinAlgError as error:
+        hint = "the covariance of the features cannot be inverted, as some depend on others"
+        raise invalid("feature_detectors", "left out here", "mahalanobis", hint=hint) from error
+    return _scores(fitted.predict_features)
 
 
 def _fit_knn(features: Tensor, labels: Tensor, head: Head) -> FeatureScore:
@@ -189,7 +196,9 @@ def _fit_knn(features: Tensor, labels: Tensor, head: Head) -> FeatureScore:
 
 
 def _fit_vim(features: Tensor, labels: Tensor, head: Head) -> FeatureScore:
-    detector = _library().ViM(None, d=_principal_dimension(features.shape[1]), w=head.weight, b=head.bias)
+    dimension = _principal_dimension(features.shape[1])
+    _check_images("vim", features, dimension)
+    detector = _library().ViM(None, d=dimension, w=head.weight, b=head.bias)
     return _scores(detector.fit_features(features, labels).predict_features)
 
 
@@ -204,6 +213,14 @@ _FITS: dict[str, Callable[[Tensor, Tensor, Head], FeatureScore]] = {
     "vim": _fit_vim,
     "react": _fit_react,
 }
+
+
+def _check_images(name: str, features: Tensor, fewest: int) -> None:
+    """Refuse fewer images than the covariance of their features needs to have a meaning."""
+    images, width = features.shape
+    if images < fewest:
+        expected = f"left out with fewer than {fewest:,} training images, as there are {width:,} features"
+        raise invalid("feature_detectors", expected, found=f"{name!r} and {images:,} images")
 
 
 def _scores(predict: Callable[[Tensor], Tensor]) -> FeatureScore:
