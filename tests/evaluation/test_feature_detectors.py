@@ -165,17 +165,24 @@ def test_unusual_features_score_higher_although_a_class_is_missing():
             torch.rand(2, 6),
             "left out with fewer than 3 training images, as there are 6 features, got 'vim' and 2 images",
         ),
-        (
-            "mahalanobis",
-            torch.zeros(8, 6),
-            "left out here, got 'mahalanobis'; the covariance of the features",
-        ),
     ],
 )
 def test_features_without_a_covariance_to_rely_on_are_refused(name, features, message):
     head = Head(torch.eye(2, 6), torch.zeros(2))
     with pytest.raises(ValueError, match=f"^feature_detectors must be {message}"):
         fit_detector(name, features, torch.arange(len(features)) % 2, head)
+
+
+def test_features_whose_covariance_cannot_be_inverted_are_refused(monkeypatch):
+    def fit(*_):
+        return torch.linalg.inv(torch.zeros(2, 2))
+
+    monkeypatch.setattr(Mahalanobis, "fit_features", fit)
+    head = Head(torch.eye(2, 6), torch.zeros(2))
+    with pytest.raises(
+        ValueError, match=r"^feature_detectors must be left out here, got 'mahalanobis'; the cov"
+    ):
+        fit_detector("mahalanobis", torch.rand(8, 6), torch.arange(8) % 2, head)
 
 
 def test_fewer_images_than_neighbours_are_all_neighbours():

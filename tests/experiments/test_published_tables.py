@@ -127,6 +127,36 @@ def test_the_documentation_shows_what_a_third_of_the_training_gave():
     assert f"the NLL falls by {-nll.mean:.3f} [{low:.3f}, {high:.3f}]" in page
 
 
+@pytest.mark.parametrize("data", ["cifar100", "flowers-40"])
+def test_the_documentation_shows_how_other_images_are_told(data):
+    page = (ROOT / "docs" / "results.md").read_text()
+    networks = json.loads((ROOT / "results" / "finetune_ood.json").read_text())["networks"]
+    shown = [network for network in networks if network["data"] == data]
+    contenders = (
+        "fine-tuned network",
+        "fine-tuned network, itself as teacher",
+        "two linear exits after stage 4",
+    )
+
+    def values(contender: str, score: str, metric: str) -> SeedValues:
+        chosen = [one for one in shown if one["contender"] == contender and score in one["scores"]]
+        return SeedValues({one["seed"]: one["scores"][score][metric] for one in chosen})
+
+    for score in shown[-1]["scores"]:
+        cells = []
+        for contender in contenders:
+            for metric in ("auroc", "fpr95"):
+                found = values(contender, score, metric)
+                assert found.n in (0, 3)
+                cells.append(f"{100 * found.mean:.1f} ± {100 * found.deviation:.1f}" if found.n else "–")
+        assert f"| {score} | {' | '.join(cells)} |" in page
+    gain = values(contenders[2], "entropy", "auroc").minus(values(contenders[1], "entropy", "auroc"))
+    low, high = (100 * (gain.mean + sign * gain.margin) for sign in (-1, 1))
+    assert f"{100 * gain.mean:+.1f} [{low:+.1f}, {high:+.1f}] points".replace("-", "−") in page or (
+        f"{100 * gain.mean:+.1f} [{low:+.1f}, {high:+.1f}] here".replace("-", "−") in page
+    )
+
+
 def test_the_documentation_shows_what_batches_of_few_images_gave():
     runs = json.loads((ROOT / "results" / "finetune_batches.json").read_text())["runs"]
 

@@ -184,7 +184,7 @@ def _fit_mahalanobis(features: Tensor, labels: Tensor, head: Head) -> FeatureSco
     _check_images("mahalanobis", features, features.shape[1] + len(classes))
     try:
         fitted = _library().Mahalanobis(None).fit_features(features, dense)
-    except torch.linalg.LinAlgError as error:
+    except RuntimeError as error:  # of the inversion
         hint = "the covariance of the features cannot be inverted, as some depend on others"
         raise invalid("feature_detectors", "left out here", "mahalanobis", hint=hint) from error
     return _scores(fitted.predict_features)
