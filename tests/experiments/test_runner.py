@@ -252,7 +252,7 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
-        while len(list(tmp_path.glob("cmp/runs/*/metrics.csv"))) < 2:
+        while len(list(tmp_path.glob("cmp/runs/*/config.yaml"))) < 2:  # both have begun one
             assert process.poll() is None
             time.sleep(0.05)
         workers = [stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == process.pid]
