@@ -113,7 +113,7 @@ def find_file_column(header: Sequence[str], where: str) -> int:
         where: name of the table, for messages.
 
     Raises:
-        ValueError: there is none, or the table holds predictions.
+        ValueError: there is no such column, or the table holds predictions.
 
     Example:
         >>> find_file_column(["label", "path"], "labels.csv")

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from netfission.data.files import find_images
 from netfission.data.formats import load, open_image
 from netfission.data.images import to_pixels, upright, why_unreadable
+from netfission.data.load import MEMORY_LIMIT
 from netfission.data.split_names import SplitName, assign_splits
 from netfission.data.splits import CorruptImageError
 from netfission.data.summary import count_classes
@@ -27,7 +28,6 @@ from netfission.utils.errors import invalid
 from netfission.utils.text import count_noun, printable
 
 VOID = 255  # the number that masks give to pixels without a class, unless another is named
-MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
 _STATISTICS_IMAGES = 1024
 CLASS_NAMES = "classes.txt"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photographs")
@@ -86,7 +86,7 @@ class MaskData:
         mean: one number per channel, of pixels of the training split scaled to [0, 1].
         std: standard deviation, as `mean`.
         train: training split.
-        validation: validation split; None if there is none.
+        validation: validation split; None if the folder has no such split.
         test: test split.
         pixels: split → number of pixels of each class, and of void pixels at the end.
         left_out: reason → number of files that are in no split.

@@ -55,7 +55,7 @@ def find_classifiers(model: nn.Module, plan: BuildPlan, method: str) -> set[str]
         method: name of the method.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no linear layer runs last and gives logits.
 
     Example:
         >>> from netfission.config import FissionConfig

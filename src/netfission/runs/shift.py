@@ -181,8 +181,7 @@ def _published_images(
     folder: Path, classifier: Classifier, data: ImageData, images: int | None, seed: int
 ) -> _CorruptibleImages:
     published = open_corrupted(folder, classifier.spec.classes, data.shape)
-    order = torch.randperm(len(published.labels), generator=torch.Generator().manual_seed(seed))
-    rows = order[:images].sort().values
+    rows = _random_rows(len(published.labels), images, seed)
 
     def corrupted(name: str, strength: int) -> Iterable[Tensor]:
         return (published.pixels(name, strength, part) for part in rows.split(EVALUATION_BATCH))
@@ -303,11 +302,17 @@ def _sample(split: Split, images: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _random_part(split: Split, images: int, seed: int) -> Split:
     """Return a random choice of at most `images` images, in the split's order."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    rows = order[:images].sort().values
+    rows = _random_rows(len(split), images, seed)
     if isinstance(split, TensorSplit):
         return TensorSplit(split.images[rows], split.labels[rows])
     return StreamedSplit(split.records, split.rows[rows.numpy()], split.size)
+
+
+def _random_rows(count: int, images: int | None, seed: int) -> Tensor:
+    """Return a random choice of at most `images` of the numbers below `count`, sorted; all by default."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    rows: Tensor = order[:images].sort().values
+    return rows
 
 
 def _bar(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
