@@ -196,11 +196,6 @@ def test_a_file_that_cannot_be_written_is_named(run_folder, capsys, monkeypatch)
     [
         (["--risk", "0", "--cascade"], "--risk must be left out with --cascade, got 0"),
         (["--coverage", "0.9", "--cascade"], "--coverage must be left out with --cascade, got 0.9"),
-        (
-            ["--risk", "0.1", "--precision", "fp16"],
-            "--risk must be left out with --precision fp16, got 0.1; the calibration is of the network in "
-            "float32",
-        ),
         (["--coverage", "0.999"], "--coverage must be at most 0.99 with 145 calibration images, got 0.999; "),
         (["--score", "aps"], "--score must be left out without a coverage, got 'aps'"),
     ],
@@ -208,6 +203,14 @@ def test_a_file_that_cannot_be_written_is_named(run_folder, capsys, monkeypatch)
 def test_promises_that_the_file_cannot_keep_are_refused(run_folder, capsys, flags, message) -> None:
     assert message in refused(capsys, str(run_folder), *flags)
     assert not (run_folder / "model.onnx").exists()
+
+
+def test_a_calibration_on_other_images_promises_nothing_in_fewer_bits(run_folder, capsys) -> None:
+    file = run_folder / "calibration.json"
+    file.write_text(json.dumps(parse_json(file.read_text()) | {"fitted_on": "test images of pets"}))
+    error = refused(capsys, str(run_folder), "--risk", "0.1", "--precision", "fp16", "--format", "pt2")
+    assert "precision must be float32 with this calibration, got 'fp16'; the network in float32 was" in error
+    assert "calibrated on test images of pets" in error and not (run_folder / "model.pt2").exists()
 
 
 def test_a_file_whose_sets_or_marks_are_others_is_discarded(finished_run) -> None:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission.classifier.answer_settings import AnswerSettings
 from netfission.classifier.folder import NetworkSpec
 from netfission.data import load_data
 from netfission.data.splits import TensorSplit
+from netfission.evaluation.calibration import Calibration
 from netfission.export import export, export_reduced
 from netfission.export.check import check_outputs
-from netfission.export.predictor import OUTPUTS
+from netfission.export.predictor import OUTPUTS, PROMISED
 from netfission.methods.registry import METHODS
 from netfission.models import create_model
 from netfission.runs.setup import build_network, load_run_data, network_spec
@@ -24,6 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 SHAPE = (3, 16, 16)
+LIMITS = {"coverage": 0.8, "risk": 0.3, "delta": 0.2, "accept_false_alarms": 0.1}
 
 
 def pixels(n: int, *shape: int, seed: int = 0) -> Tensor:
@@ -251,7 +254,8 @@ def test_fewer_bits_are_fewer_and_their_change_is_measured(
 ) -> None:
     data, path = load_run_data(settings_of().data, 3), tmp_path / f"model.{format}"
     classifier = nf.Classifier.from_pretrained(finished_run)
-    done = export_reduced(classifier, path, data, precision=precision, format=format)
+    asked = AnswerSettings(**LIMITS, detector="mutual-information")
+    done = export_reduced(classifier, path, data, precision=precision, format=format, asked=asked)
     found, labels = run_file(path, data.validation.images), data.validation.labels
     expected = classifier.predict(data.validation.images)
     difference = (found["exit_probabilities"] - expected.exit_probabilities).abs().max().item()
@@ -265,6 +269,7 @@ def test_fewer_bits_are_fewer_and_their_change_is_measured(
     measured = metadata(path)["measured"]
     assert measured["n"] == len(labels) and measured["split"] == "validation"
     assert tuple(measured["accuracy"]) == done.change.accuracy
+    assert_promises_are_of_its_own_logits(found, labels, metadata(path), classifier, asked)
     if format == "onnx":
         proto = onnx.load(path)
         kinds = [
@@ -279,6 +284,24 @@ def test_fewer_bits_are_fewer_and_their_change_is_measured(
             assert scales and all(len(dims) == 1 and dims[0] > 1 for dims in scales.values())
 
 
+def assert_promises_are_of_its_own_logits(found, labels, written, classifier, asked) -> None:
+    logits = found["logits"].double() * written["temperature"]
+    own = Calibration.fit(logits, labels, average="logits")
+    assert written["temperature"] == pytest.approx(own.temperature, rel=1e-3)
+    assert written["temperature"] != classifier.temperature
+    own_classifier = nf.Classifier(classifier.network, classifier.spec, own)
+    limits = asked.limits(own_classifier)
+    promises = written["promises"]
+    assert promises["quantiles"] == pytest.approx(limits.quantiles, rel=1e-4)
+    assert promises["quantiles"] != asked.limits(classifier).quantiles
+    assert promises["alarm_above"] == pytest.approx(limits.detector.alarm_above, rel=1e-3)
+    assert promises["calibration_images"] == len(labels)
+    assert set(found) == {*OUTPUTS, *PROMISED}
+    covered = found["set"].gather(1, labels.unsqueeze(1)).double().mean().item()
+    assert covered >= LIMITS["coverage"]  # by the quantile's definition, of the images it is from
+    assert found["out_of_distribution"].double().mean() <= LIMITS["accept_false_alarms"]
+
+
 def assert_surroundings_are_in_float32(graph) -> None:
     """Normalisation, and all that is made of the logits."""
     made_by = {name: node.op_type for node in graph.node for name in node.output}
@@ -288,7 +311,7 @@ def assert_surroundings_are_in_float32(graph) -> None:
     assert {kinds[subtract.input[1]], kinds[multiply.input[1]]} == {onnx.TensorProto.FLOAT}
     for output in graph.output:
         assert made_by[output.name] != "DequantizeLinear", output.name
-        if output.name not in ("classes", "votes"):
+        if output.name in OUTPUTS and output.name not in ("classes", "votes"):
             assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
@@ -333,9 +356,6 @@ def test_without_a_validation_split_the_test_split_is_measured_on(digits, tmp_pa
     done = export_reduced(tiny(Tiny()), tmp_path / "model.onnx", shown, precision="fp16")
     assert done.change.n == 70
     assert metadata(tmp_path / "model.onnx")["measured"]["split"] == "test"
-
-
-LIMITS = {"coverage": 0.8, "risk": 0.3, "delta": 0.2, "accept_false_alarms": 0.1}
 
 
 def test_sets_bounds_and_marks_travel_with_the_file(finished_run, digits, tmp_path) -> None:

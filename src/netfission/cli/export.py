@@ -15,7 +15,8 @@ from netfission.utils.files import choose_format
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
     from torch import Tensor
 
-    from netfission.classifier import AnswerLimits, Classifier
+    from netfission.classifier import Classifier
+    from netfission.classifier.answer_settings import AnswerSettings
     from netfission.export.cascade import Plan
 
 
@@ -68,7 +69,8 @@ def run(settings: Namespace) -> None:
     if not folder.is_dir():
         raise invalid("run", "the folder of a run", found=str(folder))
     settings.format = _format(settings)
-    asked = AnswerSettings(**answer_options(settings))
+    answers = AnswerSettings(**answer_options(settings))
+    asked = None if answers == AnswerSettings() else answers
     _check_together(settings)
     out = _out(settings, folder)
     if settings.format == "onnx":
@@ -79,10 +81,9 @@ def run(settings: Namespace) -> None:
     if settings.cascade:
         print(_cascade(classifier, settings, folder, out))
     elif settings.precision == "float32":
-        limits = None if asked == AnswerSettings() else asked.limits(classifier)
-        print(_whole(classifier, settings, out, limits))
+        print(_whole(classifier, settings, out, asked))
     else:
-        print(_reduced(classifier, settings, out))
+        print(_reduced(classifier, settings, out, asked))
     print(f"wrote {out}")
 
 
@@ -107,15 +108,9 @@ def _check_together(settings: Namespace) -> None:
         if settings.precision == "int8":
             raise invalid("--precision", "float32 or fp16 unless --format is onnx", settings.precision)
     for name, value in answer_options(settings).items():
-        if value is None or value is False:  # a risk of 0 is asked for, too
-            continue
-        if settings.cascade:
+        asked = value is not None and value is not False  # a risk of 0 is asked for, too
+        if asked and settings.cascade:
             raise invalid(flag_name(name), "left out with --cascade", value)
-        if settings.precision != "float32":
-            hint = "the calibration is of the network in float32"
-            raise invalid(
-                flag_name(name), f"left out with --precision {settings.precision}", value, hint=hint
-            )
     if settings.precision != "float32":
         if settings.cascade:
             raise invalid("--precision", "float32 with --cascade", settings.precision)
@@ -139,16 +134,17 @@ def _out(settings: Namespace, folder: Path) -> Path:
     return out
 
 
-def _whole(classifier: Classifier, settings: Namespace, out: Path, limits: AnswerLimits | None) -> str:
+def _whole(classifier: Classifier, settings: Namespace, out: Path, asked: AnswerSettings | None) -> str:
     """Export in float32; return what to print."""
     from netfission.export import export
 
+    limits = None if asked is None else asked.limits(classifier)
     images, source = _images(classifier, settings)
     done = export(classifier, out, images, format=settings.format, opset=settings.opset, limits=limits)
     return _checked(done.difference, len(images), source)
 
 
-def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
+def _reduced(classifier: Classifier, settings: Namespace, out: Path, asked: AnswerSettings | None) -> str:
     """Export in fewer bits; return what that changes."""
     from netfission.export import export_reduced
     from netfission.export.samples import load_training_data
@@ -161,6 +157,7 @@ def _reduced(classifier: Classifier, settings: Namespace, out: Path) -> str:
         precision=settings.precision,
         format=settings.format,
         opset=settings.opset,
+        asked=asked,
         workers=workers,
     )
     split = "test" if data.validation is None else "validation"

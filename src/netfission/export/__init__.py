@@ -1,5 +1,6 @@
 """Export a trained network to a file that runs without netfission: ONNX, or PyTorch's own format."""
 
-from netfission.export.write import ExportResult, export, export_reduced
+from netfission.export.reduced import export_reduced
+from netfission.export.write import ExportResult, export
 
 __all__ = ["ExportResult", "export", "export_reduced"]

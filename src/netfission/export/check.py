@@ -21,6 +21,7 @@ from netfission.utils.errors import invalid
 from netfission.utils.text import decimal, percent
 
 TOLERANCE = 1e-4  # of probabilities
+NOT_FINITE = "the exported file is discarded: its probabilities are not finite"
 _BATCH = 64
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ def check_outputs(
     check_difference(difference, len(images))
     for outputs, expected in answers:
         _check_other_outputs(outputs, expected)
-        _check_promises(outputs, expected, limits, classifier.temperature)
+        check_promises(outputs, expected, limits, classifier.temperature)
     return difference
 
 
@@ -127,7 +128,7 @@ def measure_change(
         labels.append(batch_labels)
     difference = largest_magnitude(differences)
     if not difference <= 1:
-        raise RuntimeError("the exported file is discarded: its probabilities are not finite")
+        raise RuntimeError(NOT_FINITE)
     before, after = (
         classification_metrics(
             ensemble_log_probabilities(torch.cat(parts), classifier.spec.average), torch.cat(labels)
@@ -174,7 +175,7 @@ def _check_other_outputs(outputs: dict[str, Tensor], expected: Predictions) -> N
         _check_tolerance(name, differences.abs().max().item(), tolerance)
 
 
-def _check_promises(
+def check_promises(
     outputs: dict[str, Tensor], expected: Predictions, limits: AnswerLimits, temperature: float
 ) -> None:
     """Raise RuntimeError unless sets, bounds and marks are the expected ones.
