@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import re
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.cli import main
+from netfission.data import corrupted
 from netfission.data.corrupted import CORRUPTIONS, open_corrupted
 from netfission.data.images import to_pixels
 from netfission.evaluation import evaluate_logits
@@ -64,7 +67,7 @@ def test_fewer_images_are_a_random_choice_of_them(run, published, monkeypatch):
     rows = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:3].sort().values
     assert rows.tolist() != [0, 1, 2]
     classifier = Classifier.from_pretrained(run.path)
-    pixels = open_corrupted(published, classifier.spec.classes, (1, 8, 8)).pixels("fog", 2, rows)
+    pixels = open_corrupted(str(published), classifier.spec.classes, (1, 8, 8)).pixels("fog", 2, rows)
     labels = torch.from_numpy(np.load(published / "labels.npy"))[rows]
     logits = classifier.logits(pixels).double() / classifier.temperature
     by_hand = evaluate_logits(logits, labels, average=classifier.spec.average)
@@ -74,16 +77,16 @@ def test_fewer_images_are_a_random_choice_of_them(run, published, monkeypatch):
 
 
 def test_images_of_the_networks_size_are_read_as_they_are(published):
-    corrupted = open_corrupted(published, [*"abcdefghij"], (3, 9, 9))
+    found = open_corrupted(str(published), [*"abcdefghij"], (3, 9, 9))
     rows = torch.tensor([N - 1, 0])
     expected = np.load(published / "snow.npy")[[2 * N - 1, N]].transpose(0, 3, 1, 2)
-    assert corrupted.pixels("snow", 2, rows).numpy().tolist() == expected.tolist()
+    assert found.pixels("snow", 2, rows).numpy().tolist() == expected.tolist()
 
 
 def test_labels_number_the_classes_in_alphabetical_order(published):
     labels = np.load(published / "labels.npy")[:N].tolist()
     classes = [*"cabjihgfed"]
-    found = open_corrupted(published, classes, (3, 9, 9)).labels.tolist()
+    found = open_corrupted(str(published), classes, (3, 9, 9)).labels.tolist()
     assert [classes[label] for label in found] == [sorted(classes)[label] for label in labels]
 
 
@@ -120,8 +123,83 @@ def _with(name, array):
 def test_another_layout_is_refused(published, damage, message):
     damage(published)
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        open_corrupted(published, [*"0123456789"], (1, 8, 8))
+        open_corrupted(str(published), [*"0123456789"], (1, 8, 8))
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def table(published, tmp_path, monkeypatch):
+    """The same images as rows of a table in another order, as copies on the hub have them."""
+    labels = np.load(published / "labels.npy")
+    rows = {"image": [], "label": [], "corruption_name": [], "corruption_level": []}
+    for name in (*CORRUPTIONS, "saturate"):
+        for row, image in enumerate(np.load(published / f"{name}.npy")):
+            values = (image, labels[row], name, row // N + 1)
+            for column, value in zip(rows, values, strict=True):
+                rows[column].append(value)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.Value("int64"),
+            "corruption_name": datasets.Value("string"),
+            "corruption_level": datasets.Value("int64"),
+        }
+    )
+    made = datasets.Dataset.from_dict(rows, features=features).shuffle(seed=0)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    made.to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_table_of_the_hub_has_the_same_images(published, table, monkeypatch):
+    by_hub = {"someone/cifar10-c": datasets.load_dataset(str(table))}
+    monkeypatch.setattr(corrupted, "load_from_hub", lambda name, config: by_hub[name])
+    arrays = open_corrupted(str(published), [*"abcdefghij"], (3, 9, 9))
+    for name, title in ((str(table), "shards"), ("hf/someone/cifar10-c", "someone/cifar10-c")):
+        rows = open_corrupted(name, [*"abcdefghij"], (3, 9, 9))
+        assert rows.title == title
+        for corruption, strength in (("snow", 2), ("jpeg_compression", 5)):
+            found, expected = (
+                sorted(
+                    (label, image.flatten().tolist())
+                    for label, image in zip(
+                        images.labels.tolist(),
+                        images.pixels(corruption, strength, torch.arange(N)),
+                        strict=True,
+                    )
+                )
+                for images in (rows, arrays)
+            )
+            assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: rows.remove_columns("corruption_level"),
+            "with a column of images and the columns label, corruption_name, corruption_level, got ",
+        ),
+        (lambda rows: rows.remove_columns("image"), "with columns label (Value), corruption_name (Value), "),
+        (
+            lambda rows: rows.filter(lambda row: row["corruption_name"] != "frost"),
+            "with 0 of frost at 1, and 12 of the first",
+        ),
+        (lambda rows: rows.select(range(len(rows) - 5)), "the same images for each of the 15 corruptions"),
+        (
+            lambda rows: rows.cast_column("label", datasets.Value("string")),
+            "label must be a column of class numbers, got ",
+        ),
+        (lambda rows: rows.map(lambda row: row | {"label": row["label"] % 9}), "network's 10 classes, got 9"),
+    ],
+)
+def test_a_table_of_another_layout_is_refused(table, tmp_path, change, message):
+    (tmp_path / "changed").mkdir()
+    change(datasets.load_dataset(str(table))["train"]).to_parquet(tmp_path / "changed" / "train.parquet")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        open_corrupted(str(tmp_path / "changed"), [*"0123456789"], (1, 8, 8))
     assert "\n" not in str(caught.value)
 
 
@@ -134,7 +212,7 @@ def test_what_is_refused_writes_nothing(run, published, capsys):
 
 def test_an_empty_name_is_no_folder(run, capsys):
     assert main(["evaluate", str(run.path), "--corrupted", ""]) == 2
-    assert "--corrupted must be a folder, got ''" in capsys.readouterr().err
+    assert "--corrupted must be a folder or hf/OWNER/NAME, got ''" in capsys.readouterr().err
 
 
 def test_published_images_and_a_corruption_of_ones_own_exclude_each_other(run, published, capsys):

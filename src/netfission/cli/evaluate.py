@@ -100,9 +100,10 @@ def parser() -> Parser:
     parser.add(
         "--corrupted",
         str | None,
-        help="in place of --corruptions, measure published images: the folder of CIFAR-10-C or CIFAR-100-C",
+        help="in place of --corruptions, measure published images: the folder of CIFAR-10-C or CIFAR-100-C, "
+        "or hf/OWNER/NAME, a copy of them on the hub",
         group=shift,
-        metavar="FOLDER",
+        metavar="DATA",
     )
     parser.add(
         "--corruption-images",
@@ -120,7 +121,7 @@ def run(settings: Namespace) -> None:
     _refuse(settings, _OF_CASCADE, unless="cascade")
     _refuse(settings, ("feature_detectors",), unless="ood")
     if settings.corrupted == "":
-        raise invalid("--corrupted", "a folder", "")
+        raise invalid("--corrupted", "a folder or hf/OWNER/NAME", "")
     if not settings.corrupted:
         _refuse(settings, ("corruption_images",), unless="corruptions")
     if settings.corrupted is not None and settings.corruptions:
@@ -253,10 +254,8 @@ def _out_of_distribution(folder: "RunFolder", config: RunConfig, settings: Names
 def _corruptions(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
     from netfission.runs.shift import evaluate_corruptions
 
-    published = Path(settings.corrupted) if settings.corrupted else None
-    print(
-        evaluate_corruptions(folder, config, images=settings.corruption_images, published=published).table()
-    )
+    images = settings.corruption_images
+    print(evaluate_corruptions(folder, config, images=images, published=settings.corrupted).table())
     print(f"wrote {folder.corruptions.name} in {folder.path}")
 
 

@@ -108,7 +108,7 @@ def evaluate_ood(
 
 
 def evaluate_corruptions(
-    folder: RunFolder, config: RunConfig, *, images: int | None = None, published: Path | None = None
+    folder: RunFolder, config: RunConfig, *, images: int | None = None, published: str | None = None
 ) -> Corruptions:
     """Measure a run's network on corrupted images: of its test split, or published ones.
 
@@ -118,7 +118,7 @@ def evaluate_corruptions(
         folder: folder of a finished run.
         config: the run's settings; their seed chooses the images and the corruptions' randomness.
         images: at most this many; default 1,000 of the test split, or all that are published.
-        published: folder of corrupted images in place of the test split, see
+        published: corrupted images in place of the test split: a folder, or a data set of the hub, see
             `netfission.data.corrupted.open_corrupted`.
 
     Raises:
@@ -178,9 +178,9 @@ def _test_images(test: Split, images: int, seed: int) -> _CorruptibleImages:
 
 
 def _published_images(
-    folder: Path, classifier: Classifier, data: ImageData, images: int | None, seed: int
+    name: str, classifier: Classifier, data: ImageData, images: int | None, seed: int
 ) -> _CorruptibleImages:
-    published = open_corrupted(folder, classifier.spec.classes, data.shape)
+    published = open_corrupted(name, classifier.spec.classes, data.shape)
     rows = _random_rows(len(published.labels), images, seed)
 
     def corrupted(name: str, strength: int) -> Iterable[Tensor]:
@@ -191,7 +191,7 @@ def _published_images(
         data.test.labels,
         corrupted,
         published.labels[rows],
-        folder.resolve().name,
+        published.title,
     )
 
 
