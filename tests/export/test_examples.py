@@ -255,11 +255,14 @@ def test_a_cascade_that_cannot_be_written_leaves_the_one_before(finished_run, di
 def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     chosen = {"order": [0, 1], "rule": "confidence", "choice": {"thresholds": [0.625]}}
+    target = {"max_accuracy_drop": 2.0, "max_cost": None, "delta": 0.1, "validation_images": 145}
+    chosen |= target
     (run / "cascade.json").write_text(json.dumps(chosen))
     assert main(["export", str(run), "--cascade"]) == 0
     assert "order 0, 1; an image stops at confidence above 0.625" in capsys.readouterr().out
-    steps = json.loads((run / "cascade" / "cascade.json").read_text())["steps"]
-    assert [(step["exit"], step["threshold"]) for step in steps] == [(0, 0.625), (1, None)]
+    index = json.loads((run / "cascade" / "cascade.json").read_text())
+    assert [(step["exit"], step["threshold"]) for step in index["steps"]] == [(0, 0.625), (1, None)]
+    assert index["target"] == target
     (run / "cascade.json").write_text("{}")
     assert main(["export", str(run), "--cascade"]) == 2
     assert (
@@ -286,7 +289,8 @@ def test_where_nothing_was_chosen_it_is_on_the_validation_split(
     wanted = nf.choose_thresholds(
         classifier.logits(split.images), split.labels, costs.dense, order=costs.order, max_accuracy_drop=0.2
     )
-    assert taken == [Plan(costs.order, pytest.approx(wanted.thresholds), "margin")]
+    target = {"max_accuracy_drop": 0.2, "max_cost": None, "delta": None, "validation_images": 145}
+    assert taken == [Plan(costs.order, pytest.approx(wanted.thresholds), "margin", target)]
 
 
 @pytest.mark.parametrize(

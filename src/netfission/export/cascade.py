@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
 
 INDEX = "cascade.json"
+TARGET = ("max_accuracy_drop", "max_cost", "delta", "validation_images")
 MAX_ACCURACY_DROP = 0.2  # percentage points, if `netfission evaluate --cascade` chose no thresholds
 
 
@@ -45,6 +46,7 @@ class Plan:
         order: numbers of the exits in the order in which they run.
         thresholds: one per exit but the last; an image stops if its confidence is above it.
         rule: definition of confidence, see `netfission.inference.cascade_confidence`.
+        target: what the thresholds were chosen for: `TARGET`, as attributes of `CascadeEvaluation`.
 
     Example:
         >>> plan = Plan(order=(0, 2, 1), thresholds=(0.8, 0.6), rule="margin")
@@ -55,13 +57,15 @@ class Plan:
     order: Sequence[int]
     thresholds: Sequence[float]
     rule: Rule
+    target: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
         """Read what `netfission evaluate --cascade` chose; raise ValueError if the file is not its output."""
         try:
             written = parse_json(path.read_bytes())
-            return cls(written["order"], written["choice"]["thresholds"], written["rule"])
+            target = {name: written.get(name) for name in TARGET}  # a file of an earlier version lacks some
+            return cls(written["order"], written["choice"]["thresholds"], written["rule"], target)
         except (ValueError, KeyError, TypeError) as error:
             expected, found = "a file written by netfission evaluate --cascade", "other content"
             raise invalid(str(path), expected, found=found) from error
@@ -88,7 +92,11 @@ class Plan:
             weights=network.exit_weights,
             max_accuracy_drop=MAX_ACCURACY_DROP,
         )
-        return cls(costs.order, choice.thresholds, "margin")
+        target = dict.fromkeys(TARGET) | {
+            "max_accuracy_drop": MAX_ACCURACY_DROP,
+            "validation_images": len(labels),
+        }
+        return cls(costs.order, choice.thresholds, "margin", target)
 
 
 def check_cascade(classifier: Classifier) -> None:
@@ -217,6 +225,7 @@ def export_cascade(
     index = classifier_metadata(classifier) | {
         "checked": checked,
         "rule": plan.rule,
+        "target": dict(plan.target),
         "steps": _index(plan, steps),
     }
     folder.mkdir(exist_ok=True)

@@ -187,10 +187,11 @@ class Service:
             except TimeoutError as error:
                 raise HTTPException(504, f"no answer within {self._limits.timeout_s:g} s") from error
         self._metrics.images.inc(len(results))
-        as_served = limits is self._answer_limits and not all_classes
-        classified = iter(
-            result.answer if as_served else self._answer(result, limits, all_classes) for result in results
-        )
+        if limits is not self._answer_limits or all_classes:
+            answer = partial(self._answers_within, results, limits, all_classes)
+            classified = iter(await asyncio.get_running_loop().run_in_executor(self._decoders, answer))
+        else:
+            classified = iter([result.answer for result in results])
         answers = [
             {"error": refused[row].detail} if row in refused else next(classified)
             for row in range(len(contents))
@@ -244,11 +245,14 @@ class Service:
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
 
-    def _answer(self, result: ImageResult, limits: AnswerLimits, all_classes: bool) -> Answer:
-        """Return the answer by the settings of one request."""
+    def _answers_within(
+        self, results: Sequence[ImageResult], limits: AnswerLimits, all_classes: bool
+    ) -> list[Answer]:
+        """Return the answers by the settings of one request."""
         names = self._classifier.spec.classes
-        predictions = self._classifier.interpret(result.logits[result.row, None], limits)
-        return json_answers(predictions, names, len(names) if all_classes else TOP, limits=limits)[0]
+        logits = torch.stack([result.logits[result.row] for result in results])
+        predictions = self._classifier.interpret(logits, limits)
+        return json_answers(predictions, names, len(names) if all_classes else TOP, limits=limits)
 
     async def _model(self, _: Request) -> Response:
         spec, calibration = self._classifier.spec, self._classifier.calibration
