@@ -175,6 +175,11 @@ class FissionNetwork(MaskedModule):
         return len(self.paths)
 
     @property
+    def linear(self) -> int:
+        """The number of linear exits, which are the last."""
+        return sum(isinstance(path.head, LinearExit) for path in self.exit_paths)
+
+    @property
     def exit_weights(self) -> tuple[float, ...] | None:
         """Weights of the exits in the ensemble's mean of logits, exit 0 first; None if all are equal."""
         return None if self.config is None else self.config.exit_weights
@@ -294,6 +299,11 @@ class Ensemble(MaskedModule):
     def exits(self) -> int:
         """The number of exits."""
         return self.network.exits
+
+    @property
+    def linear(self) -> int:
+        """The number of linear exits, which are the last."""
+        return self.network.linear
 
     @property
     def parts(self) -> list[tuple[str, dict[int, nn.Module]]]:

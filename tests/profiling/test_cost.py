@@ -316,6 +316,14 @@ def test_the_table_shows_the_figures_aligned(pruned):
     assert "images 3 × 16 × 16 float32" in conditions
 
 
+def test_linear_exits_are_named_so() -> None:
+    network, _, images = fissioned(linear_exits=[2])
+    measured = nf.cost(network, images, batch_sizes=[1], rounds=1)
+    assert [item.linear for item in measured.network.exits] == [False, False, False, True]
+    (header,) = (line for line in measured.table().splitlines() if line.startswith("MACs dense (effective)"))
+    assert header.split("all")[1].split() == ["exit", "0", "exit", "1", "exit", "2", "exit", "3", "(linear)"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -19,7 +19,7 @@ from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import Macs, count_macs
 from netfission.profiling.timing import Quartiles, inference_times
 from netfission.utils.errors import invalid
-from netfission.utils.text import align_columns, percent
+from netfission.utils.text import align_columns, exit_names, percent
 
 CURVE_COSTS = 13  # maximum costs for which the curve's thresholds are chosen
 CURVE_TIMED = 5  # largest number of the curve's points that are timed
@@ -262,11 +262,12 @@ class _MeanOfExits(nn.Module):
 def _fixed(network: FissionNetwork, image: Tensor, costs: ExitCosts) -> list[_Variant]:
     """Return the variants without chosen thresholds: the full ensemble, and each exit alone."""
     exits = range(len(costs.order))
+    names = exit_names(len(exits), network.linear)
     variants = [_Variant("full ensemble", "ensemble", costs, (1.0,) * len(exits[1:]))]
     for number in exits:
         order = (number, *(other for other in exits if other != number))
         alone = exit_costs(network, image, order)
-        variants.append(_Variant(f"exit {number}", "exit", alone, (0.0,) * len(exits[1:])))
+        variants.append(_Variant(names[number], "exit", alone, (0.0,) * len(exits[1:])))
     return variants
 
 

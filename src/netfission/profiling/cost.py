@@ -22,7 +22,7 @@ from netfission.surgery.masks import kept_masks
 from netfission.surgery.plain import check_values
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.modes import in_mode, input_errors
-from netfission.utils.text import align_columns, count_noun
+from netfission.utils.text import align_columns, count_noun, exit_names
 
 
 @runtime_checkable
@@ -32,6 +32,10 @@ class HasExits(Protocol):
     @property
     def exits(self) -> int:
         """The number of exits."""
+
+    @property
+    def linear(self) -> int:
+        """The number of linear exits, which are the last."""
 
     @property
     def parts(self) -> list[tuple[str, dict[int, nn.Module]]]:
@@ -81,10 +85,12 @@ class Exit:
     Attributes:
         alone: of everything that it runs: the stem, shared stages, its copies of stages, and its head.
         shared: of the parts among these that another exit also runs.
+        linear: whether it is a linear exit of features that another exit computes.
     """
 
     alone: Size
     shared: Size
+    linear: bool = False
 
 
 @dataclass(frozen=True)
@@ -331,12 +337,12 @@ def count(module: nn.Module, image: Tensor) -> NetworkCounts:
         }
         parts.append(Part(name, sum(sizes.values(), Size()), tuple(map(sizes.get, exits))))
     size = Size(*count_parameters(module), *counter.total)
-    return NetworkCounts(
-        size, tuple(parts), tuple(_exit(parts, number) for number in exits), dict(counter.uncounted)
-    )
+    others = len(exits) - (module.linear if isinstance(module, HasExits) else 0)
+    counted = (_exit(parts, number, linear=number >= others) for number in exits)
+    return NetworkCounts(size, tuple(parts), tuple(counted), dict(counter.uncounted))
 
 
-def _exit(parts: Sequence[Part], number: int) -> Exit:
+def _exit(parts: Sequence[Part], number: int, *, linear: bool) -> Exit:
     alone = shared = Size()
     for part in parts:
         copy, trunk = part.paths[number], part.paths[0]
@@ -344,7 +350,7 @@ def _exit(parts: Sequence[Part], number: int) -> Exit:
         alone += copy or trunk
         if copy is None or (number == 0 and None in part.paths):
             shared += trunk
-    return Exit(alone, shared)
+    return Exit(alone, shared, linear)
 
 
 # --- measuring --------------------------------------------------------------------------------------
@@ -444,7 +450,7 @@ def _spread(values: Quartiles, scale: float = 1, unit: str = "") -> str:
 def _by_stage(network: NetworkCost, title: str, cell: Callable[[Size | None], str]) -> list[list[str]]:
     """Return rows of one kind of figure, with a column for all paths together and one per path."""
     return [
-        [title, "all", *(f"exit {number}" for number in range(len(network.exits)))],
+        [title, "all", *exit_names(len(network.exits), sum(item.linear for item in network.exits))],
         *([part.name, cell(part.total), *map(cell, part.paths)] for part in network.parts),
         ["each exit alone", "", *(cell(item.alone) for item in network.exits)],
         ["  of it shared", "", *(cell(item.shared) for item in network.exits)],

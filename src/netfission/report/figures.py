@@ -208,7 +208,7 @@ def cascade(evaluation: CascadeEvaluation) -> Figure:
     for point in points:
         x, y = point.macs, _percent(point)
         if point.kind == "exit":
-            number = int(point.name.removeprefix("exit "))
+            number = int(point.name.split()[1])  # "exit 2", or "exit 2 (linear)"
             badges.append((x, y, str(number), exit_colour(number)))
         elif point.kind == "ensemble":
             badges.append((x, y, "E", colour("ink")))
