@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 import netfission as nf
 from netfission.inference.deployment import Deployed, deploy, deploy_exits
 from netfission.inference.deployment.convolution import ACTIVATIONS, FusedConv2d
-from netfission.inference.deployment.folding import folded
+from netfission.inference.deployment.folding import SamePadding, folded, layer_of
 from netfission.models import create_model
 from netfission.network import ExitPath, FissionNetwork
 from netfission.profiling.macs import count_macs
@@ -161,6 +164,25 @@ def test_residuals_are_written_over_only_where_they_are_not_read_again() -> None
     ]
     assert len(additions) == 8
     assert all(joined.layers.get_submodule(node.target).overwrites for node in additions)
+
+
+@settings(max_examples=40)
+@given(
+    size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    kernel=st.sampled_from([1, 2, 3, 5]),
+    stride=st.sampled_from([1, 2, (2, 3)]),
+    dilation=st.sampled_from([1, (2, 1)]),
+)
+def test_a_convolution_that_pads_by_itself_becomes_a_padding_and_takes_its_norm(
+    size: tuple[int, int], kernel: int, stride: Any, dilation: Any
+) -> None:
+    layer = Conv2dSame(2, 4, kernel, stride, dilation=dilation, groups=2)
+    part = with_statistics(nn.Sequential(layer, nn.BatchNorm2d(4))).eval()
+    features = torch.randn(3, 2, *size)
+    graph = folded(part, features)
+    torch.testing.assert_close(graph(features), part(features), rtol=1e-4, atol=1e-5)
+    kinds = [type(layer_of(graph, node)) for node in graph.graph.nodes if node.op == "call_module"]
+    assert kinds == [SamePadding, FusedConv2d]
 
 
 class Awkward(nn.Module):

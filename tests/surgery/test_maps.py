@@ -13,6 +13,7 @@ from torchvision.models.segmentation.fcn import FCN, FCNHead
 from torchvision.models.segmentation.lraspp import LRASPP
 
 import netfission as nf
+from netfission.inference.deployment.convolution import FusedConv2d
 from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 
@@ -135,6 +136,21 @@ def test_deployed_networks_give_the_same_maps(pair: tuple[nn.Module, nn.Module])
     for images in (IMAGES, OTHER_SIZE):
         torch.testing.assert_close(deployed(images), network(images), rtol=1e-4, atol=1e-5)
     assert count(deployed) <= count(network)
+
+
+@pytest.mark.parametrize("name", ["U-Net", "LR-ASPP"])
+def test_joined_paths_that_pass_on_several_tensors_run_each_layer_once(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MODELS[name]()
+    single, joined = (
+        nf.deploy(nf.fission(model, exits, grouping="channels", example_input=IMAGES), IMAGES, joined=True)
+        for exits in (1, 3)
+    )
+    layers, joined_layers = (
+        sum(isinstance(layer, FusedConv2d) for layer in deployed.modules()) for deployed in (single, joined)
+    )
+    assert joined_layers == layers
 
 
 def test_stages_of_decoders_are_found() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from netfission.inference.deployment.folding import folded
 from netfission.inference.deployment.fusing import fuse
-from netfission.inference.deployment.joining import GraphBuilder, PathNodes
+from netfission.inference.deployment.joining import GraphBuilder, PathFeatures, PathNodes
 from netfission.network import FissionNetwork, check_network
 from netfission.profiling.timing import inference_times
 from netfission.surgery.features import Features
@@ -168,7 +168,7 @@ def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> li
 
 def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joined: bool) -> Deployed:
     builder = GraphBuilder(joined=joined)
-    features = PathNodes((_channels_last(builder, images),))
+    features: PathFeatures = PathNodes((_channels_last(builder, images),))
     running = [0]
     linear = _linear_exits(parts)
     waiting: dict[int, fx.Node] = {}  # what the linear exits read
@@ -182,13 +182,14 @@ def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joi
         name = "stem" if step == 0 else "head" if step == len(parts) - 1 else f"stages.{step - 1}"
         features = builder.add(name, list(copies.values()), features)
         running = list(copies)
+    assert isinstance(features, PathNodes)  # a head gives logits
     if features.joined:
         logits = builder.graph.call_method("unflatten", (features.nodes[0], 1, (len(running), -1)))
     else:
         logits = builder.graph.call_function(torch.stack, (list(features.nodes), 1))
     if linear:  # they come last
         alone = [
-            builder.add(f"head.{number}", [parts[-1][number]], PathNodes((waiting[number],))).nodes[0]
+            builder.add_alone(f"head.{number}", parts[-1][number], waiting[number])
             for number in sorted(linear)
         ]
         others = builder.graph.call_function(torch.stack, (alone, 1))
@@ -214,8 +215,7 @@ def _linear_exits(parts: Sequence[Mapping[int, fx.GraphModule]]) -> set[int]:
 
 def _convert(part: nn.Module, features: Features) -> Deployed:
     builder = GraphBuilder(joined=False)
-    source = PathNodes((_channels_last(builder, features),))
-    (result,) = builder.add("part", [folded(part, features)], source).nodes
+    result = builder.add_alone("part", folded(part, features), _channels_last(builder, features))
     return _finish(builder, result, features)
 
 

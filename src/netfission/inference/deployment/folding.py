@@ -22,6 +22,36 @@ _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
 _CHECKS = {getattr, operator.eq, operator.getitem, operator.and_}  # of which assertions consist
 
 
+class SamePadding(nn.Module):
+    """Zeros around features as TensorFlow's "SAME": a convolution gives `ceil(size / stride)`.
+
+    Args:
+        convolution: that follows; its own padding does not count.
+
+    Example:
+        >>> SamePadding(nn.Conv2d(1, 1, 3, stride=2))(torch.zeros(1, 1, 8, 7)).shape
+        torch.Size([1, 1, 9, 9])
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        windows = zip(convolution.kernel_size, convolution.dilation, strict=True)
+        self.reach = [(size - 1) * dilation + 1 for size, dilation in windows]
+        self.stride = convolution.stride
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pad the features `(batch, channels, height, width)`."""
+        padding: list[int] = []
+        for size, reach, stride in zip(features.shape[2:], self.reach, self.stride, strict=True):
+            total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+            padding = [total // 2, total - total // 2, *padding]  # the last dimension comes first
+        return F.pad(features, padding)
+
+    def extra_repr(self) -> str:
+        """Return what the padding depends on: layers of equal text do the same."""
+        return f"reach={self.reach}, stride={self.stride}"
+
+
 def folded(part: nn.Module, features: Features) -> fx.GraphModule:
     """Trace a part in eval mode, and fold its batch norms.
 
@@ -46,11 +76,15 @@ def folded(part: nn.Module, features: Features) -> fx.GraphModule:
     graph = fx.GraphModule(root, _LayerTracer().trace(root))
     _erase_unused(graph.graph)
     _gather_results(graph)
+    for node in list(graph.graph.nodes):
+        if _pads_same(layer_of(graph, node)):
+            _separate_padding(graph, node)
     ShapeProp(graph).propagate(map_tensors(Tensor.clone, features))
-    calls = Counter(node.target for node in graph.graph.nodes)
     for node in list(graph.graph.nodes):
         if node.target is F.batch_norm:
             _convert_norm(graph, node)
+    calls = Counter(node.target for node in graph.graph.nodes)
+    for node in list(graph.graph.nodes):
         layer = layer_of(graph, node)
         if isinstance(layer, _IDENTITIES):
             node.replace_all_uses_with(node.all_input_nodes[0])
@@ -101,6 +135,25 @@ def _gather_results(graph: fx.GraphModule) -> None:
     if isinstance(output.args[0], tuple):
         with graph.graph.inserting_before(output):
             output.args = (graph.graph.call_function(tuple, (list(output.args[0]),)),)
+
+
+def _pads_same(layer: nn.Module | None) -> bool:
+    """Return whether a layer is timm's `Conv2dSame`, which is told by its name: timm is an extra."""
+    kind = type(layer)
+    return kind.__name__ == "Conv2dSame" and kind.__module__.startswith("timm.")
+
+
+def _separate_padding(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Replace a convolution that pads its input by a padding and a plain convolution."""
+    layer: Any = layer_of(graph, node)
+    plain = nn.Conv2d(1, 1, layer.kernel_size, layer.stride, 0, layer.dilation, device="meta")
+    plain.in_channels, plain.out_channels, plain.groups = layer.in_channels, layer.out_channels, layer.groups
+    plain.weight, plain.bias = layer.weight, layer.bias
+    with graph.graph.inserting_before(node):
+        graph.add_submodule(node.name + "_padding", SamePadding(layer))
+        padded = graph.graph.call_module(node.name + "_padding", node.args)
+    graph.add_submodule(node.name + "_plain", plain)
+    node.target, node.args = node.name + "_plain", (padded,)
 
 
 def _convert_norm(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -8,26 +8,30 @@ all paths. This saves calls, which take most of the time of a small batch.
 import copy
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from netfission.inference.deployment.convolution import FusedConv2d
-from netfission.inference.deployment.folding import layer_of, shape_of, target_of
+from netfission.inference.deployment.folding import SamePadding, layer_of, shape_of, target_of
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid)
-_LAYERS = (*_POOLS, *_ACTIVATIONS, nn.Sigmoid, nn.Tanh, nn.Flatten)
+_LAYERS = (*_POOLS, *_ACTIVATIONS, nn.Sigmoid, nn.Tanh, nn.Flatten, SamePadding)
 _FUNCTIONS = {
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate),
     *(torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.mul, torch.flatten, torch.mean),
     *(operator.add, operator.iadd, operator.mul, operator.imul, operator.truediv),
     *("relu", "relu_", "sigmoid", "tanh", "clone", "contiguous", "add", "add_", "mul", "mul_"),
     *("flatten", "mean"),
 }
+
+
+_SHAPES = {getattr, "size"}  # of tensors, which all paths have in common
+_SELECTIONS = {tuple, operator.getitem, "chunk"}  # of tensors, some of which nothing reads
 
 
 class _NotJoinableError(Exception):
@@ -49,6 +53,19 @@ class PathNodes(NamedTuple):
     def shared(self) -> bool:
         """Whether all paths read the same tensor."""
         return len(self.nodes) == 1 and not self.joined
+
+
+class PathTuple(NamedTuple):
+    """The input or output of paths whose parts pass on several tensors.
+
+    Attributes:
+        parts: one for each tensor.
+    """
+
+    parts: tuple[PathNodes, ...]
+
+
+PathFeatures = PathNodes | PathTuple
 
 
 class JoinedLinear(nn.Module):
@@ -90,9 +107,10 @@ class GraphBuilder:
     def finish(self, result: fx.Node) -> fx.GraphModule:
         """Return the graph as a module whose output is `result`."""
         self.graph.output(result)
+        self.graph.eliminate_dead_code(lambda node: node.target not in _SELECTIONS)
         return fx.GraphModule(self._layers, self.graph)
 
-    def add(self, name: str, parts: Sequence[fx.GraphModule], features: PathNodes) -> PathNodes:
+    def add(self, name: str, parts: Sequence[fx.GraphModule], features: PathFeatures) -> PathFeatures:
         """Add one part per path: joined, if every node of it can be.
 
         Args:
@@ -112,16 +130,20 @@ class GraphBuilder:
                 for node in reversed(list(self.graph.nodes)[before:]):
                     self.graph.erase_node(node)
         names = [name] if paths == 1 else [f"{name}.{path}" for path in range(paths)]
-        return PathNodes(tuple(map(self._add_alone, names, parts, self.separate(features, paths))))
+        return PathNodes(tuple(map(self.add_alone, names, parts, self.separate(features, paths))))
 
-    def separate(self, features: PathNodes, paths: int) -> Sequence[fx.Node]:
+    def separate(self, features: PathFeatures, paths: int) -> Sequence[fx.Node]:
         """Return one node per path."""
+        if isinstance(features, PathTuple):
+            tensors = [self.separate(part, paths) for part in features.parts]
+            return [self.graph.call_function(tuple, (list(own),)) for own in zip(*tensors, strict=True)]
         if features.joined:
             chunks = self.graph.call_method("chunk", (features.nodes[0], paths, 1))
             return [self.graph.call_function(operator.getitem, (chunks, path)) for path in range(paths)]
         return features.nodes * paths if features.shared else features.nodes
 
-    def _add_alone(self, name: str, part: fx.GraphModule, source: fx.Node) -> fx.Node:
+    def add_alone(self, name: str, part: fx.GraphModule, source: fx.Node) -> fx.Node:
+        """Add one part, see `add`, and return its output."""
         copies = {}
         for node in part.graph.nodes:
             if node.op == "placeholder":
@@ -131,9 +153,9 @@ class GraphBuilder:
                 copies[node] = self._copy(node, copies, name, target)
         return copies[_result(part)]
 
-    def _add_joined(self, name: str, parts: Sequence[fx.GraphModule], features: PathNodes) -> PathNodes:
+    def _add_joined(self, name: str, parts: Sequence[fx.GraphModule], features: PathFeatures) -> PathFeatures:
         self._joins.clear()
-        copies: dict[fx.Node, PathNodes] = {}
+        copies: dict[fx.Node, PathFeatures] = {}
         if len({len(part.graph.nodes) for part in parts}) > 1:
             raise _NotJoinableError
         for nodes in zip(*(part.graph.nodes for part in parts), strict=True):
@@ -143,25 +165,61 @@ class GraphBuilder:
                 layers = [layer_of(part, node) for part, node in zip(parts, nodes, strict=True)]
                 if len(set(map(_signature, nodes, layers))) > 1:
                     raise _NotJoinableError
-                copies[nodes[0]] = self._add_joined_node(name, nodes[0], layers, copies)
+                inputs = {source: copies[source] for source in nodes[0].all_input_nodes}
+                copies[nodes[0]] = self._pass_tuple(nodes[0], inputs) or self._add_joined_node(
+                    name, nodes, layers, inputs
+                )
         return copies[_result(parts[0])]
 
+    def _pass_tuple(self, node: fx.Node, inputs: Mapping[fx.Node, PathFeatures]) -> PathFeatures | None:
+        """Return a tuple that a node makes, or the tensor that it takes out of one; None for other nodes."""
+        if node.target is tuple:
+            parts = [part for part in inputs.values() if isinstance(part, PathNodes)]
+            return PathTuple(tuple(parts)) if len(parts) == len(cast(list[Any], node.args[0])) else None
+        if node.target is not operator.getitem:
+            return None
+        source, index = inputs[cast(fx.Node, node.args[0])], node.args[1]
+        if isinstance(source, PathTuple):
+            return source.parts[cast(int, index)]
+        if source.joined or source.shared:
+            return None
+        return PathNodes(
+            tuple(self.graph.call_function(operator.getitem, (one, index)) for one in source.nodes)
+        )
+
     def _add_joined_node(
-        self, name: str, node: fx.Node, layers: Sequence[Any], copies: Mapping[fx.Node, PathNodes]
+        self,
+        name: str,
+        nodes: Sequence[fx.Node],
+        layers: Sequence[Any],
+        features: Mapping[fx.Node, PathFeatures],
     ) -> PathNodes:
         """Add one node that does the work of all paths, whose nodes have the same signature."""
-        inputs = {source: copies[source] for source in node.all_input_nodes}
+        node = nodes[0]
+        inputs = {source: part for source, part in features.items() if isinstance(part, PathNodes)}
+        if len(inputs) < len(features):
+            raise _NotJoinableError
         shared = all(features.shared for features in inputs.values())
         if shared and not _owns_tensors(node, layers[0]):
             sources = {source: features.nodes[0] for source, features in inputs.items()}
             return PathNodes((self._copy(node, sources, name, layers[0]),))
+        if node.target in _SHAPES and len({tuple(map(shape_of, one.all_input_nodes)) for one in nodes}) == 1:
+            sources = {source: self.separate(part, len(nodes))[0] for source, part in inputs.items()}
+            return PathNodes((self._copy(node, sources, name, None),))
+        if node.target is torch.cat:  # of joined tensors it would mix the paths
+            apart = {source: self.separate(part, len(nodes)) for source, part in inputs.items()}
+            own = ({source: of[path] for source, of in apart.items()} for path in range(len(nodes)))
+            return PathNodes(tuple(self._copy(node, sources, name, None) for sources in own))
         if not _separates_channels(node, layers[0]):
             raise _NotJoinableError
         layer = _merged(layers, shared)
         if isinstance(layer, FusedConv2d) and layer.groups == 1:
             sources = {source: features.nodes[0] for source, features in inputs.items()}
         else:
-            sources = {source: self._join(features, len(layers)) for source, features in inputs.items()}
+            sources = {
+                source: self._join(part, len(layers)) if shape_of(source) else part.nodes[0]
+                for source, part in inputs.items()
+            }
         return PathNodes((self._copy(node, sources, name, layer),), joined=True)
 
     def _copy(self, node: fx.Node, sources: Mapping[fx.Node, fx.Node], name: str, target: Any) -> fx.Node:
@@ -197,7 +255,7 @@ def _owns_tensors(node: fx.Node, layer: nn.Module | None) -> bool:
 
 def _separates_channels(node: fx.Node, layer: nn.Module | None) -> bool:
     """Return whether a node on joined tensors keeps the paths separate; `_merged` ensures it for layers."""
-    shapes = [shape_of(source) for source in node.all_input_nodes]
+    shapes = [shape for source in node.all_input_nodes if (shape := shape_of(source))]
     if len({(len(shape), shape[1:2]) for shape in shapes}) != 1 or len(shapes[0]) < 2:
         return False
     if isinstance(layer, nn.Linear):
