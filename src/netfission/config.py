@@ -38,8 +38,8 @@ class DataConfig:
     """Which images to train on, and how to augment them.
 
     Args:
-        data: digits, cifar10, cifar100, tiny-imagenet, a folder of images or of parquet shards, or a table of
-            paths and labels (.csv, .tsv or .parquet).
+        data: digits, cifar10, cifar100, tiny-imagenet, hf/OWNER/NAME (of the hub), a folder of images or of
+            parquet shards, or a table of paths and labels (.csv, .tsv or .parquet).
         task: what the images are labelled with: classification (one class), multilabel (any number of labels)
             or regression (one or several numbers); other than classes are read from a table.
         image_size: resize images to this height and width, in pixels; default their own size.

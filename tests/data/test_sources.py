@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from netfission.data import load_data
-from netfission.data.sources import find_source
+from netfission.data.sources import find_source, source_from_arrow
 
 
 def _dataset(labels: list[Any], **columns: Any) -> datasets.Dataset:
@@ -75,7 +75,7 @@ def test_fine_labels_before_coarse(tmp_path: Path) -> None:
     ("removed", "message"),
     [
         ("img", r"must be a data set with a column of type Image, got fine_label \(ClassLabel\)"),
-        ("fine_label", r"must be a data set with a column of type ClassLabel, got img \(Image\)"),
+        ("fine_label", r"with a column of type ClassLabel, or one named label of .*, got img \(Image\)$"),
     ],
 )
 def test_parquet_without_the_columns(tmp_path: Path, removed: str, message: str) -> None:
@@ -119,8 +119,6 @@ def test_labels_above_the_classes(tmp_path: Path) -> None:
 def test_splits_of_unlike_classes(tmp_path: Path) -> None:
     other = _dataset([0]).cast_column("fine_label", datasets.ClassLabel(names=["a", "c"]))
     splits = datasets.DatasetDict(train=_dataset([0, 1] * 5), test=other)
-    from netfission.data.sources import source_from_arrow
-
     with pytest.raises(
         ValueError, match=r"^here must be a data set whose splits have the same columns and class names"
     ):
@@ -231,6 +229,42 @@ def test_unlike_class_folders(image_folder: Callable[..., Path]) -> None:
         match=r"/test must be a folder whose test images are of the 2 training classes, got bird without",
     ):
         load_data(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"), [(["dog", "cat", "dog"], ["cat", "dog"]), ([7, -1, 7], ["-1", "7"])]
+)
+def test_any_data_set_of_the_hub_by_its_name(values: list, classes: list[str], monkeypatch) -> None:
+    features = datasets.Features(
+        {"picture": datasets.Image(), "label": datasets.Dataset.from_dict({"v": values}).features["v"]}
+    )
+    rows = {"picture": [Image.new("RGB", (8, 8), (40 * n, 0, 0)) for n in range(3)], "label": values}
+    split = datasets.Dataset.from_dict(rows, features=features)
+    by_name = {("someone/pets", "small"): datasets.DatasetDict(train=split, test=split.select([1]))}
+    monkeypatch.setattr("netfission.data.sources.load_from_hub", lambda *place: by_name[place])
+    source = find_source("hf/someone/pets/small")
+    assert source.classes == classes
+    assert source.train.labels.tolist() == [1, 0, 1]
+    assert source.test.labels.tolist() == [0]
+    assert source.train.open(2).getpixel((0, 0)) == (80, 0, 0)
+
+
+def test_images_that_a_table_names_are_read_from_their_files(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (name == "cat" and "red") or "blue").save(tmp_path / name / "first.png")
+    splits = datasets.load_dataset("imagefolder", data_dir=str(tmp_path))
+    records = source_from_arrow(splits, "here").train
+    assert [records.open(row).getpixel((0, 0)) for row in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
+    assert records.content(0) == str(tmp_path / "cat" / "first.png")
+
+
+def test_labels_of_text_that_are_missing(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = {"image": [Image.new("L", (8, 8))] * 3, "label": ["cat", None, "dog"]}
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features=features))
+    with pytest.raises(ValueError, match="got no label in row 1 of the train split"):
+        source_from_arrow(splits, "here")
 
 
 def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,9 +358,9 @@ def run_settings(settings: Namespace, others: AbstractSet[str]) -> dict[str, Any
 
 def absolute_data(data: str) -> str:
     """Return a data set's name as it is, and a folder's path in full, so that runs find it from anywhere."""
-    from netfission.data.sources import NAMES
+    from netfission.data.sources import is_named
 
-    is_path = data and data not in NAMES and Path(data).exists()
+    is_path = data and not is_named(data) and Path(data).exists()
     return str(Path(data).resolve()) if is_path else data
 
 

@@ -98,9 +98,10 @@ def load_data(
 
     Args:
         name: `digits` (scikit-learn's, 1×8×8, scaled to 0..255); `cifar10`, `cifar100` or `tiny-imagenet`
-            (from the Hugging Face hub); a table of paths and labels (.csv, .tsv or .parquet), see
-            `netfission.data.folders.read_table`; or a folder. A folder holds parquet shards with a column of
-            images and one of class labels, or image files, see `netfission.data.folders.read_folder`.
+            (from the Hugging Face hub), or `hf/OWNER/NAME` or `hf/OWNER/NAME/CONFIG` for others there; a
+            table of paths and labels (.csv, .tsv or .parquet), see `netfission.data.folders.read_table`; or a
+            folder. A folder holds parquet shards with a column of images and one of labels, or image files,
+            see `netfission.data.folders.read_folder`.
         image_size: height and width in pixels; images are scaled to cover it and cropped at their centre.
             Default: unchanged, if all images have one size.
         validation: share of each class's training images to hold out, in [0, 1). A class of one image stays

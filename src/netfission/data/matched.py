@@ -9,7 +9,7 @@ import numpy as np
 
 from netfission.data.images import Mode
 from netfission.data.label_files import class_name
-from netfission.data.sources import NAMES, check_data_name, find_labelled, hub_place
+from netfission.data.sources import check_data_name, find_labelled, is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Rows, StreamedSplit, readable
 from netfission.utils.errors import check_choice, did_you_mean, invalid
@@ -126,10 +126,8 @@ def full_name(name: str) -> str:
         >>> full_name("digits")
         'digits'
     """
-    if hub_place(name):
-        return name
     check_data_name(name)
-    return name if name in NAMES else str(Path(name).resolve())
+    return name if is_named(name) else str(Path(name).resolve())
 
 
 def _parts(splits: Mapping[SplitName, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ HUB_NAMES = {
 }
 NAMES = ("digits", *HUB_NAMES)
 # Parquet files of several are named so: train-00000-of-00002.parquet, also with a hash behind.
+_LABELS = ("int", "uint", "string", "bool")  # types of columns that can number or name classes
 _SHARD = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\b")
 
 
@@ -144,6 +145,8 @@ def _find_source(name: str, train_required: bool) -> Source:
         return _digits()
     if name in HUB_NAMES:
         return source_from_arrow(load_from_hub(HUB_NAMES[name]), name)
+    if place := hub_place(name):
+        return source_from_arrow(load_from_hub(*place), name, train_required=train_required)
     path = Path(name)
     if path.is_file():
         return _from_files(read_table(path, train_required=train_required))
@@ -197,13 +200,13 @@ def check_data_name(name: str, argument: str = "data", others: Sequence[str] = (
     Example:
         >>> check_data_name("invert", "ood", ["inverted"])
         Traceback (most recent call last):
-        ValueError: ood must be one of digits, cifar10, cifar100, tiny-imagenet, inverted, or a folder, \
-got 'invert'; did you mean inverted?
+        ValueError: ood must be one of digits, cifar10, cifar100, tiny-imagenet, inverted, hf/OWNER/NAME, \
+or a folder, got 'invert'; did you mean inverted?
     """
     names = [*NAMES, *others]
     path = Path(name)
     is_table = path.suffix.lower() in TABLE_FILES
-    if name in names or (name and path.is_dir()) or (is_table and path.is_file()):
+    if name in names or hub_place(name) or (name and path.is_dir()) or (is_table and path.is_file()):
         return
     if name and path.exists():
         suffixes = ", ".join(TABLE_FILES)
@@ -213,7 +216,8 @@ got 'invert'; did you mean inverted?
         raise FileNotFoundError(f"data table {name} does not exist")
     if os.sep in name or "/" in name:
         raise FileNotFoundError(f"data folder {name} does not exist")
-    raise invalid(argument, f"one of {', '.join(names)}, or a folder", name, hint=did_you_mean(name, names))
+    expected = f"one of {', '.join(names)}, hf/OWNER/NAME, or a folder"
+    raise invalid(argument, expected, name, hint=did_you_mean(name, names))
 
 
 def hub_place(name: str) -> tuple[str, str | None] | None:
@@ -232,6 +236,16 @@ def hub_place(name: str) -> tuple[str, str | None] | None:
     if prefix != "hf" or len(parts) not in (2, 3) or not all(parts) or Path(name).exists():
         return None
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+
+
+def is_named(name: str) -> bool:
+    """Return whether a data set goes by a name, here or on the hub, and not by where its files are.
+
+    Example:
+        >>> is_named("cifar10"), is_named("hf/ylecun/mnist"), is_named("photographs")
+        (True, True, False)
+    """
+    return name in NAMES or hub_place(name) is not None
 
 
 def fingerprint(name: str, targets: Targets = CLASSES) -> str | None:
@@ -383,15 +397,20 @@ def source_from_arrow(splits: Any, where: str, *, train_required: bool = True) -
     """
     names = assign_splits(splits, where, train_required=train_required)
     features = splits[next(iter(names.values()))].features
-    image, label = _columns(features, where)
-    classes = list(features[label].names)
+    image, label = _image_column(features, where), _label_column(features, where)
     if any(splits[name].features != features for name in names.values()):
         expected = "a data set whose splits have the same columns and class names"
         raise invalid(where, expected, found="different ones")
+    labels = {split: splits[name].data.column(label) for split, name in names.items()}
+    classes = getattr(features[label], "names", None)
+    if classes is None:
+        classes, labels = _numbered(labels)
     return Source(
-        classes,
+        [str(name) for name in classes],
         {
-            split: ArrowRecords(splits[name], image, _labels(splits[name], label, len(classes), where))
+            split: ArrowRecords(
+                splits[name], image, _labels(labels[split], label, len(classes), f"the {name} split", where)
+            )
             for split, name in names.items()
         },
         origins={split: f"the {name} split" for split, name in names.items()},
@@ -399,30 +418,54 @@ def source_from_arrow(splits: Any, where: str, *, train_required: bool = True) -
     )
 
 
-def _columns(features: Any, where: str) -> tuple[str, str]:
-    """Return the names of the image and of the label column."""
-    from datasets import ClassLabel, Image
+def _image_column(features: Any, where: str) -> str:
+    """Return the name of the column of images."""
+    from datasets import Image
 
-    def column(kind: type, preferred: Sequence[str]) -> str:
-        found = [name for name, feature in features.items() if isinstance(feature, kind)]
-        candidates = [name for name in preferred if name in found] or found
-        if not candidates:
-            listing = ", ".join(f"{name} ({type(f).__name__})" for name, f in features.items())
-            raise invalid(where, f"a data set with a column of type {kind.__name__}", found=listing)
-        return candidates[0]
-
-    return column(Image, ("image", "img")), column(ClassLabel, ("fine_label", "label"))
+    found = [name for name, kind in features.items() if isinstance(kind, Image)]
+    if not found:
+        raise invalid(where, "a data set with a column of type Image", found=_listing(features))
+    return next((name for name in ("image", "img") if name in found), found[0])
 
 
-def _labels(split: Any, column: str, classes: int, where: str) -> Rows:
-    values = split.data.column(column)
+def _label_column(features: Any, where: str) -> str:
+    """Return the name of the column of class labels; else of numbers or text, by its name."""
+    from datasets import ClassLabel, Value
+
+    preferred = ("fine_label", "label")
+    found = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    if found:
+        return next((name for name in preferred if name in found), found[0])
+    for name in (*preferred, "labels", "class", "target"):
+        kind = features.get(name)
+        if isinstance(kind, Value) and kind.dtype.removeprefix("large_").startswith(_LABELS):
+            return name
+    expected = "a data set with a column of type ClassLabel, or one named label of numbers or text"
+    raise invalid(where, expected, found=_listing(features))
+
+
+def _listing(features: Any) -> str:
+    return ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
+
+
+def _numbered(labels: Mapping[SplitName, Any]) -> tuple[list[Any], dict[SplitName, Any]]:
+    """Return the values of labels in their order, and the labels as numbers of these."""
+    import pyarrow as pa
+
+    distinct = {value for column in labels.values() for value in column.unique().to_pylist()} - {None}
+    classes = sorted(distinct)
+    values = pa.array(classes, type=next(iter(labels.values())).type)
+    return classes, {split: pa.compute.index_in(column, values) for split, column in labels.items()}
+
+
+def _labels(values: Any, column: str, classes: int, split: str, where: str) -> Rows:
     labels = np.array(values.fill_null(-1), dtype=np.int64)
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if not len(bad):
         return labels
     expected = f"a data set with {column} from 0 to {classes - 1}"
     label = str(labels[bad[0]]) if values[int(bad[0])].is_valid else f"no {column}"
-    found = f"{label} in row {bad[0]} of the {split.split} split"
+    found = f"{label} in row {bad[0]} of {split}"
     reason = "missing or out of range" if values.null_count else "out of range"
     hint = f"{len(bad)} of {len(labels)} labels are {reason}"
     raise invalid(where, expected, found=found, hint=hint)

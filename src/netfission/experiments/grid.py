@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from netfission.config import ONE_PREDICTION, FissionConfig, MethodConfig, RunConfig
-from netfission.data.sources import NAMES
+from netfission.data.sources import is_named
 from netfission.experiments.contenders import Settings
 from netfission.methods.effects import check_effects, chosen, unmet_condition
 from netfission.methods.registry import METHODS, check_settings, reads_setting
@@ -199,7 +199,7 @@ def chosen_settings(config: RunConfig) -> dict[str, Any]:
         >>> chosen_settings(RunConfig.from_dict({"data": "/datasets/cifar100", "exits": 2}))
         {'data': 'cifar100', 'exits': 2}
     """
-    if config.data.data not in NAMES:
+    if not is_named(config.data.data):
         config = replace(config, data=replace(config.data, data=Path(config.data.data).name))
     if config.model.weights is not None:
         config = replace(config, model=replace(config.model, weights=Path(config.model.weights).name))

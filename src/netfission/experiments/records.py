@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from netfission.data.sources import NAMES, fingerprint
+from netfission.data.sources import fingerprint, is_named
 from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
 from netfission.methods.registry import find_method
@@ -63,7 +63,7 @@ def _fingerprint(path: Path) -> str | None:
 def _data_fingerprint(cell: Cell) -> str | None:
     """The fingerprint of a run's folder of data; None for a data set by name."""
     data = cell.config.data.data
-    return None if data in NAMES else _fingerprint(Path(data).resolve())
+    return None if is_named(data) else _fingerprint(Path(data).resolve())
 
 
 def _weights_digest(cell: Cell) -> str | None:

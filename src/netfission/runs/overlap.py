@@ -9,7 +9,7 @@ from netfission.config import RunConfig
 from netfission.data.checks import count_copies
 from netfission.data.load import find_splits
 from netfission.data.matched import full_name
-from netfission.data.sources import HUB_NAMES
+from netfission.data.sources import is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Selection
 from netfission.utils.text import count_noun
@@ -118,7 +118,7 @@ def warn_of_own_images(name: str, images: Sequence[Selection], config: RunConfig
 def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: Sequence[SplitName]) -> str:
     """Say how many images have the same content as those of some splits of a run; empty if none has."""
     recorded = config.data.data
-    if recorded in HUB_NAMES and full_name(name) != recorded:
+    if recorded != "digits" and is_named(recorded) and full_name(name) != recorded:
         return ""  # no reason to download it
     try:
         with warnings.catch_warnings():

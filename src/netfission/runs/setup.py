@@ -16,7 +16,7 @@ from netfission.config import DataConfig, RunConfig
 from netfission.data import Augmentation, Batches, ImageData, Split, load_data
 from netfission.data.augment import Balance
 from netfission.data.matched import full_name
-from netfission.data.sources import NAMES, fingerprint
+from netfission.data.sources import fingerprint, is_named
 from netfission.data.summary import CUT, DataSummary
 from netfission.methods.base import BuildPlan, Method, call_with_seed
 from netfission.methods.optimizers import layer_scales
@@ -163,7 +163,7 @@ def is_run_data(config: RunConfig, spec: NetworkSpec, name: str) -> bool:
         True
     """
     recorded = config.data.data
-    if full_name(name) == (recorded if recorded in NAMES else str(Path(recorded).resolve())):
+    if full_name(name) == (recorded if is_named(recorded) else str(Path(recorded).resolve())):
         return True
     if recorded == "digits":
         return False

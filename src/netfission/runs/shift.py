@@ -205,8 +205,7 @@ def _other_images(name: str, config: RunConfig, data: ImageData) -> tuple[Split,
     place = hub_place(name)
     if name == trained_on or str(Path(name).resolve()) == trained_on or _is_on_hub(trained_on, place):
         raise invalid("ood", "images that the run was not trained on", name)
-    if place is None:
-        check_data_name(name, "ood", [*TRANSFORMS])
+    check_data_name(name, "ood", [*TRANSFORMS])
     if name not in TRANSFORMS:
         images = load_unlabelled(name, data.shape)
         warn_of_own_images(name, [images], config)
