@@ -9,15 +9,8 @@ from torch import Tensor, nn
 from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.checks import unsuitable_model
-from netfission.methods.layers import (
-    BatchedMembers,
-    check_members,
-    check_network,
-    make_generator,
-    replace_layers,
-    weight_layers,
-)
-from netfission.methods.member_layers import MemberLinear, check_separate, find_classifiers
+from netfission.methods.layers import check_members
+from netfission.methods.member_layers import build_on_frozen
 from netfission.surgery.heads import FewerHeads, divides, heads_of, runs_directly
 from netfission.utils.errors import check_positive_integer
 
@@ -163,31 +156,28 @@ class LoraEnsembleMethod(Method):
         """
         method, members, rank = self.config.method, plan.fission.exits, self.config.rank
         self.check(plan.fission)
-        models = [plan.create(members * plan.fission.seed + number) for number in range(members)]
-        model = models[0].requires_grad_(False)
-        weight_layers(model, plan, method)
-        projections = _projections(model)
-        if not projections:
-            expected = "a network with attention of linear layers"
-            raise unsuitable_model(method, expected, f"{type(model).__name__} without it")
-        classifiers = find_classifiers(model, plan, method)
-        generator = make_generator(plan.fission.seed)
 
-        def make(name: str, module: nn.Module) -> nn.Module | None:
-            if name in classifiers:
-                return MemberLinear.from_models(models, name)
-            if module not in projections:
-                return None
+        def find_layers(model: nn.Module) -> set[str]:
+            projections = _projections(model)
+            if not projections:
+                expected = "a network with attention of linear layers"
+                raise unsuitable_model(method, expected, f"{type(model).__name__} without it")
+            return {name for name, module in model.named_modules() if module in projections}
+
+        def change(module: nn.Module, generator: torch.Generator) -> nn.Module:
             if isinstance(module, nn.MultiheadAttention):
                 LowRankAttention.convert(module, members, rank, generator)
                 return module
             assert isinstance(module, nn.Linear)
             return LowRankLinear(module, members, rank, generator)
 
-        network = BatchedMembers(replace_layers(model, make), members, in_training=True)
-        check_network(network, plan, method)
-        check_separate(network, plan, method, [m.b for m in network.modules() if isinstance(m, LowRank)])
-        return network
+        return build_on_frozen(
+            plan,
+            method,
+            find_layers,
+            change,
+            lambda module: module.b if isinstance(module, LowRank) else None,
+        )
 
 
 def _projections(model: nn.Module) -> set[nn.Module]:

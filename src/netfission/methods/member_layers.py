@@ -1,7 +1,7 @@
-"""What the baselines whose members share a frozen network have in common: a classifier of their own each."""
+"""What the baselines whose members share a frozen network have in common."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Self, cast
 
 import torch
@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from netfission.methods.base import BuildPlan
 from netfission.methods.checks import unsuitable_model
-from netfission.methods.layers import BatchedMembers, count_classes, make_generator
+from netfission.methods.layers import (
+    BatchedMembers,
+    check_network,
+    count_classes,
+    make_generator,
+    replace_layers,
+    weight_layers,
+)
 from netfission.utils.modes import in_mode
 
 
@@ -42,6 +49,47 @@ class MemberLinear(nn.Module):
             outputs = outputs + self.bias.unsqueeze(1)
         joined: Tensor = outputs.flatten(0, 1)
         return joined
+
+
+def build_on_frozen(
+    plan: BuildPlan,
+    method: str,
+    find_layers: Callable[[nn.Module], Set[str]],
+    change: Callable[[nn.Module, torch.Generator], nn.Module],
+    weights: Callable[[nn.Module], Tensor | None],
+) -> BatchedMembers:
+    """Build the model of seed `exits * seed`, frozen but for weights of the members in some of its layers.
+
+    The classifier of member k is that of the model of seed `exits * seed + k`.
+
+    Args:
+        plan: what to build.
+        method: name of the method.
+        find_layers: model → names of the layers that change, of which classifiers are left out.
+        change: such a layer and a generator of its noise → what replaces it, or itself, changed in place.
+        weights: a module → weights of the members in it, `(members, ...)`; None if it has none.
+
+    Raises:
+        ValueError: the model has no classifier or no weights that can be changed, or mixes the members.
+    """
+    members = plan.fission.exits
+    models = [plan.create(members * plan.fission.seed + number) for number in range(members)]
+    model = models[0].requires_grad_(False)
+    weight_layers(model, plan, method)
+    changed = find_layers(model)
+    classifiers = find_classifiers(model, plan, method)
+    generator = make_generator(plan.fission.seed)
+
+    def make(name: str, module: nn.Module) -> nn.Module | None:
+        if name in classifiers:
+            return MemberLinear.from_models(models, name)
+        return change(module, generator) if name in changed else None
+
+    network = BatchedMembers(replace_layers(model, make), members, in_training=True)
+    check_network(network, plan, method)
+    found = (weights(module) for module in network.modules())
+    check_separate(network, plan, method, [weight for weight in found if weight is not None])
+    return network
 
 
 def find_classifiers(model: nn.Module, plan: BuildPlan, method: str) -> set[str]:

@@ -8,15 +8,8 @@ from torch import Tensor, nn
 from netfission.config import FissionConfig
 from netfission.methods.base import BuildPlan, Method
 from netfission.methods.checks import unsuitable_model
-from netfission.methods.layers import (
-    BatchedMembers,
-    check_members,
-    check_network,
-    make_generator,
-    replace_layers,
-    weight_layers,
-)
-from netfission.methods.member_layers import MemberLinear, check_separate, find_classifiers, output_shapes
+from netfission.methods.layers import check_members
+from netfission.methods.member_layers import build_on_frozen, find_classifiers, output_shapes
 from netfission.surgery.heads import FewerHeads, divides
 
 NOISE = 0.01  # standard deviation at the start, of singular values relative to theirs, and of biases
@@ -136,32 +129,26 @@ class SingularValueEnsembleMethod(Method):
         """
         method, members = self.config.method, plan.fission.exits
         self.check(plan.fission)
-        models = [plan.create(members * plan.fission.seed + number) for number in range(members)]
-        model = models[0].requires_grad_(False)
-        weight_layers(model, plan, method)
-        classifiers = find_classifiers(model, plan, method)
-        inner = _layers_per_image(model, plan.example, method) - classifiers
-        if not inner:
-            expected = "a network with linear layers beside its classifier"
-            raise unsuitable_model(method, expected, f"{type(model).__name__} without them")
-        generator = make_generator(plan.fission.seed)
 
-        def make(name: str, module: nn.Module) -> nn.Module | None:
-            if name in classifiers:
-                return MemberLinear.from_models(models, name)
-            if name not in inner:
-                return None
+        def find_layers(model: nn.Module) -> set[str]:
+            classifiers = find_classifiers(model, plan, method)
+            inner = _layers_per_image(model, plan.example, method) - classifiers
+            if not inner:
+                expected = "a network with linear layers beside its classifier"
+                raise unsuitable_model(method, expected, f"{type(model).__name__} without them")
+            return inner
+
+        def change(module: nn.Module, generator: torch.Generator) -> nn.Module:
             if isinstance(module, nn.MultiheadAttention):
                 SingularValueAttention.convert(module, members, generator)
                 return module
             assert isinstance(module, nn.Linear)
             return SingularValueLinear(module, members, generator)
 
-        network = BatchedMembers(replace_layers(model, make), members, in_training=True)
-        check_network(network, plan, method)
-        values = [module.values for module in network.modules() if isinstance(module, SingularValueLinear)]
-        check_separate(network, plan, method, values)
-        return network
+        def weights(module: nn.Module) -> Tensor | None:
+            return module.values if isinstance(module, SingularValueLinear) else None
+
+        return build_on_frozen(plan, method, find_layers, change, weights)
 
 
 def _layers_per_image(model: nn.Module, images: Tensor, method: str) -> set[str]:
