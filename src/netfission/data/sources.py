@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -129,14 +129,7 @@ def find_targets(name: str, targets: Targets) -> Source:
         rows = [values[part.labels[image]] for image in images]
         return FileRecords(images, np.array(rows, dtype=np.float32))
 
-    return Source(
-        found.names,
-        {split: records(part) for split, part in contents.splits.items()},
-        str(contents.folder),
-        {split: str(part.origin) for split, part in contents.splits.items()},
-        contents.left_out,
-        targets=targets,
-    )
+    return _of_files(contents, found.names, records, targets)
 
 
 def _find_source(name: str, train_required: bool) -> Source:
@@ -481,12 +474,22 @@ def _from_files(contents: FolderContents) -> Source:
         by_class = np.argsort(labels, kind="stable")
         return FileRecords([images[row] for row in by_class.tolist()], labels[by_class])
 
+    return _of_files(contents, contents.classes, records)
+
+
+def _of_files(
+    contents: FolderContents,
+    names: list[str],
+    records: Callable[[LabelledImages], FileRecords],
+    targets: Targets = CLASSES,
+) -> Source:
     return Source(
-        contents.classes,
+        names,
         {split: records(part) for split, part in contents.splits.items()},
         str(contents.folder),
         {split: str(part.origin) for split, part in contents.splits.items()},
         contents.left_out,
         contents.unused,
         contents.remarks,
+        targets,
     )
