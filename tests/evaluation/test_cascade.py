@@ -317,6 +317,15 @@ def test_the_curve_rises_with_its_cost() -> None:
     assert points[0].exits_used == 1
 
 
+def test_the_bound_is_drawn_and_named(tmp_path) -> None:
+    evaluation = replace(measured(), max_accuracy_drop=2.0, max_cost=None, delta=0.2)
+    full = next(point.accuracy for point in evaluation.points if point.kind == "ensemble")
+    assert evaluation.least_accuracy == pytest.approx(full - 0.02)
+    draw_cascade(evaluation, tmp_path / "picture")
+    assert "accepted loss, 2 points (kept with probability 0.8)" in (tmp_path / "picture.svg").read_text()
+    assert replace(evaluation, max_accuracy_drop=None, max_cost=1.0, delta=None).least_accuracy is None
+
+
 def test_without_the_single_networks_accuracy_its_cost_still_stands(tmp_path) -> None:
     evaluation = measured()
     assert evaluation.points[0].accuracy is None

@@ -206,6 +206,9 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
     assert "needs 0.612× the single network’s MACs and loses 1.23 ± 0.40 percentage points" in text
     assert "0.66× (0.60–0.70) at batch 256" in text
     assert "Ring: the chosen cascade; E: all exits" in text
+    assert "Dotted: the accepted loss against all exits." in text
+    line = figures.cascade(cascade).axes[0].lines
+    assert [69.8, 69.8] in [pytest.approx(list(drawn.get_ydata())) for drawn in line]
     assert "letters 50 entropy 87.65 50.00 25.00 knn 90.00 60.00 20.00" in text
     assert "fitted to 1,293 training images (pytorch-ood 0.4.0)" in text
     assert "/some/where" not in text

@@ -100,6 +100,14 @@ class CascadeEvaluation:
     points: list[Point]
     delta: float | None = None
 
+    @property
+    def least_accuracy(self) -> float | None:
+        """Accuracy of the full ensemble on the test images less the accepted drop; None without one."""
+        full = next(point.accuracy for point in self.points if point.kind == "ensemble")
+        if self.max_accuracy_drop is None or full is None:
+            return None
+        return full - self.max_accuracy_drop / 100
+
     def table(self) -> str:
         """Return the timed points as aligned plain text, followed by how they were measured."""
         head = ["", "accuracy %", "drop, points", "exits", "MACs", "effective"]

@@ -54,6 +54,10 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
     timed.set(xlabel="measured time ÷ single network's, both deployed (median, quartiles)")
     for side in (counted, timed):
         mark_reference(side, x=1, label="single network's cost")
+        if evaluation.least_accuracy is not None:
+            side.axhline(
+                100 * evaluation.least_accuracy, linestyle=":", color=SERIES[0], label=_bound(evaluation)
+            )
         side.legend(fontsize=LEGEND_SIZE, loc="lower right")
     figure.suptitle(
         f"Exits {', '.join(map(str, evaluation.order))} run one after another until the {evaluation.rule} is "
@@ -62,6 +66,12 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
         fontsize=TITLE_SIZE,
     )
     return save_picture(figure, path)
+
+
+def _bound(evaluation: CascadeEvaluation) -> str:
+    """Name the line of the accuracy that the chosen cascade keeps to."""
+    promise = "" if evaluation.delta is None else f" (kept with probability {1 - evaluation.delta:g})"
+    return f"accepted loss, {evaluation.max_accuracy_drop:g} points{promise}"
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], size: int | None, colour: str) -> None:

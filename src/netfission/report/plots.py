@@ -90,13 +90,14 @@ def _cost_plots(run: Run) -> Iterator[PlotSpec]:
         )
     if run.cascade is not None:
         order = ", ".join(map(str, run.cascade.order))
+        dotted = "" if run.cascade.least_accuracy is None else " Dotted: the accepted loss against all exits."
         yield _spec(
             "cascade",
             "Early exit",
             f"Exits run in the order {order}; an image stops once its {run.cascade.rule} is above a "
             f"threshold. Thresholds were chosen on {run.cascade.validation_images:,} validation images; "
             f"accuracy is measured on {run.cascade.test_images:,} test images. Ring: the chosen "
-            f"cascade; E: all exits; numbers: single exits.{_MOVED}",
+            f"cascade; E: all exits; numbers: single exits.{dotted}{_MOVED}",
             partial(figures.cascade, run.cascade),
         )
 
