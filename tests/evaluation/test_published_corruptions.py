@@ -90,6 +90,14 @@ def test_labels_number_the_classes_in_alphabetical_order(published):
     assert [classes[label] for label in found] == [sorted(classes)[label] for label in labels]
 
 
+def test_classes_with_numbers_as_names_are_in_the_order_of_numbers(published):
+    for file in published.glob("*.npy"):
+        np.save(file, np.load(file)[: 5 * 11])
+    np.save(published / "labels.npy", np.tile(np.arange(11), 5))
+    found = open_corrupted(str(published), [str(number) for number in range(11)], (3, 9, 9))
+    assert found.labels.tolist() == list(range(11))
+
+
 def _without(name):
     return lambda folder: (folder / f"{name}.npy").unlink()
 

@@ -269,6 +269,11 @@ class Mixes(nn.Module):
             return x.flatten(0, 1)
         if self.kind == "linear":
             return self.linear(x)
+        if self.kind == "half":
+            both = torch.cat([x, -x], 1)
+            return both[:, : both.shape[1] // 2]
+        if self.kind == "transposed":
+            return x * x.mT.mT
         return torch.cat([x, x.roll(1, 1)], 1)[:, ::2]
 
 
@@ -293,7 +298,7 @@ def test_what_cannot_be_folded_or_fused_is_kept(stage: type[nn.Module]) -> None:
         assert_equal(deployed, net, 4, tolerance=3e-6)
 
 
-@pytest.mark.parametrize("kind", ["gate", "mean", "flatten", "linear", "roll"])
+@pytest.mark.parametrize("kind", ["gate", "mean", "flatten", "linear", "roll", "half", "transposed"])
 def test_what_would_mix_the_paths_runs_apart(kind: str) -> None:
     torch.manual_seed(0)
     to_maps = {"mean": nn.Unflatten(1, (4, 2, 2)), "flatten": nn.Unflatten(0, (-1, 4))}

@@ -104,7 +104,9 @@ class CorruptedTable:
 
 
 def open_corrupted(name: str, classes: Sequence[str], shape: tuple[int, int, int]) -> CorruptedImages:
-    """Open corrupted images. A label is the number of a class in alphabetical order, as in both sets.
+    """Open corrupted images, whose labels number the classes in alphabetical order.
+
+    They do so in CIFAR-10-C and CIFAR-100-C. Classes whose names are numbers are in the order of these.
 
     Args:
         name: a folder with `labels.npy` and `NAME.npy` of the 15 corruptions; or a data set of the hub,
@@ -190,8 +192,9 @@ def _class_numbers(labels: npt.NDArray[Any], classes: Sequence[str]) -> Tensor:
     if len(present) != len(classes) or (present != np.arange(len(classes))).any():
         found = f"{len(present)} labels from {present[0]} to {present[-1]}"
         raise invalid("corrupted", f"images of the network's {len(classes)} classes", found=found)
-    alphabetical = sorted(range(len(classes)), key=classes.__getitem__)
-    return torch.tensor(alphabetical)[labels.astype(np.int64)]
+    numbered = all(name.isdecimal() for name in classes)  # as the published labels are
+    order = sorted(range(len(classes)), key=lambda row: (int(classes[row]) if numbered else 0, classes[row]))
+    return torch.tensor(order)[labels.astype(np.int64)]
 
 
 def _mode(channels: int) -> Mode:

@@ -30,7 +30,7 @@ _FUNCTIONS = {
 }
 
 
-_SHAPES = {getattr, "size"}  # of tensors, which all paths have in common
+_SHAPES = ("shape", "ndim", "dtype", "device")  # attributes that all paths have in common
 _SELECTIONS = {tuple, operator.getitem, "chunk"}  # of tensors, some of which nothing reads
 
 
@@ -176,11 +176,12 @@ class GraphBuilder:
         if node.target is tuple:
             parts = [part for part in inputs.values() if isinstance(part, PathNodes)]
             return PathTuple(tuple(parts)) if len(parts) == len(cast(list[Any], node.args[0])) else None
-        if node.target is not operator.getitem:
+        index = node.args[-1]
+        if node.target is not operator.getitem or not isinstance(index, int):
             return None
-        source, index = inputs[cast(fx.Node, node.args[0])], node.args[1]
+        source = inputs[cast(fx.Node, node.args[0])]
         if isinstance(source, PathTuple):
-            return source.parts[cast(int, index)]
+            return source.parts[index]
         if source.joined or source.shared:
             return None
         return PathNodes(
@@ -203,7 +204,7 @@ class GraphBuilder:
         if shared and not _owns_tensors(node, layers[0]):
             sources = {source: features.nodes[0] for source, features in inputs.items()}
             return PathNodes((self._copy(node, sources, name, layers[0]),))
-        if node.target in _SHAPES and len({tuple(map(shape_of, one.all_input_nodes)) for one in nodes}) == 1:
+        if _reads_shape(node) and len({tuple(map(shape_of, one.all_input_nodes)) for one in nodes}) == 1:
             sources = {source: self.separate(part, len(nodes))[0] for source, part in inputs.items()}
             return PathNodes((self._copy(node, sources, name, None),))
         if node.target is torch.cat:  # of joined tensors it would mix the paths
@@ -251,6 +252,10 @@ def _owns_tensors(node: fx.Node, layer: nn.Module | None) -> bool:
     if layer is None:
         return node.op == "get_attr"
     return any(True for _ in (*layer.parameters(), *layer.buffers()))
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    return node.target == "size" or (node.target is getattr and node.args[1] in _SHAPES)
 
 
 def _separates_channels(node: fx.Node, layer: nn.Module | None) -> bool:
