@@ -26,7 +26,7 @@ from netfission.cli import main
 from netfission.evaluation.calibration import Calibration
 from netfission.models import create_model
 from netfission.runs.calibrate import calibrate
-from netfission.runs.evaluate import evaluate
+from netfission.runs.evaluate import evaluate, evaluate_cascade
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
 from netfission.runs.train import train
@@ -143,7 +143,9 @@ def test_it_abstains_where_the_risk_would_be_too_high(finished_run):
     least = predictions.confidence.min().item()
     assert not replace(predictions, threshold=least).abstains.any()  # as sure as it has to be
     assert replace(predictions, threshold=least + 1e-6).abstains.any()
-    with pytest.raises(ValueError, match=r"risk must be None for a network without calibration, got 0\.1"):
+    with pytest.raises(
+        ValueError, match=r"risk must be left out for a network without calibration, got 0\.1"
+    ):
         nf.Classifier(classifier.network, classifier.spec).predict(images, risk=0.1)
 
 
@@ -200,9 +202,18 @@ def test_an_answer_that_is_not_a_number_is_withheld():
 def test_what_limits_refuses(finished_run):
     classifier = nf.Classifier.from_pretrained(finished_run)
     with pytest.raises(
-        ValueError, match=r"^delta must be None without a risk, a coverage or a rate of alarms to bound, got"
+        ValueError,
+        match=r"^delta must be left out without a risk, a coverage or a rate of alarms to bound, got",
     ):
         classifier.limits(delta=0.1)
+    for asked in ({"score": "aps"}, {"class_wise": True}):
+        with pytest.raises(ValueError, match=r"^\w+ must be left out without a coverage, got"):
+            classifier.limits(**asked)
+    for asked in ({"coverage": "0.9"}, {"risk": "0.1"}, {"risk": 0.1, "delta": "0.1"}):
+        with pytest.raises(ValueError, match=rf"^{list(asked)[-1]} must be a .*, got '0\.[19]'"):
+            classifier.limits(**asked)
+    with pytest.raises(ValueError, match=r"^pixels must be at least one image, got none$"):
+        classifier.drift_p_value(torch.zeros(0, *classifier.spec.shape, dtype=torch.uint8))
     unscored = replace(classifier.calibration, scores=None)
     reasons = [
         (None, "network without calibration", "; calibrate it on images that it was neither trained nor"),
@@ -212,7 +223,7 @@ def test_what_limits_refuses(finished_run):
     for calibration, what, hint in reasons:
         bare = nf.Classifier(classifier.network, classifier.spec, calibration)
         for asked in ({"coverage": 0.9}, {"risk": 0.1, "delta": 0.1}, {"delta": 0.1}):
-            message = f"^{list(asked)[-1]} must be None for a {what}, got 0[.][19]{hint}"
+            message = f"^{list(asked)[-1]} must be left out for a {what}, got 0[.][19]{hint}"
             with pytest.raises(ValueError, match=message):
                 bare.limits(**asked)
 
@@ -242,6 +253,11 @@ def test_images_that_the_best_epoch_was_chosen_on_promise_nothing(finished_run, 
         again(folder, dependent)
         assert folder.load_calibration().scores is None
         assert folder.load_calibration().dependence.startswith(reason)
+    start.path.rename(tmp_path / "elsewhere")
+    evaluate(folder, dependent)
+    assert folder.load_calibration().dependence.startswith(reason)  # which can no longer be found out
+    with pytest.raises(ValueError, match=reason):
+        evaluate_cascade(folder, dependent, max_accuracy_drop=5, delta=0.1)
 
 
 def test_an_image_of_any_size_is_made_ready(finished_run):
@@ -342,9 +358,16 @@ def test_a_calibration_of_another_network_is_refused(finished_run, tmp_path, cap
     message = r"calibration\.json must be of the network in model\.safetensors, got one of another network \("
     with pytest.raises(ValueError, match=message):
         nf.Classifier.from_pretrained(copied.path)
-    (copied.path / "model.onnx").write_bytes(b"")  # whatever it holds, it is older
+    digest = own.calibration.digest.encode()
+    (copied.path / "model.onnx").write_bytes(b"graph" + digest)
     assert main(["evaluate", str(copied.path)]) == 0
-    assert "exported with the calibration before: model.onnx; export again" in capsys.readouterr().out
+    assert "exported with another calibration: model.onnx; export again" in capsys.readouterr().out
+    assert main(["evaluate", str(copied.path)]) == 0  # it still is
+    assert "exported with another calibration: model.onnx; export again" in capsys.readouterr().out
+    assert copied.load_calibration().digest.encode() != digest
+    (copied.path / "model.onnx").write_bytes(b"graph" + copied.load_calibration().digest.encode())
+    assert main(["evaluate", str(copied.path)]) == 0
+    assert "exported with" not in capsys.readouterr().out
     again = nf.Classifier.from_pretrained(copied.path)
     assert again.calibration.weights == copied.weights_sha256() != own.calibration.weights
     calibration = json.loads(copied.calibration.read_text())

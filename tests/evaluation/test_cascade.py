@@ -73,6 +73,7 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
     assert (record["max_accuracy_drop"], record["max_cost"], record["rule"]) == (0.2, None, "margin")
     assert (record["validation_images"], record["test_images"]) == (145, 359)
     assert record["environment"]["threads"] == torch.get_num_threads()
+    assert record["weights"] == RunFolder(run).weights_sha256()
     evaluation = json.loads((run / "evaluation.json").read_text())
     alone = json.loads((single / "evaluation.json").read_text())
     (of_single,), (full,), (chosen,) = (points_of(record, kind) for kind in ("single", "ensemble", "chosen"))

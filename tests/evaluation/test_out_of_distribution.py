@@ -134,7 +134,7 @@ def test_its_own_images_inverted_and_rotated(run, capsys):
     kept = parse_json((run.path / "ood.json").read_text())
     assert [entry["data"] for entry in kept] == ["inverted", "rotated"]
     assert all(entry["in_distribution"] == entry["out_of_distribution"] == 359 for entry in kept)
-    assert kept[0]["temperature"] == run.load_calibration().temperature
+    assert kept[0]["temperature"] == 1 != run.load_calibration().temperature  # as detectors have it
     for entry in kept:
         assert f"{100 * entry['scores']['entropy']['fpr95']:.2f}" in shown
         assert set(entry["scores"]) == {"maximum probability", "entropy", "mutual information", "energy"}
@@ -143,8 +143,13 @@ def test_its_own_images_inverted_and_rotated(run, capsys):
 
     classifier = Classifier.from_pretrained(run.path)
     images = load_run_data(run.load_config().data, 3).test.images
-    inverted = classifier.predict(255 - images).entropy
-    expected = Detection.from_scores(classifier.predict(images).entropy, inverted)
+    shown, other = (
+        classifier.limits(detector="entropy").detector.scores(
+            classifier.logits(pixels), average=classifier.spec.average
+        )
+        for pixels in (images, 255 - images)
+    )
+    expected = Detection.from_scores(shown, other)
     assert kept[0]["scores"]["entropy"]["auroc"] == pytest.approx(expected.auroc, abs=1e-4)
 
 
@@ -233,8 +238,8 @@ def test_without_a_network_a_data_set_of_the_hub_is_one_line(run, monkeypatch, c
         ("digits", "--ood must be images that the run was not trained on, got 'digits'"),
         (
             "invert",
-            "--ood must be one of digits, cifar10, cifar100, tiny-imagenet, inverted, rotated, or a folder, "
-            "got 'invert'; did you mean inverted?",
+            "--ood must be one of digits, cifar10, cifar100, tiny-imagenet, inverted, rotated, "
+            "hf/OWNER/NAME, or a folder, got 'invert'; did you mean inverted?",
         ),
         ("{tmp}/empty", "empty must be a folder with images, got no image file"),
         ("{tmp}/nowhere", "nowhere does not exist"),

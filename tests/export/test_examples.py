@@ -23,6 +23,7 @@ from netfission.export import export
 from netfission.export.cascade import Plan, Step, check_cascade, export_cascade
 from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
+from netfission.runs.folder import RunFolder
 from netfission.runs.setup import build_network, load_run_data, network_spec
 from netfission.runs.train import train
 
@@ -263,12 +264,23 @@ def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
     index = json.loads((run / "cascade" / "cascade.json").read_text())
     assert [(step["exit"], step["threshold"]) for step in index["steps"]] == [(0, 0.625), (1, None)]
     assert index["target"] == target
+    other = chosen | {"weights": "0" * 64}
+    (run / "cascade.json").write_text(json.dumps(other))
+    assert main(["export", str(run), "--cascade"]) == 2
+    assert "cascade.json must be of this network, got one of another network; " in capsys.readouterr().err
+    own = chosen | {"weights": RunFolder(run).weights_sha256()}
+    assert Plan.read(_written(run / "cascade.json", own), own["weights"]).target == target
     (run / "cascade.json").write_text("{}")
     assert main(["export", str(run), "--cascade"]) == 2
     assert (
         "cascade.json must be a file written by netfission evaluate --cascade, got other content"
         in capsys.readouterr().err
     )
+
+
+def _written(file: Path, content: dict) -> Path:
+    file.write_text(json.dumps(content))
+    return file
 
 
 def test_where_nothing_was_chosen_it_is_on_the_validation_split(

@@ -296,6 +296,8 @@ def assert_promises_are_of_its_own_logits(found, labels, written, classifier, as
     assert promises["quantiles"] != asked.limits(classifier).quantiles
     assert promises["alarm_above"] == pytest.approx(limits.detector.alarm_above, rel=1e-3)
     assert promises["calibration_images"] == len(labels)
+    assert promises["threshold_temperature"] == 1
+    assert written["calibration"] == classifier.calibration.digest
     assert set(found) == {*OUTPUTS, *PROMISED}
     covered = found["set"].gather(1, labels.unsqueeze(1)).double().mean().item()
     assert covered >= LIMITS["coverage"]  # by the quantile's definition, of the images it is from

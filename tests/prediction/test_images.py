@@ -67,7 +67,9 @@ def test_each_field_is_what_the_classifier_says(classifier, files):
 
 def test_an_invalid_risk_is_refused_before_any_image_is_read(classifier):
     bare = Classifier(classifier.network, classifier.spec)
-    with pytest.raises(ValueError, match=r"risk must be None for a network without calibration, got 0\.1"):
+    with pytest.raises(
+        ValueError, match=r"risk must be left out for a network without calibration, got 0\.1"
+    ):
         bare.limits(risk=0.1)
     with pytest.raises(ValueError, match="risk must be a share of wrong answers from 0 to 1, got 2"):
         classifier.limits(risk=2)

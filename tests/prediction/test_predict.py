@@ -268,9 +268,9 @@ def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_p
     assert "abstain" not in predictions
     assert "abstain" not in predict(capsys, run, image)
     assert main(["predict", str(run), str(image), "--risk", "0.1"]) == 2
-    assert "risk must be None for a network without calibration, got 0.1" in capsys.readouterr().err
+    assert "risk must be left out for a network without calibration, got 0.1" in capsys.readouterr().err
     assert main(["predict", str(run), str(image), "--delta", "0.1"]) == 2
-    assert "delta must be None for a network without calibration, got 0.1; " in capsys.readouterr().err
+    assert "delta must be left out for a network without calibration, got 0.1; " in capsys.readouterr().err
 
 
 def test_the_help_says_when_a_default_risk_is_left_out():
@@ -340,7 +340,7 @@ def test_a_calibration_of_an_earlier_version_gives_no_p_values(digits_run, digit
     ):
         assert main(["predict", str(run), str(image), *flags]) == 2
         error = capsys.readouterr().err
-        assert f"--{name} must be None for a calibration without scores of images, got " in error
+        assert f"--{name} must be left out for a calibration without scores of images, got " in error
         assert error.endswith("for a run with `netfission calibrate RUN`\n")
 
 

@@ -319,6 +319,7 @@ def test_a_calibration_on_other_data_is_that_of_its_logits(run: RunFolder, other
     )
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_where_the_runs_own_data_are_gone_reliability_of_the_old_calibration_is_removed(
     folder_run: RunFolder, other: Path, tmp_path: Path, capsys
 ) -> None:
@@ -328,12 +329,36 @@ def test_where_the_runs_own_data_are_gone_reliability_of_the_old_calibration_is_
     assert folder_run.reliability.is_file()
     images = write_digits(tmp_path / "new", "37", count=5)
     assert main(["calibrate", str(folder_run.path), "--data", str(images)]) == 0
-    shown = capsys.readouterr().out
-    assert "removed reliability.json, as the run's own data set cannot be read (data folder " in shown
+    shown, warned = capsys.readouterr()
+    assert (
+        "warning: whether images of new are copies of the run's own was not checked, as the run's" in warned
+    )
+    assert "no reliability.json any more: the run's own data set cannot be read (data folder " in shown
     assert f"wrote calibration.json in {folder_run.path}\n" in shown
     assert not folder_run.reliability.exists()
     assert main(["calibrate", str(folder_run.path), "--data", str(other.with_name("moved"))]) == 0
     assert folder_run.reliability.is_file()
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_a_calibration_on_test_images_is_not_measured_on_them(
+    folder_run: RunFolder, other: Path, tmp_path: Path, capsys
+) -> None:
+    config, copied = folder_run.load_config(), tmp_path / "copied"
+    test = find_splits(str(other), validation=config.data.validation, seed=config.fission.seed)["test"]
+    for row in test.rows:
+        file = Path(test.records.paths[row])
+        (copied / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copied / file.parent.name)
+    assert main(["calibrate", str(folder_run.path), "--data", str(copied)]) == 0
+    shown = capsys.readouterr().out
+    assert "no reliability.json any more: it is calibrated on test images of its own; " in shown
+    assert not folder_run.reliability.exists()
+    assert folder_run.load_calibration().scores is not None  # the network does not depend on them
+    assert main(["evaluate", str(folder_run.path)]) == 0
+    warned = capsys.readouterr().err
+    assert "warning: no reliability.json: it is calibrated on test images of its own; 6 of 6 images" in warned
+    assert not folder_run.reliability.exists()
 
 
 def test_a_run_without_validation_images_is_calibrated_on_other_data_alone(

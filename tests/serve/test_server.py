@@ -699,7 +699,11 @@ def test_what_is_asked_of_all_answers_is_on_the_page_and_a_request_may_ask_for_l
     asked = {name: model[name] for name in LIMITS if name != "score"}
     assert asked == {name: value for name, value in LIMITS.items() if name != "score"}
     assert model["threshold"] == classifier.limits(risk=0.3, delta=0.2).threshold
+    assert model["threshold_temperature"] == 1
     assert (wider["coverage"], wider["delta"], wider["risk"]) == (0.95, 0.5, 0.3)
+
+
+_ASKED = "all, risk, delta, coverage, score, class_wise, accept_false_alarms, detector"
 
 
 @pytest.mark.parametrize(
@@ -715,6 +719,16 @@ def test_what_is_asked_of_all_answers_is_on_the_page_and_a_request_may_ask_for_l
         (
             "accept_false_alarms=0.001",
             "accept_false_alarms must be at least 0.01 with 145 calibration",
+        ),
+        ("coverge=0.9", f"query must be of {_ASKED}, got 'coverge'; did you mean coverage"),
+        (
+            "accept-false-alarms=0.1",
+            f"query must be of {_ASKED}, got 'accept-false-alarms'; did you mean acc",
+        ),
+        ("coverage=0.9&coverage=0.8", "coverage must be given once, got 2 times"),
+        (
+            "accept_false_alarms=1e-300",
+            "accept_false_alarms must be a share of images above 1e-16, got 1e-300",
         ),
         ("risk=0.001&delta=0.1", "risk must be at least 0.02 with 145 calibration images, got 0.001; "),
     ],
@@ -762,7 +776,9 @@ def test_the_metrics_tell_whether_the_last_images_have_drifted(
     with serving(uncalibrated) as server:
         server.predict(next(files(images)))
         assert drift(server) == [0, pytest.approx(math.nan, nan_ok=True)]
-    with pytest.raises(ValueError, match=r"^detector must be None for a network without calibration, got "):
+    with pytest.raises(
+        ValueError, match=r"^detector must be left out for a network without calibration, got "
+    ):
         Classifier.from_pretrained(uncalibrated).drift_p_value(images)
 
 

@@ -233,6 +233,8 @@ class Classifier(ImageNetwork):
             ValueError: `pixels` is not valid or empty, or the calibration has no scores of images.
         """
         self.check_pixels(pixels)
+        if not len(pixels):
+            raise invalid("pixels", "at least one image", found="none")
         found = self._scores("detector", detector, uncertainty=True).detector(detector)
         scores = found.scores(self.logits(pixels), average=self.spec.average)
         return drift_p_value(scores, found.calibration)
@@ -293,10 +295,13 @@ class Classifier(ImageNetwork):
             >>> limits.threshold, [round(quantile, 3) for quantile in limits.quantiles]
             (0.0, [0.018, 0.018])
         """
+        for name, value, default in (("score", score, "lac"), ("class_wise", class_wise, False)):
+            if coverage is None and value != default:
+                raise invalid(name, "left out without a coverage", value)
         if delta is not None and coverage is None:
             self._scores("delta", delta)
         if delta is not None and risk is None and coverage is None and accept_false_alarms is None:
-            raise invalid("delta", "None without a risk, a coverage or a rate of alarms to bound", delta)
+            raise invalid("delta", "left out without a risk, a coverage or a rate of alarms to bound", delta)
         threshold = (
             self.threshold(risk)
             if risk is None or delta is None
@@ -347,10 +352,10 @@ class Classifier(ImageNetwork):
         """Return the scores of the images of the calibration; refuse the argument that needs them."""
         if self.calibration is None:
             hint = "calibrate it on images that it was neither trained nor chosen on"
-            raise invalid(argument, "None for a network without calibration", value, hint=hint)
+            raise invalid(argument, "left out for a network without calibration", value, hint=hint)
         scores = self.calibration.scores
         if scores is None or (uncertainty and not scores.uncertainty):
-            expected = "None for a calibration without scores of images"
+            expected = "left out for a calibration without scores of images"
             hint = "it is of an earlier version: calibrate again, for a run with `netfission calibrate RUN`"
             if dependence := self.calibration.dependence:
                 hint = f"{dependence}: calibrate on others with `netfission calibrate RUN --data OTHER`"
@@ -368,7 +373,7 @@ class Classifier(ImageNetwork):
         if self.calibration is None:
             raise invalid(
                 "risk",
-                "None for a network without calibration",
+                "left out for a network without calibration",
                 risk,
                 hint="calibrate it, or train with validation above 0",
             )

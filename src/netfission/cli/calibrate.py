@@ -60,10 +60,7 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
         lines += ["", f"on the {result.reliability.n} images of the run's test split:"]
         lines += [result.reliability.summary(), ""]
     else:
-        lines.append(
-            f"removed {folder.reliability.name}, as the run's own data set cannot be read ({result.unread}); "
-            "`netfission evaluate` writes it again"
-        )
+        lines.append(f"no {folder.reliability.name} any more: {result.unmeasured}")
     files = [folder.calibration] if result.reliability is None else [folder.calibration, folder.reliability]
     lines.append(f"wrote {' and '.join(file.name for file in files)} in {folder.path}")
     if result.replaced is not None and result.replaced.temperature != result.calibration.temperature:
@@ -75,4 +72,4 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
     for run in (above, folder) if path == above.single.path else (folder,):  # a fine-tuning's networks
         if run.gain.is_file() and run.current_gain() is None:
             lines.append(f"with the calibration before: {run.gain}; `netfission finetune` again renews it")
-    return [*lines, *older_exports(folder, result.replaced, result.calibration)]
+    return [*lines, *older_exports(folder, result.calibration)]

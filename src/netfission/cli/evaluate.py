@@ -195,32 +195,28 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     from netfission.runs.evaluate import evaluate as evaluate_run
     from netfission.runs.evaluate import readable_calibration
 
-    before = readable_calibration(folder)
     print(evaluate_run(folder, config).table(config.fission.linear))
     reliability = folder.load_reliability()
     if reliability is not None:
         print(reliability.summary())
     written = [folder.evaluation.name, *([] if reliability is None else [folder.reliability.name])]
     print(f"wrote {' and '.join(written)} in {folder.path}")
-    for line in older_exports(folder, before, readable_calibration(folder)):
+    for line in older_exports(folder, readable_calibration(folder)):
         print(line)
 
 
-def older_exports(
-    folder: "RunFolder", before: "Calibration | None", after: "Calibration | None"
-) -> list[str]:
-    """Say which exported files in a run's folder are older than its calibration, if that has just changed."""
-    if not (files := folder.exports) or _exported(before) == _exported(after):
+def older_exports(folder: "RunFolder", calibration: "Calibration | None") -> list[str]:
+    """Say which exported files in a run's folder hold another calibration than the run."""
+    digest = getattr(calibration, "digest", None)  # other tasks are not exported
+    if digest is None or not (old := [file.name for file in folder.exports if not _holds(file, digest)]):
         return []
-    names = ", ".join(file.name for file in files)
-    return [f"exported with the calibration before: {names}; export again to renew"]
+    return [f"exported with another calibration: {', '.join(old)}; export again to renew"]
 
 
-def _exported(calibration: "Calibration | None") -> tuple[object, ...]:
-    """Return what files are exported with; other fields may be new since an earlier version."""
-    if calibration is None:
-        return ()
-    return calibration.temperature, calibration.risk_coverage, calibration.scores
+def _holds(exported: Path, digest: str) -> bool:
+    """Return whether an exported file, or the folder of a cascade, holds a text."""
+    file = exported / "cascade.json" if exported.is_dir() else exported
+    return file.is_file() and digest.encode() in file.read_bytes()
 
 
 def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:

@@ -171,8 +171,9 @@ def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Pat
     from netfission.runs.folder import RunFolder
 
     check_cascade(classifier)
-    chosen = RunFolder(folder).cascade
-    plan = Plan.read(chosen) if chosen.is_file() else _plan(classifier, settings)
+    run = RunFolder(folder)
+    chosen = run.cascade
+    plan = Plan.read(chosen, run.weights_sha256()) if chosen.is_file() else _plan(classifier, settings)
     images, source = _images(classifier, settings)
     difference = export_cascade(classifier, plan, out, images, opset=settings.opset)
     order = ", ".join(map(str, plan.order))

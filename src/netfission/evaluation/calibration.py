@@ -1,5 +1,6 @@
 """Calibrate an ensemble's probabilities on a validation split."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -86,6 +87,7 @@ class Calibration:
         weights: SHA-256 of the network's weights, as hexadecimal digits, see
             `netfission.classifier.folder.state_sha256`; empty if they are in no file yet, and in files of an
             earlier version.
+        overlap: which of these images are test images of the run, in words; empty if none is.
 
     Raises:
         ValueError: the temperature is not a positive number.
@@ -101,6 +103,7 @@ class Calibration:
     scores: CalibrationScores | None = None
     dependence: str = ""
     weights: str = ""
+    overlap: str = ""
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
@@ -145,6 +148,12 @@ class Calibration:
             ),
             dependence=dependence,
         )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that answers depend on, as hexadecimal digits; exported files hold it."""
+        text = json.dumps([self.temperature, asdict(self.risk_coverage), self.scores and asdict(self.scores)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def flawless(self) -> bool:

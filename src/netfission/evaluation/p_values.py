@@ -18,7 +18,7 @@ from torch import Tensor
 from netfission.ensemble import Average
 from netfission.evaluation.conformal import images_for_coverage, score_quantile
 from netfission.evaluation.out_of_distribution import uncertainty_score, uncertainty_scores
-from netfission.utils.errors import check_share
+from netfission.utils.errors import check_share, invalid
 
 DetectorScore = Literal["energy", "entropy", "maximum-probability", "mutual-information"]
 # Not chosen on any images. Liu et al. 2020 (arXiv 2010.03759) find it better than the largest probability,
@@ -102,7 +102,10 @@ def images_for_false_alarms(rate: float, delta: float | None = None) -> int:
 def _unmarked(rate: float) -> float:
     """Return the share of the images of the distribution that must not be marked."""
     check_share("accept_false_alarms", rate, "a share of images")
-    return float(1 - Fraction(str(float(rate))))
+    unmarked = float(1 - Fraction(str(float(rate))))
+    if unmarked == 1:
+        raise invalid("accept_false_alarms", "a share of images above 1e-16", rate)
+    return unmarked
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Selective classification: the error among confident answers, against the share of images answered."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class RiskCoverage:
         Raises:
             ValueError: `risk` is outside [0, 1].
         """
-        if not 0 <= risk <= 1:
+        if not isinstance(risk, Real) or not 0 <= risk <= 1:
             raise invalid("risk", "a share of wrong answers from 0 to 1", risk)
         good = [
             threshold for threshold, value in zip(self.thresholds, self.risk, strict=True) if value <= risk

@@ -60,15 +60,28 @@ class Plan:
     target: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> "Plan":
-        """Read what `netfission evaluate --cascade` chose; raise ValueError if the file is not its output."""
+    def read(cls, path: Path, weights: str) -> "Plan":
+        """Read what `netfission evaluate --cascade` chose.
+
+        Args:
+            path: of the file.
+            weights: SHA-256 of the network's weights.
+
+        Raises:
+            ValueError: the file is not its output, or of a network with other weights.
+        """
         try:
             written = parse_json(path.read_bytes())
             target = {name: written.get(name) for name in TARGET}  # a file of an earlier version lacks some
-            return cls(written["order"], written["choice"]["thresholds"], written["rule"], target)
+            plan = cls(written["order"], written["choice"]["thresholds"], written["rule"], target)
+            of_this = written.get("weights", weights) == weights  # a file of an earlier version has none
         except (ValueError, KeyError, TypeError) as error:
             expected, found = "a file written by netfission evaluate --cascade", "other content"
             raise invalid(str(path), expected, found=found) from error
+        if not of_this:
+            hint = "`netfission evaluate RUN --cascade` chooses thresholds anew"
+            raise invalid(str(path), "of this network", found="one of another network", hint=hint)
+        return plan
 
     @classmethod
     def choose(cls, classifier: Classifier, validation: Iterable[tuple[Tensor, Tensor]]) -> "Plan":

@@ -20,7 +20,8 @@ def promises_metadata(classifier: Classifier, limits: AnswerLimits) -> dict[str,
     return {
         "risk": limits.risk,
         "delta": limits.delta,
-        "threshold": limits.threshold,  # of the largest probability; with delta at temperature 1
+        "threshold": limits.threshold,  # of the largest probability
+        "threshold_temperature": classifier.temperature if limits.delta is None else 1.0,
         "coverage": limits.coverage,
         "score": limits.score,
         "class_wise": limits.class_wise,
@@ -69,6 +70,7 @@ def classifier_metadata(classifier: Classifier) -> dict[str, Any]:
             "std": spec.std,
         },
         "temperature": classifier.temperature,
+        "calibration": None if calibration is None else calibration.digest,
         # To abstain at a target risk: answer if the largest probability is at least the last threshold whose
         # risk, the share of wrong answers on the validation split, is at most the target.
         "risk_coverage": None if calibration is None else asdict(calibration.risk_coverage),

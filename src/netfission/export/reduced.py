@@ -110,7 +110,12 @@ def export_reduced(
     name, split = ("test", data.test) if data.validation is None else ("validation", data.validation)
     change = measure_change(run, classifier, labelled_batches(split, workers))
     metadata = file_metadata(calibrated, precision, limits)
-    write_whole(path, model.to_bytes(metadata | {"measured": asdict(change) | {"split": name}}))
+    metadata["measured"] = asdict(change) | {"split": name}
+    if classifier.calibration is not None:
+        metadata["calibration"] = (
+            classifier.calibration.digest
+        )  # of the run, which tells if the file is older
+    write_whole(path, model.to_bytes(metadata))
     return ExportResult(path, change.difference, change)
 
 

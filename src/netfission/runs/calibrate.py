@@ -17,11 +17,12 @@ from netfission.runs.evaluate import (
     EVALUATION_BATCH,
     load_matching_data,
     load_on_device,
+    own_dependence,
     readable_calibration,
 )
 from netfission.runs.folder import RunFolder
 from netfission.runs.other_data import matched_logits
-from netfission.runs.overlap import images_dependence, validation_dependence
+from netfission.runs.overlap import images_dependence, test_overlap
 from netfission.runs.setup import make_batches
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import first_line, invalid
@@ -35,15 +36,16 @@ class Recalibration:
     Attributes:
         calibration: what `calibration.json` holds now.
         replaced: what it held before; None if there was no readable file.
-        reliability: on the run's test split; None if the run's own data set cannot be read.
-        unread: why that cannot be read; empty if it can be.
+        reliability: on the run's test split; None if the run's own data set cannot be read, or if the network
+            is calibrated on some of these images.
+        unmeasured: why there are no figures on the test split; empty if there are some.
         missing: the network's classes without an image among those that it is calibrated on.
     """
 
     calibration: Calibration
     replaced: Calibration | None
     reliability: ReliabilityReport | None
-    unread: str
+    unmeasured: str
     missing: list[str]
 
 
@@ -52,8 +54,8 @@ def calibrate(
 ) -> Recalibration:
     """Fit a run's temperature and thresholds for abstention anew, and replace those it has.
 
-    `calibration.json` and `reliability.json` are written, see `RunFolder`. If the run's own data set cannot
-    be read, `reliability.json` is removed, as it belongs to the calibration before.
+    `calibration.json` and `reliability.json` are written, see `RunFolder`. Without figures on the test split,
+    `reliability.json` is removed, as it belongs to the calibration before.
 
     Args:
         folder: folder of a finished run.
@@ -68,14 +70,14 @@ def calibrate(
         OSError: a data set cannot be found, or a file cannot be written.
     """
     network, spec, device = load_on_device(folder, config)
-    data, unread = _load_own(folder, config, spec, required=name is None)
+    data, unmeasured = _load_own(folder, config, spec, required=name is None)
     if name is None:
         assert data is not None
         if data.validation is None:
             expected = "another data set, as the run held out no images for validation"
             raise invalid("data", expected, found="nothing")
         logits, labels = _logits(network, data.validation, data, config, device)
-        dependence = validation_dependence(config)
+        dependence = own_dependence(folder, config)
         calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
     else:
         images = load_matched(
@@ -91,6 +93,9 @@ def calibrate(
         logits, labels = matched_logits(network, spec, images, config, device)
         calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
         calibration = replace(calibration, fitted_on=images.kind)
+        if data is not None and (unmeasured := test_overlap(name, images.splits, config)):
+            calibration = replace(calibration, overlap=unmeasured)
+            data = None
     calibration = replace(calibration, weights=folder.weights_sha256())
     reliability = None
     if data is not None:
@@ -103,19 +108,20 @@ def calibrate(
     write_together(files, removed=[folder.reliability])
     present = set(labels.tolist())
     missing = [name for number, name in enumerate(spec.classes) if number not in present]
-    return Recalibration(calibration, replaced, reliability, unread, missing)
+    return Recalibration(calibration, replaced, reliability, unmeasured, missing)
 
 
 def _load_own(
     folder: RunFolder, config: RunConfig, spec: NetworkSpec, *, required: bool
 ) -> tuple[ImageData | None, str]:
-    """Load a run's own data set; unless it is required, return None and the reason if it cannot be read."""
+    """Load a run's own data set; unless it is required, return None and a sentence if it cannot be read."""
     try:
         return load_matching_data(folder, config, spec), ""
     except (OSError, ValueError) as error:
         if required:
             raise
-        return None, first_line(error)
+        found = f"the run's own data set cannot be read ({first_line(error)})"
+        return None, f"{found}; `netfission evaluate` writes it again"
 
 
 def _logits(

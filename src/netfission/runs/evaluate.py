@@ -1,6 +1,7 @@
 """Evaluation of a finished run on its test split: of all exits together, and as an early-exit cascade."""
 
 import json
+import warnings
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
-from netfission.runs.overlap import validation_dependence
+from netfission.runs.overlap import start_is_lost, validation_dependence
 from netfission.runs.setup import check_unchanged, load_run_data, make_batches
 from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
@@ -49,17 +50,22 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     if calibration is not None and calibration.fitted_on == VALIDATION:
         calibration = None
     if calibration is None and data.validation is not None:
+        dependence = own_dependence(folder, config)
         validation = _batches(data.validation, data, config, device)
         fitted: Any = task.calibrate(
             *collect_logits(network, validation, device),
             average=spec.average,
-            dependence=validation_dependence(config),
+            dependence=dependence,
         )
         calibration = replace(fitted, weights=folder.weights_sha256())
         write_json(folder.calibration, calibration.to_json())
     evaluation = task.evaluate(outputs, targets, average=spec.average, calibration=calibration)
     write_json(folder.evaluation, evaluation.to_json())
     report = task.reliability(outputs, targets, average=spec.average, calibration=calibration)
+    if overlap := getattr(calibration, "overlap", ""):
+        warnings.warn(f"no {folder.reliability.name}: {overlap}", stacklevel=2)
+        folder.reliability.unlink(missing_ok=True)
+        report = None
     if report is not None:
         write_json(folder.reliability, report.to_json())
     return evaluation
@@ -98,7 +104,7 @@ def evaluate_cascade(
 
     if config.data.validation == 0:
         raise invalid("validation", "above 0 to choose the thresholds of a cascade", config.data.validation)
-    if delta is not None and (dependence := validation_dependence(config)):
+    if delta is not None and (dependence := own_dependence(folder, config)):
         raise invalid("delta", "left out for this run", delta, hint=dependence)
     network, spec, data, device = load_for_evaluation(folder, config)
     method = config.method.method
@@ -128,7 +134,7 @@ def evaluate_cascade(
         delta=delta,
         single_accuracy=accuracy,
     )
-    record = asdict(evaluation) | {"environment": environment()}
+    record = asdict(evaluation) | {"environment": environment(), "weights": folder.weights_sha256()}
     write_json(folder.cascade, json.dumps(record, indent=2) + "\n")
     draw_cascade(evaluation, folder.cascade)
     return evaluation
@@ -192,6 +198,18 @@ def readable_calibration(folder: RunFolder) -> Any:
         return folder.load_calibration_of(folder.load_spec(any_task=True))
     except ValueError:
         return None
+
+
+def own_dependence(folder: RunFolder, config: RunConfig) -> str:
+    """Say how a run's network depends on its validation images, see `validation_dependence`.
+
+    If the run that it started from is lost, what the calibration of the same weights says still holds.
+    """
+    if not start_is_lost(config):
+        return validation_dependence(config)
+    known = readable_calibration(folder)
+    recorded = known is not None and (known.fitted_on, known.weights) == (VALIDATION, folder.weights_sha256())
+    return known.dependence if recorded else validation_dependence(config)
 
 
 def _batches(

@@ -338,7 +338,7 @@ class RunFolder(ModelFolder):
 
     def load_cascade(self) -> CascadeEvaluation | None:
         """Read `cascade`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.cascade, CascadeEvaluation, besides=("environment",))
+        return read_json(self.cascade, CascadeEvaluation, besides=("environment", "weights"))
 
     def load_out_of_distribution(self) -> list[OutOfDistribution] | None:
         """Read `out_of_distribution`; None if there is no such file, ValueError if it is damaged."""

@@ -12,6 +12,7 @@ from netfission.data.matched import full_name
 from netfission.data.sources import is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Selection
+from netfission.utils.errors import first_line
 from netfission.utils.text import count_noun
 
 
@@ -56,14 +57,30 @@ def images_dependence(name: str, images: Sequence[Selection], config: RunConfig)
         config: the run's settings.
 
     Returns:
-        The reason; an empty text if the network does not depend on them, or if the run's data set can no
-        longer be read.
+        The reason; an empty text if the network does not depend on them.
+
+    Warns:
+        UserWarning: the run's data set can no longer be read, so that this was not checked.
     """
     if found := _copies(name, images, config, ["train"]):
         return f"{found} as images that the network was trained on"
     if validation_dependence(config) and (found := _copies(name, images, config, ["validation"])):
         return f"{found} as validation images that the network was chosen on"
     return ""
+
+
+def test_overlap(name: str, images: Sequence[Selection], config: RunConfig) -> str:
+    """Say how many images have the same content as test images of a run; empty if none has.
+
+    Args:
+        name: name or folder of the images.
+        images: the images.
+        config: the run's settings.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # who asks has been warned if the run's data set cannot be read
+        found = _copies(name, images, config, ["test"])
+    return f"it is calibrated on test images of its own; {found} as these" if found else ""
 
 
 def _starts(config: RunConfig) -> Iterator[RunConfig]:
@@ -87,10 +104,13 @@ def _start(config: RunConfig) -> RunConfig | None:
         return None
 
 
+def start_is_lost(config: RunConfig) -> bool:
+    """Return whether a run started from weights that are no longer where they were."""
+    return config.model.weights is not None and not Path(config.model.weights).exists()
+
+
 def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
     """Warn if images have the same content as some that a run's network was trained on.
-
-    There is no warning if the run's own data set cannot be read any more.
 
     Args:
         name: name or folder of the images.
@@ -98,7 +118,8 @@ def warn_of_training_images(name: str, images: Sequence[Selection], config: RunC
         config: the run's settings.
 
     Warns:
-        UserWarning: there are such images; the message has their number and an example.
+        UserWarning: there are such images; the message has their number and an example. Or the run's own data
+            set cannot be read any more, so that this was not checked.
     """
     found = _copies(name, images, config, ["train"])
     if found:
@@ -129,7 +150,12 @@ def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: S
                 seed=config.fission.seed,
                 limit_per_class=config.data.limit_per_class,
             )
-    except (OSError, ValueError):  # it has moved or changed
+    except (OSError, ValueError) as error:  # it has moved or changed
+        reason = f"as the run's own data set cannot be read ({first_line(error)})"
+        warnings.warn(
+            f"whether images of {Path(name).name} are copies of the run's own was not checked, {reason}",
+            stacklevel=4,
+        )
         return ""
     number, example = count_copies(
         images, [splits_of_run[split] for split in splits if split in splits_of_run], str(Path(name))

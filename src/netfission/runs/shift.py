@@ -65,7 +65,9 @@ def evaluate_ood(
 ) -> list[OutOfDistribution]:
     """Measure how well a network's uncertainty distinguishes out-of-distribution images from its test split.
 
-    The results are written to the run's `ood.json`, beside those of other data sets.
+    The scores are those that a detector can use, at temperature 1, see
+    `netfission.evaluation.p_values.detector_scores`. The results are written to the run's `ood.json`, beside
+    those of other data sets.
 
     Args:
         folder: folder of a finished run.
@@ -91,7 +93,7 @@ def evaluate_ood(
     for name, (split, transform) in zip(names, others, strict=True):
         other = _measure(classifier, split, config, name, fitted, transform)
         result = OutOfDistribution.from_logits(
-            name, test.logits, other.logits, classifier.temperature, average=classifier.spec.average
+            name, test.logits, other.logits, 1.0, average=classifier.spec.average
         )
         if fitted is not None:
             result = result.with_detectors(

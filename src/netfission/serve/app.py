@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -42,9 +42,11 @@ from netfission.serve.limits import (
 )
 from netfission.serve.prometheus import CountingMiddleware, Metrics
 from netfission.serve.responses import TOP, Answer, json_answers
+from netfission.utils.errors import did_you_mean
 
 _VERSION = version("netfission")
 _DECODERS = 2  # threads
+_QUERY = ("all", *(field.name for field in fields(AnswerSettings)))
 _REMEMBERED = 64  # settings of requests whose limits are kept
 _PAGE = {
     "/": ("index.html", "text/html"),
@@ -166,6 +168,7 @@ class Service:
 
     async def _predict(self, request: Request) -> Response:
         start = time.perf_counter()
+        _check_query(request)
         all_classes = _flag(request, "all")
         asked = _answer_settings(request, self._answers)
         limits = self._answer_limits
@@ -254,6 +257,11 @@ class Service:
         predictions = self._classifier.interpret(logits, limits)
         return json_answers(predictions, names, len(names) if all_classes else TOP, limits=limits)
 
+    @property
+    def _threshold_temperature(self) -> float:
+        """The temperature of the probabilities that the threshold applies to."""
+        return self._classifier.temperature if self._answer_limits.delta is None else 1.0
+
     async def _model(self, _: Request) -> Response:
         spec, calibration = self._classifier.spec, self._classifier.calibration
         evaluation = self._classifier.evaluation
@@ -271,6 +279,7 @@ class Service:
                 "test_images": 0 if evaluation is None else evaluation.n,
                 "risk": self._answer_limits.risk,
                 "threshold": self._answer_limits.threshold,
+                "threshold_temperature": self._threshold_temperature,
                 "delta": self._answer_limits.delta,
                 "coverage": self._answer_limits.coverage,
                 "class_wise": self._answer_limits.class_wise,
@@ -292,6 +301,18 @@ class Service:
         loop = asyncio.get_running_loop()
         text = await loop.run_in_executor(self._decoders, self._metrics.text)  # the test of drift takes time
         return Response(text, media_type="text/plain; version=0.0.4")
+
+
+def _check_query(request: Request) -> None:
+    """Refuse parameters of the query that have no meaning, or that stand there twice."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in _QUERY:
+            expected = f"of {', '.join(_QUERY)}"
+            suggestion = did_you_mean(name, _QUERY)
+            raise refusal(400, "query", expected, f"{name!r}{suggestion and f'; {suggestion}'}")
+        if names.count(name) > 1:
+            raise refusal(400, name, "given once", f"{names.count(name)} times")
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -151,7 +151,7 @@ def check_share(argument: str, value: float, kind: str = "a probability") -> flo
         Traceback (most recent call last):
         ValueError: delta must be a probability above 0 and below 1, got 1.0
     """
-    if not 0 < value < 1:
+    if not isinstance(value, Real) or not 0 < value < 1:
         raise invalid(argument, f"{kind} above 0 and below 1", value)
     return value
 
@@ -167,7 +167,7 @@ def check_within(argument: str, value: float, least: float, most: float) -> floa
         Traceback (most recent call last):
         ValueError: mix_alpha must be a number from 0.1 to 1000, got 0.0
     """
-    if not least <= value <= most:
+    if not isinstance(value, Real) or not least <= value <= most:
         raise invalid(argument, f"a number from {least:g} to {most:g}", value)
     return value
 
