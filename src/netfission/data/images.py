@@ -22,6 +22,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]  # which swap height and width
 
 
 def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
@@ -105,11 +106,26 @@ def _as_tensor(pixels: Image.Image) -> Tensor:
 
 def upright(image: Image.Image) -> Image.Image:
     """Rotate an image as its EXIF tag says; `ImageOps.exif_transpose` fails if any tag is damaged."""
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data raise errors of every kind
-        return image
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an image that is turned upright.
+
+    Example:
+        >>> upright_size(Image.new("L", (20, 10)))
+        (10, 20)
+    """
+    width, height = image.size
+    return (width, height) if _turn(image) in _QUARTER_TURNS else (height, width)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data raise errors of every kind
+        return None
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:

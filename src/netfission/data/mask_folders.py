@@ -19,7 +19,7 @@ from torch import Tensor
 
 from netfission.data.files import find_images
 from netfission.data.formats import load, open_image
-from netfission.data.images import size_within, to_pixels_within, upright, why_unreadable
+from netfission.data.images import size_within, to_pixels_within, upright_size, why_unreadable
 from netfission.data.load import MEMORY_LIMIT
 from netfission.data.split_names import SplitName, assign_splits
 from netfission.data.splits import CorruptImageError, DecodedSplit
@@ -370,7 +370,10 @@ class _Counts:
 def _check_numbers(counts: _Counts, classes: int, void: int) -> None:
     if outside := [number for number in counts.first if number >= classes]:
         number = min(outside)
-        expected = f"of class numbers from 0 to {classes - 1}, or {void} for void pixels"
+        kinds = f"numbers from 0 to {classes - 1}, of which {void} is void"
+        if void >= classes:
+            kinds = f"class numbers from 0 to {classes - 1}, or {void} for void pixels"
+        expected = f"of {kinds}"
         pixels = count_noun(int(counts.pixels[number]), "pixel")
         hint = "name more classes, or set void"
         raise invalid(printable(counts.first[number]), expected, found=f"{number} ({pixels})", hint=hint)
@@ -423,8 +426,7 @@ def mask_within(classes: Tensor, size: tuple[int, int]) -> Tensor:
 def _size(file: str) -> tuple[int, int]:
     """Return height and width of a photograph that is turned upright."""
     with _readable(file), open_image(Path(file)) as image:
-        width, height = upright(image).size
-    return height, width
+        return upright_size(image)
 
 
 def _read_mask(file: str) -> Tensor:

@@ -67,8 +67,8 @@ def load_run_data(config: DataConfig, seed: int, *, training: bool = False) -> I
             decode larger ones for random crops.
 
     Raises:
-        ValueError: see `netfission.data.load_data` and `netfission.data.mask_data`; or `mean` or `std` has not
-            one number per channel.
+        ValueError: see `netfission.data.load_data` and `netfission.data.mask_data`; or `mean` or `std` has
+            not one number per channel.
 
     Example:
         >>> data = load_run_data(DataConfig("digits", limit_per_class=20), seed=0)

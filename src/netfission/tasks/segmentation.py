@@ -270,6 +270,10 @@ class PixelPredictions:
         values = self._resized(entropy, row)[0]
         return Image.fromarray((255 * values).round().clamp(0, 255).byte().numpy())
 
+    def maps(self, row: int) -> dict[str, Image.Image]:
+        """Return the maps of a photograph: what follows its name in that of the map's file → the map."""
+        return {"": self.class_map(row), "-uncertainty": self.uncertainty_map(row)}
+
     def records(self) -> list[dict[str, Any]]:
         """Return what is written of each photograph: shares of its pixels, and means over them."""
         return [self._record(row) for row in range(len(self.logits))]
@@ -345,6 +349,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     targets = MASKS
+    methods = frozenset({"fission", "deep-ensemble", "treenet"})  # linear exits have no maps
     unused = (
         *(setting for setting in Task.unused if setting != "void"),
         "crop_padding",
