@@ -147,6 +147,12 @@ def test_classes_that_occur_nowhere_have_no_iou():
         Segmentation(NAMES).evaluate(logits * math.nan, masks, average="logits")
 
 
+def test_images_go_through_a_network_in_batches_of_limited_memory():
+    assert Segmentation.batch_size((3, 180, 240), 256) == 6
+    assert Segmentation.batch_size((3, 8, 8), 256) == 256
+    assert Segmentation.batch_size((3, 2000, 3000), 256) == 1
+
+
 def write_pair(folder, split, name, mask, size=None):
     """Write a grey photograph, as large as the mask unless a height and width are given, and the mask."""
     for kind in ("images", "masks"):
