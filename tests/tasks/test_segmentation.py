@@ -76,6 +76,16 @@ def test_measures_are_those_of_pixel_scores():
     assert "mIoU %" in evaluation.table() and "road" in evaluation.table()
 
 
+def test_calibrated_measures_are_those_at_the_temperature():
+    logits, masks = random_maps(0)
+    calibration = PixelCalibration(6, 100, 2.5, "logits")
+    task = Segmentation(NAMES)
+    evaluation = task.evaluate(logits, masks, average="logits", calibration=calibration)
+    assert evaluation.calibrated == task.evaluate(logits / 2.5, masks, average="logits").ensemble
+    found = task.predict(logits, average="logits", calibration=calibration)
+    torch.testing.assert_close(found.logits, logits / 2.5)
+
+
 def test_nothing_of_a_batch_is_kept():
     evaluator, (logits, masks) = Segmentation(NAMES).evaluator(average="logits"), random_maps(0)
     evaluator.add(logits, masks)
@@ -208,6 +218,18 @@ def test_a_data_set_is_the_same_decoded_on_access(folder):
             assert all(map(torch.equal, first, second))
 
 
+def test_photograph_and_mask_are_changed_together(folder):
+    data = load_mask_data(str(folder))
+    transform = Segmentation.transform(DataConfig(color_jitter=0.1), data)
+    seen = set()
+    for seed in range(10):
+        (batch,) = make_batches(data.test, data, 1, transform=transform, shuffle=True, seed=seed)
+        image, mask = batch[0][0], batch[1][0]
+        assert ((image == image.min()).all(dim=0) == (mask == VOID)).all() or (mask != VOID).all()
+        seen.add(str(mask.tolist()))
+    assert len(seen) > 5
+
+
 def test_photographs_of_other_shapes_are_fitted_whole(folder):
     write_pair(folder, "test", "tall", halves(1, 2, size=(24, 12)))
     with pytest.raises(ValueError, match="image_size must be given if photographs differ in size"):
@@ -231,8 +253,11 @@ def test_few_photographs_cannot_be_held_out(folder):
 
 def test_a_changed_mask_is_noticed(folder):
     before = load_mask_data(str(folder)).summary
-    write_pair(folder, "train", 0, halves(0, 1, 1))
-    assert load_mask_data(str(folder)).summary.train.digest != before.train.digest
+    found = {before.train.digest}
+    for mask in (halves(0, 1, 1), halves(0, 2, 2)):
+        write_pair(folder, "train", 0, mask)
+        found.add(load_mask_data(str(folder)).summary.train.digest)
+    assert len(found) == 3
 
 
 def test_maps_are_written_beside_figures(run_of, tables, tmp_path, capsys):
