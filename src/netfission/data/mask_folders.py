@@ -54,6 +54,9 @@ class MaskSplit(DecodedSplit):
         size: height and width, into which photographs of another size are fitted, see
             `netfission.data.images.to_pixels_within`; masks with them, and what is added is void. Default
             their own sizes.
+
+    Attributes:
+        size: height and width; those of the first photograph if they have their own sizes.
     """
 
     def __init__(
@@ -67,14 +70,10 @@ class MaskSplit(DecodedSplit):
         self.files = list(files)
         self.labels = torch.empty(len(files), 0)
         self._table = table
-        self._size = size
+        self._fitted = size
+        self.size = size or _size(self.files[0][0])
         self._in_memory = in_memory
         self._decoded: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def size(self) -> tuple[int, int]:  # type: ignore[override]
-        """Height and width; of the first photograph if they have their own sizes."""
-        return self._size or _size(self.files[0][0])
 
     def fitted(self, size: tuple[int, int], rows: Sequence[int] | None = None) -> "MaskSplit":
         """Return some photographs of the split, or all, fitted into a size; decoded at each access."""
@@ -89,7 +88,7 @@ class MaskSplit(DecodedSplit):
             ValueError: the mask has several channels, or another size than the photograph.
         """
         number = range(len(self))[index]
-        pixels, mask = self._decoded.get(number) or _decode(*self.files[number], self._table, self._size)
+        pixels, mask = self._decoded.get(number) or _decode(*self.files[number], self._table, self._fitted)
         if self._in_memory:
             self._decoded[number] = pixels, mask
         return pixels, mask.long()
@@ -153,8 +152,8 @@ class MaskData:
     @property
     def splits(self) -> dict[SplitName, MaskSplit]:
         """The splits that there are, by name."""
-        found = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split for name, split in found.items() if split is not None}  # type: ignore[misc]
+        found: dict[SplitName, MaskSplit] = {"train": self.train, "test": self.test}
+        return found if self.validation is None else found | {"validation": self.validation}
 
     def class_weights(self) -> Tensor:
         """Return weights inverse to the training pixels of each class, whose mean over them is 1.
