@@ -86,7 +86,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, nargs="?", help="photographs and masks (default: digits)")
     parser.add_argument("--model", help="name of a model of torchvision (default: a small U-Net)")
-    parser.add_argument("--void", type=int, default=255, help="number of pixels without a class")
+    parser.add_argument("--void", type=int, help="number of pixels without a class (default: see load_masks)")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("pixels"))
     chosen = parser.parse_args()

@@ -28,7 +28,7 @@ STOPS_EARLY = frozenset({"fission", "multi-exit"})  # methods whose exits can an
 COPY_NOISE = 0.1  # on copies of trained weights, by default
 
 BranchPoints = Literal["auto", "late"]
-TaskName = Literal["classification", "multilabel", "regression"]
+TaskName = Literal["classification", "multilabel", "regression", "segmentation"]
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
 
@@ -41,8 +41,12 @@ class DataConfig:
         data: digits, cifar10, cifar100, tiny-imagenet, hf/OWNER/NAME (of the hub), a folder of images or of
             parquet shards, or a table of paths and labels (.csv, .tsv or .parquet).
         task: what the images are labelled with: classification (one class), multilabel (any number of labels)
-            or regression (one or several numbers); other than classes are read from a table.
-        image_size: resize images to this height and width, in pixels; default their own size.
+            or regression (one or several numbers), both read from a table, or segmentation (a class for each
+            pixel, in a folder of photographs and masks).
+        void: with segmentation, the number that masks give to pixels without a class; default that of the
+            class void in classes.txt, or else 255.
+        image_size: resize images to this height and width, in pixels; with segmentation the shorter side;
+            default their own size.
         mean: what is subtracted from images, one number per channel, on the scale [0, 1], as a list:
             [0.5,0.5,0.5]; default the mean of the training images.
         std: what images are divided by, on the same scale, as a list; default the standard deviation of the
@@ -54,7 +58,8 @@ class DataConfig:
         crop_padding: pixels of zero padding for random crops; default an eighth of the image, 0 for digits.
         crop_scale: smallest share of an image's area that a random crop keeps, in (0, 1]; the crop is resized
             to image_size, from a larger image if the file has one, and there is no padding; default no such
-            crops.
+            crops. With segmentation, photographs are scaled by up to its square root, down or up, and then
+            cropped; default 0.5.
         flip: flip images left to right at random; default true, false for digits.
         rand_augment: strength of RandAugment (two random changes of colour or geometry per image), from 0 to
             30; default none.
@@ -78,6 +83,7 @@ class DataConfig:
 
     data: str = "digits"
     task: TaskName = "classification"
+    void: int | None = None
     image_size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -100,6 +106,8 @@ class DataConfig:
         for name in ("image_size", "limit_per_class"):
             if (value := getattr(self, name)) is not None:
                 check_positive_integer(name, value)
+        if self.void is not None and not 0 <= self.void <= 255:
+            raise invalid("void", "a number of a mask's pixels, from 0 to 255", self.void)
         if self.mean is not None and not all(map(isfinite, self.mean)):
             raise invalid("mean", "a finite number per channel", self.mean)
         if self.std is not None and not all(isfinite(value) and value > 0 for value in self.std):

@@ -4,9 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from netfission.data.mask_folders import load_masks
+from netfission.data.images import size_within, to_pixels_within
+from netfission.data.mask_folders import VOID, load_masks, mask_within
 from netfission.data.mask_transforms import MaskTransform
 
 SIZE = (6, 8)  # height and width
@@ -146,6 +149,46 @@ def test_bad_folders_are_refused(folder: Path, spoil, settings, message: str) ->
     with pytest.raises(ValueError, match=message) as raised, warnings.catch_warnings(action="ignore"):
         load_masks(folder, **settings)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "void", "classes", "numbers"),
+    [
+        ("VOID\nroad\nsky\n", None, ["road", "sky"], [1, 2]),
+        ("road\nvoid\nsky\n", None, ["road", "sky"], [0, 2]),
+        ("road\nvoid\nsky\n", 2, ["road", "void"], [0, 1]),
+        (None, 1, ["0", "2"], [0, 2]),
+    ],
+)
+def test_void_may_be_any_number(folder: Path, names, void, classes, numbers) -> None:
+    if names:
+        (folder / "classes.txt").write_text(names)
+    write(folder, "train", "b", mask(2))
+    data = load_masks(folder, void=void)
+    assert (data.classes, data.numbers, data.void) == (classes, numbers, VOID)
+    rows = {number: numbers.index(number) if number in numbers else VOID for number in range(3)}
+    assert data.train[0][1][:, 0].tolist() == [rows[1], rows[2], *[rows[0]] * 4]
+    assert sum(data.pixels["train"]) == 2 * 48
+    assert data.present["test"].tolist() == [[number in (0, 2) for number in numbers]]
+
+
+@given(side=st.tuples(*[st.integers(1, 40)] * 4))
+@settings(max_examples=50)
+def test_photograph_and_mask_are_fitted_alike(side: tuple[int, int, int, int]) -> None:
+    own, limit = side[:2], side[2:]
+    inner = size_within(own, limit)
+    assert all(small <= most for small, most in zip(inner, limit, strict=True)) and inner != (0, 0)
+    assert inner[0] == limit[0] or inner[1] == limit[1]
+    numbers = np.zeros(own, np.uint8)
+    numbers[:, own[1] // 2 :] = 1
+    pixels = to_pixels_within(Image.fromarray(numbers * 255), "L", limit)[0]
+    classes = mask_within(torch.from_numpy(numbers), limit)
+    assert pixels.shape == classes.shape == limit
+    assert (classes[: inner[0], : inner[1]] != VOID).all()
+    assert (classes == VOID).sum() == limit[0] * limit[1] - inner[0] * inner[1]
+    assert (pixels[classes == VOID] == 0).all()
+    clear = (pixels < 64) | (pixels > 191)  # away from the edge between the classes
+    assert ((pixels > 127) == (classes == 1))[clear].all()
 
 
 def test_other_layouts_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Labels and numbers from a table to a prediction: the whole path, and what is refused on it."""
+"""Labels, numbers and classes of pixels, from data to a prediction: the whole path, and what is refused."""
 
 import csv
 import json
@@ -22,6 +22,7 @@ from netfission.runs.train import train
 from netfission.tasks.registry import TASKS, find_task
 
 OTHERS = [name for name in TASKS if not find_task(name, ["a"]).targets.exclusive]
+WITH_TABLE = [name for name in OTHERS if not find_task(name, ["a"]).targets.masks]
 
 
 @pytest.mark.parametrize("task", OTHERS)
@@ -42,9 +43,11 @@ def test_what_can_be_learned_is_learned(run_of):
     assert labels["ensemble"]["map"] > 0.9
     numbers = json.loads((run_of("regression") / "evaluation.json").read_text())
     assert numbers["ensemble"]["mae"] < 0.2  # 0.27 for the mean of all images
+    pixels = json.loads((run_of("segmentation") / "evaluation.json").read_text())
+    assert pixels["ensemble"]["mean_iou"] > 0.6
 
 
-@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize("task", WITH_TABLE)
 def test_a_table_that_has_moved_is_known_again(run_of, tables, settings_for, tmp_path, capsys, task):
     moved = tmp_path / "moved"
     shutil.copytree(tables, moved)
@@ -143,24 +146,32 @@ def test_a_predictor_gives_what_the_network_gave(run_of, tables, tmp_path, task)
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [("multilabel", "multi-exit"), ("regression", "deep-ensemble"), ("regression", "treenet")],
+    [
+        ("multilabel", "multi-exit"),
+        ("regression", "deep-ensemble"),
+        ("regression", "treenet"),
+        ("segmentation", "deep-ensemble"),
+        ("segmentation", "treenet"),
+    ],
 )
 def test_baselines_are_trained(settings_for, tmp_path, method, task):
-    evaluation = train(settings_for(task, method=method, epochs=1), tmp_path / "run", progress=False)
+    config = settings_for(task, method=method, epochs=1, grouping="weights")
+    evaluation = train(config, tmp_path / "run", progress=False)
     assert len(evaluation.exits) == 2
     assert Predictor.from_pretrained(tmp_path / "run").spec.method_name == method
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(settings_for, run_of, tmp_path):
+@pytest.mark.parametrize("task", ["regression", "segmentation"])
+def test_an_interrupted_run_goes_on_to_the_same_weights(settings_for, run_of, tmp_path, task):
     def interrupt(trainer, module):
         if trainer.current_epoch == 1:
             raise InterruptedError
 
     stop = LambdaCallback(on_train_epoch_start=interrupt)
     with pytest.raises(InterruptedError):
-        train(settings_for("regression"), tmp_path / "run", progress=False, callbacks=[stop])
-    train(settings_for("regression"), tmp_path / "run", progress=False, resume=True)
-    files = [path / "model.safetensors" for path in (tmp_path / "run", run_of("regression"))]
+        train(settings_for(task), tmp_path / "run", progress=False, callbacks=[stop])
+    train(settings_for(task), tmp_path / "run", progress=False, resume=True)
+    files = [path / "model.safetensors" for path in (tmp_path / "run", run_of(task))]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -201,7 +212,7 @@ def test_weights_can_be_pruned_by_criteria_that_read_no_labels(settings_for):
 
 def test_an_unknown_task_is_refused(capsys):
     assert main(["train", "--task", "multilable"]) == 2
-    assert "--task must be one of classification, multilabel, regression, got 'multilable'" in (
+    assert "--task must be one of classification, multilabel, regression, segmentation, got 'multilable'" in (
         capsys.readouterr().err
     )
 

@@ -1,9 +1,11 @@
-"""A trained network of any number of labels per image, or of numbers, with all that is needed to use it."""
+"""A trained network of another task than classification, with all that is needed to use it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from PIL import Image
 from torch import Tensor, nn
 
 from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, network_state, state_sha256
@@ -68,7 +70,7 @@ class Predictor(ImageNetwork):
         network, spec = folder.load_network(factory, any_task=True)
         if spec.find_task().targets.exclusive:
             hint = "netfission.Classifier reads it"
-            expected = "a network of labels or numbers"
+            expected = "a network of another task than classification"
             raise invalid(str(folder.path), expected, found=f"task={spec.task}", hint=hint)
         return cls(network, spec, folder.load_calibration_of(spec))
 
@@ -93,26 +95,54 @@ class Predictor(ImageNetwork):
         replaces = folder.weights.is_file()
         write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
 
-    def predict(self, pixels: Tensor, *, coverage: float | None = None) -> Any:
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Convert any image to the network's size and channels: uint8 `(channels, height, width)`.
+
+        See `netfission.data.images.to_pixels`; for a class of each pixel, `to_pixels_within`.
+
+        Raises:
+            Exception: what Pillow raises for a corrupt file: OSError, SyntaxError and others.
+        """
+        return self.task.to_pixels(image, self.spec.shape)
+
+    def predict(
+        self,
+        pixels: Tensor,
+        *,
+        coverage: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> Any:
         """Predict the targets of images.
 
         Args:
             pixels: uint8 `(n, channels, height, width)`, see `pixels`.
             coverage: of numbers, least share of the images whose number is in its interval, in (0, 1);
                 default no intervals.
+            sizes: of a class for each pixel, height and width of the photographs before `pixels` scaled them;
+                default the network's.
 
         Returns:
             Of labels, a `netfission.tasks.multilabel.LabelPredictions`; of numbers, a
-            `netfission.tasks.regression.NumberPredictions`.
+            `netfission.tasks.regression.NumberPredictions`; of a class for each pixel, a
+            `netfission.tasks.segmentation.PixelPredictions`.
 
         Raises:
             ValueError: `pixels` is not valid, or the coverage cannot be kept.
         """
         self.check_pixels(pixels)
-        return self.interpret(self.logits(pixels), coverage)
+        return self.interpret(self.logits(pixels), coverage, sizes)
 
-    def interpret(self, outputs: Tensor, coverage: float | None = None) -> TargetPredictions:
+    def interpret(
+        self,
+        outputs: Tensor,
+        coverage: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> TargetPredictions:
         """Return the predictions of images from outputs `(n, exits, outputs)`, see `predict`."""
         return self.task.predict(
-            outputs, average=self.spec.average, calibration=self.calibration, coverage=coverage
+            outputs,
+            average=self.spec.average,
+            calibration=self.calibration,
+            coverage=coverage,
+            sizes=sizes,
         )

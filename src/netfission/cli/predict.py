@@ -37,12 +37,18 @@ def parser() -> Parser:
         Literal["table", "csv", "jsonl"] | None,
         help="format to write (default: by --out's name, .csv, .jsonl or .txt; else table)",
     )
-    parser.add("--out", str | None, help="file to write (default: standard output)", metavar="FILE")
+    parser.add(
+        "--out",
+        str | None,
+        help="file to write (default: standard output); with a class for each pixel, the folder for maps and "
+        "for predictions.csv, or .jsonl or .txt by --format",
+        metavar="FILE",
+    )
     return parser
 
 
 def run(settings: Namespace) -> None:
-    """Predict the classes, labels or numbers of images, with the ensemble's uncertainty."""
+    """Predict the classes, labels, numbers or pixels of images, with the ensemble's uncertainty."""
     with without_collection():
         import torch
 
@@ -51,14 +57,18 @@ def run(settings: Namespace) -> None:
         from netfission.classifier.image_network import find_folder
         from netfission.prediction import FORMATS, Layout, find_images, predict_images
 
-    _check_writable(settings.out)
-    chosen_format = _chosen_format(settings.format, settings.out)
-    if settings.probabilities and chosen_format == "table":
-        raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
     check_positive_integer("--batch-size", settings.batch_size)
     asked = AnswerSettings(**answer_options(settings))
     folder = find_folder(settings.run)
     task = folder.load_spec(any_task=True).find_task()
+    if task.draws_maps and settings.out is not None:
+        _check_map_folder(settings.out)
+        chosen_format = settings.format or "csv"
+    else:
+        _check_writable(settings.out)
+        chosen_format = _chosen_format(settings.format, settings.out)
+    if settings.probabilities and chosen_format == "table":
+        raise invalid("--format", "csv or jsonl with --probabilities", chosen_format)
     if not task.targets.exclusive:
         _predict_targets(settings, folder, chosen_format)
         return
@@ -74,11 +84,12 @@ def run(settings: Namespace) -> None:
 
 
 def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: str) -> None:
-    """Predict labels or numbers of images, with the ensemble's uncertainty."""
+    """Predict labels, numbers or pixels of images, with the ensemble's uncertainty."""
     import torch
 
     from netfission.classifier import Predictor
     from netfission.prediction import find_images
+    from netfission.prediction.maps import MapFolder
     from netfission.prediction.targets import predict_targets, target_writer
 
     with without_collection(), without_compiler():
@@ -92,10 +103,22 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
     predictor.to("cuda" if torch.cuda.is_available() else "cpu")
     images = _found(find_images(_names(settings.images)))
     writer = target_writer(chosen_format, predictor, images, coverage=settings.coverage)
-    predictions = predict_targets(
-        predictor, images, batch_size=settings.batch_size, coverage=settings.coverage
+    draw_maps = predictor.task.draws_maps and settings.out is not None
+    predictions: Iterable[Any] = predict_targets(
+        predictor,
+        images,
+        batch_size=settings.batch_size,
+        coverage=settings.coverage,
+        draw_maps=draw_maps,
     )
-    _write_all(writer, predictions, images, settings.out)
+    out = settings.out
+    if draw_maps:
+        print(f"writing maps to {settings.out}", flush=True)
+        folder_of_maps = MapFolder(Path(settings.out), images)
+        predictions = folder_of_maps.written(predictions)
+        suffix = next(suffix for suffix, kind in _FORMATS.items() if kind == chosen_format)
+        out = str(folder_of_maps.path / f"predictions{suffix}")
+    _write_all(writer, predictions, images, out)
 
 
 def _found(images: "list[Path | Failure]") -> "list[Path | Failure]":
@@ -176,6 +199,13 @@ def _names(images: list[str]) -> Iterator[str]:
 def _check_writable(out: str | None) -> None:
     if out is not None and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
         raise invalid("--out", "a file in a folder that can be written to", found=out)
+
+
+def _check_map_folder(out: str) -> None:
+    folder = Path(out)
+    is_other = folder.suffix.lower() in _FORMATS or (folder.exists() and not folder.is_dir())
+    if is_other or not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        raise invalid("--out", "a folder for maps, in one that can be written to", found=out)
 
 
 def _chosen_format(format: str | None, out: str | None) -> str:

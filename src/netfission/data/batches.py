@@ -89,6 +89,9 @@ def _with_plain_errors(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tup
         raise CorruptImageError(last.rpartition(f"{CorruptImageError.__name__}: ")[2]) from None
 
 
+PairTransform = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
 class _TransformedSplit(Dataset[tuple[Tensor, Label]]):
     """A split whose images are transformed one by one.
 
@@ -97,22 +100,19 @@ class _TransformedSplit(Dataset[tuple[Tensor, Label]]):
 
     Args:
         split: the images.
-        augment: with transforms of photographs.
+        transform: image, label and seed → image and label.
         seed: position → seed.
-        size: height and width of random crops; default that of the images.
     """
 
     def __init__(
         self,
         split: Split,
-        augment: Augmentation,
+        transform: Callable[[Tensor, Any, int], tuple[Tensor, Label]],
         seed: Callable[[int], int],
-        size: tuple[int, int] | None = None,
     ) -> None:
         self.split = split
+        self.transform = transform
         self.seed = seed
-        own = split.images.shape[2:] if isinstance(split, TensorSplit) else split.size
-        self.transform = PhotographTransform(augment, size or (own[0], own[1]))
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Label]:
         position, row = place
@@ -120,15 +120,25 @@ class _TransformedSplit(Dataset[tuple[Tensor, Label]]):
             image, label = self.split.images[row], label_at(self.split.labels, row)
         else:
             image, label = self.split[row]
-        return self.transform(image, self.seed(position)), label
+        return self.transform(image, label, self.seed(position))
+
+
+class _OfImages:
+    """A transform of an image that leaves its label as it is."""
+
+    def __init__(self, transform: PhotographTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Tensor, label: Label, seed: int) -> tuple[Tensor, Label]:
+        return self.transform(image, seed), label
 
 
 class Batches:
     """Iterable over a split in batches: images `(batch, channels, height, width)` float32 and labels.
 
     Labels are `(batch,)` int64, or `(batch, classes)` float if images are mixed, labels are smoothed or
-    classes have weights; targets of another kind are as the split has them. Images are normalised to
-    `(pixel / 255 - mean) / std`, after augmentation.
+    classes have weights; targets of another kind are as the split has them, masks in int64. Images are
+    normalised to `(pixel / 255 - mean) / std`, after augmentation.
 
     A split in memory is kept on `device` as uint8, and whole batches are gathered, augmented and normalised
     there. A streamed split is decoded by worker processes. If the augmentation has transforms for
@@ -155,6 +165,7 @@ class Batches:
             since gradients are averaged; without, no row is repeated, since results are counted.
         workers: processes that decode a streamed split, or transform photographs; default 0, in this process.
         crop_size: height and width that random crops are resized to; default that of the images.
+        transform: image, target and seed → both, which the workers change together; default none.
 
     Raises:
         ValueError: the batch size is not positive, the rank is not below `world_size`, mean and std differ in
@@ -185,6 +196,7 @@ class Batches:
         world_size: int = 1,
         workers: int = 0,
         crop_size: tuple[int, int] | None = None,
+        transform: PairTransform | None = None,
     ) -> None:
         check_positive_integer("batch_size", batch_size)
         if not 0 <= rank < world_size:
@@ -203,7 +215,10 @@ class Batches:
         self.rank = rank
         self.world_size = world_size
         self.workers = workers
-        self.crop_size = crop_size
+        self._transform: Callable[[Tensor, Any, int], tuple[Tensor, Label]] | None = transform
+        if transform is None and self.augment.changes_photographs:
+            own = split.images.shape[2:] if isinstance(split, TensorSplit) else split.size
+            self._transform = _OfImages(PhotographTransform(self.augment, crop_size or (own[0], own[1])))
         self.epoch = 0
         if drop_last and len(self) == 0:
             expected = f"at most {self._share()} with drop_last, the images of this process"
@@ -215,7 +230,7 @@ class Batches:
         self._weights = weights.to(self.device) if weights is not None and balance == "weights" else None
         self._held = (
             TensorSplit(split.images.to(self.device), split.labels.to(self.device))
-            if isinstance(split, TensorSplit) and not self.augment.changes_photographs
+            if isinstance(split, TensorSplit) and self._transform is None
             else None
         )
 
@@ -273,9 +288,9 @@ class Batches:
     def _streamed(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         split: Split | _TransformedSplit = self.split
         sampler: list[Any] = order.tolist()
-        if self.augment.changes_photographs:
+        if self._transform is not None:
             seed = partial(self._seed, _PHOTOGRAPHS, self.rank)
-            split = _TransformedSplit(self.split, self.augment, seed, self.crop_size)
+            split = _TransformedSplit(self.split, self._transform, seed)
             sampler = list(enumerate(sampler))
         assert isinstance(split, Dataset)
         decoded = decode_batches(
@@ -294,7 +309,9 @@ class Batches:
             )
 
     def _finish(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augment the raw pixels, normalise, erase, mix, soften the labels."""
+        """Augment the raw pixels, normalise, erase, mix, soften the labels; masks become int64."""
+        if labels.dtype == torch.uint8:
+            labels = labels.long()
         padding, flip = self.augment.crop_padding, self.augment.flip
         if padding or flip:
             images = crop_and_flip(images, padding, flip, generator)

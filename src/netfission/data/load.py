@@ -37,14 +37,14 @@ from netfission.utils.text import count_noun
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
 _TEST_SHARE = 0.2
-_VALIDATION_SHARE = 0.1  # the default
+VALIDATION_SHARE = 0.1  # the default
 _PROBED_IMAGES = 64
 _STATISTICS_IMAGES = 1024
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set of images with one label each, or with targets of another kind.
+    """A data set of images with one label each, or with targets of another kind, see `TensorSplit`.
 
     Attributes:
         name: name or folder that it was loaded by.
@@ -58,6 +58,7 @@ class ImageData:
         test: test split.
         summary: what was found, and what was left out.
         crops: the training split for random crops, with larger images than `shape`; None if they need none.
+        numbers: with masks, the number of each class in them; None with other targets.
 
     Example:
         >>> data = load_data("digits")
@@ -75,6 +76,7 @@ class ImageData:
     test: Split
     summary: DataSummary
     crops: Split | None = None
+    numbers: list[int] | None = None
 
 
 def load_data(
@@ -258,7 +260,7 @@ def _assign_rows(
     parts: dict[SplitName, _Part] = {"train": _Part(source.train, train, source.origins.get("train", name))}
     if validation:
         parts["validation"] = _part(source, "validation", source.validation, held_out)
-    if own_validation and validation not in (0, _VALIDATION_SHARE):
+    if own_validation and validation not in (0, VALIDATION_SHARE):
         message = f"validation={validation} has no effect, as {name} has a validation split"
         warnings.warn(message, stacklevel=3)
     parts["test"] = _part(source, "test", source.test, test)
@@ -385,7 +387,7 @@ def _probe_sizes(records: Records) -> list[tuple[int, int]]:
     return sizes
 
 
-def _decode(part: _Part, size: tuple[int, int], *, skip: bool, stream: bool) -> Split:
+def _decode(part: _Part, size: tuple[int, int], *, skip: bool, stream: bool) -> TensorSplit | StreamedSplit:
     records, rows = part.records, part.rows
     if not stream:
         return decode_all(records, rows, size, skip)
@@ -418,7 +420,7 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _shown(split: Split, part: _Part) -> tuple[TensorSplit, Rows]:
+def _shown(split: TensorSplit | StreamedSplit, part: _Part) -> tuple[TensorSplit, Rows]:
     """Return a split in memory and its rows; of a streamed one, images evenly spaced over it."""
     if isinstance(split, TensorSplit):
         return split, part.rows

@@ -2,11 +2,12 @@
 
 A folder holds `SPLIT/images` and `SPLIT/masks`, or `images/SPLIT` and `masks/SPLIT`. A photograph and its
 mask have the same name up to the ending. `classes.txt` in the folder may name the classes, one per line, in
-the order of their numbers.
+the order of their numbers from 0; pixels of a class of the name `void` have no class.
 """
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,19 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from netfission.data.files import find_images
 from netfission.data.formats import load, open_image
-from netfission.data.images import to_pixels, upright, why_unreadable
+from netfission.data.images import size_within, to_pixels_within, upright_size, why_unreadable
 from netfission.data.load import MEMORY_LIMIT
 from netfission.data.split_names import SplitName, assign_splits
-from netfission.data.splits import CorruptImageError
+from netfission.data.splits import CorruptImageError, DecodedSplit
 from netfission.data.summary import count_classes
 from netfission.utils.errors import invalid
 from netfission.utils.text import count_noun, printable
 
-VOID = 255  # the number that masks give to pixels without a class, unless another is named
+VOID = 255  # the label of pixels without a class; masks may give them another number
+_VOID_NAME = "void"
 _STATISTICS_IMAGES = 1024
 CLASS_NAMES = "classes.txt"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photographs")
@@ -43,22 +44,41 @@ _ONE_INTEGER = (
 )  # Pillow's modes of which a pixel is one integer
 
 
-class MaskSplit(Dataset[tuple[Tensor, Tensor]]):
+class MaskSplit(DecodedSplit):
     """Photographs with masks: index → pixels `(3, height, width)` uint8 and classes `(height, width)` int64.
 
     Args:
         files: the photograph and the mask of each.
+        table: number in the masks → class, or `VOID`; `(256,)` uint8.
         in_memory: whether they are held in memory once decoded; else they are decoded at each access.
+        size: height and width, into which photographs of another size are fitted, see
+            `netfission.data.images.to_pixels_within`; masks with them, and what is added is void. Default
+            their own sizes.
+
+    Attributes:
+        size: height and width; those of the first photograph if they have their own sizes.
     """
 
-    def __init__(self, files: Sequence[tuple[str, str]], *, in_memory: bool) -> None:
+    def __init__(
+        self,
+        files: Sequence[tuple[str, str]],
+        table: Tensor,
+        *,
+        in_memory: bool,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         self.files = list(files)
+        self.labels = torch.empty(len(files), 0)
+        self._table = table
+        self._fitted = size
+        self.size = size or _size(self.files[0][0])
         self._in_memory = in_memory
         self._decoded: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __len__(self) -> int:
-        """Return the number of photographs."""
-        return len(self.files)
+    def fitted(self, size: tuple[int, int], rows: Sequence[int] | None = None) -> "MaskSplit":
+        """Return some photographs of the split, or all, fitted into a size; decoded at each access."""
+        chosen = range(len(self)) if rows is None else rows
+        return MaskSplit([self.files[row] for row in chosen], self._table, in_memory=False, size=size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Decode one photograph and its mask.
@@ -68,7 +88,7 @@ class MaskSplit(Dataset[tuple[Tensor, Tensor]]):
             ValueError: the mask has several channels, or another size than the photograph.
         """
         number = range(len(self))[index]
-        pixels, mask = self._decoded.get(number) or _decode(*self.files[number])
+        pixels, mask = self._decoded.get(number) or _decode(*self.files[number], self._table, self._fitted)
         if self._in_memory:
             self._decoded[number] = pixels, mask
         return pixels, mask.long()
@@ -81,14 +101,17 @@ class MaskData:
     Attributes:
         name: folder that it was loaded from.
         classes: names of the classes.
-        void: the number of pixels without a class.
+        numbers: of the classes in masks, in the order of `classes`: 0, 1, … without that of void.
         shape: channels, height and width of the photographs; None if they differ in size.
+        common_size: height and width of most training photographs.
         mean: one number per channel, of pixels of the training split scaled to [0, 1].
         std: standard deviation, as `mean`.
         train: training split.
         validation: validation split; None if the folder has no such split.
         test: test split.
         pixels: split → number of pixels of each class, and of void pixels at the end.
+        present: split → whether each mask has each class, bool `(masks, classes)`.
+        origins: split → the folder of its photographs, within the data set's.
         left_out: reason → number of files that are in no split.
 
     Example:
@@ -108,15 +131,29 @@ class MaskData:
 
     name: str
     classes: list[str]
-    void: int
+    numbers: list[int]
     shape: tuple[int, int, int] | None
+    common_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: MaskSplit
     validation: MaskSplit | None
     test: MaskSplit
     pixels: dict[SplitName, list[int]]
+    present: dict[SplitName, Tensor]
+    origins: dict[SplitName, str]
     left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def void(self) -> int:
+        """The label of pixels without a class in what splits return: 255, whatever masks give them."""
+        return VOID
+
+    @property
+    def splits(self) -> dict[SplitName, MaskSplit]:
+        """The splits that there are, by name."""
+        found: dict[SplitName, MaskSplit] = {"train": self.train, "test": self.test}
+        return found if self.validation is None else found | {"validation": self.validation}
 
     def class_weights(self) -> Tensor:
         """Return weights inverse to the training pixels of each class, whose mean over them is 1.
@@ -133,7 +170,7 @@ def load_masks(
     folder: str | Path,
     *,
     classes: Sequence[str] | None = None,
-    void: int = VOID,
+    void: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> MaskData:
     """Load a folder of photographs and masks; see the layout above. All masks are read and checked.
@@ -142,9 +179,10 @@ def load_masks(
 
     Args:
         folder: the folder.
-        classes: names of the classes; default those in `classes.txt`, else the numbers up to the largest in
-            the training masks.
-        void: the number of pixels without a class, which may also be that of no pixel.
+        classes: names of the classes in the order of their numbers; default those in `classes.txt`, else the
+            numbers up to the largest in the training masks. The one whose number is `void` is none of them.
+        void: the number in masks of pixels without a class, which may also be that of no pixel; default that
+            of the class `void`, or else 255.
         memory_limit: bytes of decoded pixels up to which splits are held in memory, default 2 GiB; larger
             data sets are decoded at each access.
 
@@ -159,32 +197,46 @@ def load_masks(
     name = os.fspath(folder)
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder {printable(name)}")
-    pairs, left_out = _find_pairs(Path(folder))
-    names = list(classes) if classes is not None else _class_names(Path(folder))
+    pairs, origins, left_out = _find_pairs(Path(folder))
+    listed = list(classes) if classes is not None else _class_names(Path(folder))
+    if void is None:
+        lower = [other.casefold() for other in listed]
+        void = lower.index(_VOID_NAME) if _VOID_NAME in lower else VOID
     found = {split: _Counts.of(files, void) for split, files in pairs.items()}
-    names = names or [str(number) for number in range(found["train"].classes)]
+    listed = listed or [str(number) for number in range(found["train"].classes)]
+    numbers = [number for number in range(len(listed)) if number != void]
+    names = [listed[number] for number in numbers]
     if len(names) < 2:
         raise invalid("classes", "two or more", found=f"{len(names)} in {printable(name)}")
+    if len(names) > VOID:
+        raise invalid("classes", f"at most {VOID}", found=f"{len(names)} in {printable(name)}")
     for split, counts in found.items():
-        _check_numbers(counts, len(names), void)
-        if not counts.pixels[: len(names)].sum():
+        _check_numbers(counts, len(listed), void)
+        if not counts.pixels.sum():
             raise invalid(f"the {split} masks of {printable(name)}", "labelled", found="void pixels alone")
-    _warn(found, names)
+    _warn(found, names, numbers)
     needed = 4 * sum(int(counts.pixels.sum()) for counts in found.values())
-    splits = {split: MaskSplit(files, in_memory=needed <= memory_limit) for split, files in pairs.items()}
+    table = torch.full((256,), VOID, dtype=torch.uint8)
+    table[numbers] = torch.arange(len(numbers), dtype=torch.uint8)
+    splits = {
+        split: MaskSplit(files, table, in_memory=needed <= memory_limit) for split, files in pairs.items()
+    }
     sizes = {size for counts in found.values() for size in counts.sizes}
     mean, std = _statistics(splits["train"])
     return MaskData(
         name,
         names,
-        void,
+        numbers,
         (3, *sizes.pop()) if len(sizes) == 1 else None,
+        found["train"].sizes.most_common(1)[0][0],
         mean,
         std,
         splits["train"],
         splits.get("validation"),
         splits["test"],
-        {split: [*counts.pixels[: len(names)].tolist(), int(counts.void)] for split, counts in found.items()},
+        {split: [*counts.pixels[numbers].tolist(), counts.void] for split, counts in found.items()},
+        {split: counts.present[:, numbers] for split, counts in found.items()},
+        origins,
         left_out,
     )
 
@@ -192,8 +244,8 @@ def load_masks(
 Pairs = list[tuple[str, str]]
 
 
-def _find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[str, int]]:
-    """Return the photographs and masks of each split, and what is left out."""
+def _find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, str], dict[str, int]]:
+    """Return the photographs and masks of each split, the name of its folder, and what is left out."""
     images, masks = _subfolder(folder, _IMAGE_FOLDERS), _subfolder(folder, _MASK_FOLDERS)
     within: dict[str, tuple[Path, Path]] = {}
     if images and masks:  # the splits are within them
@@ -216,7 +268,7 @@ def _find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[str, int]]:
         pairs[split], more = _match(*within[name])
         for reason, count in more.items():
             left_out[reason] = left_out.get(reason, 0) + count
-    return pairs, left_out
+    return pairs, dict(named), left_out
 
 
 def _match(images: Path, masks: Path) -> tuple[Pairs, dict[str, int]]:
@@ -267,16 +319,16 @@ class _Counts:
     Attributes:
         pixels: int64 `(256,)`: how many pixels have each number; void ones are not counted.
         void: number of void pixels.
-        sizes: heights and widths.
+        sizes: heights and widths, with the number of masks of each.
         first: number → the first mask that has it.
-        all_void: number of masks without a labelled pixel.
+        present: bool `(masks, 256)`: whether each has each number; void ones do not count.
     """
 
     pixels: Tensor
     void: int
-    sizes: set[tuple[int, int]]
+    sizes: Counter[tuple[int, int]]
     first: dict[int, str]
-    all_void: int
+    present: Tensor
 
     @property
     def classes(self) -> int:
@@ -286,39 +338,48 @@ class _Counts:
     @classmethod
     def of(cls, files: Pairs, void: int) -> "_Counts":
         """Read and count the masks of a split."""
-        pixels, voids, all_void = torch.zeros(256, dtype=torch.int64), 0, 0
-        sizes: set[tuple[int, int]] = set()
+        pixels, voids = torch.zeros(256, dtype=torch.int64), 0
+        sizes: Counter[tuple[int, int]] = Counter()
         first: dict[int, str] = {}
-        for photograph, file in files:
+        present = torch.zeros(len(files), 256, dtype=torch.bool)
+        for row, (photograph, file) in enumerate(files):
             mask = _read_mask(file)
             size = (mask.shape[0], mask.shape[1])
             if (other := _size(photograph)) != size:
                 shape = f"{size[0]}×{size[1]}"
                 expected = f"of the size of its photograph ({other[0]}×{other[1]})"
                 raise invalid(printable(file), expected, found=shape)
-            sizes.add(size)
+            sizes[size] += 1
             counts = mask.flatten().long().bincount(minlength=256)
             if 0 <= void < 256:
                 voids += int(counts[void])
                 counts[void] = 0
-            all_void += not counts.any()
+            present[row] = counts > 0
             for number in counts.nonzero().flatten().tolist():
                 first.setdefault(number, file)
             pixels += counts
-        return cls(pixels, voids, sizes, first, all_void)
+        return cls(pixels, voids, sizes, first, present)
+
+    @property
+    def all_void(self) -> int:
+        """Number of masks without a labelled pixel."""
+        return int((~self.present.any(dim=1)).sum())
 
 
 def _check_numbers(counts: _Counts, classes: int, void: int) -> None:
     if outside := [number for number in counts.first if number >= classes]:
         number = min(outside)
-        expected = f"of class numbers from 0 to {classes - 1}, or {void} for void pixels"
+        kinds = f"numbers from 0 to {classes - 1}, of which {void} is void"
+        if void >= classes:
+            kinds = f"class numbers from 0 to {classes - 1}, or {void} for void pixels"
+        expected = f"of {kinds}"
         pixels = count_noun(int(counts.pixels[number]), "pixel")
         hint = "name more classes, or set void"
         raise invalid(printable(counts.first[number]), expected, found=f"{number} ({pixels})", hint=hint)
 
 
-def _warn(found: Mapping[SplitName, _Counts], names: Sequence[str]) -> None:
-    trained = found["train"].pixels[: len(names)].tolist()
+def _warn(found: Mapping[SplitName, _Counts], names: Sequence[str], numbers: Sequence[int]) -> None:
+    trained = found["train"].pixels[numbers].tolist()
     if absent := [name for name, count in zip(names, trained, strict=True) if not count]:
         warnings.warn(f"no training pixel is of {count_classes(absent)}", stacklevel=3)
     for split, counts in found.items():
@@ -329,19 +390,42 @@ def _warn(found: Mapping[SplitName, _Counts], names: Sequence[str]) -> None:
             )
 
 
-def _decode(photograph: str, mask: str) -> tuple[Tensor, Tensor]:
-    """Return pixels `(3, height, width)` uint8 and numbers `(height, width)` uint8."""
-    numbers = _read_mask(mask)
+def _decode(photograph: str, mask: str, table: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """Return pixels `(3, height, width)` uint8 and classes `(height, width)` uint8."""
+    classes = table[_read_mask(mask).long()]
+    own = classes.shape[0], classes.shape[1]
     with _readable(photograph), open_image(Path(photograph)) as image:
-        pixels = to_pixels(image, "RGB", (numbers.shape[0], numbers.shape[1]))
-    return pixels, numbers
+        pixels = to_pixels_within(image, "RGB", size or own)
+    return pixels, classes if size is None else mask_within(classes, size)
+
+
+def mask_within(classes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fit a mask into a size as `netfission.data.images.to_pixels_within` fits its photograph.
+
+    Each pixel has the class of the nearest one; below the mask and to its right, pixels are void.
+
+    Args:
+        classes: `(height, width)` uint8.
+        size: height and width.
+
+    Example:
+        >>> mask_within(torch.tensor([[0, 0, 1, 1]], dtype=torch.uint8), (2, 2))
+        tensor([[  0,   1],
+                [255, 255]], dtype=torch.uint8)
+    """
+    own = classes.shape[0], classes.shape[1]
+    inner = size_within(own, size)
+    rows, columns = (
+        ((torch.arange(count) + 0.5) * (side / count)).long() for side, count in zip(own, inner, strict=True)
+    )
+    padding = (0, size[1] - inner[1], 0, size[0] - inner[0])
+    return torch.nn.functional.pad(classes[rows][:, columns], padding, value=VOID)
 
 
 def _size(file: str) -> tuple[int, int]:
     """Return height and width of a photograph that is turned upright."""
     with _readable(file), open_image(Path(file)) as image:
-        width, height = upright(image).size
-    return height, width
+        return upright_size(image)
 
 
 def _read_mask(file: str) -> Tensor:

@@ -162,7 +162,8 @@ class TensorSplit:
 
     Args:
         images: `(images, channels, height, width)` uint8.
-        labels: `(images,)` int64; or targets of another kind, `(images, targets)` float32.
+        labels: `(images,)` int64; or targets of another kind, `(images, targets)` float32, or masks
+            `(images, height, width)` uint8.
 
     Example:
         >>> len(TensorSplit(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5)))
@@ -177,8 +178,24 @@ class TensorSplit:
         return len(self.labels)
 
 
-class StreamedSplit(Dataset[tuple[Tensor, Label]]):
-    """A split that decodes images on access.
+class DecodedSplit(Dataset[tuple[Tensor, Label]]):
+    """A split that decodes images on access: the base class of all such splits.
+
+    Attributes:
+        size: height and width of the images.
+        labels: of all images, as of a `TensorSplit`; `(images, 0)` if they are decoded with the images.
+    """
+
+    size: tuple[int, int]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+
+class StreamedSplit(DecodedSplit):
+    """A split that decodes images on access, whose labels are known.
 
     An item is an image `(channels, height, width)` uint8 and its label, or its targets `(targets,)`.
     Accessing an image that cannot be decoded raises CorruptImageError.
@@ -205,17 +222,13 @@ class StreamedSplit(Dataset[tuple[Tensor, Label]]):
         self.size = size
         self.labels = torch.from_numpy(records.labels[rows])
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.rows)
-
     def __getitem__(self, index: int) -> tuple[Tensor, Label]:
         """Decode the image at `index`."""
         image = decode(self.records, int(self.rows[index]), self.size)
         return image, label_at(self.labels, index)
 
 
-Split = TensorSplit | StreamedSplit
+Split = TensorSplit | DecodedSplit
 
 
 def label_at(labels: Tensor, index: int) -> Label:

@@ -1,4 +1,4 @@
-"""What the images of a table are labelled with: one class, several labels, or numbers."""
+"""What images are labelled with: one class, several labels, numbers, or a class for each pixel."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ class Targets:
         expected: what a table of them is, for messages.
         read: reads a table; None if each image has one class, which has a reader of its own.
         count: targets `(images, names)` → number of images with each; None if there is nothing to count.
+        masks: whether each pixel has a target of its own, in a mask; they are in a folder, not in a table.
 
     Example:
         >>> LABELS.strata(np.ones((3, 2)))
@@ -59,11 +60,12 @@ class Targets:
     expected: str
     read: Callable[[Path], TargetRows] | None = None
     count: Callable[[Values], list[int]] | None = None
+    masks: bool = False
 
     @property
     def exclusive(self) -> bool:
         """Whether each image has exactly one of the targets."""
-        return self.read is None
+        return self.read is None and not self.masks
 
     def strata(self, values: Values) -> Rows:
         """Return the group of each image, of which a split takes an equal share; one if there are no classes.
@@ -222,6 +224,7 @@ def _positives(values: Values) -> list[int]:
 CLASSES = Targets("classes", "a data set with one class per image")
 LABELS = Targets("labels", "a table of paths and labels", read_labels, _positives)
 NUMBERS = Targets("numbers", "a table of paths and numbers", read_numbers)
+MASKS = Targets("classes", "a folder of photographs and masks", masks=True)
 
 
 def check_values(targets: Targets, values: Values, names: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Evaluate a network's exits and their ensemble on labelled images."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -107,6 +107,34 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def run_batches(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    take: Callable[[Tensor, Tensor], object],
+    device: torch.device | str = "cpu",
+) -> None:
+    """Run a network in eval mode, without gradients, over batches.
+
+    Args:
+        network: on `device`; images → outputs `(batch, exits, …)`, or `(batch, outputs)`, which counts as one
+            exit. The modes of its modules are restored afterwards.
+        batches: pairs of images and targets; images are moved to `device` one batch at a time.
+        take: called with the outputs for each batch, on `device`, and its targets.
+        device: where the network is; default the CPU.
+
+    Example:
+        >>> batches = [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))] * 2
+        >>> run_batches(nn.Linear(3, 4), batches, lambda outputs, targets: print(outputs.shape))
+        torch.Size([2, 1, 4])
+        torch.Size([2, 1, 4])
+    """
+    # Not inference_mode: tensors that a network or loader caches must still work in training.
+    with in_mode(network, training=False), torch.no_grad():
+        for images, targets in batches:
+            outputs = network(images.to(device))
+            take(outputs.unsqueeze(1) if outputs.ndim == 2 else outputs, targets)
+
+
 def collect_logits(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
@@ -130,18 +158,17 @@ def collect_logits(
         >>> logits.shape, labels.shape
         (torch.Size([10, 1, 4]), torch.Size([10]))
     """
-    all_logits, all_labels = [], []
-    # Not inference_mode: tensors that a network or loader caches must still work in training.
-    with in_mode(network, training=False), torch.no_grad():
-        for images, labels in batches:
-            logits = network(images.to(device))
-            if logits.ndim == 2:
-                logits = logits.unsqueeze(1)
-            if logits.ndim != 3:
-                expected = "of shape (batch, exits, classes) or (batch, classes)"
-                raise invalid("the network's output", expected, found=describe(logits))
-            all_logits.append(logits.float().cpu())
-            all_labels.append(labels.cpu())
+    all_logits: list[Tensor] = []
+    all_labels: list[Tensor] = []
+
+    def take(logits: Tensor, labels: Tensor) -> None:
+        if logits.ndim != 3:
+            expected = "of shape (batch, exits, classes) or (batch, classes)"
+            raise invalid("the network's output", expected, found=describe(logits))
+        all_logits.append(logits.float().cpu())
+        all_labels.append(labels.cpu())
+
+    run_batches(network, batches, take, device)
     if not all_logits:
         raise invalid("batches", "at least one batch", found="none")
     return torch.cat(all_logits), torch.cat(all_labels)

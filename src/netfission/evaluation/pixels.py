@@ -61,18 +61,24 @@ class PixelScores:
         Raises:
             ValueError: a shape or type differs, a label is out of range, or probabilities are not finite.
         """
-        kept, labels = self._labelled(log_probabilities, labels)
-        if not len(labels):
+        kept = self._check(log_probabilities, labels)
+        if not kept.any():
             return
-        probabilities = kept.exp()
-        largest, answers = probabilities.max(dim=1)
+        # Over whole maps, as sums over classes are quick there; then of the pixels that count, in float64.
+        probabilities = log_probabilities.exp()
+        if not bool(((probabilities.sum(dim=1)[kept] - 1).abs() <= 1e-3).all()):
+            raise invalid("log_probabilities", "the output of log_softmax", found="others")
+        squares = probabilities.square().sum(dim=1)[kept].double()
+        largest, answers = (part[kept] for part in log_probabilities.max(dim=1))
+        known = torch.where(kept, labels, 0).unsqueeze(1)
+        of_label = log_probabilities.gather(1, known).squeeze(1)[kept].double()
+        labels, largest = labels[kept], largest.double().exp()
         right = answers == labels
         pairs = labels * self.classes + answers
         self._confusion += pairs.bincount(minlength=self.classes**2).view_as(self._confusion).cpu()
-        of_label = kept.gather(1, labels[:, None]).squeeze(1)
         self._nll -= of_label.sum().item()
         # Σ (p − 1)² over the label and p² over the others
-        self._brier += (probabilities.square().sum(dim=1) - 2 * of_label.exp() + 1).sum().item()
+        self._brier += (squares - 2 * of_label.exp() + 1).sum().item()
         bins = (largest * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
         self._gaps += bins.bincount(largest - right.double(), minlength=CALIBRATION_BINS).cpu()
         odds = torch.special.logit(largest, eps=1e-12).clamp(-_SURE, _SURE)
@@ -119,8 +125,8 @@ class PixelScores:
             "aurc": _aurc(wrong, right),
         }
 
-    def _labelled(self, log_probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows of the pixels that are not void, `(pixels, classes)` float64, and their labels."""
+    def _check(self, log_probabilities: Tensor, labels: Tensor) -> Tensor:
+        """Check the layout and the labels, and return which pixels are not void, `(batch, height, width)`."""
         if log_probabilities.ndim != 4 or not log_probabilities.is_floating_point():
             expected = "floats of shape (batch, classes, height, width)"
             raise invalid("log_probabilities", expected, found=describe(log_probabilities))
@@ -130,19 +136,14 @@ class PixelScores:
             raise invalid("log_probabilities", f"of {self.classes} classes", found=found)
         if labels.dtype != torch.int64 or labels.shape != (batch, *size):
             raise invalid("labels", f"int64 of shape {(batch, *size)}", found=describe(labels))
-        rows = log_probabilities.movedim(1, -1).reshape(-1, classes)
-        labels = labels.reshape(-1)
+        kept = torch.ones_like(labels, dtype=torch.bool)
         if self.ignore_index is not None:
-            counts = labels != self.ignore_index
-            rows, labels = rows[counts], labels[counts]
-        outside = labels[(labels < 0) | (labels >= classes)]
+            kept = labels != self.ignore_index
+        outside = labels[kept & ((labels < 0) | (labels >= classes))]
         if len(outside):
             found = f"{int(outside[0])} ({len(outside)} pixels out of range)"
             raise invalid("labels", f"class numbers from 0 to {classes - 1}", found=found)
-        rows = rows.double()
-        if not bool(((rows.exp().sum(dim=1) - 1).abs() <= 1e-3).all()):
-            raise invalid("log_probabilities", "the output of log_softmax", found="others")
-        return rows, labels
+        return kept
 
 
 def _auroc(wrong: Tensor, right: Tensor) -> float:

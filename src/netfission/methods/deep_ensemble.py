@@ -20,7 +20,7 @@ class DeepEnsemble(MaskedModule):
 
     Args:
         members: networks of images → logits `(batch, classes)`, or `(batch, exits, classes)`, in which case
-            the exits of all members are concatenated.
+            the exits of all members are concatenated; both may be followed by height and width.
 
     Attributes:
         active: in train mode, the only member to run; None for all of them.
@@ -43,7 +43,8 @@ class DeepEnsemble(MaskedModule):
         if self.training and self.active is not None:
             members = [members[self.active]]
         logits = [member(images) for member in members]
-        return torch.cat([part if part.ndim == 3 else part.unsqueeze(1) for part in logits], dim=1)
+        # Logits of a member without exits have an even number of dimensions, with height and width too.
+        return torch.cat([part if part.ndim % 2 else part.unsqueeze(1) for part in logits], dim=1)
 
 
 class DeepEnsembleMethod(Method):

@@ -109,6 +109,7 @@ _or_reconstruct = _or(lambda run: run.fission.reconstruct, ", or reconstruct is 
 EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "data": _ANY,
     "task": _ANY,
+    "void": _ANY,
     "image_size": _ANY,
     "mean": _ANY,
     "std": _ANY,

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from netfission.classifier import AnswerLimits, Classifier
 from netfission.classifier.image_network import ImageNetwork
 from netfission.data import files
 from netfission.data.formats import open_image
-from netfission.data.images import why_unreadable
+from netfission.data.images import upright_size, why_unreadable
 from netfission.utils.text import printable
 
 T = TypeVar("T")
@@ -63,6 +63,20 @@ class ImagePrediction:
     classes: list[str] = field(default_factory=list)
     p_value: float | None = None
     out_of_distribution: bool | None = None
+
+
+class ReadImage(NamedTuple):
+    """An image that was read.
+
+    Attributes:
+        image: the file.
+        pixels: of the network, uint8 `(channels, height, width)`.
+        size: height and width of the image in the file, turned upright.
+    """
+
+    image: Path
+    pixels: Tensor
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -166,7 +180,7 @@ def in_batches(
     network: ImageNetwork,
     images: Sequence[Path | Failure],
     batch_size: int,
-    predict: Callable[[Sequence[tuple[Path, Tensor]]], Iterable[T]],
+    predict: Callable[[Sequence[ReadImage]], Iterable[T]],
 ) -> Iterator[T | Failure]:
     """Predict images in their order, batch by batch, while the next batch is read; see `predict_images`.
 
@@ -174,14 +188,14 @@ def in_batches(
         network: prepares the images.
         images: files, and failures, which are yielded as they are.
         batch_size: number of images per batch.
-        predict: files and their pixels → a prediction of each.
+        predict: images that were read → a prediction of each.
     """
     chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities that do not name the file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-        def start_reading(chunk: Sequence[Path | Failure]) -> list[Future[tuple[Path, Tensor] | Failure]]:
+        def start_reading(chunk: Sequence[Path | Failure]) -> list[Future[ReadImage | Failure]]:
             return [pool.submit(_read, network, image) for image in chunk]
 
         upcoming = start_reading(chunks[0]) if chunks else []
@@ -190,21 +204,21 @@ def in_batches(
             yield from _predict([future.result() for future in current], predict)
 
 
-def _read(network: ImageNetwork, image: Path | Failure) -> tuple[Path, Tensor] | Failure:
+def _read(network: ImageNetwork, image: Path | Failure) -> ReadImage | Failure:
     if isinstance(image, Failure):
         return image
     try:
         if image.exists() and not image.is_file():
             return Failure(image, "not a regular file")  # opening a pipe would wait
         with open_image(image) as opened:
-            return image, network.pixels(opened)
+            return ReadImage(image, network.pixels(opened), upright_size(opened))
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         return Failure(image, why_unreadable(error))
 
 
 def _predict(
-    read: Sequence[tuple[Path, Tensor] | Failure],
-    predict: Callable[[Sequence[tuple[Path, Tensor]]], Iterable[T]],
+    read: Sequence[ReadImage | Failure],
+    predict: Callable[[Sequence[ReadImage]], Iterable[T]],
 ) -> Iterator[T | Failure]:
     readable = [entry for entry in read if not isinstance(entry, Failure)]
     predictions = iter(predict(readable))
@@ -213,12 +227,12 @@ def _predict(
 
 
 def _predict_pixels(
-    classifier: Classifier, read: Sequence[tuple[Path, Tensor]], limits: AnswerLimits
+    classifier: Classifier, read: Sequence[ReadImage], limits: AnswerLimits
 ) -> Iterator[ImagePrediction]:
     if not read:
         return
     names = classifier.spec.classes
-    predictions = classifier.predict_within(torch.stack([pixels for _, pixels in read]), limits)
+    predictions = classifier.predict_within(torch.stack([one.pixels for one in read]), limits)
     # Each property is computed from the logits: once per batch, not once per image.
     classes, confidence = predictions.classes, predictions.confidence
     votes, probabilities = predictions.votes, predictions.probabilities
@@ -226,9 +240,9 @@ def _predict_pixels(
     information, abstains = predictions.mutual_information, predictions.abstains
     sets = None if predictions.sets is None else predictions.sets.tolist()
     p_values, marked = predictions.p_values, predictions.out_of_distribution
-    for row, (image, _) in enumerate(read):
+    for row, one in enumerate(read):
         yield ImagePrediction(
-            image=image,
+            image=one.image,
             name=names[int(classes[row])],
             probability=confidence[row].item(),
             votes=[names[vote] for vote in votes[row].tolist()],

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
 from netfission.classifier import Predictor
 from netfission.data.targets import SEPARATOR
-from netfission.prediction.images import Failure, in_batches
+from netfission.prediction.images import Failure, ReadImage, in_batches
 from netfission.prediction.writers import comma_separated, six_digits
 from netfission.utils.text import printable
 
@@ -25,6 +25,7 @@ class TargetPrediction:
     Attributes:
         image: the file.
         record: name → a number, or names, or target → a number; see `TargetPredictions.records`.
+        maps: what follows the name of the image in that of a map's file → the map; empty without maps.
 
     Example:
         >>> prediction = TargetPrediction(Path("a.png"), {"labels": ["car"], "probabilities": {"car": 0.9}})
@@ -34,6 +35,7 @@ class TargetPrediction:
 
     image: Path
     record: dict[str, Any]
+    maps: Mapping[str, Image.Image] = field(default_factory=dict)
 
     @property
     def flat(self) -> dict[str, Any]:
@@ -62,24 +64,26 @@ def predict_targets(
     *,
     batch_size: int = 64,
     coverage: float | None = None,
+    draw_maps: bool = False,
 ) -> Iterator[TargetPrediction | Failure]:
     """Predict images in their order, see `netfission.prediction.predict_images`.
 
     Args:
         predictor: runs on the device that it is on.
         images: files, and failures, which are yielded as they are.
-        batch_size: number of images per batch.
+        batch_size: number of images per batch, of which the task may take fewer.
         coverage: see `Predictor.predict`.
+        draw_maps: whether predictions come with their maps, of a task that has some.
     """
 
-    def predict(read: Sequence[tuple[Path, Tensor]]) -> Iterator[TargetPrediction]:
+    def predict(read: Sequence[ReadImage]) -> Iterator[TargetPrediction]:
         if read:
-            records = predictor.predict(
-                torch.stack([pixels for _, pixels in read]), coverage=coverage
-            ).records()
-            for (image, _), record in zip(read, records, strict=True):
-                yield TargetPrediction(image, record)
+            pixels, sizes = torch.stack([one.pixels for one in read]), [one.size for one in read]
+            found = predictor.predict(pixels, coverage=coverage, sizes=sizes)
+            for row, (one, record) in enumerate(zip(read, found.records(), strict=True)):
+                yield TargetPrediction(one.image, record, found.maps(row) if draw_maps else {})
 
+    batch_size = predictor.task.batch_size(predictor.spec.shape, batch_size)
     return in_batches(predictor, images, batch_size, predict)
 
 

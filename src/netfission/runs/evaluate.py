@@ -3,7 +3,7 @@
 import json
 import warnings
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import STOPS_EARLY, RunConfig
 from netfission.data import Batches, ImageData, Split
-from netfission.evaluation import collect_logits, evaluate_logits
+from netfission.evaluation import collect_logits, evaluate_logits, run_batches
 from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
@@ -20,11 +20,13 @@ from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.overlap import start_is_lost, validation_dependence
 from netfission.runs.setup import check_unchanged, load_run_data, make_batches
-from netfission.tasks.base import EvaluationResult
+from netfission.tasks.base import Accumulator, EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 
 EVALUATION_BATCH = 256
+
+Result = TypeVar("Result")
 
 
 def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None) -> EvaluationResult:
@@ -45,23 +47,23 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     """
     network, spec, data, device = load_for_evaluation(folder, config, data, any_task=True)
     task = spec.find_task()
-    outputs, targets = collect_logits(network, _batches(data.test, data, config, device), device)
+
+    def measured(accumulator: Accumulator[Result], split: Split) -> Result:
+        batches = _batches(split, data, config, device, task.batch_size(data.shape, EVALUATION_BATCH))
+        run_batches(network, batches, accumulator.add, device)
+        return accumulator.result()
+
     calibration = readable_calibration(folder)
     if calibration is not None and calibration.fitted_on == VALIDATION:
         calibration = None
     if calibration is None and data.validation is not None:
-        dependence = own_dependence(folder, config)
-        validation = _batches(data.validation, data, config, device)
-        fitted: Any = task.calibrate(
-            *collect_logits(network, validation, device),
-            average=spec.average,
-            dependence=dependence,
-        )
+        calibrator = task.calibrator(average=spec.average, dependence=own_dependence(folder, config))
+        fitted: Any = measured(calibrator, data.validation)
         calibration = replace(fitted, weights=folder.weights_sha256())
         write_json(folder.calibration, calibration.to_json())
-    evaluation = task.evaluate(outputs, targets, average=spec.average, calibration=calibration)
+    evaluator = task.evaluator(average=spec.average, calibration=calibration)
+    evaluation, report = measured(evaluator, data.test)
     write_json(folder.evaluation, evaluation.to_json())
-    report = task.reliability(outputs, targets, average=spec.average, calibration=calibration)
     if overlap := getattr(calibration, "overlap", ""):
         warnings.warn(f"no {folder.reliability.name}: {overlap}", stacklevel=2)
         folder.reliability.unlink(missing_ok=True)
@@ -213,11 +215,15 @@ def own_dependence(folder: RunFolder, config: RunConfig) -> str:
 
 
 def _batches(
-    split: Split, data: ImageData, config: RunConfig, device: str, *, shuffle: bool = False
+    split: Split,
+    data: ImageData,
+    config: RunConfig,
+    device: str,
+    batch_size: int = EVALUATION_BATCH,
+    *,
+    shuffle: bool = False,
 ) -> Batches:
-    return make_batches(
-        split, data, EVALUATION_BATCH, device=device, shuffle=shuffle, workers=config.data.workers
-    )
+    return make_batches(split, data, batch_size, device=device, shuffle=shuffle, workers=config.data.workers)
 
 
 def _single_accuracy(

@@ -13,13 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from netfission.config import DataConfig, MethodConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
 from netfission.data.augment import Balance
+from netfission.data.batches import PairTransform
 from netfission.ensemble import Average
-from netfission.evaluation import collect_logits
+from netfission.evaluation import run_batches
 from netfission.methods.base import Method
 from netfission.methods.fission import FissionMethod
 from netfission.methods.optimizers import make_optimizer
-from netfission.runs.setup import augmentation, make_batches
+from netfission.runs.setup import augmentation, data_task, make_batches
 from netfission.tasks import Task, find_task
+from netfission.tasks.base import Collected
 from netfission.utils.text import decimal
 
 LARGEST_NLL = 1e3  # nats, of a network that has not diverged; a guess among a million classes has 14
@@ -184,7 +186,8 @@ class TrainingModule(lightning.LightningModule):
         Args:
             data: the run's data set.
         """
-        batch = next(iter(make_batches(data.train, data, _CHECKED_IMAGES, shuffle=True)))
+        count = self.task.batch_size(data.shape, _CHECKED_IMAGES)
+        batch = next(iter(make_batches(data.train, data, count, shuffle=True)))
         with torch.compiler.set_stance("force_eager"):  # no compiling for a batch of this size
             nll = self._nll(batch)
             if nll <= LARGEST_NLL:
@@ -196,9 +199,10 @@ class TrainingModule(lightning.LightningModule):
         raise DivergedError(f"the trained network's NLL is {decimal(nll, 2)} after the last step; {_ADVICE}")
 
     def _nll(self, batch: tuple[Tensor, Tensor]) -> float:
-        logits, labels = collect_logits(self.network, [batch], self.device)
-        _, nll = self.task.progress(logits, labels, self.average)
-        return (nll / len(labels)).item()
+        running = Collected(lambda outputs, targets: self.task.progress(outputs, targets, self.average))
+        run_batches(self.network, [batch], running.add, self.device)
+        _, nll = running.result()
+        return (nll / len(batch[1])).item()
 
     def _diverged(self, what: str, when: str) -> DivergedError:
         return DivergedError(f"{what} is no longer finite {when} (epoch {self.current_epoch + 1}); {_ADVICE}")
@@ -240,7 +244,11 @@ class RunDataModule(lightning.LightningDataModule):
         """Return the shuffled, augmented training batches."""
         config, data = self.config.data, self.data
         split = data.train if data.crops is None else data.crops
-        return self._batches(split, shuffle=True, augment=augmentation(config, data), balance=config.balance)
+        transform = data_task(self.config, data).transform(config, data)
+        augment = augmentation(config, data) if transform is None else None
+        return self._batches(
+            split, shuffle=True, augment=augment, transform=transform, balance=config.balance
+        )
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Return the validation batches; none if there is no validation split."""
@@ -252,6 +260,7 @@ class RunDataModule(lightning.LightningDataModule):
         *,
         shuffle: bool = False,
         augment: Augmentation | None = None,
+        transform: PairTransform | None = None,
         balance: Balance = "none",
     ) -> Batches:
         assert self.trainer is not None
@@ -262,6 +271,7 @@ class RunDataModule(lightning.LightningDataModule):
             device=self.trainer.strategy.root_device,
             shuffle=shuffle,
             augment=augment,
+            transform=transform,
             balance=balance,
             seed=self.config.fission.seed,
             rank=self.trainer.global_rank,

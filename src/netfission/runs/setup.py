@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import DataConfig, RunConfig
-from netfission.data import Augmentation, Batches, ImageData, Split, load_data
+from netfission.data import Augmentation, Batches, ImageData, Split
 from netfission.data.augment import Balance
+from netfission.data.batches import PairTransform
 from netfission.data.matched import full_name
 from netfission.data.sources import fingerprint, is_named
 from netfission.data.summary import CUT, DataSummary
@@ -66,24 +67,15 @@ def load_run_data(config: DataConfig, seed: int, *, training: bool = False) -> I
             decode larger ones for random crops.
 
     Raises:
-        ValueError: see `netfission.data.load_data`; or `mean` or `std` has not one number per channel.
+        ValueError: see `netfission.data.load_data` and `netfission.data.mask_data`; or `mean` or `std` has
+            not one number per channel.
 
     Example:
         >>> data = load_run_data(DataConfig("digits", limit_per_class=20), seed=0)
         >>> len(data.train), data.shape
         (200, (1, 8, 8))
     """
-    data = load_data(
-        config.data,
-        image_size=config.image_size,
-        validation=config.validation,
-        seed=seed,
-        corrupt=config.corrupt,
-        limit_per_class=config.limit_per_class,
-        checks=training,
-        crop_scale=config.crop_scale if training else None,
-        targets=task_kind(config.task).targets,
-    )
+    data = task_kind(config.task).load_data(config, seed, training=training)
     for name, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != data.shape[0]:
             raise invalid(name, f"a list of {count_noun(data.shape[0], 'number')}, one per channel", values)
@@ -353,9 +345,10 @@ def _create(
     report: Callable[[WeightsReport], object] | None,
 ) -> nn.Module:
     """Create the single network that the settings name."""
+    task = data_task(config, data)
     model = create_model(
         config.model.model,
-        data_task(config, data).outputs,
+        task.outputs,
         in_channels=data.shape[0],
         pretrained=config.model.pretrained,
         weights=weights or config.model.weights,
@@ -363,6 +356,7 @@ def _create(
         drop_path=config.training.drop_path,
         classes=data.classes,
     )
+    task.check_model(config.model.model, model, data.shape)
     return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
 
 
@@ -430,6 +424,7 @@ def make_batches(
     device: torch.device | str = "cpu",
     shuffle: bool = False,
     augment: Augmentation | None = None,
+    transform: PairTransform | None = None,
     balance: Balance = "none",
     seed: int = 0,
     rank: int = 0,
@@ -449,6 +444,7 @@ def make_batches(
         shuffle=shuffle,
         drop_last=shuffle and len(split) >= batch_size * world_size,
         augment=augment,
+        transform=transform,
         balance=balance,
         seed=seed,
         rank=rank,

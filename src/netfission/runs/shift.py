@@ -306,6 +306,7 @@ def _random_part(split: Split, images: int, seed: int) -> Split:
     rows = _random_rows(len(split), images, seed)
     if isinstance(split, TensorSplit):
         return TensorSplit(split.images[rows], split.labels[rows])
+    assert isinstance(split, StreamedSplit)  # of classes
     return StreamedSplit(split.records, split.rows[rows.numpy()], split.size)
 
 

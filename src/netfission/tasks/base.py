@@ -1,12 +1,17 @@
 """The interface of every task: targets, loss, prediction, uncertainty and measures of a network."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from netfission.config import RunConfig, TrainingConfig
-from netfission.data import ImageData
+from netfission.config import DataConfig, RunConfig, TrainingConfig
+from netfission.data import ImageData, load_data
+from netfission.data.batches import PairTransform
+from netfission.data.images import to_pixels
 from netfission.data.targets import Targets
 from netfission.ensemble import Average
 from netfission.methods.base import Method
@@ -66,6 +71,51 @@ class TargetPredictions(Protocol):
         """Return what is written of each image: name → a number, or names, or target → a number."""
 
 
+Result = TypeVar("Result")
+ResultOf = TypeVar("ResultOf", covariant=True)
+
+
+class Accumulator(Protocol[ResultOf]):
+    """Takes the outputs for a set of images batch by batch, and returns what they amount to."""
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch: outputs of the network `(batch, exits, outputs, …)` and targets, on any device."""
+
+    def result(self) -> ResultOf:
+        """Return the result for all batches; ValueError if there is none."""
+
+
+class Collected(Generic[Result]):
+    """An accumulator that holds all outputs, in float32 on the CPU, for a function of the whole set.
+
+    Args:
+        function: outputs `(n, exits, outputs)` and targets → the result.
+
+    Example:
+        >>> count = Collected(lambda outputs, targets: len(outputs))
+        >>> for _ in range(3):
+        ...     count.add(torch.zeros(4, 2, 10), torch.zeros(4))
+        >>> count.result()
+        12
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Result]) -> None:
+        self._function = function
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        self._outputs.append(outputs.float().cpu())
+        self._targets.append(targets.cpu())
+
+    def result(self) -> Result:
+        """Return the function's result for all batches."""
+        if not self._outputs:
+            raise invalid("batches", "at least one batch", found="none")
+        return self._function(torch.cat(self._outputs), torch.cat(self._targets))
+
+
 class Task:
     """What a network learns from an image. A subclass is one file.
 
@@ -75,12 +125,13 @@ class Task:
         methods: the methods that can be trained for it; None for all.
         unused: settings that have no meaning here.
         options: what can be asked of its predictions, among the fields of `AnswerSettings`.
+        draws_maps: whether its predictions are images, which `netfission predict` writes into a folder.
         evaluation_kind: the type that `evaluate` returns.
         calibration_kind: the type that `calibrate` returns.
 
     Args:
         names: of the classes, labels or numbers.
-        scale: of the targets, as `scale` of the task that the network was trained for.
+        scale: what the values of targets stand for, as `scale` of the task that the network was trained for.
 
     Example:
         >>> from netfission.tasks import find_task
@@ -95,6 +146,7 @@ class Task:
         {"fission", "multi-exit", "deep-ensemble", "treenet"}
     )
     unused: ClassVar[tuple[str, ...]] = (
+        "void",
         "limit_per_class",
         "mix",
         "label_smoothing",
@@ -103,6 +155,7 @@ class Task:
         "parent_weight",
     )
     options: ClassVar[frozenset[str]] = frozenset()
+    draws_maps: ClassVar[bool] = False
     evaluation_kind: ClassVar[type]
     calibration_kind: ClassVar[type]
 
@@ -111,9 +164,56 @@ class Task:
         self.scale: dict[str, list[float]] = dict(scale or {})
 
     @classmethod
+    def load_data(cls, config: DataConfig, seed: int, *, training: bool) -> ImageData:
+        """Load the data set that settings name, see `netfission.runs.setup.load_run_data`.
+
+        Args:
+            config: the settings.
+            seed: that chooses the validation split.
+            training: prepare what a training alone needs.
+        """
+        return load_data(
+            config.data,
+            image_size=config.image_size,
+            validation=config.validation,
+            seed=seed,
+            corrupt=config.corrupt,
+            limit_per_class=config.limit_per_class,
+            checks=training,
+            crop_scale=config.crop_scale if training else None,
+            targets=cls.targets,
+        )
+
+    @classmethod
     def from_data(cls, data: ImageData) -> Self:
         """Return the task of a data set."""
         return cls(data.classes)
+
+    @classmethod
+    def transform(cls, config: DataConfig, data: ImageData) -> PairTransform | None:
+        """Return what changes a training image and its target together; None to augment images alone."""
+        return None
+
+    @classmethod
+    def batch_size(cls, shape: Sequence[int], limit: int) -> int:
+        """Return how many images go through a network at once when it is evaluated or predicts.
+
+        Args:
+            shape: of an image: channels, height and width.
+            limit: the number that is asked for.
+        """
+        return limit
+
+    @classmethod
+    def to_pixels(cls, image: Image.Image, shape: Sequence[int]) -> Tensor:
+        """Convert an image to the pixels of a network, uint8 `(channels, height, width)`.
+
+        Args:
+            image: in any of Pillow's modes.
+            shape: channels, height and width.
+        """
+        channels, height, width = shape
+        return to_pixels(image, "L" if channels == 1 else "RGB", (height, width))
 
     @property
     def outputs(self) -> int:
@@ -144,6 +244,18 @@ class Task:
     def training(cls, training: TrainingConfig) -> TrainingConfig:
         """Return the settings of a training, with the task's own value of what is left open."""
         return training
+
+    def check_model(self, name: str, model: nn.Module, shape: Sequence[int]) -> None:
+        """Check that a network has the outputs of the task.
+
+        Args:
+            name: of the network.
+            model: images → outputs, on the CPU.
+            shape: of an image: channels, height and width.
+
+        Raises:
+            ValueError: it has others.
+        """
 
     def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
         """Return the loss of a method: outputs `(batch, exits, outputs)` and targets → a scalar."""
@@ -184,8 +296,29 @@ class Task:
         """Return a report on the uncertainty in a file of its own; None if `evaluate` says it all."""
         return None
 
+    def calibrator(self, *, average: Average, dependence: str = "") -> Accumulator[CalibrationResult]:
+        """Return what learns from batches of images that were held out, as `calibrate` does from all."""
+        return Collected(partial(self.calibrate, average=average, dependence=dependence))
+
+    def evaluator(
+        self, *, average: Average, calibration: Any = None
+    ) -> Accumulator[tuple[EvaluationResult, Document | None]]:
+        """Return what measures batches of images, as `evaluate` and `reliability` do all at once."""
+
+        def measure(outputs: Tensor, targets: Tensor) -> tuple[EvaluationResult, Document | None]:
+            known: dict[str, Any] = {"average": average, "calibration": calibration}
+            return self.evaluate(outputs, targets, **known), self.reliability(outputs, targets, **known)
+
+        return Collected(measure)
+
     def predict(
-        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+        self,
+        outputs: Tensor,
+        *,
+        average: Average,
+        calibration: Any = None,
+        coverage: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> TargetPredictions:
         """Predict the targets of images.
 
@@ -194,6 +327,8 @@ class Task:
             average: what the ensemble averages.
             calibration: what `calibrate` returned; None without images to calibrate on.
             coverage: least share of the images whose target is in its interval, in (0, 1); default none.
+            sizes: height and width of the images before they were scaled, if maps are predicted; default
+                those of the outputs.
 
         Raises:
             ValueError: the coverage is out of range or cannot be kept.

@@ -6,6 +6,7 @@ Targets are class indices. The loss is the softmax form of ensemble distillation
 part from disagreement the mutual information of class and exit.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -35,7 +36,7 @@ class Classification(Task):
     name = "classification"
     targets = CLASSES
     methods = None
-    unused = ()
+    unused = ("void",)
     evaluation_kind = Evaluation
     calibration_kind = Calibration
 
@@ -82,7 +83,13 @@ class Classification(Task):
         return ReliabilityReport.from_logits(outputs, targets, self.names, calibration, average=average)
 
     def predict(
-        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+        self,
+        outputs: Tensor,
+        *,
+        average: Average,
+        calibration: Any = None,
+        coverage: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> TargetPredictions:
         """Not here: `netfission.Classifier` predicts classes, with sets, bounds and marks."""
         raise NotImplementedError("see netfission.Classifier")

@@ -9,7 +9,26 @@ from netfission.utils.checksums import parse_json
 from netfission.utils.text import decimal, exit_names, percent
 from netfission.utils.typed import typed
 
-_IN_PERCENT = {"map", "f1", "ece", "coverage"}  # in table() alone
+_IN_PERCENT = {  # in table() alone
+    "map",
+    "f1",
+    "ece",
+    "coverage",
+    "mean_iou",
+    "pixel_accuracy",
+    "error_auroc",
+    "aurc",
+    "iou",
+}
+_SHORT = {  # there, too
+    "map": "mAP",
+    "f1": "F1",
+    "mean_iou": "mIoU",
+    "pixel_accuracy": "acc.",
+    "error_auroc": "AUROC",
+    "aurc": "AURC",
+    "iou": "IoU",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,8 @@ class TargetEvaluation:
             rows["calibrated"] = self.calibrated
         if len(self.by_target) > 1:
             rows |= self.by_target
-        names = list(self.ensemble | (self.calibrated or {}))
+        measures_of = [*self.exits, self.ensemble, self.calibrated or {}, *self.by_target.values()]
+        names = list(dict.fromkeys(name for measures in measures_of for name in measures))
         width = max(map(len, rows))
         lines = [f"{'':{width}}" + "".join(f"{_heading(name):>12}" for name in names)]
         for row, measures in rows.items():
@@ -85,7 +105,7 @@ class TargetEvaluation:
 
 
 def _heading(name: str) -> str:
-    shown = {"map": "mAP", "f1": "F1"}.get(name, name)
+    shown = _SHORT.get(name, name)
     return f"{shown} %" if name in _IN_PERCENT else shown
 
 

@@ -300,7 +300,13 @@ class Multilabel(Task):
         )
 
     def predict(
-        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+        self,
+        outputs: Tensor,
+        *,
+        average: Average,
+        calibration: Any = None,
+        coverage: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> LabelPredictions:
         """Predict the labels of images.
 

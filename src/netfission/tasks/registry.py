@@ -12,6 +12,7 @@ TASKS: Mapping[str, str] = {
     "classification": "classification:Classification",
     "multilabel": "multilabel:Multilabel",
     "regression": "regression:Regression",
+    "segmentation": "segmentation:Segmentation",
 }
 _FOR_ALL = "train, evaluate, predict and cost take it"
 
@@ -27,8 +28,8 @@ def task_kind(name: str) -> type[Task]:
         'labels'
         >>> task_kind("multilable")
         Traceback (most recent call last):
-        ValueError: task must be one of classification, multilabel, regression, got 'multilable'; did you \
-mean multilabel?
+        ValueError: task must be one of classification, multilabel, regression, segmentation, got \
+'multilable'; did you mean multilabel?
     """
     file, _, kind = TASKS[check_choice("task", name, TASKS)].partition(":")
     found: type[Task] = getattr(import_module(f"netfission.tasks.{file}"), kind)

@@ -378,7 +378,13 @@ class Regression(Task):
         )
 
     def predict(
-        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+        self,
+        outputs: Tensor,
+        *,
+        average: Average,
+        calibration: Any = None,
+        coverage: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> NumberPredictions:
         """Predict the numbers of images.
 

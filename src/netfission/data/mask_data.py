@@ -1,0 +1,164 @@
+"""A folder of photographs and masks as a data set for training: all of one size, in splits."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from netfission.data.load import MEMORY_LIMIT, VALIDATION_SHARE, ImageData
+from netfission.data.mask_folders import MaskData, MaskSplit, load_masks
+from netfission.data.split_names import SplitName
+from netfission.data.splits import TensorSplit, stratified_cut
+from netfission.data.summary import CUT, DataSummary, SplitSummary
+from netfission.data.targets import MASKS
+from netfission.utils.errors import check_positive_integer, invalid
+from netfission.utils.text import percent, printable
+
+
+def load_mask_data(
+    name: str,
+    *,
+    image_size: int | None = None,
+    validation: float = VALIDATION_SHARE,
+    seed: int = 0,
+    void: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> ImageData:
+    """Load a folder of photographs and masks, and hold out a validation split if it has none.
+
+    Photographs are fitted into the size of most of them, see `netfission.data.images.to_pixels_within`, or
+    into that size scaled to a shorter side of `image_size`. Labels are masks `(height, width)`: classes, and
+    `netfission.data.mask_folders.VOID` for pixels without one.
+
+    Args:
+        name: the folder, see `netfission.data.mask_folders`.
+        image_size: the shorter side of photographs in pixels; default their own size, if all have one.
+        validation: share of the training photographs to hold out, in [0, 1). If the folder has a validation
+            split, that replaces any share above 0.
+        seed: determines which photographs are held out.
+        void: see `netfission.data.mask_folders.load_masks`.
+        memory_limit: bytes of pixels and masks up to which they are held in memory, default 2 GiB; larger
+            data sets are decoded on access.
+
+    Raises:
+        ValueError: an argument is not valid, photographs differ in size, or see `load_masks`.
+        FileNotFoundError: the folder does not exist.
+
+    Warns:
+        UserWarning: a validation split replaces a share other than 0.1, or see `load_masks`.
+    """
+    if image_size is not None:
+        check_positive_integer("image_size", image_size)
+    found = load_masks(name, void=void, memory_limit=0)
+    if image_size is None and found.shape is None:
+        hint = f"those of {printable(name)} differ"
+        raise invalid("image_size", "given if photographs differ in size", None, hint=hint)
+    size = _scaled(found.common_size, image_size)
+    rows = _rows(found, validation, seed)
+    pixels = 4 * size[0] * size[1] * sum(map(len, rows.values()))
+    parts = {
+        split: found.splits["train" if split == "validation" and found.validation is None else split].fitted(
+            size, numbers
+        )
+        for split, numbers in rows.items()
+    }
+    splits = {split: _decoded(part) if pixels <= memory_limit else part for split, part in parts.items()}
+    return ImageData(
+        name=name,
+        classes=found.classes,
+        shape=(3, *size),
+        mean=found.mean,
+        std=found.std,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits["test"],
+        summary=_summarise(found, rows, parts),
+        numbers=found.numbers,
+    )
+
+
+def _scaled(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
+    """Return a height and width scaled to a shorter side."""
+    factor = 1.0 if shorter is None else shorter / min(size)
+    return round(factor * size[0]), round(factor * size[1])
+
+
+def _rows(found: MaskData, validation: float, seed: int) -> dict[SplitName, list[int]]:
+    """Return the photographs of each split, as positions in the folder's split that they are from."""
+    rows: dict[SplitName, list[int]] = {split: list(range(len(part))) for split, part in found.splits.items()}
+    if found.validation is not None:
+        if validation == 0:
+            del rows["validation"]
+        elif validation != VALIDATION_SHARE:
+            message = f"validation={validation} has no effect, as {found.name} has a validation split"
+            warnings.warn(message, stacklevel=3)
+        return rows
+    if validation:
+        rest, cut = stratified_cut(np.zeros(len(found.train), np.int64), validation, seed)
+        if not found.present["train"][cut].any():
+            what = "photographs with a labelled pixel" if len(cut) else "photographs"
+            hint = f"there are {len(found.train)} training photographs"
+            raise invalid("validation", f"0, or a share that holds out {what}", validation, hint=hint)
+        rows["train"], rows["validation"] = rest.tolist(), cut.tolist()
+    return rows
+
+
+def _decoded(part: MaskSplit) -> TensorSplit:
+    """Decode a split into memory."""
+    height, width = part.size
+    images = torch.empty(len(part), 3, height, width, dtype=torch.uint8)
+    masks = torch.empty(len(part), height, width, dtype=torch.uint8)
+    for row in range(len(part)):
+        images[row], masks[row] = part[row]
+    return TensorSplit(images, masks)
+
+
+def _summarise(
+    found: MaskData, rows: dict[SplitName, list[int]], parts: dict[SplitName, MaskSplit]
+) -> DataSummary:
+    def summary(split: SplitName) -> SplitSummary:
+        is_cut = split == "validation" and found.validation is None
+        present = found.present["train" if is_cut else split][rows[split]]
+        files = [photograph for photograph, _ in parts[split].files]
+        origin = CUT if is_cut else os.path.join(found.name, found.origins[split])
+        images_per_class: list[int] = present.sum(dim=0).tolist()
+        return SplitSummary(origin, len(files), images_per_class, digest=_digest(files, present.tolist()))
+
+    left_out = dict(found.left_out)
+    if found.validation is not None and "validation" not in rows:
+        left_out["of the validation split, which is not used"] = len(found.validation)
+    return DataSummary(
+        data=found.name,
+        classes=found.classes,
+        train=summary("train"),
+        validation=summary("validation") if "validation" in rows else None,
+        test=summary("test"),
+        left_out=left_out,
+        remarks=_remarks(found),
+        targets=MASKS.noun,
+        exclusive=MASKS.exclusive,
+    )
+
+
+def _digest(files: Sequence[str], present: list[list[bool]]) -> str:
+    """Return a short hash of the names of photographs and of the classes in their masks."""
+    names = [file.replace(os.sep, "/") for file in files]
+    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071 (cut after a folder)
+    lines = (
+        f"{name[start:]}\t{[number for number, has in enumerate(classes) if has]}"
+        for name, classes in zip(names, present, strict=True)
+    )
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def _remarks(found: MaskData) -> list[str]:
+    """Say how unevenly pixels are spread over classes, and how many have none."""
+    *counts, void = found.pixels["train"]
+    labelled = sum(counts)
+    by_count = sorted((count, name) for count, name in zip(counts, found.classes, strict=True) if count)
+    (few, rare), (many, frequent) = by_count[0], by_count[-1]
+    rarest, largest = f"{percent(few / labelled)} % of {rare}", f"{percent(many / labelled)} % of {frequent}"
+    return [f"training pixels: {rarest} to {largest}", f"{percent(void / (labelled + void))} % void"]

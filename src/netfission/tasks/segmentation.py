@@ -1,0 +1,492 @@
+"""A class for each pixel.
+
+An exit has logits `(classes, height, width)`. The loss is the softmax form of ensemble distillation (Lee &
+Lee 2024, arXiv 2408.02301) at each pixel, mean over the pixels that have a class. Exits are averaged, and the
+uncertainty is split, at each pixel as for the class of an image. Sets are measured batch by batch: no outputs
+are kept, except those of a random sample of validation pixels, from which a temperature is fitted.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from netfission.config import DataConfig, TrainingConfig
+from netfission.data import ImageData
+from netfission.data.batches import PairTransform
+from netfission.data.images import size_within, to_pixels_within
+from netfission.data.mask_data import load_mask_data
+from netfission.data.mask_folders import VOID
+from netfission.data.mask_transforms import MaskTransform
+from netfission.data.targets import MASKS
+from netfission.ensemble import (
+    Average,
+    check_average,
+    disagreement,
+    ensemble_log_probabilities,
+    fit_temperature,
+    mutual_information,
+    predictive_entropy,
+)
+from netfission.evaluation.calibration import VALIDATION
+from netfission.evaluation.pixels import PixelScores
+from netfission.losses import EnsembleDistillationLoss
+from netfission.methods.base import Method
+from netfission.tasks.base import Accumulator, Document, Task
+from netfission.tasks.evaluation import TargetEvaluation
+from netfission.utils.checksums import parse_json
+from netfission.utils.errors import describe, first_line, invalid
+from netfission.utils.modes import in_mode
+from netfission.utils.text import percent
+from netfission.utils.typed import typed
+
+_PIXELS_AT_ONCE = 2**18  # of all images that go through a network together
+_SAMPLED_PIXELS = 2**17  # from which a temperature is fitted
+_CROP_SCALE = 0.5  # the default
+_SUCH_AS = "torchvision/lraspp_mobilenet_v3_large, torchvision/deeplabv3_resnet50 or torchvision/fcn_resnet50"
+
+
+@dataclass(frozen=True)
+class PixelCalibration:
+    """What was learned from validation images.
+
+    Attributes:
+        n: number of these images.
+        pixels: number of their pixels that the temperature was fitted to.
+        temperature: what logits are divided by, see `netfission.ensemble.fit_temperature`.
+        average: what the ensemble averages.
+        fitted_on: the images, in words.
+        dependence: how the network depends on them, in words; empty if it does not.
+        weights: SHA-256 of the network's weights.
+    """
+
+    n: int
+    pixels: int
+    temperature: float
+    average: Average
+    fitted_on: str = VALIDATION
+    dependence: str = ""
+    weights: str = ""
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; ValueError if it is something else."""
+        return typed(cls, parse_json(text))
+
+
+class PixelSample:
+    """A uniform random sample, without replacement, of the labelled pixels of all batches.
+
+    Each pixel draws a random number, and those with the smallest numbers stay. The numbers are drawn in the
+    order of the pixels, so the sample does not depend on how images are put into batches. PyTorch's global
+    random state does not change.
+
+    Args:
+        limit: number of pixels, if there are as many.
+        seed: of the choice.
+
+    Example:
+        >>> sample = PixelSample(limit=2)
+        >>> sample.add(torch.zeros(1, 3, 5, 1, 4), torch.tensor([[[0, 4, 1, 255]]]))  # 3 exits, 5 classes
+        >>> logits, labels = sample.result()
+        >>> logits.shape, len(labels)
+        (torch.Size([2, 3, 5]), 2)
+    """
+
+    def __init__(self, limit: int = _SAMPLED_PIXELS, seed: int = 0) -> None:
+        self.limit = limit
+        self.images = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._keys = torch.empty(0)
+        self._logits: Tensor | None = None
+        self._labels = torch.empty(0, dtype=torch.int64)
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits `(batch, exits, classes, height, width)` and masks `(batch, height, width)`."""
+        self.images += len(targets)
+        labels = targets.flatten()
+        keys = torch.rand(len(labels), generator=self._generator)
+        places = (labels != VOID).cpu().nonzero().flatten()
+        if len(self._keys) == self.limit:  # others cannot be among the smallest
+            places = places[keys[places] < self._keys.max()]
+        chosen = places.to(outputs.device)
+        logits = outputs.permute(0, 3, 4, 1, 2).flatten(0, 2)[chosen].float().cpu()
+        held = logits if self._logits is None else torch.cat([self._logits, logits])
+        keys = torch.cat([self._keys, keys[places]])
+        labels = torch.cat([self._labels, labels[places.to(labels.device)].cpu()])
+        kept = keys.argsort(stable=True)[: self.limit]
+        self._keys, self._logits, self._labels = keys[kept], held[kept], labels[kept]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return logits `(pixels, exits, classes)` and classes `(pixels,)`; ValueError if there are none."""
+        if self._logits is None or not len(self._labels):
+            raise invalid("masks", "of at least one pixel that is not void", found="none")
+        return self._logits, self._labels
+
+
+class _Calibrator:
+    """Fits the temperature to a sample of the pixels of all batches."""
+
+    def __init__(self, average: Average, dependence: str) -> None:
+        self.average = average
+        self.dependence = dependence
+        self.sample = PixelSample()
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        self.sample.add(outputs, targets)
+
+    def result(self) -> PixelCalibration:
+        """Return the calibration."""
+        logits, labels = self.sample.result()
+        temperature = fit_temperature(logits, labels, self.average)
+        return PixelCalibration(
+            self.sample.images, len(labels), temperature, self.average, dependence=self.dependence
+        )
+
+
+class _Evaluator:
+    """Measures the maps of every exit, of the ensemble and of the calibrated ensemble, batch by batch."""
+
+    def __init__(self, names: Sequence[str], average: Average, calibration: PixelCalibration | None) -> None:
+        self.names = names
+        self.average = average
+        self.calibration = calibration
+        self.images = 0
+        self.exits: list[PixelScores] = []
+        self.ensemble, self.calibrated = self._scores(), self._scores()
+        self.sums = {"entropy": 0.0, "mutual_information": 0.0, "disagreement": 0.0}
+
+    def _scores(self) -> PixelScores:
+        return PixelScores(len(self.names), VOID)
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        outputs, targets = outputs.float(), targets.to(outputs.device)
+        broken = ~outputs.isfinite().flatten(1).all(dim=1)
+        if broken.any():
+            found = f"NaN or infinity in {int(broken.sum())} of {len(broken)} images"
+            raise invalid("outputs", "finite", found=found)
+        self.images += len(outputs)
+        self.exits = self.exits or [self._scores() for _ in range(outputs.shape[1])]
+        for scores, logits in zip(self.exits, outputs.unbind(dim=1), strict=True):
+            scores.add(logits.log_softmax(dim=1), targets)
+        self.ensemble.add(ensemble_log_probabilities(outputs, self.average), targets)
+        if self.calibration is not None:
+            scaled = outputs / self.calibration.temperature
+            self.calibrated.add(ensemble_log_probabilities(scaled, self.average), targets)
+        labelled = targets != VOID
+        maps = (
+            predictive_entropy(outputs, self.average),
+            mutual_information(outputs),
+            disagreement(outputs),
+        )
+        for name, values in zip(self.sums, maps, strict=True):
+            self.sums[name] += values[labelled].double().sum().item()
+
+    def result(self) -> tuple[TargetEvaluation, Document | None]:
+        """Return the measures."""
+        pixels = self.ensemble.pixels
+        evaluation = TargetEvaluation(
+            self.images,
+            self.average,
+            [_known(scores.result()) for scores in self.exits],
+            _known(self.ensemble.result()),
+            {
+                name: _known({"iou": iou})
+                for name, iou in zip(self.names, self.ensemble.class_iou().tolist(), strict=True)
+            },
+            {name: total / pixels for name, total in self.sums.items()},
+            None if self.calibration is None else _known(self.calibrated.result()),
+        )
+        return evaluation, None
+
+
+def _known(measures: Mapping[str, float]) -> dict[str, float]:
+    """Return measures without those that are not defined, which JSON cannot hold."""
+    return {name: value for name, value in measures.items() if not math.isnan(value)}
+
+
+@dataclass(frozen=True)
+class PixelPredictions:
+    """Predictions for a batch of images.
+
+    Attributes:
+        names: of the classes.
+        numbers: of the classes in masks.
+        logits: `(n, exits, classes, height, width)`, divided by the temperature, of the network's pixels.
+        average: what the ensemble averages.
+        sizes: height and width of each photograph; its maps have them. Black pixels that the network got
+            beside it are left out.
+
+    Example:
+        >>> logits = torch.tensor([2.0, -1.0]).view(1, 1, 2, 1, 1).expand(1, 3, 2, 4, 4)
+        >>> predictions = PixelPredictions(["road", "sky"], [0, 1], logits, "logits", [(8, 8)])
+        >>> predictions.class_map(0).size, predictions.records()[0]["shares"]
+        ((8, 8), {'road': 1.0, 'sky': 0.0})
+    """
+
+    names: Sequence[str]
+    numbers: Sequence[int]
+    logits: Tensor
+    average: Average
+    sizes: Sequence[tuple[int, int]]
+
+    def class_map(self, row: int) -> Image.Image:
+        """Return the most probable class of each pixel of a photograph.
+
+        Pixels are numbers of classes as in masks, and have the colours of PASCAL VOC's masks
+        (`voc_palette`). Probabilities between the network's pixels are interpolated.
+
+        Args:
+            row: number of the photograph in the batch.
+        """
+        classes, _ = self._most_probable(row)
+        table = torch.tensor(self.numbers, dtype=torch.uint8)
+        image = Image.fromarray(table[classes].numpy())
+        image.putpalette(voc_palette())
+        return image
+
+    def uncertainty_map(self, row: int) -> Image.Image:
+        """Return the entropy of the ensemble's prediction at each pixel of a photograph.
+
+        Grey: 0 for a certain class, 255 if all classes are equally probable.
+
+        Args:
+            row: number of the photograph in the batch.
+        """
+        logits = self._of(row)
+        entropy = predictive_entropy(logits, self.average) / math.log(len(self.names))
+        values = self._resized(entropy, row)[0]
+        return Image.fromarray((255 * values).round().clamp(0, 255).byte().numpy())
+
+    def maps(self, row: int) -> dict[str, Image.Image]:
+        """Return the maps of a photograph: what follows its name in that of the map's file → the map."""
+        return {"": self.class_map(row), "-uncertainty": self.uncertainty_map(row)}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what is written of each photograph: shares of its pixels, and means over them."""
+        return [self._record(row) for row in range(len(self.logits))]
+
+    def _record(self, row: int) -> dict[str, Any]:
+        logits = self._of(row)
+        log_probabilities = ensemble_log_probabilities(logits, self.average)
+        confidence, classes = log_probabilities.exp().max(dim=1)
+        counts = classes.flatten().bincount(minlength=len(self.names))
+        shares = (counts / counts.sum()).tolist()
+        return {
+            "shares": dict(zip(self.names, shares, strict=True)),
+            "confidence": confidence.mean().item(),
+            "disagreement": disagreement(logits).mean().item(),
+            "entropy": predictive_entropy(logits, self.average).mean().item(),
+            "mutual_information": mutual_information(logits).mean().item(),
+        }
+
+    def _of(self, row: int) -> Tensor:
+        """Return the logits of a photograph alone, `(1, exits, classes, height, width)`."""
+        logits = self.logits[[row]]
+        height, width = size_within(self.sizes[row], (logits.shape[3], logits.shape[4]))
+        return logits[..., :height, :width]
+
+    def _resized(self, values: Tensor, row: int) -> Tensor:
+        """Return maps `(n, height, width)` in the size of a photograph."""
+        size = tuple(self.sizes[row])
+        if values.shape[1:] == size:
+            return values
+        return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    def _most_probable(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return the most probable classes and their probabilities, `(height, width)`.
+
+        Class by class, as the probabilities of all classes for a large photograph need much memory.
+        """
+        probabilities = ensemble_log_probabilities(self._of(row), self.average).exp()[0]
+        best = self._resized(probabilities[:1], row)[0]
+        classes = torch.zeros_like(best, dtype=torch.int64)
+        for number in range(1, len(probabilities)):
+            values = self._resized(probabilities[number : number + 1], row)[0]
+            classes[values > best] = number
+            best = torch.maximum(best, values)
+        return classes, best
+
+
+def voc_palette() -> list[int]:
+    """Return the colours of PASCAL VOC's masks, 256 times red, green and blue.
+
+    Bit k of a colour's channel c, from the highest, is bit 3k + c of its number.
+
+    Example:
+        >>> voc_palette()[:9]
+        [0, 0, 0, 128, 0, 0, 0, 128, 0]
+    """
+    return [
+        sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+        for number in range(256)
+        for channel in range(3)
+    ]
+
+
+class Segmentation(Task):
+    """A class for each pixel, see the module.
+
+    Example:
+        >>> task = Segmentation(["road", "sky"])
+        >>> masks = torch.tensor([[[0, 1, 255]]])  # the last pixel is void
+        >>> evaluation = task.evaluate(torch.zeros(1, 2, 2, 1, 3), masks, average="logits")
+        >>> evaluation.ensemble["pixel_accuracy"], evaluation.by_target
+        (0.5, {'road': {'iou': 0.5}, 'sky': {'iou': 0.0}})
+    """
+
+    name = "segmentation"
+    targets = MASKS
+    methods = frozenset({"fission", "deep-ensemble", "treenet"})  # linear exits have no maps
+    unused = (
+        *(setting for setting in Task.unused if setting != "void"),
+        "crop_padding",
+        "rand_augment",
+        "erase",
+        "corrupt",
+        "linear_exits",
+    )
+    draws_maps = True
+    evaluation_kind = TargetEvaluation
+    calibration_kind = PixelCalibration
+
+    @classmethod
+    def load_data(cls, config: DataConfig, seed: int, *, training: bool) -> ImageData:
+        """Load a folder of photographs and masks, see `netfission.data.mask_data.load_mask_data`."""
+        return load_mask_data(
+            config.data,
+            image_size=config.image_size,
+            validation=config.validation,
+            seed=seed,
+            void=config.void,
+        )
+
+    @classmethod
+    def from_data(cls, data: ImageData) -> Self:
+        """Return the task of a data set, with the numbers of its classes in masks."""
+        numbers = data.numbers or list(range(len(data.classes)))
+        return cls(data.classes, {"numbers": [float(number) for number in numbers]})
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each class in masks."""
+        found = self.scale.get("numbers")
+        return list(range(len(self.names))) if found is None else [int(number) for number in found]
+
+    @classmethod
+    def transform(cls, config: DataConfig, data: ImageData) -> PairTransform:
+        """Return random scaling, cropping, mirroring and recolouring of a photograph and its mask."""
+        factor = math.sqrt(config.crop_scale or _CROP_SCALE)
+        return MaskTransform(
+            (data.shape[1], data.shape[2]),
+            scale=(factor, 1 / factor),
+            flip=config.flip is not False,
+            color_jitter=config.color_jitter,
+            void=VOID,
+        )
+
+    @classmethod
+    def batch_size(cls, shape: Sequence[int], limit: int) -> int:
+        """Return a number of images whose logits take little memory."""
+        return max(1, min(limit, _PIXELS_AT_ONCE // (shape[1] * shape[2])))
+
+    @classmethod
+    def to_pixels(cls, image: Image.Image, shape: Sequence[int]) -> Tensor:
+        """Convert a photograph to pixels; it is fitted into the network's size, and nothing is cut off."""
+        return to_pixels_within(image, "L" if shape[0] == 1 else "RGB", (shape[1], shape[2]))
+
+    def check_model(self, name: str, model: nn.Module, shape: Sequence[int]) -> None:
+        """Check that a network has logits for each pixel; it runs once."""
+        with in_mode(model, training=False), torch.no_grad():
+            try:
+                outputs: Any = model(torch.zeros(1, *shape))
+            except Exception as error:  # of any kind, from the code of the network
+                size = f"{shape[1]}×{shape[2]}"
+                found = f"photographs of {size} ({first_line(error)})"
+                raise invalid("image_size", f"a size that {name} accepts", found=found) from error
+        if isinstance(outputs, Mapping):
+            outputs = outputs.get("out")
+        expected = (1, self.outputs, *shape[1:])
+        if not isinstance(outputs, Tensor) or outputs.shape != expected:
+            found = describe(outputs) if isinstance(outputs, Tensor) else type(outputs).__name__
+            kind = f"a network that classifies each pixel, such as {_SUCH_AS}"
+            raise invalid("model", kind, found=f"{name}, whose output is {found}")
+
+    def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
+        """Return the method's own loss, mean over the pixels that are not void."""
+        loss = method.loss(training)
+        assert isinstance(loss, EnsembleDistillationLoss)
+        loss.ignore_index = VOID
+        return loss
+
+    def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
+        """Return the share of labelled pixels that are right, and their mean NLL, times the images."""
+        ensemble = ensemble_log_probabilities(outputs, average)
+        labelled = targets != VOID
+        factor = len(targets) / labelled.sum().clamp(min=1)
+        votes = torch.cat([outputs.argmax(dim=2), ensemble.argmax(dim=1, keepdim=True)], dim=1)
+        right = (votes == targets.unsqueeze(1)).sum(dim=(0, 2, 3))  # never at void pixels
+        return right * factor, F.nll_loss(ensemble, targets, ignore_index=VOID, reduction="sum") * factor
+
+    def shown(self, score: float) -> str:
+        """Return a share of pixels in %."""
+        return percent(score, 1)
+
+    def calibrator(self, *, average: Average, dependence: str = "") -> Accumulator[PixelCalibration]:
+        """Return what fits a temperature to a sample of validation pixels."""
+        return _Calibrator(average, dependence)
+
+    def evaluator(
+        self, *, average: Average, calibration: Any = None
+    ) -> Accumulator[tuple[TargetEvaluation, Document | None]]:
+        """Return what measures maps batch by batch."""
+        return _Evaluator(self.names, average, calibration)
+
+    def calibrate(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
+    ) -> PixelCalibration:
+        """Fit a temperature to a sample of pixels."""
+        calibrator = _Calibrator(average, dependence)
+        calibrator.add(outputs, targets)
+        return calibrator.result()
+
+    def evaluate(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
+    ) -> TargetEvaluation:
+        """Measure every exit and the ensemble, and with the temperature."""
+        evaluator = _Evaluator(self.names, average, calibration)
+        evaluator.add(outputs, targets)
+        return evaluator.result()[0]
+
+    def predict(
+        self,
+        outputs: Tensor,
+        *,
+        average: Average,
+        calibration: Any = None,
+        coverage: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> PixelPredictions:
+        """Predict the classes of pixels.
+
+        Raises:
+            ValueError: a coverage is given, which pixels do not have.
+        """
+        if coverage is not None:
+            raise invalid("coverage", f"left out with task={self.name}", coverage)
+        check_average(average, outputs.shape[1])
+        temperature = 1.0 if calibration is None else calibration.temperature
+        own = [(outputs.shape[3], outputs.shape[4])] * len(outputs)
+        return PixelPredictions(self.names, self.numbers, outputs / temperature, average, sizes or own)
