@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check zoo docs format clean
+.PHONY: demo test check zoo torture docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +31,9 @@ check: $(VENV)/.ready ## lint, format, strict types and the layers of packages
 zoo: $(VENV)/.ready ## fission every family of image models by every grouping, and check it (hours; resumes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py --second
+
+torture: $(VENV)/.ready ## kill commands and damage their files, 700 times (hours; resumes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
 docs: $(VENV)/.docs ## build the documentation in site/
 	COLUMNS=100 $(BIN)/python docs/make_reference.py
