@@ -46,16 +46,16 @@ def ensemble_distillation_loss(
             but itself.
         reduction: over exits, `"sum"` as above or `"mean"`. With the mean, the weights that all exits share
             get as much gradient as a single network's, beside the same weight decay.
-        ignore_index: label of what counts in neither term, such as void pixels; the mean is over the rest, and
-            0 if there is none. Only with class indices as labels; default none.
+        ignore_index: label of what counts in neither term, such as void pixels; the mean is over the rest,
+            and 0 if there is none. Only with class indices as labels; default none.
 
     Returns:
         The loss, a scalar of float32 or wider.
 
     Raises:
         ValueError: a setting is not valid, both terms are switched off, logits or labels have another
-            layout, there is one class only, or `ignore_index` is given with probabilities. A label outside [0, classes) is found on a CPU only, where
-            the check costs no wait.
+            layout, there is one class only, or `ignore_index` is given with probabilities.
+            A label outside [0, classes) is found on a CPU only, where the check costs no wait.
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])  # two exits that disagree about one image
@@ -237,8 +237,8 @@ def _check_labels(labels: Tensor, logits: Tensor, ignore_index: int | None) -> N
 def readable_values(tensor: Tensor) -> Tensor | None:
     """Return the values of a tensor to check them, or None where a check would wait or is not possible.
 
-    It would wait for another device than the CPU. It is not possible while a graph is compiled, or for tensors
-    that hold no values. Under `torch.func.vmap` the values are those of all examples at once.
+    It would wait for another device than the CPU. It is not possible while a graph is compiled, or for
+    tensors that hold no values. Under `torch.func.vmap` the values are those of all examples at once.
 
     Example:
         >>> readable_values(torch.ones(2)), readable_values(torch.ones(2, device="meta"))
