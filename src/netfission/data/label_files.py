@@ -316,7 +316,7 @@ class ImageIndex:
 
     Args:
         images: the images.
-        folders: folders that paths may begin at.
+        folders: folders that paths may be relative to.
 
     Example:
         >>> index = ImageIndex(["pets/a/1.png", "pets/b/2.png"], [Path("pets")])
@@ -346,7 +346,7 @@ class FileIndex:
     """Finds files by their paths alone.
 
     Args:
-        folder: what relative paths begin at.
+        folder: what paths are relative to.
 
     Example:
         >>> FileIndex(Path("no such folder")).find("1.png")
