@@ -78,7 +78,7 @@ def test_measures_are_those_of_pixel_scores():
 
 def test_calibrated_measures_are_those_at_the_temperature():
     logits, masks = random_maps(0)
-    calibration = PixelCalibration(6, 100, 2.5, "logits")
+    calibration = PixelCalibration(n=6, average="logits", pixels=100, temperature=2.5)
     task = Segmentation(NAMES)
     evaluation = task.evaluate(logits, masks, average="logits", calibration=calibration)
     assert evaluation.calibrated == task.evaluate(logits / 2.5, masks, average="logits").ensemble
