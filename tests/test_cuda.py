@@ -5,6 +5,9 @@ import timm
 import torch
 
 import netfission as nf
+from netfission.tasks.base import Task
+from netfission.tasks.multilabel import Multilabel
+from netfission.tasks.regression import Regression
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -33,3 +36,16 @@ def test_paths_are_reconstructed_on_a_gpu() -> None:
         for solved in (True, False)
     ]
     assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.parametrize("task", [Multilabel(["a", "b"]), Regression(["a", "b"])], ids=["labels", "numbers"])
+def test_targets_are_predicted_on_the_device_of_the_outputs(task: Task) -> None:
+    outputs = torch.randn(20, 2, task.outputs)
+    calibration = task.calibrate(outputs, torch.randint(2, (20, 2)).float(), average="logits")
+    records = [
+        task.predict(part, average="logits", calibration=calibration).records()
+        for part in (outputs, outputs.cuda())
+    ]
+    for ours, theirs in zip(*records, strict=True):
+        for name, values in ours.items():
+            assert theirs[name] == (pytest.approx(values) if name != "labels" else values)

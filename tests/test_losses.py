@@ -335,6 +335,10 @@ def test_void_pixels_count_in_neither_term(weight):
     assert "ignore_index=255" in repr(loss)
     with pytest.raises(ValueError, match=r"labels must be class indices from 0 to 3, got 255"):
         ensemble_distillation_loss(logits, marked)
+    logits[0, 0, 0].masked_fill_(void[0], math.inf)  # counts in neither term, so that it need not be finite
+    assert loss(logits, marked).item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"^ignore_index must be None with probabilities as labels, got 255"):
+        loss(logits, torch.full_like(logits[:, 0], 0.25))
     marked[0, 0, 0] = 7
     with pytest.raises(ValueError, match=r"got 7 \(1 of 60 labels out of range\)"):
         loss(logits, marked)

@@ -46,14 +46,16 @@ def ensemble_distillation_loss(
             but itself.
         reduction: over exits, `"sum"` as above or `"mean"`. With the mean, the weights that all exits share
             get as much gradient as a single network's, beside the same weight decay.
+        ignore_index: label of what counts in neither term, such as void pixels; the mean is over the rest,
+            and 0 if there is none. Only with class indices as labels; default none.
 
     Returns:
         The loss, a scalar of float32 or wider.
 
     Raises:
         ValueError: a setting is not valid, both terms are switched off, logits or labels have another
-            layout, or there is one class only. A label outside [0, classes) is found on a CPU only, where
-            the check costs no wait.
+            layout, there is one class only, or `ignore_index` is given with probabilities.
+            A label outside [0, classes) is found on a CPU only, where the check costs no wait.
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])  # two exits that disagree about one image
@@ -67,7 +69,7 @@ def ensemble_distillation_loss(
     logits = as_logits(logits)
     _check_labels(labels, logits, ignore_index)
     counts = None
-    if ignore_index is not None and not labels.is_floating_point():
+    if ignore_index is not None:
         counts = labels != ignore_index
         labels = torch.where(counts, labels, 0)
     loss = logits.new_zeros(())
@@ -130,7 +132,8 @@ def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
     """Return the mean of values `(batch, ...)`; `counts` is True where they count, None if all do."""
     if counts is None:
         return values.mean()
-    return (values * counts).sum() / counts.sum().clamp(min=1)
+    # Not a product, as values that do not count may be infinite or NaN.
+    return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
 
 
 class EnsembleDistillationLoss(nn.Module):
@@ -217,16 +220,31 @@ def _check_labels(labels: Tensor, logits: Tensor, ignore_index: int | None) -> N
     batch, _, classes, *trailing = logits.shape
     hard, soft = (batch, *trailing), (batch, classes, *trailing)
     if labels.is_floating_point() and labels.shape == soft:
+        if ignore_index is not None:
+            raise invalid("ignore_index", "None with probabilities as labels", ignore_index)
         return
     if labels.dtype != torch.int64 or labels.shape != hard:
         raise invalid("labels", f"int64 of shape {hard} or floats of shape {soft}", found=describe(labels))
-    # On other devices the check would wait for the device; a GPU's gather stops by an assertion instead.
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    values = debug_unwrap(labels)  # under torch.func.vmap the labels of all examples at once
-    if type(values) is Tensor:  # others, such as FakeTensor, may hold no values
+    # A GPU's gather stops by an assertion instead.
+    if (values := readable_values(labels)) is not None:
         wrong = (values < 0) | (values >= classes)
         outside = values[wrong if ignore_index is None else wrong & (values != ignore_index)]
         if len(outside):
             found = f"{int(outside[0])} ({len(outside)} of {values.numel()} labels out of range)"
             raise invalid("labels", f"class indices from 0 to {classes - 1}", found=found)
+
+
+def readable_values(tensor: Tensor) -> Tensor | None:
+    """Return the values of a tensor to check them, or None where a check would wait or is not possible.
+
+    It would wait for another device than the CPU. It is not possible while a graph is compiled, or for
+    tensors that hold no values. Under `torch.func.vmap` the values are those of all examples at once.
+
+    Example:
+        >>> readable_values(torch.ones(2)), readable_values(torch.ones(2, device="meta"))
+        (tensor([1., 1.]), None)
+    """
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    values = debug_unwrap(tensor)
+    return values if type(values) is Tensor else None  # others, such as FakeTensor, may hold no values

@@ -500,6 +500,7 @@ def test_other_tables_beside_class_folders_are_named(
     [
         table("file_name,label", {name: name for name in ONE_EACH}),
         table("photograph,class,species", {name: f"{name},x" for name in ONE_EACH}),
+        "file_name,label\n" + "".join(f" {file[4:]},{file[:3]}\n" for file in PATIENTS.split()),
     ],
 )
 def test_tables_that_agree_with_class_folders_need_no_word(tmp_path: Path, content: str) -> None:
@@ -544,6 +545,13 @@ def test_a_table_that_contradicts_one_split_must_name_all_images_of_the_others(t
         read_folder(tmp_path)
     (tmp_path / "labels.csv").write_text(f"{rows}2.png,a\n3.png,b\n4.png,b\n")
     assert labels(read_folder(tmp_path))["test"] == {"test/a/5.png": "b", "test/b/6.png": "a"}
+
+
+@pytest.mark.parametrize("name", ["Birds", "birds", "METADATA"])
+def test_a_table_beside_a_folder_of_images_may_have_its_name_in_any_case(tmp_path: Path, name: str) -> None:
+    write_files(tmp_path, "Birds/1.png Birds/2.png")
+    (tmp_path / f"{name}.csv").write_text("file_name,label\nBirds/1.png,wren\nBirds/2.png,rook\n")
+    assert labels(read_folder(tmp_path / "Birds")) == {"train": {"1.png": "wren", "2.png": "rook"}}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])

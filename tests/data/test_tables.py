@@ -100,8 +100,8 @@ def test_the_fingerprint_is_that_of_rows_and_files(tmp_path: Path) -> None:
     [
         (
             [("photographs/0.png", "cat"), ("gone.png", "dog"), ("0.png", "dog")],
-            "a table of files that exist, got no gone.png (row 3); 2 of 3 files are missing; relative paths "
-            "begin at {folder}",
+            "a table of files that exist, got no gone.png (row 3); 2 of 3 files are missing; paths "
+            "are relative to {folder}",
         ),
         (
             [("photographs/0.png", "cat"), ("./photographs/0.png", "dog")],

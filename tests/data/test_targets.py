@@ -44,6 +44,16 @@ def test_several_numbers_are_read(table):
     assert found.names == ["road", "sky"] and found.rows[0].label == "0.25 -1000"
 
 
+def test_whole_numbers_as_names_of_labels_have_no_point(table):
+    found = read_labels(table("path,labels\n0.png,1.0\n1.png,1|2\n2.png,\n"))
+    assert found.names == ["1", "2"] and [row.label for row in found.rows] == ["1 0", "1 1", "0 0"]
+    assert read_labels(table("path,labels\n0.png,1.0\n1.png,1|cat\n")).names == ["1", "1.0", "cat"]
+
+
+def test_empty_cells_at_the_end_of_a_row_are_left_out(table):
+    assert read_numbers(table("path,road\n0.png,1,, \n")).rows[0].label == "1"
+
+
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
@@ -59,10 +69,36 @@ def test_several_numbers_are_read(table):
         (read_labels, "path\n0.png\n", "columns of targets, of different names, got the column path alone"),
         (read_labels, "path,car,car\n0.png,1,1\n", "of different names, got two columns of one name"),
         (read_labels, "car,tree\n1,1\n", "a table with a column of file names"),
-        (read_numbers, "path,road\n0.png,nan\n", "a finite number per target, got 'nan' for road in row 2"),
-        (read_numbers, "path,road\n0.png,inf\n", "a finite number per target, got 'inf' for road in row 2"),
-        (read_numbers, "path,label\n0.png,cat\n", "a finite number per target, got 'cat' for label in row 2"),
+        (
+            read_numbers,
+            "path,road\n0.png,nan\n",
+            r"a finite number \(float32\) per target, got 'nan' for road in row 2",
+        ),
+        (
+            read_numbers,
+            "path,road\n0.png,inf\n",
+            r"a finite number \(float32\) per target, got 'inf' for road in row 2",
+        ),
+        (
+            read_numbers,
+            "path,label\n0.png,cat\n",
+            r"a finite number \(float32\) per target, got 'cat' for label in row 2",
+        ),
         (read_numbers, "path,road\n0.png,\n", "got no value for road in row 2"),
+        (read_numbers, "path,road\n0.png,1e39\n", r"finite number \(float32\) .* got '1e39' for road"),
+        (
+            read_numbers,
+            "path,road\n0.png,0,25\n",
+            "2 cells per row, got 3 in row 2; write numbers with a dec",
+        ),
+        (read_labels, "path,car\n0.png,1\n1.png,0,1\n", "2 cells per row, got 3 in row 3"),
+        (read_labels, 'path,labels\n0.png,"car\n1.png,tree\n', r"one line, got .* near row 2; a quotation"),
+        (read_numbers, 'path,road\n"0.png,1\n1.png,2\n', r"one line, got .* near row 2; a quotation"),
+        (
+            read_labels,
+            "path,labels\n0.png,car|nan\n",
+            "names of labels, got nan in row 2; leave the cell empty",
+        ),
     ],
 )
 def test_other_tables_are_refused_with_the_row(table, read, text, message):
@@ -102,6 +138,12 @@ def test_labels_that_never_or_always_occur_are_named(table):
     ]
     assert data.summary.line().startswith("found 10 images with 2 labels (road, bus) in ")
     assert "rarest label: bus (0 training images)" in data.summary.line()
+
+
+def test_labels_that_look_like_several_are_named(table):
+    cells = ["car;tree", "tree;car", "bus"] + ["car"] * 7
+    remarks = load_data(str(table(rows(cells, "path,labels"))), targets=LABELS).summary.warnings
+    assert "car;tree is one label, and 1 more like it: only | separates names" in remarks
 
 
 def test_a_single_label_is_refused(table):

@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import (
 
 from netfission.evaluation.metrics import classification_metrics
 from netfission.evaluation.pixels import PixelScores
+from netfission.evaluation.selective import RiskCoverage
 
 CLASSES, VOID = 4, 9
 
@@ -53,6 +54,18 @@ def test_measures_equal_those_of_all_pixels_at_once() -> None:
     assert result["aurc"] == pytest.approx(aurc, abs=2e-3)
 
 
+@pytest.mark.parametrize("wrong", [[True] + [False] * 1000, [False, True] * 20])
+def test_pixels_of_one_confidence_count_as_their_mean(wrong: list[bool]) -> None:
+    """As in the risk–coverage curve of images."""
+    labels = torch.tensor(wrong).long().view(1, 1, -1)
+    first = torch.full((len(wrong),), 0.8)
+    first[0] = 0.9
+    found = PixelScores(2)
+    found.add(torch.stack([first, 1 - first]).log().view(1, 2, 1, -1), labels)
+    curve = RiskCoverage.from_confidence(first, labels.flatten() == 0)
+    assert found.result()["aurc"] == pytest.approx(curve.area, rel=1e-9)
+
+
 def test_batches_do_not_matter() -> None:
     results = [scores(*maps(), batch=batch).result() for batch in (1, 6)]
     assert results[0] == pytest.approx(results[1])
@@ -79,7 +92,17 @@ def test_a_class_that_is_nowhere_counts_not() -> None:
         (
             torch.zeros(1, 4, 2, 2),
             torch.zeros(1, 2, 2).long(),
-            "must be the output of log_softmax",
+            "must be the output of log_softmax in float32 or wider, got probabilities that sum to 4$",
+        ),
+        (
+            torch.full((1, 4, 2, 2), torch.nan),
+            torch.zeros(1, 2, 2).long(),
+            "got probabilities that sum to nan$",
+        ),
+        (
+            torch.tensor([2.5, 1.5, 2.0, 2.5]).view(1, 4, 1, 1).bfloat16().log_softmax(dim=1),
+            torch.zeros(1, 1, 1).long(),
+            r"in float32 or wider, got probabilities that sum to 0\.9963$",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """The sigmoid form of loss, average and calibration, against other libraries and by properties."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from netfission.evaluation.label_metrics import best_thresholds, multilabel_metrics
 from netfission.tasks.multilabel import (
     LabelCalibration,
+    LabelPredictions,
     Multilabel,
     MultilabelDistillationLoss,
     as_pairs,
@@ -113,10 +116,63 @@ def test_calibration_makes_overconfident_labels_likelier():
     assert evaluation.calibrated["nll"] < evaluation.ensemble["nll"]
     assert LabelCalibration.from_json(calibration.to_json()) == calibration
     predictions = task.predict(4 * logits, average="logits", calibration=calibration)
-    expected = (4 * logits.mean(dim=1) / calibration.temperature).sigmoid()
+    expected = (4 * logits.double().mean(dim=1) / calibration.temperature).sigmoid()
     torch.testing.assert_close(predictions.probabilities, expected)
     assert calibration.thresholds == pytest.approx(best_thresholds(expected, labels), abs=1e-5)
-    assert torch.equal(predictions.labels, expected >= torch.tensor(calibration.thresholds))
+    thresholds = torch.tensor(calibration.thresholds, dtype=torch.float64)
+    assert torch.equal(predictions.labels, expected >= thresholds)
+
+
+def test_a_threshold_next_to_1_means_the_same_in_evaluation_and_prediction():
+    task, logits = Multilabel(["a", "b"]), torch.tensor([25.0, 19.0, -3.0])[:, None, None].expand(3, 1, 2)
+    labels = torch.tensor([[1, 1], [0, 0], [0, 0]])
+    close = LabelCalibration(n=3, average="logits", temperature=1.0, thresholds=[1 - 2.8e-9, 0.5])
+    predictions = task.predict(logits, average="logits", calibration=close)
+    assert predictions.labels.tolist() == [[True, True], [False, True], [False, False]]
+    evaluation = task.evaluate(logits, labels, average="logits", calibration=close)
+    assert evaluation.calibrated["f1"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_predictions_stay_on_their_device():
+    # Meta tensors have no values, so whatever would mix them with those of a CPU raises.
+    predictions = LabelPredictions(["a", "b"], torch.zeros(3, 2, 2, device="meta"), [0.5, 0.4], "logits")
+    assert predictions.labels.device.type == "meta"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_are_refused(bad):
+    task, outputs = Multilabel(["a", "b"]), torch.zeros(3, 2, 2)
+    outputs[1, 0, 0] = bad
+    message = "^outputs must be finite, got NaN or infinity in 1 of 3 images$"
+    for refused in (
+        lambda: task.calibrate(outputs, torch.ones(3, 2), average="logits"),
+        lambda: task.evaluate(outputs, torch.ones(3, 2), average="logits"),
+        lambda: task.predict(outputs, average="logits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+def test_the_loss_works_under_vmap_and_compiles_in_one_graph():
+    logits, labels = random_logits(0)
+    loss = MultilabelDistillationLoss()
+    singly = torch.func.vmap(lambda one, label: loss(one[None], label[None]))(logits, labels)
+    torch.testing.assert_close(singly.mean(), loss(logits, labels))
+    with pytest.raises(ValueError, match="labels must be from 0 to 1"):
+        torch.func.vmap(lambda one, label: loss(one[None], label[None]))(logits, labels + 0.5)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, labels), loss(logits, labels))
+
+
+def test_a_label_that_is_named_as_another_row_of_the_table_has_a_row_of_its_own():
+    logits, labels = random_logits(0, batch=6, labels=3)
+    task = Multilabel(["ensemble", "exit 0", "calibrated"])
+    calibration = task.calibrate(logits, labels, average="logits")
+    evaluation = task.evaluate(logits, labels, average="logits", calibration=calibration)
+    lines = evaluation.table().splitlines()[1:-1]
+    names = ["exit 0", "exit 1", "exit 2", "ensemble", "calibrated", "ensemble", "exit 0", "calibrated"]
+    assert [line[:10].strip() for line in lines] == names
+    assert len(set(lines)) == len(lines)
 
 
 def test_uncertainty_from_disagreement_is_a_part_of_the_whole():

@@ -1,6 +1,7 @@
 """The Gaussian form of loss, average and intervals, against torch.distributions and by properties."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -65,6 +66,58 @@ def test_the_scale_of_the_targets_changes_nothing():
     torch.testing.assert_close(second.std, first.std * torch.tensor(scale["std"]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": -1.0}, "^weight must be a finite number of at least 0, got -1.0$"),
+        ({"reduction": "avg"}, "^reduction must be one of sum, mean, got 'avg'"),
+        ({"scale": {"mean": [0.0]}}, "^scale must be a mean and a positive std for each of 1 numbers, got"),
+        ({"scale": {"mean": [0.0], "std": [0.0]}}, "^scale must be a mean and a positive std"),
+        ({"scale": {"mean": [math.nan], "std": [1.0]}}, "^scale must be a mean and a positive std"),
+        ({"scale": {"mean": [0.0, 1.0], "std": [1.0, 1.0]}}, "^scale must be a mean and a positive std"),
+    ],
+)
+def test_settings_of_the_loss_that_are_not_valid_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianDistillationLoss(["a"], **changes)
+
+
+def test_outputs_of_more_numbers_than_there_are_names_are_refused():
+    for refused in (
+        lambda outputs: GaussianDistillationLoss(["a"])(outputs, torch.zeros(1, 2)),
+        lambda outputs: Regression(["a"]).predict(outputs, average="logits"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^outputs must be of 1 numbers, got float32 of shape \(1, 2, 4"
+        ):
+            refused(torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_are_refused(bad):
+    task, outputs = Regression(["a"]), torch.zeros(3, 2, 2)
+    outputs[1, 1, 0] = bad
+    message = "^outputs must be finite, got NaN or infinity in 1 of 3 images$"
+    for refused in (
+        lambda: task.calibrate(outputs, torch.ones(3, 1), average="logits"),
+        lambda: task.evaluate(outputs, torch.ones(3, 1), average="logits"),
+        lambda: task.predict(outputs, average="logits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+def test_the_loss_works_under_vmap_and_compiles_in_one_graph():
+    outputs, targets = random_outputs(0)
+    loss = GaussianDistillationLoss(["a", "b"])
+    singly = torch.func.vmap(lambda one, target: loss(one[None], target[None]))(outputs, targets)
+    torch.testing.assert_close(singly.mean(), loss(outputs, targets))
+    with pytest.raises(ValueError, match="targets must be finite"):
+        torch.func.vmap(lambda one, target: loss(one[None], target[None]))(outputs, targets / 0)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(outputs, targets), loss(outputs, targets))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_targets_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="targets must be finite"):
@@ -95,8 +148,8 @@ def test_the_closed_form_of_crps_is_the_integral_that_defines_it(target):
 
 
 def test_a_prediction_without_uncertainty_has_the_absolute_error_as_crps():
-    crps = gaussian_crps(torch.zeros(1), torch.full((1,), 1e-12), torch.tensor([0.8]))
-    assert crps.item() == pytest.approx(0.8, abs=1e-5)
+    crps = gaussian_crps(torch.zeros(4), torch.tensor([1e-12, 0, 0, 0]), torch.tensor([0.8, 0.8, -0.8, 0]))
+    assert crps.tolist() == pytest.approx([0.8, 0.8, 0.8, 0], abs=1e-5)
 
 
 def test_the_variance_is_bounded_and_keeps_a_gradient():
@@ -140,12 +193,44 @@ def test_the_scale_of_the_deviations_makes_the_images_likelier():
     torch.testing.assert_close(scaled.mean, raw.mean)
 
 
+def test_disagreement_is_scaled_as_the_deviation_that_it_is_a_part_of():
+    outputs, _ = random_outputs(0, targets=1)
+    task = Regression(["a"])
+    calibration = NumberCalibration(n=9, average="logits", scales=[0.1], errors=[[1.0] * 9])
+    raw, scaled = (task.predict(outputs, average="logits", calibration=kind) for kind in (None, calibration))
+    torch.testing.assert_close(scaled.disagreement / scaled.std, raw.disagreement / raw.std)
+    assert (scaled.disagreement <= scaled.std).all()
+
+
+@pytest.mark.parametrize(("n", "dependence"), [(8, ""), (9, ""), (9, "chosen on them")])
+def test_calibrated_coverage_is_that_of_conformal_intervals_alone(n, dependence):
+    outputs, targets = random_outputs(0, batch=n, targets=1)
+    task = Regression(["a"])
+    calibration = task.calibrate(outputs, targets, average="logits", dependence=dependence)
+    evaluation = task.evaluate(outputs, targets, average="logits", calibration=calibration)
+    measured = {"coverage", "width"} & evaluation.calibrated.keys()
+    assert measured == ({"coverage", "width"} if n == 9 and not dependence else set())
+    assert "coverage" in evaluation.ensemble
+
+
+@given(n=st.integers(1, 3000))
+@settings(max_examples=50, deadline=None)
+def test_the_largest_coverage_that_is_named_can_be_kept(n):
+    errors = [float(number) for number in range(n)]
+    calibration = NumberCalibration(n=n, average="logits", scales=[1.0], errors=[errors])
+    with pytest.raises(ValueError, match="coverage must be at most") as caught:
+        calibration.widths(0.9999)
+    named = float(re.search(r"at most ([\d.]+),", str(caught.value)).group(1))
+    assert calibration.widths(named) == [errors[-1]] and named < 0.9999
+    assert calibration.widths(1e-12) == [0.0]
+
+
 def test_a_coverage_that_cannot_be_kept_is_refused():
     task, outputs = Regression(["a"]), torch.zeros(8, 1, 2)
     with pytest.raises(ValueError, match="coverage must be left out for a network without calibration"):
         task.predict(outputs, average="logits", coverage=0.9)
     few = task.calibrate(outputs, torch.zeros(8, 1), average="logits")
-    with pytest.raises(ValueError, match=r"at most 0\.889, for 8 validation images, got 0\.9"):
+    with pytest.raises(ValueError, match=r"at most 0\.888, for 8 validation images, got 0\.9"):
         task.predict(outputs, average="logits", calibration=few, coverage=0.9)
     chosen = task.calibrate(outputs, torch.zeros(8, 1), average="logits", dependence="patience chose it")
     with pytest.raises(ValueError, match="patience chose it"):

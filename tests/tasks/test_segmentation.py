@@ -78,7 +78,7 @@ def test_measures_are_those_of_pixel_scores():
 
 def test_calibrated_measures_are_those_at_the_temperature():
     logits, masks = random_maps(0)
-    calibration = PixelCalibration(6, 100, 2.5, "logits")
+    calibration = PixelCalibration(n=6, average="logits", pixels=100, temperature=2.5)
     task = Segmentation(NAMES)
     evaluation = task.evaluate(logits, masks, average="logits", calibration=calibration)
     assert evaluation.calibrated == task.evaluate(logits / 2.5, masks, average="logits").ensemble
@@ -153,8 +153,19 @@ def test_classes_that_occur_nowhere_have_no_iou():
     assert evaluation.ensemble["mean_iou"] == 1 and "error_auroc" not in evaluation.ensemble
     assert "NaN" not in evaluation.to_json()
     assert evaluation.table().splitlines()[-3].split() == ["sky"]
-    with pytest.raises(ValueError, match="outputs must be finite, got NaN or infinity in 1 of 1 images"):
-        Segmentation(NAMES).evaluate(logits * math.nan, masks, average="logits")
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    task, masks, outputs = Segmentation(NAMES), torch.zeros(3, 2, 2).long(), torch.zeros(3, 1, 3, 2, 2)
+    outputs[1, 0, 0, 0, 0] = math.nan
+    message = "^outputs must be finite, got NaN or infinity in 1 of 3 images$"
+    for refused in (
+        lambda: task.calibrate(outputs, masks, average="logits"),
+        lambda: task.evaluate(outputs, masks, average="logits"),
+        lambda: task.predict(outputs, average="logits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
 
 
 def test_images_go_through_a_network_in_batches_of_limited_memory():

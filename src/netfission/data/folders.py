@@ -142,7 +142,7 @@ def read_folder(folder: Path, *, train_required: bool = True, tree: FileTree | N
 def read_table(table: Path, *, train_required: bool = True) -> FolderContents:
     """Read a table of paths and labels, with an optional column of splits, see `read_label_file`.
 
-    Relative paths begin at the folder of the table.
+    Paths are relative to the folder of the table, or absolute.
 
     Args:
         table: the file, .csv, .tsv or .parquet.
@@ -188,7 +188,7 @@ def read_rows(table: Path, rows: Sequence[Row], *, train_required: bool = True) 
     if missing := [row for row in rows if not index.find(row.file)]:
         found = f"no {missing[0].file} (row {missing[0].number})"
         of_all = f"{len(missing):,} of {count_noun(len(rows), 'file')} are missing"
-        hint = f"{of_all}; relative paths begin at {table.parent}"
+        hint = f"{of_all}; paths are relative to {table.parent}"
         raise invalid(str(table), "a table of files that exist", found=found, hint=hint)
     match = match_rows(table, rows, index)
     if not match.rows:

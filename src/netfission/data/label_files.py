@@ -34,8 +34,8 @@ FILE_COLUMNS = (
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "species", "breed", "target")
 SPLIT_COLUMN = "split"
 TABLE_FILES = (".csv", ".tsv", ".parquet")  # that may be given as a data set
-_NO_CLASS = ("nan", "NaN", "NAN", "<NA>", "#N/A")  # what programs write for a missing label
-_WHOLE = re.compile(r"(-?\d+)\.0+")
+NO_CLASS = ("nan", "NaN", "NAN", "<NA>", "#N/A")  # what programs write for a missing label
+_WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 _FEWEST_MEASURED = 5  # rows of a table whose labels may be measured values
 _OF_PREDICTIONS = "exit_0"  # a column of what `netfission predict` writes
@@ -157,26 +157,56 @@ def read_label_file(path: Path) -> list[Row]:
         for number, line in enumerate(lines, start=2)
     ]
     for row in rows:
-        if "\n" in row.file + row.label:
-            found = f"{printable(row.label)!r} near row {row.number}"
+        check_cells(path, [row.label, row.file], row.number)
+    return _check_labels(path, [row for row in rows if row.file])
+
+
+def check_cells(path: Path, cells: Iterable[str], row: int) -> None:
+    """Check that each cell of a row has one line.
+
+    Args:
+        path: the table.
+        cells: the cells that are read.
+        row: its number.
+
+    Raises:
+        ValueError: a cell has several lines, as a quotation mark that is not closed makes them.
+
+    Example:
+        >>> check_cells(Path("labels.csv"), ["1.png", "cat"], 2)
+    """
+    for cell in cells:
+        if "\n" in cell:
+            found = f"{printable(cell)!r} near row {row}"
             hint = "a quotation mark is not closed"
             raise invalid(str(path), "a table whose cells have one line", found=found, hint=hint)
-    return _check_labels(path, [row for row in rows if row.file])
+
+
+def whole_numbers(labels: Iterable[str]) -> dict[str, str]:
+    """Return label → the same without zeros behind the point, if all labels are whole numbers; else none.
+
+    Example:
+        >>> whole_numbers(["1", "2.0"]), whole_numbers(["1.0", "cat"])
+        ({'1': '1', '2.0': '2'}, {})
+    """
+    found = {label: _WHOLE.fullmatch(label) for label in labels}
+    whole = {label: match.group(1) for label, match in found.items() if match}
+    return whole if len(whole) == len(found) else {}
 
 
 def _check_labels(path: Path, rows: list[Row]) -> list[Row]:
     """Refuse labels that are no classes, and return rows whose whole numbers have no point."""
     labels = [row.label for row in rows if row.label]
     for row in rows:
-        if row.label in _NO_CLASS:
+        if row.label in NO_CLASS:
             found = f"{row.label} for {row.file} in row {row.number}"
             hint = "leave the cell empty to leave the image out"
             raise invalid(str(path), "a table of classes", found=found, hint=hint)
+    if whole := whole_numbers(labels):
+        return [replace(row, label=whole.get(row.label, "")) for row in rows]
     if not all(map(_NUMBER.fullmatch, labels)):
         return rows
-    fractions = [label for label in labels if not re.fullmatch(r"-?\d+(\.0+)?", label)]
-    if not fractions:
-        return [replace(row, label=_WHOLE.sub(r"\1", row.label)) for row in rows]
+    fractions = [label for label in labels if not _WHOLE.fullmatch(label)]
     different = len(set(labels))
     if len(labels) >= _FEWEST_MEASURED and 2 * different > len(labels):
         found = f"{different} different numbers in {len(labels)} rows, such as {fractions[0]}"
@@ -286,7 +316,7 @@ class ImageIndex:
 
     Args:
         images: the images.
-        folders: folders that paths may begin at.
+        folders: folders that paths may be relative to.
 
     Example:
         >>> index = ImageIndex(["pets/a/1.png", "pets/b/2.png"], [Path("pets")])
@@ -316,7 +346,7 @@ class FileIndex:
     """Finds files by their paths alone.
 
     Args:
-        folder: what relative paths begin at.
+        folder: what paths are relative to.
 
     Example:
         >>> FileIndex(Path("no such folder")).find("1.png")

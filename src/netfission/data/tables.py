@@ -69,7 +69,7 @@ class Tables:
         if self.images == self.folder:
             return True
         # Other tables that lie beside a folder of images have nothing to do with it.
-        return table.stem.casefold() in ("labels", "metadata", self.images.name) or bool(
+        return table.stem.casefold() in ("labels", "metadata", self.images.name.casefold()) or bool(
             splits_in(table.stem)
         )
 
@@ -214,7 +214,8 @@ def _names_image(cell: str, index: ImageIndex) -> bool:
 def _agreement(columns: Sequence[Sequence[str]], index: ImageIndex, labels: Mapping[str, str]) -> str | None:
     """Say what a column of the images' classes lacks, or that it renames them; None without such a column."""
     files = max(columns, key=lambda column: _names_images(column, index))
-    found = [images[0] if len(images) == 1 else None for images in map(index.find, files[1:])]
+    named = [name.strip() for name in files[1:]]
+    found = [images[0] if len(images) == 1 else None for images in map(index.find, named)]
     renamed = None
     for column in columns:
         cells = {
@@ -226,7 +227,7 @@ def _agreement(columns: Sequence[Sequence[str]], index: ImageIndex, labels: Mapp
         if column is files or not pairs:
             continue
         if all(name.casefold() == cell.casefold() for name, cell in pairs):
-            nowhere = [name for name in files[1:] if name.strip() and not index.find(name.strip())]
+            nowhere = [name for name in named if name and not index.find(name)]
             return _incomplete(len(cells), len(labels), nowhere)
         if renames_classes(pairs):
             renamed = "it gives the class folders other names"

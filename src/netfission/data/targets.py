@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,14 @@ import numpy.typing as npt
 
 from netfission.data.label_files import (
     LABEL_COLUMNS,
+    NO_CLASS,
     SPLIT_COLUMN,
     Row,
+    check_cells,
     class_name,
     find_file_column,
     read_cells,
+    whole_numbers,
 )
 from netfission.data.splits import Rows
 from netfission.utils.errors import invalid
@@ -23,6 +25,9 @@ from netfission.utils.text import count_noun
 
 SEPARATOR = "|"  # between the names of an image's labels
 _TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+
+_OTHER_SEPARATORS = {",", ";"}  # that other programs use in its place
+_LARGEST = float(np.finfo(np.float32).max)  # targets are stored so
 
 Values = npt.NDArray[Any]
 
@@ -96,10 +101,12 @@ def read_labels(table: Path) -> TargetRows:
     """Read a table of images with any number of labels each.
 
     Beside the column of files there is one column of 0 and 1 per label; or a single column of labels, such as
-    `labels`, with the names of an image's labels, separated by `|`. No label at all is allowed.
+    `labels`, with the names of an image's labels, separated by `|`. No label at all is allowed. Names that
+    are all whole numbers lose their zeros behind the point: `1.0` is the label `1`.
 
     Raises:
-        ValueError: the table has another layout, or a cell holds something else.
+        ValueError: the table has another layout, a cell holds something else or several lines, or a row has
+            more cells than there are columns.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -119,13 +126,14 @@ def read_labels(table: Path) -> TargetRows:
         expected = "a table with one column of names of labels, or with one column of 0 and 1 per label"
         raise invalid(str(table), expected, found=f"the columns {found}")
     (column,) = columns.targets.values()
-    labels = [
-        [class_name(part).strip() for part in cells[column].split(SEPARATOR)] for cells in columns.cells
-    ]
-    names = sorted({name for of_image in labels for name in of_image if name})
-    if not names:
+    labels = [columns.names_in(cells[column], row) for row, cells in columns.numbered]
+    given = set().union(*labels)
+    if not given:
         raise invalid(str(table), "a table with names of labels", found="none")
-    values = [[float(name in of_image) for name in names] for of_image in labels]
+    whole = whole_numbers(given)
+    renamed = [{whole.get(name, name) for name in of_image} for of_image in labels]
+    names = sorted(set().union(*renamed))
+    values = [[float(name in of_image) for name in names] for of_image in renamed]
     return TargetRows(names, columns.with_values(values))
 
 
@@ -133,7 +141,8 @@ def read_numbers(table: Path) -> TargetRows:
     """Read a table of images with one or several numbers each, in one column per number.
 
     Raises:
-        ValueError: the table has another layout, or a cell holds no finite number.
+        ValueError: the table has another layout, a cell holds no finite number of float32 or several lines,
+            or a row has more cells than there are columns, as decimal commas make them.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -144,7 +153,7 @@ def read_numbers(table: Path) -> TargetRows:
         >>> found.names, [row.label for row in found.rows]
         (['road'], ['0.25'])
     """
-    return _Columns(table).rows(_number, "a finite number per target")
+    return _Columns(table).rows(_number, "a finite number (float32) per target")
 
 
 def _truth(cell: str) -> float | None:
@@ -156,7 +165,7 @@ def _number(cell: str) -> float | None:
         value = float(cell)
     except ValueError:
         return None
-    return value if isfinite(value) else None
+    return value if abs(value) <= _LARGEST else None
 
 
 class _Columns:
@@ -178,10 +187,27 @@ class _Columns:
         if not self.targets or len(self.targets) < others:
             found = "two columns of one name" if self.targets else f"the column {names[self.file]} alone"
             raise invalid(str(table), "a table with columns of targets, of different names", found=found)
-        padded = ([cell.strip() for cell in line] + [""] * (len(names) - len(line)) for line in lines)
-        numbered = [(number, cells) for number, cells in enumerate(padded, 2) if cells[self.file]]
-        self.numbers = [number for number, _ in numbered]
-        self.cells = [cells for _, cells in numbered]
+        padded = [[cell.strip() for cell in line] + [""] * (len(names) - len(line)) for line in lines]
+        for number, cells in enumerate(padded, 2):
+            self._check(number, cells, len(names))
+        self.numbered = [(number, cells) for number, cells in enumerate(padded, 2) if cells[self.file]]
+
+    def _check(self, row: int, cells: Sequence[str], columns: int) -> None:
+        """Refuse a row in which cells are not under the names of their columns."""
+        check_cells(self.table, cells, row)
+        if any(cells[columns:]):
+            found = f"{len(cells)} in row {row}"
+            hint = "write numbers with a decimal point, and quote cells that hold the separator"
+            raise invalid(str(self.table), f"a table with {columns} cells per row", found=found, hint=hint)
+
+    def names_in(self, cell: str, row: int) -> set[str]:
+        """Return the names of labels in a cell."""
+        names = {class_name(part).strip() for part in cell.split(SEPARATOR)} - {""}
+        if missing := sorted(names.intersection(NO_CLASS)):
+            hint = "leave the cell empty for an image without labels"
+            found = f"{missing[0]} in row {row}"
+            raise invalid(str(self.table), "a table with names of labels", found=found, hint=hint)
+        return names
 
     def rows(self, convert: Callable[[str], float | None], valid: str) -> TargetRows:
         """Return the rows with all columns of targets.
@@ -194,7 +220,7 @@ class _Columns:
             ValueError: a cell is not valid.
         """
         values = []
-        for row, cells in zip(self.numbers, self.cells, strict=True):
+        for row, cells in self.numbered:
             found = {name: convert(cells[column]) for name, column in self.targets.items()}
             values.append([value for value in found.values() if value is not None])
             if missing := [name for name, value in found.items() if value is None]:
@@ -213,7 +239,7 @@ class _Columns:
                 None if self.split is None else cells[self.split],
                 number,
             )
-            for number, cells, of_image in zip(self.numbers, self.cells, values, strict=True)
+            for (number, cells), of_image in zip(self.numbered, values, strict=True)
         ]
 
 
@@ -258,6 +284,9 @@ def check_values(targets: Targets, values: Values, names: Sequence[str]) -> list
     remarks += [
         f"all training images have the label {name}" for name, count in counts.items() if count == len(values)
     ]
+    if unsplit := [name for name in names if _OTHER_SEPARATORS.intersection(name)]:
+        others = f", and {len(unsplit) - 1} more like it" if len(unsplit) > 1 else ""
+        remarks.append(f"{unsplit[0]} is one label{others}: only {SEPARATOR} separates names")
     return remarks
 
 

@@ -20,7 +20,7 @@ from netfission.ensemble import (
 )
 from netfission.evaluation.metrics import classification_metrics
 from netfission.utils.checksums import parse_json
-from netfission.utils.errors import describe, invalid
+from netfission.utils.errors import check_finite, describe, invalid
 from netfission.utils.modes import in_mode
 from netfission.utils.text import decimal, exit_names, percent
 from netfission.utils.typed import typed
@@ -195,10 +195,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor, *, average: Average) -> Eval
     logits = as_logits(logits)
     if logits.ndim != 3:
         raise invalid("logits", "of shape (n, exits, classes)", found=describe(logits))
-    broken = ~logits.isfinite().all(dim=2).all(dim=1)
-    if broken.any():
-        found = f"NaN or infinity in {int(broken.sum())} of {len(broken)} examples"
-        raise invalid("logits", "finite", found=found)
+    check_finite("logits", logits, "examples")
     return Evaluation(
         n=len(logits),
         average=average,

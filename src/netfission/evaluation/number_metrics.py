@@ -24,7 +24,7 @@ def gaussian_crps(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
     """Return the continuous ranked probability score of Gaussian predictions, in the units of the numbers.
 
     With z = (y − μ) / σ it is σ (z (2 Φ(z) − 1) + 2 φ(z) − 1 / √π) (Gneiting & Raftery 2007, section 4.2).
-    It is the absolute error of a prediction without uncertainty.
+    It is |y − μ| of a prediction without uncertainty, σ = 0.
 
     Arguments have shapes that broadcast.
 
@@ -32,10 +32,11 @@ def gaussian_crps(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
         >>> gaussian_crps(torch.zeros(1), torch.ones(1), torch.zeros(1))  # (√2 − 1) / √π
         tensor([0.2337])
     """
-    std = variance.sqrt()
-    z = (targets - mean) / std
+    std, error = variance.sqrt(), targets - mean
+    z = error / std
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
+    crps = std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
+    return torch.where(std == 0, error.abs(), crps)
 
 
 def regression_metrics(mean: Tensor, variance: Tensor, targets: Tensor) -> dict[str, float]:

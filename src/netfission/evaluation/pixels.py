@@ -65,9 +65,12 @@ class PixelScores:
         if not kept.any():
             return
         # Over whole maps, as sums over classes are quick there; then of the pixels that count, in float64.
+        log_probabilities = log_probabilities.to(torch.promote_types(log_probabilities.dtype, torch.float32))
         probabilities = log_probabilities.exp()
-        if not bool(((probabilities.sum(dim=1)[kept] - 1).abs() <= 1e-3).all()):
-            raise invalid("log_probabilities", "the output of log_softmax", found="others")
+        sums = probabilities.sum(dim=1)[kept]
+        if len(wrong := sums[~((sums - 1).abs() <= 1e-3)]):  # NaN, too
+            found = f"probabilities that sum to {wrong[0].item():.4g}"
+            raise invalid("log_probabilities", "the output of log_softmax in float32 or wider", found=found)
         squares = probabilities.square().sum(dim=1)[kept].double()
         largest, answers = (part[kept] for part in log_probabilities.max(dim=1))
         known = torch.where(kept, labels, 0).unsqueeze(1)
@@ -104,10 +107,11 @@ class PixelScores:
         - `brier`: mean squared error summed over classes, in [0, 2].
         - `error_auroc`: probability that a wrong pixel is less confident than a right one (Hendrycks &
           Gimpel 2017); NaN if all are right or all are wrong.
-        - `aurc`: mean error of the most confident pixels, over all shares of pixels (Geifman &
-          El-Yaniv 2017).
+        - `aurc`: mean error of the most confident pixels, over all shares of pixels (Geifman et al. 2019).
 
-        Confidence is the largest probability; the last two tell 4,096 levels of it apart.
+        Confidence is the largest probability. The last two tell apart levels of it, 4,096 from 0 to 1, evenly
+        spaced in the logarithm of its odds; those below 1 / `classes` never occur. Pixels of one level count
+        as the mean of them.
 
         Raises:
             ValueError: no pixel was counted.
@@ -156,7 +160,8 @@ def _auroc(wrong: Tensor, right: Tensor) -> float:
 def _aurc(wrong: Tensor, right: Tensor) -> float:
     wrong, both = wrong.flip(0), (wrong + right).flip(0)  # the most confident first
     before, errors = both.cumsum(0) - both, wrong.cumsum(0) - wrong
-    # Within a level, errors are spread evenly: its risk is that at the pixel in its middle.
-    middle = (both + 1) / 2
-    risk = (errors + wrong * middle / both.clamp(min=1)) / (before + middle)
-    return ((risk * both).sum() / both.sum()).item()
+    # Within a level of b pixels, errors are spread evenly: after B others with E errors, the sum of the risks
+    # (E + k w / b) / (B + k) over k = 1, …, b is w + (E − B w / b) (ψ(B + b + 1) − ψ(B + 1)).
+    harmonic = torch.digamma(before + both + 1) - torch.digamma(before + 1)
+    risks = wrong + (errors - before * wrong / both.clamp(min=1)) * harmonic
+    return (risks.sum() / both.sum()).item()

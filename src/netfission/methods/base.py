@@ -239,12 +239,17 @@ class Method:
         """
         plan.create(plan.fission.seed)
 
+    @classmethod
+    def distillation_weight(cls, training: TrainingConfig) -> float:
+        """Return the weight of the distillation term: that of the settings, or else the method's."""
+        weight = training.distillation_weight
+        return cls.distillation if weight is None else weight
+
     def loss(self, training: TrainingConfig) -> nn.Module:
         """Return the loss that the settings ask for, by default with the method's reduction and weight."""
-        weight = training.distillation_weight
         return EnsembleDistillationLoss(
             training.temperature,
-            self.distillation if weight is None else weight,
+            self.distillation_weight(training),
             teacher=training.teacher,
             reduction=training.reduction or self.reduction,
         )

@@ -175,8 +175,7 @@ class BornAgainMethod(Method):
 
     def loss(self, training: TrainingConfig) -> nn.Module:
         """Return the loss that the settings ask for."""
-        weight = training.distillation_weight
-        return BornAgainLoss(training.temperature, self.distillation if weight is None else weight)
+        return BornAgainLoss(training.temperature, self.distillation_weight(training))
 
     def training_states(self, network: nn.Module) -> list[nn.Module]:
         """Return copies of the network, one in the training of each generation."""

@@ -34,8 +34,7 @@ def _other_network_teaches(config: RunConfig) -> bool:
 
 def _weight(config: RunConfig) -> float:
     """Return the factor on the distillation term."""
-    weight = config.training.distillation_weight
-    return METHODS[config.method.method].distillation if weight is None else weight
+    return METHODS[config.method.method].distillation_weight(config.training)
 
 
 def _transforms_photographs(data: DataConfig) -> bool:

@@ -1,4 +1,4 @@
-"""What a network learns from an image: one class, several labels, or numbers. One file a task."""
+"""What a network learns from an image: one class, several labels, or numbers. One file per task."""
 
 from netfission.tasks.base import Task
 from netfission.tasks.registry import TASKS, find_task, task_kind

@@ -1,4 +1,4 @@
-"""The measures of a network whose images have not one class each."""
+"""The measures of a network whose images do not have one class each."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -85,17 +85,17 @@ class TargetEvaluation:
         Args:
             linear: number of linear exits, which come last.
         """
-        rows = dict(zip(exit_names(len(self.exits), linear), self.exits, strict=True))
-        rows["ensemble"] = self.ensemble
+        # Not a dictionary, as a target may be named "ensemble".
+        rows = list(zip(exit_names(len(self.exits), linear), self.exits, strict=True))
+        rows.append(("ensemble", self.ensemble))
         if self.calibrated is not None:
-            rows["calibrated"] = self.calibrated
+            rows.append(("calibrated", self.calibrated))
         if len(self.by_target) > 1:
-            rows |= self.by_target
-        measures_of = [*self.exits, self.ensemble, self.calibrated or {}, *self.by_target.values()]
-        names = list(dict.fromkeys(name for measures in measures_of for name in measures))
-        width = max(map(len, rows))
+            rows += self.by_target.items()
+        names = list(dict.fromkeys(name for _, measures in rows for name in measures))
+        width = max(len(row) for row, _ in rows)
         lines = [f"{'':{width}}" + "".join(f"{_heading(name):>12}" for name in names)]
-        for row, measures in rows.items():
+        for row, measures in rows:
             cells = (_cell(name, measures.get(name)) for name in names)
             lines.append((f"{row:{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip())
         parts = [f"{name.replace('_', ' ')} {decimal(value, 4)}" for name, value in self.uncertainty.items()]

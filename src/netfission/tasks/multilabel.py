@@ -5,10 +5,9 @@ of logits (0, z) has the softmax (1 − σ(z), σ(z)). So the sigmoid forms of l
 the softmax forms for these pairs, with labels as trailing dimension.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +22,14 @@ from netfission.ensemble import (
     mutual_information,
     predictive_entropy,
 )
-from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.label_metrics import UNDECIDED, best_thresholds, multilabel_metrics
-from netfission.losses import EnsembleDistillationLoss
+from netfission.losses import EnsembleDistillationLoss, readable_values
 from netfission.methods.base import Method
 from netfission.tasks.base import Task
+from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
-from netfission.utils.checksums import parse_json
-from netfission.utils.errors import describe, invalid
+from netfission.utils.errors import check_finite, describe, invalid
 from netfission.utils.text import percent
-from netfission.utils.typed import typed
 
 
 def as_pairs(logits: Tensor) -> Tensor:
@@ -103,43 +100,25 @@ class MultilabelDistillationLoss(nn.Module):
         expected = (len(logits), logits.shape[2])
         if labels.shape != expected:
             raise invalid("labels", f"0 or 1 of shape {expected}", found=describe(labels))
-        if labels.device.type == "cpu" and not ((labels >= 0) & (labels <= 1)).all():
+        values = readable_values(labels)
+        if values is not None and not ((values >= 0) & (values <= 1)).all():
             raise invalid("labels", "from 0 to 1", found="others, or NaN")
         labels = labels.to(torch.promote_types(pairs.dtype, torch.float32))
         loss: Tensor = self.of_pairs(pairs, torch.stack([1 - labels, labels], dim=1))
         return loss
 
 
-@dataclass(frozen=True)
-class LabelCalibration:
-    """What was learned from validation images.
+@dataclass(frozen=True, kw_only=True)
+class LabelCalibration(TargetCalibration):
+    """What was learned from validation images, beside what every calibration holds.
 
     Attributes:
-        n: number of these images.
         temperature: what logits are divided by, see `netfission.ensemble.fit_temperature`.
         thresholds: for each label the probability from which it is predicted, see `best_thresholds`.
-        average: what the ensemble averages.
-        fitted_on: the images, in words.
-        dependence: how the network depends on them, in words; empty if it does not.
-        weights: SHA-256 of the network's weights.
     """
 
-    n: int
     temperature: float
     thresholds: list[float]
-    average: Average
-    fitted_on: str = VALIDATION
-    dependence: str = ""
-    weights: str = ""
-
-    def to_json(self) -> str:
-        """Return the figures as JSON text, every digit kept."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError if it is something else."""
-        return typed(cls, parse_json(text))
 
 
 @dataclass(frozen=True)
@@ -177,7 +156,9 @@ class LabelPredictions:
     @property
     def labels(self) -> Tensor:
         """Whether each label is predicted, `(n, labels)`, bool."""
-        return self.probabilities >= torch.tensor(self.thresholds)
+        probabilities = self.probabilities
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device=probabilities.device)
+        return probabilities >= thresholds
 
     @property
     def entropy(self) -> Tensor:
@@ -233,10 +214,9 @@ class Multilabel(Task):
 
     def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
         """Return the sigmoid form of ensemble distillation, with the method's reduction and weight."""
-        weight = training.distillation_weight
         return MultilabelDistillationLoss(
             training.temperature,
-            method.distillation if weight is None else weight,
+            method.distillation_weight(training),
             training.teacher,
             training.reduction or method.reduction,
         )
@@ -257,25 +237,32 @@ class Multilabel(Task):
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
     ) -> LabelCalibration:
         """Fit one temperature for all labels, and a threshold for each."""
+        check_finite("outputs", outputs)
         pairs = as_pairs(outputs.double())
         of_each = pairs.permute(0, 3, 1, 2).flatten(0, 1)  # (n · labels, exits, 2)
         temperature = fit_temperature(of_each, targets.long().flatten(), average)
         probabilities = ensemble_log_probabilities(pairs / temperature, average)[:, 1].exp()
         thresholds = best_thresholds(probabilities, targets)
-        return LabelCalibration(len(targets), temperature, thresholds, average, dependence=dependence)
+        return LabelCalibration(
+            n=len(targets),
+            average=average,
+            dependence=dependence,
+            temperature=temperature,
+            thresholds=thresholds,
+        )
 
     def evaluate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
     ) -> TargetEvaluation:
         """Measure every exit and the ensemble at a threshold of 1/2, and with the calibration."""
-        _check_finite(outputs)
+        check_finite("outputs", outputs)
         undecided = torch.full((len(self.names),), UNDECIDED)
         pairs = as_pairs(outputs.double())
         log_probabilities = ensemble_log_probabilities(pairs, average)
         calibrated = None
         if calibration is not None:
             scaled = ensemble_log_probabilities(pairs / calibration.temperature, average)
-            calibrated = multilabel_metrics(scaled, targets, torch.tensor(calibration.thresholds))
+            calibrated = multilabel_metrics(scaled, targets, scaled.new_tensor(calibration.thresholds))
         raw = LabelPredictions(self.names, outputs.double(), undecided.tolist(), average)
         return TargetEvaluation(
             len(targets),
@@ -311,19 +298,14 @@ class Multilabel(Task):
         """Predict the labels of images.
 
         Raises:
-            ValueError: a coverage is given, which labels do not have.
+            ValueError: a coverage is given, which labels do not have, or outputs are not finite.
         """
         if coverage is not None:
             raise invalid("coverage", f"left out with task={self.name}", coverage)
+        check_finite("outputs", outputs)
+        outputs = outputs.double()  # as the thresholds, which may be closer to 1 than float32 tells apart
         if calibration is None:
             return LabelPredictions(self.names, outputs, [UNDECIDED] * len(self.names), average)
         return LabelPredictions(
             self.names, outputs / calibration.temperature, calibration.thresholds, average
         )
-
-
-def _check_finite(outputs: Tensor) -> None:
-    broken = ~outputs.isfinite().flatten(1).all(dim=1)
-    if broken.any():
-        found = f"NaN or infinity in {int(broken.sum())} of {len(broken)} images"
-        raise invalid("outputs", "finite", found=found)

@@ -14,7 +14,7 @@ TASKS: Mapping[str, str] = {
     "regression": "regression:Regression",
     "segmentation": "segmentation:Segmentation",
 }
-_FOR_ALL = "train, evaluate, predict and cost take it"
+_FOR_ALL = "train, evaluate, predict and cost support it"
 
 
 def task_kind(name: str) -> type[Task]:
@@ -55,7 +55,7 @@ def find_task(name: str, names: Sequence[str], scale: Mapping[str, list[float]] 
 
 
 def check_classifies(config: RunConfig, command: str) -> None:
-    """Refuse the settings of a run whose images have not one class each.
+    """Refuse the settings of a run whose images do not have one class each.
 
     Args:
         config: the settings.
@@ -77,7 +77,7 @@ def other_task(argument: str, task: str, command: str) -> ValueError:
     Example:
         >>> print(other_task("runs/first", "regression", "serve"))
         runs/first must be of task=classification for serve, got task=regression; train, evaluate, predict \
-and cost take it
+and cost support it
     """
     expected = f"of task={next(iter(TASKS))} for {command}"
     return invalid(argument, expected, found=f"task={task}", hint=_FOR_ALL)

@@ -4,11 +4,10 @@ An exit has a mean and a logarithm of the variance for each number. Numbers are 
 deviation 1 of the training images while training; measures and predictions are in their own units.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,15 @@ from netfission.config import Reduction, TrainingConfig
 from netfission.data import ImageData
 from netfission.data.targets import NUMBERS
 from netfission.ensemble import Average, weights_of
-from netfission.evaluation.calibration import VALIDATION
+from netfission.evaluation.conformal import images_for_coverage, score_quantile
 from netfission.evaluation.number_metrics import NOMINAL, gaussian_nll, regression_metrics
+from netfission.losses import readable_values
 from netfission.methods.base import Method
 from netfission.tasks.base import Task
+from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
-from netfission.utils.checksums import parse_json
-from netfission.utils.errors import check_share, describe, invalid
+from netfission.utils.errors import check_choice, check_finite, describe, invalid
 from netfission.utils.text import decimal
-from netfission.utils.typed import typed
 
 _LEAST, _MOST = -10.0, 2.0  # logarithm of a variance, of numbers with variance 1
 _CLIP = 1.0  # norm of the gradient: the likelihood of a confident mistake is steep without end
@@ -35,8 +34,9 @@ _PRIOR = 2.0  # images whose error is as large as the network says, in the fit o
 def moments(outputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of each exit's Gaussian.
 
-    The logarithm of the variance is bounded smoothly to (-10, 2) (Chua et al. 2018, arXiv 1805.12114,
-    appendix A.1): no step divides by a variance near 0, and none runs to where there is no gradient any more.
+    The logarithm of the variance is bounded smoothly to about (-10, 2) (Chua et al. 2018, arXiv 1805.12114,
+    appendix A.1): no step divides by a variance near 0. Between the bounds its gradient is near 1; beyond
+    them it falls off exponentially.
 
     Args:
         outputs: `(batch, exits, 2 · targets)`, floating point: the means, then the logarithms.
@@ -103,13 +103,13 @@ class GaussianDistillationLoss(nn.Module):
 
     Args:
         names: of the numbers.
-        scale: their `mean` and `std` by which they are scaled; default not scaled.
+        scale: their `mean` and `std` by which they are scaled, a number each; default not scaled.
         weight: factor on the distillation term, >= 0; default 1.
         reduction: over exits, `"sum"` or `"mean"`.
 
     Raises:
-        ValueError: the weight is not valid, or outputs or targets have another layout. Targets that are not
-            finite are found on a CPU only.
+        ValueError: a setting is not valid, or outputs or targets have another layout or are not of these
+            numbers. Targets that are not finite are found on a CPU only.
 
     Example:
         >>> loss = GaussianDistillationLoss(["road"])
@@ -130,6 +130,7 @@ class GaussianDistillationLoss(nn.Module):
         super().__init__()
         if not 0 <= weight < math.inf:
             raise invalid("weight", "a finite number of at least 0", weight)
+        check_choice("reduction", reduction, get_args(Reduction))
         self.weight = weight
         self.reduction = reduction
         shift, factor = _scale_of(names, scale)
@@ -144,10 +145,13 @@ class GaussianDistillationLoss(nn.Module):
             targets: `(batch, targets)`, in their own units.
         """
         mean, variance = moments(outputs)
-        expected = (len(mean), mean.shape[2])
+        if mean.shape[2] != len(self.shift):
+            raise invalid("outputs", f"of {len(self.shift)} numbers", found=describe(outputs))
+        expected = (len(mean), len(self.shift))
         if targets.shape != expected:
             raise invalid("targets", f"numbers of shape {expected}", found=describe(targets))
-        if targets.device.type == "cpu" and not targets.isfinite().all():
+        values = readable_values(targets)
+        if values is not None and not values.isfinite().all():
             raise invalid("targets", "finite", found="NaN or infinity")
         scaled = ((targets - self.shift) / self.factor).to(mean.dtype)
         loss = gaussian_nll(mean, variance, scaled.unsqueeze(1))
@@ -168,44 +172,36 @@ def _describe_rule(average: Average) -> str:
 
 def _scale_of(names: Sequence[str], scale: Mapping[str, list[float]] | None) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the numbers, float64; 0 and 1 without a scale."""
-    if not scale:
-        return torch.zeros(len(names), dtype=torch.float64), torch.ones(len(names), dtype=torch.float64)
-    return torch.tensor(scale["mean"], dtype=torch.float64), torch.tensor(scale["std"], dtype=torch.float64)
+    scale = scale or {"mean": [0.0] * len(names), "std": [1.0] * len(names)}
+    shift, factor = (torch.tensor(scale.get(part, []), dtype=torch.float64) for part in ("mean", "std"))
+    if not (len(shift) == len(factor) == len(names) and (shift.isfinite() & _is_positive(factor)).all()):
+        expected = f"a mean and a positive std for each of {len(names)} numbers"
+        raise invalid("scale", expected, dict(scale))
+    return shift, factor
 
 
-@dataclass(frozen=True)
-class NumberCalibration:
-    """What was learned from validation images.
+def _is_positive(values: Tensor) -> Tensor:
+    return values.isfinite() & (values > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberCalibration(TargetCalibration):
+    """What was learned from validation images, beside what every calibration holds.
 
     Attributes:
-        n: number of these images.
         scales: for each number, the factor on its standard deviation that makes the images most likely, with
             a prior of two images whose error is as large as the network says (Levi et al. 2022, arXiv
             1905.11659).
         errors: for each number, the absolute errors of the mean in standard deviations, sorted; none if the
             network depends on the images.
-        average: what the ensemble averages.
-        fitted_on: the images, in words.
-        dependence: how the network depends on them, in words; empty if it does not.
-        weights: SHA-256 of the network's weights.
     """
 
-    n: int
     scales: list[float]
     errors: list[list[float]]
-    average: Average
-    fitted_on: str = VALIDATION
-    dependence: str = ""
-    weights: str = ""
 
-    def to_json(self) -> str:
-        """Return the figures as JSON text, every digit kept."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError if it is something else."""
-        return typed(cls, parse_json(text))
+    def has_widths(self, coverage: float) -> bool:
+        """Return whether there are intervals of a coverage: enough images, on which nothing depends."""
+        return not self.dependence and self.n >= images_for_coverage(coverage)
 
     def widths(self, coverage: float) -> list[float]:
         """Return half the width of intervals in standard deviations, for each number.
@@ -213,7 +209,7 @@ class NumberCalibration:
         The intervals are those of split conformal prediction with errors over the predicted standard
         deviation (Lei et al. 2018, arXiv 1604.04173, section 5.2): of n images, the
         ceil((n + 1) · coverage)-th smallest. If another image is drawn as these were, its number is in the
-        interval with a probability of at least `coverage`.
+        interval with a probability of at least `coverage`; with several numbers, each of them alone.
 
         Args:
             coverage: in (0, 1).
@@ -224,18 +220,22 @@ class NumberCalibration:
 
         Example:
             >>> errors = [[0.1 * number for number in range(1, 20)]]
-            >>> calibration = NumberCalibration(19, [1.0], errors, "logits")
+            >>> calibration = NumberCalibration(n=19, average="logits", scales=[1.0], errors=errors)
             >>> [round(width, 1) for width in calibration.widths(0.9)]
             [1.8]
         """
-        check_share("coverage", coverage, "a share")
-        if self.dependence:
-            raise invalid("coverage", "left out for this network", coverage, hint=self.dependence)
-        rank = math.ceil((self.n + 1) * coverage - 1e-9)
-        if rank > self.n:
-            expected = f"at most {self.n / (self.n + 1):.3g}, for {self.n} {self.fitted_on}"
+        if not self.has_widths(coverage):
+            if self.dependence:
+                raise invalid("coverage", "left out for this network", coverage, hint=self.dependence)
+            expected = f"at most {_largest_coverage(self.n)}, for {self.n} {self.fitted_on}"
             raise invalid("coverage", expected, coverage)
-        return [errors[rank - 1] for errors in self.errors]
+        return [score_quantile(errors, coverage) for errors in self.errors]
+
+
+def _largest_coverage(n: int) -> float:
+    """Return n / (n + 1), rounded down to two digits more than n has."""
+    power = 10 ** (2 + len(str(n)))
+    return float(n * power // (n + 1) / power)
 
 
 @dataclass(frozen=True)
@@ -245,9 +245,10 @@ class NumberPredictions:
     Attributes:
         names: of the numbers.
         mean: of the ensemble, `(n, targets)`.
-        std: the total uncertainty: standard deviation of the ensemble, `(n, targets)`.
-        disagreement: the uncertainty from disagreement: standard deviation of the exits' means,
-            `(n, targets)`.
+        std: the total uncertainty: standard deviation of the ensemble, `(n, targets)`, times the scale of the
+            calibration if there is one.
+        disagreement: the part of `std` from disagreement: standard deviation of the exits' means,
+            `(n, targets)`, times the same scale.
         exit_means: of each exit, `(n, exits, targets)`.
         coverage: least share of the images whose number is in its interval; None without intervals.
         intervals: lower and upper ends, `(n, targets, 2)`; None without a coverage.
@@ -313,11 +314,10 @@ class Regression(Task):
 
     def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
         """Return the Gaussian form of ensemble distillation, with the method's reduction and weight."""
-        weight = training.distillation_weight
         return GaussianDistillationLoss(
             self.names,
             self.scale,
-            method.distillation if weight is None else weight,
+            method.distillation_weight(training),
             training.reduction or method.reduction,
         )
 
@@ -342,22 +342,24 @@ class Regression(Task):
         errors = (targets - predictions.mean).abs() / predictions.std
         scales = ((errors.square().sum(dim=0) + _PRIOR) / (len(errors) + _PRIOR)).sqrt()
         kept = [] if dependence else [column.tolist() for column in errors.sort(dim=0).values.T]
-        return NumberCalibration(len(targets), scales.tolist(), kept, average, dependence=dependence)
+        return NumberCalibration(
+            n=len(targets), average=average, dependence=dependence, scales=scales.tolist(), errors=kept
+        )
 
     def evaluate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
     ) -> TargetEvaluation:
         """Measure every exit and the ensemble, with intervals if there is a calibration."""
-        if not outputs.isfinite().all():
-            raise invalid("outputs", "finite", found="NaN or infinity")
+        check_finite("outputs", outputs)
         exits = [self.predict(part.unsqueeze(1), average="logits") for part in outputs.unbind(dim=1)]
         ensemble = self.predict(outputs, average=average)
         calibrated = None
         if calibration is not None:
-            std = ensemble.std * torch.tensor(calibration.scales)
+            std = ensemble.std * ensemble.std.new_tensor(calibration.scales)
             calibrated = regression_metrics(ensemble.mean, std.square(), targets)
-            if not calibration.dependence and calibration.n >= math.ceil(NOMINAL / (1 - NOMINAL)):
-                half = ensemble.std * torch.tensor(calibration.widths(NOMINAL))
+            del calibrated["coverage"]  # of the Gaussian, whereas a calibration is for conformal intervals
+            if calibration.has_widths(NOMINAL):
+                half = ensemble.std * ensemble.std.new_tensor(calibration.widths(NOMINAL))
                 inside = (targets - ensemble.mean).abs() <= half
                 calibrated["coverage"] = inside.double().mean().item()
                 calibrated["width"] = 2 * half.mean().item()
@@ -389,22 +391,25 @@ class Regression(Task):
         """Predict the numbers of images.
 
         Raises:
-            ValueError: a coverage is given without a calibration, or see `NumberCalibration.widths`.
+            ValueError: a coverage is given without a calibration, outputs are not finite or not of these
+                numbers, or see `NumberCalibration.widths`.
         """
-        shift, factor = _scale_of(self.names, self.scale)
+        check_finite("outputs", outputs)
+        shift, factor = (part.to(outputs.device) for part in _scale_of(self.names, self.scale))
         mean, variance = moments(outputs.double())
+        if mean.shape[2] != len(self.names):
+            raise invalid("outputs", f"of {len(self.names)} numbers", found=describe(outputs))
         center, spread, between = mixture(mean, variance, weights_of(average))
-        std = spread.sqrt() * factor
+        std, differ = spread.sqrt() * factor, between.sqrt() * factor
         center = center * factor + shift
         intervals = None
         if coverage is not None:
             if calibration is None:
                 hint = "train with validation above 0"
                 raise invalid("coverage", "left out for a network without calibration", coverage, hint=hint)
-            half = std * torch.tensor(calibration.widths(coverage))
+            half = std * std.new_tensor(calibration.widths(coverage))
             intervals = torch.stack([center - half, center + half], dim=2)
         if calibration is not None:
-            std = std * torch.tensor(calibration.scales)
-        return NumberPredictions(
-            self.names, center, std, between.sqrt() * factor, mean * factor + shift, coverage, intervals
-        )
+            scales = std.new_tensor(calibration.scales)
+            std, differ = std * scales, differ * scales
+        return NumberPredictions(self.names, center, std, differ, mean * factor + shift, coverage, intervals)

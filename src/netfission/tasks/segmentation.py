@@ -6,10 +6,9 @@ uncertainty is split, at each pixel as for the class of an image. Sets are measu
 are kept, except those of a random sample of validation pixels, from which a temperature is fitted.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -34,17 +33,15 @@ from netfission.ensemble import (
     mutual_information,
     predictive_entropy,
 )
-from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.pixels import PixelScores
 from netfission.losses import EnsembleDistillationLoss
 from netfission.methods.base import Method
 from netfission.tasks.base import Accumulator, Document, Task
+from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
-from netfission.utils.checksums import parse_json
-from netfission.utils.errors import describe, first_line, invalid
+from netfission.utils.errors import check_finite, describe, first_line, invalid
 from netfission.utils.modes import in_mode
 from netfission.utils.text import percent
-from netfission.utils.typed import typed
 
 _PIXELS_AT_ONCE = 2**18  # of all images that go through a network together
 _SAMPLED_PIXELS = 2**17  # from which a temperature is fitted
@@ -52,36 +49,17 @@ _CROP_SCALE = 0.5  # the default
 _SUCH_AS = "torchvision/lraspp_mobilenet_v3_large, torchvision/deeplabv3_resnet50 or torchvision/fcn_resnet50"
 
 
-@dataclass(frozen=True)
-class PixelCalibration:
-    """What was learned from validation images.
+@dataclass(frozen=True, kw_only=True)
+class PixelCalibration(TargetCalibration):
+    """What was learned from validation images, beside what every calibration holds.
 
     Attributes:
-        n: number of these images.
-        pixels: number of their pixels that the temperature was fitted to.
+        pixels: number of pixels of these images that the temperature was fitted to.
         temperature: what logits are divided by, see `netfission.ensemble.fit_temperature`.
-        average: what the ensemble averages.
-        fitted_on: the images, in words.
-        dependence: how the network depends on them, in words; empty if it does not.
-        weights: SHA-256 of the network's weights.
     """
 
-    n: int
     pixels: int
     temperature: float
-    average: Average
-    fitted_on: str = VALIDATION
-    dependence: str = ""
-    weights: str = ""
-
-    def to_json(self) -> str:
-        """Return the figures as JSON text, every digit kept."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError if it is something else."""
-        return typed(cls, parse_json(text))
 
 
 class PixelSample:
@@ -144,6 +122,7 @@ class _Calibrator:
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch."""
+        check_finite("outputs", outputs)
         self.sample.add(outputs, targets)
 
     def result(self) -> PixelCalibration:
@@ -151,7 +130,11 @@ class _Calibrator:
         logits, labels = self.sample.result()
         temperature = fit_temperature(logits, labels, self.average)
         return PixelCalibration(
-            self.sample.images, len(labels), temperature, self.average, dependence=self.dependence
+            n=self.sample.images,
+            average=self.average,
+            dependence=self.dependence,
+            pixels=len(labels),
+            temperature=temperature,
         )
 
 
@@ -173,10 +156,7 @@ class _Evaluator:
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch."""
         outputs, targets = outputs.float(), targets.to(outputs.device)
-        broken = ~outputs.isfinite().flatten(1).all(dim=1)
-        if broken.any():
-            found = f"NaN or infinity in {int(broken.sum())} of {len(broken)} images"
-            raise invalid("outputs", "finite", found=found)
+        check_finite("outputs", outputs)
         self.images += len(outputs)
         self.exits = self.exits or [self._scores() for _ in range(outputs.shape[1])]
         for scores, logits in zip(self.exits, outputs.unbind(dim=1), strict=True):
@@ -482,10 +462,11 @@ class Segmentation(Task):
         """Predict the classes of pixels.
 
         Raises:
-            ValueError: a coverage is given, which pixels do not have.
+            ValueError: a coverage is given, which pixels do not have, or outputs are not finite.
         """
         if coverage is not None:
             raise invalid("coverage", f"left out with task={self.name}", coverage)
+        check_finite("outputs", outputs)
         check_average(average, outputs.shape[1])
         temperature = 1.0 if calibration is None else calibration.temperature
         own = [(outputs.shape[3], outputs.shape[4])] * len(outputs)

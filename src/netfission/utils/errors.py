@@ -67,6 +67,29 @@ def describe(tensor: "Tensor") -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
+def check_finite(argument: str, tensor: "Tensor", rows: str = "images") -> None:
+    """Check that a tensor holds neither NaN nor infinity.
+
+    Args:
+        argument: its name.
+        tensor: of one row or more.
+        rows: what its rows are of, in the plural, for the message.
+
+    Raises:
+        ValueError: it does.
+
+    Example:
+        >>> import torch
+        >>> check_finite("outputs", torch.tensor([[1.0, 2.0], [float("nan"), 3.0]]))
+        Traceback (most recent call last):
+        ValueError: outputs must be finite, got NaN or infinity in 1 of 2 images
+    """
+    broken = ~tensor.isfinite().flatten(1).all(dim=1)
+    if broken.any():
+        found = f"NaN or infinity in {int(broken.sum())} of {len(broken)} {rows}"
+        raise invalid(argument, "finite", found=found)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has no message.
 

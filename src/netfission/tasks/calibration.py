@@ -1,0 +1,43 @@
+"""What every task but classification keeps of what it learned from images that were held out."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from netfission.ensemble import Average
+from netfission.evaluation.calibration import VALIDATION
+from netfission.utils.checksums import parse_json
+from netfission.utils.typed import typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetCalibration:
+    """What was learned from validation images.
+
+    Attributes:
+        n: number of these images.
+        average: what the ensemble averages.
+        fitted_on: the images, in words.
+        dependence: how the network depends on them, in words; empty if it does not.
+        weights: SHA-256 of the network's weights.
+
+    Example:
+        >>> calibration = TargetCalibration(n=20, average="logits")
+        >>> TargetCalibration.from_json(calibration.to_json()) == calibration
+        True
+    """
+
+    n: int
+    average: Average
+    fitted_on: str = VALIDATION
+    dependence: str = ""
+    weights: str = ""
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; ValueError if it is something else."""
+        return typed(cls, parse_json(text))
