@@ -96,8 +96,7 @@ def export_reduced(
     run_plain = plain.load(plain.to_bytes({}))
     calibrated = _calibrated(run_plain, classifier, data, workers)
     limits = None
-    if asked not in (None, AnswerSettings()):
-        assert asked is not None
+    if asked is not None and asked != AnswerSettings():
         if calibrated is classifier and classifier.calibration is not None:
             hint = f"the network in float32 was calibrated on {classifier.calibration.fitted_on}"
             raise invalid("precision", "float32 with this calibration", precision, hint=hint)
