@@ -110,10 +110,8 @@ def export_reduced(
     change = measure_change(run, classifier, labelled_batches(split, workers))
     metadata = file_metadata(calibrated, precision, limits)
     metadata["measured"] = asdict(change) | {"split": name}
-    if classifier.calibration is not None:
-        metadata["calibration"] = (
-            classifier.calibration.digest
-        )  # of the run, which tells if the file is older
+    if classifier.calibration is not None:  # of the run, which tells if the file is older
+        metadata["calibration"] = classifier.calibration.digest
     write_whole(path, model.to_bytes(metadata))
     return ExportResult(path, change.difference, change)
 

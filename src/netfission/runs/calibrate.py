@@ -22,7 +22,7 @@ from netfission.runs.evaluate import (
 )
 from netfission.runs.folder import RunFolder
 from netfission.runs.other_data import matched_logits
-from netfission.runs.overlap import images_dependence, test_overlap
+from netfission.runs.overlap import images_dependence, overlap_with_test
 from netfission.runs.setup import make_batches
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import first_line, invalid
@@ -93,7 +93,7 @@ def calibrate(
         logits, labels = matched_logits(network, spec, images, config, device)
         calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
         calibration = replace(calibration, fitted_on=images.kind)
-        if data is not None and (unmeasured := test_overlap(name, images.splits, config)):
+        if data is not None and (unmeasured := overlap_with_test(name, images.splits, config)):
             calibration = replace(calibration, overlap=unmeasured)
             data = None
     calibration = replace(calibration, weights=folder.weights_sha256())

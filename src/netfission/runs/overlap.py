@@ -69,7 +69,7 @@ def images_dependence(name: str, images: Sequence[Selection], config: RunConfig)
     return ""
 
 
-def test_overlap(name: str, images: Sequence[Selection], config: RunConfig) -> str:
+def overlap_with_test(name: str, images: Sequence[Selection], config: RunConfig) -> str:
     """Say how many images have the same content as test images of a run; empty if none has.
 
     Args:
