@@ -254,12 +254,13 @@ Reader = Callable[[Path], tuple[int, str, dict[str, str]]]
 
 def outcome(status: int, said: str, found: dict[str, str], expected: dict[str, str]) -> str:
     """Say what became of a damaged file."""
-    errors = [line for line in said.splitlines() if line.startswith("netfission: ") and "warning" not in line]
+    lines = [line for line in said.splitlines() if line.startswith("netfission: ")]
+    errors = [line for line in lines if not line.startswith("netfission: warning: ")]
     if status:
         return "refused" if len(errors) == 1 and "Traceback" not in said else "refused badly"
     if found != expected:
         return "taken silently"
-    return "fell back" if "warning" in said else "without effect"
+    return "fell back" if len(lines) > len(errors) else "without effect"
 
 
 def damage_trial(kind: str, seed: int, source: Path, expected: dict[str, str]) -> dict[str, Any]:

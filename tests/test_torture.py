@@ -57,6 +57,7 @@ def test_damaged_files_of_a_finished_run_are_refused_or_harmless(finished_run, t
 def test_outcomes():
     line = "netfission: x must be whole, got half\n"
     assert torture.outcome(2, line, {}, {}) == "refused"
+    assert torture.outcome(2, "netfission: x must be of warnings, got none\n", {}, {}) == "refused"
     for said in (line + line, line + "Traceback\n", ""):
         assert torture.outcome(2, said, {}, {}) == "refused badly"
     warning = "netfission: warning: goes on from the one before\n"
