@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.answer_options import add_answer_options, answer_options
 from netfission.cli.parser import Parser, flag_name
+from netfission.config import RunConfig
 from netfission.utils.errors import invalid
 from netfission.utils.files import choose_format
+
+TARGET_IMAGES = 64  # to check a file of another task than classification with: maps take memory
 
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
     from torch import Tensor
@@ -64,6 +67,7 @@ def run(settings: Namespace) -> None:
     """Write a run's network as a file that runs without netfission, checked against PyTorch first."""
     from netfission.classifier import Classifier
     from netfission.classifier.answer_settings import AnswerSettings
+    from netfission.classifier.folder import ModelFolder
 
     folder = Path(settings.run)
     if not folder.is_dir():
@@ -77,6 +81,10 @@ def run(settings: Namespace) -> None:
         from netfission.export.onnx import OPSET, check_onnx
 
         check_onnx(OPSET if settings.opset is None else settings.opset)
+    if not ModelFolder(folder).load_spec(any_task=True).find_task().targets.exclusive:
+        print(_targets(settings, out, folder))
+        print(f"wrote {out}")
+        return
     classifier = Classifier.from_pretrained(folder)
     if settings.cascade:
         print(_cascade(classifier, settings, folder, out))
@@ -142,6 +150,37 @@ def _whole(classifier: Classifier, settings: Namespace, out: Path, asked: Answer
     images, source = _images(classifier, settings)
     done = export(classifier, out, images, format=settings.format, opset=settings.opset, limits=limits)
     return _checked(done.difference, len(images), source)
+
+
+def _targets(settings: Namespace, out: Path, folder: Path) -> str:
+    """Export a network of another task than classification; return what to print."""
+    from netfission.classifier import Predictor
+    from netfission.export import export_targets
+    from netfission.export.samples import sample_folder, sample_split
+    from netfission.runs.evaluate import load_matching_data
+    from netfission.runs.folder import RunFolder
+
+    predictor = Predictor.from_pretrained(folder)
+    given = answer_options(settings) | {"cascade": settings.cascade}
+    if settings.precision != "float32":
+        given["precision"] = settings.precision
+    for name, value in given.items():
+        if value is not None and value is not False and name not in predictor.task.options:
+            raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
+    if settings.images:
+        images, source = sample_folder(predictor, Path(settings.images), TARGET_IMAGES), settings.images
+    else:
+        run = RunFolder(folder)
+        config = run.load_config()
+        if settings.data is not None:
+            config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
+        data = load_matching_data(run, config, predictor.spec)
+        name, split = ("test", data.test) if data.validation is None else ("validation", data.validation)
+        images, source = sample_split(split, TARGET_IMAGES), f"the {name} split"
+    done = export_targets(
+        predictor, out, images, format=settings.format, opset=settings.opset, coverage=settings.coverage
+    )
+    return f"checked on {len(images)} images of {source}: outputs differ by {done.difference:.2g} at most"
 
 
 def _reduced(classifier: Classifier, settings: Namespace, out: Path, asked: AnswerSettings | None) -> str:

@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,7 +134,8 @@ def score_quantile(scores: Sequence[float] | Tensor, coverage: float, delta: flo
     place = _quantile_place(len(scores), coverage, delta)
     if place is None:
         return math.inf
-    return torch.as_tensor(scores, dtype=torch.float64).sort().values[place - 1].item()
+    # By NumPy, since a graph that is traced for a file takes no number out of a tensor.
+    return float(np.sort(np.asarray(scores, dtype=np.float64))[place - 1])
 
 
 @lru_cache(_PLACES)

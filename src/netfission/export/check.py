@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from netfission.classifier import AnswerLimits, Classifier
+from netfission.classifier import AnswerLimits, Classifier, Predictor
 from netfission.classifier.predictions import Predictions
 from netfission.ensemble import disagreement, ensemble_log_probabilities
 from netfission.evaluation.conformal import class_scores
@@ -56,7 +56,7 @@ class AccuracyChange:
         )
 
 
-def check_images(classifier: Classifier, images: Tensor) -> None:
+def check_images(classifier: Classifier | Predictor, images: Tensor) -> None:
     """Raise ValueError unless `images` are the classifier's pixels, of one image or more."""
     shape = tuple(classifier.spec.shape)
     if not len(images) or tuple(images.shape[1:]) != shape or images.dtype != torch.uint8:

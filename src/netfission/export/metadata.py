@@ -5,7 +5,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from netfission.classifier import AnswerLimits, Classifier
+from netfission.classifier import AnswerLimits, Classifier, Predictor
+from netfission.classifier.folder import NetworkSpec
 
 FORMAT = 1  # increases when an older reader would misread the metadata
 
@@ -47,7 +48,36 @@ def classifier_metadata(classifier: Classifier) -> dict[str, Any]:
         >>> classifier_metadata(classifier)["classes"]
         ['cat', 'dog']
     """
-    spec, calibration = classifier.spec, classifier.calibration
+    calibration = classifier.calibration
+    return network_metadata(classifier.spec) | {
+        "temperature": classifier.temperature,
+        "calibration": None if calibration is None else calibration.digest,
+        # To abstain at a target risk: answer if the largest probability is at least the last threshold whose
+        # risk, the share of wrong answers on the validation split, is at most the target.
+        "risk_coverage": None if calibration is None else asdict(calibration.risk_coverage),
+    }
+
+
+def target_metadata(predictor: Predictor, coverage: float | None) -> dict[str, Any]:
+    """Return names, preprocessing and calibration of a network of another task, of types that JSON has."""
+    calibration = predictor.calibration
+    learned = {} if calibration is None else asdict(calibration)
+    learned.pop("errors", None)  # of all validation images
+    metadata = network_metadata(predictor.spec)
+    if predictor.task.draws_maps:
+        metadata["preprocessing"]["resizing"] = (
+            "scaled to fit into height and width, bilinear with antialiasing; black at the right or below"
+        )
+    return metadata | {
+        "task": predictor.task.name,
+        "scale": predictor.task.scale,
+        "calibration": learned or None,
+        "coverage": coverage,
+    }
+
+
+def network_metadata(spec: NetworkSpec) -> dict[str, Any]:
+    """Return classes and preprocessing of a network, of types that JSON has."""
     channels, height, width = spec.shape
     return {
         "format": FORMAT,
@@ -69,9 +99,4 @@ def classifier_metadata(classifier: Classifier) -> dict[str, Any]:
             "mean": spec.mean,
             "std": spec.std,
         },
-        "temperature": classifier.temperature,
-        "calibration": None if calibration is None else calibration.digest,
-        # To abstain at a target risk: answer if the largest probability is at least the last threshold whose
-        # risk, the share of wrong answers on the validation split, is at most the target.
-        "risk_coverage": None if calibration is None else asdict(calibration.risk_coverage),
     }

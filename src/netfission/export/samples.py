@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from netfission.classifier import Classifier
+from netfission.classifier import Classifier, Predictor
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split
 from netfission.data.batches import decode_batches
@@ -91,7 +91,7 @@ def sample_split(split: Split, n: int) -> Tensor:
     return torch.stack([split[row][0] for row in rows.tolist()])
 
 
-def sample_folder(classifier: Classifier, folder: Path, n: int) -> Tensor:
+def sample_folder(classifier: Classifier | Predictor, folder: Path, n: int) -> Tensor:
     """Return at most `n` of the images in a folder and its subfolders, as the classifier's pixels.
 
     Raises:
@@ -108,7 +108,7 @@ def _even_rows(count: int, n: int) -> Tensor:
     return torch.linspace(0, count - 1, min(n, count)).long()
 
 
-def _read(classifier: Classifier, path: Path) -> Tensor:
+def _read(classifier: Classifier | Predictor, path: Path) -> Tensor:
     try:
         with open_image(path) as image:
             return classifier.pixels(image)

@@ -125,6 +125,7 @@ class Task:
         methods: the methods that can be trained for it; None for all.
         unused: settings that have no meaning here.
         options: what can be asked of its predictions, among the fields of `AnswerSettings`.
+        exported: outputs of an exported file: attributes of its predictions → their descriptions.
         draws_maps: whether its predictions are images, which `netfission predict` writes into a folder.
         evaluation_kind: the type that `evaluate` returns.
         calibration_kind: the type that `calibrate` returns.
@@ -155,6 +156,7 @@ class Task:
         "parent_weight",
     )
     options: ClassVar[frozenset[str]] = frozenset()
+    exported: ClassVar[Mapping[str, str]] = {}
     draws_maps: ClassVar[bool] = False
     evaluation_kind: ClassVar[type]
     calibration_kind: ClassVar[type]
@@ -310,6 +312,24 @@ class Task:
             return self.evaluate(outputs, targets, **known), self.reliability(outputs, targets, **known)
 
         return Collected(measure)
+
+    def export(
+        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+    ) -> dict[str, Tensor]:
+        """Return what an exported file gives for outputs of the network; its graph is traced from this.
+
+        Args:
+            outputs: `(n, exits, outputs)`.
+            average: see `predict`, as the following.
+            calibration: what `calibrate` returned.
+            coverage: of intervals.
+
+        Returns:
+            Name → values, with the names of `exported`; intervals only with a coverage.
+        """
+        predictions = self.predict(outputs, average=average, calibration=calibration, coverage=coverage)
+        values = {name: getattr(predictions, name) for name in self.exported}
+        return {name: value for name, value in values.items() if value is not None}
 
     def predict(
         self,

@@ -5,9 +5,9 @@ of logits (0, z) has the softmax (1 − σ(z), σ(z)). So the sigmoid forms of l
 the softmax forms for these pairs, with labels as trailing dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +209,14 @@ class Multilabel(Task):
 
     name = "multilabel"
     targets = LABELS
+    exported: ClassVar[Mapping[str, str]] = {
+        "probabilities": "(batch, labels), float32: of the ensemble, calibrated",
+        "labels": "(batch, labels), bool: whether a label is predicted, by its threshold",
+        "exit_probabilities": "(batch, exits, labels), float32: of each exit",
+        "entropy": "(batch,), float32: of a label's probability, mean over labels, in nats",
+        "mutual_information": "(batch,), float32: of label and exit, mean over labels, in nats",
+        "disagreement": "(batch,), float32: share of the pairs of exits that differ, mean over labels",
+    }
     evaluation_kind = TargetEvaluation
     calibration_kind = LabelCalibration
 

@@ -7,7 +7,7 @@ deviation 1 of the training images while training; measures and predictions are 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -290,6 +290,13 @@ class Regression(Task):
 
     name = "regression"
     targets = NUMBERS
+    exported: ClassVar[Mapping[str, str]] = {
+        "mean": "(batch, numbers), float32: of the ensemble, in the units of the targets",
+        "std": "(batch, numbers), float32: standard deviation of the ensemble, calibrated",
+        "disagreement": "(batch, numbers), float32: standard deviation of the exits' means",
+        "exit_means": "(batch, exits, numbers), float32: of each exit",
+        "intervals": "(batch, numbers, 2), float32: lower and upper end",
+    }
     unused = (*Task.unused, "temperature", "teacher")
     options = frozenset({"coverage"})
     evaluation_kind = TargetEvaluation

@@ -9,7 +9,7 @@ are kept, except those of a random sample of validation pixels, from which a tem
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -338,6 +338,13 @@ class Segmentation(Task):
         "corrupt",
         "linear_exits",
     )
+    exported: ClassVar[Mapping[str, str]] = {
+        "classes": "(batch, height, width), uint8: most probable class of each pixel, its number in masks",
+        "probabilities": "(batch, classes, height, width), float32: of the ensemble, calibrated",
+        "entropy": "(batch, height, width), float32: of the probabilities, in nats",
+        "mutual_information": "(batch, height, width), float32: of class and exit, in nats",
+        "disagreement": "(batch, height, width), float32: share of the pairs of exits that differ",
+    }
     draws_maps = True
     evaluation_kind = TargetEvaluation
     calibration_kind = PixelCalibration
@@ -449,6 +456,22 @@ class Segmentation(Task):
         evaluator = _Evaluator(self.names, average, calibration)
         evaluator.add(outputs, targets)
         return evaluator.result()[0]
+
+    def export(
+        self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None
+    ) -> dict[str, Tensor]:
+        """Return the maps of the network's pixels, see `Task.export`."""
+        assert coverage is None
+        logits = outputs if calibration is None else outputs / calibration.temperature
+        log_probabilities = ensemble_log_probabilities(logits, average)
+        numbers = torch.tensor(self.numbers, dtype=torch.uint8)
+        return {
+            "classes": numbers[log_probabilities.argmax(dim=1)],
+            "probabilities": log_probabilities.exp(),
+            "entropy": predictive_entropy(logits, average),
+            "mutual_information": mutual_information(logits),
+            "disagreement": disagreement(logits),
+        }
 
     def predict(
         self,

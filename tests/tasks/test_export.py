@@ -1,0 +1,111 @@
+"""Exported networks of labels, numbers and pixels give what the network predicts."""
+
+import json
+import re
+import zipfile
+
+import pytest
+import torch
+
+import netfission as nf
+from netfission.cli import main
+from netfission.export import export_targets
+from netfission.export.samples import sample_split
+from netfission.export.targets import TargetModule
+from netfission.runs.evaluate import load_matching_data
+from netfission.runs.folder import RunFolder
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def images_of(run):
+    folder = RunFolder(run)
+    data = load_matching_data(folder, folder.load_config(), folder.load_spec(any_task=True))
+    return sample_split(data.test, 100)
+
+
+def run_file(path, images):
+    """What a file gives, by its format's own runtime, and its metadata."""
+    if path.suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith("netfission.json"))
+            written = json.loads(archive.read(name))
+        return torch.export.load(str(path)).module()(images), written
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    arrays = session.run(names, {"images": images.numpy()})
+    written = json.loads(session.get_modelmeta().custom_metadata_map["netfission"])
+    return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}, written
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "flags"),
+    [
+        ("multilabel", "model.pt2", []),
+        ("regression", "model.pt2", ["--coverage", "0.8"]),
+        ("segmentation", "model.onnx", []),
+    ],
+)
+def test_a_file_gives_what_the_network_predicts(kind, file, flags, run_of, tmp_path, capsys):
+    run = run_of(kind)
+    assert main(["export", str(run), "--out", str(tmp_path / file), *flags]) == 0
+    assert re.search(
+        r"checked on \d+ images of the validation split: outputs differ by", capsys.readouterr().out
+    )
+    predictor, images = nf.Predictor.from_pretrained(run), images_of(run)
+    found, written = run_file(tmp_path / file, images)
+    assert set(found) == set(written["outputs"]) <= set(predictor.task.exported)
+    assert written["task"] == kind and written["classes"] == predictor.spec.classes
+    predictions = predictor.predict(images, coverage=0.8 if flags else None)
+    if kind == "segmentation":
+        maps = [
+            torch.tensor(list(predictions.class_map(row).get_flattened_data())) for row in range(len(images))
+        ]
+        assert torch.equal(found["classes"].flatten(1).long(), torch.stack(maps).long())
+        entropies = [record["entropy"] for record in predictions.records()]
+        assert found["entropy"].mean(dim=(1, 2)).tolist() == pytest.approx(entropies, rel=1e-4)
+        assert found["classes"].dtype == torch.uint8
+        return
+    for name, values in found.items():
+        expected = getattr(predictions, name)
+        if expected.is_floating_point():
+            torch.testing.assert_close(values, expected.float(), rtol=1e-4, atol=1e-5)
+        else:
+            assert torch.equal(values, expected)
+    assert ("intervals" in found) == bool(flags)
+
+
+def test_a_file_that_gives_something_else_is_discarded(run_of, tmp_path, monkeypatch):
+    predictor, images = nf.Predictor.from_pretrained(run_of("multilabel")), images_of(run_of("multilabel"))
+    right = TargetModule.outputs
+
+    def wrong(module, outputs):
+        found = right(module, outputs)
+        return found | {"labels": ~found["labels"]}
+
+    monkeypatch.setattr("netfission.export.targets.TargetModule.outputs", wrong)
+    monkeypatch.setattr(
+        TargetModule,
+        "forward",
+        lambda module, images: right(module, module.network(module.normalise(images))),
+    )
+    with pytest.raises(RuntimeError, match=r"is discarded: .* and (\d+) of \1 labels or classes are others"):
+        export_targets(predictor, tmp_path / "model.pt2", images, format="pt2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--precision", "fp16"], "--precision must be left out for a run of task=multilabel, got 'fp16'"),
+        (["--cascade"], "--cascade must be left out for a run of task=multilabel, got True"),
+        (["--risk", "0"], "--risk must be left out for a run of task=multilabel, got 0"),
+        (["--coverage", "0.9"], "--coverage must be left out for a run of task=multilabel, got 0.9"),
+    ],
+)
+def test_what_has_no_meaning_for_the_task_is_refused(flags, message, run_of, tmp_path, capsys):
+    assert main(["export", str(run_of("multilabel")), "--out", str(tmp_path / "out"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
