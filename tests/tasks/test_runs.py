@@ -222,7 +222,6 @@ def test_an_unknown_task_is_refused(capsys):
     "command",
     [
         ["report"],
-        ["export"],
         ["serve"],
         ["calibrate", "--data", "digits"],
         ["evaluate", "--cascade"],
