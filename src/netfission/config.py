@@ -359,6 +359,8 @@ class MethodConfig:
         alpha: with packed: width of all members together, relative to the network.
         branch_groups: with narrow: groups of each branch's convolutions, as a list: [1,2,3]; default 1, 2, ….
         cycling: with fge: share of the training spent in cycles of the learning rate, in (0, 1].
+        dropout_layers: with mc-dropout: dropout before all layers but the first, or before the last alone,
+            which keeps what a trained network knows and runs the rest once.
         dropout_rate: with mc-dropout: share of the features that is dropped, in (0, 1).
         gamma: with packed: groups that each member's convolutions are divided into.
         generations: with born-again: networks trained one after another, each the next one's teacher.
@@ -384,6 +386,7 @@ class MethodConfig:
     alpha: float = 2.0
     branch_groups: list[int] | None = None
     cycling: float = 0.2
+    dropout_layers: Literal["all", "last"] = "all"
     dropout_rate: float = 0.1
     gamma: int = 1
     generations: int = 2

@@ -11,6 +11,7 @@ from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.mc_dropout import MemberDropout
 from netfission.methods.registry import find_method
 from netfission.models import create_model
+from netfission.profiling.macs import count_macs
 
 WRN = partial(create_model, "wrn-10-1", 10)
 CONFIG = MethodConfig("mc-dropout")
@@ -104,3 +105,20 @@ def test_in_training_there_is_one_prediction_under_fresh_noise():
 def test_images_of_another_size_will_do(side):
     network = find_method(CONFIG).build(plan()).eval()
     assert network(torch.randn(2, 3, side, side)).shape == (2, 3, 10)
+
+
+def test_before_the_classifier_alone_the_rest_runs_once():
+    config = replace(CONFIG, dropout_layers="last", dropout_rate=0.5)
+    network = find_method(config).build(plan(seed=2))
+    images = torch.randn(4, 3, 8, 8)
+    assert network.train()(images).shape == (4, 1, 10)
+    network.eval()
+    logits = network(images)
+    assert logits.shape == (4, 3, 10)
+    assert not torch.equal(logits[:, 0], logits[:, 1]) and torch.equal(logits, network(images))
+    few = network(images[:1])
+    torch.testing.assert_close(few, logits[:1], rtol=1e-4, atol=1e-5)  # whatever else is in the batch
+    macs, once = (count_macs(net, images[:1]).dense for net in (network, plan().create(2)))
+    assert once < macs <= once + 2 * 10 * 64  # the classifier thrice
+    nearly = find_method(replace(config, dropout_rate=1e-12)).build(plan(seed=2)).eval()
+    torch.testing.assert_close(nearly(images), plan().create(2).eval()(images)[:, None].expand(-1, 3, -1))

@@ -19,6 +19,7 @@ from netfission.methods.layers import (
     run_order,
     weight_layers,
 )
+from netfission.methods.member_layers import find_classifiers
 from netfission.utils.errors import invalid
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
@@ -70,6 +71,34 @@ class MemberDropout(nn.Dropout):
         return (kept / (1 - self.p)).to(features)
 
 
+class DroppedClassifier(nn.Module):
+    """A linear layer under dropout: features `(batch, inputs)` → logits `(batch, members, classes)`.
+
+    In train mode there is one prediction, under fresh noise.
+
+    Args:
+        layer: the layer.
+        dropout: of its features.
+
+    Example:
+        >>> layer = DroppedClassifier(nn.Linear(8, 10), MemberDropout(0.5, members=3, seed=0))
+        >>> layer(torch.rand(5, 8)).shape, layer.eval()(torch.rand(5, 8)).shape
+        (torch.Size([5, 1, 10]), torch.Size([5, 3, 10]))
+    """
+
+    def __init__(self, layer: nn.Linear, dropout: MemberDropout) -> None:
+        super().__init__()
+        self.layer = layer
+        self.dropout = dropout
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits of every member."""
+        members = 1 if self.training else self.dropout.members
+        dropped = self.dropout(features.repeat(members, 1))
+        logits: Tensor = self.layer(dropped).unflatten(0, (members, -1)).transpose(0, 1)
+        return logits
+
+
 class McDropoutMethod(Method):
     """One network trained with dropout; its predictions under `exits` samples of the noise.
 
@@ -79,11 +108,14 @@ class McDropoutMethod(Method):
     no second one; the model's own keep their rates and also stay on. Dropout by `torch.nn.functional` is not
     found and stays off in eval mode.
 
+    With `dropout_layers: last` there is dropout before the classifier alone, and the network before it runs
+    once for all predictions. It suits trained weights, which noise in every layer ruins if they never saw it.
+
     In the paper the noise differs between images. Here a member's noise is drawn once for all images: the
     predictions for an image have the same distribution over seeds, and they do not depend on the batch.
     """
 
-    settings = frozenset({"dropout_rate"})
+    settings = frozenset({"dropout_layers", "dropout_rate"})
     joint = False
     average_source = "Gal & Ghahramani 2016, and uncertainty-baselines' baselines/cifar/dropout.py"
     deviations = (
@@ -114,12 +146,21 @@ class McDropoutMethod(Method):
         method, members, rate = self.config.method, plan.fission.exits, self.config.dropout_rate
         self.check(plan.fission)
         model = plan.create(plan.fission.seed)
-        added = _without_dropout(model, plan, weight_layers(model, plan, method))
+        layers = weight_layers(model, plan, method)
         generator = make_generator(plan.fission.seed)
 
         def dropout(p: float, channels: bool = False) -> MemberDropout:
             seed = int(torch.randint(2**62, (), generator=generator))
             return MemberDropout(p, members, seed, channels)
+
+        if self.config.dropout_layers == "last":
+            classifiers = find_classifiers(model, plan, method)
+
+            def make_last(name: str, module: nn.Module) -> nn.Module | None:
+                return DroppedClassifier(module, dropout(rate)) if name in classifiers else None  # type: ignore[arg-type]
+
+            return check_network(replace_layers(model, make_last), plan, method)
+        added = _without_dropout(model, plan, layers)
 
         def make(name: str, module: nn.Module) -> nn.Module | None:
             if isinstance(module, _DROPOUTS) and module.p > 0:
