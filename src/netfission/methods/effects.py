@@ -150,6 +150,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "alpha": _ANY,
     "branch_groups": _ANY,
     "cycling": _ANY,
+    "dropout_layers": _ANY,
     "dropout_rate": _ANY,
     "gamma": _ANY,
     "generations": _ANY,
