@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
+from netfission.export.predictor import make_exportable
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.mc_dropout import MemberDropout
 from netfission.methods.registry import find_method
@@ -116,6 +117,8 @@ def test_before_the_classifier_alone_the_rest_runs_once():
     logits = network(images)
     assert logits.shape == (4, 3, 10)
     assert not torch.equal(logits[:, 0], logits[:, 1]) and torch.equal(logits, network(images))
+    stored = make_exportable(network, images)  # for a file, which draws nothing
+    torch.testing.assert_close(stored(images), logits)
     few = network(images[:1])
     torch.testing.assert_close(few, logits[:1], rtol=1e-4, atol=1e-5)  # whatever else is in the batch
     macs, once = (count_macs(net, images[:1]).dense for net in (network, plan().create(2)))

@@ -90,10 +90,11 @@ class DroppedClassifier(nn.Module):
         super().__init__()
         self.layer = layer
         self.dropout = dropout
+        self.members = dropout.members
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits of every member."""
-        members = 1 if self.training else self.dropout.members
+        members = 1 if self.training else self.members
         dropped = self.dropout(features.repeat(members, 1))
         logits: Tensor = self.layer(dropped).unflatten(0, (members, -1)).transpose(0, 1)
         return logits
