@@ -140,6 +140,11 @@ def test_a_predictor_gives_what_the_network_gave(run_of, tables, tmp_path, task)
     again = Predictor.from_pretrained(tmp_path / "copy")
     assert again.predict(pixels).records() == predictor.predict(pixels).records()
     assert again.calibration == predictor.calibration
+    with torch.no_grad():
+        next(again.network.parameters()).mul_(1.01)  # as further training would
+    with pytest.raises(ValueError, match=r"^calibration must be of the network's weights, got one of others"):
+        again.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="save_directory must be another folder than a run's"):
         predictor.save_pretrained(run_of(task))
 
@@ -227,7 +232,8 @@ def test_an_unknown_task_is_refused(capsys):
         ["evaluate", "--cascade"],
         ["evaluate", "--ood", "inverted"],
         ["evaluate", "--data", "digits"],
-        ["predict", "a.png", "--risk", "0.1"],
+        ["predict", "a.png", "--risk", "0"],
+        ["predict", "a.png", "--delta", "0"],
     ],
     ids=" ".join,
 )
