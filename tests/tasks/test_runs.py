@@ -44,7 +44,7 @@ def test_what_can_be_learned_is_learned(run_of):
     numbers = json.loads((run_of("regression") / "evaluation.json").read_text())
     assert numbers["ensemble"]["mae"] < 0.2  # 0.27 for the mean of all images
     pixels = json.loads((run_of("segmentation") / "evaluation.json").read_text())
-    assert pixels["ensemble"]["mean_iou"] > 0.6
+    assert pixels["ensemble"]["mean_iou"] > 0.4  # 0.18 for one class everywhere
 
 
 @pytest.mark.parametrize("task", WITH_TABLE)
