@@ -201,6 +201,16 @@ def test_masks_without_a_photograph_are_left_out(folder: Path) -> None:
                 {"format": "TIFF", "compression": "jpeg"},
             )
         ),
+        *(
+            (
+                lambda folder, number=number: Image.fromarray(
+                    np.where(mask(1) == 1, number, 0).astype(np.int32)
+                ).save(folder / "val" / "masks" / "c.png", format="TIFF"),
+                {},
+                rf"c\.png must be a mask of numbers from 0 to 255, got {number}$",
+            )
+            for number in (-1, 256)
+        ),
         (lambda folder: None, {"classes": ["road"]}, "classes must be two or more, got 1 in [^;]*$"),
         (lambda folder: None, {"classes": []}, "classes must be two or more, got 0 in [^;]*$"),
         (

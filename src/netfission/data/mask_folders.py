@@ -35,8 +35,7 @@ CLASS_NAMES = "classes.txt"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photographs")
 _MASK_FOLDERS = ("masks", "mask", "labels", "annotations")
 # Pillow's names of formats, and of compressions in TIFF, that may change the numbers of pixels.
-_LOSSY = {"AVIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "WEBP"}
-_LOSSY_COMPRESSIONS = {"jpeg", "tiff_jpeg", "webp"}
+_LOSSY = {"AVIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "WEBP", "jpeg", "tiff_jpeg", "webp"}
 _ONE_INTEGER = (
     "1",
     "L",
@@ -466,19 +465,19 @@ def _size(file: str) -> tuple[int, int]:
 
 def _read_mask(file: str) -> Tensor:
     with _readable(file), open_image(Path(file)) as image:
-        compression = image.info.get("compression")
-        lossy = compression if compression in _LOSSY_COMPRESSIONS else image.format
+        lossy = _LOSSY & {image.format, image.info.get("compression")}
         numbers = np.array(load(image)) if image.mode in _ONE_INTEGER else None
-    if lossy in _LOSSY | _LOSSY_COMPRESSIONS:
+    if lossy:
         expected = "a mask in a format without loss, such as PNG"
         hint = "other formats change the numbers of pixels"
-        raise invalid(printable(file), expected, found=str(lossy).upper(), hint=hint)
+        raise invalid(printable(file), expected, found=" ".join(lossy).upper(), hint=hint)
     if numbers is None:
         expected = "a mask of one channel, whose pixels are class numbers"
         hint = "convert its colours to numbers"
         raise invalid(printable(file), expected, found=f"an image of mode {image.mode}", hint=hint)
-    if numbers.min() < 0 or numbers.max() > 255:
-        raise invalid(printable(file), "a mask of numbers from 0 to 255", found=f"{numbers.max()}")
+    for number in (numbers.min(), numbers.max()):
+        if not 0 <= number <= 255:
+            raise invalid(printable(file), "a mask of numbers from 0 to 255", found=f"{number}")
     return torch.from_numpy(numbers.astype(np.uint8))
 
 
