@@ -161,11 +161,13 @@ def _targets(settings: Namespace, out: Path, folder: Path) -> str:
     from netfission.runs.folder import RunFolder
 
     predictor = Predictor.from_pretrained(folder)
-    given = answer_options(settings) | {"cascade": settings.cascade}
+    given = given_options(settings)
+    if settings.cascade:
+        given["cascade"] = True
     if settings.precision != "float32":
         given["precision"] = settings.precision
     for name, value in given.items():
-        if value is not None and value is not False and name not in predictor.task.options:
+        if name not in predictor.task.options:
             raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
     if settings.images:
         images, source = sample_folder(predictor, Path(settings.images), TARGET_IMAGES), settings.images

@@ -485,8 +485,8 @@ class Segmentation(Task):
         """Predict the classes of pixels.
 
         Raises:
-            ValueError: a coverage is given, which pixels do not have, outputs are not finite, or there is not one
-                size per image.
+            ValueError: a coverage is given, which pixels do not have, outputs are not finite, or there is not
+                one size per image.
         """
         if coverage is not None:
             raise invalid("coverage", f"left out with task={self.name}", coverage)
