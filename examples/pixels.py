@@ -97,7 +97,7 @@ def main() -> None:
     classes = len(data.classes)
     model = create_model(chosen.model, classes) if chosen.model else UNet(classes)
 
-    images, masks = batch(data.train, [0, 1])
+    images, masks = batch(data.train, [0, -1])
     net = nf.fission(model, exits=3, grouping="channels", example_input=normalised(images, data))
     print(net.summary())
 
@@ -105,10 +105,12 @@ def main() -> None:
     transform = MaskTransform(data.shape[1:], scale=(0.8, 1.25), flip=flip, void=data.void)
     criterion = nf.EnsembleDistillationLoss(ignore_index=data.void)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    steps = chosen.epochs * (len(data.train) // 8)
+    batch_size = min(8, len(data.train))
+    batches = len(data.train) // batch_size
+    steps = chosen.epochs * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     for _ in tqdm(range(chosen.epochs), unit="epoch"):
-        for rows in torch.randperm(len(data.train)).split(8)[: len(data.train) // 8]:
+        for rows in torch.randperm(len(data.train)).split(batch_size)[:batches]:
             images, masks = batch(data.train, rows.tolist(), transform)
             logits = net(normalised(images, data))  # (batch, exits, classes, height, width)
             loss = criterion(logits, masks)

@@ -524,8 +524,9 @@ def test_a_network_is_described_as_training_left_it():
 def test_a_folder_holds_nothing_of_the_network_before(finished_run, small, tmp_path):
     nf.Classifier.from_pretrained(finished_run).save_pretrained(tmp_path)
     readme = (tmp_path / "README.md").read_bytes()
-    with pytest.warns(UserWarning, match=r"README.md stays as it is"):
+    with pytest.warns(UserWarning, match=r"README.md stays as it is") as warned:
         nf.Classifier.from_network(small, **GOOD).save_pretrained(tmp_path)
+    assert warned[0].filename == __file__
     again = nf.Classifier.from_pretrained(tmp_path)
     assert (again.temperature, again.calibration, again.evaluation) == (1.0, None, None)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}

@@ -49,8 +49,6 @@ def test_splits_classes_and_pixels(folder: Path) -> None:
     pixels, classes = data.train[1]
     assert (pixels.dtype, classes.dtype) == (torch.uint8, torch.int64)
     assert classes[:, 0].tolist() == [2, 255, 255, 0, 0, 0]
-    weights = data.class_weights() * torch.tensor([56, 8, 16])
-    torch.testing.assert_close(weights, torch.full((3,), 80 / 3))
     both = torch.stack([pixels for pixels, _ in (data.train[0], data.train[1])]) / 255
     assert data.mean == pytest.approx(both.mean((0, 2, 3)).tolist())
     assert data.std == pytest.approx(both.std((0, 2, 3), correction=0).tolist())
@@ -89,7 +87,49 @@ def test_masks_of_other_types_hold_numbers_too(folder: Path) -> None:
 def test_a_class_that_never_occurs_is_warned_of(folder: Path) -> None:
     with pytest.warns(UserWarning, match="no training pixel is of sky$"):
         data = load_masks(folder, classes=["road", "tree", "car", "sky"])
-    assert data.class_weights()[3] == 0
+    assert data.pixels["train"] == [56, 8, 16, 0, 16]
+
+
+def test_a_class_that_is_numbered_as_void_is_told_of(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path, split, "a", mask(255, 255))
+    told = "255 is void, the number of 16 training pixels: number the classes from 0$"
+    with pytest.raises(ValueError, match=f"classes must be two or more, got 1 in .*; {told}"):
+        load_masks(tmp_path)
+    with pytest.warns(UserWarning, match=f"no training pixel is of object; {told}"):
+        load_masks(tmp_path, classes=["back", "object"])
+
+
+def test_void_pixels_take_memory_too(folder: Path) -> None:
+    needed = 4 * 4 * SIZE[0] * SIZE[1]  # bytes of four photographs and masks
+    for limit, held in ((needed - 1, False), (needed, True)):
+        data = load_masks(folder, memory_limit=limit)
+        assert all(
+            (split[0][0] is not None) and bool(split._decoded) == held for split in data.splits.values()
+        )
+
+
+@pytest.mark.parametrize("memory_limit", [0, 10**6])
+def test_what_is_returned_may_be_changed(folder: Path, memory_limit: int) -> None:
+    data = load_masks(folder, memory_limit=memory_limit)
+    before = [part.clone() for part in data.train[0]]
+    for part in data.train[0]:
+        part.zero_()
+    assert all(map(torch.equal, data.train[0], before))
+
+
+@pytest.mark.parametrize("fit", [None, (4, 4)])
+def test_a_mask_that_has_changed_since_is_refused(folder: Path, fit: tuple[int, int] | None) -> None:
+    split = load_masks(folder, memory_limit=0).train
+    write(folder, "train", "a", mask(1), (60, 80))
+    with pytest.raises(ValueError, match=r"a.png must be of the size of its photograph \(60×80\), got 6×8$"):
+        _ = (split if fit is None else split.fitted(fit))[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_names_of_classes_may_be_written_by_any_editor(folder: Path, encoding: str) -> None:
+    (folder / "classes.txt").write_bytes("Straße \r\nsky\r\ncar\r\n\r\n".encode(encoding))
+    assert load_masks(folder).classes == ["Straße", "sky", "car"]
 
 
 def test_a_mask_of_void_alone_is_warned_of(folder: Path) -> None:
@@ -136,11 +176,73 @@ def test_masks_without_a_photograph_are_left_out(folder: Path) -> None:
             {},
             r"a.png must be a readable image, got data that cannot be read",
         ),
-        (lambda folder: None, {"classes": ["road"]}, "classes must be two or more, got 1 in"),
+        (
+            lambda folder: Image.fromarray(mask(1)).save(folder / "train" / "masks" / "a.tif"),
+            {},
+            r"masks must be a folder of files with different names up to the ending, got a\.png and a\.tif$",
+        ),
+        (
+            lambda folder: Image.new("RGB", SIZE[::-1]).save(folder / "train" / "images" / "a.bmp"),
+            {},
+            r"images must be a folder of files with different names up to the ending, got a\.bmp and a\.png$",
+        ),
+        *(
+            (
+                lambda folder, kind=kind: Image.fromarray(mask(1)).save(
+                    folder / "val" / "masks" / "c.png", **kind
+                ),
+                {},
+                r"c\.png must be a mask in a format without loss, such as PNG, got "
+                f"{kind.get('compression', kind['format']).upper()};",
+            )
+            for kind in (
+                {"format": "JPEG", "quality": 100},
+                {"format": "JPEG2000"},
+                {"format": "TIFF", "compression": "jpeg"},
+            )
+        ),
+        *(
+            (
+                lambda folder, number=number: Image.fromarray(
+                    np.where(mask(1) == 1, number, 0).astype(np.int32)
+                ).save(folder / "val" / "masks" / "c.png", format="TIFF"),
+                {},
+                rf"c\.png must be a mask of numbers from 0 to 255, got {number}$",
+            )
+            for number in (-1, 256)
+        ),
+        (lambda folder: None, {"classes": ["road"]}, "classes must be two or more, got 1 in [^;]*$"),
+        (lambda folder: None, {"classes": []}, "classes must be two or more, got 0 in [^;]*$"),
+        (
+            lambda folder: None,
+            {"classes": [str(n) for n in range(300)]},
+            "classes must be at most 255, got 299",
+        ),
+        (lambda folder: None, {"classes": "road"}, "classes must be a list of names, got 'road'"),
+        (
+            lambda folder: None,
+            {"classes": ["road", 1]},
+            r"classes must be a list of names, got \['road', 1\]",
+        ),
+        (
+            lambda folder: None,
+            {"classes": ["road", "sky", "road"]},
+            "classes must be names that all differ, got 'road' twice",
+        ),
         (
             lambda folder: (folder / "classes.txt").write_text("road\nroad\n"),
             {},
-            r"classes.txt must be a list of distinct names, one per line, got a name twice",
+            r"classes.txt must be names that all differ, got 'road' twice",
+        ),
+        (
+            lambda folder: (folder / "classes.txt").write_text("road\n\nsky\ncar\n"),
+            {},
+            r"classes.txt must be names that all differ, got '' as class 1",
+        ),
+        (
+            lambda folder: (folder / "classes.txt").write_bytes("Straße\nsky\n".encode("latin-1")),
+            {},
+            r"classes.txt must be a text in UTF-8, got other bytes",
         ),
     ],
 )
@@ -223,8 +325,45 @@ def test_beyond_the_photograph_is_void() -> None:
     assert classes.equal(again[1])
 
 
-def test_bad_transforms_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"scale must be two positive factors, the smaller first, got"):
-        MaskTransform((8, 8), scale=(2, 1))
-    with pytest.raises(ValueError, match=r"color_jitter must be in \[0, 1\], got 2"):
-        MaskTransform((8, 8), color_jitter=2)
+def test_what_a_transform_returns_is_a_copy() -> None:
+    pair = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64)
+    for part in MaskTransform((4, 4), scale=(1, 1), flip=False)(*pair, seed=0):
+        part += 1
+    assert not any(part.any() for part in pair)
+
+
+@given(size=st.tuples(st.integers(8, 16), st.integers(8, 16)), factor=st.sampled_from([0.25, 0.5, 1.5, 3.0]))
+@settings(max_examples=30, deadline=None)
+def test_a_scaled_mask_is_where_its_photograph_is(size: tuple[int, int], factor: float) -> None:
+    inner = [max(1, round(factor * side)) for side in size]
+    ramp = torch.arange(size[0] * size[1]).view(size)
+    pixels = ramp.to(torch.uint8).expand(3, *size).contiguous()
+    transform = MaskTransform((inner[0], inner[1]), scale=(factor, factor), flip=False)
+    _, scaled = transform(pixels, ramp, seed=0)
+    places = [((torch.arange(n) + 0.5) * side / n).long() for n, side in zip(inner, size, strict=True)]
+    assert scaled.equal(ramp[places[0]][:, places[1]])  # the pixel in whose square each centre lies
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": (2, 1)}, r"scale must be two positive factors, the smaller first, got \(2, 1\)"),
+        (
+            {"scale": (1, float("inf"))},
+            r"scale must be two positive factors, the smaller first, got \(1, inf\)",
+        ),
+        ({"scale": (1,)}, r"scale must be two positive factors, the smaller first, got \(1,\)"),
+        ({"color_jitter": 2}, r"color_jitter must be in \[0, 1\], got 2"),
+        ({"size": (0, 8)}, r"size must be a positive height and width, got \(0, 8\)"),
+        ({"size": (8,)}, r"size must be a positive height and width, got \(8,\)"),
+        ({"size": (8, 8.5)}, r"size must be a positive height and width, got \(8, 8\.5\)"),
+    ],
+)
+def test_bad_transforms_are_refused(settings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskTransform(**{"size": (8, 8)} | settings)
+
+
+def test_a_pair_of_different_sizes_is_not_transformed() -> None:
+    with pytest.raises(ValueError, match=r"mask must be of the photograph's size \(6×8\), got 8×6"):
+        MaskTransform((4, 4))(torch.zeros(3, 6, 8, dtype=torch.uint8), torch.zeros(8, 6).long(), seed=0)

@@ -60,3 +60,15 @@ def test_a_network_that_classifies_pixels(run, tmp_path):
     assert float(printed.split("pixel_accuracy ")[1].split(",")[0]) > 0.6  # all background: 0.55
     for name in ("classes", "entropy", "mutual-information"):
         assert (tmp_path / "pixels" / f"{name}.png").is_file()
+
+
+def test_a_network_that_classifies_the_pixels_of_few_photographs(run, tmp_path):
+    random = np.random.default_rng(0)
+    for split, count in (("train", 2), ("test", 1)):
+        for number in range(count):
+            mask = random.integers(0, 2, (16, 16), np.uint8)
+            for kind, pixels in (("images", 200 * mask), ("masks", mask)):
+                file = tmp_path / "few" / split / kind / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(file)
+    assert "pixel_accuracy" in run("pixels.py", "few", "--epochs", "1")

@@ -106,6 +106,7 @@ def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
     [
         ("--opset 7", "opset must be an integer from 18 to 23, got 7"),
         ("--opset 99", "opset must be an integer from 18 to 23, got 99"),
+        ("--opset 0 --format pt2", "--opset must be left out unless --format is onnx, got 0"),
         ("--opset 20 --format pt2", "--opset must be left out unless --format is onnx, got 20"),
         ("--cascade --format pt2", "--cascade must be left out unless --format is onnx, got True"),
         (

@@ -44,7 +44,7 @@ def test_what_can_be_learned_is_learned(run_of):
     numbers = json.loads((run_of("regression") / "evaluation.json").read_text())
     assert numbers["ensemble"]["mae"] < 0.2  # 0.27 for the mean of all images
     pixels = json.loads((run_of("segmentation") / "evaluation.json").read_text())
-    assert pixels["ensemble"]["mean_iou"] > 0.6
+    assert pixels["ensemble"]["mean_iou"] > 0.4  # 0.18 for one class everywhere
 
 
 @pytest.mark.parametrize("task", WITH_TABLE)
@@ -140,6 +140,11 @@ def test_a_predictor_gives_what_the_network_gave(run_of, tables, tmp_path, task)
     again = Predictor.from_pretrained(tmp_path / "copy")
     assert again.predict(pixels).records() == predictor.predict(pixels).records()
     assert again.calibration == predictor.calibration
+    with torch.no_grad():
+        next(again.network.parameters()).mul_(1.01)  # as further training would
+    with pytest.raises(ValueError, match=r"^calibration must be of the network's weights, got one of others"):
+        again.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="save_directory must be another folder than a run's"):
         predictor.save_pretrained(run_of(task))
 
@@ -227,7 +232,8 @@ def test_an_unknown_task_is_refused(capsys):
         ["evaluate", "--cascade"],
         ["evaluate", "--ood", "inverted"],
         ["evaluate", "--data", "digits"],
-        ["predict", "a.png", "--risk", "0.1"],
+        ["predict", "a.png", "--risk", "0"],
+        ["predict", "a.png", "--delta", "0"],
     ],
     ids=" ".join,
 )

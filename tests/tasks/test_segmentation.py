@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import warnings
 import weakref
 
 import numpy as np
@@ -251,6 +252,34 @@ def test_photographs_of_other_shapes_are_fitted_whole(folder):
     assert (image[:, :, :4] > 100).all() and (image[:, :, 4:] == 0).all()
 
 
+def test_copies_of_training_photographs_are_told_of(folder):
+    data = load_mask_data(str(folder))
+    assert data.summary.test.in_training == 1  # all are grey
+    assert any(line.startswith("1 of 1 test image has the same content") for line in data.summary.warnings)
+    unchecked = load_mask_data(str(folder), checks=False).summary
+    assert (unchecked.test.in_training, unchecked.warnings) == (0, [])
+
+
+def test_a_class_that_is_held_out_as_a_whole_is_warned_of(folder):
+    write_pair(folder, "train", 0, halves(0, 1, 2, 3))
+    (folder / "classes.txt").write_text("void\nroad\nsky\ncar\n")
+    told = "no training pixel is of car, as all that are were held out for validation; choose another seed"
+    warned = set()
+    for seed in range(8):
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            data = load_mask_data(str(folder), validation=0.5, seed=seed)
+        has_car = bool(data.summary.train.images_per_class[2])
+        assert [str(warning.message) for warning in caught] == ([] if has_car else [told])
+        warned.add(has_car)
+    assert warned == {False, True}
+
+
+@pytest.mark.parametrize("validation", [-0.1, 1, 1.5])
+def test_a_share_is_below_one(folder, validation):
+    with pytest.raises(ValueError, match=rf"validation must be a share in \[0, 1\), got {validation}"):
+        load_mask_data(str(folder), validation=validation)
+
+
 def test_few_photographs_cannot_be_held_out(folder):
     with pytest.raises(ValueError, match=r"validation must be 0, or a share that holds out photographs, got"):
         load_mask_data(str(folder), validation=0.01)
@@ -342,11 +371,31 @@ def test_numbers_of_masks_are_kept(folder, settings_for, tmp_path):
     assert again.task.numbers == [1, 2] and again.calibration == predictor.calibration
 
 
+@pytest.mark.parametrize("sizes", [[(10, 20)], [(10, 20), (4, 4), (4, 4)]])
+def test_each_image_has_a_size(sizes):
+    logits, _ = random_maps(0, images=2)
+    with pytest.raises(ValueError, match=f"sizes must be 2, one per image, got {len(sizes)}"):
+        Segmentation(NAMES).predict(logits, average="logits", sizes=sizes)
+
+
+def test_maps_replace_only_maps(run_of, tables, tmp_path, capsys):
+    shutil.copytree(tables / "masks" / "test", tmp_path / "test")
+    images, masks = tmp_path / "test" / "images", tmp_path / "test" / "masks"
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    command = ["predict", str(run_of("segmentation")), str(images), "--out"]
+    assert main([*command, str(masks)]) == 2
+    error = capsys.readouterr().err
+    assert "--out must be a folder in which no map replaces another file, got that of" in error
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+    for _ in range(2):  # the second time in place of the first
+        assert main([*command, str(tmp_path / "maps")]) == 0
+
+
 def test_maps_replace_neither_images_nor_one_another(run_of, tables, tmp_path, capsys):
     image, other = tables / "61.png", tables / "masks" / "test" / "images" / "61.png"
     run = str(run_of("segmentation"))
     for images, out, told in (
-        ([image], tables, "--out must be a folder in which no map replaces an image, got that of"),
+        ([image], tables, "--out must be a folder in which no map replaces another file, got that of"),
         ([image, other], tmp_path / "maps", "images must be files of different names, since maps are named"),
         ([image], run_of("segmentation"), "--out must be another folder than a run's"),
         ([image], tmp_path / "maps.csv", "--out must be a folder for maps"),

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from operator import index
 from pathlib import Path
@@ -17,7 +17,6 @@ from netfission.classifier.folder import (
     NetworkSpec,
     WeightsError,
     network_state,
-    state_sha256,
 )
 from netfission.classifier.hub import upload
 from netfission.classifier.image_network import ImageNetwork, find_folder
@@ -33,7 +32,6 @@ from netfission.evaluation.p_values import DEFAULT_DETECTOR, Detector, DetectorS
 from netfission.network import FissionNetwork, check_network
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import first_line, invalid
-from netfission.utils.files import write_together
 
 T = TypeVar("T")
 
@@ -79,8 +77,8 @@ class Classifier(ImageNetwork):
         evaluation: Evaluation | None = None,
         recipe: RunConfig | None = None,
     ) -> None:
-        super().__init__(network, spec)
-        self.calibration = calibration
+        super().__init__(network, spec, calibration)
+        self.calibration: Calibration | None
         self.evaluation = evaluation
         self.recipe = recipe
 
@@ -434,20 +432,15 @@ class Classifier(ImageNetwork):
             OSError: it cannot be written.
             ConnectionError: see `push_to_hub`.
         """
-        folder = ModelFolder(Path(save_directory))
-        if folder.config.is_file():
-            raise invalid("save_directory", "another folder than a run's", found=str(save_directory))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        files = folder.network_files(self.network, self.spec)
-        if self.calibration is not None:
-            calibration = self._calibration_of_weights()
-            files[folder.calibration] = stamp_json(calibration.to_json())
+        self.write_files(save_directory)
+        return self.push_to_hub(repo_id or Path(save_directory).name, **settings) if push_to_hub else None
+
+    def files(self, folder: ModelFolder) -> dict[Path, str | bytes]:
+        """Return the content of the network's files in a folder, by path; see `save_pretrained`."""
+        files = super().files(folder)
         if self.evaluation is not None:
             files[folder.evaluation] = stamp_json(self.evaluation.to_json())
-        files |= self._readme(folder.readme)
-        replaces = folder.weights.is_file()
-        write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
-        return self.push_to_hub(repo_id or folder.path.name, **settings) if push_to_hub else None
+        return files | self._readme(folder.readme)
 
     def push_to_hub(
         self,
@@ -486,19 +479,6 @@ class Classifier(ImageNetwork):
             create_pr=create_pr,
         )
 
-    def _calibration_of_weights(self) -> Calibration:
-        """Return the calibration with the digest of the weights; refuse it if it has another."""
-        assert self.calibration is not None
-        digest = state_sha256(network_state(self.network))
-        if self.calibration.weights not in ("", digest):
-            raise invalid(
-                "calibration",
-                "of the network's weights",
-                found=f"one of others (SHA-256 {self.calibration.weights[:12]}…)",
-                hint="fit it again with Calibration.fit, or set it to None",
-            )
-        return replace(self.calibration, weights=digest)
-
     def _readme(self, path: Path) -> dict[Path, str]:
         """Return the README by its path, or {} if there is one; warn if that describes another network."""
         text = model_card(self.spec, self.calibration, self.evaluation, self.recipe)
@@ -506,7 +486,7 @@ class Classifier(ImageNetwork):
             return {path: text}
         if path.read_bytes() != text.encode():
             warnings.warn(
-                f"{path} stays as it is; remove it to have one of this network written", stacklevel=3
+                f"{path} stays as it is; remove it to have one of this network written", stacklevel=5
             )
         return {}
 

@@ -1,16 +1,20 @@
 """A trained network with the preparation of its images."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from netfission.classifier.folder import ModelFolder, NetworkSpec
+from netfission.classifier.folder import ModelFolder, NetworkSpec, network_state, state_sha256
 from netfission.classifier.hub import download
 from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
+from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
+from netfission.utils.files import write_together
 
 
 class ImageNetwork(nn.Module):
@@ -19,12 +23,14 @@ class ImageNetwork(nn.Module):
     Attributes:
         network: normalised images → outputs `(batch, exits, outputs)`.
         spec: the description of the network.
+        calibration: what was learned from images that were held out; None without them.
     """
 
-    def __init__(self, network: nn.Module, spec: NetworkSpec) -> None:
+    def __init__(self, network: nn.Module, spec: NetworkSpec, calibration: Any = None) -> None:
         super().__init__()
         self.network = network
         self.spec = spec
+        self.calibration = calibration
         self._normalise = Normalisation(spec.mean, spec.std)
         self.eval()
 
@@ -71,6 +77,43 @@ class ImageNetwork(nn.Module):
             raise invalid("pixels", expected, found=type(pixels).__name__)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or list(pixels.shape[1:]) != self.spec.shape:
             raise invalid("pixels", expected, found=f"{pixels.dtype} of shape {tuple(pixels.shape)}")
+
+    def write_files(self, save_directory: str | Path) -> None:
+        """Write the files of `files` into a folder, in place of those of a network that it held before.
+
+        All files are on disk before the first gets its name, so that nothing changes if the disk is full.
+
+        Args:
+            save_directory: the folder; made if it does not exist.
+
+        Raises:
+            ValueError: the folder is that of a run, or the calibration is of other weights, as before further
+                training.
+            OSError: it cannot be written.
+        """
+        folder = ModelFolder(Path(save_directory))
+        if folder.config.is_file():
+            raise invalid("save_directory", "another folder than a run's", found=str(save_directory))
+        files = self.files(folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        replaces = folder.weights.is_file()
+        write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
+
+    def files(self, folder: ModelFolder) -> dict[Path, str | bytes]:
+        """Return the content of the network's files in a folder, by path; ValueError as of `write_files`."""
+        files = folder.network_files(self.network, self.spec)
+        if self.calibration is None:
+            return files
+        digest = state_sha256(network_state(self.network))
+        if self.calibration.weights not in ("", digest):
+            raise invalid(
+                "calibration",
+                "of the network's weights",
+                found=f"one of others (SHA-256 {self.calibration.weights[:12]}…)",
+                hint="fit it again, or set it to None",
+            )
+        calibration = replace(self.calibration, weights=digest)
+        return files | {folder.calibration: stamp_json(calibration.to_json())}
 
 
 def find_folder(

@@ -1,19 +1,16 @@
 """A trained network of another task than classification, with all that is needed to use it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from PIL import Image
 from torch import Tensor, nn
 
-from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec, network_state, state_sha256
+from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec
 from netfission.classifier.image_network import ImageNetwork, find_folder
 from netfission.tasks.base import TargetPredictions
-from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_together
 
 
 class Predictor(ImageNetwork):
@@ -37,9 +34,8 @@ class Predictor(ImageNetwork):
     """
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, calibration: Any = None) -> None:
-        super().__init__(network, spec)
+        super().__init__(network, spec, calibration)
         self.task = spec.find_task()
-        self.calibration = calibration
 
     @classmethod
     def from_pretrained(
@@ -81,19 +77,11 @@ class Predictor(ImageNetwork):
             save_directory: the folder; made if it does not exist.
 
         Raises:
-            ValueError: the folder is that of a run.
+            ValueError: the folder is that of a run, or the calibration is of other weights, as before further
+                training.
             OSError: it cannot be written.
         """
-        folder = ModelFolder(Path(save_directory))
-        if folder.config.is_file():
-            raise invalid("save_directory", "another folder than a run's", found=str(save_directory))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        files = folder.network_files(self.network, self.spec)
-        if self.calibration is not None:
-            digest = state_sha256(network_state(self.network))
-            files[folder.calibration] = stamp_json(replace(self.calibration, weights=digest).to_json())
-        replaces = folder.weights.is_file()
-        write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
+        self.write_files(save_directory)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Convert any image to the network's size and channels: uint8 `(channels, height, width)`.

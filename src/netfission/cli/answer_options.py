@@ -65,3 +65,18 @@ ANSWER_OPTIONS = ("risk", "delta", "coverage", "score", "class_wise", "accept_fa
 def answer_options(settings: Any) -> dict[str, Any]:
     """Return the values of the flags that `add_answer_options` adds."""
     return {name: getattr(settings, name) for name in ANSWER_OPTIONS}
+
+
+def given_options(settings: Any) -> dict[str, Any]:
+    """Return those of `answer_options` that were asked for, 0 among them.
+
+    Example:
+        >>> from argparse import Namespace
+        >>> given_options(Namespace(**dict.fromkeys(ANSWER_OPTIONS) | {"risk": 0.0, "class_wise": False}))
+        {'risk': 0.0}
+    """
+    return {
+        name: value
+        for name, value in answer_options(settings).items()
+        if value is not None and value is not False
+    }

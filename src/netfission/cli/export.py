@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from netfission.cli.answer_options import add_answer_options, answer_options
+from netfission.cli.answer_options import add_answer_options, answer_options, given_options
 from netfission.cli.parser import Parser, flag_name
 from netfission.config import RunConfig
 from netfission.utils.errors import invalid
@@ -111,13 +111,13 @@ def _check_together(settings: Namespace) -> None:
     """Raise ValueError if settings do not go together."""
     if settings.format == "pt2":
         for name in ("opset", "cascade"):
-            if value := getattr(settings, name):
+            value = getattr(settings, name)
+            if value is not None and value is not False:
                 raise invalid(flag_name(name), "left out unless --format is onnx", value)
         if settings.precision == "int8":
             raise invalid("--precision", "float32 or fp16 unless --format is onnx", settings.precision)
-    for name, value in answer_options(settings).items():
-        asked = value is not None and value is not False  # a risk of 0 is asked for, too
-        if asked and settings.cascade:
+    if settings.cascade:
+        for name, value in given_options(settings).items():
             raise invalid(flag_name(name), "left out with --cascade", value)
     if settings.precision != "float32":
         if settings.cascade:
@@ -161,11 +161,13 @@ def _targets(settings: Namespace, out: Path, folder: Path) -> str:
     from netfission.runs.folder import RunFolder
 
     predictor = Predictor.from_pretrained(folder)
-    given = answer_options(settings) | {"cascade": settings.cascade}
+    given = given_options(settings)
+    if settings.cascade:
+        given["cascade"] = True
     if settings.precision != "float32":
         given["precision"] = settings.precision
     for name, value in given.items():
-        if value is not None and value is not False and name not in predictor.task.options:
+        if name not in predictor.task.options:
             raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
     if settings.images:
         images, source = sample_folder(predictor, Path(settings.images), TARGET_IMAGES), settings.images

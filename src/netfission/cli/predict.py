@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from netfission.cli.answer_options import add_answer_options, answer_options
+from netfission.cli.answer_options import add_answer_options, answer_options, given_options
 from netfission.cli.parser import Parser, flag_name
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import choose_format, write_whole
@@ -94,8 +94,8 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
 
     with without_collection(), without_compiler():
         predictor = Predictor.from_folder(folder)
-    for name, value in answer_options(settings).items():
-        if value and name not in predictor.task.options:
+    for name, value in given_options(settings).items():
+        if name not in predictor.task.options:
             raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
     if settings.probabilities:
         expected = f"left out for a run of task={predictor.task.name}"

@@ -3,16 +3,17 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from netfission.data.checks import Copies, compare_splits
 from netfission.data.load import MEMORY_LIMIT, VALIDATION_SHARE, ImageData
 from netfission.data.mask_folders import MaskData, MaskSplit, load_masks
 from netfission.data.split_names import SplitName
-from netfission.data.splits import TensorSplit, stratified_cut
-from netfission.data.summary import CUT, DataSummary, SplitSummary
+from netfission.data.splits import FileRecords, StreamedSplit, TensorSplit, stratified_cut
+from netfission.data.summary import CUT, DataSummary, SplitSummary, count_classes
 from netfission.data.targets import MASKS
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.text import percent, printable
@@ -26,6 +27,7 @@ def load_mask_data(
     seed: int = 0,
     void: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    checks: bool = True,
 ) -> ImageData:
     """Load a folder of photographs and masks, and hold out a validation split if it has none.
 
@@ -42,16 +44,21 @@ def load_mask_data(
         void: see `netfission.data.mask_folders.load_masks`.
         memory_limit: bytes of pixels and masks up to which they are held in memory, default 2 GiB; larger
             data sets are decoded on access.
+        checks: look for photographs that are in two splits, which reads a part of many files. If False, the
+            summary has no warnings and counts no copies.
 
     Raises:
         ValueError: an argument is not valid, photographs differ in size, or see `load_masks`.
         FileNotFoundError: the folder does not exist.
 
     Warns:
-        UserWarning: a validation split replaces a share other than 0.1, or see `load_masks`.
+        UserWarning: a validation split replaces a share other than 0.1, all photographs of a class were held
+            out, or see `load_masks`.
     """
     if image_size is not None:
         check_positive_integer("image_size", image_size)
+    if not 0 <= validation < 1:
+        raise invalid("validation", "a share in [0, 1)", validation)
     found = load_masks(name, void=void, memory_limit=0)
     if image_size is None and found.shape is None:
         hint = f"those of {printable(name)} differ"
@@ -75,7 +82,7 @@ def load_mask_data(
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits["test"],
-        summary=_summarise(found, rows, parts),
+        summary=_summarise(found, rows, parts, _copies(parts, name) if checks else Copies({}, [])),
         numbers=found.numbers,
     )
 
@@ -102,6 +109,11 @@ def _rows(found: MaskData, validation: float, seed: int) -> dict[SplitName, list
             what = "photographs with a labelled pixel" if len(cut) else "photographs"
             hint = f"there are {len(found.train)} training photographs"
             raise invalid("validation", f"0, or a share that holds out {what}", validation, hint=hint)
+        lost = found.present["train"].any(dim=0) & ~found.present["train"][rest].any(dim=0)
+        if lost.any():
+            names = count_classes([name for name, gone in zip(found.classes, lost, strict=True) if gone])
+            what = "as all that are were held out for validation; choose another seed"
+            warnings.warn(f"no training pixel is of {names}, {what}", stacklevel=3)
         rows["train"], rows["validation"] = rest.tolist(), cut.tolist()
     return rows
 
@@ -116,8 +128,24 @@ def _decoded(part: MaskSplit) -> TensorSplit:
     return TensorSplit(images, masks)
 
 
+def _copies(parts: Mapping[SplitName, MaskSplit], folder: str) -> Copies:
+    """Find photographs that are in two splits."""
+    photographs = {
+        split: StreamedSplit(
+            FileRecords([photograph for photograph, _ in part.files], np.zeros(len(part), np.int64)),
+            np.arange(len(part)),
+            part.size,
+        )
+        for split, part in parts.items()
+    }
+    return compare_splits(photographs, None, folder)
+
+
 def _summarise(
-    found: MaskData, rows: dict[SplitName, list[int]], parts: dict[SplitName, MaskSplit]
+    found: MaskData,
+    rows: dict[SplitName, list[int]],
+    parts: dict[SplitName, MaskSplit],
+    copies: Copies,
 ) -> DataSummary:
     def summary(split: SplitName) -> SplitSummary:
         is_cut = split == "validation" and found.validation is None
@@ -125,7 +153,8 @@ def _summarise(
         files = [photograph for photograph, _ in parts[split].files]
         origin = CUT if is_cut else os.path.join(found.name, found.origins[split])
         images_per_class: list[int] = present.sum(dim=0).tolist()
-        return SplitSummary(origin, len(files), images_per_class, digest=_digest(files, present.tolist()))
+        copied, digest = copies.in_training.get(split, 0), _digest(files, present.tolist())
+        return SplitSummary(origin, len(files), images_per_class, copied, digest)
 
     left_out = dict(found.left_out)
     if found.validation is not None and "validation" not in rows:
@@ -138,6 +167,7 @@ def _summarise(
         test=summary("test"),
         left_out=left_out,
         remarks=_remarks(found),
+        warnings=copies.remarks,
         targets=MASKS.noun,
         exclusive=MASKS.exclusive,
     )

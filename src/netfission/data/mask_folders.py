@@ -1,8 +1,9 @@
 """Load photographs with masks, images whose pixels are class numbers, as splits of a data set.
 
 A folder holds `SPLIT/images` and `SPLIT/masks`, or `images/SPLIT` and `masks/SPLIT`. A photograph and its
-mask have the same name up to the ending. `classes.txt` in the folder may name the classes, one per line, in
-the order of their numbers from 0; pixels of a class of the name `void` have no class.
+mask have the same name up to the ending. Masks are in a format without loss, such as PNG. `classes.txt` in
+the folder may name the classes, one per line, in the order of their numbers from 0; pixels of a class of the
+name `void` have no class.
 """
 
 import os
@@ -33,6 +34,8 @@ _STATISTICS_IMAGES = 1024
 CLASS_NAMES = "classes.txt"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photographs")
 _MASK_FOLDERS = ("masks", "mask", "labels", "annotations")
+# Pillow's names of formats, and of compressions in TIFF, that may change the numbers of pixels.
+_LOSSY = {"AVIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "WEBP", "jpeg", "tiff_jpeg", "webp"}
 _ONE_INTEGER = (
     "1",
     "L",
@@ -81,16 +84,18 @@ class MaskSplit(DecodedSplit):
         return MaskSplit([self.files[row] for row in chosen], self._table, in_memory=False, size=size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Decode one photograph and its mask.
+        """Decode one photograph and its mask; both are copies of what is in memory.
 
         Raises:
             CorruptImageError: one of them cannot be read.
-            ValueError: the mask has several channels, or another size than the photograph.
+            ValueError: the mask has several channels, or another size than the photograph, or its format may
+                have changed its numbers.
         """
         number = range(len(self))[index]
         pixels, mask = self._decoded.get(number) or _decode(*self.files[number], self._table, self._fitted)
         if self._in_memory:
             self._decoded[number] = pixels, mask
+            pixels = pixels.clone()
         return pixels, mask.long()
 
 
@@ -104,7 +109,8 @@ class MaskData:
         numbers: of the classes in masks, in the order of `classes`: 0, 1, … without that of void.
         shape: channels, height and width of the photographs; None if they differ in size.
         common_size: height and width of most training photographs.
-        mean: one number per channel, of pixels of the training split scaled to [0, 1].
+        mean: one number per channel, of pixels of the training split scaled to [0, 1]: of all photographs if
+            there are fewer than 2,048, else of 1,024 to 2,047 of them at equal distances.
         std: standard deviation, as `mean`.
         train: training split.
         validation: validation split; None if the folder has no such split.
@@ -155,16 +161,6 @@ class MaskData:
         found: dict[SplitName, MaskSplit] = {"train": self.train, "test": self.test}
         return found if self.validation is None else found | {"validation": self.validation}
 
-    def class_weights(self) -> Tensor:
-        """Return weights inverse to the training pixels of each class, whose mean over them is 1.
-
-        Returns:
-            float32 `(classes,)`; 0 for a class without a training pixel.
-        """
-        counts = torch.tensor(self.pixels["train"][:-1], dtype=torch.float64)
-        share = counts.sum() / (counts > 0).sum()
-        return torch.where(counts > 0, share / counts, 0.0).float()
-
 
 def load_masks(
     folder: str | Path,
@@ -183,12 +179,13 @@ def load_masks(
             numbers up to the largest in the training masks. The one whose number is `void` is none of them.
         void: the number in masks of pixels without a class, which may also be that of no pixel; default that
             of the class `void`, or else 255.
-        memory_limit: bytes of decoded pixels up to which splits are held in memory, default 2 GiB; larger
+        memory_limit: bytes of pixels and masks up to which they are held in memory, default 2 GiB; larger
             data sets are decoded at each access.
 
     Raises:
-        ValueError: the folder has another layout, a photograph has no mask, a mask has several channels,
-            another size than its photograph or a number that is no class, or a split has no labelled pixel.
+        ValueError: the folder has another layout, a photograph has no mask or several, a mask has several
+            channels, another size than its photograph, a number that is no class or a format that may have
+            changed its numbers, a split has no labelled pixel, or the names of classes are not valid.
         FileNotFoundError: the folder does not exist.
 
     Warns:
@@ -198,24 +195,26 @@ def load_masks(
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder {printable(name)}")
     pairs, origins, left_out = _find_pairs(Path(folder))
-    listed = list(classes) if classes is not None else _class_names(Path(folder))
+    listed = _class_names(Path(folder)) if classes is None else _checked_names("classes", classes)
     if void is None:
-        lower = [other.casefold() for other in listed]
+        lower = [other.casefold() for other in listed or ()]
         void = lower.index(_VOID_NAME) if _VOID_NAME in lower else VOID
     found = {split: _Counts.of(files, void) for split, files in pairs.items()}
-    listed = listed or [str(number) for number in range(found["train"].classes)]
+    hint = found["train"].void_hint(void) if listed is None else ""
+    if listed is None:
+        listed = [str(number) for number in range(found["train"].classes)]
     numbers = [number for number in range(len(listed)) if number != void]
     names = [listed[number] for number in numbers]
     if len(names) < 2:
-        raise invalid("classes", "two or more", found=f"{len(names)} in {printable(name)}")
+        raise invalid("classes", "two or more", found=f"{len(names)} in {printable(name)}", hint=hint)
     if len(names) > VOID:
         raise invalid("classes", f"at most {VOID}", found=f"{len(names)} in {printable(name)}")
     for split, counts in found.items():
         _check_numbers(counts, len(listed), void)
         if not counts.pixels.sum():
             raise invalid(f"the {split} masks of {printable(name)}", "labelled", found="void pixels alone")
-    _warn(found, names, numbers)
-    needed = 4 * sum(int(counts.pixels.sum()) for counts in found.values())
+    _warn(found, names, numbers, void)
+    needed = 4 * sum(int(counts.pixels.sum()) + counts.void for counts in found.values())
     table = torch.full((256,), VOID, dtype=torch.uint8)
     table[numbers] = torch.arange(len(numbers), dtype=torch.uint8)
     splits = {
@@ -274,8 +273,8 @@ def _find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, s
 def _match(images: Path, masks: Path) -> tuple[Pairs, dict[str, int]]:
     """Pair photographs with masks of the same name, up to the ending."""
     found, of_masks = find_images(images), find_images(masks)
-    by_name = {_stem(path, masks): path for path in of_masks.images}
-    pairs = [(path, by_name.pop(_stem(path, images), "")) for path in found.images]
+    by_name = _by_name(of_masks.images, masks)
+    pairs = [(path, by_name.pop(name, "")) for name, path in _by_name(found.images, images).items()]
     where = printable(os.fspath(images))
     if not pairs:
         raise invalid(where, "a folder with photographs", found="none")
@@ -288,8 +287,16 @@ def _match(images: Path, masks: Path) -> tuple[Pairs, dict[str, int]]:
     return pairs, left_out
 
 
-def _stem(path: str, folder: Path) -> str:
-    return os.path.splitext(os.path.relpath(path, folder))[0]
+def _by_name(paths: Sequence[str], folder: Path) -> dict[str, str]:
+    """Return the files of a folder by their paths within it up to the ending; refuse two of one name."""
+    found: dict[str, str] = {}
+    for path in paths:
+        within = os.path.relpath(path, folder)
+        if (other := found.setdefault(os.path.splitext(within)[0], path)) != path:
+            both = f"{printable(os.path.relpath(other, folder))} and {printable(within)}"
+            expected = "a folder of files with different names up to the ending"
+            raise invalid(printable(os.fspath(folder)), expected, found=both)
+    return found
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -300,16 +307,28 @@ def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
     return next((path for path in _subfolders(folder) if path.name.casefold() in names), None)
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_names(folder: Path) -> list[str] | None:
+    """Return the names in `classes.txt`; None if there is no such file."""
     file = folder / CLASS_NAMES
     if not file.is_file():
-        return []
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(set(names)) < len(names):
-        raise invalid(
-            printable(os.fspath(file)), "a list of distinct names, one per line", found="a name twice"
-        )
-    return names
+        return None
+    where = printable(os.fspath(file))
+    try:
+        text = file.read_bytes().decode("utf-8-sig")  # some editors put a mark before the text
+    except UnicodeDecodeError as error:
+        raise invalid(where, "a text in UTF-8", found="other bytes") from error
+    return _checked_names(where, [line.strip() for line in text.rstrip().splitlines()])
+
+
+def _checked_names(where: str, names: Sequence[str]) -> list[str]:
+    """Return names of classes; refuse an empty one, and one that comes twice."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise invalid(where, "a list of names", names)
+    for number, name in enumerate(names):
+        if name in names[:number] or not name.strip():
+            found = f"{name!r} twice" if name.strip() else f"{name!r} as class {number}"
+            raise invalid(where, "names that all differ", found=printable(found))
+    return list(names)
 
 
 @dataclass(frozen=True)
@@ -345,10 +364,7 @@ class _Counts:
         for row, (photograph, file) in enumerate(files):
             mask = _read_mask(file)
             size = (mask.shape[0], mask.shape[1])
-            if (other := _size(photograph)) != size:
-                shape = f"{size[0]}×{size[1]}"
-                expected = f"of the size of its photograph ({other[0]}×{other[1]})"
-                raise invalid(printable(file), expected, found=shape)
+            _check_size(file, size, _size(photograph))
             sizes[size] += 1
             counts = mask.flatten().long().bincount(minlength=256)
             if 0 <= void < 256:
@@ -365,6 +381,13 @@ class _Counts:
         """Number of masks without a labelled pixel."""
         return int((~self.present.any(dim=1)).sum())
 
+    def void_hint(self, void: int) -> str:
+        """Say what may be wrong if training masks have fewer than two classes; empty without void pixels."""
+        if not self.void:
+            return ""
+        pixels = count_noun(self.void, "training pixel")
+        return f"{void} is void, the number of {pixels}: number the classes from 0"
+
 
 def _check_numbers(counts: _Counts, classes: int, void: int) -> None:
     if outside := [number for number in counts.first if number >= classes]:
@@ -378,10 +401,14 @@ def _check_numbers(counts: _Counts, classes: int, void: int) -> None:
         raise invalid(printable(counts.first[number]), expected, found=f"{number} ({pixels})", hint=hint)
 
 
-def _warn(found: Mapping[SplitName, _Counts], names: Sequence[str], numbers: Sequence[int]) -> None:
+def _warn(
+    found: Mapping[SplitName, _Counts], names: Sequence[str], numbers: Sequence[int], void: int
+) -> None:
     trained = found["train"].pixels[numbers].tolist()
     if absent := [name for name, count in zip(names, trained, strict=True) if not count]:
-        warnings.warn(f"no training pixel is of {count_classes(absent)}", stacklevel=3)
+        message = f"no training pixel is of {count_classes(absent)}"
+        hint = found["train"].void_hint(void) if len(names) - len(absent) == 1 else ""
+        warnings.warn(f"{message}; {hint}" if hint else message, stacklevel=3)
     for split, counts in found.items():
         if counts.all_void:
             masks = count_noun(counts.all_void, f"{split} mask")
@@ -395,7 +422,9 @@ def _decode(photograph: str, mask: str, table: Tensor, size: tuple[int, int] | N
     classes = table[_read_mask(mask).long()]
     own = classes.shape[0], classes.shape[1]
     with _readable(photograph), open_image(Path(photograph)) as image:
-        pixels = to_pixels_within(image, "RGB", size or own)
+        shape = upright_size(image)
+        pixels = to_pixels_within(image, "RGB", size or shape)
+    _check_size(mask, own, shape)
     return pixels, classes if size is None else mask_within(classes, size)
 
 
@@ -422,6 +451,12 @@ def mask_within(classes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.pad(classes[rows][:, columns], padding, value=VOID)
 
 
+def _check_size(mask: str, size: tuple[int, int], photograph: tuple[int, int]) -> None:
+    if size != photograph:
+        expected = f"of the size of its photograph ({photograph[0]}×{photograph[1]})"
+        raise invalid(printable(mask), expected, found=f"{size[0]}×{size[1]}")
+
+
 def _size(file: str) -> tuple[int, int]:
     """Return height and width of a photograph that is turned upright."""
     with _readable(file), open_image(Path(file)) as image:
@@ -430,13 +465,19 @@ def _size(file: str) -> tuple[int, int]:
 
 def _read_mask(file: str) -> Tensor:
     with _readable(file), open_image(Path(file)) as image:
+        lossy = _LOSSY & {image.format, image.info.get("compression")}
         numbers = np.array(load(image)) if image.mode in _ONE_INTEGER else None
+    if lossy:
+        expected = "a mask in a format without loss, such as PNG"
+        hint = "other formats change the numbers of pixels"
+        raise invalid(printable(file), expected, found=" ".join(lossy).upper(), hint=hint)
     if numbers is None:
         expected = "a mask of one channel, whose pixels are class numbers"
         hint = "convert its colours to numbers"
         raise invalid(printable(file), expected, found=f"an image of mode {image.mode}", hint=hint)
-    if numbers.min() < 0 or numbers.max() > 255:
-        raise invalid(printable(file), "a mask of numbers from 0 to 255", found=f"{numbers.max()}")
+    for number in (numbers.min(), numbers.max()):
+        if not 0 <= number <= 255:
+            raise invalid(printable(file), "a mask of numbers from 0 to 255", found=f"{number}")
     return torch.from_numpy(numbers.astype(np.uint8))
 
 

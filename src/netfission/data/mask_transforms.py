@@ -1,5 +1,6 @@
 """Random changes of a photograph and its mask alike, by torchvision."""
 
+import math
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ class MaskTransform:
         from torchvision import tv_tensors
         from torchvision.transforms import v2
 
-        if not 0 < scale[0] <= scale[1]:
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise invalid("size", "a positive height and width", size)
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
             raise invalid("scale", "two positive factors, the smaller first", scale)
         if not 0 <= color_jitter <= 1:
             raise invalid("color_jitter", "in [0, 1]", color_jitter)
@@ -60,19 +63,26 @@ class MaskTransform:
 
         Args:
             pixels: `(3, height, width)` uint8.
-            mask: `(height, width)` int64.
+            mask: `(height, width)` int64, of the same height and width.
             seed: of all random choices.
 
         Returns:
-            Pixels uint8 and mask int64, of the size that was set.
+            Pixels uint8 and mask int64, of the size that was set, in memory of their own.
+
+        Raises:
+            ValueError: the mask is of another size than the photograph.
         """
         from torchvision import tv_tensors
-        from torchvision.transforms.v2 import functional
+        from torchvision.transforms.v2 import InterpolationMode, functional
 
-        pair = tv_tensors.Image(pixels), tv_tensors.Mask(mask)
+        if mask.shape != pixels.shape[-2:]:
+            expected = f"of the photograph's size ({pixels.shape[-2]}×{pixels.shape[-1]})"
+            raise invalid("mask", expected, found="×".join(map(str, mask.shape)))
         with seeded(seed):
             factor = float(torch.empty(()).uniform_(*self._scale))
             size = [max(1, round(factor * side)) for side in pixels.shape[-2:]]
-            scaled = [functional.resize(part, size, antialias=True) for part in pair]
-            image, classes = self._steps(*scaled)
-        return image.as_subclass(Tensor), classes.as_subclass(Tensor)
+            image = functional.resize_image(pixels, size, antialias=True)
+            # `resize` takes "nearest" for a mask, which shifts it by half a pixel if it is halved.
+            classes = functional.resize_image(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
+            image, classes = self._steps(tv_tensors.Image(image), tv_tensors.Mask(classes))
+        return image.as_subclass(Tensor).clone(), classes.as_subclass(Tensor).clone()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from netfission.prediction.images import Failure
 from netfission.prediction.targets import TargetPrediction
@@ -17,6 +18,7 @@ from netfission.utils.text import printable
 
 T = TypeVar("T")
 MAP_NAMES = ("", "-uncertainty")  # what follows the name of an image in those of its maps
+_MARK = ("Software", "netfission")  # an entry of the file of a map, so that others are not replaced
 
 
 class MapFolder:
@@ -28,7 +30,7 @@ class MapFolder:
 
     Raises:
         ValueError: the folder is that of a run, two images would have one map, or a map would replace an
-            image.
+            image or another file that is not a map.
 
     Example:
         >>> MapFolder(Path("maps"), [Path("a.png"), Path("b/a.jpg")])
@@ -51,8 +53,8 @@ b/a.jpg
                     found = f"{printable(str(other))} and {printable(str(image))}"
                     expected = "files of different names, since maps are named after them"
                     raise invalid("images", expected, found=found)
-                if os.path.realpath(file) in known:
-                    expected = "a folder in which no map replaces an image"
+                if os.path.realpath(file) in known or (file.exists() and not _is_map(file)):
+                    expected = "a folder in which no map replaces another file"
                     found = f"that of {printable(str(file))}"
                     raise invalid("--out", expected, found=found)
 
@@ -76,6 +78,17 @@ b/a.jpg
 
 
 def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "PNG")
+    content, entries = io.BytesIO(), PngInfo()
+    entries.add_text(*_MARK)
+    image.save(content, "PNG", pnginfo=entries)
     return content.getvalue()
+
+
+def _is_map(file: Path) -> bool:
+    """Whether `_png` made a file."""
+    name, value = _MARK
+    try:
+        with Image.open(file) as image:
+            return image.format == "PNG" and image.info.get(name) == value
+    except Exception:  # decoders raise errors of every kind
+        return False

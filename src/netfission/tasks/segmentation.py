@@ -97,8 +97,8 @@ class PixelSample:
         places = (labels != VOID).cpu().nonzero().flatten()
         if len(self._keys) == self.limit:  # others cannot be among the smallest
             places = places[keys[places] < self._keys.max()]
-        chosen = places.to(outputs.device)
-        logits = outputs.permute(0, 3, 4, 1, 2).flatten(0, 2)[chosen].float().cpu()
+        image, row, column = torch.unravel_index(places.to(outputs.device), targets.shape)
+        logits = outputs[image, :, :, row, column].float().cpu()
         held = logits if self._logits is None else torch.cat([self._logits, logits])
         keys = torch.cat([self._keys, keys[places]])
         labels = torch.cat([self._labels, labels[places.to(labels.device)].cpu()])
@@ -231,9 +231,8 @@ class PixelPredictions:
         Args:
             row: number of the photograph in the batch.
         """
-        classes, _ = self._most_probable(row)
         table = torch.tensor(self.numbers, dtype=torch.uint8)
-        image = Image.fromarray(table[classes].numpy())
+        image = Image.fromarray(table[self._most_probable(row)].numpy())
         image.putpalette(voc_palette())
         return image
 
@@ -285,8 +284,8 @@ class PixelPredictions:
             return values
         return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
 
-    def _most_probable(self, row: int) -> tuple[Tensor, Tensor]:
-        """Return the most probable classes and their probabilities, `(height, width)`.
+    def _most_probable(self, row: int) -> Tensor:
+        """Return the most probable classes, `(height, width)` int64.
 
         Class by class, as the probabilities of all classes for a large photograph need much memory.
         """
@@ -297,7 +296,7 @@ class PixelPredictions:
             values = self._resized(probabilities[number : number + 1], row)[0]
             classes[values > best] = number
             best = torch.maximum(best, values)
-        return classes, best
+        return classes
 
 
 def voc_palette() -> list[int]:
@@ -358,6 +357,7 @@ class Segmentation(Task):
             validation=config.validation,
             seed=seed,
             void=config.void,
+            checks=training,
         )
 
     @classmethod
@@ -485,12 +485,16 @@ class Segmentation(Task):
         """Predict the classes of pixels.
 
         Raises:
-            ValueError: a coverage is given, which pixels do not have, or outputs are not finite.
+            ValueError: a coverage is given, which pixels do not have, outputs are not finite, or there is not
+                one size per image.
         """
         if coverage is not None:
             raise invalid("coverage", f"left out with task={self.name}", coverage)
         check_finite("outputs", outputs)
         check_average(average, outputs.shape[1])
         temperature = 1.0 if calibration is None else calibration.temperature
-        own = [(outputs.shape[3], outputs.shape[4])] * len(outputs)
-        return PixelPredictions(self.names, self.numbers, outputs / temperature, average, sizes or own)
+        if sizes is None:
+            sizes = [(outputs.shape[3], outputs.shape[4])] * len(outputs)
+        if len(sizes) != len(outputs):
+            raise invalid("sizes", f"{len(outputs)}, one per image", found=str(len(sizes)))
+        return PixelPredictions(self.names, self.numbers, outputs / temperature, average, sizes)
