@@ -43,8 +43,8 @@ def run_file(path, images):
 @pytest.mark.parametrize(
     ("kind", "file", "flags"),
     [
-        ("multilabel", "model.pt2", []),
-        ("regression", "model.pt2", ["--coverage", "0.8"]),
+        ("multilabel", "model.onnx", []),
+        ("regression", "model.onnx", ["--coverage", "0.8"]),
         ("segmentation", "model.onnx", []),
     ],
 )

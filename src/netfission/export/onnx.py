@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OPSETS = range(18, 24)  # that PyTorch's exporter supports
 OPSET = 20
+_OUTPUT = "output of "  # before the names of outputs, until the names within the graph are known
 _SCOPES = "pkg.torch.onnx.name_scopes"  # under which the exporter keeps the module that a node comes from
 
 
@@ -49,11 +50,12 @@ class OnnxModel:
         opset = OPSET if opset is None else opset
         check_onnx(opset)
         program = trace(module, inputs)
+        names = list(module(*inputs.values()))
         with export_errors(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
                 input_names=list(inputs),
-                output_names=list(module(*inputs.values())),
+                output_names=[_OUTPUT + name for name in names],
                 opset_version=opset,
                 dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
                 dynamo=True,
@@ -65,6 +67,9 @@ class OnnxModel:
         (found,) = (entry.version for entry in proto.opset_import if entry.domain == "")
         if found != opset:
             raise RuntimeError(f"the network cannot be exported with opset {opset}; pass opset {found}")
+        for name in names:  # an operation such as a mean has its own name for what it gives
+            _rename(proto.graph, name, f"{name}_within")
+            _rename(proto.graph, _OUTPUT + name, name)
         return cls(proto)
 
     def nodes_outside_network(self) -> list[str]:
@@ -93,6 +98,19 @@ class OnnxModel:
             return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
         return run
+
+
+def _rename(graph: Any, name: str, new: str) -> None:
+    """Rename a value in a graph and in those within its nodes."""
+    for value in (*graph.output, *graph.value_info):
+        if value.name == name:
+            value.name = new
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [new if value == name else value for value in values]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner, name, new)
 
 
 def check_onnx(opset: int) -> None:

@@ -403,7 +403,8 @@ class Regression(Task):
         """
         check_finite("outputs", outputs)
         shift, factor = (part.to(outputs.device) for part in _scale_of(self.names, self.scale))
-        mean, variance = moments(outputs.double())
+        # A file computes them in float32: ONNX Runtime has no softplus in float64.
+        mean, variance = moments(outputs if torch.compiler.is_compiling() else outputs.double())
         if mean.shape[2] != len(self.names):
             raise invalid("outputs", f"of {len(self.names)} numbers", found=describe(outputs))
         center, spread, between = mixture(mean, variance, weights_of(average))
