@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,10 @@ def test_a_command_that_leaves_something_else_when_killed_is_found(writer, ident
         code = code.replace("{wait}", str(next(waits)))
         with log.open("a") as errors:
             call = [sys.executable, "-S", "-c", code, *flags]
-            return subprocess.Popen(call, start_new_session=True, stderr=errors)
+            process = subprocess.Popen(call, start_new_session=True, stderr=errors)
+        while writer == "half" and process.poll() is None and not Path(flags[0], "out").exists():
+            time.sleep(0.01)  # killed sooner, it would leave nothing
+        return process
 
     monkeypatch.setattr(torture, "start", start)
     monkeypatch.setattr(torture.random.Random, "choice", lambda _, options: options[0])

@@ -183,6 +183,21 @@ def test_a_table_of_the_hub_has_the_same_images(published, table, monkeypatch):
             assert found == expected
 
 
+def test_a_table_may_have_the_names_of_classes_and_corruptions(table, tmp_path):
+    rows = datasets.load_dataset(str(table))["train"]
+    plain = open_corrupted(str(table), [*"jihgfedcba"], (3, 9, 9))
+    names = datasets.ClassLabel(names=[*"abcdefghij"])
+    named = rows.cast_column("label", names).class_encode_column("corruption_name")
+    (tmp_path / "named").mkdir()
+    named.to_parquet(tmp_path / "named" / "train.parquet")
+    found = open_corrupted(str(tmp_path / "named"), [*"jihgfedcba"], (3, 9, 9))
+    assert found.labels.tolist() == plain.labels.tolist()
+    all_rows = torch.arange(N)
+    assert torch.equal(found.pixels("fog", 3, all_rows), plain.pixels("fog", 3, all_rows))
+    with pytest.raises(ValueError, match="label must be of the network's classes, got 'j' and others"):
+        open_corrupted(str(tmp_path / "named"), [*"0abcdefghi"], (3, 9, 9))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -197,7 +212,7 @@ def test_a_table_of_the_hub_has_the_same_images(published, table, monkeypatch):
         ),
         (lambda rows: rows.select(range(len(rows) - 5)), "the same images for each of the 15 corruptions"),
         (
-            lambda rows: rows.cast_column("label", datasets.Value("string")),
+            lambda rows: rows.cast_column("label", datasets.Value("float32")),
             "label must be a column of class numbers, got ",
         ),
         (lambda rows: rows.map(lambda row: row | {"label": row["label"] % 9}), "network's 10 classes, got 9"),

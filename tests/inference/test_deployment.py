@@ -257,6 +257,7 @@ class Mixes(nn.Module):
         self.conv = nn.Conv2d(4, 4, 1)
         self.gate = nn.Conv2d(4, 1, 1)
         self.linear = nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1))
         self.kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,6 +270,8 @@ class Mixes(nn.Module):
             return x.flatten(0, 1)
         if self.kind == "linear":
             return self.linear(x)
+        if self.kind == "scale":
+            return (x * self.scale).relu()
         if self.kind == "half":
             both = torch.cat([x, -x], 1)
             return both[:, : both.shape[1] // 2]
@@ -298,7 +301,7 @@ def test_what_cannot_be_folded_or_fused_is_kept(stage: type[nn.Module]) -> None:
         assert_equal(deployed, net, 4, tolerance=3e-6)
 
 
-@pytest.mark.parametrize("kind", ["gate", "mean", "flatten", "linear", "roll", "half", "transposed"])
+@pytest.mark.parametrize("kind", ["gate", "mean", "flatten", "linear", "roll", "half", "transposed", "scale"])
 def test_what_would_mix_the_paths_runs_apart(kind: str) -> None:
     torch.manual_seed(0)
     to_maps = {"mean": nn.Unflatten(1, (4, 2, 2)), "flatten": nn.Unflatten(0, (-1, 4))}

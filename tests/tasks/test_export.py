@@ -3,17 +3,20 @@
 import json
 import re
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import netfission as nf
 from netfission.cli import main
-from netfission.export import export_targets
+from netfission.export import export_targets, targets
 from netfission.export.samples import sample_split
 from netfission.export.targets import TargetModule
 from netfission.runs.evaluate import load_matching_data
 from netfission.runs.folder import RunFolder
+from netfission.tasks import find_task
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -91,9 +94,28 @@ def test_a_file_that_gives_something_else_is_discarded(run_of, tmp_path, monkeyp
         "forward",
         lambda module, images: right(module, module.network(module.normalise(images))),
     )
-    with pytest.raises(RuntimeError, match=r"is discarded: .* and (\d+) of \1 labels or classes are others"):
+    with pytest.raises(
+        RuntimeError, match=r"is discarded: its values differ from PyTorch's by more than round"
+    ):
         export_targets(predictor, tmp_path / "model.pt2", images, format="pt2")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda mean: mean * torch.nan, lambda mean: mean + torch.tensor([0, 1e-3])]
+)
+def test_each_number_is_checked_in_its_own_unit(spoil, monkeypatch):
+    task = find_task("regression", ["metres", "share"], {"mean": [0.0, 0.5], "std": [1e6, 0.01]})
+    module = TargetModule(
+        nn.Flatten(), nn.Identity(), task, average="logits", calibration=None, coverage=None
+    )
+    outputs = torch.randn(6, 2, 4)
+    right = module.outputs(outputs)
+    predictor = SimpleNamespace(logits=lambda _: outputs)
+    images = torch.zeros(1, 1)  # `check_batches` gives them at once
+    assert targets._check(lambda images: right, module, predictor, images) == 0
+    with pytest.raises(RuntimeError, match="is discarded"):
+        targets._check(lambda images: right | {"mean": spoil(right["mean"])}, module, predictor, images)
 
 
 @pytest.mark.parametrize(

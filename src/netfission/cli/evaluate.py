@@ -207,10 +207,10 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
 
 def older_exports(folder: "RunFolder", calibration: "Calibration | None") -> list[str]:
     """Say which exported files in a run's folder hold another calibration than the run."""
-    digest = getattr(calibration, "digest", None)  # other tasks are not exported
-    if digest is None or not (old := [file.name for file in folder.exports if not _holds(file, digest)]):
+    if calibration is None:
         return []
-    return [f"exported with another calibration: {', '.join(old)}; export again to renew"]
+    old = [file.name for file in folder.exports if not _holds(file, calibration.digest)]
+    return [f"not exported with this calibration: {', '.join(old)}; export again to renew"] if old else []
 
 
 def _holds(exported: Path, digest: str) -> bool:

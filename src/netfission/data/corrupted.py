@@ -142,7 +142,9 @@ def _open_table(
         expected = f"one table with a column of images and the columns {', '.join(_COLUMNS)}"
         found = f"{where} with {len(splits)} splits" if len(splits) > 1 else f"{where} with {_columns(table)}"
         raise invalid("corrupted", expected, found=found)
-    labels, names, strengths = (np.asarray(table.with_format("numpy")[column][:]) for column in _COLUMNS)
+    labels, names, strengths = (_values(table, column) for column in _COLUMNS)
+    if labels.dtype.kind == "U":
+        labels = _alphabetical(labels, classes)
     if labels.dtype.kind not in "iu":
         raise invalid("label", "a column of class numbers", found=f"{where} with {_columns(table)}")
     rows = {}
@@ -161,6 +163,22 @@ def _open_table(
     channels, height, width = shape
     records = ArrowRecords(table, image, labels, _mode(channels))
     return CorruptedTable(title, _class_numbers(first, classes), records, rows, (height, width))
+
+
+def _values(table: Any, column: str) -> npt.NDArray[Any]:
+    """Return the values of a column; names, if it has class labels with names."""
+    values = np.asarray(table.with_format("numpy")[column][:])
+    names = getattr(table.features[column], "names", None)
+    return values if names is None else np.asarray(names)[values]
+
+
+def _alphabetical(names: npt.NDArray[Any], classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the numbers of classes in the order that the published labels have."""
+    order = _published_order(classes)
+    if unknown := sorted(set(names.tolist()) - set(classes)):
+        raise invalid("label", "of the network's classes", found=f"{unknown[0]!r} and others")
+    number_of = {classes[row]: number for number, row in enumerate(order)}
+    return np.array([number_of[name] for name in names.tolist()])
 
 
 def _columns(table: Any) -> str:
@@ -192,9 +210,14 @@ def _class_numbers(labels: npt.NDArray[Any], classes: Sequence[str]) -> Tensor:
     if len(present) != len(classes) or (present != np.arange(len(classes))).any():
         found = f"{len(present)} labels from {present[0]} to {present[-1]}"
         raise invalid("corrupted", f"images of the network's {len(classes)} classes", found=found)
-    numbered = all(name.isdecimal() for name in classes)  # as the published labels are
-    order = sorted(range(len(classes)), key=lambda row: (int(classes[row]) if numbered else 0, classes[row]))
+    order = _published_order(classes)
     return torch.tensor(order)[labels.astype(np.int64)]
+
+
+def _published_order(classes: Sequence[str]) -> list[int]:
+    """Return the rows of classes in alphabetical order, or in that of numbers if their names are numbers."""
+    numbered = all(name.isdecimal() for name in classes)
+    return sorted(range(len(classes)), key=lambda row: (int(classes[row]) if numbered else 0, classes[row]))
 
 
 def _mode(channels: int) -> Mode:

@@ -75,7 +75,7 @@ class Plan:
             target = {name: written.get(name) for name in TARGET}  # a file of an earlier version lacks some
             plan = cls(written["order"], written["choice"]["thresholds"], written["rule"], target)
             of_this = written.get("weights", weights) == weights  # a file of an earlier version has none
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             expected, found = "a file written by netfission evaluate --cascade", "other content"
             raise invalid(str(path), expected, found=found) from error
         if not of_this:

@@ -72,6 +72,7 @@ def target_metadata(predictor: Predictor, coverage: float | None) -> dict[str, A
         "task": predictor.task.name,
         "scale": predictor.task.scale,
         "calibration": learned or None,
+        "calibration_digest": None if calibration is None else calibration.digest,
         "coverage": coverage,
     }
 

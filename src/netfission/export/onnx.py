@@ -102,7 +102,7 @@ class OnnxModel:
 
 def _rename(graph: Any, name: str, new: str) -> None:
     """Rename a value in a graph and in those within its nodes."""
-    for value in (*graph.output, *graph.value_info):
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         if value.name == name:
             value.name = new
     for node in graph.node:

@@ -9,18 +9,16 @@ from torch import Tensor, nn
 from netfission.classifier import Predictor
 from netfission.data.batches import Normalisation
 from netfission.ensemble import Average
-from netfission.export.check import TOLERANCE, check_batches, check_images
+from netfission.export.check import check_batches, check_images, largest_magnitude
 from netfission.export.formats import FORMATS, ExportedModel, Runner
 from netfission.export.metadata import target_metadata
 from netfission.export.onnx import OnnxModel
 from netfission.export.predictor import INPUT, make_exportable
 from netfission.export.pt2 import Pt2Model
 from netfission.export.write import ExportResult, Format
-from netfission.tasks import Task
+from netfission.tasks.base import TOLERANCE, Task
 from netfission.utils.errors import invalid
 from netfission.utils.files import choose_format, write_whole
-
-DECISIONS = 1e-3  # share of labels or classes that may be others, as some are within rounding of a threshold
 
 
 class TargetModule(nn.Module):
@@ -90,7 +88,7 @@ def export_targets(
         coverage: of intervals of numbers, see `Predictor.predict`; default none.
 
     Returns:
-        The file and the largest difference of an output, relative to the largest value if that is above 1.
+        The file and the largest difference of an output; of numbers, in their standard deviations.
 
     Raises:
         ValueError: an argument is not valid, or the coverage cannot be kept.
@@ -144,21 +142,19 @@ def export_targets(
 
 @torch.no_grad()
 def _check(run: Runner, module: TargetModule, predictor: Predictor, images: Tensor) -> float:
-    """Return the largest difference of the file's values; RuntimeError if it gives something else."""
-    largest = 0.0
-    decided = others = 0
+    """Return the largest difference of the file's values in tolerances; RuntimeError if it is above 1."""
+    differences = []
     for pixels in check_batches(images, "checking"):
         found, expected = run(**{INPUT: pixels}), module.outputs(predictor.logits(pixels))
+        allowed = module.task.rounding(expected, module.calibration)
         for name, values in expected.items():
             if values.is_floating_point():
-                scale = max(1.0, values.abs().max().item())
-                largest = max(largest, (found[name] - values).abs().max().item() / scale)
+                differences.append((found[name] - values) / allowed[name])
             else:
-                decided += values.numel()
-                others += int((found[name] != values).sum())
-    if not largest <= TOLERANCE or others > DECISIONS * decided:
+                differences.append(2.0 * ((found[name] != values) & ~allowed[name]))
+    largest = largest_magnitude(differences)  # NaN if a value is
+    if not largest <= 1:
         raise RuntimeError(
-            f"the exported file is discarded: its values differ by {largest:.2g} from PyTorch's (tolerance "
-            f"{TOLERANCE:.2g}), and {others} of {decided} labels or classes are others"
+            "the exported file is discarded: its values differ from PyTorch's by more than rounding"
         )
-    return largest
+    return largest * TOLERANCE

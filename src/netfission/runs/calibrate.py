@@ -93,9 +93,12 @@ def calibrate(
         logits, labels = matched_logits(network, spec, images, config, device)
         calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
         calibration = replace(calibration, fitted_on=images.kind)
-        if data is not None and (unmeasured := overlap_with_test(name, images.splits, config)):
-            calibration = replace(calibration, overlap=unmeasured)
-            data = None
+        if data is None:
+            overlap = "whether it is calibrated on test images of its own was not checked; calibrate again"
+        else:
+            unmeasured = overlap = overlap_with_test(name, images.splits, config)
+        calibration = replace(calibration, overlap=overlap)
+        data = None if unmeasured else data
     calibration = replace(calibration, weights=folder.weights_sha256())
     reliability = None
     if data is not None:

@@ -18,7 +18,7 @@ from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
-from netfission.runs.overlap import start_is_lost, validation_dependence
+from netfission.runs.overlap import validation_dependence
 from netfission.runs.setup import check_unchanged, load_run_data, make_batches
 from netfission.tasks.base import Accumulator, EvaluationResult
 from netfission.utils.errors import invalid
@@ -205,13 +205,13 @@ def readable_calibration(folder: RunFolder) -> Any:
 def own_dependence(folder: RunFolder, config: RunConfig) -> str:
     """Say how a run's network depends on its validation images, see `validation_dependence`.
 
-    If the run that it started from is lost, what the calibration of the same weights says still holds.
+    What the calibration of the same weights says still holds if the runs that it started from are lost.
     """
-    if not start_is_lost(config):
-        return validation_dependence(config)
+    if found := validation_dependence(config):
+        return found
     known = readable_calibration(folder)
     recorded = known is not None and (known.fitted_on, known.weights) == (VALIDATION, folder.weights_sha256())
-    return known.dependence if recorded else validation_dependence(config)
+    return known.dependence if recorded else ""
 
 
 def _batches(

@@ -104,11 +104,6 @@ def _start(config: RunConfig) -> RunConfig | None:
         return None
 
 
-def start_is_lost(config: RunConfig) -> bool:
-    """Return whether a run started from weights that are no longer where they were."""
-    return config.model.weights is not None and not Path(config.model.weights).exists()
-
-
 def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
     """Warn if images have the same content as some that a run's network was trained on.
 

@@ -1,6 +1,7 @@
 """Evaluation of a finished run under distribution shift: out-of-distribution and corrupted images."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,6 +138,8 @@ def evaluate_corruptions(
         if published is None
         else _published_images(published, classifier, data, images, seed)
     )
+    if classifier.calibration is not None and classifier.calibration.overlap:
+        warnings.warn(f"NLL and ECE are at its temperature: {classifier.calibration.overlap}", stacklevel=2)
     measure = partial(
         CorruptionMetrics.from_logits, temperature=classifier.temperature, average=classifier.spec.average
     )

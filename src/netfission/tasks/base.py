@@ -71,6 +71,9 @@ class TargetPredictions(Protocol):
         """Return what is written of each image: name → a number, or names, or target → a number."""
 
 
+TOLERANCE = 1e-4  # of what an exported file gives
+NEAR = 1e-3  # of a threshold, within which rounding may decide
+
 Result = TypeVar("Result")
 ResultOf = TypeVar("ResultOf", covariant=True)
 
@@ -330,6 +333,19 @@ class Task:
         predictions = self.predict(outputs, average=average, calibration=calibration, coverage=coverage)
         values = {name: getattr(predictions, name) for name in self.exported}
         return {name: value for name, value in values.items() if value is not None}
+
+    def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
+        """Return how much values that `export` returned may differ by rounding, by name.
+
+        Args:
+            values: name → values.
+            calibration: what `calibrate` returned.
+
+        Returns:
+            Name → the tolerance of numbers, which broadcasts, or for labels and classes whether each may be
+            another one.
+        """
+        return {name: torch.tensor(TOLERANCE) for name in values}
 
     def predict(
         self,

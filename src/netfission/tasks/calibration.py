@@ -1,5 +1,6 @@
 """What every task but classification keeps of what it learned from images that were held out."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Self
@@ -32,6 +33,11 @@ class TargetCalibration:
     fitted_on: str = VALIDATION
     dependence: str = ""
     weights: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the figures, as hexadecimal digits; exported files hold it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the figures as JSON text, every digit kept."""

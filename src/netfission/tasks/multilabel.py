@@ -25,7 +25,7 @@ from netfission.ensemble import (
 from netfission.evaluation.label_metrics import UNDECIDED, best_thresholds, multilabel_metrics
 from netfission.losses import EnsembleDistillationLoss, readable_values
 from netfission.methods.base import Method
-from netfission.tasks.base import Task
+from netfission.tasks.base import NEAR, TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.utils.errors import check_finite, describe, invalid
@@ -293,6 +293,14 @@ class Multilabel(Task):
             },
             calibrated,
         )
+
+    def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
+        """Return how much values may differ by rounding, see `Task.rounding`."""
+        thresholds = [UNDECIDED] * len(self.names) if calibration is None else calibration.thresholds
+        near = (values["probabilities"] - torch.tensor(thresholds)).abs() <= NEAR
+        exits_near = ((values["exit_probabilities"] - UNDECIDED).abs() <= NEAR).any(dim=(1, 2))
+        differ = torch.where(exits_near, 1.0, TOLERANCE)  # the disagreement of exits at 1/2
+        return super().rounding(values) | {"labels": near, "disagreement": differ}
 
     def predict(
         self,

@@ -20,7 +20,7 @@ from netfission.evaluation.conformal import images_for_coverage, score_quantile
 from netfission.evaluation.number_metrics import NOMINAL, gaussian_nll, regression_metrics
 from netfission.losses import readable_values
 from netfission.methods.base import Method
-from netfission.tasks.base import Task
+from netfission.tasks.base import TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.utils.errors import check_choice, check_finite, describe, invalid
@@ -385,6 +385,13 @@ class Regression(Task):
             calibrated,
             rule=_describe_rule(average),
         )
+
+    def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
+        """Return how much values may differ by rounding: in shares of each number's standard deviation."""
+        _, factor = _scale_of(self.names, self.scale)
+        tolerance = TOLERANCE * factor.float()
+        wide = tolerance.unsqueeze(1)  # of the ends of intervals
+        return {name: wide if name == "intervals" else tolerance for name in values}
 
     def predict(
         self,

@@ -36,7 +36,7 @@ from netfission.ensemble import (
 from netfission.evaluation.pixels import PixelScores
 from netfission.losses import EnsembleDistillationLoss
 from netfission.methods.base import Method
-from netfission.tasks.base import Accumulator, Document, Task
+from netfission.tasks.base import NEAR, Accumulator, Document, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.utils.errors import check_finite, describe, first_line, invalid
@@ -472,6 +472,14 @@ class Segmentation(Task):
             "mutual_information": mutual_information(logits),
             "disagreement": disagreement(logits),
         }
+
+    def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
+        """Return how much values may differ by rounding, see `Task.rounding`."""
+        best = values["probabilities"].topk(2, dim=1).values
+        tolerance = super().rounding(values)
+        # Exits that are undecided differ in one rounding or another: their votes have no values of their own.
+        undecided = torch.full_like(values["disagreement"], 1.0)
+        return tolerance | {"classes": best[:, 0] - best[:, 1] <= NEAR, "disagreement": undecided}
 
     def predict(
         self,

@@ -176,8 +176,7 @@ class GraphBuilder:
         if node.target is tuple:
             parts = [part for part in inputs.values() if isinstance(part, PathNodes)]
             return PathTuple(tuple(parts)) if len(parts) == len(cast(list[Any], node.args[0])) else None
-        index = node.args[-1]
-        if node.target is not operator.getitem or not isinstance(index, int):
+        if node.target is not operator.getitem or not isinstance(index := node.args[1], int):
             return None
         source = inputs[cast(fx.Node, node.args[0])]
         if isinstance(source, PathTuple):
