@@ -210,7 +210,8 @@ def test_void_may_be_any_number(folder):
     assert masks.dtype == torch.int64 and masks[0, 0].tolist() == [VOID] * 4 + [0] * 4 + [1] * 4
     assert images.shape == (8, 3, 8, 12)
     assert data.summary.line().endswith(
-        "1 test; training pixels: 50.00 % of road to 50.00 % of sky; 33.33 % void"
+        "1 test; pixels of the training photographs, held-out ones included: 50.00 % of road to 50.00 % of "
+        "sky; 33.33 % void"
     )
     (folder / "classes.txt").unlink()
     by_number = load_mask_data(str(folder), void=2)
@@ -396,7 +397,7 @@ def test_maps_replace_neither_images_nor_one_another(run_of, tables, tmp_path, c
     run = str(run_of("segmentation"))
     for images, out, told in (
         ([image], tables, "--out must be a folder in which no map replaces another file, got that of"),
-        ([image, other], tmp_path / "maps", "images must be files of different names, since maps are named"),
+        ([image, other], tmp_path / "maps", "images must be files whose maps have different names, got"),
         ([image], run_of("segmentation"), "--out must be another folder than a run's"),
         ([image], tmp_path / "maps.csv", "--out must be a folder for maps"),
         ([image], tmp_path / "none" / "maps", "--out must be a folder for maps"),
@@ -407,7 +408,7 @@ def test_maps_replace_neither_images_nor_one_another(run_of, tables, tmp_path, c
         assert told in error and error.count("\n") == 1
         assert image.read_bytes() == before
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="images must be files of different names"):
+    with pytest.raises(ValueError, match="images must be files whose maps have different names"):
         MapFolder(tmp_path, [tables / "a.png", tables / "a-uncertainty.png"])
 
 

@@ -113,8 +113,8 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
     )
     out = settings.out
     if draw_maps:
-        print(f"writing maps to {settings.out}", flush=True)
         folder_of_maps = MapFolder(Path(settings.out), images)
+        print(f"writing maps to {settings.out}", flush=True)
         predictions = folder_of_maps.written(predictions)
         suffix = next(suffix for suffix, kind in _FORMATS.items() if kind == chosen_format)
         out = str(folder_of_maps.path / f"predictions{suffix}")

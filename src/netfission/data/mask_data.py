@@ -191,4 +191,7 @@ def _remarks(found: MaskData) -> list[str]:
     by_count = sorted((count, name) for count, name in zip(counts, found.classes, strict=True) if count)
     (few, rare), (many, frequent) = by_count[0], by_count[-1]
     rarest, largest = f"{percent(few / labelled)} % of {rare}", f"{percent(many / labelled)} % of {frequent}"
-    return [f"training pixels: {rarest} to {largest}", f"{percent(void / (labelled + void))} % void"]
+    return [
+        f"pixels of the training photographs, held-out ones included: {rarest} to {largest}",
+        f"{percent(void / (labelled + void))} % void",
+    ]

@@ -35,7 +35,7 @@ class MapFolder:
     Example:
         >>> MapFolder(Path("maps"), [Path("a.png"), Path("b/a.jpg")])
         Traceback (most recent call last):
-        ValueError: images must be files of different names, since maps are named after them, got a.png and \
+        ValueError: images must be files whose maps have different names, got a.png and \
 b/a.jpg
     """
 
@@ -51,7 +51,7 @@ b/a.jpg
             for file in (self._file(image, name) for name in MAP_NAMES):
                 if (other := taken.setdefault(file, image)) != image:
                     found = f"{printable(str(other))} and {printable(str(image))}"
-                    expected = "files of different names, since maps are named after them"
+                    expected = "files whose maps have different names"
                     raise invalid("images", expected, found=found)
                 if os.path.realpath(file) in known or (file.exists() and not _is_map(file)):
                     expected = "a folder in which no map replaces another file"
