@@ -102,6 +102,18 @@ def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
             assert f"| {' | '.join(cells)} |" in page
 
 
+def test_the_documentation_shows_what_killed_and_damaged_runs_became():
+    page = " ".join((ROOT / "docs" / "promises.md").read_text().split())
+    trials = json.loads((ROOT / "results" / "benchmark_torture.json").read_text())
+    kills, outcomes = trials["kills"], [trial["outcome"] for trial in trials["damage"]]
+    good, signals = sum(trial["identical"] for trial in kills), sum(len(trial["kills"]) for trial in kills)
+    assert f"{good} of {len(kills)} killed commands ended in the same bits, after {signals} signals." in page
+    refused, before, harmless = map(outcomes.count, ("refused", "fell back", "without effect"))
+    assert refused + before + harmless == len(outcomes)  # none was taken silently
+    assert f"Of {len(outcomes)} damaged files, {refused} were refused, {before} gave way to" in page
+    assert f"{harmless} had no effect on any bit" in page
+
+
 def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
     page = (ROOT / "docs" / "results.md").read_text()
     records = [
