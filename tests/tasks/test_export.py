@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -131,3 +133,18 @@ def test_what_has_no_meaning_for_the_task_is_refused(flags, message, run_of, tmp
     assert main(["export", str(run_of("multilabel")), "--out", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_without_the_runs_data_the_error_says_what_to_pass(run_of, tmp_path, capsys):
+    copied = Path(shutil.copytree(run_of("multilabel"), tmp_path / "run"))
+    (copied / "config.yaml").unlink()
+    assert main(["export", str(copied), "--out", str(tmp_path / "out.pt2")]) == 2
+    assert (
+        "a folder with config.yaml, or --images, a folder of images like its own" in capsys.readouterr().err
+    )
+    photographs = Path(RunFolder(run_of("multilabel")).load_config().data.data).parent
+    (tmp_path / "images").mkdir()
+    shutil.copy(photographs / "3.png", tmp_path / "images")
+    flags = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out.pt2")]
+    assert main(["export", str(copied), *flags]) == 0
+    assert "checked on 1 images of" in capsys.readouterr().out

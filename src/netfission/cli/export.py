@@ -18,7 +18,7 @@ TARGET_IMAGES = 64  # to check a file of another task than classification with: 
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
     from torch import Tensor
 
-    from netfission.classifier import Classifier
+    from netfission.classifier import Classifier, Predictor
     from netfission.classifier.answer_settings import AnswerSettings
     from netfission.export.cascade import Plan
 
@@ -147,7 +147,7 @@ def _whole(classifier: Classifier, settings: Namespace, out: Path, asked: Answer
     from netfission.export import export
 
     limits = None if asked is None else asked.limits(classifier)
-    images, source = _images(classifier, settings)
+    images, source = _images(classifier, classifier.recipe, settings)
     done = export(classifier, out, images, format=settings.format, opset=settings.opset, limits=limits)
     return _checked(done.difference, len(images), source)
 
@@ -155,10 +155,8 @@ def _whole(classifier: Classifier, settings: Namespace, out: Path, asked: Answer
 def _targets(settings: Namespace, out: Path, folder: Path) -> str:
     """Export a network of another task than classification; return what to print."""
     from netfission.classifier import Predictor
+    from netfission.classifier.folder import ModelFolder
     from netfission.export import export_targets
-    from netfission.export.samples import sample_folder, sample_split
-    from netfission.runs.evaluate import load_matching_data
-    from netfission.runs.folder import RunFolder
 
     predictor = Predictor.from_pretrained(folder)
     given = given_options(settings)
@@ -169,16 +167,9 @@ def _targets(settings: Namespace, out: Path, folder: Path) -> str:
     for name, value in given.items():
         if name not in predictor.task.options:
             raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
-    if settings.images:
-        images, source = sample_folder(predictor, Path(settings.images), TARGET_IMAGES), settings.images
-    else:
-        run = RunFolder(folder)
-        config = run.load_config()
-        if settings.data is not None:
-            config = RunConfig.from_dict(config.to_dict() | {"data": settings.data})
-        data = load_matching_data(run, config, predictor.spec)
-        name, split = ("test", data.test) if data.validation is None else ("validation", data.validation)
-        images, source = sample_split(split, TARGET_IMAGES), f"the {name} split"
+    run = ModelFolder(folder)
+    recipe = run.load_config() if run.config.is_file() else None
+    images, source = _images(predictor, recipe, settings, TARGET_IMAGES)
     done = export_targets(
         predictor, out, images, format=settings.format, opset=settings.opset, coverage=settings.coverage
     )
@@ -190,7 +181,7 @@ def _reduced(classifier: Classifier, settings: Namespace, out: Path, asked: Answ
     from netfission.export import export_reduced
     from netfission.export.samples import load_training_data
 
-    data, workers = load_training_data(classifier, settings.data)
+    data, workers = load_training_data(classifier.spec, classifier.recipe, settings.data)
     done = export_reduced(
         classifier,
         out,
@@ -215,7 +206,7 @@ def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Pat
     run = RunFolder(folder)
     chosen = run.cascade
     plan = Plan.read(chosen, run.weights_sha256()) if chosen.is_file() else _plan(classifier, settings)
-    images, source = _images(classifier, settings)
+    images, source = _images(classifier, classifier.recipe, settings)
     difference = export_cascade(classifier, plan, out, images, opset=settings.opset)
     order = ", ".join(map(str, plan.order))
     return (
@@ -232,23 +223,26 @@ def _plan(classifier: Classifier, settings: Namespace) -> Plan:
     if classifier.recipe is not None and classifier.recipe.data.validation == 0:
         hint = "--cascade chooses thresholds on validation images"
         raise invalid("validation", "above 0 in the run's training", 0, hint=hint)
-    data, workers = load_training_data(classifier, settings.data)
+    data, workers = load_training_data(classifier.spec, classifier.recipe, settings.data)
     assert data.validation is not None
     return Plan.choose(classifier, labelled_batches(data.validation, workers))
 
 
-def _images(classifier: Classifier, settings: Namespace) -> tuple[Tensor, str]:
-    """Return real images to check with, and their source."""
+def _images(
+    network: Classifier | Predictor, recipe: RunConfig | None, settings: Namespace, number: int | None = None
+) -> tuple[Tensor, str]:
+    """Return real images to check with, by default 256 or all if there are fewer, and their source."""
     from netfission.export.samples import CHECK_IMAGES, load_training_data, sample_folder, sample_split
 
+    number = number or CHECK_IMAGES
     if settings.images:
-        return sample_folder(classifier, Path(settings.images), CHECK_IMAGES), settings.images
+        return sample_folder(network, Path(settings.images), number), settings.images
     data, _ = load_training_data(
-        classifier, settings.data, alternative=", or --images, a folder of images like its own"
+        network.spec, recipe, settings.data, alternative=", or --images, a folder of images like its own"
     )
     if data.validation is None:
-        return sample_split(data.test, CHECK_IMAGES), "the test split"
-    return sample_split(data.validation, CHECK_IMAGES), "the validation split"
+        return sample_split(data.test, number), "the test split"
+    return sample_split(data.validation, number), "the validation split"
 
 
 def _checked(difference: float, n: int, source: str) -> str:

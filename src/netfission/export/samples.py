@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from netfission.classifier import Classifier, Predictor
+from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split
 from netfission.data.batches import decode_batches
@@ -22,12 +23,13 @@ _BATCH = 64
 
 
 def load_training_data(
-    classifier: Classifier, data: str | None, *, alternative: str = ""
+    spec: NetworkSpec, recipe: RunConfig | None, data: str | None, *, alternative: str = ""
 ) -> tuple[ImageData, int]:
     """Load the data set that a network was trained on.
 
     Args:
-        classifier: with a recipe, which names the data set.
+        spec: the description of the network.
+        recipe: the settings it was trained with, which name the data set; None if they are not known.
         data: where the data set is now; None if it has not moved.
         alternative: what else the user can pass; ends the messages of errors.
 
@@ -37,9 +39,9 @@ def load_training_data(
     Raises:
         ValueError: there is no recipe, or the data set cannot be read or is another one.
     """
-    if classifier.recipe is None:
+    if recipe is None:
         raise invalid("run", f"a folder with config.yaml{alternative}", found="a folder without it")
-    settings = classifier.recipe.to_dict()
+    settings = recipe.to_dict()
     config = RunConfig.from_dict(settings | ({} if data is None else {"data": data}))
     try:
         found = load_run_data(config.data, config.fission.seed)
@@ -50,7 +52,6 @@ def load_training_data(
             found=f"{config.data.data} ({error})",
             hint=f"pass --data, where the data set is now{alternative}",
         ) from error
-    spec = classifier.spec
     if found.classes != spec.classes or list(found.shape) != list(spec.shape):
         raise invalid(
             "data",
@@ -59,7 +60,7 @@ def load_training_data(
             found=f"{config.data.data} with {len(found.classes)} classes and images of shape {found.shape}",
         )
     if data is not None:
-        check_run_data(classifier.recipe, spec, data)
+        check_run_data(recipe, spec, data)
     if not same_statistics(found, spec):
         raise invalid(
             "data",
