@@ -371,6 +371,17 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, file: Path, state
     assert "got a damaged file (" in _refusal(damaged)
 
 
+def test_a_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
+    file, weight = tmp_path / "weights.pth", torch.rand(64, 64)
+    torch.save({"weight": weight}, file)
+    content = bytearray(file.read_bytes())
+    place = content.index(weight.numpy().tobytes())
+    content[place] ^= 1  # of a mantissa: a number like the others
+    file.write_bytes(content)
+    assert not torch.equal(torch.load(file)["weight"], weight)  # PyTorch reads it
+    assert "got a damaged file" in _refusal(file)
+
+
 def test_the_folder_of_a_run_of_one_exit_fits(tmp_path: Path, state: dict[str, Tensor]) -> None:
     model = create_model(NAME, 5)
     net = fission(model, 1, example_input=torch.zeros(2, 3, 8, 8))
