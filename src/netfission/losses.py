@@ -47,7 +47,7 @@ def ensemble_distillation_loss(
         reduction: over exits, `"sum"` as above or `"mean"`. With the mean, the weights that all exits share
             get as much gradient as a single network's, beside the same weight decay.
         ignore_index: label of what counts in neither term, such as void pixels; the mean is over the rest,
-            and 0 if there is none. Only with class indices as labels; default none.
+            and 0 without any other. Only with class indices as labels; default: all labels count.
 
     Returns:
         The loss, a scalar of float32 or wider.

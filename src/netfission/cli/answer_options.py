@@ -1,9 +1,16 @@
 """Options of the commands whose answers come with sets, bounds and marks."""
 
-from typing import Any, Literal
+from __future__ import annotations
 
-from netfission.cli.parser import Parser
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from netfission.cli.parser import Parser, flag_name
 from netfission.config import DEFAULT_RISK
+from netfission.utils.errors import invalid
+
+if TYPE_CHECKING:  # slow to import, and parsing needs none of it
+    from netfission.tasks import Task
 
 
 def add_answer_options(parser: Parser, group: Any = None) -> None:
@@ -65,6 +72,18 @@ ANSWER_OPTIONS = ("risk", "delta", "coverage", "score", "class_wise", "accept_fa
 def answer_options(settings: Any) -> dict[str, Any]:
     """Return the values of the flags that `add_answer_options` adds."""
     return {name: getattr(settings, name) for name in ANSWER_OPTIONS}
+
+
+def check_options(task: Task, given: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option is given that has no meaning for a task.
+
+    Args:
+        task: of a run.
+        given: option → its value.
+    """
+    for name, value in given.items():
+        if name not in task.options:
+            raise invalid(flag_name(name), f"left out for a run of task={task.name}", value)
 
 
 def given_options(settings: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from netfission.cli.answer_options import add_answer_options, answer_options, given_options
+from netfission.cli.answer_options import add_answer_options, answer_options, check_options, given_options
 from netfission.cli.parser import Parser, flag_name
 from netfission.config import RunConfig
 from netfission.utils.errors import invalid
@@ -164,9 +164,7 @@ def _targets(settings: Namespace, out: Path, folder: Path) -> str:
         given["cascade"] = True
     if settings.precision != "float32":
         given["precision"] = settings.precision
-    for name, value in given.items():
-        if name not in predictor.task.options:
-            raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
+    check_options(predictor.task, given)
     run = ModelFolder(folder)
     recipe = run.load_config() if run.config.is_file() else None
     images, source = _images(predictor, recipe, settings, TARGET_IMAGES)

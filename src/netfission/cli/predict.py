@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from netfission.cli.answer_options import add_answer_options, answer_options, given_options
-from netfission.cli.parser import Parser, flag_name
+from netfission.cli.answer_options import add_answer_options, answer_options, check_options, given_options
+from netfission.cli.parser import Parser
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import choose_format, write_whole
 from netfission.utils.quick import without_collection, without_compiler
@@ -94,9 +94,7 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
 
     with without_collection(), without_compiler():
         predictor = Predictor.from_folder(folder)
-    for name, value in given_options(settings).items():
-        if name not in predictor.task.options:
-            raise invalid(flag_name(name), f"left out for a run of task={predictor.task.name}", value)
+    check_options(predictor.task, given_options(settings))
     if settings.probabilities:
         expected = f"left out for a run of task={predictor.task.name}"
         raise invalid("--probabilities", expected, True, hint="all of its values are written anyway")

@@ -176,7 +176,7 @@ def load_masks(
     Args:
         folder: the folder.
         classes: names of the classes in the order of their numbers; default those in `classes.txt`, else the
-            numbers up to the largest in the training masks. The one whose number is `void` is none of them.
+            numbers up to the largest in the training masks. The number `void` is not a class.
         void: the number in masks of pixels without a class, which may also be that of no pixel; default that
             of the class `void`, or else 255.
         memory_limit: bytes of pixels and masks up to which they are held in memory, default 2 GiB; larger

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netfission.classifier import AnswerLimits, Classifier
 from netfission.classifier.answer_settings import AnswerSettings
-from netfission.data import ImageData
+from netfission.data import ImageData, Split
 from netfission.evaluation.calibration import VALIDATION, Calibration
 from netfission.export.check import (
     NOT_FINITE,
@@ -48,7 +48,7 @@ def export_reduced(
 
     Fewer bits give other logits, of which the classifier's calibration says nothing. So the file has a
     calibration of its own, fitted to its own logits of the validation images, if the classifier's was fitted
-    to these. The change is measured on the validation split, or on the test split if there is none.
+    to these. The change is measured on the validation split; without one, on the test split.
 
     Args:
         classifier: see `netfission.export.export`.
@@ -92,19 +92,21 @@ def export_reduced(
     """
     choose_format("path", path, FORMATS, format)
     make = _maker(data, precision, format, opset)
-    plain = make(Classifier(classifier.network, classifier.spec), None)  # logits at temperature 1
-    run_plain = plain.load(plain.to_bytes({}))
-    calibrated = _calibrated(run_plain, classifier, data, workers)
+    calibrated, run_plain = classifier, None
+    if _is_on_validation(classifier.calibration) and data.validation is not None:
+        plain = make(Classifier(classifier.network, classifier.spec), None)  # logits at temperature 1
+        run_plain = plain.load(plain.to_bytes({}))
+        calibrated = _calibrated(run_plain, classifier, data.validation, workers)
     limits = None
     if asked is not None and asked != AnswerSettings():
-        if calibrated is classifier and classifier.calibration is not None:
+        if run_plain is None and classifier.calibration is not None:
             hint = f"the network in float32 was calibrated on {classifier.calibration.fitted_on}"
             raise invalid("precision", "float32 with this calibration", precision, hint=hint)
         limits = asked.limits(calibrated)
     model = make(calibrated, limits)
     run = model.load(model.to_bytes({}))
     if limits is not None:
-        assert data.validation is not None
+        assert data.validation is not None and run_plain is not None
         _check(run, run_plain, calibrated, limits, sample_split(data.validation, CHECK_IMAGES))
     name, split = ("test", data.test) if data.validation is None else ("validation", data.validation)
     change = measure_change(run, classifier, labelled_batches(split, workers))
@@ -137,17 +139,17 @@ def _maker(data: ImageData, precision: Reduced, format: Format, opset: int | Non
     return make
 
 
-def _calibrated(run: Runner, classifier: Classifier, data: ImageData, workers: int) -> Classifier:
-    """Return the classifier with the calibration of a file that gives logits at temperature 1.
+def _is_on_validation(calibration: Calibration | None) -> bool:
+    return calibration is not None and calibration.fitted_on == VALIDATION
 
-    It is the classifier itself if its calibration is none, or not on the validation images.
-    """
+
+def _calibrated(run: Runner, classifier: Classifier, validation: Split, workers: int) -> Classifier:
+    """Return the classifier with the calibration of a file that gives logits at temperature 1."""
     before = classifier.calibration
-    if before is None or before.fitted_on != VALIDATION or data.validation is None:
-        return classifier
+    assert before is not None
     answers = [
         (run(**{INPUT: pixels})["logits"], labels)
-        for pixels, labels in with_progress(labelled_batches(data.validation, workers), "calibrating")
+        for pixels, labels in with_progress(labelled_batches(validation, workers), "calibrating")
     ]
     logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
     if not logits.isfinite().all():

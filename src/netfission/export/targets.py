@@ -10,14 +10,11 @@ from netfission.classifier import Predictor
 from netfission.data.batches import Normalisation
 from netfission.ensemble import Average
 from netfission.export.check import check_batches, check_images, largest_magnitude
-from netfission.export.formats import FORMATS, ExportedModel, Runner
+from netfission.export.formats import FORMATS, Runner
 from netfission.export.metadata import target_metadata
-from netfission.export.onnx import OnnxModel
 from netfission.export.predictor import INPUT, make_exportable
-from netfission.export.pt2 import Pt2Model
-from netfission.export.write import ExportResult, Format
+from netfission.export.write import ExportResult, Format, export_module
 from netfission.tasks.base import TOLERANCE, Task
-from netfission.utils.errors import invalid
 from netfission.utils.files import choose_format, write_whole
 
 
@@ -112,11 +109,8 @@ def export_targets(
     """
     choose_format("path", path, FORMATS, format)
     check_images(predictor, images)
-    if format == "pt2" and opset is not None:
-        raise invalid("opset", "None unless format='onnx'", opset)
     if coverage is not None:
         predictor.predict(images[:1], coverage=coverage)  # which refuses one that cannot be kept
-    example = torch.zeros(2, *predictor.spec.shape, dtype=torch.uint8)
     module = TargetModule(
         make_exportable(predictor.network, torch.zeros(2, *predictor.spec.shape)),
         Normalisation(predictor.spec.mean, predictor.spec.std),
@@ -125,15 +119,11 @@ def export_targets(
         calibration=predictor.calibration,
         coverage=coverage,
     )
-    model: ExportedModel = (
-        Pt2Model.from_module(module, {INPUT: example})
-        if format == "pt2"
-        else OnnxModel.from_module(module, {INPUT: example}, opset)
-    )
+    model = export_module(module, predictor.spec.shape, format, opset)
     difference = _check(model.load(model.to_bytes({})), module, predictor, images)
     metadata = target_metadata(predictor, coverage) | {
         "precision": "float32",
-        "outputs": {name: predictor.task.exported[name] for name in module(example)},
+        "outputs": {name: predictor.task.exported[name] for name in module(images[:1])},
         "checked": {"images": len(images), "difference": difference, "tolerance": TOLERANCE},
     }
     write_whole(path, model.to_bytes(metadata))

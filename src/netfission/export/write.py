@@ -1,11 +1,12 @@
 """Export a classifier to a file, which is checked before it is written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from netfission.classifier import AnswerLimits, Classifier
 from netfission.export.check import TOLERANCE, AccuracyChange, check_images, check_outputs
@@ -106,15 +107,20 @@ def make_model(
     limits: AnswerLimits | None = None,
 ) -> ExportedModel:
     """Return a classifier in an export format; `half` computes in float16 between pixels and logits."""
+    predictor = Predictor.from_classifier(classifier, half=half, limits=limits)
+    return export_module(predictor, classifier.spec.shape, format, opset)
+
+
+def export_module(
+    module: nn.Module, shape: Sequence[int], format: Format, opset: int | None
+) -> ExportedModel:
+    """Return a module in an export format; its input is pixels, uint8 `(batch, *shape)`."""
     if format == "pt2" and opset is not None:
         raise invalid("opset", "None unless format='onnx'", opset)
-    example = {INPUT: torch.zeros(2, *classifier.spec.shape, dtype=torch.uint8)}
-    predictor = Predictor.from_classifier(classifier, half=half, limits=limits)
-    return (
-        Pt2Model.from_module(predictor, example)
-        if format == "pt2"
-        else OnnxModel.from_module(predictor, example, opset)
-    )
+    example = {INPUT: torch.zeros(2, *shape, dtype=torch.uint8)}
+    if format == "pt2":
+        return Pt2Model.from_module(module, example)
+    return OnnxModel.from_module(module, example, opset)
 
 
 def file_metadata(

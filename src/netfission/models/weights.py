@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from netfission.models.hugging_face import HuggingFaceClassifier
-from netfission.utils.checksums import check_tensors, parse_json
+from netfission.utils.checksums import archive_damage, check_tensors, parse_json
 from netfission.utils.errors import describe, first_line, invalid
 
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
@@ -460,7 +460,8 @@ def _read_pytorch(file: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the refusal says what is wrong
-            _check_archive(file)
+            if is_zipfile(file) and (damage := archive_damage(file)):  # which PyTorch does not look at
+                raise BadZipFile(damage)
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the file may hold anything
         wanted = _wanted_code(file, error)
@@ -474,14 +475,6 @@ def _read_pytorch(file: Path) -> Any:
             ) from error
         found = "a damaged file" if is_zipfile(file) else "a file of another kind, or a damaged one"
         raise invalid(str(file), _WEIGHTS, found=found) from error
-
-
-def _check_archive(file: Path) -> None:
-    """Raise BadZipFile if a part of an archive differs from its checksum, which PyTorch does not look at."""
-    if is_zipfile(file):
-        with ZipFile(file) as archive:
-            if part := archive.testzip():
-                raise BadZipFile(part)
 
 
 def _program(file: Path) -> str:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import torch
 import yaml
@@ -31,8 +30,8 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.models import TrainedWeights, WeightsReport, read_weights
 from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
-from netfission.utils.checksums import BLANK, NAME, stamp
-from netfission.utils.errors import first_line, invalid
+from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
+from netfission.utils.errors import invalid
 from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text, count_noun
@@ -237,9 +236,9 @@ class RunFolder(ModelFolder):
         if not kept:
             return None
         newest, *older = kept
-        if not (damage := _damage(newest)):
+        if not (damage := archive_damage(newest)):
             return newest
-        sound = next((path for path in older if not _damage(path)), None)
+        sound = next((path for path in older if not archive_damage(path)), None)
         if sound is None:
             raise invalid(
                 str(newest),
@@ -416,16 +415,6 @@ class RunFolder(ModelFolder):
                     value,
                     hint="a run resumes with the settings it began with",
                 )
-
-
-def _damage(checkpoint: Path) -> str:
-    """Return what is damaged in a checkpoint, by the checksums of its archive; empty if nothing is."""
-    try:
-        with ZipFile(checkpoint) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # a damaged archive may raise anything
-        return first_line(error)
-    return f"the checksum of {damaged} differs" if damaged is not None else ""
 
 
 def environment() -> dict[str, Any]:

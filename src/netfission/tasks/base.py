@@ -85,7 +85,7 @@ class Accumulator(Protocol[ResultOf]):
         """Add a batch: outputs of the network `(batch, exits, outputs, …)` and targets, on any device."""
 
     def result(self) -> ResultOf:
-        """Return the result for all batches; ValueError if there is none."""
+        """Return the result for all batches; ValueError without a batch."""
 
 
 class Collected(Generic[Result]):

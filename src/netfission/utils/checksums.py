@@ -10,8 +10,9 @@ import re
 from collections import deque
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
-from netfission.utils.errors import invalid
+from netfission.utils.errors import first_line, invalid
 
 NAME = "checksum"
 _DIGITS = 64
@@ -137,3 +138,18 @@ def _differs(content: bytes, mark: re.Match[bytes]) -> bool:
 
 def _blanked(content: bytes, mark: re.Match[bytes]) -> bytes:
     return content[: mark.start(1)] + b"0" * _DIGITS + content[mark.end(1) :]
+
+
+def archive_damage(file: Path) -> str:
+    """Return what is damaged in an archive, by its checksums; an empty text if nothing is.
+
+    Example:
+        >>> archive_damage(Path("no such file")) != ""
+        True
+    """
+    try:
+        with ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive may raise anything
+        return first_line(error)
+    return f"the checksum of {damaged} differs" if damaged is not None else ""
