@@ -61,6 +61,7 @@ READERS = {
     "reliability.json": ["load_reliability"],
     "data.json": ["load_data_summary"],
     "weights.json": ["load_weights_report"],
+    "budget.json": ["load_budget"],
     "metrics.csv": ["load_metrics"],
     "cascade.json": ["load_cascade"],
     "ood.json": ["load_out_of_distribution"],

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from netfission.config import FissionConfig, FissionSettings
 from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
-from netfission.grouping.budget import meet_budget
+from netfission.grouping.budget import meet_budget, meet_time
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
+from netfission.inference.deployment import deploy
 from netfission.network import ExitPath, FissionNetwork, LinearExit
 from netfission.profiling.macs import macs_by_weight, run_counted
+from netfission.profiling.timing import Quartiles, relative_time
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import (
     Backbone,
@@ -37,6 +39,8 @@ from netfission.utils.errors import check_choice, invalid
 from netfission.utils.modes import in_mode
 from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun
+
+_TIMED = 10.0  # seconds for which each network is timed, if the budget is in time
 
 
 def fission(
@@ -70,7 +74,8 @@ def fission(
             default the first of `batches`, else random images of the size in a timm model's configuration.
         **settings: all other fields of `FissionConfig`: `branch_after`, `linear_exits`, `stages`, `ratio`,
             `sparsity`, `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `budget`,
-            `assignment`, `reconstruct`, `copy_noise`, `linear_weight` and `seed`.
+            `budget_in`, `budget_batch_size`, `assignment`, `reconstruct`, `copy_noise`, `linear_weight` and
+            `seed`.
 
     Returns:
         A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`, with height and
@@ -84,7 +89,8 @@ def fission(
 
     Warns:
         UserWarning: a layer of a path got no weights, `reconstruct` cannot solve a layer, or the paths of a
-            stage together need over 5 % more multiply-accumulates than the stage.
+            stage together need over 5 % more multiply-accumulates than the stage. With `budget_in="time"`,
+            the device does other work.
 
     Example:
         >>> import netfission as nf, torch
@@ -105,17 +111,17 @@ def fission(
     check_batches(batches)
     example = example_images(model, example_input, batches)
     _check_images(batches, example, config, divider)
-    if _by_default(config, model) and divider.divides_heads:
-        division = _with_cheapest_stages(model, example, divider, config, batches)
+    if config.budget_in == "time" and exits > 1:
+        division = _divide_in_time(model, example, divider, config, batches)
     else:
-        division = _divide(model, example, divider, config, batches)
+        division = _divide_in_macs(model, example, divider, config, batches)
     unsolved = _complete(division, example, batches)
     if config.budget == 1:  # another one is met, or refused
         _report_costs(division)
     _report_empty_layers(division.network, division.kept)
     _report_unsolved(unsolved)
     _report_checkpointing(model, division.network)
-    network = division.network
+    network, network.relative_time = division.network, division.time
     if not isinstance(grouping, str):
         network.config = None
     for module in (network, network.paths, *network.paths, *(path.stages for path in network.exit_paths)):
@@ -136,6 +142,7 @@ class _Division:
         splits: of each stage.
         of_head: the same for the head.
         network: the result; it lacks the linear exits yet.
+        time: of its inference, relative to the model's, if that was measured.
     """
 
     config: FissionConfig
@@ -146,6 +153,52 @@ class _Division:
     splits: Sequence[StageSplit]
     of_head: StageSplit
     network: FissionNetwork
+    time: Quartiles | None = None
+
+
+def _divide_in_time(
+    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+) -> _Division:
+    """Divide a model so that the result takes the time of its budget, measured beside the model."""
+    shape = (config.budget_batch_size, *example.shape[1:])
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(config.seed)).to(example)
+    first: list[_Division] = []
+
+    def divide(macs: float) -> _Division:
+        stages = list(first[0].backbone.stage_names) if first else config.stages
+        within = replace(config, budget=macs, budget_in="macs", stages=stages)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "the network costs", UserWarning
+            )  # this budget is not the user's
+            division = _divide_in_macs(model, example, divider, within, batches)
+        first[:] = first or [division]
+        return division
+
+    def measure(division: _Division) -> Quartiles:
+        backbone, divided, names = division.backbone, division.network, division.backbone.stage_names
+        after = resolve_linear_exits(config.linear_exits, names)
+        paths = [*divided.exit_paths, *linear_paths(backbone, after, example, config.seed)]
+        network = FissionNetwork(divided.stem, paths, [*divided.branch_after, *after], names)
+        single = FissionNetwork(backbone.stem, [ExitPath(list(backbone.stages), backbone.head)], (), names)
+        return relative_time(deploy(network, images), deploy(single, images), images, seconds=_TIMED)
+
+    found = meet_time(config.budget, divide, measure, where=_branch_point)
+    return replace(found.result, time=found.time)
+
+
+def _branch_point(division: _Division) -> str:
+    """Return where the first exit leaves, in words."""
+    return f"after {division.backbone.stage_names[min(division.branches) - 1]}"
+
+
+def _divide_in_macs(
+    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+) -> _Division:
+    """Divide a model so that the result costs its budget in multiply-accumulates."""
+    if _by_default(config, model) and divider.divides_heads:
+        return _with_cheapest_stages(model, example, divider, config, batches)
+    return _divide(model, example, divider, config, batches)
 
 
 def _with_cheapest_stages(

@@ -28,6 +28,7 @@ STOPS_EARLY = frozenset({"fission", "multi-exit"})  # methods whose exits can an
 COPY_NOISE = 0.1  # on copies of trained weights, by default
 
 BranchPoints = Literal["auto", "late"]
+BudgetIn = Literal["macs", "time"]
 TaskName = Literal["classification", "multilabel", "regression", "segmentation"]
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
@@ -186,6 +187,8 @@ class FissionConfig:
         exact_partition: with channels, give each channel to exactly one path, whatever the cost.
         budget: with channels, multiply-accumulates of the network with all its paths over those of the model;
             default 1. Below 1 paths are narrower and the ensemble is cheaper than the model, above 1 wider.
+        budget_in: what the budget limits: macs, or time (of inference, deployed, measured beside the model).
+        budget_batch_size: with budget_in time, number of images whose time is measured.
         assignment: with channels, how they are assigned to paths: random, or importance (by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         reconstruct: with channels, solve the layers of each path and of linear exits by least squares on
@@ -218,6 +221,8 @@ class FissionConfig:
     keep_shortcuts: bool = False
     exact_partition: bool = False
     budget: float = 1.0
+    budget_in: BudgetIn = "macs"
+    budget_batch_size: int = 32
     assignment: str = "random"
     ratio: list[float] | None = None
     reconstruct: bool = False
@@ -252,6 +257,7 @@ class FissionConfig:
             ("keep_shortcuts", False, "weights"),
             ("exact_partition", False, "channels"),
             ("budget", 1.0, "channels"),
+            ("budget_in", "macs", "channels"),
             ("assignment", "random", "channels"),
             ("reconstruct", False, "channels"),
             ("copy_noise", None, "copies"),
@@ -262,6 +268,10 @@ class FissionConfig:
         check_positive("budget", self.budget)
         if self.budget != 1 and self.exact_partition:
             raise invalid("budget", "1.0 with exact_partition", self.budget)
+        check_choice("budget_in", self.budget_in, get_args(BudgetIn))
+        if self.budget_in == "time" and self.exact_partition:
+            raise invalid("budget_in", "'macs' with exact_partition", self.budget_in)
+        check_positive_integer("budget_batch_size", self.budget_batch_size)
 
     @property
     def linear(self) -> int:
@@ -315,6 +325,8 @@ class FissionSettings(TypedDict, total=False):
     keep_shortcuts: bool
     exact_partition: bool
     budget: float
+    budget_in: BudgetIn
+    budget_batch_size: int
     assignment: str
     ratio: Sequence[float] | None
     reconstruct: bool

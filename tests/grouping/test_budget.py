@@ -1,17 +1,24 @@
 """A budget is what the network with all its paths costs, relative to the model."""
 
 import re
+import warnings
 from functools import cache
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import netfission as nf
+from netfission import algorithm
 from netfission.classifier.folder import NetworkSpec, network_state
-from netfission.grouping.budget import meet_budget
+from netfission.cli import main
+from netfission.grouping.budget import UnmetBudgetError, meet_budget, meet_time
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
+from netfission.profiling.timing import Quartiles
+from netfission.runs.folder import RunFolder
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -130,3 +137,155 @@ def test_what_widths_do_not_tell_is_measured():
 
     reached = meet_budget(1.4, divide, lambda result: result, divided=0.5, copied=2.0, where="after block1")
     assert reached == pytest.approx(1.4, rel=0.05) and 1 < len(asked) <= 3
+
+
+@given(
+    budget=st.floats(0.4, 3.0),
+    fixed=st.floats(0.0, 0.3),
+    slope=st.floats(0.5, 1.5),
+    bend=st.floats(-0.2, 0.2),
+    steps=st.floats(0.005, 0.03),
+)
+def test_what_is_found_is_within_its_time_and_close_to_it(budget, fixed, slope, bend, steps):
+    """Times that are no line, of widths that come in steps."""
+
+    def median(macs: float) -> float:
+        return fixed + slope * macs + bend * macs * macs / (1 + macs)
+
+    def divide(macs: float) -> float:
+        return max(0.01, steps * round(macs / steps))
+
+    found = meet_time(
+        budget, divide, lambda macs: Quartiles(median(macs), median(macs), median(macs)), where=str
+    )
+    assert found.time.median == median(divide(found.macs)) <= budget
+    assert found.time.median >= 0.95 * budget - 2 * steps * slope
+
+
+def _quartiles(median: float, spread: float) -> Quartiles:
+    return Quartiles(median * (1 - spread), median, median * (1 + spread))
+
+
+def test_an_upper_quartile_far_above_is_too_slow():
+    times = {1.0: _quartiles(0.99, 0.04)}
+    found = meet_time(1.0, lambda macs: macs, lambda macs: times.get(macs, _quartiles(macs, 0.04)), where=str)
+    assert found.macs < 1 and found.time.upper <= 1.02
+
+
+def test_a_busy_device_is_told_and_its_median_counts():
+    with pytest.warns(
+        UserWarning, match=r"^the times vary by 40% between the quartiles, as on a device that"
+    ):
+        found = meet_time(1.0, lambda macs: macs, lambda macs: _quartiles(0.98 * macs, 0.2), where=str)
+    assert found.macs == 1.0
+
+
+def test_the_narrowest_paths_are_tried_before_a_budget_is_refused():
+    def divide(macs: float) -> float:
+        if macs < 0.4:
+            raise UnmetBudgetError("budget must be at least 0.4", 0.4)
+        return macs
+
+    measured = []
+
+    def measure(macs: float) -> Quartiles:
+        measured.append(macs)
+        return _quartiles(0.5 + macs, 0.0)
+
+    assert meet_time(0.91, divide, measure, where=str).macs == pytest.approx(0.4, rel=0.03)
+    with pytest.raises(
+        ValueError, match=r"^budget must be at least 0\.90 in time if exits leave after b, got 0\.8"
+    ):
+        meet_time(0.8, divide, measure, where=lambda _: "after b")
+    assert measured[-1] == 0.4
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Take the share of weights for the time, with a fixed part, not measured; return the batches."""
+    batches = []
+
+    def measure(network, reference, images, *, seconds):
+        batches.append(images)
+        weights, others = (sum(p.numel() for p in one.parameters()) for one in (network, reference))
+        return _quartiles(0.2 + weights / others, 0.0)
+
+    monkeypatch.setattr(algorithm, "relative_time", measure)
+    monkeypatch.setattr(algorithm, "deploy", lambda network, images: network)
+    return batches
+
+
+def test_a_network_takes_the_time_of_its_budget(timed):
+    network = divided(1.0, budget_in="time", budget_batch_size=8, linear_exits=["layer4"])
+    assert 0.97 <= network.relative_time.median <= 1.0
+    assert {images.shape for images in timed} == {(8, 3, 32, 32)}
+    assert network.config.budget_in == "macs" and 0.7 < network.config.budget < 0.9
+    assert re.search(
+        r"in multiply-accumulates takes [01]\.\d\d \(.*\) times the model's time for 8 im", network.summary()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that widths come in steps
+        again = nf.fission(
+            model(),
+            3,
+            grouping="channels",
+            example_input=IMAGES,
+            **{name: getattr(network.config, name) for name in ("budget", "stages", "linear_exits")},
+        )
+    assert [p.shape for p in again.parameters()] == [p.shape for p in network.parameters()]
+
+
+@pytest.mark.filterwarnings("ignore:the times vary")  # here, other tests run beside
+def test_time_is_really_measured(monkeypatch):
+    monkeypatch.setattr(algorithm, "_TIMED", 0.1)
+    settings = {
+        "budget": 50.0,
+        "budget_in": "time",
+        "budget_batch_size": 1,
+    }  # so that whole copies are within
+    network = nf.fission(
+        create_model("wrn-10-1", 10), 2, grouping="channels", example_input=IMAGES[:, :, :8, :8], **settings
+    )
+    assert 0 < network.relative_time.lower <= network.relative_time.median < 50
+    assert network.config.budget > 1.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget_in": "seconds"}, "^budget_in must be one of macs, time, got 'seconds'"),
+        (
+            {"budget_in": "time", "grouping": "weights"},
+            "^budget_in must be 'macs' unless grouping='channels', got",
+        ),
+        (
+            {"budget_in": "time", "exact_partition": True},
+            "^budget_in must be 'macs' with exact_partition, got",
+        ),
+        ({"budget_batch_size": 0}, "^budget_batch_size must be a positive integer, got 0"),
+    ],
+)
+def test_a_budget_in_time_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        divided(**settings)
+
+
+def test_a_run_keeps_the_budget_that_it_found(timed, tmp_path, capsys):
+    flags = "--data digits --limit-per-class 5 --model wrn-10-1 --exits 2 --grouping channels --epochs 1"
+    command = ["train", *flags.split(), "--budget-in", "time", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    folder = RunFolder(tmp_path / "run")
+    found = folder.load_budget()
+    assert found.text() in capsys.readouterr().out and found.batch_size == 32 and found.macs < 1
+    assert folder.load_spec().fission["budget"] == found.macs and folder.load_config().fission.budget == 1
+    weights = folder.weights.read_bytes()
+    folder.weights.unlink()  # as if it had been stopped
+    timed.clear()
+    assert main([*command, "--resume"]) == 0
+    assert not timed and folder.weights.read_bytes() == weights
+
+
+def test_several_devices_cannot_find_a_budget(tmp_path, capsys):
+    flags = ["--budget-in", "time", "--grouping", "channels", "--devices", "2", "--data", "digits"]
+    assert main(["train", *flags, "--out", str(tmp_path / "run")]) == 2
+    assert "--budget-in must be macs with several devices" in capsys.readouterr().err

@@ -1,17 +1,44 @@
-"""Divide stages so that a whole network costs what a budget says."""
+"""Divide stages so that a whole network costs what a budget says, in multiply-accumulates or in time."""
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from netfission.grouping.widths import TOLERANCE
+from netfission.profiling.timing import Quartiles
 from netfission.utils.errors import invalid
 
 T = TypeVar("T")
 
 _LEAST = 1e-6  # cost of divided stages at which all widths are the smallest
 _STEPS = 5
+
+_TRIES = 8  # measurements of time at most
+_AIM = 0.985  # share of the budget in time that is aimed at
+_CLOSE = 0.97  # share of it that is close enough
+_UPPER = 1.02  # what the upper quartile may be over the budget
+_STEP = 0.004  # relative difference of multiply-accumulates that is too small to be tried
+_OVERSHOOT = 1.5  # as a part of the time does not depend on the widths, they change more than the time
+_BUSY = 0.1  # spread of times over their median, above which a device is busy
+_EARLIER = "let them leave earlier"
+
+
+class UnmetBudgetError(ValueError):
+    """The paths cannot be as narrow or as wide as a budget in multiply-accumulates asks.
+
+    Attributes:
+        nearest: the budget nearest to it that can be met.
+
+    Example:
+        >>> UnmetBudgetError("budget must be at least 0.41", 0.41).nearest
+        0.41
+    """
+
+    def __init__(self, message: str, nearest: float) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 def meet_budget(
@@ -37,7 +64,7 @@ def meet_budget(
         where: where the exits leave, for messages.
 
     Raises:
-        ValueError: the narrowest paths cost more, or whole copies cost less.
+        UnmetBudgetError: the narrowest paths cost more, or whole copies cost less.
 
     Warns:
         UserWarning: the result costs less than the budget by more than `TOLERANCE`.
@@ -45,15 +72,16 @@ def meet_budget(
     Example:
         >>> def divide(cost: float) -> float:
         ...     return 0.4 + 0.6 * cost
-        >>> meet_budget(0.7, divide, lambda result: result, divided=0.6, copied=2.2, where="after layer2")
+        >>> about = {"divided": 0.6, "copied": 2.2, "where": "after layer2"}
+        >>> meet_budget(0.7, divide, lambda result: result, **about)
         0.7
-        >>> meet_budget(0.3, divide, lambda result: result, divided=0.6, copied=2.2, where="after layer2")
+        >>> meet_budget(0.3, divide, lambda result: result, **about)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: budget must be at least 0.41 if exits leave after layer2, got 0.3; let them leave earlier
+        netfission.grouping.budget.UnmetBudgetError: budget must be at least 0.41 if exits leave...
     """
     if budget > copied * (1 + TOLERANCE):
         expected = f"at most {copied:.2f} if exits leave {where}, what whole copies cost"
-        raise invalid("budget", expected, budget)
+        raise UnmetBudgetError(str(invalid("budget", expected, budget)), copied)
     cost = 1 + (budget - 1) / divided
     within: tuple[float, T] | None = None  # the most expensive result within the budget, and its cost
     for _ in range(_STEPS):
@@ -73,5 +101,126 @@ def meet_budget(
                 stacklevel=4,
             )
         return within[1]
-    expected = f"at least {ceil(100 * reached) / 100:.2f} if exits leave {where}"
-    raise invalid("budget", expected, budget, hint="let them leave earlier")
+    least = ceil(100 * reached) / 100
+    error = invalid("budget", f"at least {least:.2f} if exits leave {where}", budget, hint=_EARLIER)
+    raise UnmetBudgetError(str(error), least)
+
+
+def meet_time(
+    budget: float,
+    divide: Callable[[float], T],
+    measure: Callable[[T], Quartiles],
+    *,
+    where: Callable[[T], str],
+) -> "WithinTime[T]":
+    """Find the multiply-accumulates at which a network takes the time of its budget.
+
+    Time grows with the multiply-accumulates, but not in proportion: narrow layers use a device less well, and
+    starting a layer takes time, too. So it is measured, at most `_TRIES` times, and the next widths follow
+    from the line through the measurements on both sides of the budget. The most expensive network within the
+    budget is chosen: its median is within it, and its upper quartile exceeds it by at most 2 %.
+
+    Args:
+        budget: the time of inference, relative to the model's.
+        divide: multiply-accumulates relative to the model's → the result.
+        measure: the result → its time relative to the model's.
+        where: the result → where its exits leave, for messages.
+
+    Raises:
+        ValueError: the narrowest paths take longer, or `divide` raises another error than `UnmetBudgetError`.
+
+    Warns:
+        UserWarning: the times vary much, as on a busy device.
+
+    Example:
+        >>> def measure(macs: float) -> Quartiles:
+        ...     return Quartiles(0.2 + 0.89 * macs, 0.2 + 0.9 * macs, 0.2 + 0.91 * macs)
+        >>> found = meet_time(1.0, lambda macs: macs, measure, where=str)
+        >>> round(found.macs, 2), round(found.time.median, 2)
+        (0.87, 0.98)
+        >>> meet_time(0.1, lambda macs: macs, measure, where=lambda _: "at b")
+        Traceback (most recent call last):
+        ValueError: budget must be at least 0.21 in time if exits leave at b, got 0.1; let them leave earlier
+    """
+    within: WithinTime[T] | None = None
+    beyond: WithinTime[T] | None = None
+    macs, bounds = budget, (0.0, float("inf"))
+    for _ in range(_TRIES):
+        try:
+            tried = divide(macs)
+        except UnmetBudgetError as error:
+            bounds = (error.nearest, bounds[1]) if macs < error.nearest else (bounds[0], error.nearest)
+            macs = error.nearest
+            tried = divide(macs)
+        one = WithinTime(macs, measure(tried), tried)
+        if one.pace <= budget:
+            within = one if within is None or one.macs > within.macs else within
+        else:
+            beyond = one if beyond is None or one.macs < beyond.macs else beyond
+        if budget * _CLOSE <= one.pace <= budget:
+            break
+        known = [other for other in (within, beyond) if other]
+        if (
+            len(known) == 2 and known[0].macs >= known[1].macs
+        ):  # the times do not grow with the widths any more
+            break
+        macs = min(max(_next(budget * _AIM, within, beyond), bounds[0]), bounds[1])
+        if any(abs(macs / other.macs - 1) < _STEP for other in known):
+            break
+    if within is None:
+        assert beyond is not None
+        expected = (
+            f"at least {ceil(100 * beyond.pace) / 100:.2f} in time if exits leave {where(beyond.result)}"
+        )
+        raise invalid("budget", expected, budget, hint=_EARLIER)
+    _report_spread(within.time)
+    return within
+
+
+@dataclass(frozen=True)
+class WithinTime(Generic[T]):
+    """A network whose time was measured.
+
+    Attributes:
+        macs: its multiply-accumulates that were asked for, relative to the model's.
+        time: its time of inference, relative to the model's.
+        result: the network.
+
+    Example:
+        >>> WithinTime(0.9, Quartiles(0.97, 0.98, 1.02), None).pace
+        1.0
+    """
+
+    macs: float
+    time: Quartiles
+    result: T
+
+    @property
+    def pace(self) -> float:
+        """What must be within the budget; on a device so busy that its times vary much, the median alone."""
+        if _spread(self.time) > _BUSY:
+            return self.time.median
+        return max(self.time.median, self.time.upper / _UPPER)
+
+
+def _next(aim: float, within: WithinTime[T] | None, beyond: WithinTime[T] | None) -> float:
+    """Return the multiply-accumulates to try next: by the line through two results, or through 0 and one."""
+    if within is None or beyond is None:
+        one = within or beyond
+        assert one is not None
+        return one.macs * (aim / one.pace) ** (1 if within else _OVERSHOOT)
+    slope = (beyond.pace - within.pace) / (beyond.macs - within.macs)
+    return within.macs + (aim - within.pace) / slope
+
+
+def _spread(time: Quartiles) -> float:
+    return (time.upper - time.lower) / time.median
+
+
+def _report_spread(time: Quartiles) -> None:
+    if _spread(time) > _BUSY:
+        warnings.warn(
+            f"the times vary by {_spread(time):.0%} between the quartiles, as on a device that does other "
+            "work: the budget in time may be missed, so measure on an idle one",
+            stacklevel=4,
+        )

@@ -65,6 +65,7 @@ _DIVIDED = Condition(
 _SHARED_OUT = Condition("with grouping=copies", lambda run: run.fission.grouping != "copies")
 _BY_WEIGHTS = Condition("unless grouping=weights", lambda run: run.fission.grouping == "weights")
 _BY_CHANNELS = Condition("unless grouping=channels", lambda run: run.fission.grouping == "channels")
+_TIMED = Condition("unless budget_in=time", lambda run: run.fission.budget_in == "time")
 _COPIED = Condition("unless grouping=copies", lambda run: run.fission.grouping == "copies")
 _MOMENTUM = Condition(
     "unless optimizer=sgd or another with momentum", lambda run: has_momentum(run.training.optimizer)
@@ -138,6 +139,8 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "keep_shortcuts": (_BY_WEIGHTS, _SEVERAL),
     "exact_partition": (_BY_CHANNELS, _SEVERAL),
     "budget": (_BY_CHANNELS, _SEVERAL),
+    "budget_in": (_BY_CHANNELS, _SEVERAL),
+    "budget_batch_size": (_BY_CHANNELS, _SEVERAL, _TIMED),
     "assignment": (_BY_CHANNELS, _SEVERAL),
     "ratio": (_SEVERAL, _SHARED_OUT),
     "reconstruct": (_BY_CHANNELS, _or_fitted(_DIVIDED)),

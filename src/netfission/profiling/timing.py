@@ -20,6 +20,7 @@ from netfission.losses import ensemble_distillation_loss
 from netfission.utils.modes import in_mode
 
 WARM_UP = 3
+FEWEST_ROUNDS, MOST_ROUNDS = 7, 60  # of `relative_time`
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -126,6 +127,27 @@ def inference_times(
     # Not inference_mode, which is not faster: tensors that a network caches must still work in training.
     with torch.no_grad(), in_mode(*networks.values(), training=False):
         return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up, title=title)
+
+
+def relative_time(network: nn.Module, reference: nn.Module, images: Tensor, *, seconds: float) -> Quartiles:
+    """Time inference of a network over a reference's, round by round; see `inference_times`.
+
+    Args:
+        network: the network.
+        reference: what its times are divided by.
+        images: one batch.
+        seconds: about how long to measure; at least `FEWEST_ROUNDS` rounds and at most `MOST_ROUNDS`.
+
+    Example:
+        >>> layer = nn.Linear(64, 64)
+        >>> relative_time(layer, layer, torch.zeros(8, 64), seconds=0.1).median > 0
+        True
+    """
+    networks = {"network": network, "reference": reference}
+    first = inference_times(networks, images, rounds=1)
+    rounds = round(seconds / sum(map(sum, first.values())))
+    times = inference_times(networks, images, rounds=min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS), warm_up=0)
+    return Quartiles.from_values([a / b for a, b in zip(times["network"], times["reference"], strict=True)])
 
 
 def training_times(

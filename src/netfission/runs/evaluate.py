@@ -19,7 +19,7 @@ from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.overlap import validation_dependence
-from netfission.runs.setup import check_unchanged, load_run_data, make_batches
+from netfission.runs.setup import check_unchanged, load_run_data, make_batches, run_device
 from netfission.tasks.base import Accumulator, EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
@@ -190,7 +190,7 @@ def load_on_device(
         ValueError: the folder holds no finished run, or one of another task unless `any_task`.
     """
     network, spec = folder.load_network(any_task=any_task)
-    device = "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
+    device = run_device(config.training)
     return network.to(device), spec, device
 
 

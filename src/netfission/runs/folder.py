@@ -30,6 +30,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 from netfission.models import TrainedWeights, WeightsReport, read_weights
 from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
+from netfission.runs.found_budget import FoundBudget
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
 from netfission.utils.errors import invalid
 from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
@@ -61,6 +62,11 @@ class RunFolder(ModelFolder):
     def weights_report(self) -> Path:
         """The file of weights that the training started from, its SHA-256, and which tensors it gave."""
         return self.path / "weights.json"
+
+    @property
+    def budget(self) -> Path:
+        """The multiply-accumulates that were found for a budget in time."""
+        return self.path / "budget.json"
 
     @property
     def metrics(self) -> Path:
@@ -287,6 +293,10 @@ class RunFolder(ModelFolder):
         """Write the first of some reports, which tell the same of each network of a method; none if empty."""
         if reports:
             write_json(self.weights_report, json.dumps(asdict(reports[0]), indent=1) + "\n")
+
+    def load_budget(self) -> FoundBudget | None:
+        """Read `budget`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.budget, FoundBudget)
 
     def read_weights(self, config: RunConfig) -> TrainedWeights | None:
         """Read the weights that a run starts from; None if it starts from others.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.classifier.folder import NetworkSpec
-from netfission.config import DataConfig, RunConfig
+from netfission.config import DataConfig, RunConfig, TrainingConfig
 from netfission.data import Augmentation, Batches, ImageData, Split
 from netfission.data.augment import Balance
 from netfission.data.batches import PairTransform
@@ -91,6 +91,16 @@ def data_task(config: RunConfig, data: ImageData) -> Task:
         10
     """
     return task_kind(config.data.task).from_data(data)
+
+
+def run_device(config: TrainingConfig) -> str:
+    """Return the device that a run's network is evaluated and timed on.
+
+    Example:
+        >>> run_device(TrainingConfig(accelerator="cpu"))
+        'cpu'
+    """
+    return "cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu"
 
 
 def check_run(config: RunConfig) -> Method:
@@ -283,7 +293,7 @@ def build_network(
         torch.Size([1, 2, 10])
     """
     try:
-        return find_method(config.method).build(_plan(config, data, weights, report))
+        return find_method(config.method).build(_plan(config, data, weights, report)).cpu()
     except ValueError as error:
         if not str(error).startswith("example_input must be accepted by the network"):
             raise
@@ -319,11 +329,13 @@ def _plan(
 ) -> BuildPlan:
     """Return what the method needs to build the network that the settings name."""
 
+    fission = config.fission
+    device = run_device(config.training) if fission.budget_in == "time" else "cpu"
+
     def create() -> nn.Module:
-        return _create(config, data, weights, report)
+        return _create(config, data, weights, report).to(device)
 
     batches: list[tuple[Tensor, Tensor]] = []
-    fission = config.fission
     if fission.reconstruct and not config.model.trained:
         warnings.warn(
             "reconstruct has nothing to keep: without weights or pretrained, all weights are random",
@@ -331,10 +343,10 @@ def _plan(
         )
     if fission.sparsity > 0 or fission.assignment == "importance" or fission.reconstruct:
         shown = make_batches(
-            data.train, data, config.training.batch_size, shuffle=True, seed=config.fission.seed
+            data.train, data, config.training.batch_size, device=device, shuffle=True, seed=fission.seed
         )
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
-    example = torch.zeros(2, *data.shape)
+    example = torch.zeros(2, *data.shape, device=device)
     return BuildPlan(partial(call_with_seed, create), fission, example, batches, config.model.trained)
 
 
@@ -401,7 +413,7 @@ def network_spec(config: RunConfig, data: ImageData, network: nn.Module | None =
     branch_after = config.fission.known_branch_after(trained=config.model.trained)
     fission = replace(config.fission, branch_after=branch_after)
     if made is not None:
-        fission = replace(fission, stages=made.stages)
+        fission = replace(fission, stages=made.stages, budget=made.budget, budget_in=made.budget_in)
     return NetworkSpec(
         model=config.model.model,
         classes=list(data.classes),

@@ -11,7 +11,8 @@ from netfission.config import RunConfig
 from netfission.models import WeightsReport
 from netfission.runs.callbacks import MethodHooks
 from netfission.runs.evaluate import evaluate
-from netfission.runs.folder import RunFolder
+from netfission.runs.folder import RunFolder, environment
+from netfission.runs.found_budget import FoundBudget
 from netfission.runs.lightning_module import RunDataModule, TrainingModule
 from netfission.runs.setup import (
     build_network,
@@ -94,7 +95,8 @@ def train(
             weights = folder.read_weights(config)
             check_weights_task(config, weights)
             reports: list[WeightsReport] = []
-            network = build_network(config, data, weights, reports.append)
+            known = folder.load_budget()
+            network = build_network(known.applied(config) if known else config, data, weights, reports.append)
             check_batch_size(config.training.batch_size, network, data)
             parent = build_parent(config, data, weights)
             scales = rate_scales(config, data, network)
@@ -118,8 +120,11 @@ def train(
         if is_main:
             write_json(folder.data_summary, data.summary.to_json())
             folder.save_weights_report(reports)
+            if found := FoundBudget.of(network, environment()):
+                write_json(folder.budget, found.to_json())
             if progress:
                 remarks = few_steps(len(data.train), config.training.batch_size, epochs)
+                remarks += [found.text()] if found else []
                 print("\n".join([data.summary.text(), *map(str, reports[:1]), *remarks]), flush=True)
         try:
             trainer.fit(module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint)
