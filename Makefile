@@ -19,8 +19,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready ## train, evaluate and compare on real digits in under 3 minutes
 	$(BIN)/netfission demo
 
-test: $(VENV)/.ready ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+test: $(VENV)/.ready ## run the test suite, with compiled modules cached, as many processes load them
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.ready ## lint, format, strict types and the layers of packages
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,7 @@ from netfission.utils.modes import in_mode
 
 WARM_UP = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 60  # of `relative_time`
+ROUND_SECONDS = 0.05
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -132,6 +134,8 @@ def inference_times(
 def relative_time(network: nn.Module, reference: nn.Module, images: Tensor, *, seconds: float) -> Quartiles:
     """Time inference of a network over a reference's, round by round; see `inference_times`.
 
+    In a round, each runs as often as takes about `ROUND_SECONDS`, since single short runs vary much.
+
     Args:
         network: the network.
         reference: what its times are divided by.
@@ -143,10 +147,13 @@ def relative_time(network: nn.Module, reference: nn.Module, images: Tensor, *, s
         >>> relative_time(layer, layer, torch.zeros(8, 64), seconds=0.1).median > 0
         True
     """
-    networks = {"network": network, "reference": reference}
-    first = inference_times(networks, images, rounds=1)
-    rounds = round(seconds / sum(map(sum, first.values())))
-    times = inference_times(networks, images, rounds=min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS), warm_up=0)
+    runs = {"network": _call(network, images), "reference": _call(reference, images)}
+    with torch.no_grad(), in_mode(network, reference, training=False):
+        first = sum(map(min, times_in_turn(runs, images.device, rounds=2).values()))
+        calls = max(1, round(2 * ROUND_SECONDS / first))
+        rounds = min(max(round(seconds / (calls * first)), FEWEST_ROUNDS), MOST_ROUNDS)
+        repeated = {name: partial(_repeat, run, calls) for name, run in runs.items()}
+        times = times_in_turn(repeated, images.device, rounds=rounds, warm_up=0)
     return Quartiles.from_values([a / b for a, b in zip(times["network"], times["reference"], strict=True)])
 
 
@@ -252,6 +259,11 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(before, 2)
         os.close(before)
+
+
+def _repeat(run: Callable[[], object], calls: int) -> None:
+    for _ in range(calls):
+        run()
 
 
 def _call(module: nn.Module, images: Tensor) -> Callable[[], object]:
