@@ -16,6 +16,7 @@ from netfission.data.sources import has_parquet, hub_place, read_parquet
 from netfission.data.splits import ArrowRecords, decode
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.hub import load_from_hub
+from netfission.utils.text import printable
 
 # The 15 of Hendrycks & Dietterich 2019 (arXiv 1903.12261); four more in the folders are for validation.
 CORRUPTIONS = (
@@ -124,7 +125,9 @@ def open_corrupted(name: str, classes: Sequence[str], shape: tuple[int, int, int
     if place := hub_place(name):
         return _open_table(load_from_hub(*place), "/".join(filter(None, place)), name, classes, shape)
     if not folder.is_dir():
-        raise FileNotFoundError(f"corrupted must be {_LAYOUT}, got {folder}, which does not exist")
+        raise FileNotFoundError(
+            f"corrupted must be {_LAYOUT}, got {printable(str(folder))}, which does not exist"
+        )
     if has_parquet(folder):
         return _open_table(read_parquet(folder), folder.resolve().name, name, classes, shape)
     return _open_arrays(folder, classes, shape)

@@ -22,6 +22,7 @@ from netfission.data.splits import ArrayRecords, ArrowRecords, FileRecords, Reco
 from netfission.data.targets import CLASSES, Targets, parse
 from netfission.utils.errors import did_you_mean, first_line, invalid
 from netfission.utils.hub import load_from_hub
+from netfission.utils.text import printable
 
 HUB_NAMES = {
     "cifar10": "uoft-cs/cifar10",
@@ -206,9 +207,9 @@ or a folder, got 'invert'; did you mean inverted?
         expected = f"the name of a data set, a folder, or a table of paths and labels ({suffixes})"
         raise invalid(argument, expected, found=f"the file {name}")
     if is_table:
-        raise FileNotFoundError(f"data table {name} does not exist")
+        raise FileNotFoundError(f"data table {printable(name)} does not exist")
     if os.sep in name or "/" in name:
-        raise FileNotFoundError(f"data folder {name} does not exist")
+        raise FileNotFoundError(f"data folder {printable(name)} does not exist")
     expected = f"one of {', '.join(names)}, hf/OWNER/NAME, or a folder"
     raise invalid(argument, expected, name, hint=did_you_mean(name, names))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from netfission.models.hugging_face import HuggingFaceClassifier
-from netfission.utils.checksums import archive_damage, check_tensors, parse_json
+from netfission.utils.checksums import archive_damage, check_tensors, is_archive, parse_json
 from netfission.utils.errors import describe, first_line, invalid
 
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
@@ -460,7 +460,7 @@ def _read_pytorch(file: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the refusal says what is wrong
-            if is_zipfile(file) and (damage := archive_damage(file)):  # which PyTorch does not look at
+            if is_archive(file) and (damage := archive_damage(file)):  # which PyTorch does not look at
                 raise BadZipFile(damage)
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the file may hold anything
@@ -473,7 +473,7 @@ def _read_pytorch(file: Path) -> Any:
                 found=f"a pickle that wants {', '.join(wanted)}",
                 hint=hint,
             ) from error
-        found = "a damaged file" if is_zipfile(file) else "a file of another kind, or a damaged one"
+        found = "a damaged file" if is_archive(file) else "a file of another kind, or a damaged one"
         raise invalid(str(file), _WEIGHTS, found=found) from error
 
 

@@ -10,7 +10,7 @@ import re
 from collections import deque
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from netfission.utils.errors import first_line, invalid
 
@@ -138,6 +138,19 @@ def _differs(content: bytes, mark: re.Match[bytes]) -> bool:
 
 def _blanked(content: bytes, mark: re.Match[bytes]) -> bytes:
     return content[: mark.start(1)] + b"0" * _DIGITS + content[mark.end(1) :]
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a file is a zip archive, damaged or not.
+
+    Example:
+        >>> is_archive(Path("no such file"))
+        False
+    """
+    try:
+        return is_zipfile(file)
+    except BadZipFile:  # of several disks, as a damaged end may say
+        return True
 
 
 def archive_damage(file: Path) -> str:

@@ -6,6 +6,8 @@ from math import isfinite
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from netfission.utils.text import printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,7 +25,7 @@ def invalid(argument: str, expected: str, got: Any = None, *, found: str = "", h
         hint: what to do about it; stands after a semicolon.
 
     Returns:
-        The error, to be raised; its message is one line.
+        The error, to be raised; its message is one line, with escapes for characters that control a terminal.
 
     Example:
         >>> print(invalid("exits", "a positive integer", 0))
@@ -33,7 +35,7 @@ def invalid(argument: str, expected: str, got: Any = None, *, found: str = "", h
     """
     came = found or shortened(repr(got))
     message = f"{argument} must be {expected}, got {came}" + (f"; {hint}" if hint else "")
-    return ValueError(" ".join(message.split()))
+    return ValueError(printable(" ".join(message.split())))
 
 
 def within(where: str, error: ValueError) -> ValueError:
