@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check zoo torture fuzz docs format clean
+.PHONY: demo test check zoo torture fuzz matrix docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,9 @@ zoo: $(VENV)/.ready ## fission every family of image models by every grouping, a
 
 torture: $(VENV)/.ready ## kill commands and damage their files, 700 times (hours; resumes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+matrix: $(VENV)/.ready ## run the test suite with other versions of Python and PyTorch, and in other surroundings (hours)
+	$(BIN)/python benchmarks/matrix.py
 
 fuzz: $(VENV)/.ready ## give thousands of random and damaged files and requests to all readers
 	NETFISSION_FUZZ=3000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py

@@ -6,6 +6,7 @@ file as well, and they wait for it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 # No test depends on how fast the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests in reverse if `make matrix` asks for it: none needs another one before it."""
+    if os.environ.get("NETFISSION_REVERSED_TESTS"):
+        items.reverse()
 
 
 def settings(**changes) -> RunConfig:
