@@ -342,3 +342,44 @@ def test_void_pixels_count_in_neither_term(weight):
     marked[0, 0, 0] = 7
     with pytest.raises(ValueError, match=r"got 7 \(1 of 60 labels out of range\)"):
         loss(logits, marked)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32), weight=st.floats(0, 3))
+def test_class_weights_are_those_of_pytorch_on_the_cross_entropy_alone(seed: int, weight: float) -> None:
+    logits, labels = random_case(seed, (2, 3, 4, 5))
+    weights = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    labels[0, 0] = 255
+    arguments = {"weight": weight, "ignore_index": 255}
+    found = ensemble_distillation_loss(logits, labels, class_weights=weights, **arguments)
+    plain = ensemble_distillation_loss(logits, labels, **arguments)
+    change = sum(
+        F.cross_entropy(exit_, labels, weight=weights, ignore_index=255)
+        - F.cross_entropy(exit_, labels, ignore_index=255)
+        for exit_ in logits.unbind(dim=1)
+    )
+    assert found.item() == pytest.approx((plain + change).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(3), r"^class_weights must be floats of shape \(4,\), got float32 of shape \(3,\)"),
+        (torch.ones(4, dtype=torch.int64), r"^class_weights must be floats of shape \(4,\), got int64"),
+        (torch.tensor([1.0, 1.0, -2.0, 1.0]), "^class_weights must be finite and at least 0, got -2 to 1"),
+    ],
+)
+def test_class_weights_that_cannot_be(weights: Tensor, message: str) -> None:
+    logits, labels = random_case(0, (2, 3, 4))
+    with pytest.raises(ValueError, match=message):
+        EnsembleDistillationLoss(class_weights=weights)(logits, labels)
+    if weights.shape == (4,):
+        with pytest.raises(ValueError, match="class_weights must be None with probabilities as labels"):
+            EnsembleDistillationLoss(class_weights=weights)(logits, F.one_hot(labels, 4).to(logits))
+
+
+def test_class_weights_of_void_pixels_alone_give_no_cross_entropy() -> None:
+    logits = torch.randn(2, 3, 4, 5)
+    loss = EnsembleDistillationLoss(class_weights=torch.ones(4), ignore_index=255)
+    assert loss(logits, torch.full((2, 5), 255)).item() == 0
+    assert "class_weights=[1.0, 1.0, 1.0, 1.0]" in repr(loss)

@@ -70,7 +70,8 @@ class DataConfig:
         mix_alpha: parameter of the Beta distribution of the mixing share, from 0.1 to 1000.
         label_smoothing: share of each label that is spread over all classes, in [0, 1).
         balance: with uneven classes: none, weights (the loss of an image has a factor inverse to the size of
-            its class) or sampler (images of all classes are drawn equally often).
+            its class; with segmentation that of a pixel) or sampler (images of all classes are drawn equally
+            often).
         workers: processes that decode images, for data sets too large for memory.
 
     Raises:

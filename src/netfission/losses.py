@@ -22,6 +22,7 @@ def ensemble_distillation_loss(
     teacher: Teacher = "logits",
     reduction: Reduction = "sum",
     ignore_index: int | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the loss that trains every exit on the labels and on the prediction of their ensemble.
 
@@ -48,13 +49,16 @@ def ensemble_distillation_loss(
             get as much gradient as a single network's, beside the same weight decay.
         ignore_index: label of what counts in neither term, such as void pixels; the mean is over the rest,
             and 0 without any other. Only with class indices as labels; default: all labels count.
+        class_weights: `(classes,)`, floating point, >= 0: factor on the cross-entropy of the labels of each
+            class, of which a weighted mean is taken. Only with class indices as labels; default: equal ones.
 
     Returns:
         The loss, a scalar of float32 or wider.
 
     Raises:
         ValueError: a setting is not valid, both terms are switched off, logits or labels have another
-            layout, there is one class only, or `ignore_index` is given with probabilities.
+            layout, there is one class only, or `ignore_index` or `class_weights` are given with
+            probabilities.
             A label outside [0, classes) is found on a CPU only, where the check costs no wait.
 
     Example:
@@ -68,6 +72,7 @@ def ensemble_distillation_loss(
     _check_settings(temperature, weight, cross_entropy, teacher, reduction)
     logits = as_logits(logits)
     _check_labels(labels, logits, ignore_index)
+    _check_class_weights(class_weights, logits, labels)
     counts = None
     if ignore_index is not None:
         counts = labels != ignore_index
@@ -80,7 +85,9 @@ def ensemble_distillation_loss(
             label_log_probabilities = (labels * log_probabilities).sum(dim=1)
         else:
             label_log_probabilities = log_probabilities.gather(1, labels.unsqueeze(1))
-        loss = loss - _mean(label_log_probabilities.view(labels.shape[:1] + logits.shape[3:]), counts)
+        values = label_log_probabilities.view(labels.shape[:1] + logits.shape[3:])
+        weights = None if class_weights is None else class_weights.to(logits)[labels]
+        loss = loss - _mean(values, counts, weights)
     if weight:
         softened = logits / temperature
         student = softened.log_softmax(dim=2)
@@ -128,8 +135,18 @@ def _divergence(target: Tensor, student: Tensor) -> Tensor:
     return divergence.sum(dim=(1, 2))
 
 
-def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
-    """Return the mean of values `(batch, ...)`; `counts` is True where they count, None if all do."""
+def _mean(values: Tensor, counts: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of values `(batch, ...)`; `counts` is True where they count, None if all do.
+
+    Args:
+        values: of any floating-point dtype.
+        counts: bool, of their shape.
+        weights: of their shape, by which they are weighted; None for equal weights.
+    """
+    if weights is not None:
+        weights = weights if counts is None else torch.where(counts, weights, 0)
+        values = values if counts is None else torch.where(counts, values, 0)
+        return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)
     if counts is None:
         return values.mean()
     # Not a product, as values that do not count may be infinite or NaN.
@@ -155,6 +172,7 @@ class EnsembleDistillationLoss(nn.Module):
         teacher: Teacher = "logits",
         reduction: Reduction = "sum",
         ignore_index: int | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         """Check and store the settings."""
         super().__init__()
@@ -165,6 +183,7 @@ class EnsembleDistillationLoss(nn.Module):
         self.teacher = teacher
         self.reduction = reduction
         self.ignore_index = ignore_index
+        self.class_weights = class_weights
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits `(batch, exits, classes, ...)` for hard or soft labels."""
@@ -177,11 +196,13 @@ class EnsembleDistillationLoss(nn.Module):
             teacher=self.teacher,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
+            class_weights=self.class_weights,
         )
 
     def extra_repr(self) -> str:
         """Return the settings as the module's printed form shows them."""
         void = "" if self.ignore_index is None else f", ignore_index={self.ignore_index}"
+        void += "" if self.class_weights is None else f", class_weights={self.class_weights.tolist()}"
         return (
             f"temperature={self.temperature}, weight={self.weight}, cross_entropy={self.cross_entropy}, "
             f"teacher={self.teacher!r}, reduction={self.reduction!r}{void}"
@@ -232,6 +253,19 @@ def _check_labels(labels: Tensor, logits: Tensor, ignore_index: int | None) -> N
         if len(outside):
             found = f"{int(outside[0])} ({len(outside)} of {values.numel()} labels out of range)"
             raise invalid("labels", f"class indices from 0 to {classes - 1}", found=found)
+
+
+def _check_class_weights(weights: Tensor | None, logits: Tensor, labels: Tensor) -> None:
+    if weights is None:
+        return
+    classes = logits.shape[2]
+    if labels.is_floating_point():
+        raise invalid("class_weights", "None with probabilities as labels", found=describe(weights))
+    if weights.shape != (classes,) or not weights.is_floating_point():
+        raise invalid("class_weights", f"floats of shape ({classes},)", found=describe(weights))
+    values = readable_values(weights)
+    if values is not None and not (values.isfinite() & (values >= 0)).all():
+        raise invalid("class_weights", "finite and at least 0", found=f"{values.min():g} to {values.max():g}")
 
 
 def readable_values(tensor: Tensor) -> Tensor | None:

@@ -27,7 +27,8 @@ from netfission.evaluation.pixels import PixelScores
 from netfission.methods.fission import FissionMethod
 from netfission.prediction.maps import MapFolder
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import check_run, make_batches
+from netfission.runs.lightning_module import TrainingModule
+from netfission.runs.setup import build_network, check_run, data_task, load_run_data, make_batches
 from netfission.runs.train import train
 from netfission.tasks.segmentation import PixelCalibration, PixelSample, Segmentation
 
@@ -416,7 +417,7 @@ def test_maps_replace_neither_images_nor_one_another(run_of, tables, tmp_path, c
     ("changes", "message"),
     [
         ({"mix": "cutmix"}, "mix must be 'none' with task=segmentation"),
-        ({"balance": "weights"}, "balance must be 'none' with task=segmentation"),
+        ({"balance": "sampler"}, "balance must be none or weights with task=segmentation, got 'sampler'"),
         ({"crop_padding": 4}, "crop_padding must be left out with task=segmentation"),
         ({"rand_augment": 5}, "rand_augment must be left out with task=segmentation"),
         ({"erase": 0.1}, r"erase must be 0\.0 with task=segmentation"),
@@ -514,3 +515,17 @@ def test_costs_are_counted(run_of, capsys):
 def test_the_description_of_a_run_has_the_numbers(run_of):
     spec = RunFolder(run_of("segmentation")).load_spec(any_task=True)
     assert (spec.task, spec.scale, spec.format) == ("segmentation", {"numbers": [0.0, 1.0, 2.0]}, 2)
+
+
+def test_rare_classes_weigh_more_in_the_loss(settings_for):
+    config = settings_for("segmentation", balance="weights")
+    check_run(config)
+    data = load_run_data(config.data, 0, training=True)
+    task = data_task(config, data)
+    shares = torch.tensor(data.pixels, dtype=torch.float64) / sum(data.pixels)
+    images = torch.tensor(data.summary.train.images_per_class) / data.summary.train.images
+    frequencies = shares / images
+    assert torch.allclose(task.class_weights.double(), frequencies.median() / frequencies, rtol=1e-6)
+    module = TrainingModule(build_network(config, data), config.training, task=task)
+    assert module.loss.class_weights is task.class_weights
+    assert data_task(settings_for("segmentation"), data).class_weights is None

@@ -59,6 +59,7 @@ class ImageData:
         summary: what was found, and what was left out.
         crops: the training split for random crops, with larger images than `shape`; None if they need none.
         numbers: with masks, the number of each class in them; None with other targets.
+        pixels: with masks, the number of training pixels of each class.
 
     Example:
         >>> data = load_data("digits")
@@ -77,6 +78,7 @@ class ImageData:
     summary: DataSummary
     crops: Split | None = None
     numbers: list[int] | None = None
+    pixels: list[int] | None = None
 
 
 def load_data(

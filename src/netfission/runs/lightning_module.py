@@ -245,10 +245,10 @@ class RunDataModule(lightning.LightningDataModule):
         config, data = self.config.data, self.data
         split = data.train if data.crops is None else data.crops
         transform = data_task(self.config, data).transform(config, data)
-        augment = augmentation(config, data) if transform is None else None
-        return self._batches(
-            split, shuffle=True, augment=augment, transform=transform, balance=config.balance
-        )
+        if transform is not None:  # of targets that the loss itself balances
+            return self._batches(split, shuffle=True, transform=transform)
+        augment = augmentation(config, data)
+        return self._batches(split, shuffle=True, augment=augment, balance=config.balance)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Return the validation batches; none if there is no validation split."""

@@ -90,7 +90,7 @@ def data_task(config: RunConfig, data: ImageData) -> Task:
         >>> data_task(config, load_run_data(config.data, seed=0)).outputs
         10
     """
-    return task_kind(config.data.task).from_data(data)
+    return task_kind(config.data.task).from_data(data, balance=config.data.balance == "weights")
 
 
 def run_device(config: TrainingConfig) -> str:

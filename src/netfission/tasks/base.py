@@ -190,8 +190,14 @@ class Task:
         )
 
     @classmethod
-    def from_data(cls, data: ImageData) -> Self:
-        """Return the task of a data set."""
+    def from_data(cls, data: ImageData, *, balance: bool = False) -> Self:
+        """Return the task of a data set.
+
+        Args:
+            data: the data set.
+            balance: whether the loss gives rare classes larger weights; with one class per image, the
+                batches do (`netfission.data.Batches`).
+        """
         return cls(data.classes)
 
     @classmethod

@@ -303,7 +303,7 @@ class Regression(Task):
     calibration_kind = NumberCalibration
 
     @classmethod
-    def from_data(cls, data: ImageData) -> Self:
+    def from_data(cls, data: ImageData, *, balance: bool = False) -> Self:
         """Return the task of a data set, with the scale of its training images."""
         values = data.train.labels.double()
         std, mean = torch.std_mean(values, dim=0, correction=0)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from netfission.config import DataConfig, TrainingConfig
+from netfission.config import DataConfig, RunConfig, TrainingConfig
 from netfission.data import ImageData
 from netfission.data.batches import PairTransform
 from netfission.data.images import size_within, to_pixels_within
@@ -299,6 +299,30 @@ class PixelPredictions:
         return classes
 
 
+def median_frequency_weights(pixels: Sequence[int], images: Sequence[int], total: int) -> Tensor:
+    """Return a weight for each class, so that rare ones count more (Eigen & Fergus 2015, arXiv 1411.4734).
+
+    The frequency of a class is its share of the pixels of the images in which it occurs, taken to have as
+    many labelled pixels as others. Its weight is the median of all frequencies over its own.
+
+    Args:
+        pixels: number of pixels of each class.
+        images: number of images in which each class occurs.
+        total: number of images.
+
+    Returns:
+        Float32 `(classes,)`; 1 for a class that does not occur.
+
+    Example:
+        >>> median_frequency_weights([800, 150, 50, 0], [10, 10, 5, 0], total=10)
+        tensor([0.1875, 1.0000, 1.5000, 1.0000])
+    """
+    counted = torch.tensor(pixels, dtype=torch.float64), torch.tensor(images, dtype=torch.float64)
+    frequencies = counted[0] * total / (counted[1] * counted[0].sum())
+    occurs = frequencies > 0
+    return torch.where(occurs, frequencies[occurs].median() / frequencies, 1.0).float()
+
+
 def voc_palette() -> list[int]:
     """Return the colours of PASCAL VOC's masks, 256 times red, green and blue.
 
@@ -328,9 +352,10 @@ class Segmentation(Task):
 
     name = "segmentation"
     targets = MASKS
+    class_weights: Tensor | None = None
     methods = frozenset({"fission", "deep-ensemble", "treenet"})  # linear exits have no maps
     unused = (
-        *(setting for setting in Task.unused if setting != "void"),
+        *(setting for setting in Task.unused if setting not in ("void", "balance")),
         "crop_padding",
         "rand_augment",
         "erase",
@@ -349,6 +374,13 @@ class Segmentation(Task):
     calibration_kind = PixelCalibration
 
     @classmethod
+    def check(cls, config: RunConfig) -> None:
+        """Check that the settings of a run suit the task, see `Task.check`."""
+        super().check(config)
+        if config.data.balance == "sampler":
+            raise invalid("balance", f"none or weights with task={cls.name}", config.data.balance)
+
+    @classmethod
     def load_data(cls, config: DataConfig, seed: int, *, training: bool) -> ImageData:
         """Load a folder of photographs and masks, see `netfission.data.mask_data.load_mask_data`."""
         return load_mask_data(
@@ -361,10 +393,14 @@ class Segmentation(Task):
         )
 
     @classmethod
-    def from_data(cls, data: ImageData) -> Self:
+    def from_data(cls, data: ImageData, *, balance: bool = False) -> Self:
         """Return the task of a data set, with the numbers of its classes in masks."""
         numbers = data.numbers or list(range(len(data.classes)))
-        return cls(data.classes, {"numbers": [float(number) for number in numbers]})
+        task = cls(data.classes, {"numbers": [float(number) for number in numbers]})
+        if balance and data.pixels is not None:
+            train = data.summary.train
+            task.class_weights = median_frequency_weights(data.pixels, train.images_per_class, train.images)
+        return task
 
     @property
     def numbers(self) -> list[int]:
@@ -416,6 +452,7 @@ class Segmentation(Task):
         loss = method.loss(training)
         assert isinstance(loss, EnsembleDistillationLoss)
         loss.ignore_index = VOID
+        loss.class_weights = self.class_weights
         return loss
 
     def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
