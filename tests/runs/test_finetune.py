@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from netfission.classifier import Classifier
 from netfission.cli import main
+from netfission.config import RunConfig
 from netfission.models import create_model
 from netfission.profiling.cost import count
 from netfission.report import write_report
@@ -19,6 +20,7 @@ from netfission.report.style import render_svg
 from netfission.runs.callbacks import Stopwatch
 from netfission.runs.folder import RunFolder
 from netfission.runs.setup import load_run_data
+from netfission.runs.train import train
 
 FLAGS = [
     *("digits", "--limit-per-class", "5", "--model", "wrn-10-1", "--pretrained", "false"),
@@ -382,15 +384,26 @@ def test_a_file_of_a_trained_network_is_taken_as_it_is(tmp_path, no_page):
 def test_a_run_that_was_trained_on_held_out_images_is_taken_with_a_warning(
     finetuned, tmp_path, no_page, capsys
 ):
-    flags = [*without("--model --pretrained --epochs"), str(tmp_path / "run"), "--seed", "1"]
+    single, out = RunFolder(finetuned).single.path, tmp_path / "run"
+    flags = [*without("--model --pretrained --epochs"), str(out), "--seed", "1"]
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        assert main(["finetune", *flags, "--finetuned", str(RunFolder(finetuned).single.path)]) == 0
-    message = "have the same content as images that the network was trained on"
-    assert (
-        f"netfission: warning: 12 of 504 images of digits (such as row 79) {message}\n"
-        in capsys.readouterr().err
-    )
+        assert main(["finetune", *flags, "--finetuned", str(single)]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "same content" in line]
+    assert warned == [  # once, not again of the ensemble
+        "netfission: warning: 12 of 145 validation images of digits (such as row 79) have the same content "
+        f"as training images of {single}, from which the network starts, so its calibration is too "
+        "confident; seed=0 and validation=0.1, as in that run, keep them apart"
+    ]
+    for run in (RunFolder(out), RunFolder(out).single):
+        assert "another validation split" in run.load_calibration().dependence
+
+
+def test_a_training_from_a_run_warns_of_held_out_images_that_it_was_trained_on(finetuned, tmp_path):
+    single = RunFolder(finetuned).single
+    values = single.load_config().to_dict() | {"weights": str(single.path), "seed": 1, "epochs": 1}
+    with pytest.warns(UserWarning, match="12 of 145 validation images of digits .* have the same content as"):
+        train(RunConfig.from_dict(values), tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize(

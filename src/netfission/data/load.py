@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from netfission.data.checks import Copies, check_colours, check_sizes, compare_splits
-from netfission.data.sources import Source, find_source, find_targets
+from netfission.data.sources import Source, find_targets
 from netfission.data.split_names import SplitName
 from netfission.data.splits import (
     CorruptImageError,
@@ -204,9 +204,10 @@ def load_data(
 def find_splits(
     name: str,
     *,
-    validation: float = 0.1,
+    validation: float = VALIDATION_SHARE,
     seed: int = 0,
     limit_per_class: int | None = None,
+    targets: Targets = CLASSES,
     source: Source | None = None,
 ) -> Mapping[SplitName, Selection]:
     """Find the images of each split as `load_data` does with these arguments, without decoding them.
@@ -216,13 +217,14 @@ def find_splits(
         validation: share of the training images.
         seed: of the choice of validation images.
         limit_per_class: of training images.
+        targets: what the images are labelled with; not masks.
         source: the data set, if it was found before.
 
     Example:
         >>> {split: len(images.rows) for split, images in find_splits("digits").items()}
         {'train': 1293, 'validation': 145, 'test': 359}
     """
-    return _assign_rows(source or find_source(name), name, validation, seed, limit_per_class)
+    return _assign_rows(source or find_targets(name, targets), name, validation, seed, limit_per_class)
 
 
 @dataclass(frozen=True)

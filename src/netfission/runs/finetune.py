@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import RunConfig
-from netfission.data.load import find_splits
 from netfission.evaluation.gain import Gain, NetworkFigures
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.inference.deployment import deploy
@@ -20,7 +19,7 @@ from netfission.runs.callbacks import Stopwatch
 from netfission.runs.evaluate import evaluate, load_on_device
 from netfission.runs.finetune_settings import FinetunePlan, check_ensemble
 from netfission.runs.folder import RunFolder, environment
-from netfission.runs.overlap import warn_of_training_images
+from netfission.runs.overlap import warn_of_held_out_images
 from netfission.runs.setup import build_network, load_run_data, network_spec
 from netfission.runs.train import train
 from netfission.utils.errors import first_line, invalid
@@ -197,24 +196,11 @@ def _take_over(config: RunConfig, single: RunFolder) -> None:
             found=f"{reports[0].path}, which has no such classifier",
             hint="start from it with weights instead, which trains the single network first",
         )
-    _warn_of_held_out_images(config)
+    warn_of_held_out_images(config)
     single.path.mkdir(exist_ok=True)
     single.save_weights_report(reports)
     single.save_network(network, network_spec(config, data, network))
     evaluate(single, config, data)
-
-
-def _warn_of_held_out_images(config: RunConfig) -> None:
-    """Warn if validation or test images have the content of training images of the run that is taken over."""
-    run = RunFolder(Path(config.model.weights or ""))
-    if not run.config.is_file():
-        return
-    data = config.data
-    splits = find_splits(
-        data.data, validation=data.validation, seed=config.fission.seed, limit_per_class=data.limit_per_class
-    )
-    held_out = [images for split, images in splits.items() if split != "train"]
-    warn_of_training_images(data.data, held_out, run.load_config())
 
 
 def _train(

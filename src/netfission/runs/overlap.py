@@ -1,10 +1,9 @@
 """Images of another data set that are copies of a run's own."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from netfission.classifier.folder import ModelFolder
 from netfission.config import RunConfig
 from netfission.data.checks import count_copies
 from netfission.data.load import find_splits
@@ -12,8 +11,16 @@ from netfission.data.matched import full_name
 from netfission.data.sources import is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Selection
+from netfission.runs.folder import RunFolder
+from netfission.tasks import task_kind
 from netfission.utils.errors import first_line
 from netfission.utils.text import count_noun
+
+# What it means that a network has seen images of a split in training.
+_EFFECTS: dict[SplitName, str] = {
+    "validation": "its calibration is too confident",
+    "test": "it looks better on the test split than it is on new images",
+}
 
 
 def validation_dependence(config: RunConfig) -> str:
@@ -32,7 +39,7 @@ def validation_dependence(config: RunConfig) -> str:
     if config.training.patience is not None:
         return "patience chose the epoch on the validation images, so they promise nothing for others"
     split = (config.fission.seed, config.data.validation)
-    for start in _starts(config):
+    for _, start in _starts(config):
         if start.data.data != config.data.data:
             continue
         if start.training.patience is not None:
@@ -62,8 +69,8 @@ def images_dependence(name: str, images: Sequence[Selection], config: RunConfig)
     Warns:
         UserWarning: the run's data set can no longer be read, so that this was not checked.
     """
-    if found := _copies(name, images, config, ["train"]):
-        return f"{found} as images that the network was trained on"
+    if found := _training_copies(name, images, config):
+        return found
     if validation_dependence(config) and (found := _copies(name, images, config, ["validation"])):
         return f"{found} as validation images that the network was chosen on"
     return ""
@@ -83,29 +90,29 @@ def overlap_with_test(name: str, images: Sequence[Selection], config: RunConfig)
     return f"it is calibrated on test images of its own; {found} as these" if found else ""
 
 
-def _starts(config: RunConfig) -> Iterator[RunConfig]:
-    """Yield the settings of the run that a run started from, of the one before that, and so on."""
+def _starts(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Yield path and settings of the run that a run started from, of the one before that, and so on."""
     seen = set()
-    while (start := _start(config)) is not None and config.model.weights not in seen:
-        seen.add(config.model.weights)
-        yield start
-        config = start
-
-
-def _start(config: RunConfig) -> RunConfig | None:
-    """Return the settings of the run whose weights a run started from; None if they cannot be read."""
-    if config.model.weights is None:
-        return None
-    path = Path(config.model.weights)
-    folder = ModelFolder(path if path.is_dir() else path.parent)
-    try:
-        return folder.load_config() if folder.config.is_file() else None
-    except ValueError:
-        return None
+    path = config.model.weights
+    while path is not None and path not in seen:
+        seen.add(path)
+        folder = RunFolder(Path(path) if Path(path).is_dir() else Path(path).parent)
+        try:
+            if folder.config.is_file():
+                start = folder.load_config()
+                yield path, start
+                path = start.model.weights
+            else:  # perhaps the single network of a fine-tuning, which was taken over from another place
+                report = folder.load_weights_report()
+                path = None if report is None else report.path
+        except ValueError:  # it cannot be read
+            return
 
 
 def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
     """Warn if images have the same content as some that a run's network was trained on.
+
+    That includes the training images of the run that it started from, of the one before that, and so on.
 
     Args:
         name: name or folder of the images.
@@ -113,25 +120,95 @@ def warn_of_training_images(name: str, images: Sequence[Selection], config: RunC
         config: the run's settings.
 
     Warns:
-        UserWarning: there are such images; the message has their number and an example. Or the run's own data
-            set cannot be read any more, so that this was not checked.
+        UserWarning: there are such images; the message has their number and an example. Or the data set of a
+            run cannot be read any more, so that this was not checked.
     """
-    found = _copies(name, images, config, ["train"])
-    if found:
-        warnings.warn(f"{found} as images that the network was trained on", stacklevel=3)
+    if found := _training_copies(name, images, config):
+        warnings.warn(found, stacklevel=3)
+
+
+def warn_of_held_out_images(config: RunConfig) -> None:
+    """Warn if a run holds out images that a run which it starts from was trained on.
+
+    Masks are not compared.
+
+    Args:
+        config: the run's settings.
+
+    Warns:
+        UserWarning: validation or test images have the same content as training images of that run, or its
+            data set cannot be read any more, so that this was not checked.
+    """
+    targets = task_kind(config.data.task).targets
+    starts = [(path, start) for path, start in _starts(config) if _cut(start) != _cut(config)]
+    if not starts or targets.masks:
+        return
+    name = config.data.data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # who loads the images has been warned
+        splits = _find_splits(config)
+    for path, start in starts:
+        for split, effect in _EFFECTS.items():
+            images = [splits[split]] if split in splits else []
+            if found := _copies(name, images, start, ["train"], f"{split} image"):
+                hint = ""
+                if start.data.data == name:
+                    seed, share = start.fission.seed, start.data.validation
+                    hint = f"; seed={seed} and validation={share:g}, as in that run, keep them apart"
+                # Of this line, so that a fine-tuning says it once of its two networks.
+                warnings.warn(
+                    f"{found} as training images of {path}, from which the network starts, so {effect}{hint}",
+                    stacklevel=1,
+                )
+
+
+def _training_copies(name: str, images: Sequence[Selection], config: RunConfig) -> str:
+    """Say how many images a run's network, or one that it started from, was trained on; empty if none."""
+    if found := _copies(name, images, config, ["train"]):
+        return f"{found} as images that the network was trained on"
+    for path, start in _starts(config):
+        if _cut(start) != _cut(config) and (found := _copies(name, images, start, ["train"])):
+            return f"{found} as training images of {path}, from which the network started"
+    return ""
+
+
+def _cut(config: RunConfig) -> tuple[object, ...]:
+    """Return what decides which images a run is trained on."""
+    data = config.data
+    return data.data, data.task, data.validation, data.limit_per_class, config.fission.seed
+
+
+def _find_splits(config: RunConfig) -> Mapping[SplitName, Selection]:
+    data = config.data
+    return find_splits(
+        data.data,
+        validation=data.validation,
+        seed=config.fission.seed,
+        limit_per_class=data.limit_per_class,
+        targets=task_kind(data.task).targets,
+    )
 
 
 def warn_of_own_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
     """Warn if out-of-distribution images have the same content as some of a run's own data set.
 
-    Arguments and warnings are those of `warn_of_training_images`.
+    Arguments are those of `warn_of_training_images`.
+
+    Warns:
+        UserWarning: there are such images, or the run's data set cannot be read any more.
     """
     found = _copies(name, images, config, ["train", "validation", "test"])
     if found:
         warnings.warn(f"{found} as images of the run's own data set", stacklevel=3)
 
 
-def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: Sequence[SplitName]) -> str:
+def _copies(
+    name: str,
+    images: Sequence[Selection],
+    config: RunConfig,
+    splits: Sequence[SplitName],
+    noun: str = "image",
+) -> str:
     """Say how many images have the same content as those of some splits of a run; empty if none has."""
     recorded = config.data.data
     if recorded != "digits" and is_named(recorded) and full_name(name) != recorded:
@@ -139,12 +216,7 @@ def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: S
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its splits
-            splits_of_run = find_splits(
-                recorded,
-                validation=config.data.validation,
-                seed=config.fission.seed,
-                limit_per_class=config.data.limit_per_class,
-            )
+            splits_of_run = _find_splits(config)
     except (OSError, ValueError) as error:  # it has moved or changed
         reason = f"as the run's own data set cannot be read ({first_line(error)})"
         warnings.warn(
@@ -157,5 +229,6 @@ def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: S
     )
     if not number:
         return ""
-    of_all = f"{number:,} of {count_noun(sum(len(part.rows) for part in images), 'image')}"
-    return f"{of_all} of {Path(name).name} (such as {example}) have the same content"
+    of_all = f"{number:,} of {count_noun(sum(len(part.rows) for part in images), noun)}"
+    have = "has" if number == 1 else "have"
+    return f"{of_all} of {Path(name).name} (such as {example}) {have} the same content"

@@ -14,6 +14,7 @@ from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.found_budget import FoundBudget
 from netfission.runs.lightning_module import RunDataModule, TrainingModule
+from netfission.runs.overlap import warn_of_held_out_images
 from netfission.runs.setup import (
     build_network,
     build_parent,
@@ -63,6 +64,9 @@ def train(
         DivergedError: the loss is no longer finite, or the trained network's NLL is absurdly large; the
             checkpoint of the last whole epoch stays.
         KeyboardInterrupt: the training was stopped; the checkpoint stays, too.
+
+    Warns:
+        UserWarning: see `netfission.runs.overlap.warn_of_held_out_images`.
 
     Example:
         >>> import tempfile
@@ -126,6 +130,8 @@ def train(
                 remarks = few_steps(len(data.train), config.training.batch_size, epochs)
                 remarks += [found.text()] if found else []
                 print("\n".join([data.summary.text(), *map(str, reports[:1]), *remarks]), flush=True)
+            if not resume:
+                warn_of_held_out_images(config)
         try:
             trainer.fit(module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
