@@ -1,14 +1,20 @@
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from netfission.data import StreamedSplit, TensorSplit, load_data
+from netfission.data.load import find_splits
+from netfission.data.sources import Source
+from netfission.data.splits import ArrayRecords
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 
@@ -178,7 +184,8 @@ def test_nothing_readable(image_folder: Callable[..., Path]) -> None:
         ({"validation": -0.1}, r"^validation must be a share in \[0, 1\), got -0\.1$"),
         (
             {"validation": 0.001},
-            r"^validation must be 0, or at least 0\.004 for an image .*, got 0\.001; no class has more",
+            r"^validation must be at least 0\.004 to hold out any of 146 training images of a class, got "
+            r"0\.001; or add images: 0\.001 takes 625 images of a class$",
         ),
         ({"corrupt": "ignore"}, "^corrupt must be one of refuse, skip, got 'ignore'"),
         ({"limit_per_class": 0}, "^limit_per_class must be a positive integer, got 0$"),
@@ -255,6 +262,39 @@ def test_too_few_images_for_a_test_split(image_folder: Callable[..., Path]) -> N
     with pytest.raises(ValueError, match=message):
         load_data(str(image_folder(count=2)), validation=0)
     assert len(load_data(str(image_folder(count=3)), validation=0).test) == 2
+
+
+def test_too_few_images_for_a_validation_split(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder("train", count=1)
+    message = (
+        "/images must be a data set with a validation split, or with at least 5 images of a class, got "
+        r"only 1 training image of a class; so many because of validation=0\.1$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_data(str(image_folder("test", count=1)))
+    assert load_data(str(folder.parent), validation=0).validation is None
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 60), st.floats(0.01, 0.99), st.booleans())
+def test_messages_name_the_least_number_of_images_that_is_enough(
+    most: int, validation: float, has_test: bool
+) -> None:
+    def load(images: int) -> Mapping[str, Any]:
+        records = ArrayRecords(np.zeros((images, 1, 1), np.uint8), np.zeros(images, np.int64))
+        splits = {"train": records} | ({"test": records} if has_test else {})
+        source = Source(["cat"], splits, origins={split: split for split in splits})
+        return find_splits("pets", validation=validation, source=source)
+
+    try:
+        splits = load(most)
+    except ValueError as error:
+        (least,) = map(int, re.findall(r"(\d+) images of a class", str(error)))
+        assert least > most
+        with pytest.raises(ValueError, match=rf" {least} images of a class"):
+            load(least - 1)
+        splits = load(least)
+    assert len(splits["validation"].rows) > 0 < len(splits["test"].rows)
 
 
 def test_a_single_class_is_refused(image_folder: Callable[..., Path]) -> None:

@@ -25,6 +25,7 @@ from netfission.data.splits import (
     Split,
     StreamedSplit,
     TensorSplit,
+    cut_size,
     decode_all,
     readable,
     shuffled_by_class,
@@ -33,7 +34,6 @@ from netfission.data.splits import (
 from netfission.data.summary import CUT, UNREADABLE, DataSummary, SplitSummary, count_classes
 from netfission.data.targets import CLASSES, Targets, check_values, describe_counts
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
-from netfission.utils.text import count_noun
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
 _TEST_SHARE = 0.2
@@ -245,19 +245,19 @@ def _assign_rows(
     if source.test is None:
         train, test = stratified_cut(labels, _TEST_SHARE, seed=0)
         if not len(test):
-            expected = (
-                f"a data set with a test split, or with at least {ceil(0.5 / _TEST_SHARE)} images of a class"
-            )
-            raise invalid(name, expected, found=f"at most {np.bincount(labels).max()} per class")
+            share = validation if source.validation is None else 0
+            least = _least_images(share, of_test=True)
+            expected = f"a data set with a test split, or with at least {least} images{_of_class(source)}"
+            without = _least_images(0, of_test=True)
+            hint = f"so many because of validation={validation:g}" if least > without else ""
+            most = int(np.bincount(labels).max())
+            found = f"at most {most} per class" if source.targets.exclusive else str(most)
+            raise invalid(name, expected, found=found, hint=hint)
     own_validation = source.validation is not None
     rest, cut = stratified_cut(labels[train], 0 if own_validation else validation, seed)
     train, held_out = train[rest], train[cut]
     if validation and not own_validation and not len(held_out):
-        most = int(np.bincount(labels[train]).max())
-        share = "" if most == 1 else f", or at least {ceil(500 / most) / 1000:g} for an image of some class"
-        expected = f"0{share}"
-        hint = f"no class has more than {count_noun(most, 'training image')}"
-        raise invalid("validation", expected, validation, hint=hint)
+        raise _nothing_held_out(source, name, validation, int(np.bincount(labels[train]).max()))
     if limit_per_class is not None:
         kept = [group[:limit_per_class] for group in shuffled_by_class(labels[train], seed)]
         train = train[np.sort(np.concatenate(kept))]
@@ -269,6 +269,39 @@ def _assign_rows(
         warnings.warn(message, stacklevel=3)
     parts["test"] = _part(source, "test", source.test, test)
     return parts
+
+
+def _nothing_held_out(source: Source, name: str, validation: float, most: int) -> ValueError:
+    """Return the error for a share that no class has enough training images for; the largest has `most`."""
+    of_class, share = _of_class(source), f"{validation:g}"
+    needed = f"{_least_images(validation, of_test=source.test is None)} images{of_class}"
+    if most == 1:
+        expected = f"a data set with a validation split, or with at least {needed}"
+        hint = f"so many because of validation={share}"
+        return invalid(name, expected, found="only 1 training image" + of_class, hint=hint)
+    expected = f"at least {ceil(500 / most) / 1000:g} to hold out any of {most} training images{of_class}"
+    return invalid("validation", expected, validation, hint=f"or add images: {share} takes {needed}")
+
+
+def _least_images(validation: float, *, of_test: bool) -> int:
+    """Return the smallest number of images of a class of which some are held out.
+
+    Args:
+        validation: share of the training images; 0 if none is to be held out for validation.
+        of_test: whether a test split is cut from them before.
+    """
+    images = ceil(0.5 / validation) - 1 if validation else 1  # of the training split; a few too few
+    if of_test:
+        images = int(images / (1 - _TEST_SHARE)) - 1
+    while True:
+        images += 1
+        of_training = images - (test := cut_size(images, _TEST_SHARE) if of_test else 0)
+        if (test or not of_test) and (cut_size(of_training, validation) or not validation):
+            return images
+
+
+def _of_class(source: Source) -> str:
+    return " of a class" if source.targets.exclusive else ""
 
 
 def _part(source: Source, split: SplitName, own: Records | None, cut: Rows) -> _Part:

@@ -306,10 +306,20 @@ def shuffled_by_class(labels: Rows, seed: int) -> list[Rows]:
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
+def cut_size(images: int, share: float) -> int:
+    """Return how many images of a class are cut off: round(share · images), but at least one stays.
+
+    Example:
+        >>> cut_size(5, 0.1), cut_size(4, 0.1), cut_size(1, 0.9)
+        (1, 0, 0)
+    """
+    return max(0, min(int(share * images + 0.5), images - 1))
+
+
 def stratified_cut(labels: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """Cut the positions of labels into the rest and a share of each class, each sorted.
 
-    Of a class, round(share · size) positions are cut off, but at least one stays in the rest.
+    Of a class, `cut_size` positions are cut off.
 
     Example:
         >>> rest, cut = stratified_cut(np.array([0, 0, 0, 0, 1, 1, 1, 1]), share=0.25, seed=0)
@@ -318,7 +328,7 @@ def stratified_cut(labels: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """
     rest, cut = [], []
     for positions in shuffled_by_class(labels, seed):
-        count = min(int(share * len(positions) + 0.5), len(positions) - 1)
+        count = cut_size(len(positions), share)
         cut.append(positions[:count])
         rest.append(positions[count:])
     return np.sort(np.concatenate(rest)), np.sort(np.concatenate(cut))
