@@ -353,7 +353,7 @@ def test_the_folder_of_another_run_is_refused(finished_run, capsys):
     assert sorted(finished_run.rglob("*")) == before
 
 
-def test_a_run_of_one_exit_is_taken_as_it_is(finetuned, tmp_path, no_page, capsys):
+def test_a_run_of_one_exit_is_taken_as_it_is(finetuned, finished_run, tmp_path, no_page, capsys):
     out, single = tmp_path / "run", RunFolder(finetuned).single.path
     flags = without("--model --pretrained --epochs")
     assert main(["finetune", *flags, str(out), "--finetuned", str(single)]) == 0
@@ -367,9 +367,17 @@ def test_a_run_of_one_exit_is_taken_as_it_is(finetuned, tmp_path, no_page, capsy
     again = ["finetune", *flags, str(out)]
     assert main([*again, "--finetuned", str(single)]) == 0
     assert "step 1 of 3: the single network is finished" in capsys.readouterr().out
+    moved = shutil.copytree(single, tmp_path / "elsewhere" / "single")
+    assert main([*again, "--finetuned", str(moved)]) == 0
+    assert "step 1 of 3: the single network is finished" in capsys.readouterr().out
+    assert main([*again, "--finetuned", str(finished_run), "--model", "wrn-10-1"]) == 2
+    assert "; what a run begins with may move if its name and content stay" in capsys.readouterr().err
     assert main([*again, "--model", "wrn-10-1", "--pretrained", "false"]) == 2
     error = capsys.readouterr().err
-    assert f"--finetuned must be {str(single)!r}, as in {out / 'single'}, got None; " in error
+    assert (
+        f"--finetuned must be {str(single)!r}, as in {RunFolder(out).single.weights_report}, got None; "
+        in error
+    )
 
 
 def test_a_file_of_a_trained_network_is_taken_as_it_is(tmp_path, no_page):

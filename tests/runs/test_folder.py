@@ -1,16 +1,22 @@
 import json
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save
 
+from netfission.config import RunConfig
+from netfission.data import load_data
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
 from netfission.utils.checksums import parse_json
+from netfission.utils.files import write_json
 
 
 @pytest.fixture
@@ -59,6 +65,66 @@ def test_resuming_with_other_settings_is_refused(copied):
     config = type(copied.load_config()).from_dict(copied.load_config().to_dict() | {"epochs": 9})
     with pytest.raises(ValueError, match=r"epochs must be 2, as in .*config\.yaml, got 9"):
         copied.claim(config, resume=True)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run that has read its photographs, and its settings."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(8):
+            file = tmp_path / "pets" / name / f"{number}.png"
+            Image.new("RGB", (8, 8), (number, ord(name[0]), 0)).save(file)
+    config = RunConfig.from_dict({"data": str(tmp_path / "pets"), "validation": 0.2})
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(config, resume=False)
+    write_json(folder.data_summary, load_data(config.data.data, validation=0.2).summary.to_json())
+    return folder, config
+
+
+def with_data(config: RunConfig, place: Path) -> RunConfig:
+    return replace(config, data=replace(config.data, data=str(place)))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_run_goes_on_where_its_data_are_now_if_they_are_the_same(is_there, begun, tmp_path):
+    (folder, config), now = begun, tmp_path / "now"
+    shutil.copytree(tmp_path / "pets", now)
+    if not is_there:
+        shutil.rmtree(tmp_path / "pets")
+    folder.claim(with_data(config, now), resume=True)
+    (now / "cat" / "0.png").rename(now / "cat" / "new.png")
+    why = "files in the two differ in names or sizes" if is_there else "its training images are not those in "
+    with pytest.raises(ValueError, match=rf"^data must be '.*pets', as in .*, got '.*now'; {why}"):
+        folder.claim(with_data(config, now), resume=True)
+    with pytest.raises(ValueError, match=r"; a run resumes with the settings it began with$"):
+        folder.claim(with_data(config, Path("digits")), resume=True)
+    folder.data_summary.unlink()
+    if not is_there:
+        folder.claim(with_data(config, now), resume=True)  # nothing was trained yet
+
+
+def test_weights_of_another_content_are_not_those_that_moved(begun, tmp_path):
+    folder, config = begun
+    config = replace(config, model=replace(config.model, weights="net.pt"))
+    with pytest.raises(ValueError, match=r"^weights must be None.*; a run resumes with the settings it"):
+        folder.claim(config, resume=True)
+    other = RunFolder(tmp_path / "other")
+    other.claim(config, resume=False)
+    moved = replace(config, model=replace(config.model, weights="other.pt"))
+    with pytest.raises(ValueError, match="; what a run begins with may move if its name and content"):
+        other.claim(moved, resume=True)
+
+
+def test_the_ensemble_of_a_fine_tuning_starts_from_the_single_network_where_that_is_now(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = RunConfig.from_dict({"weights": str(tmp_path / "before" / "single")})
+    folder.claim(config, resume=False)
+    assert folder.load_config() == config
+    folder.single.path.mkdir()
+    assert folder.load_config().model.weights == str(folder.single.path)
+    (tmp_path / "before" / "single").mkdir(parents=True)
+    assert folder.load_config() == config  # it is a copy
 
 
 def test_resuming_what_was_never_begun_is_refused(copied, tmp_path):

@@ -321,7 +321,7 @@ def _summarise(
     def summary(split: SplitName) -> SplitSummary:
         labels = splits[split].labels.numpy()
         per_class = source.targets.per_name(labels, source.classes)
-        copied, digest = copies.in_training.get(split, 0), _digest_of_files(parts[split])
+        copied, digest = copies.in_training.get(split, 0), digest_of_files(parts[split])
         return SplitSummary(parts[split].origin, len(labels), per_class, copied, digest)
 
     from_train = sum(len(part.rows) for part in parts.values() if part.records is source.train)
@@ -347,10 +347,17 @@ def _summarise(
     )
 
 
-def _digest_of_files(images: Selection) -> str | None:
+def digest_of_files(images: Selection) -> str | None:
     """Return a short hash of the names and labels of image files; None for images that have no file.
 
     The folder that all are in does not count, so that it may move.
+
+    Example:
+        >>> records = FileRecords(["a/1.png", "a/2.png"], np.array([0, 1]))
+        >>> moved = FileRecords(["b/c/1.png", "b/c/2.png"], np.array([0, 1]))
+        >>> splits = [StreamedSplit(files, np.arange(2), (8, 8)) for files in (records, moved)]
+        >>> digest_of_files(splits[0]) == digest_of_files(splits[1])
+        True
     """
     if not isinstance(images.records, FileRecords):
         return None

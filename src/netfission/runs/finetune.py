@@ -18,7 +18,7 @@ from netfission.profiling.timing import Quartiles, inference_times
 from netfission.runs.callbacks import Stopwatch
 from netfission.runs.evaluate import evaluate, load_on_device
 from netfission.runs.finetune_settings import FinetunePlan, check_ensemble
-from netfission.runs.folder import RunFolder, environment
+from netfission.runs.folder import MOVED, SAME_SETTINGS, RunFolder, environment
 from netfission.runs.overlap import warn_of_held_out_images
 from netfission.runs.setup import build_network, load_run_data, network_spec
 from netfission.runs.train import train
@@ -26,7 +26,6 @@ from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_json
 
 BATCH_SIZES = (1, 32)  # of the time of inference
-_SAME_SETTINGS = "a run resumes with the settings it began with"
 
 
 def finetune(
@@ -157,8 +156,11 @@ def _check_begun(plan: FinetunePlan, folder: RunFolder, single: RunFolder) -> No
     is_trained = single.config.is_file()
     if is_trained or report is not None:
         begun = None if is_trained or report is None else report.path
-        if begun != expected:
-            raise invalid("finetuned", f"{begun!r}, as in {single.path}", expected, hint=_SAME_SETTINGS)
+        if begun != expected and not single.have_moved(begun, expected):
+            hint = SAME_SETTINGS if None in (begun, expected) else MOVED
+            raise invalid(
+                "finetuned", f"{begun!r}, as in {single.weights_report}", found=repr(expected), hint=hint
+            )
     if is_trained:
         single.claim(plan.single, resume=True)
     folder.claim(plan.ensemble, resume=True, names={"epochs": "ensemble_epochs"})

@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from filelock import FileLock, Timeout
 
 from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
-from netfission.data.sources import NAMES
-from netfission.data.summary import DataSummary
+from netfission.data.checks import IN_WORDS
+from netfission.data.load import digest_of_files, find_splits
+from netfission.data.sources import NAMES, fingerprint, is_named
+from netfission.data.splits import Selection
+from netfission.data.summary import DataSummary, SplitSummary
 from netfission.evaluation.cascade import CascadeEvaluation
 from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.gain import Gain, NetworkFigures
@@ -31,12 +34,16 @@ from netfission.models import TrainedWeights, WeightsReport, read_weights
 from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
 from netfission.runs.found_budget import FoundBudget
+from netfission.tasks import task_kind
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
 from netfission.utils.errors import invalid
 from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text, count_noun
 from netfission.utils.typed import read_json
+
+SAME_SETTINGS = "a run resumes with the settings it began with"
+MOVED = "what a run begins with may move if its name and content stay the same"
 
 
 @dataclass(frozen=True)
@@ -269,6 +276,22 @@ class RunFolder(ModelFolder):
                 stacklevel=2,
             )
 
+    def load_config(self) -> RunConfig:
+        """Read the settings of the run.
+
+        A fine-tuning that has moved starts from the single network where that is now.
+
+        Raises:
+            ValueError: the folder holds no run, or its settings cannot be read.
+        """
+        config = super().load_config()
+        weights = config.model.weights
+        if weights is None or Path(weights).exists() or not self.is_finetuning(config):
+            return config
+        if not self.single.path.is_dir():
+            return config
+        return replace(config, model=replace(config.model, weights=str(self.single.path.resolve())))
+
     def load_fission(self, *, any_task: bool = False) -> tuple[FissionNetwork, NetworkSpec]:
         """Load the network and its spec, see `load_network`, of a run whose network is a `FissionNetwork`.
 
@@ -404,8 +427,13 @@ class RunFolder(ModelFolder):
             == (self.weights_sha256(), calibration.temperature, calibration.images)
         )
 
-    def _have_moved(self, before: str | None, now: str | None) -> bool:
-        """Return whether weights have the name and content of those that the run began with, elsewhere."""
+    def have_moved(self, before: str | None, now: str | None) -> bool:
+        """Return whether weights have the name and content of those that the run began with, elsewhere.
+
+        Args:
+            before: the file or folder that the run began with.
+            now: the file or folder that it is to go on with.
+        """
         if before is None or now is None or Path(before).name != Path(now).name or not Path(now).exists():
             return False
         report = self.load_weights_report()  # None if the run ended before it read them
@@ -416,15 +444,54 @@ class RunFolder(ModelFolder):
             lack = "which holds no run" if self.path.is_dir() else "which does not exist"
             hint = "leave it out to start the run"
             raise invalid("resume", "given for the folder of a run", found=f"{self.path}, {lack}", hint=hint)
-        begun = self.load_config().to_dict()
+        begun = self.load_config()
+        values, hint = begun.to_dict(), SAME_SETTINGS
         for name, value in config.to_dict().items():
-            if value != begun[name] and not (name == "weights" and self._have_moved(begun[name], value)):
-                raise invalid(
-                    names.get(name, name),
-                    f"{begun[name]!r}, as in {self.config}",
-                    value,
-                    hint="a run resumes with the settings it began with",
-                )
+            if value == values[name] or (name == "weights" and self.have_moved(values[name], value)):
+                continue
+            if name == "weights" and None not in (values[name], value):
+                hint = MOVED
+            if name == "data":
+                if not (difference := self._data_difference(begun, config)):
+                    continue
+                hint = difference
+            expected = f"{values[name]!r}, as in {self.config}"
+            found = repr(value) if isinstance(value, str) else ""  # a path in full
+            raise invalid(names.get(name, name), expected, value, found=found, hint=hint)
+
+    def _data_difference(self, begun: RunConfig, now: RunConfig) -> str:
+        """Say why a data set is not the run's own in another place; empty if it is."""
+        before, place, targets = begun.data.data, now.data.data, task_kind(now.data.task).targets
+        if is_named(before) or is_named(place):
+            return SAME_SETTINGS
+        if Path(before).exists():
+            same = fingerprint(place, targets) == fingerprint(before, targets)
+            return "" if same else "files in the two differ in names or sizes"
+        summary = self.load_data_summary()  # None if the run ended before it read the data
+        if summary is None or targets.masks:  # which are compared when they are read
+            return ""
+        data = now.data
+        splits = find_splits(
+            place,
+            validation=data.validation,
+            seed=now.fission.seed,
+            limit_per_class=data.limit_per_class,
+            targets=targets,
+        )
+        for name, images in splits.items():
+            trained_on: SplitSummary | None = getattr(summary, name)
+            if trained_on is None or not _are_those(images, trained_on):
+                kind = IN_WORDS[name]
+                return f"its {kind} images are not those in {self.data_summary}, by their names and labels"
+        return ""
+
+
+def _are_those(images: Selection, trained_on: SplitSummary) -> bool:
+    """Whether the images of a split are those that a run began with, by the names and labels of files."""
+    digest = digest_of_files(images)
+    if None in (digest, trained_on.digest):
+        return len(images.rows) == trained_on.images
+    return digest == trained_on.digest
 
 
 def environment() -> dict[str, Any]:
