@@ -266,17 +266,28 @@ def test_integers_in_place_of_weights_are_refused(file: Path, state: dict[str, T
     [
         ("sparse", lambda: torch.eye(16).to_sparse()),
         ("sparse", lambda: torch.eye(16).to_sparse_csr()),
+        ("complex", lambda: torch.ones(16, dtype=torch.complex64)),
         ("meta", lambda: torch.zeros(16, device="meta")),
         ("quantised", lambda: torch.quantize_per_tensor(torch.ones(16), 0.1, 0, torch.qint8)),
     ],
-    ids=["COO", "CSR", "meta", "quantised"],
+    ids=["COO", "CSR", "complex", "meta", "quantised"],
 )
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, about sparse and quantised tensors
 def test_tensors_without_plain_values_are_refused(
     kind: str, make: Callable[[], Tensor], file: Path, state: dict[str, Tensor]
 ) -> None:
     torch.save(state | {"bn.weight": make()}, file)
-    assert f"must be weights of dense tensors, got a {kind} tensor in bn.weight" in _refusal(file)
+    assert f"must be weights of dense, real tensors, got a {kind} tensor in bn.weight" in _refusal(file)
+
+
+@pytest.mark.parametrize(("name", "value"), [("bn1.running_var", -0.5), ("bn1.num_batches_tracked", -3)])
+def test_negative_variances_and_counters_are_refused(
+    name: str, value: float, file: Path, state: dict[str, Tensor]
+) -> None:
+    key = next(key for key in state if key.endswith(name))
+    torch.save(state | {key: torch.full_like(state[key], value)}, file)
+    expected = f"must be weights whose variances and counters are not negative, got {value:g} in {key}"
+    assert _refusal(file).endswith(expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -412,10 +423,33 @@ def test_linear_exits_of_a_run_of_one_exit_are_left_out(tmp_path: Path) -> None:
         assert sorted({name.partition(".head")[0] for name in report.unused}) == ["paths.1", "paths.2"]
 
 
-def test_a_divided_network_is_not_taken_for_the_undivided_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["module.", "average.module."])
+def test_a_network_of_one_exit_under_a_prefix_fits(prefix: str, file: Path) -> None:
+    model = create_model(NAME, 5)
+    net = fission(model, 1, linear_exits=[1], example_input=torch.zeros(2, 3, 8, 8))
+    tensors = {prefix + name: tensor for name, tensor in net.state_dict().items()}
+    torch.save(tensors | {"n_averaged": torch.tensor(3)}, file)
+    loaded, report = _load(file)
+    assert not _differing(dict(model.state_dict()), loaded)
+    assert report.prefix == prefix
+    assert {f"{prefix}paths.1.head.linear.{part}" for part in ("weight", "bias")} <= set(report.unused)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_divided_network_is_not_taken_for_the_undivided_one(prefix: str, file: Path) -> None:
     net = fission(create_model(NAME, 5), 2, grouping="copies", example_input=torch.zeros(2, 3, 8, 8))
-    save_file(net.state_dict(), tmp_path / "net.safetensors")
-    assert "unexpected (" in _refusal(tmp_path / "net.safetensors")
+    torch.save({prefix + name: tensor for name, tensor in net.state_dict().items()}, file)
+    assert _refusal(file).endswith(
+        "got those of a network that is divided into 2 paths; name one of one exit"
+    )
+
+
+def test_a_network_for_images_of_other_channels_is_refused_so(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, file)
+    message = r"1 unequal \(conv1.weight .*\); the file is of a network for images of 3 channels, not 1$"
+    with pytest.raises(ValueError, match=message):
+        create_model(NAME, 5, in_channels=1, weights=file)
+    assert "channels" not in _refusal(file, name="cifar-resnet18-w16")
 
 
 def test_pretrained_and_weights_exclude_each_other(file: Path) -> None:

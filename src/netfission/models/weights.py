@@ -22,13 +22,17 @@ from torch import Tensor, nn
 from netfission.models.hugging_face import HuggingFaceClassifier
 from netfission.utils.checksums import archive_damage, check_tensors, is_archive, parse_json
 from netfission.utils.errors import describe, first_line, invalid
+from netfission.utils.text import count_noun
 
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
 _SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module", "net")
 _COUNTER = "num_batches_tracked"  # of batch norms; files of early PyTorch versions lack it
+_NEVER_NEGATIVE = ("running_var", _COUNTER)
 _OF_AVERAGE = "n_averaged"  # the counter of `torch.optim.swa_utils.AveragedModel`
 _PART_OF_RUN = re.compile(r"(?:stem|paths\.0\.(?:stages\.\d+|head))\.")  # before names, in a run of one exit
 _LINEAR_EXIT = re.compile(r"paths\.[1-9]\d*\.head\.")  # the same, of its linear exits
+_START_OF_PATH = re.compile(r"(?:^|\.)(?=paths\.\d+\.)")
+_OTHER_PATH = re.compile(r"(?:^|\.)paths\.([1-9]\d*)\.stages\.")  # of a network that is divided
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?)[._]", re.IGNORECASE)  # in a prefix
 _SHOWN = 3  # names of tensors in a message
 _WEIGHTS = "a file of weights (safetensors, or a state dict saved by PyTorch)"
@@ -117,7 +121,8 @@ def read_weights(path: str | Path) -> TrainedWeights:
 
     Raises:
         ValueError: it does not exist, is damaged, holds no weights, or would run code when it is read. Or a
-            tensor is sparse, quantised or without values, or has a value that is not finite.
+            tensor is sparse, complex, quantised or without values, or has a value that is not finite, or a
+            variance or counter below 0.
 
     Example:
         >>> import tempfile
@@ -137,15 +142,13 @@ def read_weights(path: str | Path) -> TrainedWeights:
     section, tensors = _state_dict(file, content)
     for name, tensor in tensors.items():
         if kind := _unreadable(tensor):
-            raise invalid(str(path), "weights of dense tensors", found=f"a {kind} tensor in {name}")
+            raise invalid(str(path), "weights of dense, real tensors", found=f"a {kind} tensor in {name}")
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise invalid(str(path), "weights that are finite", found=f"NaN or infinity in {name}")
-    left_out: list[str] = []
-    if file != Path(path) or all(_PART_OF_RUN.match(name) or _LINEAR_EXIT.match(name) for name in tensors):
-        left_out = [name for name in tensors if _LINEAR_EXIT.match(name)]
-        tensors = {
-            _PART_OF_RUN.sub("", name, count=1): tensors[name] for name in tensors if name not in left_out
-        }
+        if name.rpartition(".")[2] in _NEVER_NEGATIVE and (tensor < 0).any():
+            found = f"{tensor.min().item():g} in {name}"
+            raise invalid(str(path), "weights whose variances and counters are not negative", found=found)
+    tensors, left_out = _of_single_network(tensors)
     return TrainedWeights(
         str(path),
         digest,
@@ -164,7 +167,31 @@ def _unreadable(tensor: Tensor) -> str:
         return "meta"
     if tensor.is_quantized:
         return "quantised"
+    if tensor.is_complex():
+        return "complex"
     return "" if tensor.layout == torch.strided else "sparse"
+
+
+def _of_single_network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Give the tensors of a run of one exit the names that the single network has.
+
+    Returns:
+        The tensors, and the names of those of linear exits, which are left out. Of other files, all tensors
+        as they are.
+    """
+    before = next((name[: found.end()] for name in tensors if (found := _START_OF_PATH.search(name))), None)
+    if before is None:
+        return dict(tensors), []
+    parts = {name: name.removeprefix(before) for name in tensors if name.startswith(before)}
+    if not all(_PART_OF_RUN.match(part) or _LINEAR_EXIT.match(part) for part in parts.values()):
+        return dict(tensors), []
+    left_out = [name for name, part in parts.items() if _LINEAR_EXIT.match(part)]
+    renamed = {
+        before + _PART_OF_RUN.sub("", parts[name], count=1) if name in parts else name: tensor
+        for name, tensor in tensors.items()
+        if name not in left_out
+    }
+    return renamed, left_out
 
 
 def file_digest(path: str | Path) -> str:
@@ -257,7 +284,10 @@ def load_weights(
         by_order, prefix, fit = True, "", _Fit(state, ordered, classifier)
     if fit.errors:
         expected = f"weights of {name or type(model).__name__}, a classifier of other classes allowed"
-        raise invalid(weights.path, expected, found="; ".join(fit.errors))
+        if paths := {int(path) for key in weights.tensors for path in _OTHER_PATH.findall(key)}:
+            found = f"those of a network that is divided into {max(paths) + 1} paths"
+            raise invalid(weights.path, expected, found=found, hint="name one of one exit")
+        raise invalid(weights.path, expected, found="; ".join(fit.errors), hint=fit.other_channels)
     for key in fit.loaded:
         state[key].copy_(fit.tensors[key])
     return WeightsReport(
@@ -281,6 +311,7 @@ class _Fit:
         new: names of the model's classifier, if it takes none of them.
         unused: names of the file's classifier, if the model does not take it.
         errors: in words what does not fit; empty if all does.
+        other_channels: what to say if nothing but the channels of the images differs; else empty.
     """
 
     def __init__(
@@ -309,6 +340,20 @@ class _Fit:
         ]
         if not self.loaded and not self.errors:
             self.errors = ["none"]
+        differing = [name for name in others if name in tensors and name not in same]
+        self.other_channels = "" if missing or unexpected else _other_channels(tensors, state, differing)
+
+
+def _other_channels(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], differing: Sequence[str]
+) -> str:
+    """Say that a network reads images of other channels if its first convolution alone differs so."""
+    if len(differing) != 1:
+        return ""
+    found, wanted = tensors[differing[0]].shape, state[differing[0]].shape
+    if len(found) != 4 or len(wanted) != 4 or (found[0], *found[2:]) != (wanted[0], *wanted[2:]):
+        return ""
+    return f"the file is of a network for images of {count_noun(found[1], 'channel')}, not {wanted[1]}"
 
 
 def _listed(names: Sequence[str]) -> str:
