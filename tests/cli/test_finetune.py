@@ -78,7 +78,7 @@ DIGITS = "finetune digits --model wrn-10-1 --pretrained false --out run"
         (f"{DIGITS} --recipe fast", "^--recipe must be one of finetune, finetune-short, got 'fast'$"),
         (
             f"{DIGITS} --mean [0.5,0.5,0.5]",
-            r"^--mean must be a list of 1 number, one per channel, got \[0\.5, 0",
+            r"^--mean must be a list of 1 number, one per channel of the images, got \[0\.5, 0",
         ),
         (f"{DIGITS} --devices 2", "^flag must be one that netfission finetune accepts, got '--devices'"),
     ],

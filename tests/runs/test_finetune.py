@@ -1,5 +1,6 @@
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch.nn import functional as F
 from netfission.classifier import Classifier
 from netfission.cli import main
 from netfission.config import RunConfig
-from netfission.models import create_model
+from netfission.models import WeightsReport, create_model, read_weights
 from netfission.profiling.cost import count
 from netfission.report import write_report
 from netfission.report.style import render_svg
 from netfission.runs.callbacks import Stopwatch
+from netfission.runs.evaluate import load_matching_data
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import load_run_data
+from netfission.runs.setup import load_run_data, other_classes
 from netfission.runs.train import train
 
 FLAGS = [
@@ -421,7 +423,8 @@ def test_a_training_from_a_run_warns_of_held_out_images_that_it_was_trained_on(f
         ("--weights net.pt", "--weights must be left out with finetuned, got "),
         (
             "--exits 3",
-            "--finetuned must be a network with a classifier of the 10 classes, got {file}, which has no ",
+            "--finetuned must be a network with a classifier of the 10 classes, got {file}, with a "
+            "classifier of 7 classes; give it as weights instead, and the single network is trained on ",
         ),
     ],
 )
@@ -432,3 +435,42 @@ def test_a_trained_network_that_does_not_suit_is_refused(flags, message, tmp_pat
     assert main(["finetune", *given]) == 2
     assert message.format(file=file) in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_classes_that_differ_are_named(finetuned, other_digits, tmp_path, capsys):
+    (other_digits / "7").rename(other_digits / "seven")
+    single = RunFolder(finetuned).single.path
+    flags = ["--accelerator", "cpu", "--out", str(tmp_path / "run"), "--finetuned"]
+    config = RunFolder(finetuned).single.load_config().to_dict() | {
+        "data": str(other_digits),
+        "validation": 0.5,
+    }
+    data = load_run_data(RunConfig.from_dict(config).data, 0)
+    weights = replace(read_weights(single), path="net")
+    for classes, expected in (
+        (tuple(data.classes), "net, trained on classes in another order"),
+        (weights.classes, "net, trained on classes without seven and with 7"),
+        (None, "net, with a classifier of 10 classes"),
+    ):
+        report = WeightsReport("net", "", 44, new=("fc.weight", "fc.bias"))
+        assert other_classes(report, replace(weights, classes=classes), data) == expected
+    bare = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("fc.")}
+    assert (
+        other_classes(report, replace(weights, classes=None, tensors=bare), data)
+        == "net, without a classifier"
+    )
+    assert main(["finetune", str(other_digits), *flags, str(single)]) == 2
+    expected = (
+        f"--finetuned must be a network for images of 3 channels, as these have, got {single}, for 1 channel"
+    )
+    assert capsys.readouterr().err == f"netfission: {expected}\n"
+
+
+def test_a_run_is_not_evaluated_on_other_classes_which_are_named(finetuned):
+    folder = RunFolder(finetuned)
+    config, (_, spec) = folder.load_config(), folder.load_fission()
+    data = load_run_data(config.data, 0)
+    with pytest.raises(
+        ValueError, match=r"^data must be .* 10 classes in .*, got 'digits' without 9 and with nine$"
+    ):
+        load_matching_data(folder, config, spec, replace(data, classes=[*data.classes[:-1], "nine"]))

@@ -256,7 +256,7 @@ def test_a_file_without_a_classifier_of_the_classes_cannot_teach(tmp_path, capsy
     assert main(["train", *flags]) == 2
     error = capsys.readouterr().err
     assert "--weights must be of a network trained on the 10 classes of the data, with parent_weight" in error
-    assert "net.pt, which has no such classifier; train it first" in error
+    assert "net.pt, with a classifier of 7 classes; train it first" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -163,6 +163,24 @@ def count_classes(names: Sequence[str]) -> str:
     return listing(names) if len(names) <= _NAMES_SHOWN else f"{len(names)} classes ({listing(names)})"
 
 
+def class_differences(names: Sequence[str], others: Sequence[str]) -> str:
+    """Say in which classes `others` differ from `names`; in their order if in nothing else.
+
+    Example:
+        >>> class_differences(["cat", "dog"], ["cat", "Dog"])
+        'without dog and with Dog'
+        >>> class_differences(["cat", "dog"], ["cat"]), class_differences(["cat"], ["cat", "dog"])
+        ('without dog', 'with dog besides')
+    """
+    missing = [name for name in names if name not in set(others)]
+    more = [name for name in others if name not in set(names)]
+    if missing and more:
+        return f"without {count_classes(missing)} and with {count_classes(more)}"
+    if missing:
+        return f"without {count_classes(missing)}"
+    return f"with {count_classes(more)} besides" if more else "in another order"
+
+
 def listing(names: Sequence[str]) -> str:
     """List names, the middle ones of many shortened to an ellipsis.
 

@@ -11,6 +11,7 @@ from torch import nn
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import STOPS_EARLY, RunConfig
 from netfission.data import Batches, ImageData, Split
+from netfission.data.summary import class_differences
 from netfission.evaluation import collect_logits, evaluate_logits, run_batches
 from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.cascade import CascadeEvaluation
@@ -176,7 +177,8 @@ def load_matching_data(
     if data.classes != spec.classes:
         noun = spec.find_task().targets.noun
         expected = f"a data set with the {len(spec.classes)} {noun} in {folder.spec}"
-        raise invalid("data", expected, found=f"{config.data.data!r} with {len(data.classes)} {noun}")
+        found = f"{config.data.data!r} {class_differences(spec.classes, data.classes)}"
+        raise invalid("data", expected, found=found)
     check_unchanged(data, folder.load_data_summary())
     return data
 

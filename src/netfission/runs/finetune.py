@@ -20,7 +20,7 @@ from netfission.runs.evaluate import evaluate, load_on_device
 from netfission.runs.finetune_settings import FinetunePlan, check_ensemble
 from netfission.runs.folder import MOVED, SAME_SETTINGS, RunFolder, environment
 from netfission.runs.overlap import warn_of_held_out_images
-from netfission.runs.setup import build_network, load_run_data, network_spec
+from netfission.runs.setup import build_network, load_run_data, network_spec, other_classes
 from netfission.runs.train import train
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_json
@@ -195,8 +195,8 @@ def _take_over(config: RunConfig, single: RunFolder) -> None:
         raise invalid(
             "finetuned",
             f"a network with a classifier of the {len(data.classes)} classes",
-            found=f"{reports[0].path}, which has no such classifier",
-            hint="start from it with weights instead, which trains the single network first",
+            found=other_classes(reports[0], weights, data),
+            hint="give it as weights instead, and the single network is trained on these classes first",
         )
     warn_of_held_out_images(config)
     single.path.mkdir(exist_ok=True)

@@ -30,6 +30,7 @@ from netfission.surgery.backbone import cut, late_branches
 from netfission.surgery.example import input_size
 from netfission.tasks.registry import check_classifies
 from netfission.utils.errors import check_positive_integer, invalid
+from netfission.utils.text import count_noun
 
 # The settings that the single network does not have.
 OF_ENSEMBLE = frozenset(
@@ -103,6 +104,8 @@ def plan_finetuning(
     config = RunConfig.from_dict(with_recipe(recipe, of_single | {"exits": 1}))
     check_classifies(config, "finetune")
     source = find_source(config.data.data)
+    if finetuned is not None:
+        _check_channels(Path(finetuned), source)
     if "batch_size" not in common:
         images = _training_images(config, source)
         common["batch_size"] = _begun_with(single) or batch_size(images, config.training.batch_size)
@@ -188,6 +191,16 @@ def _of_run(path: Path) -> dict[str, Any]:
     spec = ModelFolder(path).load_spec()
     size = spec.shape[1] if spec.shape[1] == spec.shape[2] else None
     return {"model": spec.model, "image_size": size, "mean": spec.mean, "std": spec.std}
+
+
+def _check_channels(path: Path, source: Source) -> None:
+    """Refuse the network of a run for images of other channels; a file of weights does not say."""
+    if not path.is_dir():
+        return
+    channels, wanted = ModelFolder(path).load_spec().shape[0], len(source.train.mode)
+    if channels != wanted:
+        expected = f"a network for images of {count_noun(wanted, 'channel')}, as these have"
+        raise invalid("finetuned", expected, found=f"{path}, for {count_noun(channels, 'channel')}")
 
 
 def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: bool) -> dict[str, Any]:

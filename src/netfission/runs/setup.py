@@ -18,7 +18,7 @@ from netfission.data.augment import Balance
 from netfission.data.batches import PairTransform
 from netfission.data.matched import full_name
 from netfission.data.sources import fingerprint, is_named
-from netfission.data.summary import CUT, DataSummary
+from netfission.data.summary import CUT, DataSummary, class_differences
 from netfission.methods.base import BuildPlan, Method, call_with_seed
 from netfission.methods.optimizers import layer_scales
 from netfission.methods.registry import check_settings, find_method
@@ -78,7 +78,8 @@ def load_run_data(config: DataConfig, seed: int, *, training: bool = False) -> I
     data = task_kind(config.task).load_data(config, seed, training=training)
     for name, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != data.shape[0]:
-            raise invalid(name, f"a list of {count_noun(data.shape[0], 'number')}, one per channel", values)
+            numbers = count_noun(data.shape[0], "number")
+            raise invalid(name, f"a list of {numbers}, one per channel of the images", values)
     return replace(data, mean=tuple(config.mean or data.mean), std=tuple(config.std or data.std))
 
 
@@ -391,10 +392,32 @@ def build_parent(
     parent = call_with_seed(lambda: _create(config, data, weights, reports.append), config.fission.seed)
     (report,) = reports
     if report.new:
-        found = f"{report.path}, which has no such classifier"
         expected = f"of a network trained on the {len(data.classes)} classes of the data, with parent_weight"
+        found = other_classes(report, weights, data)
         raise invalid("weights", expected, found=found, hint="train it first, or leave parent_weight out")
     return parent
+
+
+def other_classes(report: WeightsReport, weights: TrainedWeights | None, data: ImageData) -> str:
+    """Say how the classes of a network of which no classifier was taken differ from those of the data.
+
+    Args:
+        report: of the weights.
+        weights: content of the file that they are from; None if it is not known.
+        data: the data set.
+    """
+    if weights is None:
+        return f"{report.path}, which has no such classifier"
+    if weights.classes is not None:
+        return f"{report.path}, trained on classes {class_differences(data.classes, weights.classes)}"
+    sizes = {
+        len(tensor)
+        for name, tensor in weights.tensors.items()
+        if tensor.ndim and name.removeprefix(report.prefix) in report.new
+    }
+    if len(sizes) == 1:
+        return f"{report.path}, with a classifier of {sizes.pop()} classes"
+    return f"{report.path}, without a classifier"
 
 
 def rate_scales(config: RunConfig, data: ImageData, network: nn.Module) -> dict[str, float]:
