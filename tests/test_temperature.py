@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netfission.ensemble import ensemble_log_probabilities, ensemble_probabilities, fit_temperature
+from netfission.evaluation.calibration import FEW_IMAGES
 
 
 @settings(deadline=None, max_examples=25)
@@ -88,3 +89,13 @@ def test_no_examples_are_refused():
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^logits must be of two classes or more, got float32 of shape"):
         fit_temperature(torch.zeros(3, 2, 1), torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_temperature_that_is_fitted_to_few_images_is_a_guess():
+    """The bound FEW_IMAGES rests on this."""
+    generator, temperatures = torch.Generator().manual_seed(0), []
+    for _ in range(40):
+        logits = 3 * torch.randn(FEW_IMAGES, 1, 10, generator=generator)
+        labels = logits[:, 0].softmax(dim=1).multinomial(1, generator=generator)[:, 0]
+        temperatures.append(fit_temperature(logits, labels, "logits"))
+    assert 0.07 < torch.tensor(temperatures).log().std() < 0.13

@@ -293,10 +293,13 @@ def test_the_card_and_the_table_distinguish_linear_exits(finished_run):
 
 def test_the_card_says_where_the_temperature_is_a_guess(finished_run):
     classifier = nf.Classifier.from_pretrained(finished_run)
-    calibration = classifier.calibration
+    calibration, spec = classifier.calibration, classifier.spec
     for top1, guessed in ((0.9, False), (1.0, True)):
         own = replace(calibration, raw=calibration.raw | {"top1": top1})
-        assert ("the temperature is a guess" in model_card(classifier.spec, own)) is guessed
+        guess = "validation images, all classified correctly, so it is a guess, where"
+        assert (guess in model_card(spec, own)) is guessed
+    few = replace(calibration, n=99)
+    assert "99 validation images, too few for more than a guess, where" in model_card(spec, few)
 
 
 def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch, tmp_path):

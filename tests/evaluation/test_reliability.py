@@ -157,6 +157,12 @@ def test_a_validation_split_without_errors_is_said_to_be_a_guess():
         *random_case(), CLASSES, Calibration.fit(*random_case(seed=1), average="logits"), average="logits"
     )
     assert not other.flawless
+    few = Calibration.fit(*(part[:99] for part in random_case(seed=1)), average="logits")
+    assert few.summary().startswith(
+        f"temperature {few.temperature:.3f}, from 99 validation images, too few for "
+    )
+    report = ReliabilityReport.from_logits(*random_case(), CLASSES, few, average="logits")
+    assert "from 99 validation images, too few for more than a guess; on these" in report.summary()
     assert "validation images; on these" in other.summary()
 
 

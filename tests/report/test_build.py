@@ -12,6 +12,7 @@ import yaml
 from netfission.cli import main
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
+from netfission.evaluation.reliability import WorstClass
 from netfission.inference.thresholds import CascadeChoice
 from netfission.profiling.timing import Quartiles
 from netfission.report import figures, write_report
@@ -168,11 +169,15 @@ def test_a_run_without_validation_says_so(run):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_a_temperature_that_is_a_guess_is_said_to_be_one(run):
-    assert "it is a guess" not in text_of(page_of(run))
-    change(run / "reliability.json", flawless=True)
-    assert "validation images best. All of them are classified correctly, so it is a guess." in text_of(
-        page_of(run)
-    )
+    assert "a guess" not in text_of(page_of(run))
+    for values, guess in (
+        ({"flawless": True}, "all classified correctly, so it is a guess"),
+        ({"flawless": False, "validation_images": 99}, "too few for more than a guess"),
+    ):
+        change(run / "reliability.json", **values)
+        text = text_of(page_of(run))
+        assert f"validation images best, {guess}." in text
+        assert f"validation images, {guess}." in text
 
 
 def test_accuracies_near_100_percent_fit_an_axis_that_ends_there():
@@ -417,3 +422,9 @@ def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
         capsys.readouterr().out
         == f"wrote {tmp_path}/page.html, and its figures one by one in {tmp_path}/page\n"
     )
+
+
+def test_the_worst_classes_are_shown_with_their_number_of_images():
+    worst = [WorstClass("rose", 1, 0.0, {"tulip": 1}), WorstClass("daisy", 1200, 0.5, {})]
+    axes = figures.worst_classes(worst).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rose (1)", "daisy (1,200)"]

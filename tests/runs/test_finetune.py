@@ -152,7 +152,7 @@ def test_the_same_command_repeats_nothing_and_says_the_same(finetuned, no_traini
     assert lines[1] == f"step 2 of 3: the ensemble is finished, in {finetuned}"
     gain = RunFolder(finetuned).load_gain()
     assert "\n".join(lines[3:-1]) == f"{gain.table()}\n{gain.summary()}"
-    assert gain.summary().startswith("gain: accuracy ")
+    assert gain.summary().startswith("better than the single network: NLL ")
 
 
 def test_the_page_has_both_networks(finetuned, tmp_path):
@@ -215,7 +215,7 @@ def test_a_gain_of_another_calibration_is_stale_and_measured_anew(
     assert stale in capsys.readouterr().out
     assert main(["finetune", *FLAGS, str(copied)]) == 0
     out, gain = capsys.readouterr().out, folder.load_gain()
-    assert "on 359 test images, calibrated on 40 images of others; ±" in out
+    assert "on 359 test images, calibrated on 40 images of others (too few for more than a guess); ±" in out
     for figures, run in ((gain.single, single), (gain.ensemble, folder)):
         assert figures.metrics == run.load_reliability().scaled.metrics
     assert gain.ensemble.metrics["nll"] != before.ensemble.metrics["nll"]

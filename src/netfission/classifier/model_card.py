@@ -107,12 +107,11 @@ def _figures(evaluation: Evaluation, recipe: RunConfig | None, linear: int) -> s
 
 def _calibrated(calibration: Calibration) -> str:
     raw, scaled = calibration.raw, calibration.scaled
-    guess = " All of them are predicted correctly, so the temperature is a guess." if raw["top1"] == 1 else ""
+    guess = f", {calibration.guess}" if calibration.guess else ""
     return (
         f"Probabilities are divided by a temperature of {calibration.temperature:.3f}, fit on "
-        f"{calibration.images}, where it took NLL from {decimal(raw['nll'], 4)} to "
+        f"{calibration.images}{guess}, where it took NLL from {decimal(raw['nll'], 4)} to "
         f"{decimal(scaled['nll'], 4)} and ECE from {percent(raw['ece'])} % to {percent(scaled['ece'])} %."
-        + guess
     )
 
 

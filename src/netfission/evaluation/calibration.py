@@ -19,6 +19,9 @@ from netfission.utils.text import count_noun, decimal, percent
 from netfission.utils.typed import typed
 
 VALIDATION = "validation images"  # held out of a run's own data set
+# Of calibrated predictions of 10 classes, half to four fifths of them correct, the temperature that is fitted
+# to 100 images varies by 10 to 13 % (standard deviation), to 20 images by 18 to 27 %.
+FEW_IMAGES = 100
 
 
 def count_images(number: int, kind: str) -> str:
@@ -36,6 +39,22 @@ def count_images(number: int, kind: str) -> str:
     return f"{count_noun(number, f'{before}image')}{after}"
 
 
+def why_guess(images: int, *, flawless: bool) -> str:
+    """Say why a temperature is no more than a guess; empty if it is more.
+
+    Args:
+        images: number of images that it was fitted on.
+        flawless: whether all of them were classified correctly.
+
+    Example:
+        >>> why_guess(5, flawless=False), why_guess(500, flawless=True), why_guess(500, flawless=False)
+        ('too few for more than a guess', 'all classified correctly, so it is a guess', '')
+    """
+    if flawless:
+        return "all classified correctly, so it is a guess"
+    return "too few for more than a guess" if images < FEW_IMAGES else ""
+
+
 def describe_scaling(
     temperature: float,
     fitted_on: str,
@@ -43,7 +62,7 @@ def describe_scaling(
     scaled: Mapping[str, float],
     n: int,
     *,
-    flawless: bool,
+    guess: str,
 ) -> str:
     """Say what a temperature is from, and how it changes likelihood and calibration.
 
@@ -53,17 +72,17 @@ def describe_scaling(
         raw: `classification_metrics` at temperature 1.
         scaled: the same at the temperature.
         n: number of images that the metrics are of.
-        flawless: whether the temperature is from images that were all classified correctly.
+        guess: why the temperature is a guess, see `why_guess`.
 
     Example:
         >>> raw, scaled = {"nll": 0.5, "ece": 0.09}, {"nll": 0.4, "ece": 0.03}
-        >>> print(describe_scaling(1.5, "80 test images", raw, scaled, n=200, flawless=False))
-        temperature 1.500, from 80 test images; on these 200 images: NLL 0.5000 → 0.4000, ECE 9.00 → 3.00 %
+        >>> print(describe_scaling(1.5, "800 test images", raw, scaled, n=200, guess=""))
+        temperature 1.500, from 800 test images; on these 200 images: NLL 0.5000 → 0.4000, ECE 9.00 → 3.00 %
     """
-    guess = ", all classified correctly, so it is a guess" if flawless else ""
+    from_images = f"{fitted_on}, {guess}" if guess else fitted_on
     these = "this image" if n == 1 else f"these {n} images"
     return (
-        f"temperature {temperature:.3f}, from {fitted_on}{guess}; on {these}: "
+        f"temperature {temperature:.3f}, from {from_images}; on {these}: "
         f"NLL {decimal(raw['nll'], 4)} → {decimal(scaled['nll'], 4)}, "
         f"ECE {percent(raw['ece'])} → {percent(scaled['ece'])} %"
     )
@@ -161,6 +180,11 @@ class Calibration:
         return self.raw["top1"] == 1
 
     @property
+    def guess(self) -> str:
+        """Why the temperature is a guess, see `why_guess`."""
+        return why_guess(self.n, flawless=self.flawless)
+
+    @property
     def images(self) -> str:
         """The images that it was fitted on, and their number."""
         return count_images(self.n, self.fitted_on)
@@ -168,7 +192,7 @@ class Calibration:
     def summary(self) -> str:
         """Return the temperature and its effect on these images in one line."""
         return describe_scaling(
-            self.temperature, self.images, self.raw, self.scaled, self.n, flawless=self.flawless
+            self.temperature, self.images, self.raw, self.scaled, self.n, guess=self.guess
         )
 
     def to_json(self) -> str:

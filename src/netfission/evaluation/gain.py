@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from math import hypot, sqrt
 from typing import Any
 
+from netfission.evaluation.calibration import FEW_IMAGES
 from netfission.profiling.timing import Quartiles
 from netfission.utils.text import align_columns, count_noun, decimal, percent
 
@@ -22,6 +23,7 @@ class NetworkFigures:
         weights: SHA-256 of its weights, see `netfission.classifier.folder.state_sha256`.
         temperature: by which its logits were divided.
         calibrated_on: the images that the temperature was fitted on, and their number, in words.
+        guess: why the temperature is a guess, in words, see `netfission.evaluation.calibration.why_guess`.
     """
 
     predictions: int
@@ -32,6 +34,7 @@ class NetworkFigures:
     weights: str = ""
     temperature: float = 1.0
     calibrated_on: str = ""
+    guess: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Gain:
         >>> ensemble = NetworkFigures(5, better, parameters=1100, macs=20_400, seconds=45.0)
         >>> gain = Gain(10_000, single, ensemble, {32: Quartiles(1.0, 1.1, 1.2)}, {})
         >>> print(gain.summary())
-        gain: accuracy +5.00 points (standard error below 0.54), NLL -0.2000, ECE -3.00 points
+        better than the single network: accuracy +5.00 points (standard error below 0.54), NLL -0.2000, \
+ECE -3.00 points
         cost: MACs 1.02×, parameters 1.10×, time 1.10× for 32 images (1.00–1.20); training 0.75× on top
     """
 
@@ -79,14 +83,14 @@ class Gain:
         return f"{align_columns(rows)}\n{images}; {note}"
 
     def summary(self) -> str:
-        """Return what was gained and what it costs, in two lines.
+        """Return what got better, what got worse and what is not clear, a line for each, and the cost.
 
-        The standard error is that of networks which err independently. On the same images it is usually
-        smaller, as both err on the hard ones. It is counted with two more answers of either kind (Agresti &
-        Coull 1998), so that it is never 0.
+        An accuracy that changed by less than two standard errors is not clear, and of fewer than 100 test
+        images nothing is. The standard error is that of networks which err independently. On the same images
+        it is usually smaller, as both err on the hard ones. It is counted with two more answers of either
+        kind (Agresti & Coull 1998), so that it is never 0.
         """
         single, ensemble = self.single, self.ensemble
-        change = {name: ensemble.metrics[name] - single.metrics[name] for name in ("top1", "nll", "ece")}
         times = (
             f"{time.median:.2f}× for {count_noun(size, 'image')} ({time.lower:.2f}–{time.upper:.2f})"
             for size, time in self.time.items()
@@ -99,16 +103,30 @@ class Gain:
         training = ""
         if ensemble.seconds is not None and single.seconds:
             training = f"; training {ensemble.seconds / single.seconds:.2f}× on top"
-        error = hypot(*(self._error(network) for network in (single, ensemble)))
-        better = change["top1"] > 0 and change["nll"] < 0
-        images = count_noun(self.n, "test image")
-        unclear = f"; {images} may be too few to tell the accuracies apart"
-        return (
-            f"{'gain' if better else 'change'}: accuracy {100 * change['top1']:+.2f} points "
-            f"(standard error below {100 * error:.2f}), NLL {change['nll']:+.4f}, "
-            f"ECE {100 * change['ece']:+.2f} points{unclear if abs(change['top1']) < 2 * error else ''}\n"
-            f"cost: {', '.join(cost)}{training}"
+        changes = [f"{title}: {', '.join(changed)}" for title, changed in self._changes().items() if changed]
+        return "\n".join([*changes, f"cost: {', '.join(cost)}{training}"])
+
+    def _changes(self) -> dict[str, list[str]]:
+        """Return what is better, worse, not clear and as before, in words."""
+        better, worse = "better than the single network", "worse than the single network"
+        unclear, same = f"not clear from {count_noun(self.n, 'test image')}", "as the single network"
+        changes: dict[str, list[str]] = {better: [], worse: [], unclear: [], same: []}
+        before, after = self.single.metrics, self.ensemble.metrics
+        accuracy = after["top1"] - before["top1"]
+        error = hypot(*(self._error(network) for network in (self.single, self.ensemble)))
+        kind = (
+            unclear if abs(accuracy) < 2 * error or self.n < FEW_IMAGES else better if accuracy > 0 else worse
         )
+        changes[kind].append(
+            f"accuracy {100 * accuracy:+.2f} points (standard error below {100 * error:.2f})"
+        )
+        for name, change in (
+            ("nll", f"NLL {after['nll'] - before['nll']:+.4f}"),
+            ("ece", f"ECE {100 * (after['ece'] - before['ece']):+.2f} points"),
+        ):
+            kind = same if after[name] == before[name] else better if after[name] < before[name] else worse
+            changes[unclear if self.n < FEW_IMAGES else kind].append(change)
+        return changes
 
     def _error(self, network: NetworkFigures) -> float:
         """Return the standard error of an accuracy, with two more correct and two more wrong answers."""
@@ -117,8 +135,15 @@ class Gain:
         return sqrt(share * (1 - share) / n)
 
     def _calibrated_on(self) -> str:
-        single, ensemble = self.single.calibrated_on, self.ensemble.calibrated_on
-        return single if single == ensemble else f"{single} (single network) and {ensemble} (ensemble)"
+        single, ensemble = (
+            f"{network.calibrated_on} ({network.guess})" if network.guess else network.calibrated_on
+            for network in (self.single, self.ensemble)
+        )
+        return (
+            single
+            if single == ensemble
+            else f"{single} for the single network and {ensemble} for the ensemble"
+        )
 
     def _cells(self, network: NetworkFigures) -> list[str]:
         metrics = network.metrics

@@ -10,13 +10,19 @@ from torch import Tensor
 
 from netfission.config import DEFAULT_RISK
 from netfission.ensemble import Average, ensemble_log_probabilities
-from netfission.evaluation.calibration import VALIDATION, Calibration, count_images, describe_scaling
+from netfission.evaluation.calibration import (
+    VALIDATION,
+    Calibration,
+    count_images,
+    describe_scaling,
+    why_guess,
+)
 from netfission.evaluation.metrics import CALIBRATION_BINS, classification_metrics
 from netfission.evaluation.p_values import detector_scores
 from netfission.evaluation.promises import Promises
 from netfission.evaluation.selective import RiskCoverage, describe_risk
 from netfission.utils.checksums import parse_json
-from netfission.utils.text import percent
+from netfission.utils.text import count_noun, percent
 from netfission.utils.typed import typed
 
 RISKS = (0.01, 0.02, 0.05, 0.1, 0.2)  # target shares of wrong answers
@@ -187,7 +193,7 @@ class ReliabilityReport:
             risk_coverage=RiskCoverage.from_confidence(confidence, correct),
             abstentions=[] if calibration is None else _abstentions(confidence, correct, calibration),
             worst=_worst_classes(answers, labels, classes),
-            flawless=calibration is not None and calibration.raw["top1"] == 1,
+            flawless=calibration is not None and calibration.flawless,
             fitted_on=VALIDATION if calibration is None else calibration.fitted_on,
             promises=None
             if calibration is None or calibration.scores is None
@@ -205,6 +211,12 @@ class ReliabilityReport:
     def calibrated_elsewhere(self) -> bool:
         """Whether the calibration, and what it promises, is of images of another data set."""
         return self.fitted_on != VALIDATION
+
+    @property
+    def guess(self) -> str:
+        """Why the temperature is a guess; empty if it is more, or there is none."""
+        known = self.temperature is not None
+        return why_guess(self.validation_images, flawless=self.flawless) if known else ""
 
     def to_json(self) -> str:
         """Return the figures as JSON text, every digit kept."""
@@ -230,14 +242,18 @@ class ReliabilityReport:
             self.raw.metrics,
             self.scaled.metrics,
             self.n,
-            flawless=self.flawless,
+            guess=self.guess,
         )
         abstention = next(entry for entry in self.abstentions if entry.risk == DEFAULT_RISK)
         kept = describe_risk(DEFAULT_RISK, self.fitted_on)
         if abstention.threshold > 1:
             return f"{scaling}\n{area}; no threshold of confidence keeps {kept}, so no image is answered"
-        answered = f"{percent(abstention.coverage, 1)} % of the images are answered"
-        wrong = f", {percent(abstention.error, 1)} % of the answers wrong" if abstention.coverage else ""
+        number = round(abstention.coverage * self.n)
+        are = "is" if number == 1 else "are"
+        answered = (
+            f"{number} of {count_noun(self.n, 'image')} {are} answered ({percent(abstention.coverage, 1)} %)"
+        )
+        wrong = f", {percent(abstention.error, 1)} % of these answers wrong" if number else ""
         return f"{scaling}\n{area}; at the threshold that keeps {kept}, {answered}{wrong}"
 
 

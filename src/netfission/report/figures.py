@@ -257,7 +257,8 @@ def worst_classes(worst: Sequence[WorstClass]) -> Figure:
             fontsize=7.5,
             color=colour("ink" if inside else "paper"),
         )
-    axes.set_yticks(range(len(worst)), [shortened(printable(one_class.name), 18) for one_class in worst])
+    names = [f"{shortened(printable(one_class.name), 18)} ({one_class.n:,})" for one_class in worst]
+    axes.set_yticks(range(len(worst)), names)
     axes.tick_params(axis="y", labelcolor=colour("ink"))
     axes.set_ylim(len(worst) - 0.5, -0.5)
     axes.grid(visible=False)

@@ -136,12 +136,12 @@ def _reliability_plots(run: Run) -> Iterator[PlotSpec]:
         partial(figures.reliability, report.raw),
     )
     if report.scaled is not None:
-        guess = " All of them are classified correctly, so it is a guess." if report.flawless else ""
+        guess = f", {report.guess}" if report.guess else ""
         yield _spec(
             "reliability-scaled",
             "Reliability after scaling",
             f"The same with logits divided by {report.temperature:.3f}, the temperature that fits the "
-            f"{count_images(report.validation_images, report.fitted_on)} best.{guess}",
+            f"{count_images(report.validation_images, report.fitted_on)} best{guess}.",
             partial(figures.reliability, report.scaled),
         )
     has_dots = any(abstention.coverage > 0 for abstention in report.abstentions)
@@ -155,13 +155,11 @@ def _reliability_plots(run: Run) -> Iterator[PlotSpec]:
     )
     missed = [one_class for one_class in report.worst if one_class.accuracy < 1]
     if missed:
-        low, high = min(one_class.n for one_class in missed), max(one_class.n for one_class in missed)
-        n = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         yield _spec(
             "worst-classes",
             "Worst classes",
-            "Bars: share of each class’s test images that is classified correctly. Names and numbers: the "
-            f"most frequent wrong predictions, and their number. {n} test images per class.",
+            "Bars: share of each class’s test images, whose number is in brackets, that is classified "
+            "correctly. Names and numbers: the most frequent wrong predictions, and how often.",
             partial(figures.worst_classes, missed),
         )
 

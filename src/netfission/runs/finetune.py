@@ -114,6 +114,7 @@ def _load(run: RunFolder, config: RunConfig) -> tuple[NetworkFigures, FissionNet
         run.weights_sha256(),
         calibration.temperature,
         calibration.images,
+        calibration.guess,
     )
     return figures, network, images
 
