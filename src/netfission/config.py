@@ -141,8 +141,8 @@ class ModelConfig:
             or a folder with config.json).
         pretrained: start from published weights.
         weights: start from the weights in a file (safetensors, or a state dict saved by PyTorch), or in the
-            folder of a run of one exit, of which linear exits are left out; a classifier of other classes is
-            drawn anew.
+            folder of a run of one exit, of which linear exits are left out; a classifier of other classes
+            gets random weights.
 
     Raises:
         ValueError: both `pretrained` and `weights` are given, or `weights` is empty.

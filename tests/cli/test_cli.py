@@ -451,7 +451,7 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert table in trained
     assert f"wrote {run}" in trained
     found, remark, writing, *_ = trained.splitlines()
-    assert remark.startswith("note: 2 steps of training are few")
+    assert remark.startswith("note: the training has only 2 steps; ")
     assert found == (
         "found 554 images of 10 classes (0, 1, 2, 3, …, 9) in digits: 50 training, 145 validation (cut from "
         "training), 359 test (cut from training); 5 training images per class; left out: 1,243 above "

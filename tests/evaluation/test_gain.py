@@ -22,9 +22,9 @@ def gain(seconds: float | None = 100.0) -> Gain:
 
 def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies():
     assert gain().table().splitlines() == [
-        "                  accuracy %     NLL  ECE %  MACs, M  parameters, M    training",
-        "single network  64.00 ± 2.39  1.5000   4.00    30.00          2.000  1 min 40 s",
-        "ensemble of 5   61.00 ± 2.43  1.2500   5.00    29.70          2.200        50 s",
+        "                  accuracy %     NLL  ECE %  MACs, M  parameters, M  training time",
+        "single network  64.00 ± 2.39  1.5000   4.00    30.00          2.000     1 min 40 s",
+        "ensemble of 5   61.00 ± 2.43  1.2500   5.00    29.70          2.200           50 s",
         "on 400 test images, calibrated on 50 validation images (too few); ± is the standard error; NLL and "
         "ECE are better if lower",
     ]
@@ -42,14 +42,14 @@ def test_a_loss_of_accuracy_is_not_hidden():
         "better than the single network: NLL -0.2500\n"
         "worse than the single network: ECE +1.00 points\n"
         "not clear from 400 test images: accuracy -3.00 points (standard error below 3.41)\n"
-        "cost: MACs 0.99×, parameters 1.10×, time 1.20× for 1 image (1.10–1.30) and 1.05× for 32 images "
-        "(1.00–1.10); training 0.50× on top"
+        "cost relative to the single network: MACs 0.99×, parameters 1.10×, inference time 1.20× for 1 image "
+        "(quartiles 1.10–1.30) and 1.05× for 32 images (quartiles 1.00–1.10); its training took another 0.50×"
     )
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0])
 def test_a_network_that_was_trained_elsewhere_has_no_time(seconds):
-    assert gain(seconds).summary().endswith("for 32 images (1.00–1.10)")
+    assert gain(seconds).summary().endswith("for 32 images (quartiles 1.00–1.10)")
     assert gain(None).table().splitlines()[1].endswith("–")
 
 
@@ -57,7 +57,7 @@ def test_a_time_that_was_not_measured_is_named_so():
     assert (
         replace(gain(), time={})
         .summary()
-        .endswith("parameters 1.10×, time not measured; training 0.50× on top")
+        .endswith("parameters 1.10×, inference time not measured; its training took another 0.50×")
     )
 
 

@@ -282,8 +282,8 @@ def test_calibrating_on_other_data_is_kept_until_the_run_is_calibrated_again(
     assert calibration.temperature != replaced.temperature
     assert (reliability.temperature, reliability.n) == (calibration.temperature, 359)
     assert shown.splitlines()[0].startswith(
-        f"calibrated: temperature {calibration.temperature:.3f}, from 36 images of photographs; "
-        "on these 36 images: NLL "
+        f"calibrated: temperature {calibration.temperature:.3f}, from 36 images of photographs, too few "
+        "for more than a guess; on these 36 images: NLL "
     )
     assert shown.splitlines()[1].startswith(
         f"before:     temperature {replaced.temperature:.3f}, from {replaced.n} validation images; "

@@ -62,6 +62,17 @@ def test_copies_of_images_in_another_folder_are_found(begun, tmp_path):
         warn_of_held_out_images(config)
 
 
+def test_a_data_set_of_an_earlier_run_that_is_gone_is_said_not_to_be_checked(begun, tmp_path):
+    config = begun({"data": str(tmp_path / "gone")}, {"data": "digits"})
+    message = (
+        f"^whether held-out images of digits are training images of {tmp_path / '0'} was not checked, as the "
+        f"run's own data set cannot be read \\(data folder {tmp_path / 'gone'} does not exist\\)$"
+    )
+    with pytest.warns(UserWarning, match=message) as warned:
+        warn_of_held_out_images(config)
+    assert len(warned) == 1
+
+
 def test_images_that_an_earlier_run_was_trained_on_promise_nothing(begun, tmp_path):
     config = begun({"seed": 0}, {"seed": 1})
     unseen = find_splits("digits", seed=1)["validation"]

@@ -81,7 +81,7 @@ def test_a_run_from_a_file_of_weights(tmp_path, capsys, monkeypatch):
     flags = [*FROM_WEIGHTS.split(), "--weights", "net.pt", "--learning-rate", "1e-9", "--weight-decay", "0"]
     assert main(["train", *flags, "--out", "run"]) == 0
     path = tmp_path / "net.pt"
-    assert f"\n44 of 46 tensors from {path} (prefix module.); new weights: fc.weight, fc.bias\n" in (
+    assert f"\nloaded 44 of 46 tensors from {path} (prefix module.); new weights: fc.weight, fc.bias\n" in (
         capsys.readouterr().out
     )
     folder = RunFolder(tmp_path / "run")
@@ -717,7 +717,7 @@ def test_two_processes_train_one_network(tmp_path, launcher):
 def test_a_training_of_few_steps_is_remarked_on(tmp_path, capsys):
     command = "train --data digits --model wrn-10-1 --exits 2 --limit-per-class 2 --batch-size 8"
     assert main([*command.split(), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
-    assert "note: 3 steps of training are few; a smaller batch_size or more" in capsys.readouterr().out
+    assert "note: the training has only 3 steps; a smaller batch_size or more" in capsys.readouterr().out
 
 
 def test_batches_of_one_image_are_refused_before_the_training_if_a_batch_norm_cannot_use_them(

@@ -23,6 +23,7 @@ from netfission.config import (
 from netfission.utils.errors import invalid
 from netfission.utils.text import printable
 
+_OF_OTHER_TASKS = {"task", "void"}  # other tasks than classification are refused
 _OWN = {"ensemble_epochs", "finetuned", "recipe"}  # arguments that are no settings of runs
 
 
@@ -36,36 +37,36 @@ def parser() -> Parser:
         "--ensemble-epochs",
         int,
         ENSEMBLE_EPOCHS,
-        "passes over the training images of the ensemble; --epochs are those of the single network",
+        "passes over the training images when the ensemble is trained; --epochs is for the single network",
         group=group,
     )
     parser.add(
         "--recipe",
         str,
         FINETUNE_RECIPE,
-        f"settings of both networks, which the file and flags override: {', '.join(RECIPES)}",
+        f"settings of both networks: {' or '.join(RECIPES)}; --config and flags override them",
         group=group,
         metavar="NAME",
     )
     parser.add(
         "--finetuned",
         str | None,
-        help="a network that is fine-tuned on these classes already, as a file of weights or the folder of a "
-        "run of one exit; the single network is not trained then",
+        help="a network that is already fine-tuned on these classes, as a file of weights or the folder of a "
+        "run of one exit; it is taken as the single network, and step 1 trains nothing",
         group=group,
         metavar="FILE",
     )
     parser.add(
         "--out",
         str | None,
-        help="folder of the ensemble's run, with the single network in single/; with the same settings it "
-        "goes on where it stopped (default: runs/ and a name from the settings)",
+        help="folder of the ensemble's run, with the single network in single/; if the command was stopped, "
+        "the same command continues (default: runs/ and a name from the settings)",
         group=group,
         metavar="RUN",
     )
     defaults = _shown_defaults()
     parser.add_settings("model", ModelConfig, defaults=defaults)
-    parser.add_settings("data", DataConfig, skip={"data"}, defaults=defaults)
+    parser.add_settings("data", DataConfig, skip={"data"}, hidden=_OF_OTHER_TASKS, defaults=defaults)
     parser.add_settings("fission", FissionConfig, defaults=defaults)
     parser.add_settings("training", TrainingConfig, skip={"devices", "machines"}, defaults=defaults)
     return parser
@@ -99,7 +100,7 @@ def run(settings: Namespace) -> None:
     if not folder.report.is_file():
         write_report([folder.path], folder.report)
     print(f"\n{gain.table()}\n{gain.summary()}")
-    print(f"wrote {folder.path}, the ensemble's run, with {folder.gain.name} and {folder.report.name}")
+    print(f"wrote the ensemble's run to {folder.path}, with {folder.gain.name} and {folder.report.name}")
 
 
 def _of_single_network(path: str, content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -58,7 +58,8 @@ class Gain:
         >>> print(gain.summary())
         better than the single network: accuracy +5.00 points (standard error below 0.54), NLL -0.2000, \
 ECE -3.00 points
-        cost: MACs 1.02×, parameters 1.10×, time 1.10× for 32 images (1.00–1.20); training 0.75× on top
+        cost relative to the single network: MACs 1.02×, parameters 1.10×, inference time 1.10× for 32 \
+images (quartiles 1.00–1.20); its training took another 0.75×
     """
 
     n: int
@@ -74,7 +75,7 @@ ECE -3.00 points
     def table(self) -> str:
         """Return the figures as aligned plain text, one line per network, and the images that they are of."""
         rows = [
-            ["", "accuracy %", "NLL", "ECE %", "MACs, M", "parameters, M", "training"],
+            ["", "accuracy %", "NLL", "ECE %", "MACs, M", "parameters, M", "training time"],
             ["single network", *self._cells(self.single)],
             [f"ensemble of {self.ensemble.predictions}", *self._cells(self.ensemble)],
         ]
@@ -92,19 +93,20 @@ ECE -3.00 points
         """
         single, ensemble = self.single, self.ensemble
         times = (
-            f"{time.median:.2f}× for {count_noun(size, 'image')} ({time.lower:.2f}–{time.upper:.2f})"
+            f"{time.median:.2f}× for {count_noun(size, 'image')} "
+            f"(quartiles {time.lower:.2f}–{time.upper:.2f})"
             for size, time in self.time.items()
         )
         cost = [
             f"MACs {ensemble.macs / single.macs:.2f}×",
             f"parameters {ensemble.parameters / single.parameters:.2f}×",
-            f"time {' and '.join(times) or 'not measured'}",
+            f"inference time {' and '.join(times) or 'not measured'}",
         ]
         training = ""
         if ensemble.seconds is not None and single.seconds:
-            training = f"; training {ensemble.seconds / single.seconds:.2f}× on top"
+            training = f"; its training took another {ensemble.seconds / single.seconds:.2f}×"
         changes = [f"{title}: {', '.join(changed)}" for title, changed in self._changes().items() if changed]
-        return "\n".join([*changes, f"cost: {', '.join(cost)}{training}"])
+        return "\n".join([*changes, f"cost relative to the single network: {', '.join(cost)}{training}"])
 
     def _changes(self) -> dict[str, list[str]]:
         """Return what is better, worse, not clear and as before, in words."""

@@ -84,9 +84,9 @@ class WeightsReport:
 
     Example:
         >>> print(WeightsReport("net.pt", "ab", 3, new=("fc.weight", "fc.bias"), prefix="module."))
-        3 of 5 tensors from net.pt (prefix module.); new weights: fc.weight, fc.bias
+        loaded 3 of 5 tensors from net.pt (prefix module.); new weights: fc.weight, fc.bias
         >>> print(WeightsReport("net.ckpt", "ab", 5, unused=("loss.weight",), prefix="model."))
-        5 of 5 tensors from net.ckpt (prefix model.); 1 not used (loss.weight)
+        loaded 5 of 5 tensors from net.ckpt (prefix model.); 1 not used (loss.weight)
     """
 
     path: str
@@ -108,7 +108,7 @@ class WeightsReport:
         rest = f"; new weights: {', '.join(self.new)}" if self.new else ""
         others = [name for name in self.unused if name not in self.new]
         rest += f"; {len(others)} not used ({_listed(others)})" if others else ""
-        return f"{self.loaded} of {self.loaded + len(self.new)} tensors from {self.path}{where}{rest}"
+        return f"loaded {self.loaded} of {self.loaded + len(self.new)} tensors from {self.path}{where}{rest}"
 
 
 def read_weights(path: str | Path) -> TrainedWeights:

@@ -65,7 +65,7 @@ def finetune(
     _train(plan.ensemble, folder, "step 2 of 3: the ensemble", progress, say)
     gain = folder.current_gain()
     if gain is None or not gain.time:
-        say("step 3 of 3: the cost of both")
+        say("step 3 of 3: measure the cost of both networks")
         gain = measure_gain(folder, single, plan.ensemble)
         write_json(folder.gain, gain.to_json())
     return gain
@@ -175,7 +175,7 @@ def _make_single(plan: FinetunePlan, single: RunFolder, progress: bool, say: Cal
     elif _is_finished(single):
         say(f"{step} is finished, in {single.path}")
     else:
-        say(f"{step}, from {plan.single.model.weights}")
+        say(f"{step} is taken from {plan.single.model.weights}, and evaluated in {single.path}")
         _take_over(plan.single, single)
 
 
@@ -213,7 +213,7 @@ def _train(
     if _is_finished(run):
         say(f"{step} is finished, in {run.path}")
         return
-    say(f"{step}, in {run.path}")
+    say(f"{step} is trained in {run.path}")
     watch = Stopwatch(run.training_time)
     train(config, run.path, resume=run.config.is_file(), progress=progress, callbacks=[watch])
 

@@ -148,9 +148,11 @@ def warn_of_held_out_images(config: RunConfig) -> None:
         warnings.simplefilter("ignore")  # who loads the images has been warned
         splits = _find_splits(config)
     for path, start in starts:
+        checked = f"whether held-out images of {Path(name).name} are training images of {path}"
+        trained_on = [part for split, part in _read_splits(start, name, checked).items() if split == "train"]
         for split, effect in _EFFECTS.items():
             images = [splits[split]] if split in splits else []
-            if found := _copies(name, images, start, ["train"], f"{split} image"):
+            if found := _count(name, images, trained_on, f"{split} image"):
                 hint = ""
                 if start.data.data == name:
                     seed, share = start.fission.seed, start.data.validation
@@ -167,7 +169,9 @@ def _training_copies(name: str, images: Sequence[Selection], config: RunConfig) 
     if found := _copies(name, images, config, ["train"]):
         return f"{found} as images that the network was trained on"
     for path, start in _starts(config):
-        if _cut(start) != _cut(config) and (found := _copies(name, images, start, ["train"])):
+        if _cut(start) == _cut(config):
+            continue
+        if found := _copies(name, images, start, ["train"]):
             return f"{found} as training images of {path}, from which the network started"
     return ""
 
@@ -202,31 +206,34 @@ def warn_of_own_images(name: str, images: Sequence[Selection], config: RunConfig
         warnings.warn(f"{found} as images of the run's own data set", stacklevel=3)
 
 
-def _copies(
-    name: str,
-    images: Sequence[Selection],
-    config: RunConfig,
-    splits: Sequence[SplitName],
-    noun: str = "image",
-) -> str:
+def _copies(name: str, images: Sequence[Selection], config: RunConfig, splits: Sequence[SplitName]) -> str:
     """Say how many images have the same content as those of some splits of a run; empty if none has."""
+    splits_of_run = _read_splits(
+        config, name, f"whether images of {Path(name).name} are copies of the run's own"
+    )
+    return _count(name, images, [splits_of_run[split] for split in splits if split in splits_of_run], "image")
+
+
+def _read_splits(config: RunConfig, name: str, checked: str) -> Mapping[SplitName, Selection]:
+    """Find the images of a run; none, with a warning that something was not `checked`, if they are gone.
+
+    A data set that has to be downloaded is not read for images of another `name`.
+    """
     recorded = config.data.data
     if recorded != "digits" and is_named(recorded) and full_name(name) != recorded:
-        return ""  # no reason to download it
+        return {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its splits
-            splits_of_run = _find_splits(config)
+            return _find_splits(config)
     except (OSError, ValueError) as error:  # it has moved or changed
         reason = f"as the run's own data set cannot be read ({first_line(error)})"
-        warnings.warn(
-            f"whether images of {Path(name).name} are copies of the run's own was not checked, {reason}",
-            stacklevel=4,
-        )
-        return ""
-    number, example = count_copies(
-        images, [splits_of_run[split] for split in splits if split in splits_of_run], str(Path(name))
-    )
+        warnings.warn(f"{checked} was not checked, {reason}", stacklevel=5)
+        return {}
+
+
+def _count(name: str, images: Sequence[Selection], originals: Sequence[Selection], noun: str) -> str:
+    number, example = count_copies(images, originals, str(Path(name)))
     if not number:
         return ""
     of_all = f"{number:,} of {count_noun(sum(len(part.rows) for part in images), noun)}"

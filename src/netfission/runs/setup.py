@@ -250,14 +250,14 @@ def few_steps(images: int, batch_size: int, epochs: int) -> list[str]:
 
     Example:
         >>> few_steps(images=45, batch_size=64, epochs=8)
-        ['note: 8 steps of training are few; a smaller batch_size or more epochs give more']
+        ['note: the training has only 8 steps; a smaller batch_size or more epochs give more']
         >>> few_steps(images=4500, batch_size=64, epochs=8)
         []
     """
     steps = ceil(images / batch_size) * epochs
     if steps >= _FEW_STEPS:
         return []
-    few = f"{count_noun(steps, 'step')} of training are few"
+    few = f"the training has only {count_noun(steps, 'step')}"
     return [f"note: {few}; a smaller batch_size or more epochs give more"]
 
 

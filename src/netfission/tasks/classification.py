@@ -61,7 +61,7 @@ class Classification(Task):
 
     def shown(self, score: float) -> str:
         """Return an accuracy in %."""
-        return percent(score, 1)
+        return f"{percent(score, 1)} %"
 
     def calibrate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""

@@ -239,7 +239,7 @@ class Multilabel(Task):
 
     def shown(self, score: float) -> str:
         """Return the share of right labels in %."""
-        return percent(score, 1)
+        return f"{percent(score, 1)} %"
 
     def calibrate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
