@@ -1,3 +1,4 @@
+import re
 import shutil
 import warnings
 from dataclasses import replace
@@ -274,6 +275,7 @@ def test_a_stopped_command_goes_on_with_the_same_result_where_its_folder_is_now(
     assert main(["finetune", *FLAGS, str(out)]) == 0
     first_epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/2")]
     assert ["exit2" in line for line in first_epochs] == ([True] if step == "single" else [])
+    assert all(re.search(r"  ensemble \d+\.\d %  loss \d", line) for line in first_epochs)
     assert_equal(RunFolder(out).single.path, RunFolder(finetuned).single.path)
     assert_equal(out, finetuned)
 
