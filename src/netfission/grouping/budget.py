@@ -1,7 +1,7 @@
 """Divide stages so that a whole network costs what a budget says, in multiply-accumulates or in time."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Generic, TypeVar
@@ -20,7 +20,6 @@ _AIM = 0.985  # share of the budget in time that is aimed at
 _CLOSE = 0.97  # share of it that is close enough
 _UPPER = 1.02  # what the upper quartile may be over the budget
 _STEP = 0.004  # relative difference of multiply-accumulates that is too small to be tried
-_OVERSHOOT = 1.5  # as a part of the time does not depend on the widths, they change more than the time
 _BUSY = 0.1  # spread of times over their median, above which a device is busy
 _EARLIER = "let them leave earlier"
 
@@ -137,44 +136,30 @@ def meet_time(
         ...     return Quartiles(0.2 + 0.89 * macs, 0.2 + 0.9 * macs, 0.2 + 0.91 * macs)
         >>> found = meet_time(1.0, lambda macs: macs, measure, where=str)
         >>> round(found.macs, 2), round(found.time.median, 2)
-        (0.87, 0.98)
+        (0.87, 0.99)
         >>> meet_time(0.1, lambda macs: macs, measure, where=lambda _: "at b")
         Traceback (most recent call last):
         ValueError: budget must be at least 0.21 in time if exits leave at b, got 0.1; let them leave earlier
     """
-    within: WithinTime[T] | None = None
-    beyond: WithinTime[T] | None = None
-    macs, bounds = budget, (0.0, float("inf"))
-    for _ in range(_TRIES):
+    measured: list[WithinTime[T]] = []  # from narrow to wide
+    macs: float | None = budget
+    while macs is not None:
         try:
             tried = divide(macs)
         except UnmetBudgetError as error:
-            bounds = (error.nearest, bounds[1]) if macs < error.nearest else (bounds[0], error.nearest)
             macs = error.nearest
             tried = divide(macs)
-        one = WithinTime(macs, measure(tried), tried)
-        if one.pace <= budget:
-            within = one if within is None or one.macs > within.macs else within
-        else:
-            beyond = one if beyond is None or one.macs < beyond.macs else beyond
-        if budget * _CLOSE <= one.pace <= budget:
+        if any(macs == one.macs for one in measured):  # the narrowest or widest paths, again
             break
-        known = [other for other in (within, beyond) if other]
-        if (
-            len(known) == 2 and known[0].macs >= known[1].macs
-        ):  # the times do not grow with the widths any more
-            break
-        macs = min(max(_next(budget * _AIM, within, beyond), bounds[0]), bounds[1])
-        if any(abs(macs / other.macs - 1) < _STEP for other in known):
-            break
-    if within is None:
-        assert beyond is not None
-        expected = (
-            f"at least {ceil(100 * beyond.pace) / 100:.2f} in time if exits leave {where(beyond.result)}"
-        )
-        raise invalid("budget", expected, budget, hint=_EARLIER)
-    _report_spread(within.time)
-    return within
+        measured = sorted([*measured, WithinTime(macs, measure(tried), tried)], key=lambda one: one.macs)
+        macs = _next(budget, measured)
+    within = [one for one in measured if one.pace <= budget]
+    if not within:
+        expected = f"at least {ceil(100 * measured[0].pace) / 100:.2f} in time"
+        where_exits_leave = f" if exits leave {where(measured[0].result)}"
+        raise invalid("budget", expected + where_exits_leave, budget, hint=_EARLIER)
+    _report_spread(within[-1].time)
+    return within[-1]
 
 
 @dataclass(frozen=True)
@@ -203,14 +188,25 @@ class WithinTime(Generic[T]):
         return max(self.time.median, self.time.upper / _UPPER)
 
 
-def _next(aim: float, within: WithinTime[T] | None, beyond: WithinTime[T] | None) -> float:
-    """Return the multiply-accumulates to try next: by the line through two results, or through 0 and one."""
-    if within is None or beyond is None:
-        one = within or beyond
-        assert one is not None
-        return one.macs * (aim / one.pace) ** (1 if within else _OVERSHOOT)
-    slope = (beyond.pace - within.pace) / (beyond.macs - within.macs)
-    return within.macs + (aim - within.pace) / slope
+def _next(budget: float, measured: Sequence[WithinTime[T]]) -> float | None:
+    """Return the multiply-accumulates to try next; None if what was measured decides.
+
+    They follow from the line through the two results next to the aim, or through 0 and the only one. Before a
+    budget is refused, the narrowest paths are tried.
+    """
+    if any(budget * _CLOSE <= one.pace <= budget for one in measured):
+        return None
+    aim = budget * _AIM
+    above = sum(one.pace <= aim for one in measured)
+    low, high = (measured[min(max(above + side, 0), len(measured) - 1)] for side in (-1, 0))
+    if low is high and len(measured) > 1:  # all are above the aim, or all below
+        low, high = (measured[0], measured[1]) if above == 0 else (measured[-2], measured[-1])
+    slope = high.pace / high.macs if low is high else (high.pace - low.pace) / (high.macs - low.macs)
+    macs = max(_LEAST, high.macs + (aim - high.pace) / slope) if slope > 0 else high.macs
+    known = any(abs(macs / one.macs - 1) < _STEP for one in measured)
+    if not known and len(measured) < _TRIES:
+        return macs
+    return None if measured[0].pace <= budget else _LEAST
 
 
 def _spread(time: Quartiles) -> float:
