@@ -36,6 +36,7 @@ from netfission.surgery.reconstruction import fit_linear, in_batches, reconstruc
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.surgery.stages import FEWEST
 from netfission.utils.errors import check_choice, invalid
+from netfission.utils.inputs import Inputs, cloned, first_rows
 from netfission.utils.modes import in_mode
 from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun
@@ -49,7 +50,7 @@ def fission(
     *,
     grouping: str | Grouping = "weights",
     batches: Batches = (),
-    example_input: Tensor | None = None,
+    example_input: Any = None,
     **settings: Unpack[FissionSettings],
 ) -> FissionNetwork:
     """Turn one classifier into a multi-exit network (Network Fission Ensembles, arXiv 2408.02301).
@@ -202,7 +203,7 @@ def _divide_in_macs(
 
 
 def _with_cheapest_stages(
-    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+    model: nn.Module, example: Inputs, divider: Grouping, config: FissionConfig, batches: Batches
 ) -> _Division:
     """Divide a model whose last stage ends where the network costs least; see `_stages_with_larger_head`."""
     division = _divide(model, example, divider, config, batches)
@@ -210,12 +211,14 @@ def _with_cheapest_stages(
         names = _stages_with_larger_head(model, division.backbone.stage_names)
         if names != list(division.backbone.stage_names):
             other = _divide(model, example, divider, replace(config, stages=names), batches)
-            division = min(division, other, key=lambda one: run_counted(one.network, example[:1]).total)
+            division = min(
+                division, other, key=lambda one: run_counted(one.network, first_rows(example, 1)).total
+            )
     return division
 
 
 def _divide(
-    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+    model: nn.Module, example: Inputs, divider: Grouping, config: FissionConfig, batches: Batches
 ) -> _Division:
     """Cut, prune and split a model, and assemble its paths."""
     backbone = cut(model, example, config.stages, config.exits)
@@ -245,21 +248,21 @@ def _divide(
 
     if config.budget == 1 or config.exits == 1:
         return divide(1.0)
-    counted = run_counted(backbone, example[:1], list(backbone.stages))
+    counted = run_counted(backbone, first_rows(example, 1), list(backbone.stages))
     total = counted.total.dense
     stage_macs = [counted.dense[stage] for stage in backbone.stages]
     added = ((len(_exits_in(index, branches)) - 1) * macs for index, macs in enumerate(stage_macs))
     return meet_budget(
         config.budget,
         divide,
-        lambda division: run_counted(division.network, example[:1]).total.dense / total,
+        lambda division: run_counted(division.network, first_rows(example, 1)).total.dense / total,
         divided=sum(stage_macs[min(branches) :]) / total,
         copied=1 + sum(added) / total,
         where=f"after {backbone.stage_names[min(branches) - 1]}",
     )
 
 
-def _complete(division: _Division, example: Tensor, batches: Batches) -> list[str]:
+def _complete(division: _Division, example: Inputs, batches: Batches) -> list[str]:
     """Fit the weights of the paths, and add the linear exits, in place.
 
     Returns:
@@ -271,7 +274,7 @@ def _complete(division: _Division, example: Tensor, batches: Batches) -> list[st
     if config.reconstruct:
         unsolved = _reconstruct(backbone, division.splits, division.of_head, division.branches, batches)
     elif config.exits > 1:
-        unnormalised = unnormalised_weights(backbone, example[:1])
+        unnormalised = unnormalised_weights(backbone, first_rows(example, 1))
         _keep_variance(division.stages, division.splits, division.kept, unnormalised)
         for head in division.of_head.paths:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
@@ -312,19 +315,27 @@ def _check_keywords(settings: Mapping[str, object]) -> None:
             raise TypeError(str(error)) from None
 
 
-def _check_images(batches: Batches, example: Tensor, config: FissionConfig, divider: Grouping) -> None:
+def _check_images(batches: Batches, example: Inputs, config: FissionConfig, divider: Grouping) -> None:
     """Check the batches that a criterion or the reconstruction reads."""
+    is_float = not isinstance(example, Tensor) or example.is_floating_point()
+    codes = None if is_float else cast(Tensor, example).dtype
     if config.reconstruct:
-        check_images(batches, "reconstruct=True", tuple(example.shape[1:]))
+        if not isinstance(example, Tensor):
+            raise invalid("reconstruct", "False for a network of several inputs", True)
+        check_images(batches, "reconstruct=True", tuple(example.shape[1:]), codes)
+    needs = CRITERIA[check_choice("criterion", config.criterion, CRITERIA)].needs
     scores = config.sparsity > 0 or divider.needs_scores
-    if scores and batches and CRITERIA[check_choice("criterion", config.criterion, CRITERIA)].needs == "data":
-        check_images(batches, f"criterion={config.criterion!r}")
+    if scores and needs == "shape" and not (isinstance(example, Tensor) and example.is_floating_point()):
+        expected = "one that reads no images of ones, such as 'snip' or 'magnitude', for this network"
+        raise invalid("criterion", expected, config.criterion)
+    if scores and batches and needs == "data":
+        check_images(batches, f"criterion={config.criterion!r}", codes=codes)
 
 
-def _analyse(backbone: Backbone, example: Tensor) -> list[Stage]:
+def _analyse(backbone: Backbone, example: Inputs) -> list[Stage]:
     """Return each stage with an example of its input."""
     with torch.no_grad(), in_mode(backbone, training=False):
-        features = [backbone.stem(example.clone())]
+        features = [backbone.stem(cloned(example))]
         for module in backbone.stages[:-1]:
             features.append(module(features[-1]))
     return [Stage(module, inputs) for module, inputs in zip(backbone.stages, features, strict=True)]
@@ -349,7 +360,7 @@ def _divisible(names: Sequence[str], stages: Sequence[Stage], grouping: Grouping
 
 
 def _regrouped(
-    model: nn.Module, example: Tensor, names: Sequence[str], grouping: Grouping, exits: int
+    model: nn.Module, example: Inputs, names: Sequence[str], grouping: Grouping, exits: int
 ) -> list[str]:
     """Return other stages, if none of those that were found can be divided: each is a single layer.
 
@@ -369,7 +380,7 @@ def _regrouped(
     return list(names)
 
 
-def _one_stage(model: nn.Module, example: Tensor, name: str, grouping: Grouping, exits: int) -> ValueError:
+def _one_stage(model: nn.Module, example: Inputs, name: str, grouping: Grouping, exits: int) -> ValueError:
     """Make the error for a network in which only one stage is found; it names other stages that work."""
 
     def works(backbone: Backbone) -> bool:
@@ -396,7 +407,7 @@ def _prune(
     branches: Sequence[int],
     config: FissionConfig,
     batches: Batches,
-    example: Tensor,
+    example: Inputs,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Prune stem and stages, and score what is left if the grouping asks for it.
 
@@ -405,7 +416,7 @@ def _prune(
         Either is empty if it was not asked for.
     """
     if CRITERIA[check_choice("criterion", config.criterion, CRITERIA)].needs == "shape":
-        batches = batches or [(example, example)]
+        batches = batches or [(example, torch.empty(0))]  # the images are read alone
     names = [name for name in prunable_weights(backbone) if not name.startswith("head.")]
     kept: dict[str, Tensor] = {}
     if config.sparsity > 0:
@@ -457,7 +468,7 @@ def _split(
 
 
 def _split_head(
-    backbone: Backbone, stages: Sequence[Stage], grouping: Grouping, config: FissionConfig, example: Tensor
+    backbone: Backbone, stages: Sequence[Stage], grouping: Grouping, config: FissionConfig, example: Inputs
 ) -> StageSplit:
     """Return the head of each exit: a copy, or a share of its inner channels if copies cost much.
 
@@ -489,7 +500,7 @@ def _reconstruct(
     Returns:
         The names of the layers that stay as they are.
     """
-    images = torch.cat([images for images, _ in batches]).to(next(backbone.parameters()))
+    images = _images_of(batches, backbone)
     unsolved: dict[str, None] = {}
     with in_mode(backbone, *(path for split in splits for path in split.paths), training=False):
         whole = in_batches(backbone.stem, images)
@@ -513,6 +524,12 @@ def _reconstruct(
     return list(unsolved)
 
 
+def _images_of(batches: Batches, backbone: Backbone) -> Tensor:
+    """Return the images of all batches, or what else they hold, on the network's device."""
+    images, parameter = torch.cat([cast(Tensor, rows) for rows, _ in batches]), next(backbone.parameters())
+    return images.to(parameter) if images.is_floating_point() else images.to(parameter.device)
+
+
 @torch.no_grad()
 def _fit_linear_exits(
     backbone: Backbone, paths: Sequence[ExitPath], after: Sequence[int], batches: Batches
@@ -522,7 +539,7 @@ def _fit_linear_exits(
     The shares keep exits of the same features from becoming equal.
     """
     exits = [cast(LinearExit, path.head) for path in paths]
-    images = torch.cat([images for images, _ in batches]).to(next(backbone.parameters()))
+    images = _images_of(batches, backbone)
     pooled: dict[LinearExit, Tensor] = {}  # what each exit reads: features of earlier stages need not be kept
     with in_mode(backbone, training=False):
         features = in_batches(backbone.stem, images)
@@ -588,7 +605,7 @@ def _assemble(
     return FissionNetwork(backbone.stem, paths, branches, names, repeated, config)
 
 
-def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed: int) -> list[ExitPath]:
+def linear_paths(backbone: Backbone, after: Sequence[int], example: Inputs, seed: int) -> list[ExitPath]:
     """Make the paths of linear exits, which pass features on from their stage to a linear classifier.
 
     Args:
@@ -610,7 +627,7 @@ def linear_paths(backbone: Backbone, after: Sequence[int], example: Tensor, seed
     if not after:
         return []
     with torch.no_grad(), in_mode(backbone, training=False):
-        features = [backbone.stem(example.clone())]
+        features = [backbone.stem(cloned(example))]
         for stage in backbone.stages:
             features.append(stage(map_tensors(Tensor.clone, features[-1])))
         logits = backbone.head(map_tensors(Tensor.clone, features[-1]))

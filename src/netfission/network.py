@@ -14,6 +14,7 @@ from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.surgery.plain import check_plain
 from netfission.utils.errors import invalid
+from netfission.utils.inputs import Inputs
 from netfission.utils.text import count_noun
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class LinearExit(nn.Module):
     """Global average pooling and a linear layer: features → logits `(batch, classes)`.
 
     Args:
-        features: an example: `(batch, channels, height, width)`, `(batch, height, width, channels)` or tokens
-            `(batch, tokens, channels)`.
+        features: an example: `(batch, channels, height, width)`, `(batch, height, width, channels)`, tokens
+            `(batch, tokens, channels)` or vectors `(batch, channels)`.
         classes: number of classes.
         images: the images that the features are of; default square. What of the features has their ratio of
             height and width are the positions. Device and type of the layer are those of the features.
@@ -75,9 +76,9 @@ class LinearExit(nn.Module):
         torch.Size([5, 10])
     """
 
-    def __init__(self, features: Features, classes: int, images: Tensor | None = None) -> None:
+    def __init__(self, features: Features, classes: int, images: Inputs | None = None) -> None:
         super().__init__()
-        height, width = (1, 1) if images is None else images.shape[-2:]
+        height, width = images.shape[-2:] if isinstance(images, Tensor) and images.ndim == 4 else (1, 1)
         self.positions = _positions(features, height / width)
         assert isinstance(features, Tensor)
         (channels,) = set(range(1, features.ndim)) - set(self.positions)
@@ -90,13 +91,13 @@ class LinearExit(nn.Module):
 
     def pooled(self, features: Tensor) -> Tensor:
         """Return the means of features over their positions, `(batch, channels)`."""
-        return features.mean(dim=self.positions)
+        return features.mean(dim=self.positions) if self.positions else features
 
 
 def _positions(features: Features, ratio: float) -> tuple[int, ...]:
     """Find the dimensions to average over: of two, those whose sizes have about the ratio of the images."""
-    if isinstance(features, Tensor) and features.ndim == 3:
-        return (1,)
+    if isinstance(features, Tensor) and features.ndim in (2, 3):
+        return (1,) if features.ndim == 3 else ()
     if isinstance(features, Tensor) and features.ndim == 4:
         _, first, middle, last = features.shape
         of_first, of_last = (
@@ -107,7 +108,7 @@ def _positions(features: Features, ratio: float) -> tuple[int, ...]:
         found = f"features of shape {tuple(features.shape)}"
     else:
         found = f"stages that give {len(features)} tensors"
-    expected = "one whose stages give (batch, channels, height, width) or tokens (batch, tokens, channels)"
+    expected = "one whose stages give (batch, channels[, height, width]) or tokens (batch, tokens, channels)"
     raise invalid("model", f"{expected} for linear exits", found=found)
 
 

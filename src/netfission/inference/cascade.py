@@ -17,6 +17,7 @@ from netfission.profiling.macs import Macs, count_macs
 from netfission.surgery.features import Features, map_tensors
 from netfission.surgery.plain import check_plain
 from netfission.utils.errors import check_choice, invalid
+from netfission.utils.inputs import Inputs, first_rows
 from netfission.utils.modes import in_mode, input_errors
 
 Rule = Literal["margin", "confidence", "agreement"]
@@ -124,7 +125,7 @@ class Cascade(nn.Module):
         thresholds: Sequence[float],
         *,
         order: Sequence[int] | None = None,
-        example_input: Tensor | None = None,
+        example_input: Inputs | None = None,
         rule: Rule = "margin",
         weights: Sequence[float] | None = None,
     ) -> None:
@@ -151,12 +152,12 @@ class Cascade(nn.Module):
         self.branch_depths = _branch_depths(network)
         self.kept_depths = [self._needed_after(step) for step in range(exits)]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Inputs) -> Tensor:
         """Images `(batch, channels, height, width)` → logits `(batch, classes)`."""
         return self.run(images).logits
 
     @torch.no_grad()
-    def run(self, images: Tensor) -> CascadeOutput:
+    def run(self, images: Inputs) -> CascadeOutput:
         """Images `(batch, channels, height, width)` → logits, and how many exits each image used.
 
         Raises:
@@ -335,7 +336,7 @@ def step_by_step(
 
 
 def exit_costs(
-    network: FissionNetwork, example_input: Tensor, order: Sequence[int] | None = None
+    network: FissionNetwork, example_input: Inputs, order: Sequence[int] | None = None
 ) -> ExitCosts:
     """Count what each exit adds to the cost of those before it, and find the cheapest order.
 
@@ -363,7 +364,7 @@ def exit_costs(
         (2, 0, 1)
     """
     _check_network(network)
-    trunk, rests = _count_parts(network, example_input[:1])
+    trunk, rests = _count_parts(network, first_rows(example_input, 1))
     depths = _branch_depths(network)
     if order is not None:
         check_order(order, len(depths))

@@ -19,8 +19,10 @@ from netfission.profiling.timing import (
     training_times,
 )
 from netfission.surgery.masks import kept_masks
+from netfission.surgery.one_input import with_one_input
 from netfission.surgery.plain import check_values
 from netfission.utils.errors import check_positive_integer, invalid
+from netfission.utils.inputs import Inputs, as_inputs, first_rows, map_inputs, row_count, tensors_in
 from netfission.utils.modes import in_mode, input_errors
 from netfission.utils.text import align_columns, count_noun, exit_names
 
@@ -218,7 +220,7 @@ class Cost:
 
 def cost(
     network: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     reference: nn.Module | None = None,
     *,
     batch_sizes: Sequence[int] = (1, 32),
@@ -234,7 +236,7 @@ def cost(
     Args:
         network: a `FissionNetwork`, its `Ensemble` or any other module of one tensor; not changed.
         example_input: images `(batch, channels, height, width)` on the networks' device, at least one;
-            repeated to fill a batch.
+            repeated to fill a batch. Or another tensor, or a tuple or dictionary of tensors.
         reference: usually the model that was fissioned; not changed.
         batch_sizes: numbers of images per batch in inference; all positive.
         rounds: number of timed runs of each network, after 3 that are not timed.
@@ -257,18 +259,23 @@ def cost(
         True
     """
     _check(batch_sizes, rounds)
+    example_input = as_inputs("example_input", example_input)
     networks = {"network": network} | ({} if reference is None else {"reference": reference})
     for name, module in networks.items():
         check_values(name, module)
-        _check_input(module, example_input[:1])
-    device = example_input.device
+        if not isinstance(module, HasExits):
+            networks[name] = with_one_input(module, example_input)
+        _check_input(networks[name], first_rows(example_input, 1))
+    device = tensors_in(example_input)[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         inference = [_inference(networks, _batch(example_input, size), rounds) for size in batch_sizes]
-        learning = {name: module for name, module in networks.items() if _learns(module, example_input[:1])}
+        learning = {
+            name: module for name, module in networks.items() if _learns(module, first_rows(example_input, 1))
+        }
         training = _training(learning, _batch(example_input, max(2, *batch_sizes)), rounds)
         costs = {
             name: NetworkCost(
-                **vars(count(module, example_input[:1])),
+                **vars(count(module, first_rows(example_input, 1))),
                 inference=tuple(of_all[name] for of_all in inference),
                 training=training.get(name),
             )
@@ -296,15 +303,18 @@ def _check(batch_sizes: Sequence[int], rounds: int) -> None:
     check_positive_integer("rounds", rounds)
 
 
-def _batch(images: Tensor, size: int) -> Tensor:
-    return images[torch.arange(size, device=images.device) % len(images)]
+def _batch(images: Inputs, size: int) -> Inputs:
+    rows = torch.arange(size, device=tensors_in(images)[0].device) % row_count(images)
+    batch: Inputs = map_inputs(lambda tensor: tensor[rows], images)
+    return batch
 
 
-def _conditions(images: Tensor, batch_sizes: tuple[int, ...], rounds: int) -> Conditions:
+def _conditions(images: Inputs, batch_sizes: tuple[int, ...], rounds: int) -> Conditions:
+    first = tensors_in(images)[0]
     return Conditions(
-        image_shape=tuple(images.shape[1:]),
-        dtype=str(images.dtype).removeprefix("torch."),
-        device=device_name(images.device),
+        image_shape=tuple(first.shape[1:]),
+        dtype=str(first.dtype).removeprefix("torch."),
+        device=device_name(first.device),
         threads=torch.get_num_threads(),
         batch_sizes=batch_sizes,
         rounds=rounds,
@@ -316,7 +326,7 @@ def _conditions(images: Tensor, batch_sizes: tuple[int, ...], rounds: int) -> Co
 # --- counting, per part and exit ------------------------------------------------------------------
 
 
-def count(module: nn.Module, image: Tensor) -> NetworkCounts:
+def count(module: nn.Module, image: Inputs) -> NetworkCounts:
     """Count parameters and multiply-accumulates of a network in eval mode, without measuring time.
 
     Args:
@@ -356,34 +366,36 @@ def _exit(parts: Sequence[Part], number: int, *, linear: bool) -> Exit:
 # --- measuring --------------------------------------------------------------------------------------
 
 
-def _inference(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) -> dict[str, Measurement]:
+def _inference(networks: Mapping[str, nn.Module], images: Inputs, rounds: int) -> dict[str, Measurement]:
     peaks = {name: inference_peak(module, images) for name, module in networks.items()}
     return _measurements(
         inference_times(
-            networks, images, rounds=rounds, title=f"inference of {count_noun(len(images), 'image')}"
+            networks, images, rounds=rounds, title=f"inference of {count_noun(row_count(images), 'image')}"
         ),
         peaks,
-        len(images),
+        row_count(images),
     )
 
 
-def _training(networks: Mapping[str, nn.Module], images: Tensor, rounds: int) -> dict[str, Measurement]:
+def _training(networks: Mapping[str, nn.Module], images: Inputs, rounds: int) -> dict[str, Measurement]:
     peaks = {name: training_peak(module, images) for name, module in networks.items()}
     return _measurements(
-        training_times(networks, images, rounds=rounds, title=f"training steps of {len(images)} images"),
+        training_times(
+            networks, images, rounds=rounds, title=f"training steps of {row_count(images)} images"
+        ),
         peaks,
-        len(images),
+        row_count(images),
     )
 
 
 @torch.no_grad()
-def _check_input(module: nn.Module, image: Tensor) -> None:
+def _check_input(module: nn.Module, image: Inputs) -> None:
     with in_mode(module, training=False), input_errors("example_input", image):
         module(image)
 
 
 @torch.enable_grad()
-def _learns(module: nn.Module, image: Tensor) -> bool:
+def _learns(module: nn.Module, image: Inputs) -> bool:
     """Return whether the output is logits that carry gradients."""
     with in_mode(module, training=False):
         output = module(image)

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from netfission.surgery.features import Features, map_tensors
 from netfission.surgery.heads import heads_of, runs_directly
 from netfission.surgery.masks import kept_masks, prunable_weights
+from netfission.utils.inputs import Inputs, cloned, first_rows
 from netfission.utils.modes import in_mode, without_fused_transformers
 
 # Matrix products → index of the left factor among the arguments; the right one follows it.
@@ -66,11 +66,11 @@ class Macs(NamedTuple):
     effective: int
 
 
-def count_macs(module: nn.Module, example_input: Features) -> Macs:
+def count_macs(module: nn.Module, example_input: Inputs) -> Macs:
     """Count the multiply-accumulates of one forward pass in eval mode, dense and effective.
 
     Args:
-        module: any module of one tensor, or of a tuple of tensors; not changed.
+        module: any module of one argument: a tensor, or a tuple or dictionary of tensors; not changed.
         example_input: its input; with n images the MACs are those of all n.
 
     Warns:
@@ -97,11 +97,11 @@ def list_calls(uncounted: Mapping[str, int]) -> str:
 
 
 @torch.no_grad()
-def run_counted(module: nn.Module, images: Features, parts: Sequence[nn.Module] = ()) -> "MacCounter":
+def run_counted(module: nn.Module, images: Inputs, parts: Sequence[nn.Module] = ()) -> "MacCounter":
     """Run a module once in eval mode, and count its multiply-accumulates.
 
     Args:
-        module: any module of one tensor, or of a tuple of tensors; not changed.
+        module: any module of one argument: a tensor, or a tuple or dictionary of tensors; not changed.
         images: its input.
         parts: modules within it that are counted separately; MACs within nested parts count for the inner.
 
@@ -129,14 +129,14 @@ def run_counted(module: nn.Module, images: Features, parts: Sequence[nn.Module] 
     return counter
 
 
-def macs_by_weight(module: nn.Module, features: Features) -> dict[str, int]:
+def macs_by_weight(module: nn.Module, features: Inputs) -> dict[str, int]:
     """Count the multiply-accumulates of one example per prunable weight.
 
     The products of an attention's queries, keys and values count with its last layer, the output projection,
     not with an MLP beside it; all of an `nn.MultiheadAttention` counts with its input projection.
 
     Args:
-        module: any module of one tensor, or of a tuple of tensors; not changed.
+        module: any module of one argument: a tensor, or a tuple or dictionary of tensors; not changed.
         features: an example of its input, batch first.
 
     Returns:
@@ -144,7 +144,7 @@ def macs_by_weight(module: nn.Module, features: Features) -> dict[str, int]:
     """
     layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(module)}
     attention = {path: part for path, part in module.named_modules() if heads_of(part) is not None}
-    example = map_tensors(lambda tensor: tensor[:1].clone(), features)
+    example = cloned(first_rows(features, 1))
     counter = run_counted(module, example, [*layers.values(), *attention.values()])
     macs = {name: counter.dense[layer] for name, layer in layers.items()}
     for path, part in attention.items():

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 from netfission.losses import ensemble_distillation_loss
+from netfission.utils.inputs import Inputs, row_count, tensors_in
 from netfission.utils.modes import in_mode
 
 WARM_UP = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 60  # of `relative_time`
 ROUND_SECONDS = 0.05
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Loss = Callable[[nn.Module, Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def times_in_turn(
 
 def inference_times(
     networks: Mapping[str, nn.Module],
-    images: Tensor,
+    images: Inputs,
     *,
     rounds: int = 20,
     warm_up: int = WARM_UP,
@@ -128,10 +129,10 @@ def inference_times(
     runs = {name: _call(module, images) for name, module in networks.items()}
     # Not inference_mode, which is not faster: tensors that a network caches must still work in training.
     with torch.no_grad(), in_mode(*networks.values(), training=False):
-        return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up, title=title)
+        return times_in_turn(runs, tensors_in(images)[0].device, rounds=rounds, warm_up=warm_up, title=title)
 
 
-def relative_time(network: nn.Module, reference: nn.Module, images: Tensor, *, seconds: float) -> Quartiles:
+def relative_time(network: nn.Module, reference: nn.Module, images: Inputs, *, seconds: float) -> Quartiles:
     """Time inference of a network over a reference's, round by round; see `inference_times`.
 
     In a round, each runs as often as takes about `ROUND_SECONDS`, since single short runs vary much.
@@ -149,17 +150,18 @@ def relative_time(network: nn.Module, reference: nn.Module, images: Tensor, *, s
     """
     runs = {"network": _call(network, images), "reference": _call(reference, images)}
     with torch.no_grad(), in_mode(network, reference, training=False):
-        first = sum(map(min, times_in_turn(runs, images.device, rounds=2).values()))
+        device = tensors_in(images)[0].device
+        first = sum(map(min, times_in_turn(runs, device, rounds=2).values()))
         calls = max(1, round(2 * ROUND_SECONDS / first))
         rounds = min(max(round(seconds / (calls * first)), FEWEST_ROUNDS), MOST_ROUNDS)
         repeated = {name: partial(_repeat, run, calls) for name, run in runs.items()}
-        times = times_in_turn(repeated, images.device, rounds=rounds, warm_up=0)
+        times = times_in_turn(repeated, device, rounds=rounds, warm_up=0)
     return Quartiles.from_values([a / b for a, b in zip(times["network"], times["reference"], strict=True)])
 
 
 def training_times(
     networks: Mapping[str, nn.Module],
-    images: Tensor,
+    images: Inputs,
     *,
     rounds: int = 20,
     warm_up: int = WARM_UP,
@@ -182,20 +184,20 @@ def training_times(
         Name → seconds per round.
     """
     runs = {name: training_step(copy.deepcopy(module), images) for name, module in networks.items()}
-    return times_in_turn(runs, images.device, rounds=rounds, warm_up=warm_up, title=title)
+    return times_in_turn(runs, tensors_in(images)[0].device, rounds=rounds, warm_up=warm_up, title=title)
 
 
-def inference_peak(network: nn.Module, images: Tensor) -> int:
+def inference_peak(network: nn.Module, images: Inputs) -> int:
     """Measure the peak memory of inference of one batch, in addition to network and images, in bytes.
 
     See `peak_bytes`.
     """
     with torch.no_grad(), in_mode(network, training=False):
         network(images)
-        return peak_bytes(_call(network, images), images.device)
+        return peak_bytes(_call(network, images), tensors_in(images)[0].device)
 
 
-def training_peak(network: nn.Module, images: Tensor) -> int:
+def training_peak(network: nn.Module, images: Inputs) -> int:
     """Measure the peak memory of a training step, in addition to network and images, in bytes.
 
     It includes gradients and momentum, as it is measured on the first step of a copy. The step is that of
@@ -204,7 +206,7 @@ def training_peak(network: nn.Module, images: Tensor) -> int:
     network = copy.deepcopy(network)
     training_step(network, images)()  # so that what libraries allocate once is not counted
     network.zero_grad()
-    return peak_bytes(training_step(network, images), images.device)
+    return peak_bytes(training_step(network, images), tensors_in(images)[0].device)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -266,11 +268,11 @@ def _repeat(run: Callable[[], object], calls: int) -> None:
         run()
 
 
-def _call(module: nn.Module, images: Tensor) -> Callable[[], object]:
+def _call(module: nn.Module, images: Inputs) -> Callable[[], object]:
     return lambda: module(images)
 
 
-def training_step(network: nn.Module, images: Tensor, compute_loss: Loss | None = None) -> Callable[[], None]:
+def training_step(network: nn.Module, images: Inputs, compute_loss: Loss | None = None) -> Callable[[], None]:
     """Return a training step as in `training_times`, which can be run any number of times.
 
     Args:
@@ -282,7 +284,7 @@ def training_step(network: nn.Module, images: Tensor, compute_loss: Loss | None 
     compute_loss = compute_loss or _default_loss
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    labels = torch.zeros(row_count(images), dtype=torch.int64, device=tensors_in(images)[0].device)
 
     @torch.enable_grad()
     def step() -> None:
@@ -294,7 +296,7 @@ def training_step(network: nn.Module, images: Tensor, compute_loss: Loss | None 
     return step
 
 
-def _default_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _default_loss(network: nn.Module, images: Inputs, labels: Tensor) -> Tensor:
     logits = network(images)
     return F.cross_entropy(logits, labels) if logits.ndim == 2 else ensemble_distillation_loss(logits, labels)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from netfission.utils.errors import invalid
+from netfission.utils.inputs import Inputs, map_inputs
 from netfission.utils.modes import in_mode
 from netfission.utils.seeds import seeded
 
@@ -16,7 +17,7 @@ def sum_over_batches(
     derive: Callable[[Tensor, list[Tensor]], Sequence[Tensor]],
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Inputs, Tensor]],
     seed: int,
     temperature: float = 1.0,
 ) -> list[Tensor]:
@@ -35,12 +36,17 @@ def sum_over_batches(
     total: list[Tensor] = []
     with in_mode(model, training=True), seeded(seed, device), torch.enable_grad():
         for images, labels in batches:
-            logits = functional_call(model, tensors, (images.to(device),))
+            logits = functional_call(model, tensors, (_on(device, images),))
             _check_labels(labels, classes=logits.shape[1])
             loss = F.cross_entropy(logits / temperature, labels.to(device), reduction="sum")
             parts = derive(loss, list(leaves.values()))
             total = [a + b for a, b in zip(total, parts, strict=True)] if total else list(parts)
     return total
+
+
+def _on(device: torch.device, images: Inputs) -> Inputs:
+    moved: Inputs = map_inputs(lambda tensor: tensor.to(device), images)
+    return moved
 
 
 def gradient(loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from netfission.pruning.derivatives import draw_seed, gradient, sum_over_batches
+from netfission.utils.inputs import Inputs
 
 TEMPERATURE = 200.0
 
@@ -14,7 +15,7 @@ TEMPERATURE = 200.0
 def grasp(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Inputs, Tensor]],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Score every weight with the signed product `θ ⊙ Hg`; the largest stay.

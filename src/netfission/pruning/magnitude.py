@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from netfission.utils.inputs import Inputs
+
 
 def magnitude(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Inputs, Tensor]],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Score every weight with its absolute value (Han et al. 2015, arXiv 1506.02626).

@@ -21,8 +21,9 @@ from netfission.pruning.synflow import synflow
 from netfission.surgery.coupling import ChannelGroup
 from netfission.surgery.masks import prunable_weights
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.inputs import Inputs
 
-Batches = Sequence[tuple[Tensor, Tensor]]
+Batches = Sequence[tuple[Inputs, Tensor]]
 Score = Callable[[nn.Module, Mapping[str, Tensor], Batches, torch.Generator], dict[str, Tensor]]
 
 

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from netfission.utils.inputs import Inputs
+
 
 def random(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Inputs, Tensor]],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Score every weight with its own draw from the uniform distribution on [0, 1).

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from netfission.pruning.derivatives import draw_seed, gradient, sum_over_batches
+from netfission.utils.inputs import Inputs
 
 
 def snip(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Inputs, Tensor]],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Score every weight with its connection sensitivity `|w · ∂L/∂w|`.

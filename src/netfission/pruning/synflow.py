@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from netfission.utils.errors import invalid
+from netfission.utils.inputs import Inputs
 from netfission.utils.modes import in_mode
 
 
 def synflow(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Inputs, Tensor]],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Score every weight with its synaptic flow `|θ · ∂R/∂θ|`, once.
@@ -40,7 +42,10 @@ def synflow(
         if name not in leaves
     }
     device = next(iter(leaves.values())).device
-    ones = torch.ones((1, *batches[0][0].shape[1:]), dtype=torch.float64, device=device)
+    images = batches[0][0]
+    if not isinstance(images, Tensor):
+        raise invalid("batches", "of images, a tensor each, for synflow", found=type(images).__name__)
+    ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=device)
     with in_mode(model, training=False), torch.enable_grad():
         flow = functional_call(model, tensors | leaves, (ones,)).sum()
         gradients = torch.autograd.grad(flow, list(leaves.values()), materialize_grads=True)

@@ -22,12 +22,14 @@ from torch import Tensor, fx, nn
 
 from netfission.surgery.features import Features, map_tensors, tensors_of
 from netfission.surgery.masks import prunable_weights
+from netfission.surgery.one_input import with_one_input
 from netfission.surgery.plain import check_plain, logits_hint
 from netfission.surgery.splitting import not_a_classifier, split
 from netfission.surgery.stages import FEWEST, find_stages
 from netfission.surgery.tracing import MAIN_OUTPUT, attempts
 from netfission.utils.errors import describe, first_line, invalid
-from netfission.utils.modes import check_tensor, in_mode, input_errors, trial_copy
+from netfission.utils.inputs import Inputs, as_inputs, cloned, map_inputs, row_count, tensors_in
+from netfission.utils.modes import in_mode, input_errors, trial_copy
 from netfission.utils.seeds import seeded
 
 _CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")  # attributes that turn it on
@@ -175,7 +177,7 @@ def _stage_numbers(stages: Sequence[int | str], stage_names: Sequence[str]) -> l
 
 
 def cut(
-    model: nn.Module, example_input: Tensor, stages: Sequence[str] | None = None, exits: int = 1
+    model: nn.Module, example_input: Inputs, stages: Sequence[str] | None = None, exits: int = 1
 ) -> Backbone:
     """Cut a copy of `model` into stem, stages and head.
 
@@ -211,9 +213,11 @@ def cut(
         ('block1', 'block2', 'bn')
     """
     check_plain("model", model)
-    check_tensor("example_input", example_input)
-    if example_input.shape[0] == 1:  # batch norm on 1 × 1 features needs two values to train
-        example_input = torch.cat([example_input, example_input.flip(-1)])
+    example_input = as_inputs("example_input", example_input)
+    if row_count(example_input) == 1:  # batch norm on 1 × 1 features needs two values to train
+        example_input = map_inputs(lambda tensor: torch.cat([tensor, tensor.flip(-1)]), example_input)
+    if not isinstance(model, Backbone):
+        model = with_one_input(model, example_input)
     with input_errors("example_input", example_input):
         output = _run(model, example_input, training=False)
     main = _main_output(output.output) if isinstance(output.output, dict) else output.output
@@ -273,7 +277,7 @@ def _without_checkpointing(root: nn.Module) -> Iterator[None]:
 
 
 def _cut_copy(
-    root: nn.Module, example_input: Tensor, outputs: _Results, stages: Sequence[str] | None, exits: int
+    root: nn.Module, example_input: Inputs, outputs: _Results, stages: Sequence[str] | None, exits: int
 ) -> Backbone:
     try:
         names = find_stages(root, example_input, exits) if stages is None else list(stages)
@@ -312,7 +316,7 @@ def _cut_copy(
 
 
 def stages_of_layers(
-    model: nn.Module, example_input: Tensor, accept: Callable[[Backbone], bool] = lambda backbone: True
+    model: nn.Module, example_input: Inputs, accept: Callable[[Backbone], bool] = lambda backbone: True
 ) -> list[str]:
     """Return names of single layers that can end two or three stages; none if there are no such layers.
 
@@ -339,7 +343,7 @@ def _is_layer(module: nn.Module) -> bool:
     return not any(True for _ in module.children()) and bool(prunable_weights(module))
 
 
-def _offer(model: nn.Module, example_input: Tensor) -> str:
+def _offer(model: nn.Module, example_input: Inputs) -> str:
     """Return what a message says of names that can be passed as stages: those that were tried and work."""
     try:
         return f"try {list(cut(model, example_input).stage_names)!r}"
@@ -356,7 +360,7 @@ def _untraceable(root: nn.Module, error: Exception) -> ValueError:
     )
 
 
-def _checked(model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Results) -> Backbone:
+def _checked(model: nn.Module, backbone: Backbone, example_input: Inputs, outputs: _Results) -> Backbone:
     """Return a backbone that is safe to divide, and repeats the model's output."""
     _check_has_classifier(model, backbone, example_input)
     _check_not_shared(backbone)
@@ -365,7 +369,7 @@ def _checked(model: nn.Module, backbone: Backbone, example_input: Tensor, output
     return backbone
 
 
-def _without_auxiliary_heads(model: nn.Module, example_input: Tensor) -> nn.Module:
+def _without_auxiliary_heads(model: nn.Module, example_input: Inputs) -> nn.Module:
     """Replace the modules that run in train mode only, whose outputs a model adds to its logits."""
     in_eval_mode = _modules_run(model, example_input, training=False)
     heads: list[str] = []
@@ -383,7 +387,7 @@ def _warn_of_auxiliary_heads(names: Iterable[str]) -> None:
     warnings.warn(f"the model's auxiliary heads ({listed}) are left out: exits replace them", stacklevel=4)
 
 
-def _modules_run(model: nn.Module, example_input: Tensor, training: bool) -> list[str]:
+def _modules_run(model: nn.Module, example_input: Inputs, training: bool) -> list[str]:
     """Return the names of the modules that run, in the order they start."""
     ran: list[str] = []
     trial = trial_copy(model)
@@ -400,7 +404,7 @@ def _main_output(output: Any) -> Any:
     return output.get(MAIN_OUTPUT, output) if isinstance(output, dict) else output
 
 
-def _check_has_classifier(model: nn.Module, backbone: Backbone, images: Tensor) -> None:
+def _check_has_classifier(model: nn.Module, backbone: Backbone, images: Inputs) -> None:
     """Refuse a feature extractor, whose features would be taken for logits.
 
     It is one if timm says so, or if the head has no layer with a weight matrix and the last parameters that
@@ -425,7 +429,7 @@ def _has_matrix(module: nn.Module | None) -> bool:
     return module is not None and any(parameter.ndim > 1 for parameter in module.parameters())
 
 
-def _last_layer(backbone: Backbone, images: Tensor) -> nn.Module | None:
+def _last_layer(backbone: Backbone, images: Inputs) -> nn.Module | None:
     """Return the module without children that used parameters last."""
     used: list[nn.Module] = []
     layers = (module for module in backbone.modules() if not any(True for _ in module.children()))
@@ -436,7 +440,7 @@ def _last_layer(backbone: Backbone, images: Tensor) -> nn.Module | None:
     ]
     try:
         with torch.no_grad(), in_mode(backbone, training=False):
-            backbone(images.clone())
+            backbone(cloned(images))
     finally:
         for hook in hooks:
             hook.remove()
@@ -459,16 +463,17 @@ def _check_not_shared(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def _keep_inputs(backbone: Backbone, example_input: Tensor) -> None:
+def _keep_inputs(backbone: Backbone, example_input: Inputs) -> None:
     """Make each stage that overwrites its input (with an in-place activation) copy it first.
 
     Several paths may read that input.
     """
+    device = tensors_in(example_input)[0].device
     trial = trial_copy(backbone).train()  # dropout overwrites in train mode only
-    with _seeded_python(), torch.random.fork_rng([example_input.device] if example_input.is_cuda else []):
-        features = trial.stem(example_input.clone())
+    with _seeded_python(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        features = trial.stem(cloned(example_input))
         for name, stage, original in zip(backbone.stage_names, trial.stages, backbone.stages, strict=True):
-            tensors = _tensors(features, name, len(example_input))
+            tensors = _tensors(features, name, row_count(example_input))
             versions = [tensor._version for tensor in tensors]
             result = stage(features)
             if [tensor._version for tensor in tensors] != versions:
@@ -505,7 +510,7 @@ def _clone(_stage: nn.Module, inputs: tuple[Features]) -> Features:
 
 
 def _check_same_output(
-    model: nn.Module, backbone: Backbone, example_input: Tensor, outputs: _Results
+    model: nn.Module, backbone: Backbone, example_input: Inputs, outputs: _Results
 ) -> None:
     """Check that the backbone repeats the model's logits in both modes, and what it draws at random."""
     for training, result in outputs.items():
@@ -547,7 +552,7 @@ def _check_logits(model: nn.Module, output: Any, training: bool) -> None:
             "model",
             "a classifier of two classes or more",
             found=f"{type(model).__name__} with one logit per {'image' if output.ndim == 2 else 'pixel'}",
-            hint="give a binary classifier two logits",
+            hint="give a binary classifier two logits, a regression a mean and the logarithm of a variance",
         )
 
 
@@ -564,10 +569,10 @@ def _mode(training: bool) -> str:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, images: Tensor, training: bool) -> _Result:
+def _run(model: nn.Module, images: Inputs, training: bool) -> _Result:
     """Run a copy of a network with all generators seeded; they are restored at the end."""
-    with _seeded_python(), seeded(0, images.device):
-        output = trial_copy(model).train(training)(images.clone())
+    with _seeded_python(), seeded(0, tensors_in(images)[0].device):
+        output = trial_copy(model).train(training)(cloned(images))
         return _Result(output, random.getstate())
 
 

@@ -137,7 +137,7 @@ def find_coupling(stage: nn.Module, features: Any) -> Coupling:
         [('0', 12)]
     """
     trial = _on_cpu_in_float32(stage)
-    example = tree_map_only(Tensor, lambda tensor: tensor[:1].detach().cpu().float(), features)
+    example = tree_map_only(Tensor, _first_row, features)
     flow = follow(trial, example)
     sound, undivided = _sound_groups(trial, example, flow)
     held = {part.tensor for group in sound for part in group.slices}
@@ -155,6 +155,11 @@ def find_coupling(stage: nn.Module, features: Any) -> Coupling:
         name: undivided.get(name, ON_INTERFACE) for name in prunable_weights(stage) if name not in divided
     }
     return Coupling(tuple(sound), reasons)
+
+
+def _first_row(tensor: Tensor) -> Tensor:
+    row = tensor[:1].detach().cpu()
+    return row.float() if row.is_floating_point() else row  # a mask of tokens stays one
 
 
 def _sound_groups(stage: nn.Module, example: Any, flow: Flow) -> tuple[list[ChannelGroup], dict[str, str]]:
@@ -447,9 +452,7 @@ def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) 
     present = dict(trial.named_parameters()) | dict(trial.named_buffers())
     indices = {name: dims for name, dims in kept_indices(groups, kept).items() if name in present}
     scattered = scattered_norms(groups)
-    example = tree_map_only(
-        Tensor, lambda part: torch.randn(part.shape, generator=generator).to(part.device), features
-    )
+    example = tree_map_only(Tensor, lambda part: _random_like(part, generator), features)
     try:
         narrow = narrowed(trial, indices, scattered)(_cloned(example))
     except Exception:  # a user's stage may raise anything if a shape is not what it expects
@@ -461,10 +464,23 @@ def _separable(stage: nn.Module, features: Any, groups: Sequence[ChannelGroup]) 
                 dropped[dims[dim]] = False
                 present[name].movedim(dim, 0)[dropped.to(present[name].device)] = 0
     return all(
-        one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
+        one.shape == other.shape and _are_close(one, other)
         for one, other in zip(tree_leaves(narrow), tree_leaves(trial(_cloned(example))), strict=True)
         if one.numel()
     )
+
+
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return bool((one - other).abs().max() <= 1e-3 * other.abs().max())
+
+
+def _random_like(features: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random features; what is not floating point, such as a mask of tokens, stays."""
+    if not features.is_floating_point():
+        return features
+    return torch.randn(features.shape, generator=generator).to(features.device)
 
 
 def _about_half(units: int, index: int) -> Tensor:

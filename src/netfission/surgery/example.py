@@ -1,12 +1,23 @@
-"""The images that a model is traced and checked with."""
+"""The images, or other inputs, that a model is traced and checked with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from netfission.utils.errors import describe, invalid
-from netfission.utils.modes import check_tensor
+from netfission.utils.inputs import (
+    Inputs,
+    as_inputs,
+    describe_inputs,
+    first_rows,
+    map_inputs,
+    row_count,
+    tensors_in,
+)
+
+_CODES = {torch.int32, torch.int64}  # what embeddings read
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
@@ -15,7 +26,7 @@ def input_size(model: nn.Module) -> tuple[int, int, int] | None:
     return settings.get("input_size")
 
 
-def check_batches(batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+def check_batches(batches: Sequence[tuple[Inputs, Tensor]]) -> None:
     """Raise ValueError unless batches are a list of pairs of tensors, which may be empty.
 
     Example:
@@ -30,12 +41,17 @@ as list(itertools.islice(loader, 4))
         raise invalid("batches", expected, found=type(batches).__name__, hint=hint)
     for batch in batches:
         is_pair = isinstance(batch, Sequence) and len(batch) == 2
-        if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+        if not is_pair or not isinstance(batch[1], Tensor):
             raise invalid("batches", expected, found=f"a list with {type(batch).__name__}")
+        if not isinstance(batch[0], Tensor):
+            as_inputs("batches", batch[0])
 
 
 def check_images(
-    batches: Sequence[tuple[Tensor, Tensor]], reader: str, shape: tuple[int, ...] | None = None
+    batches: Sequence[tuple[Inputs, Tensor]],
+    reader: str,
+    shape: tuple[int, ...] | None = None,
+    codes: torch.dtype | None = None,
 ) -> None:
     """Check the images of batches.
 
@@ -43,34 +59,43 @@ def check_images(
         batches: pairs (images, labels).
         reader: what reads them, for the message.
         shape: of an image; default any.
+        codes: dtype of the integers that the network reads in place of images; default none.
 
     Raises:
-        ValueError: there are none, or they are not float, not finite or of another shape.
+        ValueError: there are none, or they are not float (or such integers), not finite or of another shape.
 
     Example:
         >>> check_images([(torch.zeros(2, 3, 8, 8).byte(), torch.zeros(2))], "reconstruct=True")
         Traceback (most recent call last):
         ValueError: batches must be of float images with reconstruct=True, got uint8 of shape (2, 3, 8, 8)
     """
-    expected = "of float images" + (f" {shape}" if shape else "") + f" with {reader}"
+    kind = f"{codes}".removeprefix("torch.") + " inputs" if codes else "float images"
+    expected = f"of {kind}" + (f" {shape}" if shape else "") + f" with {reader}"
     if not batches:
         raise invalid("batches", expected, found="none")
     for images, _ in batches:
-        if not images.is_floating_point() or shape not in (None, tuple(images.shape[1:])) or not len(images):
+        if not isinstance(images, Tensor):
+            continue
+        fits = images.dtype == codes if codes else images.is_floating_point()
+        if not fits or shape not in (None, tuple(images.shape[1:])) or not len(images):
             raise invalid("batches", expected, found=describe(images))
         if not images.isfinite().all():
             raise invalid("batches", f"finite with {reader}", found="NaN or infinite values in their images")
 
 
 def example_images(
-    model: nn.Module, example_input: Tensor | None, batches: Sequence[tuple[Tensor, Tensor]] = ()
-) -> Tensor:
-    """Return at most two images on the model's device and in its dtype.
+    model: nn.Module, example_input: Any, batches: Sequence[tuple[Inputs, Tensor]] = ()
+) -> Inputs:
+    """Return at most two images, or rows of other inputs, on the model's device and in its dtype.
+
+    Integers of 32 and 64 bits stay what they are, such as the numbers of tokens. So do all that are not
+    floating point in a tuple or a dictionary.
 
     Args:
         model: the model to trace.
-        example_input: float `(batch, channels, height, width)`; default the first of `batches`, else random
-            images of the size in a timm model's configuration.
+        example_input: float `(batch, channels, height, width)`, another tensor, or a tuple, list or mapping
+            of tensors; default the first of `batches`, else random images of the size in a timm model's
+            configuration.
         batches: pairs (images, labels).
 
     Raises:
@@ -83,14 +108,23 @@ def example_images(
         if size is None:
             raise invalid("example_input", "images, float (batch, channels, height, width)", None)
         example_input = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
-    check_tensor("example_input", example_input)
-    if example_input.ndim != 4 and any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+    inputs = as_inputs("example_input", example_input)
+    convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
+    if isinstance(inputs, Tensor) and inputs.ndim != 4 and convolves:
         raise invalid(
-            "example_input", "images, float (batch, channels, height, width)", found=describe(example_input)
+            "example_input", "images, float (batch, channels, height, width)", found=describe(inputs)
         )
-    if not len(example_input):
-        raise invalid("example_input", "at least one image", found=f"shape {tuple(example_input.shape)}")
-    if not example_input.isfinite().all():
+    if not row_count(inputs):
+        raise invalid("example_input", "at least one image", found=f"{describe_inputs(inputs)}")
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(inputs)):
         raise invalid("example_input", "finite", found="NaN or infinite values")
-    parameter = next(model.parameters(), example_input)
-    return example_input[:2].to(parameter)
+    parameter = next(model.parameters(), tensors_in(inputs)[0])
+    kept = _CODES if isinstance(inputs, Tensor) else None
+    found: Inputs = map_inputs(lambda tensor: _like(tensor, parameter, kept), first_rows(inputs, 2))
+    return found
+
+
+def _like(tensor: Tensor, parameter: Tensor, kept: set[torch.dtype] | None) -> Tensor:
+    """Move a tensor to a parameter's device, and to its dtype unless that is kept; None: all but floats."""
+    stays = not tensor.is_floating_point() if kept is None else tensor.dtype in kept
+    return tensor.to(parameter.device) if stays else tensor.to(parameter)

@@ -9,13 +9,14 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from netfission.surgery.masks import kept_masks, prunable_weights
 from netfission.surgery.standardised import standardises
+from netfission.utils.inputs import Inputs, cloned
 from netfission.utils.modes import in_mode
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @torch.no_grad()
-def unnormalised_weights(network: nn.Module, images: Tensor) -> set[str]:
+def unnormalised_weights(network: nn.Module, images: Inputs) -> set[str]:
     """Return the prunable weights of the layers that run after the last normalisation layer of a network.
 
     A normalisation layer is one of PyTorch's, or one whose class says so in its name. `LocalResponseNorm`
@@ -45,7 +46,7 @@ def unnormalised_weights(network: nn.Module, images: Tensor) -> set[str]:
     ]
     try:
         with in_mode(network, training=False):
-            network(images.clone())
+            network(cloned(images))
     finally:
         for hook in hooks:
             hook.remove()

@@ -65,7 +65,7 @@ def split(
     for name in names:
         end = tracer.last.get(name)
         passed_on = live[end] if end and name not in tracer.called_again else ()
-        count = len(passed_on) - (tracer.frame in passed_on)
+        count = len([node for node in passed_on if node is not tracer.frame and node not in tracer.aside])
         if end not in passed_on or (count > 1 and not several):
             raise invalid(
                 "stages",
@@ -91,7 +91,11 @@ def split(
     last = _Boundary(len(nodes) - 1, (output.args[0],))
     bounds = [_Boundary(order[images] + 1, (images,)), *inner, last]
     sizes = {node for node in free if is_batch_size(node, tracer)}
-    parts = [_part(root, nodes, begin, end, sizes) for begin, end in itertools.pairwise(bounds)]
+    of_stem = set() if images in tracer.aside else sizes  # several inputs have no size of their own
+    parts = [
+        _part(root, nodes, begin, end, of_stem if begin is bounds[0] else sizes)
+        for begin, end in itertools.pairwise(bounds)
+    ]
     _separate_constants(parts, {str(node.target) for node in free if node.op == "call_module"})
     return parts
 

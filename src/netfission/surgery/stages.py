@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.tracing import ModuleTracer, attempts, constants, live_after, shapes, start_of
+from netfission.utils.inputs import Inputs
 
 FEWEST = 3  # stages of a model whose blocks are all alike
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
@@ -62,7 +63,7 @@ class _End:
         return self.name.count(".")
 
 
-def find_stages(root: nn.Module, example_input: Tensor, exits: int = 1) -> list[str]:
+def find_stages(root: nn.Module, example_input: Inputs, exits: int = 1) -> list[str]:
     """Return the names of the modules that end the stages of a model, in the order they run.
 
     1. No stage ends in the stem: in what timm calls so, or in the chain of single layers that precedes the
@@ -156,7 +157,8 @@ def _choose(
     in_trunk = found if found and found[0].of_maps else _of_common_kind(found)  # a decoder differs
     stages = _join(root, tracer, graph, in_trunk)
     row = _row_of_blocks(ends, max(FEWEST, exits)) if rows and len(stages) < FEWEST else []
-    if len(stages) < FEWEST <= len(row):
+    fewest = max(2, len(stages) + 1) if row and len(row[0].shape) == 1 else FEWEST  # an MLP has few layers
+    if len(stages) < FEWEST and fewest <= len(row):
         return _equal_groups(row, found, max(FEWEST, exits)), True
     return stages, len(stages) == len(in_trunk)
 
@@ -259,7 +261,8 @@ def _row_of_blocks(ends: Sequence[_End], groups: int) -> list[_End]:
             row = rows.setdefault((kind, end.shape), [])
             if end.weights > (row[-1].weights if row else 0):
                 row.append(replace(end, names=(name,), kinds=(kind,)))
-    return max(rows.values(), key=lambda row: _length(row, groups), default=[])
+    found = filter(None, rows.values())  # embeddings come before all layers
+    return max(found, key=lambda row: _length(row, groups), default=[])
 
 
 def _length(row: Sequence[_End], groups: int) -> tuple[int, int]:
@@ -275,11 +278,15 @@ def _equal_groups(row: Sequence[_End], found: Sequence[_End], groups: int) -> li
     return stages
 
 
-def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_input: Tensor) -> list[_End]:
-    """Return each module that ends with its output live, before features are flattened, as they end."""
+def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_input: Inputs) -> list[_End]:
+    """Return each module that ends with its output live, before features are flattened, as they end.
+
+    If no tensor has positions, as in an MLP of vectors, features are flat from the beginning.
+    """
     shape_of = shapes(root, tracer, graph, example_input)
+    flat = all(len(shape) <= 2 for shape in shape_of.values())
     modules = dict(root.named_modules())
-    free = constants(root, graph, tracer) | ({tracer.frame} if tracer.frame else set())
+    free = constants(root, graph, tracer) | tracer.aside | ({tracer.frame} if tracer.frame else set())
     live = live_after(graph, free)
     ended: dict[fx.Node, list[str]] = {}
     for name, node in tracer.last.items():
@@ -287,7 +294,7 @@ def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_
             ended.setdefault(node, []).append(name)
     result = graph.output_node().args[0]
     of_maps = isinstance(result, fx.Node) and len(shape_of.get(result, ())) == 4
-    square = example_input.shape[-1] == example_input.shape[-2]
+    square = not isinstance(example_input, Tensor) or len({*example_input.shape[-2:]}) == 1
     ends, weights, in_chain = [], set[int](), True
     before_last_use = _before_last_uses(root, graph)
     for node in graph.nodes:
@@ -296,7 +303,7 @@ def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_
         in_chain = in_chain and len(live[node]) == 1 and _layers(root, node) <= 1
         shape = shape_of.get(node, ())
         names = sorted(ended.get(node, ()), key=lambda name: name.count("."))
-        if node in live[node] and names and len(shape) > 2 and node not in before_last_use:
+        if node in live[node] and names and len(shape) > (1 if flat else 2) and node not in before_last_use:
             kinds = tuple((name.rpartition(".")[0], type(modules[name])) for name in names)
             features = tuple(shape[1:])
             where = _positions(features, square), len(weights), node, live[node], in_chain, of_maps

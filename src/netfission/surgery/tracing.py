@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_map_only
 
+from netfission.utils.inputs import Inputs, cloned, map_inputs, row_count, tensors_in
 from netfission.utils.modes import in_mode
 
 _VIEWS = {"contiguous", "flatten", "permute", "reshape", "transpose", "view"}  # methods that change no value
@@ -63,6 +65,7 @@ class ModuleTracer(fx.Tracer):
         self.returned: dict[str, set[fx.Node]] = {}  # module name → all nodes it returns
         self.called_again: set[str] = set()  # modules that run more than once
         self.frame: fx.Node | None = None  # the images without channels, if their size is read
+        self.aside: set[fx.Node] = set()  # what is computed of several inputs without parameters, as masks
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace a model; see `fx.Tracer.trace`."""
@@ -92,7 +95,12 @@ class ModuleTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Trace a call of a module, and remember where it starts and which node it returns."""
-        name = self.path_of_module(m)
+        try:
+            name = self.path_of_module(m)
+        except NameError:  # made by the model's code, as in `nn.ReLU()(features)`
+            if any(True for _ in (*m.parameters(), *m.buffers())):
+                raise
+            return forward(*args, **kwargs)
         before = next(iter(reversed(self.graph.nodes)))
         enclosing = self.module_stack.copy()
         try:
@@ -147,7 +155,7 @@ class ShapeTracer(ModuleTracer):
     """
 
     def __init__(
-        self, batches: tuple[Tensor, Tensor], ends: Sequence[str] | None = None, *, into_owners: bool = False
+        self, batches: tuple[Inputs, Inputs], ends: Sequence[str] | None = None, *, into_owners: bool = False
     ) -> None:
         super().__init__(ends, into_owners=into_owners)
         self._batches = batches
@@ -326,7 +334,7 @@ def _symbolic_mode(root: nn.Module, tracer: ModuleTracer) -> Iterator[None]:
         yield
 
 
-def trace(root: nn.Module, tracer: ModuleTracer) -> fx.Graph:
+def trace(root: nn.Module, tracer: ModuleTracer, *, of_images: bool = True) -> fx.Graph:
     """Trace `root` in eval mode as a function of its first argument; other arguments keep their defaults.
 
     Where the model's code passes its own mode on to a function, as in `F.dropout(x, p, self.training)`, the
@@ -349,7 +357,7 @@ def trace(root: nn.Module, tracer: ModuleTracer) -> fx.Graph:
         if not node.users and (is_view or node.target is operator.getitem):
             _erase(tracer, graph, node)
     _keep_main_output(tracer, graph)
-    tracer.frame = _separate_frame(graph, images)
+    tracer.frame = _separate_frame(graph, images) if of_images else None
     _read_mode(root, graph, images)
     return graph
 
@@ -482,7 +490,7 @@ def is_batch_size(node: fx.Node, tracer: ModuleTracer) -> bool:
     """Return whether a node is the number of images."""
     if not isinstance(tracer, ShapeTracer) or node.op != "call_method" or node.target != "size":
         return False
-    return tracer.values.get(node) == tuple(len(batch) for batch in tracer._batches)
+    return tracer.values.get(node) == tuple(row_count(batch) for batch in tracer._batches)
 
 
 def rows_per_image(node: fx.Node, tracer: ModuleTracer) -> int:
@@ -491,7 +499,7 @@ def rows_per_image(node: fx.Node, tracer: ModuleTracer) -> int:
         return 1
     values = tracer.values.get(node, ())
     counts = {
-        value.sizes[0] / len(batch)
+        value.sizes[0] / row_count(batch)
         for value, batch in zip(values, tracer._batches, strict=False)
         if isinstance(value, _Shape) and value.sizes
     }
@@ -500,14 +508,14 @@ def rows_per_image(node: fx.Node, tracer: ModuleTracer) -> int:
 
 
 def shapes(
-    root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, images: Tensor
+    root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, images: Inputs
 ) -> dict[fx.Node, tuple[int, ...]]:
     """Return the shape of each node's tensor in eval mode, for these images."""
     if isinstance(tracer, ShapeTracer):
         return {node: first.sizes for node, (first, _) in tracer.values.items() if isinstance(first, _Shape)}
     with torch.no_grad(), in_mode(root, training=False):
         run = _Shapes(root, graph)
-        run.run(images.clone())
+        run.run(cloned(images))
     return run.sizes
 
 
@@ -567,17 +575,61 @@ def start_of(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
 Attempt = Callable[[], tuple[ModuleTracer, fx.Graph]]
 
 
-def attempts(root: nn.Module, example_input: Tensor, ends: Sequence[str] | None = None) -> Iterator[Attempt]:
+def attempts(root: nn.Module, example_input: Inputs, ends: Sequence[str] | None = None) -> Iterator[Attempt]:
     """Yield the ways to trace a model, each as a function that does it; the simplest first."""
 
     def attempt(tracer: ModuleTracer) -> tuple[ModuleTracer, fx.Graph]:
-        graph = trace(root, tracer)
+        graph = trace(root, tracer, of_images=_is_images(example_input))
+        if not isinstance(example_input, Tensor):
+            tracer.aside = _without_parameters(root, graph)
         if isinstance(tracer, ShapeTracer):
             tracer.keep_shapes()
         return tracer, graph
 
+    def attempt_with_shapes(pair: tuple[Inputs, Inputs], into_owners: bool) -> tuple[ModuleTracer, fx.Graph]:
+        return attempt(ShapeTracer(pair, None if into_owners else ends, into_owners=into_owners))
+
     yield lambda: attempt(ModuleTracer(ends))
-    more = torch.cat([example_input, example_input[:1].flip(-2)])
-    yield lambda: attempt(ShapeTracer((example_input, more), ends))
-    if ends is None:
-        yield lambda: attempt(ShapeTracer((example_input, more), into_owners=True))
+    pairs = [(example_input, map_inputs(_with_a_row, example_input))]
+    if _has_codes(example_input):  # of tokens; sentences of any length are better than of one
+        pairs.insert(0, (example_input, map_inputs(_longer, pairs[0][1])))
+    for pair in pairs:
+        yield partial(attempt_with_shapes, pair, False)
+        if ends is None:
+            yield partial(attempt_with_shapes, pair, True)
+
+
+def _without_parameters(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that are computed from the inputs and from sizes, and from no parameters."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        is_size = node.op == "call_method" and node.target == "size"
+        known = is_size or all(source in found or _is_constant(root, source) for source in sources)
+        has_parameters = node.op == "call_module" and any(
+            True for _ in root.get_submodule(str(node.target)).parameters()
+        )
+        if node.op == "placeholder" or (sources and known and not has_parameters and node.op != "output"):
+            found.add(node)
+    return found
+
+
+def _is_images(inputs: Inputs) -> bool:
+    return isinstance(inputs, Tensor) and inputs.ndim == 4
+
+
+def _has_codes(inputs: Inputs) -> bool:
+    """Return whether inputs are sequences, such as the numbers of tokens."""
+    return all(tensor.ndim == 2 for tensor in tensors_in(inputs)) and any(
+        tensor.dtype in (torch.int32, torch.int64) for tensor in tensors_in(inputs)
+    )
+
+
+def _with_a_row(tensor: Tensor) -> Tensor:
+    first = tensor[:1]
+    return torch.cat([tensor, first.flip(-2) if tensor.ndim > 1 else first])
+
+
+def _longer(tensor: Tensor) -> Tensor:
+    """Return sequences that are longer by two, which is not what one row more adds."""
+    return torch.cat([tensor, tensor[:, :1], tensor[:, :1]], dim=1)

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from netfission.utils.errors import describe, first_line, invalid
+from netfission.utils.errors import first_line, invalid
+from netfission.utils.inputs import Inputs, as_inputs, describe_inputs, row_count
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -75,25 +76,24 @@ def trial_copy(module: _Module) -> _Module:
 _TABLES = (dict, OrderedDict, set)
 
 
-def check_tensor(argument: str, images: Tensor) -> None:
-    """Raise ValueError unless images are a tensor of one dimension or more.
+def check_tensor(argument: str, images: Inputs) -> None:
+    """Raise ValueError unless images are a tensor of one dimension or more, or several.
 
     Example:
         >>> check_tensor("example_input", (2, 3, 32, 32))
         Traceback (most recent call last):
         ValueError: example_input must be images, float (batch, channels, height, width), got (2, 3, 32, 32)
     """
-    if not isinstance(images, Tensor) or not images.ndim:
-        raise invalid(argument, "images, float (batch, channels, height, width)", images)
+    as_inputs(argument, images)
 
 
 @contextmanager
-def input_errors(argument: str, images: Tensor) -> Iterator[None]:
+def input_errors(argument: str, images: Inputs) -> Iterator[None]:
     """Turn every error that a network raises on `images` into a `ValueError` that names the argument.
 
     Args:
         argument: name of the argument that holds the images.
-        images: the images that the network runs on within.
+        images: the images, or other inputs, that the network runs on within.
 
     Raises:
         ValueError: it is not a tensor, there are no images, or the network raised an error.
@@ -107,12 +107,12 @@ def input_errors(argument: str, images: Tensor) -> Iterator[None]:
         ValueError: images must be accepted by the network, got float32 of shape (1, 3) (expected two inputs)
     """
     check_tensor(argument, images)
-    if not len(images):
-        raise invalid(argument, "at least one image", found=f"shape {tuple(images.shape)}")
+    if not row_count(images):
+        raise invalid(argument, "at least one image", found=describe_inputs(images))
     try:
         yield
     except Exception as error:  # a user's layers may raise anything
-        found = f"{describe(images)} ({first_line(error)})"
+        found = f"{describe_inputs(images)} ({first_line(error)})"
         raise invalid(argument, "accepted by the network", found=found) from error
 
 

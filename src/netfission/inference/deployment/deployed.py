@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +15,7 @@ from netfission.profiling.timing import inference_times
 from netfission.surgery.features import Features
 from netfission.surgery.masks import discard_masks
 from netfission.utils.errors import invalid
+from netfission.utils.inputs import Inputs
 from netfission.utils.modes import input_errors
 
 TOLERANCE = 1e-4  # largest difference of logits, over their largest spread among classes
@@ -59,7 +60,7 @@ class Deployed(nn.Module):
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def deploy(network: FissionNetwork, example_input: Tensor, *, joined: bool | None = None) -> Deployed:
+def deploy(network: FissionNetwork, example_input: Inputs, *, joined: bool | None = None) -> Deployed:
     """Convert a fissioned network into a module for fast inference.
 
     Batch norms are folded into the convolutions before them, and masks are applied to the weights. Features
@@ -108,7 +109,7 @@ def deploy(network: FissionNetwork, example_input: Tensor, *, joined: bool | Non
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def deploy_exits(network: FissionNetwork, example_input: Tensor) -> FissionNetwork:
+def deploy_exits(network: FissionNetwork, example_input: Inputs) -> FissionNetwork:
     """Convert a fissioned network for fast inference exit by exit, as in a cascade.
 
     Like `deploy`, but each stage of each path stays a separate module.
@@ -146,7 +147,7 @@ def deploy_exits(network: FissionNetwork, example_input: Tensor) -> FissionNetwo
     return network
 
 
-def _copy(network: FissionNetwork, example_input: Tensor) -> tuple[FissionNetwork, Tensor]:
+def _copy(network: FissionNetwork, example_input: Inputs) -> tuple[FissionNetwork, Tensor]:
     """Return a copy in eval mode with masks applied to its weights, and its logits."""
     check_network("network", network)
     network = copy.deepcopy(network).eval()
@@ -156,17 +157,17 @@ def _copy(network: FissionNetwork, example_input: Tensor) -> tuple[FissionNetwor
     return network, logits
 
 
-def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Tensor) -> list[dict[int, Features]]:
+def _step_inputs(steps: Sequence[Mapping[int, nn.Module]], images: Inputs) -> list[dict[int, Features]]:
     """Return the input of every part of every step, by exit."""
     inputs: list[dict[int, Features]] = []
-    outputs: dict[int, Features] = {0: images}
+    outputs: dict[int, Any] = {0: images}
     for copies in steps:
         inputs.append({number: outputs.get(number, outputs[0]) for number in copies})
         outputs = {number: part(inputs[-1][number]) for number, part in copies.items()}
     return inputs
 
 
-def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Tensor, joined: bool) -> Deployed:
+def _assemble(parts: Sequence[Mapping[int, fx.GraphModule]], images: Inputs, joined: bool) -> Deployed:
     builder = GraphBuilder(joined=joined)
     features: PathFeatures = PathNodes((_channels_last(builder, images),))
     running = [0]
@@ -219,14 +220,14 @@ def _convert(part: nn.Module, features: Features) -> Deployed:
     return _finish(builder, result, features)
 
 
-def _channels_last(builder: GraphBuilder, features: Features) -> fx.Node:
+def _channels_last(builder: GraphBuilder, features: Inputs) -> fx.Node:
     source = builder.graph.placeholder("features")
-    if isinstance(features, tuple) or features.ndim != 4:
+    if not isinstance(features, Tensor) or features.ndim != 4:
         return source
     return builder.graph.call_method("contiguous", (source,), {"memory_format": torch.channels_last})
 
 
-def _finish(builder: GraphBuilder, result: fx.Node, features: Features) -> Deployed:
+def _finish(builder: GraphBuilder, result: fx.Node, features: Inputs) -> Deployed:
     layers = builder.finish(result)
     fuse(layers, features)
     return Deployed(layers)

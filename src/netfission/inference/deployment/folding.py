@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from netfission.inference.deployment.convolution import FusedConv2d
-from netfission.surgery.features import Features, map_tensors
 from netfission.surgery.tracing import ModuleTracer
+from netfission.utils.inputs import Inputs, cloned
 
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -52,7 +52,7 @@ class SamePadding(nn.Module):
         return f"reach={self.reach}, stride={self.stride}"
 
 
-def folded(part: nn.Module, features: Features) -> fx.GraphModule:
+def folded(part: nn.Module, features: Inputs) -> fx.GraphModule:
     """Trace a part in eval mode, and fold its batch norms.
 
     Assertions, dropout and identities are removed. A batch norm that is the only reader of a convolution or
@@ -79,7 +79,7 @@ def folded(part: nn.Module, features: Features) -> fx.GraphModule:
     for node in list(graph.graph.nodes):
         if _pads_same(layer_of(graph, node)):
             _separate_padding(graph, node)
-    ShapeProp(graph).propagate(map_tensors(Tensor.clone, features))
+    ShapeProp(graph).propagate(cloned(features))
     for node in list(graph.graph.nodes):
         if node.target is F.batch_norm:
             _convert_norm(graph, node)

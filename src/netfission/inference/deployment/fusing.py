@@ -11,7 +11,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from netfission.inference.deployment.convolution import FusedConv2d
 from netfission.inference.deployment.folding import layer_of, shape_of
 from netfission.inference.deployment.joining import JoinedLinear
-from netfission.surgery.features import Features
+from netfission.utils.inputs import Inputs
 
 # Layers, functions and methods → their names in `FusedConv2d`.
 _ACTIVATIONS: dict[Any, str] = (
@@ -25,7 +25,7 @@ _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _ALLOCATING = (FusedConv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear, JoinedLinear)
 
 
-def fuse(graph: fx.GraphModule, features: Features) -> None:
+def fuse(graph: fx.GraphModule, features: Inputs) -> None:
     """Fuse residual additions and activations into the convolutions before them, in place.
 
     Args:
