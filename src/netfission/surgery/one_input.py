@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from netfission.utils.inputs import Inputs
 
@@ -36,16 +36,17 @@ class _OneInput(nn.Module):
 def with_one_input(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a model as a function of one argument, whose output is its logits.
 
-    A dictionary gives it its arguments by name, a tuple by position, if it has such arguments. Of a dictionary
-    that such a model returns, as classifiers of transformers do, the logits alone are left. A model of one
-    argument is returned as it is, unless it takes any keywords. Else the result shares all parts and tensors
-    with the model.
+    A dictionary gives it its arguments by name, a tuple by position, if it has such arguments. Of a
+    dictionary that such a model returns, as classifiers of transformers do, the logits alone are left. A
+    model of one argument is returned as it is, unless it takes any keywords. Else the result shares all parts
+    and tensors with the model.
 
     Args:
         model: any module.
         example: an example of its input.
 
     Example:
+        >>> import torch
         >>> model = nn.Bilinear(2, 3, 4)
         >>> pair = torch.zeros(5, 2), torch.zeros(5, 3)
         >>> with_one_input(model, pair)(pair).shape
