@@ -29,6 +29,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -217,6 +219,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         "width": arguments.width,
         "epochs": arguments.epochs,
         "cells": cells,
+        "tabm": version("tabm") if find_spec("tabm") else None,
         "command": "python benchmarks/tabular.py " + " ".join(sys.argv[1:]),
         "environment": environment(),
     }
@@ -234,7 +237,11 @@ def _arguments(flags: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="of hidden layers (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=150, help="at most (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    return parser.parse_args(flags)
+    arguments = parser.parse_args(flags)
+    peers = [contender for contender in arguments.contenders if contender.startswith("tabm")]
+    if peers and find_spec("tabm") is None:
+        parser.error(f"--contenders {' '.join(peers)} needs the extra peers: pip install 'netfission[peers]'")
+    return arguments
 
 
 if __name__ == "__main__":

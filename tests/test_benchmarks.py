@@ -22,6 +22,7 @@ import full_size
 import guarantees
 import inference
 import masks
+import tabular
 import training
 
 MODEL = "cifar-resnet18-w16"
@@ -387,3 +388,37 @@ def test_guarantees_are_measured_at_every_number_of_images(tmp_path):
         if "abstention" in row:  # no answer is wrong
             assert row["abstention"]["bound"]["answered_mean"] == 1
             assert row["abstention"]["no_bound"]["broken"]["share"] == 0
+
+
+def test_tables_are_learned_by_mlps_and_by_their_paths(tmp_path, capsys):
+    out = tmp_path / "tabular.json"
+    few = ["--tables", "breast cancer", "diabetes", "--contenders", "single", "channels-3"]
+    tabular.main([*few, "--seeds", "2", "--width", "12", "--epochs", "2", "--out", str(out)])
+    rows = json.loads(out.read_text())["cells"]
+    assert [(row["table"], row["contender"]) for row in rows] == [
+        (table, contender)
+        for table in ("breast cancer", "diabetes")
+        for contender in ("single", "channels-3")
+    ]
+    assert rows[1]["macs"] <= 1.05 * rows[0]["macs"]
+    assert [sorted(row["runs"][1]) for row in rows[1:3]] == [
+        ["accuracy", "nll", "seed"],
+        ["nll", "rmse", "seed"],
+    ]
+    assert rows[1]["runs"][0] != rows[1]["runs"][1]
+    assert "breast cancer channels-3" in capsys.readouterr().out
+
+
+def test_a_table_is_scaled_by_its_training_rows_and_divided_by_the_seed():
+    table = tabular.load("diabetes", seed=0)
+    assert [len(rows) for rows in table.rows] == [266, 88, 88]
+    torch.testing.assert_close(table.rows[0].mean(dim=0), torch.zeros(10), atol=1e-5, rtol=0)
+    torch.testing.assert_close(table.targets[0].std(), torch.tensor(1.0))
+    assert not torch.equal(table.rows[0], tabular.load("diabetes", seed=1).rows[0])
+
+
+def test_tabm_is_asked_for_where_it_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(tabular, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        tabular.main(["--contenders", "single", "tabm-3"])
+    assert "--contenders tabm-3 needs the extra peers: pip install" in capsys.readouterr().err

@@ -78,8 +78,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("grouping", ["channels", "weights", "copies"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "grouping"),
+    [*((name, "channels") for name in MODELS), ("plain", "weights"), ("categories", "copies")],
+)
 def test_an_mlp_is_divided_trained_deployed_and_restored(name: str, grouping: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]()
