@@ -65,7 +65,9 @@ def fission(
     Args:
         model: images `(batch, channels, height, width)` → logits `(batch, classes)`, or for each pixel
             `(batch, classes, height, width)`, also as `"out"` of a dictionary; not changed. Any model that
-            `netfission.surgery.backbone.cut` can cut, or a `Backbone`.
+            `netfission.surgery.backbone.cut` can cut, or a `Backbone`. Images may be any other tensor with a
+            row per example, such as vectors or the ids of tokens, or several, as classifiers of transformers
+            read them; of the dictionary that these return, `"logits"` are taken.
         exits: number of exits. With one exit and no sparsity the output equals the model's bit for bit.
         grouping: `"weights"` (single weights, as in the paper), `"channels"` (whole internal channels; each
             path is a smaller dense network), `"copies"` (whole stages), or a `Grouping`.
@@ -73,6 +75,8 @@ def fission(
             `reconstruct`.
         example_input: images to trace and check the model with, float `(batch, channels, height, width)`;
             default the first of `batches`, else random images of the size in a timm model's configuration.
+            Several inputs are a dictionary (or what a tokenizer returns) of the model's arguments by name, or
+            a tuple of them by position. The network reads the same as one argument.
         **settings: all other fields of `FissionConfig`: `branch_after`, `linear_exits`, `stages`, `ratio`,
             `sparsity`, `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `budget`,
             `budget_in`, `budget_batch_size`, `assignment`, `reconstruct`, `copy_noise`, `linear_weight` and

@@ -190,10 +190,14 @@ class FissionNetwork(MaskedModule):
         """Weights of the exits in the ensemble's mean of logits, exit 0 first; None if all are equal."""
         return None if self.config is None else self.config.exit_weights
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Inputs) -> Tensor:
         """Map images `(batch, channels, height, width)` to logits `(batch, exits, classes)`.
 
         Those of a network of maps are `(batch, exits, classes, height, width)`. Linear exits come last.
+
+        Args:
+            images: or what else the model reads, of the structure of `fission`'s `example_input`: another
+                tensor, or a dictionary or tuple of tensors.
         """
         trunk, *branches = self.exit_paths
         logits, features = trunk(self.stem(images), self.branch_after)
@@ -326,8 +330,8 @@ class Ensemble(MaskedModule):
         """See `FissionNetwork.parts`."""
         return self.network.parts
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images `(batch, channels, height, width)` to logits `(batch, classes)`."""
+    def forward(self, images: Inputs) -> Tensor:
+        """Map images, or what else the network reads, to logits `(batch, classes)`."""
         logits: Tensor = self.network(images)
         if self.average != "probabilities":
             return mean_logits(logits, weights_of(self.average))

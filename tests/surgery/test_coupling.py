@@ -638,3 +638,22 @@ def test_a_fault_of_the_rules_is_not_taken_for_an_operation_that_is_not_followed
     failure = NameError("a name that does not exist")
     with pytest.raises(NameError, match="a name that"):
         channel_flow.follow(layers, images)
+
+
+class WithMask(nn.Module):
+    """Passes a mask of tokens on beside features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        features, mask = inputs
+        hidden = self.inner(features).masked_fill(~mask.unsqueeze(-1), 0.0)
+        return features + self.outer(hidden), mask
+
+
+def test_a_mask_that_a_stage_passes_on_stays_a_mask() -> None:
+    mask = torch.tensor([[True, True, False]])
+    coupling = find_coupling(WithMask(), (torch.randn(1, 3, 4), mask))
+    assert [(group.layer, group.units) for group in coupling.groups] == [("inner", 6)]

@@ -160,6 +160,6 @@ def test_a_regression_is_told_of_two_outputs() -> None:
 def test_one_hidden_layer_is_refused_in_one_line() -> None:
     model = plain(1)
     with pytest.raises(
-        ValueError, match="^exits must be 1 for a network of one stage .*Backbone of your own parts$"
+        ValueError, match=r"^exits must be 1 for a network of one stage .*Backbone of your own parts$"
     ):
         nf.fission(model, 3, grouping="channels", example_input=rows_for(model))

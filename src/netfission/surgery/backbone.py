@@ -188,8 +188,8 @@ def cut(
 
     Args:
         model: images → logits `(batch, classes)`, or `(batch, classes, height, width)` for pixels, or a
-            dictionary with these logits as `"out"`; not changed.
-        example_input: images `(batch, channels, height, width)` on the model's device.
+            dictionary with these logits as `"out"`; not changed. See `with_one_input` for other inputs.
+        example_input: images `(batch, channels, height, width)` on the model's device, or other inputs.
         stages: names of the modules that end the stages, in the order they run; default found as above.
         exits: number of exits that the stages are for.
 

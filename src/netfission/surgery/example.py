@@ -10,10 +10,9 @@ from netfission.utils.errors import describe, invalid
 from netfission.utils.inputs import (
     Inputs,
     as_inputs,
-    describe_inputs,
+    check_rows,
     first_rows,
     map_inputs,
-    row_count,
     tensors_in,
 )
 
@@ -114,8 +113,7 @@ def example_images(
         raise invalid(
             "example_input", "images, float (batch, channels, height, width)", found=describe(inputs)
         )
-    if not row_count(inputs):
-        raise invalid("example_input", "at least one image", found=f"{describe_inputs(inputs)}")
+    check_rows("example_input", inputs)
     if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(inputs)):
         raise invalid("example_input", "finite", found="NaN or infinite values")
     parameter = next(model.parameters(), tensors_in(inputs)[0])

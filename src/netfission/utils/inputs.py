@@ -22,6 +22,7 @@ def as_inputs(argument: str, inputs: Any) -> Inputs:
         ValueError: they are none of these, or they differ in their number of rows.
 
     Example:
+        >>> import torch
         >>> list(as_inputs("example_input", {"input_ids": torch.zeros(2, 3), "mask": torch.ones(2, 3)}))
         ['input_ids', 'mask']
         >>> as_inputs("example_input", (torch.zeros(2, 3), torch.zeros(3, 3)))
@@ -54,16 +55,32 @@ def row_count(inputs: Inputs) -> int:
     """Return the number of rows.
 
     Example:
+        >>> import torch
         >>> row_count({"input_ids": torch.zeros(2, 3)})
         2
     """
     return len(tensors_in(inputs)[0])
 
 
+def check_rows(argument: str, inputs: Inputs) -> None:
+    """Raise ValueError unless inputs have a row or more.
+
+    Example:
+        >>> import torch
+        >>> check_rows("example_input", torch.zeros(0, 3, 8, 8))
+        Traceback (most recent call last):
+        ValueError: example_input must be at least one image, got shape (0, 3, 8, 8)
+    """
+    if not row_count(inputs):
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
+        raise invalid(argument, "at least one image", found="shape " + " and ".join(map(str, shapes)))
+
+
 def map_inputs(function: Any, inputs: Any) -> Any:
     """Apply a function to each tensor of inputs.
 
     Example:
+        >>> import torch
         >>> map_inputs(len, (torch.zeros(2, 3), torch.zeros(2)))
         (2, 2)
     """
@@ -74,6 +91,7 @@ def first_rows(inputs: Any, count: int) -> Any:
     """Return the first rows.
 
     Example:
+        >>> import torch
         >>> first_rows({"mask": torch.zeros(4, 3)}, 2)["mask"].shape
         torch.Size([2, 3])
     """
@@ -89,6 +107,7 @@ def describe_inputs(inputs: Any) -> str:
     """Return dtype and shape of each tensor, for a message.
 
     Example:
+        >>> import torch
         >>> describe_inputs({"input_ids": torch.zeros(2, 3, dtype=torch.int64)})
         "{'input_ids': int64 of shape (2, 3)}"
     """

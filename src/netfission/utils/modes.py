@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from netfission.utils.errors import first_line, invalid
-from netfission.utils.inputs import Inputs, as_inputs, describe_inputs, row_count
+from netfission.utils.inputs import Inputs, as_inputs, check_rows, describe_inputs
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -107,8 +107,7 @@ def input_errors(argument: str, images: Inputs) -> Iterator[None]:
         ValueError: images must be accepted by the network, got float32 of shape (1, 3) (expected two inputs)
     """
     check_tensor(argument, images)
-    if not row_count(images):
-        raise invalid(argument, "at least one image", found=describe_inputs(images))
+    check_rows(argument, images)
     try:
         yield
     except Exception as error:  # a user's layers may raise anything

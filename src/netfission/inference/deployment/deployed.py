@@ -70,8 +70,8 @@ def deploy(network: FissionNetwork, example_input: Inputs, *, joined: bool | Non
 
     Args:
         network: in train or eval mode; not changed.
-        example_input: images `(batch, channels, height, width)` on the network's device, to find shapes and
-            check the result with. Other batch sizes work, too.
+        example_input: images `(batch, channels, height, width)` on the network's device, or what else it
+            reads, to find shapes and check the result with. Other batch sizes work, too.
         joined: True to run the paths of a stage as one if possible, False to run them one after another.
             Joined is mostly faster at batch size 1. Default whichever is faster on `example_input`, measured.
 
