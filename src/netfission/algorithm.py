@@ -50,7 +50,7 @@ def fission(
     *,
     grouping: str | Grouping = "weights",
     batches: Batches = (),
-    example_input: Any = None,
+    example_input: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
     **settings: Unpack[FissionSettings],
 ) -> FissionNetwork:
     """Turn one classifier into a multi-exit network (Network Fission Ensembles, arXiv 2408.02301).

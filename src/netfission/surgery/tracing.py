@@ -579,7 +579,7 @@ def attempts(root: nn.Module, example_input: Inputs, ends: Sequence[str] | None 
     """Yield the ways to trace a model, each as a function that does it; the simplest first."""
 
     def attempt(tracer: ModuleTracer) -> tuple[ModuleTracer, fx.Graph]:
-        graph = trace(root, tracer, of_images=_is_images(example_input))
+        graph = trace(root, tracer, of_images=_has_positions(example_input))
         if not isinstance(example_input, Tensor):
             tracer.aside = _without_parameters(root, graph)
         if isinstance(tracer, ShapeTracer):
@@ -614,8 +614,8 @@ def _without_parameters(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _is_images(inputs: Inputs) -> bool:
-    return isinstance(inputs, Tensor) and inputs.ndim == 4
+def _has_positions(inputs: Inputs) -> bool:
+    return isinstance(inputs, Tensor) and inputs.ndim > 2
 
 
 def _has_codes(inputs: Inputs) -> bool:
