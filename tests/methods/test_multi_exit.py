@@ -86,12 +86,12 @@ def test_every_layout_of_features_is_averaged_over_its_positions(shape, position
     assert torch.equal(exit_(features), exit_.linear(features.mean(dim=positions)))
 
 
-def test_features_that_are_no_images_or_tokens_are_refused():
+def test_features_that_are_no_images_tokens_or_vectors_are_refused():
     with pytest.raises(
         ValueError,
-        match=r"^model must be one whose stages .* for linear exits, got features of shape \(2, 3\)",
+        match=r"^model must be one whose stages .* for linear exits, got features of shape \(2, 3, 4, 4, 4\)",
     ):
-        LinearExit(torch.rand(2, 3), classes=3)
+        LinearExit(torch.rand(2, 3, 4, 4, 4), classes=3)
 
 
 def test_a_transformer_s_tokens_are_averaged():

@@ -144,7 +144,7 @@ def test_a_model_of_one_dictionary_is_called_with_it() -> None:
         (lambda batch: {"ids": batch["input_ids"]}, r"accepted by the network, got {'ids': int64 of shape"),
         (
             lambda batch: batch | {"labels": torch.zeros(2).long()},
-            r"it returns a loss: leave out the labels\)$",
+            r"\(inputs must be without labels, got labels",
         ),
         (
             lambda batch: batch | {"attention_mask": torch.ones(1, 8)},

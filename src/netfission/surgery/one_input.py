@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from netfission.utils.errors import invalid
 from netfission.utils.inputs import Inputs
 
 # As transformers' classifiers return them, beside a loss, hidden states and the like.
@@ -29,7 +30,7 @@ class _OneInput(nn.Module):
         if not isinstance(output, dict) or _LOGITS not in output:
             return output
         if output.get("loss") is not None:
-            raise ValueError("it returns a loss: leave out the labels")
+            raise invalid("inputs", "without labels", found="labels, for which the model returns a loss")
         return output[_LOGITS]
 
 
