@@ -20,10 +20,15 @@ class ResidualBlock(nn.Module):
         return features + self.dropout(self.outer(self.inner(self.norm(features)).relu()))
 
 
-def plain(hidden: int = 3, norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Sequential:
+def plain(hidden: int = 3) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(hidden):
-        layers += [nn.Linear(WIDTH if index else FEATURES, WIDTH), norm(WIDTH), nn.ReLU(), nn.Dropout(0.1)]
+        layers += [
+            nn.Linear(WIDTH if index else FEATURES, WIDTH),
+            nn.BatchNorm1d(WIDTH),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+        ]
     return nn.Sequential(*layers, nn.Linear(WIDTH, CLASSES))
 
 
@@ -71,7 +76,6 @@ def rows_for(model: nn.Module) -> Tensor:
 MODELS = {
     "plain": plain,
     "two hidden layers": lambda: plain(2),
-    "layer norm": lambda: plain(norm=nn.LayerNorm),
     "residual": residual,
     "categories": WithCategories,
     "codes": OfCodes,
@@ -104,17 +108,17 @@ def test_an_mlp_is_divided_trained_deployed_and_restored(name: str, grouping: st
     assert torch.equal(again(rows), logits)
 
 
-@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_with_one_exit_the_output_is_the_same_bit_for_bit(name: str, training: bool) -> None:
-    model = MODELS[name]().train(training)
+def test_with_one_exit_the_output_is_the_same_bit_for_bit(name: str) -> None:
+    model = MODELS[name]()
     rows = rows_for(model)
     net = nf.fission(model, 1, example_input=rows)
-    outputs = []
-    for network in (model, net):
-        torch.manual_seed(0)
-        outputs.append(network(rows))
-    assert torch.equal(outputs[0], outputs[1].squeeze(1))
+    for training in (True, False):
+        outputs = []
+        for network in (model, net):
+            torch.manual_seed(0)
+            outputs.append(network.train(training)(rows))
+        assert torch.equal(outputs[0], outputs[1].squeeze(1))
 
 
 def test_paths_of_channels_cost_what_the_mlp_costs() -> None:
