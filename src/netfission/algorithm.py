@@ -36,7 +36,7 @@ from netfission.surgery.reconstruction import fit_linear, in_batches, reconstruc
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.surgery.stages import FEWEST
 from netfission.utils.errors import check_choice, invalid
-from netfission.utils.inputs import Inputs, cloned, first_rows
+from netfission.utils.inputs import Inputs, cloned, first_rows, map_inputs
 from netfission.utils.modes import in_mode
 from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun
@@ -162,20 +162,25 @@ class _Division:
 
 
 def _divide_in_time(
-    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+    model: nn.Module, example: Inputs, divider: Grouping, config: FissionConfig, batches: Batches
 ) -> _Division:
     """Divide a model so that the result takes the time of its budget, measured beside the model."""
-    shape = (config.budget_batch_size, *example.shape[1:])
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(config.seed)).to(example)
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        shape = (config.budget_batch_size, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            return torch.rand(shape, generator=generator).to(tensor)
+        return tensor[:1].expand(shape).contiguous()
+
+    images = map_inputs(repeated, example)
     first: list[_Division] = []
 
     def divide(macs: float) -> _Division:
         stages = list(first[0].backbone.stage_names) if first else config.stages
         within = replace(config, budget=macs, budget_in="macs", stages=stages)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "the network costs", UserWarning
-            )  # this budget is not the user's
+            warnings.filterwarnings("ignore", "the network costs")  # this budget is not the user's
             division = _divide_in_macs(model, example, divider, within, batches)
         first[:] = first or [division]
         return division
@@ -198,7 +203,7 @@ def _branch_point(division: _Division) -> str:
 
 
 def _divide_in_macs(
-    model: nn.Module, example: Tensor, divider: Grouping, config: FissionConfig, batches: Batches
+    model: nn.Module, example: Inputs, divider: Grouping, config: FissionConfig, batches: Batches
 ) -> _Division:
     """Divide a model so that the result costs its budget in multiply-accumulates."""
     if _by_default(config, model) and divider.divides_heads:
