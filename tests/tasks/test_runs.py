@@ -227,7 +227,7 @@ def test_an_unknown_task_is_refused(capsys):
     "command",
     [
         ["report"],
-        ["serve"],
+        ["serve", "--risk", "0.1"],
         ["calibrate", "--data", "digits"],
         ["evaluate", "--cascade"],
         ["evaluate", "--ood", "inverted"],

@@ -441,6 +441,15 @@ class ModelFolder:
         """Read `evaluation`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.evaluation, Evaluation)
 
+    def load_target_evaluation(self, spec: NetworkSpec) -> Any:
+        """Read `evaluation` of a network of any task, see `load_evaluation`.
+
+        Args:
+            spec: the description of the network.
+        """
+        kind: type[Any] = spec.find_task().evaluation_kind
+        return read_json(self.evaluation, kind)
+
     def save_network(self, network: nn.Module, spec: NetworkSpec) -> None:
         """Write weights, masks and description; if one cannot be written, neither file changes."""
         write_together(self.network_files(network, spec))

@@ -1,24 +1,20 @@
 """Maps that a network predicts, as files named after the images."""
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from netfission.prediction.images import Failure
 from netfission.prediction.targets import TargetPrediction
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
 from netfission.utils.outputs import is_output
+from netfission.utils.png import is_own_png, png_bytes
 from netfission.utils.text import printable
 
 T = TypeVar("T")
 MAP_NAMES = ("", "-uncertainty")  # what follows the name of an image in those of its maps
-_MARK = ("Software", "netfission")  # an entry of the file of a map, so that others are not replaced
 
 
 class MapFolder:
@@ -53,7 +49,7 @@ b/a.jpg
                     found = f"{printable(str(other))} and {printable(str(image))}"
                     expected = "files whose maps have different names"
                     raise invalid("images", expected, found=found)
-                if os.path.realpath(file) in known or (file.exists() and not _is_map(file)):
+                if os.path.realpath(file) in known or (file.exists() and not is_own_png(file)):
                     expected = "a folder in which no map replaces another file"
                     found = f"that of {printable(str(file))}"
                     raise invalid("--out", expected, found=found)
@@ -69,26 +65,9 @@ b/a.jpg
         self.path.mkdir(parents=True, exist_ok=True)
         for prediction in predictions:
             if isinstance(prediction, TargetPrediction):
-                names = prediction.maps.items()
-                write_together({self._file(prediction.image, name): _png(image) for name, image in names})
+                maps = prediction.maps.items()
+                write_together({self._file(prediction.image, name): png_bytes(drawn) for name, drawn in maps})
             yield prediction
 
     def _file(self, image: Path, name: str) -> Path:
         return self.path / f"{image.stem}{name}.png"
-
-
-def _png(image: Image.Image) -> bytes:
-    content, entries = io.BytesIO(), PngInfo()
-    entries.add_text(*_MARK)
-    image.save(content, "PNG", pnginfo=entries)
-    return content.getvalue()
-
-
-def _is_map(file: Path) -> bool:
-    """Whether `_png` made a file."""
-    name, value = _MARK
-    try:
-        with Image.open(file) as image:
-            return image.format == "PNG" and image.info.get(name) == value
-    except Exception:  # decoders raise errors of every kind
-        return False

@@ -1,6 +1,5 @@
 """Collect the images on which a network's exits disagree most, with each exit's vote."""
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from netfission.classifier import Classifier
 from netfission.classifier.predictions import Predictions
 from netfission.data import ImageData, Split, TensorSplit
+from netfission.utils.png import png_address
 
 MAX_IMAGES = 1000  # test images that the exits vote on
 MAX_EXAMPLES = 6  # of correct predictions, and of wrong ones
@@ -148,4 +148,4 @@ def _png(image: Tensor) -> str:
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)  # never enlarges
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return png_address(file.getvalue())

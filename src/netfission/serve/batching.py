@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
-from torch import Tensor
-
+Image = TypeVar("Image")
 T = TypeVar("T")
 
 
@@ -18,12 +17,12 @@ class FullError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class _QueuedImage(Generic[T]):
-    pixels: Tensor
+class _QueuedImage(Generic[Image, T]):
+    image: Image
     answer: asyncio.Future[T]
 
 
-class Batcher(Generic[T]):
+class Batcher(Generic[Image, T]):
     """Threads that run a network on the images of several requests at once.
 
     While batches run, images gather for the next one. A batch that is not full waits for images that are
@@ -53,7 +52,7 @@ class Batcher(Generic[T]):
 
     def __init__(
         self,
-        run: Callable[[Sequence[Tensor]], Sequence[T]],
+        run: Callable[[Sequence[Image]], Sequence[T]],
         *,
         threads: int,
         max_batch: int,
@@ -67,7 +66,7 @@ class Batcher(Generic[T]):
         self._max_in_flight = max_in_flight
         self._observe = observe
         self._changed = threading.Condition()  # guards the queue, the count of images in decoding, and closed
-        self._queue: deque[_QueuedImage[T]] = deque()  # the oldest first
+        self._queue: deque[_QueuedImage[Image, T]] = deque()  # the oldest first
         self._in_decoding = 0
         self._closed = False
         self.in_flight = 0
@@ -94,12 +93,12 @@ class Batcher(Generic[T]):
         """Whether all threads run."""
         return all(thread.is_alive() for thread in self._threads)
 
-    async def answers(self, images: int, decode: Callable[[], Awaitable[Sequence[Tensor]]]) -> list[T]:
+    async def answers(self, images: int, decode: Callable[[], Awaitable[Sequence[Image]]]) -> list[T]:
         """Decode images, and run each in the next batch that has room.
 
         Args:
             images: number of images.
-            decode: returns their pixels; not called if there are too many images in flight.
+            decode: returns what `run` accepts of each; not called if there are too many images in flight.
 
         Raises:
             FullError: there would be more than `max_in_flight` images in flight.
@@ -108,17 +107,17 @@ class Batcher(Generic[T]):
         if self.in_flight + images > self._max_in_flight:
             raise FullError
         self.in_flight += images
-        queued: list[_QueuedImage[T]] = []
+        queued: list[_QueuedImage[Image, T]] = []
         try:
             with self._count_as_decoding(images):
-                for pixels in await decode():
-                    queued.append(_QueuedImage(pixels, self._loop.create_future()))
+                for image in await decode():
+                    queued.append(_QueuedImage(image, self._loop.create_future()))
                 self._queue.extend(queued)
-            return list(await asyncio.gather(*(image.answer for image in queued)))
+            return list(await asyncio.gather(*(waiting.answer for waiting in queued)))
         finally:
             self.in_flight -= images
-            for image in queued:
-                image.answer.cancel()  # has an effect only if the request was cancelled
+            for waiting in queued:
+                waiting.answer.cancel()  # has an effect only if the request was cancelled
 
     @contextmanager
     def _count_as_decoding(self, images: int) -> Iterator[None]:
@@ -135,13 +134,13 @@ class Batcher(Generic[T]):
         while batch := self._next_batch():
             self._observe(len(batch))
             try:
-                answers = self._run([image.pixels for image in batch])
+                answers = self._run([queued.image for queued in batch])
             except Exception as error:  # of any kind: the next batch must be answered all the same
                 self._loop.call_soon_threadsafe(_set_error, batch, error)
             else:
                 self._loop.call_soon_threadsafe(_set_answers, batch, answers)
 
-    def _next_batch(self) -> list[_QueuedImage[T]]:
+    def _next_batch(self) -> list[_QueuedImage[Image, T]]:
         """Wait for the next batch; return an empty one once the batcher is closed and the queue is empty."""
         with self._changed:
             while self._changed.wait_for(lambda: self._queue or self._closed) and self._queue:
@@ -155,13 +154,13 @@ class Batcher(Generic[T]):
         return []
 
 
-def _set_answers(batch: Sequence[_QueuedImage[T]], answers: Sequence[T]) -> None:
+def _set_answers(batch: Sequence[_QueuedImage[Image, T]], answers: Sequence[T]) -> None:
     for image, answer in zip(batch, answers, strict=True):
         if not image.answer.done():
             image.answer.set_result(answer)
 
 
-def _set_error(batch: Sequence[_QueuedImage[T]], error: Exception) -> None:
+def _set_error(batch: Sequence[_QueuedImage[Image, T]], error: Exception) -> None:
     for image in batch:
         if not image.answer.done():
             image.answer.set_exception(error)

@@ -5,17 +5,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from torch import Tensor
 
 from netfission.data.formats import open_image, readable_formats
 from netfission.utils.errors import invalid
 
+T = TypeVar("T")
 # Not all formats that Pillow reads: for some of them it starts other programs.
 _SAFE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS = tuple(name for name in _SAFE_FORMATS if name in readable_formats())
@@ -153,15 +154,13 @@ def is_small(content: bytes) -> bool:
     return len(content) <= _SMALL_BYTES and not decompressed and _count_pixels(content) <= _SMALL_PIXELS
 
 
-def decode_image(
-    content: bytes, limits: Limits, pixels: Callable[[Image.Image], Tensor], name: str = "image"
-) -> Tensor:
+def decode_image(content: bytes, limits: Limits, read: Callable[[Image.Image], T], name: str = "image") -> T:
     """Decode an image; nothing is decoded before its size is known.
 
     Args:
         content: the file.
         limits: of its size.
-        pixels: decodes it.
+        read: decodes it, and returns what this function returns.
         name: of the image, for messages.
 
     Raises:
@@ -171,7 +170,7 @@ def decode_image(
     try:
         image = open_image(BytesIO(content), FORMATS)
         if image.width * image.height <= limits.max_pixels:
-            return pixels(image)
+            return read(image)
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise refusal(415, name, f"a file in {formats} format", "another kind of file") from error

@@ -5,10 +5,9 @@ from itertools import compress
 from typing import Any
 
 from netfission.classifier.predictions import AnswerLimits, Predictions
+from netfission.serve.answerer import Answer
 
 TOP = 5
-
-Answer = dict[str, Any]
 
 
 def json_answers(

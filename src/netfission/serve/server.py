@@ -17,14 +17,17 @@ import torch
 import uvicorn
 from PIL import Image
 
-from netfission.classifier import Classifier
+from netfission.classifier import Classifier, Predictor
 from netfission.classifier.answer_settings import AnswerSettings
+from netfission.classifier.folder import ModelFolder
+from netfission.classifier.image_network import find_folder
 from netfission.evaluation.guarantees import SPARSE_CLASSES
-from netfission.inference.deployment import deploy
-from netfission.network import FissionNetwork
+from netfission.serve.answerer import Answerer, deployed_network
 from netfission.serve.app import Service
+from netfission.serve.classes import ClassAnswerer
 from netfission.serve.limits import Limits
 from netfission.serve.protocol import BoundedHTTPProtocol
+from netfission.serve.targets import TargetAnswerer
 from netfission.utils.errors import invalid
 
 _BATCHES_AT_ONCE = 2  # one computes while Python prepares the other
@@ -192,38 +195,47 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _make_service(name: str, settings: Settings) -> Service:
-    classifier = Classifier.from_pretrained(name)
-    settings.answers.limits(classifier)  # refused before the network is deployed
+    folder = find_folder(name)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise invalid("device", "auto or cpu if there is no GPU", "cuda")
-    if settings.device != "cpu" and torch.cuda.is_available():
-        classifier = classifier.cuda()
+    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    task = folder.load_spec(any_task=True).find_task()
+    make = _class_answerer if task.targets.exclusive else _target_answerer
+    answerer = make(folder, settings, device)
     threads = settings.threads or torch.get_num_threads()
     at_once = min(_BATCHES_AT_ONCE, threads)
     torch.set_num_threads(threads // at_once)  # of each batch: threads started from now on inherit it
     return Service(
-        deploy_classifier(classifier),
+        answerer,
         name.rstrip("/").rpartition("/")[2],
         limits=Limits(settings.max_bytes, settings.max_pixels, settings.max_batch, settings.timeout_s),
         threads=at_once,
-        max_batch=settings.max_batch,
+        max_batch=answerer.batch_size(settings.max_batch),
         max_wait_s=settings.max_wait_ms / 1000,
         max_in_flight=max(_LEAST_IN_FLIGHT, _BATCHES_IN_FLIGHT * settings.max_batch),
-        answers=settings.answers,
-        drift_window=settings.drift_window,
         hosts=(settings.host, *settings.allowed_host),
         cors_origins=settings.cors_origin,
     )
 
 
-def deploy_classifier(classifier: Classifier) -> Classifier:
-    """Return a classifier whose network is deployed if it is a `FissionNetwork`; logits agree within 1e-4.
+def _class_answerer(folder: ModelFolder, settings: Settings, device: str) -> Answerer:
+    """Make the answerer of a classifier; ValueError if its calibration does not allow what is asked."""
+    classifier = Classifier.from_pretrained(folder.path)
+    settings.answers.limits(classifier)  # refused before the network is deployed
+    classifier.to(device)
+    return ClassAnswerer(deploy_classifier(classifier), settings.answers, settings.drift_window)
 
-    The difference of logits is relative to the largest, see `netfission.inference.deploy`.
-    """
-    network, spec = classifier.network, classifier.spec
-    if not isinstance(network, FissionNetwork):
-        return classifier
-    images = torch.zeros(2, *spec.shape, device=classifier.device)
-    deployed = deploy(network, images)
-    return Classifier(deployed, spec, classifier.calibration, classifier.evaluation, classifier.recipe)
+
+def deploy_classifier(classifier: Classifier) -> Classifier:
+    """Return a classifier with the network of `deployed_network`."""
+    deployed = deployed_network(classifier)
+    spec, calibration = classifier.spec, classifier.calibration
+    return Classifier(deployed, spec, calibration, classifier.evaluation, classifier.recipe)
+
+
+def _target_answerer(folder: ModelFolder, settings: Settings, device: str) -> Answerer:
+    """Make the answerer of a network of another task; ValueError if it does not allow what is asked."""
+    predictor = Predictor.from_folder(folder).to(device)
+    evaluation = folder.load_target_evaluation(predictor.spec)
+    deployed = Predictor(deployed_network(predictor), predictor.spec, predictor.calibration)
+    return TargetAnswerer(deployed, evaluation, settings.answers, settings.drift_window)

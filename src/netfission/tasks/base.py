@@ -16,6 +16,7 @@ from netfission.data.targets import Targets
 from netfission.ensemble import Average
 from netfission.methods.base import Method
 from netfission.pruning.prune import CRITERIA
+from netfission.tasks.evaluation import shown_measure
 from netfission.utils.errors import invalid
 
 
@@ -130,6 +131,9 @@ class Task:
         options: what can be asked of its predictions, among the fields of `AnswerSettings`.
         exported: outputs of an exported file: attributes of its predictions → their descriptions.
         draws_maps: whether its predictions are images, which `netfission predict` writes into a folder.
+        crops: whether a network sees the centre of an image that has another shape than its own; False if it
+            sees all of it, with black beside it.
+        headline: the measure that stands for all others in one line, among those of `EvaluationResult`.
         evaluation_kind: the type that `evaluate` returns.
         calibration_kind: the type that `calibrate` returns.
 
@@ -161,6 +165,8 @@ class Task:
     options: ClassVar[frozenset[str]] = frozenset()
     exported: ClassVar[Mapping[str, str]] = {}
     draws_maps: ClassVar[bool] = False
+    crops: ClassVar[bool] = True
+    headline: ClassVar[str]
     evaluation_kind: ClassVar[type]
     calibration_kind: ClassVar[type]
 
@@ -288,6 +294,23 @@ class Task:
     def shown(self, score: float) -> str:
         """Return a mean score of `progress` as text."""
         raise NotImplementedError
+
+    def quality(self, evaluation: EvaluationResult) -> str:
+        """Return the headline of measures, in words."""
+        return shown_measure(self.headline, evaluation.ensemble.get(self.headline))
+
+    def answers(self, predictions: Any) -> list[dict[str, Any]]:
+        """Return what a server answers for each image, of types that JSON has.
+
+        Args:
+            predictions: that `predict` returned.
+        """
+        found: list[dict[str, Any]] = predictions.records()
+        return found
+
+    def colors(self) -> dict[str, str]:
+        """Return the color of each class in maps, such as `#800000`; none if predictions are not maps."""
+        return {}
 
     def calibrate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""

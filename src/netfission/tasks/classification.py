@@ -35,6 +35,7 @@ class Classification(Task):
 
     name = "classification"
     targets = CLASSES
+    headline = "top1"
     methods = None
     unused = ("void",)
     evaluation_kind = Evaluation

@@ -9,7 +9,7 @@ from netfission.utils.checksums import parse_json
 from netfission.utils.text import decimal, exit_names, percent
 from netfission.utils.typed import typed
 
-_IN_PERCENT = {  # in table() alone
+_IN_PERCENT = {  # as people read them
     "map",
     "f1",
     "ece",
@@ -29,6 +29,48 @@ _SHORT = {  # there, too
     "aurc": "AURC",
     "iou": "IoU",
 }
+_LONG = _SHORT | {
+    "nll": "NLL",
+    "ece": "ECE",
+    "crps": "CRPS",
+    "rmse": "RMSE",
+    "mae": "mean absolute error",
+    "brier": "Brier score",
+    "pixel_accuracy": "accuracy",
+    "error_auroc": "AUROC of errors",
+}
+
+
+def measure_title(name: str) -> str:
+    """Return the title of a measure as a heading of a column, with its unit if that is %.
+
+    Example:
+        >>> measure_title("mean_iou"), measure_title("nll")
+        ('mIoU, %', 'NLL')
+    """
+    title = _LONG.get(name, name)
+    return f"{title}, %" if name in _IN_PERCENT else title
+
+
+def measure_number(name: str, value: float | None) -> str:
+    """Return the value of a measure for a cell of a table; a dash if it is not defined.
+
+    Example:
+        >>> measure_number("mean_iou", 0.5), measure_number("nll", 0.5), measure_number("nll", None)
+        ('50.00', '0.5000', '–')
+    """
+    return _cell(name, value) or "–"
+
+
+def shown_measure(name: str, value: float | None) -> str:
+    """Return a measure in words.
+
+    Example:
+        >>> shown_measure("mean_iou", 0.5), shown_measure("mae", 0.25)
+        ('mIoU 50.00 %', 'mean absolute error 0.2500')
+    """
+    unit = " %" if name in _IN_PERCENT and value is not None else ""
+    return f"{_LONG.get(name, name)} {measure_number(name, value)}{unit}"
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,7 @@ class Multilabel(Task):
 
     name = "multilabel"
     targets = LABELS
+    headline = "map"
     exported: ClassVar[Mapping[str, str]] = {
         "probabilities": "(batch, labels), float32: of the ensemble, calibrated",
         "labels": "(batch, labels), bool: whether a label is predicted, by its threshold",

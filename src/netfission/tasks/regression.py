@@ -290,6 +290,7 @@ class Regression(Task):
 
     name = "regression"
     targets = NUMBERS
+    headline = "mae"
     exported: ClassVar[Mapping[str, str]] = {
         "mean": "(batch, numbers), float32: of the ensemble, in the units of the targets",
         "std": "(batch, numbers), float32: standard deviation of the ensemble, calibrated",

@@ -41,11 +41,13 @@ from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.utils.errors import check_finite, describe, first_line, invalid
 from netfission.utils.modes import in_mode
+from netfission.utils.png import png_address, png_bytes
 from netfission.utils.text import percent
 
 _PIXELS_AT_ONCE = 2**18  # of all images that go through a network together
 _SAMPLED_PIXELS = 2**17  # from which a temperature is fitted
 _CROP_SCALE = 0.5  # the default
+_MAPS = {"": "classes", "-uncertainty": "uncertainty"}  # names of `PixelPredictions.maps` → in answers
 _SUCH_AS = "torchvision/lraspp_mobilenet_v3_large, torchvision/deeplabv3_resnet50 or torchvision/fcn_resnet50"
 
 
@@ -323,6 +325,10 @@ def median_frequency_weights(pixels: Sequence[int], images: Sequence[int], total
     return torch.where(occurs, frequencies[occurs].median() / frequencies, 1.0).float()
 
 
+def _address(image: Image.Image) -> str:
+    return png_address(png_bytes(image))
+
+
 def voc_palette() -> list[int]:
     """Return the colours of PASCAL VOC's masks, 256 times red, green and blue.
 
@@ -370,6 +376,8 @@ class Segmentation(Task):
         "disagreement": "(batch, height, width), float32: share of the pairs of exits that differ",
     }
     draws_maps = True
+    crops = False
+    headline = "mean_iou"
     evaluation_kind = TargetEvaluation
     calibration_kind = PixelCalibration
 
@@ -467,6 +475,21 @@ class Segmentation(Task):
     def shown(self, score: float) -> str:
         """Return a share of pixels in %."""
         return percent(score, 1)
+
+    def answers(self, predictions: PixelPredictions) -> list[dict[str, Any]]:
+        """Return the records with the maps of each photograph, the files that `netfission predict` writes."""
+        return [
+            record | {"maps": {_MAPS[name]: _address(image) for name, image in predictions.maps(row).items()}}
+            for row, record in enumerate(predictions.records())
+        ]
+
+    def colors(self) -> dict[str, str]:
+        """Return the color of each class in maps."""
+        palette = bytes(voc_palette())
+        return {
+            name: f"#{palette[3 * number : 3 * number + 3].hex()}"
+            for name, number in zip(self.names, self.numbers, strict=True)
+        }
 
     def calibrator(self, *, average: Average, dependence: str = "") -> Accumulator[PixelCalibration]:
         """Return what fits a temperature to a sample of validation pixels."""

@@ -1,41 +1,22 @@
 // All names and messages are inserted as text, never as markup.
+import { SPACE, bar, bare, counted, make, percent, probability, rounded, setting, sum, unsaturated } from "/common.js";
+import { draw as drawTargets, isTarget, listedTargets } from "/targets.js";
+
+export { percent };
+
 const MAX_FILES = 100; // at once
 const AT_ONCE = 4; // requests
 const GUESSES = 3;
-const SPACE = "\u00a0"; // lines do not break at it
 const WIDE = matchMedia("(min-width: 48rem)");
 const GONE = "The server does not answer. Is netfission serve still running?";
 
 const $ = (id) => document.getElementById(id);
 const show = (id, visible) => { $(id).hidden = !visible; };
 
-function make(tag, text, ...classes) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  element.classList.add(...classes);
-  return element;
-}
-
 /* ---- numbers ---- */
 
-// As `rounded` in netfission.utils.text: 0 and the largest number stand for nothing but themselves.
-export function rounded(number, digits, most = Infinity) {
-  const text = number.toFixed(digits);
-  const step = 10 ** -digits;
-  if (number > 0 && Number(text) === 0) return `<${SPACE}${step.toFixed(digits)}`;
-  if (number < most && Number(text) === most) return `>${SPACE}${(most - step).toFixed(digits)}`;
-  return text;
-}
-const bare = (share) => rounded(100 * share, 1, 100);
-export const percent = (share) => `${bare(share)}${SPACE}%`;
-// A softmax is never exactly 0 or 1, whatever float32 rounds it to.
-const unsaturated = (share) => Math.min(Math.max(share, 1e-9), 1 - 1e-9);
-export const probability = (share) => percent(unsaturated(share));
-const setting = (share) => `${Number((100 * share).toPrecision(6))}${SPACE}%`;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)}${SPACE}MB`;
 const milliseconds = (seconds) => (seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`);
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 let model = null;
 let items = []; // the images chosen last: {image, name, url, answer, error, seconds, row}
@@ -134,6 +115,10 @@ function answer(item) {
   $("single").append($("result"));
   show("several", false);
   draw(item);
+  if (isTarget(item.answer)) {
+    $("summary").textContent = listedTargets(item.answer);
+    return;
+  }
   $("summary").textContent = [$("mark").textContent, `${$("title").textContent} ${$("share").textContent}`,
     $("guesses").textContent, agreement(item.answer)].map((part) => part.trim().replace(/\.$/, "")).filter(Boolean).join(". ");
 }
@@ -141,13 +126,20 @@ function answer(item) {
 function draw(item) {
   show("empty", false);
   show("result", true);
+  const target = isTarget(item.answer);
+  show("classified", !target);
+  show("predicted", target);
+  $("time").textContent = `The server took ${milliseconds(item.answer.seconds)}; with the transfer it was ${milliseconds(item.seconds)}.`;
+  if (target) {
+    $("predicted").replaceChildren(...drawTargets(item, model));
+    return;
+  }
   drawVerdict(item.answer);
   drawSet(item.answer);
   drawEnsemble(item.answer);
   $("agreement").textContent = agreement(item.answer);
   drawExits(item.answer);
   drawUncertainty(item.answer);
-  $("time").textContent = `The server took ${milliseconds(item.answer.seconds)}; with the transfer it was ${milliseconds(item.seconds)}.`;
 }
 
 // Without a threshold, nothing is known of how often such answers are wrong.
@@ -201,13 +193,6 @@ function drawSet(answer) {
   const whose = answer.class_wise ? "the images of each class" : "the images";
   $("classes").textContent = answer.set.join(", ") || "No class is likely enough.";
   $("promise").textContent = `Such sets contain the true class of at least ${setting(answer.coverage)} of ${whose}, ${chance()}, by the ${calibrationImages()}.`;
-}
-
-function bar(share) {
-  const element = make("span", undefined, "bar");
-  element.style.setProperty("--share", Math.min(1, Math.max(0, share)));
-  element.setAttribute("aria-hidden", "true");
-  return element;
 }
 
 const others = (listed) => model.classes.length - listed.length;
@@ -335,22 +320,25 @@ function open(item, details) {
   if (WIDE.matches) preview(item); // else it would move what is being read
 }
 
+const kindOf = ({ error, answer }) => (error ? "failed" : isTarget(answer) ? "predicted" : trust(answer));
+
 function listed(item) {
-  const kind = item.error ? "failed" : trust(item.answer);
+  const kind = kindOf(item);
   item.row.classList.add(kind);
   item.row.querySelector(".short").textContent = {
     failed: () => item.error.replace(`${item.name}: `, ""),
     confident: () => guess(item.answer),
     unsure: () => `Not sure enough: ${guesses(item.answer)}`,
     unjudged: () => `Cannot be judged: ${guess(item.answer)}`,
+    predicted: () => listedTargets(item.answer),
   }[kind]();
   count();
 }
 
 function count() {
   const done = items.filter((item) => item.answer || item.error);
-  const kinds = done.map((item) => (item.error ? "failed" : trust(item.answer)));
-  const words = { confident: "answered", unsure: "not sure enough", unjudged: "cannot be judged", failed: "failed" };
+  const kinds = done.map(kindOf);
+  const words = { confident: "answered", unsure: "not sure enough", unjudged: "cannot be judged", predicted: "predicted", failed: "failed" };
   const parts = Object.entries(words).map(([kind, word]) => [kinds.filter((one) => one === kind).length, word]).filter(([number]) => number);
   const counts = parts.map(([number, word]) => `${number} ${word}`).join(", ");
   const waiting = items.length - done.length;
@@ -426,16 +414,24 @@ $("take").addEventListener("click", () => {
 
 /* ---- the network ---- */
 
+function quality() {
+  const images = counted(model.test_images, "test image");
+  if (!("accuracy" in model)) return model.quality === null ? "not evaluated" : `${model.quality} on ${images}`;
+  return model.accuracy === null ? "accuracy not known" : `${percent(model.accuracy)} of ${images} correct`;
+}
+
 try {
   model = await (await fetch("/model")).json();
   const [, height, width] = model.image;
   document.documentElement.style.setProperty("--shape", width / height);
   document.title = `${model.name} – netfission`;
   $("name").textContent = model.name;
-  const facts = [model.model, counted(model.exits, "exit"), `${model.classes.length} classes`];
-  facts.push(model.accuracy === null ? "accuracy not known" : `${percent(model.accuracy)} of ${counted(model.test_images, "test image")} correct`);
+  const facts = [model.model, counted(model.exits, "exit"), counted(model.classes.length, model.targets.slice(0, -1)), quality()];
   $("about").textContent = facts.filter(Boolean).join(" · ");
-  $("seen").textContent = `The network sees the centre of an image at ${width}${SPACE}×${SPACE}${height} pixels.`;
+  const size = `${width}${SPACE}×${SPACE}${height} pixels`;
+  $("seen").textContent = model.crops ? `The network sees the centre of an image at ${size}.` : `The network sees the whole image, fitted into ${size}.`;
+  if (!("accuracy" in model)) $("task").textContent = "Each exit of the network predicts for itself. Choose an image to see the combined prediction, and how sure it is.";
+  show("all", model.parameters.includes("all"));
   $("curl").textContent = `curl --data-binary @image.jpg ${location.origin}/predict`;
 } catch {
   fail(GONE);

@@ -1,0 +1,99 @@
+"""Answer requests for a network of another task than classification: labels, numbers, or maps of pixels."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from starlette.datastructures import QueryParams
+
+from netfission.classifier import Predictor
+from netfission.classifier.answer_settings import AnswerSettings
+from netfission.serve.answerer import Answer, Answerer, ImageInput, ImageResult, Question
+from netfission.serve.drift import DriftWindow
+from netfission.serve.query import read_number
+from netfission.tasks.base import EvaluationResult
+from netfission.utils.errors import invalid
+
+
+class TargetAnswerer(Answerer):
+    """Answers with `Task.answers`: what `netfission predict` writes of each image.
+
+    Args:
+        predictor: the network, deployed and on its device.
+        evaluation: its measures on the test split; None without them.
+        answers: what is asked of the answers to requests that ask for nothing else; only the options of the
+            task.
+        drift_window: left out, as calibrations of these tasks have no scores for a test of drift.
+
+    Raises:
+        ValueError: an option has no meaning for the task, or the coverage cannot be kept.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        evaluation: EvaluationResult | None = None,
+        answers: AnswerSettings | None = None,
+        drift_window: int | None = None,
+    ) -> None:
+        super().__init__(predictor)
+        self.predictor = predictor
+        self.task = predictor.task
+        self._evaluation = evaluation
+        settings = answers or AnswerSettings()
+        for name, value in (asdict(settings) | {"drift_window": drift_window}).items():
+            if value is not None and value is not False and name not in self.task.options:
+                raise invalid(name, f"left out for a run of task={self.task.name}", value)
+        self.parameters = tuple(sorted(self.task.options))
+        self._coverage = settings.coverage
+        self.check(self._coverage)
+        self.drift = DriftWindow(None)
+
+    def check(self, coverage: float | None) -> None:
+        """Raise ValueError if a coverage cannot be kept."""
+        if coverage is not None:
+            self.predictor.interpret(
+                torch.zeros(1, self.predictor.spec.predictions, self.task.outputs), coverage
+            )
+
+    def run(self, images: Sequence[ImageInput]) -> list[ImageResult]:
+        """Run the network on images, and answer by the server's settings."""
+        outputs = self.predictor.logits(torch.stack([image.pixels for image in images]))
+        sizes = [image.size for image in images]
+        answers = self.task.answers(self.predictor.interpret(outputs, self._coverage, sizes))
+        return [ImageResult(answer, outputs, row) for row, answer in enumerate(answers)]
+
+    def question(self, query: QueryParams) -> Question | None:
+        """Return what a query asks for; None if that is what the server's settings say."""
+        coverage = read_number(query, "coverage")
+        return None if coverage in (None, self._coverage) else _TargetQuestion(self, coverage)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `GET /model` says of the network."""
+        task, evaluation = self.task, self._evaluation
+        return super().describe() | {
+            "measures": {} if evaluation is None else evaluation.ensemble,
+            "quality": None if evaluation is None else task.quality(evaluation),
+            "test_images": 0 if evaluation is None else evaluation.n,
+            "coverage": self._coverage,
+            "colors": task.colors(),
+            "scale": task.scale,
+        }
+
+
+@dataclass(frozen=True)
+class _TargetQuestion:
+    """Intervals of a coverage that a request asks for."""
+
+    answerer: TargetAnswerer
+    coverage: float | None
+
+    def prepare(self) -> None:
+        """Check that the coverage can be kept."""
+        self.answerer.check(self.coverage)
+
+    def answers(self, results: Sequence[ImageResult]) -> list[Answer]:
+        """Return the answers for its images."""
+        outputs = torch.stack([result.outputs[result.row] for result in results])
+        return self.answerer.task.answers(self.answerer.predictor.interpret(outputs, self.coverage))
