@@ -3,72 +3,35 @@
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment
-from markupsafe import Markup
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
-from netfission.config import STOPS_EARLY, MethodConfig, RunConfig
-from netfission.ensemble import describe_average
-from netfission.evaluation.calibration import count_images
+from netfission.config import STOPS_EARLY
 from netfission.evaluation.corruption import MIN_SIDE
-from netfission.methods.registry import METHODS
 from netfission.network import FissionNetwork
-from netfission.report.diagram import short
-from netfission.report.figures import standard_error
-from netfission.report.plots import PlotSpec, comparison_plots, run_plots
-from netfission.report.run_data import Run, data_differences, load_runs
-from netfission.report.style import (
-    RENDERING,
-    css_variables,
-    exit_colour_name,
-    inline_svg,
-    template_environment,
+from netfission.report.page import (
+    FigureFiles,
+    MissingPart,
+    Plot,
+    load_images,
+    page_environment,
+    split_settings,
 )
+from netfission.report.plots import comparison_plots, run_plots
+from netfission.report.run_data import Run, data_differences, load_runs
+from netfission.report.targets import target_page
 from netfission.report.votes import Votes, collect_votes
 from netfission.runs.folder import RunFolder
-from netfission.runs.setup import check_run_data, check_unchanged, load_run_data
-from netfission.utils.errors import check_choice, invalid
+from netfission.tasks.registry import task_kind
+from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
-from netfission.utils.text import decimal, percent, printable, unsaturated
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the page.
-
-    Attributes:
-        title: of the figure.
-        meaning: how to read it, in one or two sentences.
-        svg: the figure as a part of the page.
-        file: address of the figure's own file, relative to the page.
-    """
-
-    title: str
-    meaning: str
-    svg: Markup
-    file: str
-
-
-@dataclass(frozen=True)
-class MissingPart:
-    """A part of the page that is left out.
-
-    Attributes:
-        reason: why, in one sentence.
-        command: the command that adds it; empty if no command does.
-    """
-
-    reason: str
-    command: str = ""
+from netfission.utils.text import printable
 
 
 @dataclass(frozen=True)
@@ -125,14 +88,32 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
         _check_out(out)
     if len(paths) == 1:
         paths = [run.path for run in RunFolder(paths[0]).shown_together()]
+    figures = FigureFiles(page)
+    others = [path for path in paths if not _classifies(RunFolder(path))]
+    if others and len(paths) > 1:
+        found = f"{len(paths)}, of which {printable(str(others[0]))} has no classes of images"
+        raise invalid("run", "one folder, or runs of classes of images", found=found)
+    text = target_page(paths[0], figures, data) if others else _class_page(paths, figures, data)
+    for file in figures.files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_together(figures.files | {page: text})
+    return page
+
+
+def _classifies(folder: RunFolder) -> bool:
+    """Whether each image of a run has one class."""
+    return task_kind(folder.load_config().data.task).targets.exclusive
+
+
+def _class_page(paths: Sequence[Path], figures: FigureFiles, data: str | None) -> str:
+    """Return the page about runs of classes of images."""
     runs = load_runs(paths)
-    figures = _FigureFiles(page)
     compared = [figures.add(spec) for spec in comparison_plots(runs)] if len(runs) > 1 else []
     sections = [
         _make_section(run, figures, data) for run in tqdm(runs, unit="run", disable=None, leave=False)
     ]
-    template = _environment().get_template("page.html.j2")
-    text = template.render(
+    template = page_environment().get_template("page.html.j2")
+    return template.render(
         title=runs[0].title if len(runs) == 1 else f"{len(runs)} runs on {runs[0].data}",
         runs=runs,
         compared=compared,
@@ -142,10 +123,6 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
         figures=quote(figures.folder.name),
         version=version("netfission"),
     )
-    for file in figures.files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_together(figures.files | {page: text})
-    return page
 
 
 def _check_out(out: Path) -> None:
@@ -156,30 +133,7 @@ def _check_out(out: Path) -> None:
         raise invalid("out", expected, found=str(out))
 
 
-class _FigureFiles:
-    """The figures' own files next to the page.
-
-    Attributes:
-        folder: of the files.
-        files: contents by path.
-    """
-
-    def __init__(self, page: Path) -> None:
-        self.folder = page.with_suffix("")
-        self.files: dict[Path, str | bytes] = {}
-
-    def add(self, spec: PlotSpec, run: Run | None = None) -> Plot:
-        """Draw a figure and return it for the page; each of several runs has its own subfolder."""
-        name = f"{spec.name}.svg"
-        path = Path(run.key, name) if run is not None and run.letter else Path(name)
-        svg = spec.draw()
-        self.files[self.folder / path] = svg
-        key = f"{run.key if run else 'runs'}-{spec.name}"
-        part = Markup(inline_svg(svg, key, f"{spec.title}. {spec.meaning}"))
-        return Plot(spec.title, spec.meaning, part, quote(f"{self.folder.name}/{path.as_posix()}"))
-
-
-def _make_section(run: Run, figures: _FigureFiles, data: str | None) -> Section:
+def _make_section(run: Run, figures: FigureFiles, data: str | None) -> Section:
     path = shlex.quote(str(run.folder.path))
     votes = _load_votes(run, data)
     missing = dict(_missing_parts(run, path))
@@ -187,31 +141,16 @@ def _make_section(run: Run, figures: _FigureFiles, data: str | None) -> Section:
         missing["votes"] = votes
     plots = {spec.name: figures.add(spec, run) for spec in run_plots(run)}
     shown_votes = None if isinstance(votes, MissingPart) else votes
-    return Section(run, plots, missing, shown_votes, *_split_settings(run))
+    return Section(run, plots, missing, shown_votes, *split_settings(run))
 
 
 def _load_votes(run: Run, data: str | None) -> Votes | MissingPart:
     """Return how the exits of a run vote, or why this is unknown."""
     if run.exits == 1:
         return MissingPart("With one exit there is no disagreement.")
-    config = run.config
-    if data is not None:
-        config = RunConfig.from_dict(config.to_dict() | {"data": data})
-    try:
-        images = load_run_data(config.data, config.fission.seed)
-        if images.classes != run.spec.classes:
-            raise invalid("data", "of the run's classes", found=f"{data or run.data} with other classes")
-        if data is not None:
-            check_run_data(run.config, run.spec, data)
-        check_unchanged(images, run.folder.load_data_summary())
-    except (ValueError, OSError) as error:
-        if data is not None:
-            raise
-        return MissingPart(
-            f"The data set {run.data} cannot be read here, so its images are left out ({_one_line(error)}). "
-            "Pass the folder where it is now:",
-            f"netfission report {shlex.quote(str(run.folder.path))} --data FOLDER",
-        )
+    images = load_images(run, data)
+    if isinstance(images, MissingPart):
+        return images
     return collect_votes(Classifier(run.network, run.spec, run.calibration), images)
 
 
@@ -245,19 +184,6 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
         yield "network", MissingPart(f"Networks of method={method} are not drawn.")
 
 
-def _split_settings(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings that were chosen, and those left at their defaults."""
-    defaults = RunConfig().to_dict()
-    used = METHODS[check_choice("method", run.config.method.method, METHODS)].settings
-    unused = {field.name for field in fields(MethodConfig)} - {"method", *used}
-    settings = {name: value for name, value in run.config.to_dict().items() if name not in unused}
-    always = {"data": run.data, "model": run.spec.model, "exits": run.exits, "seed": run.config.fission.seed}
-    changed = always | {
-        name: value for name, value in settings.items() if value != defaults[name] and name not in always
-    }
-    return changed, {name: value for name, value in settings.items() if name not in changed}
-
-
 def _differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Return the settings that are not the same in all runs, with the value of each run."""
     all_settings = [run.config.to_dict() | {"data": run.data} for run in runs]
@@ -265,34 +191,3 @@ def _differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {
         name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)
     }
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-@cache  # with its templates, which take as long to compile as a figure to draw
-def _environment() -> Environment:
-    environment = template_environment()
-    environment.filters |= {
-        "percent": percent,
-        "unsaturated": unsaturated,
-        "decimal": decimal,
-        "short": short,
-        "number": "{:,}".format,
-        "images": count_images,
-        "error": standard_error,
-        "exit": exit_colour_name,
-        "average": describe_average,
-        "basename": lambda path: printable(Path(path).name),
-        "setting": _setting,
-    }
-    css = files("netfission.report").joinpath("templates/page.css").read_text(encoding="utf-8")
-    environment.globals["style"] = Markup("\n".join((css_variables(), RENDERING, css)))
-    return environment
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "–" if value is None else str(value)

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from netfission.ensemble import describe_average
 from netfission.network import FissionNetwork
 from netfission.profiling.cost import Size
-from netfission.report.run_data import Run
+from netfission.report.run_data import NetworkRun
 from netfission.report.style import exit_colour_name, standalone_svg, template_environment
 from netfission.utils.errors import shortened
 from netfission.utils.plot_style import FONT, LIGHT
-from netfission.utils.text import percent
 
 _COLUMN = 144  # width of a path in pixels
 _SPARSE_COLUMN = 164  # the same if non-zero parameters are shown, too
@@ -94,7 +92,7 @@ class Drawing:
     badges: list[Badge]
 
 
-def draw_network(run: Run) -> str:
+def draw_network(run: NetworkRun) -> str:
     """Draw the network of a run with method fission as the text of a standalone SVG."""
     environment = template_environment()
     environment.filters["px"] = lambda value, line=0: f"{value + LINE * line:.1f}"
@@ -102,7 +100,7 @@ def draw_network(run: Run) -> str:
     return standalone_svg(template.render(drawing=lay_out(run), colours=LIGHT, font=FONT))
 
 
-def lay_out(run: Run) -> Drawing:
+def lay_out(run: NetworkRun) -> Drawing:
     """Lay out the paths of a run's network: one column per path, one row per step, from top to bottom."""
     network = run.network
     assert isinstance(network, FissionNetwork)
@@ -147,16 +145,17 @@ def lay_out(run: Run) -> Drawing:
     return Drawing(network.exits * column, ends[-1].y + _BADGE + 8, image, boxes, edges, ends)
 
 
-def _ends(run: Run, axes: Sequence[float], top: float) -> list[Badge]:
+def _ends(run: NetworkRun, axes: Sequence[float], top: float) -> list[Badge]:
     """Return the exits, and below them the ensemble if there are several."""
     evaluation = run.evaluation
     title = "ensemble"
     exits: list[list[str]] = [[]] * len(axes)
     ensemble: list[str] = []
     if evaluation is not None:
-        title = f"ensemble: mean of {describe_average(evaluation.average)}"
-        exits = [[f"{percent(metrics['top1'])} %"] for metrics in evaluation.exits]
-        ensemble = [f"{percent(evaluation.ensemble['top1'])} %"]
+        task = run.spec.find_task()
+        title = f"ensemble: {task.rule(evaluation.average)}"
+        exits = [[task.in_short(measures)] for measures in evaluation.exits]
+        ensemble = [task.in_short(evaluation.ensemble)]
     badges = [
         Badge(x, top + _BADGE, str(number), exit_colour_name(number), [name, *accuracy])
         for number, (x, name, accuracy) in enumerate(zip(axes, run.exit_names, exits, strict=True))

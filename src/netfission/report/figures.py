@@ -1,6 +1,7 @@
 """Draw the plots of a report from the files in a run's folder."""
 
 from collections.abc import Iterable, Sequence
+from functools import singledispatch
 from math import hypot, sqrt
 from typing import Any
 
@@ -11,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from netfission.data.corrupted import STRENGTHS
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import Corruptions
-from netfission.evaluation.reliability import CalibrationCurve, ReliabilityReport, WorstClass
-from netfission.report.run_data import Run
+from netfission.evaluation.reliability import CalibrationCurve, ConfidenceBin, ReliabilityReport, WorstClass
+from netfission.report.run_data import NetworkRun, Run
 from netfission.report.style import colour, exit_colour, spread_labels
+from netfission.tasks.figures import FEW, Bars, Coverage, FigureData, Reliability, Scatter
 from netfission.utils.errors import shortened
 from netfission.utils.text import percent, printable
 
 _SIZE = (4.4, 3.1)  # inches: two side by side on a screen, one on a phone, with text of the same size
-FEW = 10  # images in a bin, below which its accuracy is unreliable
 _DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _LINE_HEIGHT = 0.062  # of a line of text, as a share of a plot's height
 _SPAN = (270, 170)  # approximate width and height of a plot in points
@@ -66,8 +67,14 @@ def accuracy_against_cost(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def learning_curves(run: Run) -> Figure:
-    """Plot the accuracy of each exit and of the ensemble after every epoch."""
+def learning_curves(run: NetworkRun, title: str = "accuracy, %", factor: float = 100) -> Figure:
+    """Plot the score of each exit and of the ensemble after every epoch.
+
+    Args:
+        run: of any task.
+        title: of the score.
+        factor: by which it is multiplied.
+    """
     figure, axes = _plot()
     held_out = "val/ensemble" in run.epochs[0]
     split = "val" if held_out else "train"
@@ -77,23 +84,23 @@ def learning_curves(run: Run) -> Figure:
     in_training = _logged_names(run, "train")
     epochs = _column(run, "epoch")
     ends = []
-    for name, title, line_colour in lines:
+    for name, line_title, line_colour in lines:
         width = 2.0 if name == "ensemble" else 1.3
         if held_out and name in in_training:
-            training = _column(run, f"train/{name}", 100)
+            training = _column(run, f"train/{name}", factor)
             style: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (2, 2)), "alpha": 0.6}
             if len(epochs) == 1:  # which make no line
                 style |= {"marker": "o", "markersize": 3, "fillstyle": "none"}
             axes.plot(epochs, training, color=line_colour, **style)
-        values = _column(run, f"{split}/{name}", 100)
+        values = _column(run, f"{split}/{name}", factor)
         axes.plot(epochs, values, color=line_colour, linewidth=width, marker=_marker(run), markersize=3)
-        ends.append((values[-1], title, line_colour))
+        ends.append((values[-1], line_title, line_colour))
     _label_ends(axes, epochs[-1], ends)
-    _epoch_axis(axes, "accuracy, %")
+    _epoch_axis(axes, title)
     return figure
 
 
-def likelihood_curves(run: Run) -> Figure:
+def likelihood_curves(run: NetworkRun) -> Figure:
     """Plot the negative log-likelihood of the ensemble after every epoch."""
     figure, axes = _plot()
     epochs = _column(run, "epoch")
@@ -135,9 +142,16 @@ def learning_curves_beside(runs: Sequence[Run]) -> Figure:
 
 def reliability(curve: CalibrationCurve) -> Figure:
     """Plot accuracy by confidence, and the distribution of confidence."""
+    return _reliability(
+        curve.bins, curve.metrics["ece"], "confidence: largest probability, %", "accuracy, %", "images, %"
+    )
+
+
+def _reliability(
+    bins: Sequence[ConfidenceBin], ece: float, confidence: str, frequency: str, counted: str
+) -> Figure:
     figure = Figure(figsize=_SIZE, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    bins = curve.bins
     width = 100 / len(bins)
     lefts = [width * index for index in range(len(bins))]
     for left, bin_ in zip(lefts, bins, strict=True):
@@ -150,19 +164,12 @@ def reliability(curve: CalibrationCurve) -> Figure:
     filled = [bin_ for bin_ in bins if bin_.count]
     means = [100 * bin_.confidence for bin_ in filled], [100 * bin_.accuracy for bin_ in filled]
     upper.plot(*means, "o", markersize=3.5, color=colour("ink"), clip_on=False)
-    upper.set(ylabel="accuracy, %", ylim=(0, 103), xlim=(0, 100), yticks=range(0, 101, 25))
-    upper.text(
-        0.03,
-        0.95,
-        f"ECE {percent(curve.metrics['ece'])} %",
-        transform=upper.transAxes,
-        va="top",
-        fontsize=10,
-    )
+    upper.set(ylabel=frequency, ylim=(0, 103), xlim=(0, 100), yticks=range(0, 101, 25))
+    upper.text(0.03, 0.95, f"ECE {percent(ece)} %", transform=upper.transAxes, va="top", fontsize=10)
     total = sum(bin_.count for bin_ in bins)
     shares = [100 * bin_.count / total for bin_ in bins]
     lower.bar(lefts, shares, width * 0.9, align="edge", color=colour("muted"))
-    lower.set(ylabel="images, %", xlabel="confidence: largest probability, %")
+    lower.set(ylabel=counted, xlabel=confidence)
     lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     figure.align_ylabels()
     return figure
@@ -283,6 +290,112 @@ def corruption(measured: Corruptions) -> Figure:
     return figure
 
 
+def measure_against_cost(run: NetworkRun, measure: str, title: str, factor: float) -> Figure:
+    """Plot a measure of exits and ensemble against dense MACs, and effective MACs if they differ.
+
+    Args:
+        run: an evaluated run of any task.
+        measure: its name in the evaluation.
+        title: of its axis.
+        factor: by which it is multiplied.
+    """
+    evaluation = run.evaluation
+    assert evaluation is not None
+    figure, axes = _plot()
+    scale, unit = _unit(run.costs.size.macs_dense)
+    networks = [
+        (costs.alone, measures[measure], exit_colour(number), str(number))
+        for number, (costs, measures) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
+        if measure in measures
+    ]
+    networks.append((run.costs.size, evaluation.ensemble[measure], colour("ink"), "E"))
+    badges = []
+    for size, value, line_colour, name in networks:
+        x, y = size.macs_dense / scale, factor * value
+        if size.macs_effective != size.macs_dense:
+            effective = size.macs_effective / scale
+            axes.plot([effective, x], [y] * 2, color=line_colour, linewidth=0.8, zorder=2)
+            axes.plot(effective, y, "o", markersize=6, color=line_colour, fillstyle="none", zorder=3)
+        badges.append((x, y, name, line_colour))
+    _mark_single(axes, run.single.size.macs_dense / scale, "single network’s MACs")
+    axes.plot(*zip(*((x, y) for x, y, *_ in badges), strict=True), "o", markersize=0)  # for the limits
+    axes.margins(x=0.12, y=0.15)
+    axes.set_xlim(left=0)
+    _draw_badges(axes, badges, most=100 if factor == 100 else None)
+    axes.set(xlabel=f"MACs per image, {unit}", ylabel=f"test {title}")
+    return figure
+
+
+@singledispatch
+def draw(data: FigureData) -> Figure:
+    """Draw a figure that a task describes."""
+    raise NotImplementedError(type(data).__name__)
+
+
+@draw.register
+def _(data: Bars) -> Figure:
+    figure = Figure(figsize=(_SIZE[0], 0.6 + 0.27 * len(data.values)), layout="constrained")
+    axes = figure.subplots()
+    for row, share in enumerate(data.values.values()):
+        axes.barh(row, 100, 0.62, color=colour("rule"), alpha=0.45)
+        axes.barh(row, 100 * (share or 0), 0.62, color=colour("accent"))
+        inside = share is not None and share >= 0.85
+        text = "–" if share is None else percent(share, 1)
+        axes.text(
+            100 * (share or 0) + (-1.5 if inside else 1.5),
+            row,
+            text,
+            va="center",
+            ha="right" if inside else "left",
+            fontsize=8,
+            color=colour("paper" if inside else "ink"),
+        )
+    axes.set_yticks(range(len(data.values)), [shortened(printable(name), 18) for name in data.values])
+    axes.tick_params(axis="y", labelcolor=colour("ink"))
+    axes.set_ylim(len(data.values) - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set(xlim=(0, 100), xlabel=data.label)
+    return figure
+
+
+@draw.register
+def _(data: Reliability) -> Figure:
+    return _reliability(data.bins, data.ece, data.confidence, data.frequency, data.counted)
+
+
+@draw.register
+def _(data: Scatter) -> Figure:
+    figure, axes = _plot()
+    axes.vlines(data.truth, data.low, data.high, color=colour("accent"), linewidth=0.8, alpha=0.35)
+    axes.plot(data.truth, data.predicted, "o", markersize=2.5, color=colour("ink"))
+    ends = [min(data.truth), max(data.truth)]
+    axes.plot(ends, ends, color=colour("muted"), linewidth=1, linestyle=(0, (3, 3)), zorder=3)
+    name = shortened(printable(data.number), 24)
+    axes.set(xlabel=f"{name}, true", ylabel=f"{name}, predicted")
+    return figure
+
+
+@draw.register
+def _(data: Coverage) -> Figure:
+    figure, axes = _plot()
+    stated = [100 * share for share in data.stated]
+    axes.plot([0, 100], [0, 100], color=colour("muted"), linewidth=1, linestyle=(0, (3, 3)))
+    ends = []
+    for (title, observed), name, dashes in zip(
+        data.observed.items(), ("muted", "accent"), ("--", "-"), strict=False
+    ):
+        shares = [100 * share for share in observed]
+        last = len(data.observed) == 1 or name == "accent"
+        axes.plot(stated, shares, color=colour("accent" if last else name), linestyle="-" if last else dashes)
+        ends.append((shares[-1], title, colour("accent" if last else name)))
+    axes.set(
+        xlabel="probability of the interval, %", ylabel="numbers inside, %", ylim=(0, 103), xlim=(0, 100)
+    )
+    _label_ends(axes, stated[-1], ends)
+    return figure
+
+
 def standard_error(share: float, n: int) -> float:
     """Return the standard error of a share of `n` examples.
 
@@ -298,20 +411,22 @@ def _plot() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _draw_badges(axes: Axes, badges: Iterable[tuple[float, float, str, str]]) -> None:
+def _draw_badges(
+    axes: Axes, badges: Iterable[tuple[float, float, str, str]], most: float | None = 100
+) -> None:
     """Draw points with their names inside, and move those that would overlap to the right.
-
-    The y axis ends just above 100 %.
 
     Args:
         axes: of the plot.
-        badges: x, percentage, name and colour of each point.
+        badges: x, y, name and colour of each point.
+        most: just above which the y axis ends; None for no such bound.
     """
     badges = list(badges)
     for x, y, _, badge_colour in badges:
         axes.plot(x, y, "o", markersize=3, color=badge_colour)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    high = min(high, 100 + 0.03 * (100 - low))
+    if most is not None:
+        high = min(high, most + 0.03 * (most - low))
     axes.set(xlim=(left, right), ylim=(low, high))
     taken: list[tuple[float, float]] = []
     for x, y, name, badge_colour in badges:
@@ -382,12 +497,12 @@ def _epoch_axis(axes: Axes, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
-def _marker(run: Run) -> str:
+def _marker(run: NetworkRun) -> str:
     """Return the marker of a curve: points if there are few, because a single one makes no line."""
     return "o" if len(run.epochs) <= 12 else ""
 
 
-def _logged_names(run: Run, split: str) -> set[str]:
+def _logged_names(run: NetworkRun, split: str) -> set[str]:
     """Return whose accuracy a run's metrics contain on a split: `exit0`, …, `ensemble`.
 
     If a method trains one network that predicts as several members, exit 0's column is the accuracy of all
@@ -398,7 +513,7 @@ def _logged_names(run: Run, split: str) -> set[str]:
     return logged if logged == names else logged & {"ensemble"}
 
 
-def _column(run: Run, name: str, factor: float = 1) -> list[float]:
+def _column(run: NetworkRun, name: str, factor: float = 1) -> list[float]:
     return [factor * row[name] for row in run.epochs]
 
 

@@ -11,8 +11,9 @@ from netfission.network import FissionNetwork
 from netfission.profiling.macs import list_calls
 from netfission.report import figures
 from netfission.report.diagram import draw_network, short
-from netfission.report.run_data import Run
+from netfission.report.run_data import NetworkRun, Run
 from netfission.report.style import render_svg
+from netfission.tasks.figures import FEW, FigureData
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PlotSpec:
 def run_plots(run: Run) -> Iterator[PlotSpec]:
     """Yield the figures of one run."""
     yield from _cost_plots(run)
-    yield from _training_plots(run)
+    yield from training_plots(run, "Accuracy", "accuracy, %")
     yield from _reliability_plots(run)
     if run.corruptions is not None:
         yield _spec(
@@ -46,8 +47,40 @@ def run_plots(run: Run) -> Iterator[PlotSpec]:
             "their mean.",
             partial(figures.corruption, run.corruptions),
         )
+    yield from network_plots(run)
+
+
+def network_plots(run: NetworkRun) -> Iterator[PlotSpec]:
+    """Yield the drawing of a run's network, if it has paths."""
     if isinstance(run.network, FissionNetwork):
         yield PlotSpec("network", "Paths of the network", _network_meaning(run), partial(draw_network, run))
+
+
+def measure_plots(run: NetworkRun, measure: str, title: str, factor: float) -> Iterator[PlotSpec]:
+    """Yield the figure of a measure against the cost, if the run has been evaluated.
+
+    Args:
+        run: of any task.
+        measure: its name in `evaluation`.
+        title: of its axis.
+        factor: by which it is multiplied there.
+    """
+    if run.evaluation is None or measure not in run.evaluation.ensemble:
+        return
+    exits = " numbers: single exits;" if run.costs.exits else ""
+    yield _spec(
+        "measure-cost",
+        "Quality against cost",
+        f"E: the ensemble;{exits} each at the multiply-accumulates (MACs) that it needs, on "
+        f"{run.evaluation.n:,} test images.{_MOVED}{_hollow([run])}",
+        partial(figures.measure_against_cost, run, measure, title, factor),
+    )
+
+
+def data_plots(data: Sequence[FigureData]) -> Iterator[PlotSpec]:
+    """Yield figures that a task describes."""
+    for one in data:
+        yield _spec(one.name, one.title, one.meaning, partial(figures.draw, one))
 
 
 def comparison_plots(runs: Sequence[Run]) -> Iterator[PlotSpec]:
@@ -102,7 +135,15 @@ def _cost_plots(run: Run) -> Iterator[PlotSpec]:
         )
 
 
-def _training_plots(run: Run) -> Iterator[PlotSpec]:
+def training_plots(run: NetworkRun, score: str, axis: str, factor: float = 100) -> Iterator[PlotSpec]:
+    """Yield the figures of a training.
+
+    Args:
+        run: of any task.
+        score: what is shown of each exit after every epoch, at the start of a sentence.
+        axis: title of its axis.
+        factor: by which it is multiplied there.
+    """
     if not run.epochs:
         return
     split = _watched_split([run])
@@ -113,8 +154,8 @@ def _training_plots(run: Run) -> Iterator[PlotSpec]:
     yield _spec(
         "learning",
         "Learning curves",
-        f"Accuracy on {split} images after every epoch{n}.{dashed}",
-        partial(figures.learning_curves, run),
+        f"{score} on {split} images after every epoch{n}.{dashed}",
+        partial(figures.learning_curves, run, axis, factor),
     )
     yield _spec(
         "likelihood",
@@ -132,7 +173,7 @@ def _reliability_plots(run: Run) -> Iterator[PlotSpec]:
         "reliability",
         "Reliability before scaling",
         "Bars that end on the dashed line are calibrated: of the predictions with a confidence of 80 %, 80 % "
-        f"are correct. Pale bars contain fewer than {figures.FEW} of the {report.n:,} test images.",
+        f"are correct. Pale bars contain fewer than {FEW} of the {report.n:,} test images.",
         partial(figures.reliability, report.raw),
     )
     if report.scaled is not None:
@@ -164,7 +205,7 @@ def _reliability_plots(run: Run) -> Iterator[PlotSpec]:
         )
 
 
-def _network_meaning(run: Run) -> str:
+def _network_meaning(run: NetworkRun) -> str:
     shared = "; grey boxes are shared by several exits" if run.exits > 1 else ""
     largest = max(size.parameters_stored for part in run.costs.parts for size in part.paths if size)
     uncounted = f" Not counted: {list_calls(run.costs.uncounted)}." if run.costs.uncounted else ""
@@ -178,13 +219,13 @@ def _network_meaning(run: Run) -> str:
 _MOVED = " Badges that would overlap are moved to the right, with a line to their position."
 
 
-def _hollow(runs: Sequence[Run]) -> str:
+def _hollow(runs: Sequence[NetworkRun]) -> str:
     sizes = [run.costs.size for run in runs]
     sparse = any(size.macs_effective != size.macs_dense for size in sizes)
     return " Hollow: effective MACs, without removed weights." if sparse else ""
 
 
-def _watched_split(runs: Sequence[Run]) -> str:
+def _watched_split(runs: Sequence[NetworkRun]) -> str:
     """Return the split on which the learning curves of runs are measured."""
     held_out = ["val/ensemble" in run.epochs[0] for run in runs]
     return "validation" if all(held_out) else "validation or training" if any(held_out) else "training"

@@ -20,6 +20,7 @@ from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.profiling.cost import NetworkCounts, count
 from netfission.runs.folder import RunFolder
+from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.text import exit_names, printable
 
@@ -27,8 +28,8 @@ _METRICS = {"top1", "nll", "ece", "brier"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class NetworkRun:
+    """A finished run of any task.
 
     Attributes:
         folder: the run's folder.
@@ -41,12 +42,7 @@ class Run:
         costs: of the network.
         single: costs of the single network, before fission or before a baseline copies it.
         epochs: rows of `metrics.csv`; empty if the file does not exist.
-        evaluation: on the test split; this and all that follow are None if they have not been measured.
-        calibration: on the validation split.
-        reliability: calibration and confusion on the test split.
-        cascade: accuracy and cost of early exit.
-        out_of_distribution: how well uncertainty detects out-of-distribution images, per data set.
-        corruptions: accuracy on corrupted images.
+        evaluation: on the test split; None if it has not been measured.
     """
 
     folder: RunFolder
@@ -59,51 +55,7 @@ class Run:
     costs: NetworkCounts
     single: NetworkCounts
     epochs: list[dict[str, float]]
-    evaluation: Evaluation | None
-    calibration: Calibration | None
-    reliability: ReliabilityReport | None
-    cascade: CascadeEvaluation | None
-    out_of_distribution: list[OutOfDistribution] | None
-    corruptions: Corruptions | None
-
-    @classmethod
-    def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> "Run":
-        """Read a run's folder.
-
-        Raises:
-            ValueError: it does not contain a finished run, or a file is damaged.
-        """
-        config = folder.load_config()
-        network, spec = folder.load_network()
-        image = torch.zeros(1, *spec.shape)
-        with torch.random.fork_rng([]):
-            single = spec.single().eval()
-        evaluation = folder.load_evaluation()
-        if evaluation is not None:
-            _check_metrics(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
-        calibration = folder.load_calibration()
-        reliability = folder.load_reliability()
-        if reliability is not None:
-            curves = [curve for curve in (reliability.raw, reliability.scaled) if curve is not None]
-            _check_metrics(folder.reliability, [curve.metrics for curve in curves])
-        return cls(
-            folder=folder,
-            key=key,
-            letter=letter,
-            name=name,
-            config=config,
-            spec=spec,
-            network=network,
-            costs=count(network, image),
-            single=count(single, image),
-            epochs=folder.load_metrics(),
-            evaluation=evaluation,
-            calibration=calibration,
-            reliability=reliability,
-            cascade=folder.load_cascade(),
-            out_of_distribution=folder.load_out_of_distribution(),
-            corruptions=folder.load_corruptions(),
-        )
+    evaluation: EvaluationResult | None
 
     @property
     def exits(self) -> int:
@@ -147,6 +99,78 @@ class Run:
         """Versions and devices that the run was made with."""
         environment = self.folder.load_environment()
         return {**environment.pop("versions", {}), **environment}
+
+    @staticmethod
+    def parts(folder: RunFolder) -> dict[str, Any]:
+        """Read what runs of all tasks have: the attributes from `config` to `epochs`.
+
+        Raises:
+            ValueError: the folder does not contain a finished run, or a file is damaged.
+        """
+        config = folder.load_config()
+        network, spec = folder.load_network(any_task=True)
+        image = torch.zeros(1, *spec.shape)
+        with torch.random.fork_rng([]):
+            single = spec.single().eval()
+        return {
+            "config": config,
+            "spec": spec,
+            "network": network,
+            "costs": count(network, image),
+            "single": count(single, image),
+            "epochs": folder.load_metrics(),
+        }
+
+
+@dataclass(frozen=True)
+class Run(NetworkRun):
+    """A finished run whose images have one class each.
+
+    Attributes:
+        evaluation: on the test split; this and all that follow are None if they have not been measured.
+        calibration: on the validation split.
+        reliability: calibration and confusion on the test split.
+        cascade: accuracy and cost of early exit.
+        out_of_distribution: how well uncertainty detects out-of-distribution images, per data set.
+        corruptions: accuracy on corrupted images.
+    """
+
+    evaluation: Evaluation | None
+    calibration: Calibration | None
+    reliability: ReliabilityReport | None
+    cascade: CascadeEvaluation | None
+    out_of_distribution: list[OutOfDistribution] | None
+    corruptions: Corruptions | None
+
+    @classmethod
+    def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> "Run":
+        """Read a run's folder.
+
+        Raises:
+            ValueError: it does not contain a finished run, or a file is damaged.
+        """
+        parts = cls.parts(folder)
+        evaluation = folder.load_evaluation()
+        if evaluation is not None:
+            _check_metrics(folder.evaluation, [*evaluation.exits, evaluation.ensemble])
+        calibration = folder.load_calibration()
+        reliability = folder.load_reliability()
+        if reliability is not None:
+            curves = [curve for curve in (reliability.raw, reliability.scaled) if curve is not None]
+            _check_metrics(folder.reliability, [curve.metrics for curve in curves])
+        return cls(
+            folder=folder,
+            key=key,
+            letter=letter,
+            name=name,
+            **parts,
+            evaluation=evaluation,
+            calibration=calibration,
+            reliability=reliability,
+            cascade=folder.load_cascade(),
+            out_of_distribution=folder.load_out_of_distribution(),
+            corruptions=folder.load_corruptions(),
+        )
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:

@@ -74,7 +74,7 @@ class TargetAnswerer(Answerer):
         task, evaluation = self.task, self._evaluation
         return super().describe() | {
             "measures": {} if evaluation is None else evaluation.ensemble,
-            "quality": None if evaluation is None else task.quality(evaluation),
+            "quality": None if evaluation is None else task.in_short(evaluation.ensemble),
             "test_images": 0 if evaluation is None else evaluation.n,
             "coverage": self._coverage,
             "colors": task.colors(),

@@ -13,10 +13,11 @@ from netfission.data import ImageData, load_data
 from netfission.data.batches import PairTransform
 from netfission.data.images import to_pixels
 from netfission.data.targets import Targets
-from netfission.ensemble import Average
+from netfission.ensemble import Average, describe_average
 from netfission.methods.base import Method
 from netfission.pruning.prune import CRITERIA
 from netfission.tasks.evaluation import shown_measure
+from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.utils.errors import invalid
 
 
@@ -26,6 +27,10 @@ class EvaluationResult(Protocol):
     @property
     def n(self) -> int:
         """Number of images."""
+
+    @property
+    def average(self) -> Average:
+        """What the ensemble averages over exits."""
 
     @property
     def exits(self) -> list[dict[str, float]]:
@@ -133,6 +138,9 @@ class Task:
         draws_maps: whether its predictions are images, which `netfission predict` writes into a folder.
         crops: whether a network sees the centre of an image that has another shape than its own; False if it
             sees all of it, with black beside it.
+        progress_title: what the score of `progress` is, for the axis of a figure.
+        progress_factor: by which the score is multiplied there.
+        remark: what a table of its measures needs to say, in a sentence or two.
         headline: the measure that stands for all others in one line, among those of `EvaluationResult`.
         evaluation_kind: the type that `evaluate` returns.
         calibration_kind: the type that `calibrate` returns.
@@ -166,6 +174,9 @@ class Task:
     exported: ClassVar[Mapping[str, str]] = {}
     draws_maps: ClassVar[bool] = False
     crops: ClassVar[bool] = True
+    progress_title: ClassVar[str] = "accuracy, %"
+    progress_factor: ClassVar[float] = 100.0
+    remark: ClassVar[str] = ""
     headline: ClassVar[str]
     evaluation_kind: ClassVar[type]
     calibration_kind: ClassVar[type]
@@ -295,9 +306,27 @@ class Task:
         """Return a mean score of `progress` as text."""
         raise NotImplementedError
 
-    def quality(self, evaluation: EvaluationResult) -> str:
-        """Return the headline of measures, in words."""
-        return shown_measure(self.headline, evaluation.ensemble.get(self.headline))
+    def in_short(self, measures: Mapping[str, float]) -> str:
+        """Return the headline of the measures of an exit or of the ensemble, in words."""
+        return shown_measure(self.headline, measures.get(self.headline))
+
+    def rule(self, average: Average) -> str:
+        """Return in words how the exits make one prediction."""
+        return f"mean of {describe_average(average)}"
+
+    def figures(self, evaluation: Any) -> list[FigureData]:
+        """Return what a report draws of measures, see `evaluate`."""
+        return []
+
+    def inspect(self, images: InspectedImages, *, average: Average, calibration: Any = None) -> Inspection:
+        """Return what a report shows of test images and their predictions.
+
+        Args:
+            images: of the test split, at least one.
+            average: what the ensemble averages.
+            calibration: what `calibrate` returned.
+        """
+        return Inspection()
 
     def answers(self, predictions: Any) -> list[dict[str, Any]]:
         """Return what a server answers for each image, of types that JSON has.

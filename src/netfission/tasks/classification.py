@@ -6,7 +6,7 @@ Targets are class indices. The loss is the softmax form of ensemble distillation
 part from disagreement the mutual information of class and exit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -63,6 +63,10 @@ class Classification(Task):
     def shown(self, score: float) -> str:
         """Return an accuracy in %."""
         return f"{percent(score, 1)} %"
+
+    def in_short(self, measures: Mapping[str, float]) -> str:
+        """Return the accuracy in %."""
+        return f"{percent(measures[self.headline])} %"
 
     def calibrate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""

@@ -34,7 +34,7 @@ _LONG = _SHORT | {
     "ece": "ECE",
     "crps": "CRPS",
     "rmse": "RMSE",
-    "mae": "mean absolute error",
+    "mae": "MAE",
     "brier": "Brier score",
     "pixel_accuracy": "accuracy",
     "error_auroc": "AUROC of errors",
@@ -52,6 +52,16 @@ def measure_title(name: str) -> str:
     return f"{title}, %" if name in _IN_PERCENT else title
 
 
+def measure_factor(name: str) -> float:
+    """Return by what a measure is multiplied for people: 100 if its unit is %, else 1.
+
+    Example:
+        >>> measure_factor("mean_iou"), measure_factor("nll")
+        (100.0, 1.0)
+    """
+    return 100.0 if name in _IN_PERCENT else 1.0
+
+
 def measure_number(name: str, value: float | None) -> str:
     """Return the value of a measure for a cell of a table; a dash if it is not defined.
 
@@ -67,7 +77,7 @@ def shown_measure(name: str, value: float | None) -> str:
 
     Example:
         >>> shown_measure("mean_iou", 0.5), shown_measure("mae", 0.25)
-        ('mIoU 50.00 %', 'mean absolute error 0.2500')
+        ('mIoU 50.00 %', 'MAE 0.2500')
     """
     unit = " %" if name in _IN_PERCENT and value is not None else ""
     return f"{_LONG.get(name, name)} {measure_number(name, value)}{unit}"

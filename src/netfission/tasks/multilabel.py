@@ -28,6 +28,8 @@ from netfission.methods.base import Method
 from netfission.tasks.base import NEAR, TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
+from netfission.tasks.figures import FigureData, InspectedImages, Inspection
+from netfission.tasks.label_figures import inspect_labels, precision_bars
 from netfission.utils.errors import check_finite, describe, invalid
 from netfission.utils.text import percent
 
@@ -209,6 +211,11 @@ class Multilabel(Task):
 
     name = "multilabel"
     targets = LABELS
+    progress_title = "labels right, %"
+    remark = (
+        "mAP and F1 are means over labels, NLL, ECE and Brier score over pairs of image and label. Labels "
+        "are predicted from a probability of 1/2, calibrated from the thresholds of the labels."
+    )
     headline = "map"
     exported: ClassVar[Mapping[str, str]] = {
         "probabilities": "(batch, labels), float32: of the ensemble, calibrated",
@@ -241,6 +248,20 @@ class Multilabel(Task):
     def shown(self, score: float) -> str:
         """Return the share of right labels in %."""
         return f"{percent(score, 1)} %"
+
+    def figures(self, evaluation: TargetEvaluation) -> list[FigureData]:
+        """Return the average precision of each label."""
+        return [precision_bars(evaluation.by_target, evaluation.n)]
+
+    def inspect(self, images: InspectedImages, *, average: Average, calibration: Any = None) -> Inspection:
+        """Return precision and recall per label, the reliability, and the images with most wrong labels."""
+        outputs, truth = (torch.cat(parts) for parts in zip(*images.batches(), strict=True))
+        raw = self.predict(outputs, average=average)
+        probabilities = {"reliability": raw.probabilities}
+        answers = self.predict(outputs, average=average, calibration=calibration)
+        if calibration is not None:
+            probabilities["reliability-scaled"] = answers.probabilities
+        return inspect_labels(images, self.names, answers.thresholds, probabilities, truth)
 
     def calibrate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""

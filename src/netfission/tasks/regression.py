@@ -23,6 +23,8 @@ from netfission.methods.base import Method
 from netfission.tasks.base import TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
+from netfission.tasks.figures import InspectedImages, Inspection
+from netfission.tasks.number_figures import describe_intervals, inspect_numbers, normal_width
 from netfission.utils.errors import check_choice, check_finite, describe, invalid
 from netfission.utils.text import decimal
 
@@ -163,13 +165,6 @@ class GaussianDistillationLoss(nn.Module):
         return total / mean.shape[1] if self.reduction == "mean" else total
 
 
-def _describe_rule(average: Average) -> str:
-    """Return in words how the exits make one prediction: by the mixture, whatever a classifier averages."""
-    weights = weights_of(average)
-    rule = "mixture of the exits' Gaussians"
-    return rule if weights is None else f"{rule}, weighted {' : '.join(f'{weight:g}' for weight in weights)}"
-
-
 def _scale_of(names: Sequence[str], scale: Mapping[str, list[float]] | None) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the numbers, float64; 0 and 1 without a scale."""
     scale = scale or {"mean": [0.0] * len(names), "std": [1.0] * len(names)}
@@ -290,6 +285,12 @@ class Regression(Task):
 
     name = "regression"
     targets = NUMBERS
+    progress_title = "absolute error, standard deviations"
+    progress_factor = 1.0
+    remark = (
+        "Errors are in the units of the numbers. Coverage: share of the numbers in intervals of 90 %, those "
+        "of the Gaussian, or calibrated the conformal ones, with their mean width."
+    )
     headline = "mae"
     exported: ClassVar[Mapping[str, str]] = {
         "mean": "(batch, numbers), float32: of the ensemble, in the units of the targets",
@@ -342,6 +343,30 @@ class Regression(Task):
         """Return an absolute error in standard deviations."""
         return decimal(score, 3)
 
+    def rule(self, average: Average) -> str:
+        """Return in words how the exits make one prediction: by the mixture, not by a mean."""
+        weights = weights_of(average)
+        rule = "mixture of the exits' Gaussians"
+        return rule if weights is None else f"{rule}, weighted {' : '.join(f'{w:g}' for w in weights)}"
+
+    def inspect(self, images: InspectedImages, *, average: Average, calibration: Any = None) -> Inspection:
+        """Return predicted against true numbers, the coverage of intervals, and surprising images."""
+        outputs, truth = (torch.cat(parts) for parts in zip(*images.batches(), strict=True))
+        conformal = calibration is not None and calibration.has_widths(NOMINAL)
+        raw = self.predict(outputs, average=average)
+        answers = self.predict(
+            outputs, average=average, calibration=calibration, coverage=NOMINAL if conformal else None
+        )
+        stds = {"as trained": raw.std}
+        if calibration is not None:
+            stds["calibrated"] = answers.std
+        intervals = answers.intervals
+        if intervals is None:
+            half = normal_width(NOMINAL) * answers.std
+            intervals = torch.stack([answers.mean - half, answers.mean + half], dim=2)
+        described = describe_intervals(NOMINAL, conformal)
+        return inspect_numbers(images, self.names, answers.mean, stds, truth, intervals, described)
+
     def calibrate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
     ) -> NumberCalibration:
@@ -384,7 +409,7 @@ class Regression(Task):
             },
             {"std": ensemble.std.mean().item(), "disagreement": ensemble.disagreement.mean().item()},
             calibrated,
-            rule=_describe_rule(average),
+            rule=self.rule(average),
         )
 
     def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ are kept, except those of a random sample of validation pixels, from which a tem
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -39,6 +40,8 @@ from netfission.methods.base import Method
 from netfission.tasks.base import NEAR, Accumulator, Document, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
+from netfission.tasks.figures import FigureData, InspectedImages, Inspection
+from netfission.tasks.pixel_figures import inspect_pixels, iou_bars
 from netfission.utils.errors import check_finite, describe, first_line, invalid
 from netfission.utils.modes import in_mode
 from netfission.utils.png import png_address, png_bytes
@@ -377,6 +380,8 @@ class Segmentation(Task):
     }
     draws_maps = True
     crops = False
+    progress_title = "pixels right, %"
+    remark = "All are over pixels that are not void; mIoU is the mean over the classes that occur."
     headline = "mean_iou"
     evaluation_kind = TargetEvaluation
     calibration_kind = PixelCalibration
@@ -475,6 +480,22 @@ class Segmentation(Task):
     def shown(self, score: float) -> str:
         """Return a share of pixels in %."""
         return percent(score, 1)
+
+    def figures(self, evaluation: TargetEvaluation) -> list[FigureData]:
+        """Return the IoU of each class."""
+        return [iou_bars(evaluation.by_target, evaluation.n)]
+
+    def inspect(self, images: InspectedImages, *, average: Average, calibration: Any = None) -> Inspection:
+        """Return the reliability over pixels, and photographs with their masks and maps."""
+        found = inspect_pixels(
+            images,
+            partial(self.predict, average=average, calibration=calibration),
+            self.numbers,
+            voc_palette(),
+            average=average,
+            temperature=None if calibration is None else calibration.temperature,
+        )
+        return replace(found, legend=self.colors() | dict(found.legend))
 
     def answers(self, predictions: PixelPredictions) -> list[dict[str, Any]]:
         """Return the records with the maps of each photograph, the files that `netfission predict` writes."""

@@ -1,0 +1,165 @@
+"""What the pages of all reports share: figures beside the page, settings, templates, and the run's images."""
+
+import shlex
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from netfission.config import MethodConfig, RunConfig
+from netfission.data import ImageData
+from netfission.ensemble import describe_average
+from netfission.evaluation.calibration import count_images
+from netfission.methods.registry import METHODS
+from netfission.report.diagram import short
+from netfission.report.figures import standard_error
+from netfission.report.plots import PlotSpec
+from netfission.report.run_data import NetworkRun
+from netfission.report.style import (
+    RENDERING,
+    css_variables,
+    exit_colour_name,
+    inline_svg,
+    template_environment,
+)
+from netfission.runs.setup import check_run_data, check_unchanged, load_run_data
+from netfission.tasks.evaluation import measure_number, measure_title
+from netfission.utils.errors import check_choice, invalid
+from netfission.utils.text import decimal, percent, printable, unsaturated
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page.
+
+    Attributes:
+        title: of the figure.
+        meaning: how to read it, in one or two sentences.
+        svg: the figure as a part of the page.
+        file: address of the figure's own file, relative to the page.
+    """
+
+    title: str
+    meaning: str
+    svg: Markup
+    file: str
+
+
+@dataclass(frozen=True)
+class MissingPart:
+    """A part of the page that is left out.
+
+    Attributes:
+        reason: why, in one sentence.
+        command: the command that adds it; empty if no command does.
+    """
+
+    reason: str
+    command: str = ""
+
+
+class FigureFiles:
+    """The figures' own files next to the page.
+
+    Attributes:
+        folder: of the files.
+        files: contents by path.
+    """
+
+    def __init__(self, page: Path) -> None:
+        self.folder = page.with_suffix("")
+        self.files: dict[Path, str | bytes] = {}
+
+    def add(self, spec: PlotSpec, run: NetworkRun | None = None) -> Plot:
+        """Draw a figure and return it for the page; each of several runs has its own subfolder."""
+        name = f"{spec.name}.svg"
+        path = Path(run.key, name) if run is not None and run.letter else Path(name)
+        svg = spec.draw()
+        self.files[self.folder / path] = svg
+        key = f"{run.key if run else 'runs'}-{spec.name}"
+        part = Markup(inline_svg(svg, key, f"{spec.title}. {spec.meaning}"))
+        return Plot(spec.title, spec.meaning, part, quote(f"{self.folder.name}/{path.as_posix()}"))
+
+
+def load_images(run: NetworkRun, data: str | None) -> ImageData | MissingPart:
+    """Return the data set of a run, or why it cannot be read.
+
+    Args:
+        run: the run.
+        data: where the data set is now; None if it has not moved.
+
+    Raises:
+        ValueError: `data` is not the run's data set.
+        OSError: there is no data set at `data`.
+    """
+    config = run.config
+    if data is not None:
+        config = RunConfig.from_dict(config.to_dict() | {"data": data})
+    try:
+        images = load_run_data(config.data, config.fission.seed)
+        if images.classes != run.spec.classes:
+            raise invalid("data", "of the run's classes", found=f"{data or run.data} with other classes")
+        if data is not None:
+            check_run_data(run.config, run.spec, data)
+        check_unchanged(images, run.folder.load_data_summary())
+    except (ValueError, OSError) as error:
+        if data is not None:
+            raise
+        return MissingPart(
+            f"The data set {run.data} cannot be read here, so its images are left out ({_one_line(error)}). "
+            "Pass the folder where it is now:",
+            f"netfission report {shlex.quote(str(run.folder.path))} --data FOLDER",
+        )
+    return images
+
+
+def split_settings(run: NetworkRun) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that were chosen, and those left at their defaults."""
+    defaults = RunConfig().to_dict()
+    used = METHODS[check_choice("method", run.config.method.method, METHODS)].settings
+    unused = {field.name for field in fields(MethodConfig)} - {"method", *used}
+    settings = {name: value for name, value in run.config.to_dict().items() if name not in unused}
+    always = {"data": run.data, "model": run.spec.model, "exits": run.exits, "seed": run.config.fission.seed}
+    changed = always | {
+        name: value for name, value in settings.items() if value != defaults[name] and name not in always
+    }
+    return changed, {name: value for name, value in settings.items() if name not in changed}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@cache  # with its templates, which take as long to compile as a figure to draw
+def page_environment() -> Environment:
+    """Return the environment of the templates of pages."""
+    environment = template_environment()
+    environment.filters |= {
+        "percent": percent,
+        "unsaturated": unsaturated,
+        "decimal": decimal,
+        "short": short,
+        "number": "{:,}".format,
+        "images": count_images,
+        "error": standard_error,
+        "exit": exit_colour_name,
+        "average": describe_average,
+        "basename": lambda path: printable(Path(path).name),
+        "setting": _setting,
+        "measure": measure_number,
+        "measure_title": measure_title,
+    }
+    css = files("netfission.report").joinpath("templates/page.css").read_text(encoding="utf-8")
+    environment.globals["style"] = Markup("\n".join((css_variables(), RENDERING, css)))
+    return environment
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
