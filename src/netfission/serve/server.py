@@ -237,5 +237,6 @@ def _target_answerer(folder: ModelFolder, settings: Settings, device: str) -> An
     """Make the answerer of a network of another task; ValueError if it does not allow what is asked."""
     predictor = Predictor.from_folder(folder).to(device)
     evaluation = folder.load_target_evaluation(predictor.spec)
-    deployed = Predictor(deployed_network(predictor), predictor.spec, predictor.calibration)
-    return TargetAnswerer(deployed, evaluation, settings.answers, settings.drift_window)
+    answerer = TargetAnswerer(predictor, evaluation, settings.answers, settings.drift_window)
+    predictor.network = deployed_network(predictor)  # only now, as what is asked may be refused
+    return answerer

@@ -20,7 +20,7 @@ class TargetAnswerer(Answerer):
     """Answers with `Task.answers`: what `netfission predict` writes of each image.
 
     Args:
-        predictor: the network, deployed and on its device.
+        predictor: the network, on its device.
         evaluation: its measures on the test split; None without them.
         answers: what is asked of the answers to requests that ask for nothing else; only the options of the
             task.
