@@ -226,8 +226,6 @@ def test_an_unknown_task_is_refused(capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        ["serve", "--risk", "0.1"],
-        ["calibrate", "--data", "digits"],
         ["evaluate", "--cascade"],
         ["evaluate", "--ood", "inverted"],
         ["evaluate", "--data", "digits"],

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.datastructures import QueryParams
 
 from netfission.classifier import Predictor
 from netfission.classifier.answer_settings import AnswerSettings
@@ -21,9 +22,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 OTHERS = [name for name in TASKS if not find_task(name, ["a"]).targets.exclusive]
 
 
-def client_of(run, **settings):
+def client_of(run):
     """Asks the application of a server, without a socket; a context, in which it runs."""
-    server = make_server(str(run), Settings(device="cpu", threads=1, **settings))
+    server = make_server(str(run), Settings(device="cpu", threads=1))
     return testclient.TestClient(server.config.app, "http://127.0.0.1")
 
 
@@ -105,10 +106,11 @@ def test_numbers_have_intervals_if_a_request_or_the_server_asks_for_them(served,
     answer = served["regression"].post("/predict?coverage=0.8", content=image.read_bytes()).json()
     del answer["seconds"]
     assert answer == near(expected) and answer["coverage"] == 0.8
-    with client_of(run_of("regression"), answers=AnswerSettings(coverage=0.8)) as client:
-        assert client.get("/model").json()["coverage"] == 0.8
-        again = client.post("/predict", content=image.read_bytes()).json()
-        assert again["low"] == near(answer["low"]) and again["high"] == near(answer["high"])
+    own = TargetAnswerer(Predictor.from_pretrained(run_of("regression")), None, AnswerSettings(coverage=0.8))
+    with Image.open(image) as opened_image:
+        (result,) = own.run([own.read(opened_image)])
+    assert result.answer == near(expected) and own.describe()["coverage"] == 0.8
+    assert own.question(QueryParams("coverage=0.8")) is None
 
 
 @pytest.mark.parametrize("task", OTHERS)

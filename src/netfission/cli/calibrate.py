@@ -8,6 +8,7 @@ from netfission.cli.evaluate import older_exports, refuse_with_own_data, with_ow
 from netfission.cli.parser import Parser
 
 if TYPE_CHECKING:
+    from netfission.config import RunConfig
     from netfission.runs.calibrate import Recalibration
     from netfission.runs.folder import RunFolder
 
@@ -32,19 +33,46 @@ def parser() -> Parser:
 
 
 def run(settings: Namespace) -> None:
-    """Fit a run's temperature and abstention anew, on its validation split or on other data."""
+    """Fit a run's calibration anew, on its validation split or on other data."""
     from netfission.runs.calibrate import calibrate
     from netfission.runs.folder import RunFolder
 
     folder = RunFolder(Path(settings.run))
     config = folder.load_config()
+    classifies = folder.load_spec(any_task=True).find_task().targets.exclusive
     own = with_own_data(folder, config, settings.data)
+    if not classifies:
+        _calibrate_targets(folder, config, own, settings)
+        return
     if own is None:
         result = calibrate(folder, config, settings.data, split=settings.split)
     else:
         refuse_with_own_data(settings, "split")
         result = calibrate(folder, own)
     print("\n".join(_lines(folder, result)))
+
+
+def _calibrate_targets(
+    folder: "RunFolder", config: "RunConfig", own: "RunConfig | None", settings: Namespace
+) -> None:
+    """Fit what a run of labels, numbers or pixels learns from held-out images anew."""
+    from netfission.runs.calibrate_targets import calibrate_targets
+
+    if own is None:
+        result = calibrate_targets(folder, config, settings.data, split=settings.split)
+    else:
+        refuse_with_own_data(settings, "split")
+        result = calibrate_targets(folder, own)
+    lines = [f"calibrated: {result.calibration.summary()}"]
+    if result.replaced is not None:
+        lines.append(f"before:     {result.replaced.summary()}")
+    if result.unmeasured:
+        lines.append(f"no calibrated figures in {folder.evaluation.name}: {result.unmeasured}")
+    elif result.evaluation is not None:
+        lines += ["", result.evaluation.table(config.fission.linear), ""]
+    files = [folder.calibration] if result.evaluation is None else [folder.calibration, folder.evaluation]
+    lines.append(f"wrote {' and '.join(file.name for file in files)} in {folder.path}")
+    print("\n".join([*lines, *older_exports(folder, result.calibration)]))
 
 
 def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:

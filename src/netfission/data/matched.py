@@ -9,9 +9,10 @@ import numpy as np
 
 from netfission.data.images import Mode
 from netfission.data.label_files import class_name
-from netfission.data.sources import check_data_name, find_labelled, is_named
+from netfission.data.sources import check_data_name, find_labelled, find_targets, is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Rows, StreamedSplit, readable
+from netfission.data.targets import Targets
 from netfission.utils.errors import check_choice, did_you_mean, invalid
 
 Part = Literal["train", "validation", "test", "all"]
@@ -117,6 +118,53 @@ def load_matched(
     if not len(images):
         raise invalid("data", "a data set of readable images", found=f"{left_out} damaged ones in {name}")
     return images
+
+
+def load_matched_targets(
+    name: str,
+    names: Sequence[str],
+    shape: Sequence[int],
+    targets: Targets,
+    *,
+    part: Part | None = None,
+    preferred: Sequence[Part] = ("test",),
+) -> MatchedImages:
+    """Load the images of a table with labels or numbers, in the shape that a network expects.
+
+    Args:
+        name: of the table.
+        names: the network's labels or numbers. Those of the table are matched by name, in any order; others
+            in the table are left out.
+        shape: channels (1 or 3), height and width.
+        targets: their kind.
+        part: see `load_matched`.
+        preferred: see `load_matched`.
+
+    Raises:
+        ValueError: it is no such table, there is no such part, or it lacks a name.
+        FileNotFoundError: the table does not exist.
+    """
+    source = find_targets(name, targets, train_required=False)
+    if missing := [known for known in names if known not in source.classes]:
+        expected = f"a table with the {targets.noun} that the network knows"
+        raise invalid("data", expected, found=f"{name} without {_listed(missing)}")
+    columns = [source.classes.index(known) for known in names]
+    found = _parts(source.splits)
+    default: Part = next((split for split in preferred if split in found), "all")
+    chosen = default if part is None else part
+    check_choice("split", chosen, dict.fromkeys([*found, "all"]))
+    channels, *size = shape
+    mode: Mode = "L" if channels == 1 else "RGB"
+    records = list(found.values()) if chosen == "all" else [found[chosen]]
+    splits = [
+        StreamedSplit(
+            replace(rows, mode=mode, labels=rows.labels[:, columns]),
+            np.arange(len(rows.labels)),
+            (size[0], size[1]),
+        )
+        for rows in records
+    ]
+    return MatchedImages(full_name(name), chosen, splits, list(names), 0)
 
 
 def full_name(name: str) -> str:

@@ -98,12 +98,13 @@ def find_source(name: str, *, train_required: bool = True) -> Source:
     return source
 
 
-def find_targets(name: str, targets: Targets) -> Source:
+def find_targets(name: str, targets: Targets, *, train_required: bool = True) -> Source:
     """Find a data set whose images are labelled with targets of a kind; other than classes, in a table.
 
     Args:
         name: see `netfission.data.load_data`.
         targets: their kind.
+        train_required: see `find_source`.
 
     Raises:
         ValueError: it is no such table, or see `find_source`.
@@ -115,14 +116,14 @@ def find_targets(name: str, targets: Targets) -> Source:
         ['0', '1', '2']
     """
     if targets.read is None:
-        return find_source(name)
+        return find_source(name, train_required=train_required)
     check_data_name(name)
     table = Path(name)
     if not table.is_file():
         suffixes = ", ".join(TABLE_FILES)
         raise invalid("data", f"{targets.expected} ({suffixes}) for this task", name)
     found = targets.read(table)
-    contents = read_rows(table, found.rows)
+    contents = read_rows(table, found.rows, train_required=train_required)
     values = {row.label: parse(row) for row in found.rows}
 
     def records(part: LabelledImages) -> FileRecords:

@@ -70,7 +70,7 @@ def calibrate(
         OSError: a data set cannot be found, or a file cannot be written.
     """
     network, spec, device = load_on_device(folder, config)
-    data, unmeasured = _load_own(folder, config, spec, required=name is None)
+    data, unmeasured = load_own(folder, config, spec, required=name is None)
     if name is None:
         assert data is not None
         if data.validation is None:
@@ -114,7 +114,7 @@ def calibrate(
     return Recalibration(calibration, replaced, reliability, unmeasured, missing)
 
 
-def _load_own(
+def load_own(
     folder: RunFolder, config: RunConfig, spec: NetworkSpec, *, required: bool
 ) -> tuple[ImageData | None, str]:
     """Load a run's own data set; unless it is required, return None and a sentence if it cannot be read."""

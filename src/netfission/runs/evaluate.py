@@ -62,11 +62,13 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
         fitted: Any = measured(calibrator, data.validation)
         calibration = replace(fitted, weights=folder.weights_sha256())
         write_json(folder.calibration, calibration.to_json())
-    evaluator = task.evaluator(average=spec.average, calibration=calibration)
+    overlap = "" if calibration is None else calibration.overlap
+    evaluator = task.evaluator(average=spec.average, calibration=None if overlap else calibration)
     evaluation, report = measured(evaluator, data.test)
     write_json(folder.evaluation, evaluation.to_json())
-    if overlap := getattr(calibration, "overlap", ""):
-        warnings.warn(f"no {folder.reliability.name}: {overlap}", stacklevel=2)
+    if overlap:
+        what = folder.reliability.name if task.targets.exclusive else "calibrated figures"
+        warnings.warn(f"no {what}: {overlap}", stacklevel=2)
         folder.reliability.unlink(missing_ok=True)
         report = None
     if report is not None:

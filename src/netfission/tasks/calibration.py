@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from netfission.ensemble import Average
-from netfission.evaluation.calibration import VALIDATION
+from netfission.evaluation.calibration import VALIDATION, count_images
 from netfission.utils.checksums import parse_json
 from netfission.utils.typed import typed
 
@@ -21,6 +21,7 @@ class TargetCalibration:
         fitted_on: the images, in words.
         dependence: how the network depends on them, in words; empty if it does not.
         weights: SHA-256 of the network's weights.
+        overlap: which of these images are test images of the run, in words; empty if none is.
 
     Example:
         >>> calibration = TargetCalibration(n=20, average="logits")
@@ -33,6 +34,16 @@ class TargetCalibration:
     fitted_on: str = VALIDATION
     dependence: str = ""
     weights: str = ""
+    overlap: str = ""
+
+    @property
+    def images(self) -> str:
+        """The images in words, with their number."""
+        return count_images(self.n, self.fitted_on)
+
+    def summary(self) -> str:
+        """Return what was learned from which images, in one line."""
+        return self.images
 
     @property
     def digest(self) -> str:

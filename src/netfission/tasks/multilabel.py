@@ -31,7 +31,7 @@ from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.tasks.label_figures import inspect_labels, precision_bars
 from netfission.utils.errors import check_finite, describe, invalid
-from netfission.utils.text import percent
+from netfission.utils.text import decimal, percent
 
 
 def as_pairs(logits: Tensor) -> Tensor:
@@ -121,6 +121,11 @@ class LabelCalibration(TargetCalibration):
 
     temperature: float
     thresholds: list[float]
+
+    def summary(self) -> str:
+        """Return temperature and thresholds in one line."""
+        thresholds = ", ".join(decimal(threshold, 3) for threshold in self.thresholds)
+        return f"temperature {self.temperature:.3f}, thresholds {thresholds}, by {self.images}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ TASKS: Mapping[str, str] = {
     "regression": "regression:Regression",
     "segmentation": "segmentation:Segmentation",
 }
-_FOR_ALL = "train, evaluate, predict, report, serve, export and cost support it"
+_FOR_ALL = "train, evaluate, predict, calibrate, report, serve, export and cost support it"
 
 
 def task_kind(name: str) -> type[Task]:
@@ -75,9 +75,9 @@ def other_task(argument: str, task: str, command: str) -> ValueError:
     """Return the error for something that cannot be done yet with a task.
 
     Example:
-        >>> print(other_task("runs/first", "regression", "calibrate"))
-        runs/first must be of task=classification for calibrate, got task=regression; train, evaluate, \
-predict, report, serve, export and cost support it
+        >>> print(other_task("runs/first", "regression", "finetune"))
+        runs/first must be of task=classification for finetune, got task=regression; train, evaluate, \
+predict, calibrate, report, serve, export and cost support it
     """
     expected = f"of task={next(iter(TASKS))} for {command}"
     return invalid(argument, expected, found=f"task={task}", hint=_FOR_ALL)

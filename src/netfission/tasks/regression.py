@@ -26,7 +26,7 @@ from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import InspectedImages, Inspection
 from netfission.tasks.number_figures import describe_intervals, inspect_numbers, normal_width
 from netfission.utils.errors import check_choice, check_finite, describe, invalid
-from netfission.utils.text import decimal
+from netfission.utils.text import decimal, percent
 
 _LEAST, _MOST = -10.0, 2.0  # logarithm of a variance, of numbers with variance 1
 _CLIP = 1.0  # norm of the gradient: the likelihood of a confident mistake is steep without end
@@ -193,6 +193,14 @@ class NumberCalibration(TargetCalibration):
 
     scales: list[float]
     errors: list[list[float]]
+
+    def summary(self) -> str:
+        """Return the scales, and half the width of intervals of 90 % if there are some, in one line."""
+        parts = [f"standard deviations times {', '.join(f'{scale:.3f}' for scale in self.scales)}"]
+        if self.has_widths(NOMINAL):
+            widths = ", ".join(f"{width:.3f}" for width in self.widths(NOMINAL))
+            parts.append(f"intervals of {percent(NOMINAL, 0)} % ± {widths} of them as trained")
+        return f"{'; '.join(parts)}; by {self.images}"
 
     def has_widths(self, coverage: float) -> bool:
         """Return whether there are intervals of a coverage: enough images, on which nothing depends."""

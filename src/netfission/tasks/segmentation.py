@@ -66,6 +66,10 @@ class PixelCalibration(TargetCalibration):
     pixels: int
     temperature: float
 
+    def summary(self) -> str:
+        """Return the temperature in one line."""
+        return f"temperature {self.temperature:.3f}, by {self.pixels:,} pixels of {self.images}"
+
 
 class PixelSample:
     """A uniform random sample, without replacement, of the labelled pixels of all batches.
