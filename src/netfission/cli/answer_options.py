@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from netfission.cli.parser import Parser, flag_name
 from netfission.config import DEFAULT_RISK
-from netfission.utils.errors import invalid
 
 if TYPE_CHECKING:  # slow to import, and parsing needs none of it
     from netfission.tasks import Task
@@ -81,9 +80,7 @@ def check_options(task: Task, given: Mapping[str, Any]) -> None:
         task: of a run.
         given: option → its value.
     """
-    for name, value in given.items():
-        if name not in task.options:
-            raise invalid(flag_name(name), f"left out for a run of task={task.name}", value)
+    task.check_options(given, flag_name)
 
 
 def given_options(settings: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from netfission.serve.answerer import Answer, Answerer, ImageInput, ImageResult,
 from netfission.serve.drift import DriftWindow
 from netfission.serve.query import read_number
 from netfission.tasks.base import EvaluationResult
-from netfission.utils.errors import invalid
 
 
 class TargetAnswerer(Answerer):
@@ -42,9 +41,7 @@ class TargetAnswerer(Answerer):
         self.task = predictor.task
         self._evaluation = evaluation
         settings = answers or AnswerSettings()
-        for name, value in (asdict(settings) | {"drift_window": drift_window}).items():
-            if value is not None and value is not False and name not in self.task.options:
-                raise invalid(name, f"left out for a run of task={self.task.name}", value)
+        self.task.check_options(asdict(settings) | {"drift_window": drift_window})
         self.parameters = tuple(sorted(self.task.options))
         self._coverage = settings.coverage
         self.check(self._coverage)

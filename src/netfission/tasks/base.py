@@ -269,6 +269,21 @@ class Task:
             raise invalid("criterion", f"{others} with task={cls.name}", fission.criterion)
 
     @classmethod
+    def check_options(cls, given: Mapping[str, Any], named: Callable[[str], str] = str) -> None:
+        """Check what is asked of predictions.
+
+        Args:
+            given: option → its value; those that are None or False are not asked for.
+            named: an option → its name in a message.
+
+        Raises:
+            ValueError: an option has no meaning for the task.
+        """
+        for name, value in given.items():
+            if value is not None and value is not False and name not in cls.options:
+                raise invalid(named(name), f"left out for a run of task={cls.name}", value)
+
+    @classmethod
     def training(cls, training: TrainingConfig) -> TrainingConfig:
         """Return the settings of a training, with the task's own value of what is left open."""
         return training
