@@ -1,5 +1,5 @@
 // Draws answers that are no class of the whole image: labels, numbers, or maps of the classes of pixels.
-import { SPACE, bar, bare, make, probability, rounded } from "/common.js";
+import { SPACE, bar, bare, make, probability, rounded, setting } from "/common.js";
 
 const DIGITS = 4; // significant ones of numbers
 const WIDTH = 3; // of the line of a number, in standard deviations of the training images to either side
@@ -145,7 +145,7 @@ function drawNumbers({ answer }, model) {
     list.append(row);
   });
   const interval = promised
-    ? `The band is an interval that contains the number of at least ${bare(answer.coverage)}${SPACE}% of images that are drawn as the ${model.calibrated_on} were. `
+    ? `The band is an interval that contains the number of at least ${setting(answer.coverage)} of images that are drawn as the ${model.calibrated_on} were. `
     : "The band is one standard deviation to either side. ";
   return [list, make("p", `${interval}The line spans ${WIDTH} standard deviations of the training images about their mean.`, "quiet", "small")];
 }
