@@ -513,7 +513,7 @@ def test_more_exits_than_stages_go_with_branch_points(model: nn.Module) -> None:
 
 
 def test_a_keyword_that_is_unknown_is_a_type_error(model: nn.Module) -> None:
-    message = r"^keyword must be one of exits, .*, seed, got 'exit'; did you mean exits or linear_exits\?$"
+    message = r"^keyword must be one of exits, .*, got 'exit'; did you mean exits or linear_exits\?$"
     with pytest.raises(TypeError, match=message):
         nf.fission(model, exit=3, example_input=IMAGES)  # type: ignore[call-arg]
 

@@ -307,5 +307,5 @@ def _around_best(logits: Tensor, labels: Tensor, low: float, high: float) -> tup
 
 
 def _entropy(probabilities: Tensor, dim: int) -> Tensor:
-    terms: Tensor = torch.special.entr(probabilities)  # 0 at 0, where p log p would be NaN
+    terms = -torch.xlogy(probabilities, probabilities)  # 0 at 0, where p log p would be NaN
     return terms.sum(dim=dim)

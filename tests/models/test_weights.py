@@ -337,7 +337,7 @@ def test_a_whole_model_is_refused_by_its_class(file: Path) -> None:
     assert "wants netfission.models.wide_resnet." in _refusal(file)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's, about TorchScript
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_programs_are_refused_by_their_kind(file: Path) -> None:
     model, images = nn.Linear(2, 2), torch.zeros(1, 2)
     torch.jit.trace(model, images).save(str(file))

@@ -47,8 +47,15 @@ class Function(nn.Module):
 # --- dense ------------------------------------------------------------------------------------------
 
 
+def counts_attention() -> bool:
+    """Whether PyTorch's counter knows the operation that attention is on a CPU; that of 2.11 does not."""
+    return half_the_flops(LAYERS["attention"], X) > 0
+
+
 @pytest.mark.parametrize("case", contract().CASES, ids=lambda case: case.model)
 def test_contract_models_agree_with_pytorchs_counter(case, small_model):
+    if "vit" in case.model and not counts_attention():
+        pytest.skip("PyTorch does not count attention")
     model = small_model(case.model, 7).eval()
     images = torch.randn(1, 3, case.side, case.side)
     counter = run_counted(model, images)
@@ -75,6 +82,8 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_agree_with_pytorchs_counter(name):
+    if "attention" in name and not counts_attention():
+        pytest.skip("PyTorch does not count attention")
     counter = run_counted(LAYERS[name], X)
     assert counter.total.dense == half_the_flops(LAYERS[name], X) > 0
     assert not counter.uncounted
@@ -124,6 +133,8 @@ class SelfAttention(nn.MultiheadAttention):
     ids=lambda module: type(module).__name__,
 )
 def test_fused_transformer_layers_are_counted_as_their_products(module):
+    if not counts_attention():
+        pytest.skip("PyTorch does not count attention")
     tokens = torch.randn(2, 5, 8)
     with torch.no_grad():
         assert half_the_flops(module.eval(), tokens) == 0  # the fused operation, of which it knows nothing

@@ -151,7 +151,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("divide", [lambda model: nf.fission(model, 2, example_input=IMAGES), None])
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings("ignore:.*(torch.jit.script|spectral_norm):FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*(torch.jit.script|spectral_norm)")
 def test_what_is_not_the_plain_network_is_refused(name: str, divide: Any) -> None:
     make, message = CASES[name]
     model = make()
