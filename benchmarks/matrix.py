@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -101,7 +102,13 @@ def _run(name: str, row: Row, tests: Sequence[str], *, keep: bool) -> dict[str, 
         with (folder / "tests.log").open("w") as log:
             command.append(f"--junitxml={report}")
             subprocess.run(
-                command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT, check=False
+                command,
+                cwd=ROOT,
+                env=variables,
+                stdout=log,
+                stderr=log,
+                check=False,
+                preexec_fn=_interruptible,
             )
         if not report.is_file():
             raise RuntimeError(f"{name}: the tests did not run, see {log.name}")
@@ -110,6 +117,11 @@ def _run(name: str, row: Row, tests: Sequence[str], *, keep: bool) -> dict[str, 
     finally:
         if not keep:
             shutil.rmtree(folder / "venv", ignore_errors=True)
+
+
+def _interruptible() -> None:
+    """Let tests of Ctrl-C work in a job that a shell runs in the background, which ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _VERSIONS = (
