@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# That share the tests: one more than there are cores, as some tests wait, and at most 4.
+PROCESSES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 4)))
 
 .PHONY: demo test check zoo torture fuzz matrix docs format clean
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ demo: $(VENV)/.ready ## train, evaluate and compare on real digits in under 3 mi
 	$(BIN)/netfission demo
 
 test: $(VENV)/.ready ## run the test suite, with compiled modules cached, as many processes load them
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 check: $(VENV)/.ready ## lint, format, strict types and the layers of packages
 	$(BIN)/ruff check .
