@@ -30,7 +30,12 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import TrainingModule
 from netfission.runs.setup import build_network, check_run, data_task, load_run_data, make_batches
 from netfission.runs.train import train
-from netfission.tasks.segmentation import PixelCalibration, PixelSample, Segmentation
+from netfission.tasks.segmentation import (
+    PixelCalibration,
+    PixelSample,
+    Segmentation,
+    median_frequency_weights,
+)
 
 NAMES = ["road", "sky", "car"]
 
@@ -515,6 +520,23 @@ def test_costs_are_counted(run_of, capsys):
 def test_the_description_of_a_run_has_the_numbers(run_of):
     spec = RunFolder(run_of("segmentation")).load_spec(any_task=True)
     assert (spec.task, spec.scale, spec.format) == ("segmentation", {"numbers": [0.0, 1.0, 2.0]}, 2)
+
+
+def test_held_out_photographs_do_not_weigh(settings_for, tmp_path):
+    """The counts are those of the training masks alone."""
+    folder = settings_for("segmentation").data.data
+    shutil.copytree(folder, tmp_path / "masks", ignore=shutil.ignore_patterns("val"))
+    config = settings_for("segmentation", balance="weights", validation=0.3, data=str(tmp_path / "masks"))
+    data = load_run_data(config.data, 0, training=True)
+    masks = data.train.labels  # scaled to one size, unlike the masks that are counted
+    counted = [int((masks == number).sum()) for number in range(len(data.classes))]
+    assert data.pixels == counted
+
+
+def test_a_class_that_does_not_occur_changes_no_weight():
+    expected = median_frequency_weights([800, 150, 50], [10, 10, 5], total=10)
+    found = median_frequency_weights([800, 150, 50, 0], [10, 10, 5, 0], total=10)
+    assert found.tolist() == [*expected.tolist(), 1.0]
 
 
 def test_rare_classes_weigh_more_in_the_loss(settings_for):

@@ -84,7 +84,7 @@ def load_mask_data(
         test=splits["test"],
         summary=_summarise(found, rows, parts, _copies(parts, name) if checks else Copies({}, [])),
         numbers=found.numbers,
-        pixels=found.pixels["train"][:-1],
+        pixels=found.in_masks["train"][rows["train"]].sum(dim=0).tolist(),
     )
 
 

@@ -116,7 +116,7 @@ class MaskData:
         validation: validation split; None if the folder has no such split.
         test: test split.
         pixels: split → number of pixels of each class, and of void pixels at the end.
-        present: split → whether each mask has each class, bool `(masks, classes)`.
+        in_masks: split → number of pixels of each class in each mask, int32 `(masks, classes)`.
         origins: split → the folder of its photographs, within the data set's.
         left_out: reason → number of files that are in no split.
 
@@ -146,9 +146,14 @@ class MaskData:
     validation: MaskSplit | None
     test: MaskSplit
     pixels: dict[SplitName, list[int]]
-    present: dict[SplitName, Tensor]
+    in_masks: dict[SplitName, Tensor]
     origins: dict[SplitName, str]
     left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def present(self) -> dict[SplitName, Tensor]:
+        """Split → whether each mask has each class, bool `(masks, classes)`."""
+        return {split: counts > 0 for split, counts in self.in_masks.items()}
 
     @property
     def void(self) -> int:
@@ -234,7 +239,7 @@ def load_masks(
         splits.get("validation"),
         splits["test"],
         {split: [*counts.pixels[numbers].tolist(), counts.void] for split, counts in found.items()},
-        {split: counts.present[:, numbers] for split, counts in found.items()},
+        {split: counts.in_masks[:, numbers] for split, counts in found.items()},
         origins,
         left_out,
     )
@@ -340,14 +345,19 @@ class _Counts:
         void: number of void pixels.
         sizes: heights and widths, with the number of masks of each.
         first: number → the first mask that has it.
-        present: bool `(masks, 256)`: whether each has each number; void ones do not count.
+        in_masks: int32 `(masks, 256)`: how many pixels of each mask have each number; void ones do not count.
     """
 
     pixels: Tensor
     void: int
     sizes: Counter[tuple[int, int]]
     first: dict[int, str]
-    present: Tensor
+    in_masks: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """Whether each mask has each number, bool `(masks, 256)`."""
+        return self.in_masks > 0
 
     @property
     def classes(self) -> int:
@@ -360,7 +370,7 @@ class _Counts:
         pixels, voids = torch.zeros(256, dtype=torch.int64), 0
         sizes: Counter[tuple[int, int]] = Counter()
         first: dict[int, str] = {}
-        present = torch.zeros(len(files), 256, dtype=torch.bool)
+        in_masks = torch.zeros(len(files), 256, dtype=torch.int32)
         for row, (photograph, file) in enumerate(files):
             mask = _read_mask(file)
             size = (mask.shape[0], mask.shape[1])
@@ -370,11 +380,11 @@ class _Counts:
             if 0 <= void < 256:
                 voids += int(counts[void])
                 counts[void] = 0
-            present[row] = counts > 0
+            in_masks[row] = counts
             for number in counts.nonzero().flatten().tolist():
                 first.setdefault(number, file)
             pixels += counts
-        return cls(pixels, voids, sizes, first, present)
+        return cls(pixels, voids, sizes, first, in_masks)
 
     @property
     def all_void(self) -> int:

@@ -327,7 +327,7 @@ def median_frequency_weights(pixels: Sequence[int], images: Sequence[int], total
         tensor([0.1875, 1.0000, 1.5000, 1.0000])
     """
     counted = torch.tensor(pixels, dtype=torch.float64), torch.tensor(images, dtype=torch.float64)
-    frequencies = counted[0] * total / (counted[1] * counted[0].sum())
+    frequencies = counted[0] * total / (counted[1].clamp(min=1) * counted[0].sum())
     occurs = frequencies > 0
     return torch.where(occurs, frequencies[occurs].median() / frequencies, 1.0).float()
 
