@@ -22,7 +22,6 @@ import netfission as nf
 from cells import RESULTS, CellFile, Results, Settings, command, split_names
 from contenders import Network, UnavailableError, find_network
 from inference import RUNTIMES
-from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import Quartiles, device_name, times_in_turn
 from netfission.runs.folder import environment
 from netfission.surgery.backbone import cut
@@ -106,11 +105,11 @@ def _cell(settings: Settings, network: Network, device: torch.device) -> Results
         except ValueError as error:
             return {"unmet": first_line(error)}
     single = nf.fission(model, 1, example_input=example).eval()
-    assert divided.relative_time is not None
+    assert divided.timed is not None
     again = {name: _time(name, divided, single, images) for name in settings["runtimes"]}
-    macs = count_macs(divided, example[:1]).dense / count_macs(single, example[:1]).dense
     warned = [text for text in (str(warning.message) for warning in caught) if "times vary" in text]
-    return {"macs": macs, "found": asdict(divided.relative_time), "again": again, "warnings": warned}
+    timed = divided.timed
+    return {"macs": timed.macs, "found": asdict(timed.time), "again": again, "warnings": warned}
 
 
 @torch.no_grad()

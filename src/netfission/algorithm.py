@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netfission.config import FissionConfig, FissionSettings
 from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
-from netfission.grouping.budget import meet_budget, meet_time
+from netfission.grouping.budget import TimedBudget, meet_budget, meet_time
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
 from netfission.inference.deployment import deploy
@@ -121,12 +121,12 @@ def fission(
     else:
         division = _divide_in_macs(model, example, divider, config, batches)
     unsolved = _complete(division, example, batches)
-    if config.budget == 1:  # another one is met, or refused
+    if config.budget == 1 and division.timed is None:  # another one is met, or refused
         _report_costs(division)
     _report_empty_layers(division.network, division.kept)
     _report_unsolved(unsolved)
     _report_checkpointing(model, division.network)
-    network, network.relative_time = division.network, division.time
+    network, network.timed = division.network, division.timed
     if not isinstance(grouping, str):
         network.config = None
     for module in (network, network.paths, *network.paths, *(path.stages for path in network.exit_paths)):
@@ -147,7 +147,7 @@ class _Division:
         splits: of each stage.
         of_head: the same for the head.
         network: the result; it lacks the linear exits yet.
-        time: of its inference, relative to the model's, if that was measured.
+        timed: what was found for a budget in time.
     """
 
     config: FissionConfig
@@ -158,7 +158,7 @@ class _Division:
     splits: Sequence[StageSplit]
     of_head: StageSplit
     network: FissionNetwork
-    time: Quartiles | None = None
+    timed: TimedBudget | None = None
 
 
 def _divide_in_time(
@@ -174,32 +174,38 @@ def _divide_in_time(
         return tensor[:1].expand(shape).contiguous()
 
     images = map_inputs(repeated, example)
-    first: list[_Division] = []
+    first = _divide_in_macs(model, example, divider, replace(config, budget=1.0, budget_in="macs"), batches)
+    names, where = list(first.backbone.stage_names), f"after {_first_branch_point(first)}"
+    whole = run_counted(first.backbone, first_rows(example, 1)).total.dense
+    after = resolve_linear_exits(config.linear_exits, names)
+    undivided = FissionNetwork(
+        first.backbone.stem, [ExitPath(list(first.backbone.stages), first.backbone.head)], (), names
+    )
+    single = deploy(undivided, images)
+    del first, undivided  # a network may be large
 
     def divide(macs: float) -> _Division:
-        stages = list(first[0].backbone.stage_names) if first else config.stages
-        within = replace(config, budget=macs, budget_in="macs", stages=stages)
+        within = replace(config, budget=macs, budget_in="macs", stages=names)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the network costs")  # this budget is not the user's
-            division = _divide_in_macs(model, example, divider, within, batches)
-        first[:] = first or [division]
-        return division
+            return _divide_in_macs(model, example, divider, within, batches)
+
+    def reached(division: _Division) -> float:
+        return run_counted(division.network, first_rows(example, 1)).total.dense / whole
 
     def measure(division: _Division) -> Quartiles:
-        backbone, divided, names = division.backbone, division.network, division.backbone.stage_names
-        after = resolve_linear_exits(config.linear_exits, names)
-        paths = [*divided.exit_paths, *linear_paths(backbone, after, example, config.seed)]
+        divided = division.network
+        paths = [*divided.exit_paths, *linear_paths(division.backbone, after, example, config.seed)]
         network = FissionNetwork(divided.stem, paths, [*divided.branch_after, *after], names)
-        single = FissionNetwork(backbone.stem, [ExitPath(list(backbone.stages), backbone.head)], (), names)
-        return relative_time(deploy(network, images), deploy(single, images), images, seconds=_TIMED)
+        return relative_time(deploy(network, images), single, images, seconds=_TIMED)
 
-    found = meet_time(config.budget, divide, measure, where=_branch_point)
-    return replace(found.result, time=found.time)
+    found = meet_time(config.budget, divide, reached, measure, where=where)
+    return replace(divide(found.asked), timed=found)
 
 
-def _branch_point(division: _Division) -> str:
-    """Return where the first exit leaves, in words."""
-    return f"after {division.backbone.stage_names[min(division.branches) - 1]}"
+def _first_branch_point(division: _Division) -> str:
+    """Return the name of the stage after which the first exit leaves."""
+    return division.backbone.stage_names[min(division.branches) - 1]
 
 
 def _divide_in_macs(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netfission.ensemble import Average, check_average, ensemble_log_probabilities, mean_logits, weights_of
 from netfission.grouping.base import RepeatedLayer
-from netfission.profiling.timing import Quartiles
+from netfission.grouping.budget import TimedBudget
 from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.surgery.plain import check_plain
@@ -136,7 +136,7 @@ class FissionNetwork(MaskedModule):
         repeated: stage → the layers that its paths repeat as a whole, although the stage is divided.
         config: the settings that `fission` was called with; None if they are not plain data. A budget in
             time is replaced by the multiply-accumulates that were found for it.
-        relative_time: of inference, over the model's, if it was measured for a budget in time.
+        timed: what was found and measured for a budget in time.
 
     Example:
         >>> import netfission as nf
@@ -173,7 +173,7 @@ class FissionNetwork(MaskedModule):
         self.stage_names = tuple(stage_names)
         self.repeated = {name: tuple(layers) for name, layers in (repeated or {}).items()}
         self.config = config
-        self.relative_time: Quartiles | None = None
+        self.timed: TimedBudget | None = None
 
     @property
     def exits(self) -> int:
@@ -242,8 +242,8 @@ class FissionNetwork(MaskedModule):
             lines.append(f"{name:{width}}  " + " + ".join(f"{count:,}" for count in counts))
         if self.config is not None and isinstance(self.config.branch_after, str) and self.exits > 1:
             lines.append(self._branch_points(self.config))
-        if self.config is not None and self.relative_time is not None:
-            lines.append(self._time(self.config, self.relative_time))
+        if self.config is not None and self.timed is not None:
+            lines.append(self._time(self.config, self.timed))
         for name, layers in self.repeated.items():
             for reason in dict.fromkeys(layer.reason for layer in layers):
                 alike = [layer for layer in layers if layer.reason == reason]
@@ -262,12 +262,12 @@ class FissionNetwork(MaskedModule):
             return f"{where}: late, so that most of the network stays whole and keeps what it has learned"
         return f"{where}: early, as nothing says that the weights are trained (reconstruct)"
 
-    def _time(self, config: "FissionConfig", time: Quartiles) -> str:
+    def _time(self, config: "FissionConfig", timed: TimedBudget) -> str:
         """Return the time that was measured, and what it was measured with, in words."""
-        images = count_noun(config.budget_batch_size, "image")
+        time, images = timed.time, count_noun(config.budget_batch_size, "image")
         return (
-            f"a budget of {config.budget:.2f} in multiply-accumulates takes {time.median:.2f} "
-            f"({time.lower:.2f}–{time.upper:.2f}) times the model's time for {images}, deployed"
+            f"with {timed.macs:.2f} times the model's multiply-accumulates it takes {time.median:.2f} "
+            f"({time.lower:.2f}–{time.upper:.2f}) times its time for {images}, deployed"
         )
 
     def ensemble(self, average: Average | None = None) -> "Ensemble":

@@ -3,8 +3,8 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Generic, TypeVar
+from math import ceil, floor
+from typing import TypeVar
 
 from netfission.grouping.widths import TOLERANCE
 from netfission.profiling.timing import Quartiles
@@ -108,25 +108,29 @@ def meet_budget(
 def meet_time(
     budget: float,
     divide: Callable[[float], T],
+    reached: Callable[[T], float],
     measure: Callable[[T], Quartiles],
     *,
-    where: Callable[[T], str],
-) -> "WithinTime[T]":
+    where: str,
+) -> "TimedBudget":
     """Find the multiply-accumulates at which a network takes the time of its budget.
 
-    Time grows with the multiply-accumulates, but not in proportion: narrow layers use a device less well, and
-    starting a layer takes time, too. So it is measured, at most `_TRIES` times, and the next widths follow
-    from the line through the measurements on both sides of the budget. The most expensive network within the
-    budget is chosen: its median is within it, and its upper quartile exceeds it by at most 2 %.
+    Time grows with the multiply-accumulates, but not in proportion: narrow layers use a device less well,
+    and starting a layer takes time, too. So it is measured, at most `_TRIES` times and once more for the
+    narrowest paths, and the next widths follow from the line through the measurements on both sides of the
+    budget. The most expensive network within the budget is chosen: its median is within it, and its upper
+    quartile exceeds it by at most 2 %.
 
     Args:
         budget: the time of inference, relative to the model's.
-        divide: multiply-accumulates relative to the model's → the result.
+        divide: multiply-accumulates relative to the model's → the result, the same again for the same number.
+        reached: the result → its multiply-accumulates relative to the model's.
         measure: the result → its time relative to the model's.
-        where: the result → where its exits leave, for messages.
+        where: the branch points, for messages.
 
     Raises:
-        ValueError: the narrowest paths take longer, or `divide` raises another error than `UnmetBudgetError`.
+        ValueError: the narrowest paths take longer, whole copies take less, or `divide` raises another error
+            than `UnmetBudgetError`.
 
     Warns:
         UserWarning: the times vary much, as on a busy device.
@@ -134,51 +138,58 @@ def meet_time(
     Example:
         >>> def measure(macs: float) -> Quartiles:
         ...     return Quartiles(0.2 + 0.89 * macs, 0.2 + 0.9 * macs, 0.2 + 0.91 * macs)
-        >>> found = meet_time(1.0, lambda macs: macs, measure, where=str)
+        >>> found = meet_time(1.0, lambda macs: macs, lambda macs: macs, measure, where="after layer2")
         >>> round(found.macs, 2), round(found.time.median, 2)
         (0.87, 0.99)
-        >>> meet_time(0.1, lambda macs: macs, measure, where=lambda _: "at b")
+        >>> meet_time(0.1, lambda macs: macs, lambda macs: macs, measure, where="after b")
         Traceback (most recent call last):
-        ValueError: budget must be at least 0.21 in time if exits leave at b, got 0.1; let them leave earlier
+        ValueError: budget must be at least 0.21 in time with exits after b, got 0.1; try other branch points
     """
-    measured: list[WithinTime[T]] = []  # from narrow to wide
-    macs: float | None = budget
-    while macs is not None:
+    measured: list[TimedBudget] = []  # from narrow to wide
+    asked: float | None = budget
+    widest = False
+    while asked is not None:
         try:
-            tried = divide(macs)
+            tried = divide(asked)
         except UnmetBudgetError as error:
-            macs = error.nearest
-            tried = divide(macs)
-        if any(macs == one.macs for one in measured):  # the narrowest or widest paths, again
+            widest = widest or error.nearest < asked
+            asked = error.nearest
+            tried = divide(asked)
+        if any(asked == one.asked for one in measured):  # the narrowest or widest paths, again
             break
-        measured = sorted([*measured, WithinTime(macs, measure(tried), tried)], key=lambda one: one.macs)
-        macs = _next(budget, measured)
+        measured.append(TimedBudget(asked, reached(tried), measure(tried)))
+        del tried  # a network may be large
+        measured.sort(key=lambda one: one.macs)
+        asked = _next(budget, measured)
     within = [one for one in measured if one.pace <= budget]
+    least, most = min(one.pace for one in measured), max(one.pace for one in measured)
     if not within:
-        expected = f"at least {ceil(100 * measured[0].pace) / 100:.2f} in time"
-        where_exits_leave = f" if exits leave {where(measured[0].result)}"
-        raise invalid("budget", expected + where_exits_leave, budget, hint=_EARLIER)
+        expected = f"at least {ceil(100 * least) / 100:.2f} in time with exits {where}"
+        raise invalid("budget", expected, budget, hint="try other branch points")
+    if widest and most < budget * _CLOSE:
+        expected = f"at most {floor(100 * most) / 100:.2f} in time with exits {where}, what whole copies take"
+        raise invalid("budget", expected, budget)
     _report_spread(within[-1].time)
     return within[-1]
 
 
 @dataclass(frozen=True)
-class WithinTime(Generic[T]):
-    """A network whose time was measured.
+class TimedBudget:
+    """What the time of a network is with a budget in multiply-accumulates.
 
     Attributes:
-        macs: its multiply-accumulates that were asked for, relative to the model's.
-        time: its time of inference, relative to the model's.
-        result: the network.
+        asked: the budget.
+        macs: multiply-accumulates of the network over the model's, which widths come near to in steps.
+        time: of its inference over the model's.
 
     Example:
-        >>> WithinTime(0.9, Quartiles(0.97, 0.98, 1.02), None).pace
+        >>> TimedBudget(0.9, 0.89, Quartiles(0.97, 0.98, 1.02)).pace
         1.0
     """
 
+    asked: float
     macs: float
     time: Quartiles
-    result: T
 
     @property
     def pace(self) -> float:
@@ -188,7 +199,7 @@ class WithinTime(Generic[T]):
         return max(self.time.median, self.time.upper / _UPPER)
 
 
-def _next(budget: float, measured: Sequence[WithinTime[T]]) -> float | None:
+def _next(budget: float, measured: Sequence[TimedBudget]) -> float | None:
     """Return the multiply-accumulates to try next; None if what was measured decides.
 
     They follow from the line through the two results next to the aim, or through 0 and the only one. Before a
@@ -201,11 +212,15 @@ def _next(budget: float, measured: Sequence[WithinTime[T]]) -> float | None:
     low, high = (measured[min(max(above + side, 0), len(measured) - 1)] for side in (-1, 0))
     if low is high and len(measured) > 1:  # all are above the aim, or all below
         low, high = (measured[0], measured[1]) if above == 0 else (measured[-2], measured[-1])
-    slope = high.pace / high.macs if low is high else (high.pace - low.pace) / (high.macs - low.macs)
+    apart = high.macs - low.macs
+    slope = high.pace / high.macs if low is high else (high.pace - low.pace) / apart if apart else 0.0
     macs = max(_LEAST, high.macs + (aim - high.pace) / slope) if slope > 0 else high.macs
-    known = any(abs(macs / one.macs - 1) < _STEP for one in measured)
-    if not known and len(measured) < _TRIES:
-        return macs
+    # Widths come in steps, so that the line may lead to those that are known.
+    other = (low.macs + high.macs) / 2 if low.pace <= aim < high.pace else 0.9 * low.macs
+    for tried in (macs, other):
+        known = any(abs(tried / near - 1) < _STEP for one in measured for near in (one.macs, one.asked))
+        if not known and len(measured) < _TRIES:
+            return tried
     return None if measured[0].pace <= budget else _LEAST
 
 

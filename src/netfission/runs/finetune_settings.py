@@ -165,7 +165,13 @@ def check_ensemble(config: RunConfig) -> None:
     """
     model, shape = _model_and_shape(config, find_source(config.data.data))
     fission = replace(
-        config.fission, criterion="random", pruning_steps=None, assignment="random", reconstruct=False
+        config.fission,
+        criterion="random",
+        pruning_steps=None,
+        assignment="random",
+        reconstruct=False,
+        budget=1.0 if config.fission.budget_in == "time" else config.fission.budget,
+        budget_in="macs",  # a time is measured when the ensemble is built, on the device that it runs on
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says the same

@@ -24,6 +24,7 @@ from netfission.methods.optimizers import layer_scales
 from netfission.methods.registry import check_settings, find_method
 from netfission.models import TrainedWeights, WeightsReport, create_model
 from netfission.network import FissionNetwork
+from netfission.runs.found_budget import FoundBudget
 from netfission.tasks import Task, task_kind
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.modes import trial_copy
@@ -273,6 +274,8 @@ def build_network(
     data: ImageData,
     weights: TrainedWeights | None = None,
     report: Callable[[WeightsReport], object] | None = None,
+    *,
+    budget: FoundBudget | None = None,
 ) -> nn.Module:
     """Build the network that the settings name, on the CPU, with its weights drawn from the seed.
 
@@ -281,6 +284,7 @@ def build_network(
         data: the data set.
         weights: content of the file that `config.model.weights` names, if it is read already.
         report: called with what was loaded from the file, once for each network that the method makes.
+        budget: what was found for a budget in time when the run began; it is not measured again.
 
     Raises:
         ValueError: the model or the method is unknown, the method cannot build it, or the weights of the file
@@ -294,7 +298,7 @@ def build_network(
         torch.Size([1, 2, 10])
     """
     try:
-        return find_method(config.method).build(_plan(config, data, weights, report)).cpu()
+        return find_method(config.method).build(_plan(config, data, weights, report, budget)).cpu()
     except ValueError as error:
         if not str(error).startswith("example_input must be accepted by the network"):
             raise
@@ -327,11 +331,13 @@ def _plan(
     data: ImageData,
     weights: TrainedWeights | None,
     report: Callable[[WeightsReport], object] | None = None,
+    budget: FoundBudget | None = None,
 ) -> BuildPlan:
     """Return what the method needs to build the network that the settings name."""
 
-    fission = config.fission
-    device = run_device(config.training) if fission.budget_in == "time" else "cpu"
+    fission = config.fission if budget is None else budget.applied(config.fission)
+    # A resumed run scores and prunes on the device that it began with.
+    device = run_device(config.training) if config.fission.budget_in == "time" else "cpu"
 
     def create() -> nn.Module:
         return _create(config, data, weights, report).to(device)

@@ -99,8 +99,7 @@ def train(
             weights = folder.read_weights(config)
             check_weights_task(config, weights)
             reports: list[WeightsReport] = []
-            known = folder.load_budget()
-            network = build_network(known.applied(config) if known else config, data, weights, reports.append)
+            network = build_network(config, data, weights, reports.append, budget=folder.load_budget())
             check_batch_size(config.training.batch_size, network, data)
             parent = build_parent(config, data, weights)
             scales = rate_scales(config, data, network)
