@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -422,3 +423,21 @@ def test_tabm_is_asked_for_where_it_is_missing(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         tabular.main(["--contenders", "single", "tabm-3"])
     assert "--contenders tabm-3 needs the extra peers: pip install" in capsys.readouterr().err
+
+
+def test_the_page_on_speed_has_the_measured_budgets_in_time():
+    root = Path(__file__).parents[1]
+    page = (root / "docs/speed.md").read_text(encoding="utf-8")
+    cells = json.loads((root / "results/benchmark_time_budget.json").read_text())["cells"]
+    for cell in cells:
+        settings = cell["settings"]
+        if "unmet" in cell:
+            least = re.search(r"at least (\d\.\d\d)", cell["unmet"])[1]
+            assert f"the narrowest paths take {least} times" in page
+            continue
+        of_runtimes = (
+            f"{time['median']:.2f} ({time['lower']:.2f}–{time['upper']:.2f})"
+            for time in cell["again"].values()
+        )
+        row = [settings["exits"], settings["batch_size"], f"{cell['macs']:.2f}", *of_runtimes]
+        assert f"| {' | '.join(map(str, row))} |" in page
