@@ -167,6 +167,7 @@ def test_ensemble_takes_the_networks_mode_and_changes_none(training: bool) -> No
     assert [module.training for module in net.modules()] == before
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch 2.11, about its own code
 def test_an_export_of_the_ensemble_leaves_the_network_in_eval_mode() -> None:
     net = build([1, 2]).eval()
     before = net(IMAGES)
