@@ -114,6 +114,18 @@ def test_numbers_have_intervals_if_a_request_or_the_server_asks_for_them(served,
 
 
 @pytest.mark.parametrize("task", OTHERS)
+def test_a_result_holds_no_outputs_but_its_own_and_none_if_nothing_reads_them(run_of, tables, task):
+    own = TargetAnswerer(Predictor.from_pretrained(run_of(task)))
+    with Image.open(tables / "61.png") as image:
+        results = own.run([own.read(image)] * 3)
+    kept = [result.outputs for result in results if result.outputs is not None]
+    assert len(kept) == (3 if own.parameters else 0)
+    shape = (own.predictor.spec.predictions, own.task.outputs)
+    assert all(outputs.shape == shape for outputs in kept)
+    assert all(outputs.untyped_storage().nbytes() == outputs.nbytes for outputs in kept)
+
+
+@pytest.mark.parametrize("task", OTHERS)
 def test_requests_that_cannot_be_answered_get_one_line(served, tables, task):
     content = (tables / "1.png").read_bytes()
     coverage = "coverage must be " if task == "regression" else "query must be left out"

@@ -33,11 +33,21 @@ class ImageInput(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's answer by the server's settings, and the outputs of its batch, for answers by others."""
+    """One image's answer by the server's settings, and what answers by others need.
+
+    Attributes:
+        answer: by the server's settings.
+        outputs: of the image, `(exits, outputs)`, in memory of their own: a part of those of its batch would
+            keep these. None if a request cannot ask for other settings.
+    """
 
     answer: Answer
-    outputs: Tensor
-    row: int
+    outputs: Tensor | None
+
+
+def stack_outputs(results: Sequence[ImageResult]) -> Tensor:
+    """Return the outputs of images as a batch, `(images, exits, outputs)`."""
+    return torch.stack([result.outputs for result in results if result.outputs is not None])
 
 
 class Question(Protocol):

@@ -14,7 +14,7 @@ from netfission.classifier.answer_settings import AnswerSettings
 from netfission.classifier.predictions import AnswerLimits
 from netfission.evaluation.conformal import SetScore
 from netfission.evaluation.p_values import DetectorScore
-from netfission.serve.answerer import Answer, Answerer, ImageInput, ImageResult, Question
+from netfission.serve.answerer import Answer, Answerer, ImageInput, ImageResult, Question, stack_outputs
 from netfission.serve.drift import DriftWindow
 from netfission.serve.limits import refusal
 from netfission.serve.query import read_flag, read_number
@@ -56,7 +56,7 @@ class ClassAnswerer(Answerer):
         self.drift.add(logits, average=self.classifier.spec.average)
         predictions = self.classifier.interpret(logits, self._limits)
         answers = json_answers(predictions, self.classifier.spec.classes, limits=self._limits)
-        return [ImageResult(answer, logits, row) for row, answer in enumerate(answers)]
+        return [ImageResult(answer, own.clone()) for answer, own in zip(answers, logits, strict=True)]
 
     def question(self, query: QueryParams) -> Question | None:
         """Return what a query asks for; None if that is what the server's settings say."""
@@ -98,7 +98,7 @@ class _ClassQuestion:
         """Return the answers for its images."""
         classifier, limits = self.answerer.classifier, self.answerer.limits_of(self.asked)
         names = classifier.spec.classes
-        logits = torch.stack([result.outputs[result.row] for result in results])
+        logits = stack_outputs(results)
         top = len(names) if self.all_classes else TOP
         return json_answers(classifier.interpret(logits, limits), names, top, limits=limits)
 

@@ -9,7 +9,7 @@ from starlette.datastructures import QueryParams
 
 from netfission.classifier import Predictor
 from netfission.classifier.answer_settings import AnswerSettings
-from netfission.serve.answerer import Answer, Answerer, ImageInput, ImageResult, Question
+from netfission.serve.answerer import Answer, Answerer, ImageInput, ImageResult, Question, stack_outputs
 from netfission.serve.drift import DriftWindow
 from netfission.serve.query import read_number
 from netfission.tasks.base import EvaluationResult
@@ -59,7 +59,10 @@ class TargetAnswerer(Answerer):
         outputs = self.predictor.logits(torch.stack([image.pixels for image in images]))
         sizes = [image.size for image in images]
         answers = self.task.answers(self.predictor.interpret(outputs, self._coverage, sizes))
-        return [ImageResult(answer, outputs, row) for row, answer in enumerate(answers)]
+        return [
+            ImageResult(answer, own.clone() if self.parameters else None)
+            for answer, own in zip(answers, outputs, strict=True)
+        ]
 
     def question(self, query: QueryParams) -> Question | None:
         """Return what a query asks for; None if that is what the server's settings say."""
@@ -92,5 +95,5 @@ class _TargetQuestion:
 
     def answers(self, results: Sequence[ImageResult]) -> list[Answer]:
         """Return the answers for its images."""
-        outputs = torch.stack([result.outputs[result.row] for result in results])
+        outputs = stack_outputs(results)
         return self.answerer.task.answers(self.answerer.predictor.interpret(outputs, self.coverage))
