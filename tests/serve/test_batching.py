@@ -119,6 +119,35 @@ def test_what_there_is_no_room_for_is_refused_and_room_is_given_back():
     asyncio.run(main())
 
 
+def test_what_takes_little_time_is_answered_before_what_came_earlier_and_takes_long():
+    batches, gate, small_came = [], threading.Event(), threading.Event()
+
+    def run(images):
+        gate.wait(10)
+        batches.append([int(image) for image in images])
+        for image in images:
+            if image >= 99 and not small_came.wait(10):
+                raise TimeoutError
+            yield int(image)
+
+    async def main():
+        with batcher(run, share=lambda image: int(image) / 100) as own:
+            first = asyncio.create_task(own.answers(*ready(0)))
+            await asyncio.sleep(0.01)  # it runs
+            large = asyncio.create_task(own.answers(*ready(400, 300, 99, 99)))
+            await asyncio.sleep(0)
+            small = asyncio.create_task(own.answers(*ready(2, 1)))
+            await asyncio.sleep(0)
+            gate.set()
+            assert await small == [2, 1]
+            small_came.set()
+            assert await first == [0] and await large == [400, 300, 99, 99]
+
+    asyncio.run(main())
+    # Beside the oldest, 100 at most together: the smallest of them: 99 and 300 wait for their turn.
+    assert batches == [[0], [1, 2, 400], [99, 300], [99]]
+
+
 def test_a_batch_that_fails_fails_alone():
     def run(images):
         if images[0] == 13:

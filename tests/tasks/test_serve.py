@@ -117,12 +117,26 @@ def test_numbers_have_intervals_if_a_request_or_the_server_asks_for_them(served,
 def test_a_result_holds_no_outputs_but_its_own_and_none_if_nothing_reads_them(run_of, tables, task):
     own = TargetAnswerer(Predictor.from_pretrained(run_of(task)))
     with Image.open(tables / "61.png") as image:
-        results = own.run([own.read(image)] * 3)
+        results = list(own.run([own.read(image)] * 3))
     kept = [result.outputs for result in results if result.outputs is not None]
     assert len(kept) == (3 if own.parameters else 0)
     shape = (own.predictor.spec.predictions, own.task.outputs)
     assert all(outputs.shape == shape for outputs in kept)
     assert all(outputs.untyped_storage().nbytes() == outputs.nbytes for outputs in kept)
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_maps_are_drawn_one_by_one_and_large_ones_fill_a_batch(run_of, tables, monkeypatch, task):
+    own = TargetAnswerer(Predictor.from_pretrained(run_of(task)))
+    answered, answers = [], own.task.answers
+    monkeypatch.setattr(own.task, "answers", lambda found: answered.append(answers(found)) or answered[-1])
+    with Image.open(tables / "61.png") as image:
+        small = own.read(image)
+    large = small._replace(size=(4096, 4096))
+    assert next(iter(own.run([small] * 3))).answer == answered[0][0]
+    drawn = task == "segmentation"
+    assert [len(part) for part in answered] == [1 if drawn else 3]
+    assert [own.share(image) for image in (small, large)] == ([64 / 2**23, 2] if drawn else [0, 0])
 
 
 @pytest.mark.parametrize("task", OTHERS)

@@ -1,7 +1,7 @@
 """What a server asks of a network: to read images, to run on batches of them, and to answer requests."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from netfission.network import FissionNetwork
 from netfission.serve.drift import DriftWindow
 
 Answer = dict[str, Any]
+_DRAWN_PIXELS = 2**23  # of the photographs in a batch for which maps are drawn
 
 
 class ImageInput(NamedTuple):
@@ -83,9 +84,14 @@ class Answerer(ABC):
         spec = self._images.spec
         return spec.find_task().batch_size(spec.shape, limit)
 
+    def share(self, image: ImageInput) -> float:
+        """Return the share of a batch that an image fills by the pixels of its maps; 0 if none are drawn."""
+        height, width = image.size
+        return height * width / _DRAWN_PIXELS if self._images.spec.find_task().draws_maps else 0.0
+
     @abstractmethod
-    def run(self, images: Sequence[ImageInput]) -> list[ImageResult]:
-        """Run the network on images, and answer by the server's settings."""
+    def run(self, images: Sequence[ImageInput]) -> Iterable[ImageResult]:
+        """Run the network on images, and answer by the server's settings, in the order of the images."""
 
     @abstractmethod
     def question(self, query: QueryParams) -> Question | None:

@@ -94,6 +94,7 @@ class Service:
             max_batch=max_batch,
             max_wait_s=max_wait_s,
             max_in_flight=max_in_flight,
+            share=answerer.share,
             observe=self._metrics.batch_size.observe,
         )
         self._metrics.in_flight.set_function(lambda: self._batcher.in_flight)

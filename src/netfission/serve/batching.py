@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
@@ -19,6 +19,7 @@ class FullError(Exception):
 @dataclass(frozen=True, eq=False)
 class _QueuedImage(Generic[Image, T]):
     image: Image
+    share: float
     answer: asyncio.Future[T]
 
 
@@ -28,14 +29,21 @@ class Batcher(Generic[Image, T]):
     While batches run, images gather for the next one. A batch that is not full waits for images that are
     being decoded, and for no others, so that a single request never waits.
 
+    A batch has the oldest image, so that none waits forever, and those of the others that take least time and
+    fit beside it. They come first in it, and are answered first, so that they do not wait for those that take
+    long.
+
     It is a context manager, for use in one event loop. On exit it first answers what is in flight.
 
     Args:
-        run: images → one answer per image; called in the threads.
+        run: images → one answer per image, in their order; called in the threads. An answer is handed on as
+            soon as it is there.
         threads: number of threads, and so of batches that run at once.
         max_batch: largest number of images in a batch.
         max_wait_s: longest time in seconds that a batch waits for images that are being decoded.
         max_in_flight: largest number of images that are being decoded, wait or run.
+        share: image → the share of a batch that it fills by the time that its answer takes. Beside the
+            oldest image, shares sum up to 1 at most.
         observe: called with the size of each batch, in its thread.
 
     Example:
@@ -52,18 +60,20 @@ class Batcher(Generic[Image, T]):
 
     def __init__(
         self,
-        run: Callable[[Sequence[Image]], Sequence[T]],
+        run: Callable[[Sequence[Image]], Iterable[T]],
         *,
         threads: int,
         max_batch: int,
         max_wait_s: float,
         max_in_flight: int,
+        share: Callable[[Image], float] = lambda image: 0.0,
         observe: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._max_in_flight = max_in_flight
+        self._share = share
         self._observe = observe
         self._changed = threading.Condition()  # guards the queue, the count of images in decoding, and closed
         self._queue: deque[_QueuedImage[Image, T]] = deque()  # the oldest first
@@ -111,8 +121,9 @@ class Batcher(Generic[Image, T]):
         try:
             with self._count_as_decoding(images):
                 for image in await decode():
-                    queued.append(_QueuedImage(image, self._loop.create_future()))
-                self._queue.extend(queued)
+                    queued.append(_QueuedImage(image, self._share(image), self._loop.create_future()))
+                with self._changed:
+                    self._queue.extend(queued)
             return list(await asyncio.gather(*(waiting.answer for waiting in queued)))
         finally:
             self.in_flight -= images
@@ -135,10 +146,13 @@ class Batcher(Generic[Image, T]):
             self._observe(len(batch))
             try:
                 answers = self._run([queued.image for queued in batch])
+                if isinstance(answers, Sequence):  # there all at once: the event loop is woken once
+                    self._loop.call_soon_threadsafe(_set_answers, batch, answers)
+                else:
+                    for queued, answer in zip(batch, answers, strict=True):
+                        self._loop.call_soon_threadsafe(_set_answers, [queued], [answer])
             except Exception as error:  # of any kind: the next batch must be answered all the same
                 self._loop.call_soon_threadsafe(_set_error, batch, error)
-            else:
-                self._loop.call_soon_threadsafe(_set_answers, batch, answers)
 
     def _next_batch(self) -> list[_QueuedImage[Image, T]]:
         """Wait for the next batch; return an empty one once the batcher is closed and the queue is empty."""
@@ -147,11 +161,24 @@ class Batcher(Generic[Image, T]):
                 self._changed.wait_for(
                     lambda: not self._in_decoding or len(self._queue) >= self._max_batch, self._max_wait_s
                 )
-                size = min(self._max_batch, len(self._queue))
-                batch = [self._queue.popleft() for _ in range(size)]
-                if wanted := [image for image in batch if not image.answer.cancelled()]:
-                    return wanted
+                if batch := self._take_batch():
+                    return sorted(batch, key=lambda queued: queued.share)
         return []
+
+    def _take_batch(self) -> list[_QueuedImage[Image, T]]:
+        """Take the oldest image that is still wanted from the queue, and the others that fit beside it."""
+        wanted = [queued for queued in self._queue if not queued.answer.cancelled()]
+        batch = wanted[:1]
+        filled = 0.0  # by those beside the oldest
+        for queued in sorted(wanted[1:], key=lambda queued: queued.share):
+            filled += queued.share
+            if len(batch) == self._max_batch or filled > 1:
+                break
+            batch.append(queued)
+        taken = set(batch)
+        self._queue.clear()
+        self._queue.extend(queued for queued in wanted if queued not in taken)
+        return batch
 
 
 def _set_answers(batch: Sequence[_QueuedImage[Image, T]], answers: Sequence[T]) -> None:

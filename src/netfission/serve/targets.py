@@ -1,11 +1,12 @@
 """Answer requests for a network of another task than classification: labels, numbers, or maps of pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from starlette.datastructures import QueryParams
+from torch import Tensor
 
 from netfission.classifier import Predictor
 from netfission.classifier.answer_settings import AnswerSettings
@@ -54,10 +55,15 @@ class TargetAnswerer(Answerer):
                 torch.zeros(1, self.predictor.spec.predictions, self.task.outputs), coverage
             )
 
-    def run(self, images: Sequence[ImageInput]) -> list[ImageResult]:
-        """Run the network on images, and answer by the server's settings."""
+    def run(self, images: Sequence[ImageInput]) -> Iterable[ImageResult]:
+        """Run the network on images, and answer by the server's settings; maps are drawn one by one."""
         outputs = self.predictor.logits(torch.stack([image.pixels for image in images]))
         sizes = [image.size for image in images]
+        if self.task.draws_maps:
+            return (self._results(outputs[row : row + 1], [size])[0] for row, size in enumerate(sizes))
+        return self._results(outputs, sizes)
+
+    def _results(self, outputs: Tensor, sizes: Sequence[tuple[int, int]]) -> list[ImageResult]:
         answers = self.task.answers(self.predictor.interpret(outputs, self._coverage, sizes))
         return [
             ImageResult(answer, own.clone() if self.parameters else None)
