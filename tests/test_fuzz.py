@@ -264,13 +264,14 @@ def test_names_of_data_sets(name, tmp_path, monkeypatch):
     read(load_data, name)
 
 
+PATHS = ["/predict", "/", "/model", "/metrics", "/health"]  # of a server
 HEAD = re.compile(r"[^\x21-\x7e]")
 
 
 @fuzzed
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE"]),
-    path=st.one_of(st.sampled_from(["/predict", "/", "/info", "/metrics", "/healthz"]), st.text()),
+    path=st.one_of(st.sampled_from(PATHS), st.text()),
     query=st.text(),
     kind=st.one_of(
         st.sampled_from(["image/png", "multipart/form-data; boundary=x", "application/json"]), st.text()
@@ -290,6 +291,7 @@ def fuzzed_server(finished_run):
     from tests.serve.conftest import running
 
     with running(finished_run) as server:
+        assert all(server.ask("GET", path)[0] != 404 for path in PATHS)  # as what is not there is not tested
         yield server
 
 
