@@ -38,6 +38,13 @@ def test_a_run_is_evaluated_and_calibrated(run_of, task):
     assert {"train/exit0", "train/exit1", "train/ensemble", "train/nll", "val/nll"} <= names
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_progress_has_the_unit_of_its_axis(name):
+    task = find_task(name, ["a"])
+    unit = " %" if task.progress_title.endswith(", %") else ""
+    assert task.shown(0.5) == f"{task.progress_factor / 2:.{1 if unit else 3}f}{unit}"
+
+
 def test_what_can_be_learned_is_learned(run_of):
     labels = json.loads((run_of("multilabel") / "evaluation.json").read_text())
     assert labels["ensemble"]["map"] > 0.9

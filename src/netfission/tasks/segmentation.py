@@ -483,7 +483,7 @@ class Segmentation(Task):
 
     def shown(self, score: float) -> str:
         """Return a share of pixels in %."""
-        return percent(score, 1)
+        return f"{percent(score, 1)} %"
 
     def figures(self, evaluation: TargetEvaluation) -> list[FigureData]:
         """Return the IoU of each class."""
