@@ -29,7 +29,7 @@ from netfission.report.plots import data_plots, measure_plots, network_plots, tr
 from netfission.report.run_data import NetworkRun
 from netfission.runs.folder import RunFolder
 from netfission.tasks import Task
-from netfission.tasks.evaluation import TargetEvaluation, measure_title
+from netfission.tasks.evaluation import TargetEvaluation, measure_factor, measure_title
 from netfission.tasks.figures import Example, Inspection, Panel, Table
 from netfission.utils.png import png_address
 from netfission.utils.text import printable
@@ -178,12 +178,7 @@ def _make_section(run: TargetRun, figures: FigureFiles, data: str | None) -> Tar
     described = [] if measured is None else task.figures(measured)
     title = task.progress_title.partition(",")[0]
     specs = [
-        *measure_plots(
-            run,
-            task.headline,
-            measure_title(task.headline),
-            100 if "%" in measure_title(task.headline) else 1,
-        ),
+        *measure_plots(run, task.headline, measure_title(task.headline), measure_factor(task.headline)),
         *data_plots([*described, *inspection.figures]),
         *training_plots(run, f"{title[0].upper()}{title[1:]}", task.progress_title, task.progress_factor),
         *network_plots(run),
