@@ -229,6 +229,15 @@ def test_numbers_stand_against_the_truth_with_intervals():
         assert found.examples[0].lines[0].startswith(("road: -2; predicted 0", "road: 2; predicted 0"))
 
 
+def test_a_page_says_that_only_the_first_numbers_have_a_figure():
+    for count in (8, 9):
+        task = Regression([f"n{number}" for number in range(count)])
+        found = task.inspect(Images(torch.zeros(4, 2, task.outputs), torch.zeros(4, count)), average="logits")
+        *scatters, _ = found.figures
+        told = [figure.meaning.endswith(" Of 9 numbers, the first 8 are drawn.") for figure in scatters]
+        assert told == 8 * [count == 9]
+
+
 def test_every_kind_of_figure_is_drawn():
     bins = ConfidenceBins()
     bins.add(torch.tensor([0.7, 0.9]), torch.tensor([False, True]))

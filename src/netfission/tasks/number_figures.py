@@ -44,12 +44,13 @@ def inspect_numbers(
         described: what the intervals are, in words.
     """
     *_, std = stds.values()
+    left_out = f" Of {len(names):,} numbers, the first {_FIGURES} are drawn." if len(names) > _FIGURES else ""
     figures: list[FigureData] = [
         Scatter(
             f"predicted-{number + 1}",
             f"{name}: predicted against true",
             f"Each dot is one of {len(truth):,} test images, with {described}. On the dashed line, both are "
-            "equal.",
+            f"equal.{left_out}",
             truth[:, number].tolist(),
             mean[:, number].tolist(),
             intervals[:, number, 0].tolist(),
