@@ -23,7 +23,15 @@ from netfission.evaluation.pixels import PixelScores
 from netfission.report import write_report
 from netfission.report.figures import draw
 from netfission.report.style import render_svg
-from netfission.tasks.figures import Bars, ConfidenceBins, Coverage, Reliability, Scatter, lowest
+from netfission.tasks.figures import (
+    Bars,
+    ConfidenceBins,
+    Coverage,
+    Inspection,
+    Reliability,
+    Scatter,
+    lowest,
+)
 from netfission.tasks.multilabel import LabelCalibration, Multilabel
 from netfission.tasks.regression import NumberCalibration, Regression
 from netfission.tasks.segmentation import PixelCalibration, Segmentation
@@ -116,6 +124,14 @@ def test_photographs_stand_beside_their_masks_and_maps(run_of, tables, tmp_path)
 
 
 @pytest.mark.usefixtures("blank_figures")
+def test_a_page_without_photographs_says_why(run_of, tmp_path, monkeypatch):
+    why = "None of 3 test images has a labelled pixel."
+    monkeypatch.setattr(Segmentation, "inspect", lambda *_, **__: Inspection(without=why))
+    text = text_of(write_report([run_of("segmentation")], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert why in text and "predicted correctly" not in text
+
+
+@pytest.mark.usefixtures("blank_figures")
 def test_what_a_run_lacks_is_named(copy_of, tables):
     run = copy_of("regression")
     for name in ("evaluation.json", "calibration.json", "metrics.csv"):
@@ -188,6 +204,19 @@ def test_pixels_of_all_images_are_binned_and_photographs_chosen_by_their_accurac
         scores = PixelScores(3, VOID)
         scores.add(ensemble_log_probabilities(logits.unsqueeze(1) / temperature), masks)
         assert figure.ece == pytest.approx(scores.result()["ece"])
+
+
+def test_a_class_named_void_keeps_its_color_beside_that_of_void_pixels():
+    task = Segmentation(["road", "void"])
+    found = task.inspect(Images(torch.zeros(2, 1, 2, 4, 4), torch.zeros(2, 4, 4).long()), average="logits")
+    assert found.legend == task.colors() | {"void (without a class)": "#e0e0c0"}
+
+
+def test_photographs_without_a_labelled_pixel_are_not_shown_and_the_page_says_so():
+    masks = torch.full((3, 4, 4), VOID)
+    found = Segmentation(["a", "b"]).inspect(Images(torch.zeros(3, 1, 2, 4, 4), masks), average="logits")
+    assert not found.figures and not found.examples
+    assert found.without == "None of 3 test images has a labelled pixel."
 
 
 def test_labels_are_counted_and_the_most_wrong_images_shown():

@@ -112,7 +112,7 @@ class TargetSection:
         missing: parts that are left out, by name.
         tables: of the test images.
         examples: test images.
-        rule: by which they are chosen.
+        rule: by which they are chosen, or why there are none.
         legend: title → color.
         wide: whether examples have several pictures.
         changed_settings: settings that differ from their defaults, and the most important ones.
@@ -191,7 +191,7 @@ def _make_section(run: TargetRun, figures: FigureFiles, data: str | None) -> Tar
         missing,
         inspection.tables,
         [_shown(example) for example in inspection.examples],
-        inspection.rule,
+        inspection.rule if inspection.examples else inspection.without,
         dict(inspection.legend),
         any(len(example.panels) > 1 for example in inspection.examples),
         *split_settings(run),

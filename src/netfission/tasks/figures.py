@@ -155,6 +155,7 @@ class Inspection:
         tables: to show.
         examples: images.
         rule: by which the images are chosen, in a sentence.
+        without: what is said if there are no images, in a sentence.
         legend: title → color of what is in the pictures, such as `#800000`.
     """
 
@@ -162,6 +163,7 @@ class Inspection:
     tables: Sequence[Table] = ()
     examples: Sequence[Example] = ()
     rule: str = ""
+    without: str = "There is none to show: all are predicted correctly."
     legend: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -71,6 +71,8 @@ def inspect_pixels(
             for hits, counted in zip(right, labelled, strict=True)
         ]
     order = sorted((share, number) for number, share in enumerate(shares) if share is not None)
+    if not order:
+        return Inspection(without=f"None of {len(shares):,} test images has a labelled pixel.")
     examples = []
     for name, place in _CHOSEN.items():
         share, number = order[round(place * (len(order) - 1))]

@@ -499,7 +499,12 @@ class Segmentation(Task):
             average=average,
             temperature=None if calibration is None else calibration.temperature,
         )
-        return replace(found, legend=self.colors() | dict(found.legend))
+        colors = self.colors()
+        others = {
+            f"{title} (without a class)" if title in colors else title: color
+            for title, color in found.legend.items()
+        }
+        return replace(found, legend=colors | others)
 
     def answers(self, predictions: PixelPredictions) -> list[dict[str, Any]]:
         """Return the records with the maps of each photograph, the files that `netfission predict` writes."""
