@@ -1,14 +1,20 @@
 """What a network has seen in training is not passed off as new, whichever run in its history has seen it."""
 
+import json
+import re
+import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from netfission.config import RunConfig
+from netfission.data import load_data
 from netfission.data.load import find_splits
 from netfission.runs.folder import RunFolder
-from netfission.runs.overlap import images_dependence, warn_of_held_out_images
+from netfission.runs.overlap import images_dependence, validation_dependence, warn_of_held_out_images
+from netfission.utils.files import write_json
 
 
 @pytest.fixture
@@ -79,3 +85,107 @@ def test_images_that_an_earlier_run_was_trained_on_promise_nothing(begun, tmp_pa
     found = images_dependence("digits", [unseen], config)
     assert found.endswith(f"as training images of {tmp_path / '0'}, from which the network started")
     assert not images_dependence("digits", [find_splits("digits", seed=0)["test"]], config)
+
+
+def write_pets(folder, names):
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for name in names:
+            Image.new("L", (8, 8), ord(name) - 40).save(folder / label / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def moved(begun, tmp_path):
+    """Starts a run on photographs in `old` from another, and gives its settings with them in `new`."""
+
+    def start(before, *, summary=True, **run):
+        old = write_pets(tmp_path / "old", "abcdefgh")
+        config = begun(
+            {"data": str(old), "validation": 0.2} | before, {"data": str(old), "validation": 0.2} | run
+        )
+        first = RunFolder(tmp_path / "0")
+        if summary:
+            data = first.load_config().data
+            write_json(first.data_summary, load_data(str(old), validation=data.validation).summary.to_json())
+        return replace(config, data=replace(config.data, data=str(tmp_path / "new")))
+
+    return start
+
+
+@pytest.mark.parametrize("left", ["old new", "new", "old new alone", "new alone", "old alone", ""])
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        ({"patience": 3}, "epoch patience chose on validation images of the same data set"),
+        ({"validation": 0.3}, "another validation split of the same data set"),
+        ({}, ""),
+    ],
+)
+def test_validation_images_of_a_run_before_promise_nothing_where_they_are_now(
+    before, reason, left, moved, tmp_path
+):
+    config = moved(before, summary="alone" not in left)
+    if "new" in left:
+        shutil.copytree(tmp_path / "old", tmp_path / "new")
+    if "old" not in left:
+        shutil.rmtree(tmp_path / "old")
+    found = validation_dependence(config)
+    assert reason in found if reason else not found
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("names", ["ijklmnop", "abcdefghi", "i"])
+def test_validation_images_of_another_data_set_promise_what_they_do(names, is_there, moved, tmp_path):
+    config = moved({"patience": 3})
+    write_pets(tmp_path / "new", names)
+    if not is_there:
+        shutil.rmtree(tmp_path / "old")
+    assert not validation_dependence(config)
+    (tmp_path / "new" / "dog").rename(tmp_path / "new" / "fox")
+    assert not validation_dependence(config)
+
+
+def test_a_data_set_that_was_replaced_is_known_by_what_the_run_recorded(moved, tmp_path):
+    config = moved({"patience": 3})
+    (tmp_path / "old").rename(tmp_path / "new")
+    write_pets(tmp_path / "old", "ijklmnop")
+    assert validation_dependence(config)
+    summary = RunFolder(tmp_path / "0").data_summary
+    content = json.loads(summary.read_text())
+    content["train"]["digest"] = "0"
+    del content["checksum"]
+    write_json(summary, json.dumps(content))
+    assert validation_dependence(config)  # a part is the same
+    summary.unlink()
+    assert not validation_dependence(config)  # both can be read, and differ
+    summary.write_text("{")
+    assert validation_dependence(config)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_without_recorded_digests_a_place_that_is_gone_may_have_held_the_same(is_there, moved, tmp_path):
+    config, folder = moved({"patience": 3}), RunFolder(tmp_path / "0")
+    write_pets(tmp_path / "new", "ijklmnop")
+    if not is_there:
+        shutil.rmtree(tmp_path / "old")
+    of_older_version = folder.data_summary.read_text().replace('"digest"', '"was"')
+    of_older_version = re.sub(r',\s*"was": "\w+"|,\s*"checksum": "[^"]*"', "", of_older_version)
+    folder.data_summary.write_text(of_older_version)
+    assert bool(validation_dependence(config)) != is_there
+    (tmp_path / "new" / "dog").rename(tmp_path / "new" / "fox")
+    assert not validation_dependence(config)
+
+
+def test_masks_of_a_run_before_that_are_gone_may_be_the_same(moved, tmp_path):
+    config = moved({"patience": 3, "task": "segmentation"}, task="segmentation")
+    write_pets(tmp_path / "new", "i")
+    assert not validation_dependence(config)
+    shutil.rmtree(tmp_path / "old")
+    assert validation_dependence(config)
+
+
+def test_a_data_set_by_name_is_no_other_that_has_moved(begun, tmp_path):
+    assert not validation_dependence(
+        begun({"data": "digits", "patience": 3}, {"data": str(tmp_path / "new")})
+    )

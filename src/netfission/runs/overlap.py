@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from netfission.config import RunConfig
 from netfission.data.checks import count_copies
-from netfission.data.load import find_splits
+from netfission.data.load import digest_of_files, find_splits
 from netfission.data.matched import full_name
-from netfission.data.sources import is_named
+from netfission.data.sources import Source, find_targets, fingerprint, is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Selection
 from netfission.runs.folder import RunFolder
@@ -26,6 +27,9 @@ _EFFECTS: dict[SplitName, str] = {
 def validation_dependence(config: RunConfig) -> str:
     """Say how a run's network depends on its validation images, so that they promise nothing for others.
 
+    A run that it started from counts if its data set is the same one, which may have moved since, or if that
+    cannot be decided any more.
+
     Args:
         config: the run's settings.
 
@@ -39,19 +43,20 @@ def validation_dependence(config: RunConfig) -> str:
     if config.training.patience is not None:
         return "patience chose the epoch on the validation images, so they promise nothing for others"
     split = (config.fission.seed, config.data.validation)
-    for _, start in _starts(config):
-        if start.data.data != config.data.data:
+    for path, start in _starts(config):
+        is_chosen = start.training.patience is not None
+        is_split_alike = (start.fission.seed, start.data.validation) == split
+        if (is_split_alike and not is_chosen) or not _may_share_data(path, start, config):
             continue
-        if start.training.patience is not None:
+        if is_chosen:
             return (
                 "the network started from a run whose epoch patience chose on validation images of the same "
                 "data set, so they promise nothing for others"
             )
-        if (start.fission.seed, start.data.validation) != split:
-            return (
-                "the network started from a run with another validation split of the same data set (seed or "
-                "validation), which may have been trained on these images, so they promise nothing for others"
-            )
+        return (
+            "the network started from a run with another validation split of the same data set (seed or "
+            "validation), which may have been trained on these images, so they promise nothing for others"
+        )
     return ""
 
 
@@ -96,7 +101,7 @@ def _starts(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     path = config.model.weights
     while path is not None and path not in seen:
         seen.add(path)
-        folder = RunFolder(Path(path) if Path(path).is_dir() else Path(path).parent)
+        folder = _folder_of(path)
         try:
             if folder.config.is_file():
                 start = folder.load_config()
@@ -107,6 +112,49 @@ def _starts(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
                 path = None if report is None else report.path
         except ValueError:  # it cannot be read
             return
+
+
+def _folder_of(path: str) -> RunFolder:
+    """Return the folder of a run, of which a path may name a file."""
+    return RunFolder(Path(path) if Path(path).is_dir() else Path(path).parent)
+
+
+def _may_share_data(path: str, start: RunConfig, config: RunConfig) -> bool:
+    """Whether the run at a path may have the data set of a run that started from it, in another place or not.
+
+    A data set that is here and in the other place is the same if its files are, by their names and sizes.
+    Else it is the same if any split, cut as the run at the path cut it, has the digest that this run
+    recorded. Where there is nothing to compare, a place that is gone may have held the same data set.
+    """
+    before, now = start.data.data, config.data.data
+    if before == now:
+        return True
+    if is_named(before) or is_named(now):  # they do not move
+        return False
+    targets, is_there = task_kind(start.data.task).targets, Path(before).exists()
+    try:
+        if not Path(now).exists():
+            return True
+        if is_there and fingerprint(before, targets) == fingerprint(now, targets):
+            return True
+        summary = _folder_of(path).load_data_summary()
+        if summary is None or targets.masks:  # which have no digests
+            return not is_there
+        source = find_targets(now, targets)
+    except (OSError, ValueError):  # one of them cannot be read
+        return True
+    if source.classes != summary.classes:
+        return False
+    try:
+        splits = _find_splits(replace(start, data=replace(start.data, data=now)), source)
+    except ValueError:  # it cannot be cut as the other one was
+        return False
+    pairs = [
+        (digest_of_files(images), None if recorded is None else recorded.digest)
+        for images, recorded in ((images, getattr(summary, name)) for name, images in splits.items())
+    ]
+    known = [digest == recorded for digest, recorded in pairs if None not in (digest, recorded)]
+    return any(known) if known else not is_there
 
 
 def warn_of_training_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
@@ -144,9 +192,7 @@ def warn_of_held_out_images(config: RunConfig) -> None:
     if not starts or targets.masks:
         return
     name = config.data.data
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # who loads the images has been warned
-        splits = _find_splits(config)
+    splits = _find_splits(config)
     for path, start in starts:
         checked = f"whether held-out images of {Path(name).name} are training images of {path}"
         trained_on = [part for split, part in _read_splits(start, name, checked).items() if split == "train"]
@@ -182,15 +228,19 @@ def _cut(config: RunConfig) -> tuple[object, ...]:
     return data.data, data.task, data.validation, data.limit_per_class, config.fission.seed
 
 
-def _find_splits(config: RunConfig) -> Mapping[SplitName, Selection]:
+def _find_splits(config: RunConfig, source: Source | None = None) -> Mapping[SplitName, Selection]:
+    """Find the images of a run, without warnings about its splits; in `source` if they were found before."""
     data = config.data
-    return find_splits(
-        data.data,
-        validation=data.validation,
-        seed=config.fission.seed,
-        limit_per_class=data.limit_per_class,
-        targets=task_kind(data.task).targets,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return find_splits(
+            data.data,
+            validation=data.validation,
+            seed=config.fission.seed,
+            limit_per_class=data.limit_per_class,
+            targets=task_kind(data.task).targets,
+            source=source,
+        )
 
 
 def warn_of_own_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:
@@ -223,9 +273,7 @@ def _read_splits(config: RunConfig, name: str, checked: str) -> Mapping[SplitNam
     if recorded != "digits" and is_named(recorded) and full_name(name) != recorded:
         return {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its splits
-            return _find_splits(config)
+        return _find_splits(config)
     except (OSError, ValueError) as error:  # it has moved or changed
         reason = f"as the run's own data set cannot be read ({first_line(error)})"
         warnings.warn(f"{checked} was not checked, {reason}", stacklevel=5)
