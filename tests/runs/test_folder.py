@@ -104,6 +104,16 @@ def test_a_run_goes_on_where_its_data_are_now_if_they_are_the_same(is_there, beg
         folder.claim(with_data(config, now), resume=True)  # nothing was trained yet
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_place_without_data_is_named_so(is_there, begun, tmp_path):
+    folder, config = begun
+    if not is_there:
+        shutil.rmtree(tmp_path / "pets")
+    message = r"^data must be '.*pets', as in .*, got '.*typo'; there is no folder or table at that place$"
+    with pytest.raises(ValueError, match=message):
+        folder.claim(with_data(config, tmp_path / "typo"), resume=True)
+
+
 def test_weights_of_another_content_are_not_those_that_moved(begun, tmp_path):
     folder, config = begun
     config = replace(config, model=replace(config.model, weights="net.pt"))

@@ -464,6 +464,8 @@ class RunFolder(ModelFolder):
         before, place, targets = begun.data.data, now.data.data, task_kind(now.data.task).targets
         if is_named(before) or is_named(place):
             return SAME_SETTINGS
+        if not Path(place).exists():
+            return "there is no folder or table at that place"
         if Path(before).exists():
             same = fingerprint(place, targets) == fingerprint(before, targets)
             return "" if same else "files in the two differ in names or sizes"
