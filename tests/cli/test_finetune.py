@@ -1,4 +1,5 @@
 import re
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from netfission.cli import command_parser, main
 from netfission.config import FINETUNE_RECIPE, RECIPES
 from netfission.models import create_model
+from netfission.runs.folder import RunFolder
 
 DIGITS = "finetune digits --model wrn-10-1 --pretrained false --out run"
 
@@ -123,3 +125,24 @@ def test_the_folder_is_named_by_data_and_model(tmp_path, monkeypatch):
         "runs/digits-torchvision-resnet18-finetuned-seed2/single",
         "runs/digits-wrn-10-1-finetuned-seed0/single",
     ]
+
+
+@pytest.mark.parametrize(("now", "given"), [("old", None), ("new", "new")])
+def test_the_report_reads_images_where_they_are_now(now, given, tmp_path, monkeypatch):
+    def finetune(plan, out, **_):
+        if not out.exists():
+            RunFolder(out).claim(plan.ensemble, resume=False)
+        return namedtuple("Gain", "table summary")(str, str)
+
+    pages = []
+    monkeypatch.setattr("netfission.runs.finetune.finetune", finetune)
+    monkeypatch.setattr("netfission.report.write_report", lambda *_, data=None: pages.append(data))
+    for name in ("old", now):
+        for number in range(16):
+            folder = tmp_path / name / ("cat", "dog")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+        place = str(tmp_path / name)
+        flags = ["--model", "wrn-10-1", "--pretrained", "false", "--batch-size", "8"]
+        assert main(["finetune", place, *flags, "--out", str(tmp_path / "run")]) == 0
+    assert pages == [None, given and place]

@@ -64,7 +64,7 @@ def other_digits(tmp_path) -> Path:
 @pytest.fixture
 def no_page(monkeypatch):
     """Spares the time to draw it."""
-    monkeypatch.setattr("netfission.report.write_report", lambda runs, page: page)
+    monkeypatch.setattr("netfission.report.write_report", lambda runs, page, data=None: page)
 
 
 @pytest.fixture

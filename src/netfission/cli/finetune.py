@@ -98,7 +98,8 @@ def run(settings: Namespace) -> None:
     check_given_effects(plan.ensemble, settings, _OWN)
     gain = finetune(plan, folder.path, say=_say)
     if not folder.report.is_file():
-        write_report([folder.path], folder.report)
+        begun, now = folder.load_config().data.data, plan.ensemble.data.data
+        write_report([folder.path], folder.report, data=None if now == begun else now)
     print(f"\n{gain.table()}\n{gain.summary()}")
     print(f"wrote the ensemble's run to {folder.path}, with {folder.gain.name} and {folder.report.name}")
 
