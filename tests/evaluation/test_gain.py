@@ -1,8 +1,12 @@
+import json
 from dataclasses import replace
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from netfission.evaluation.gain import Gain, NetworkFigures
+from netfission.evaluation.gain import Gain, NetworkFigures, change_errors
 from netfission.profiling.timing import Quartiles
 from netfission.utils.typed import typed
 
@@ -17,7 +21,7 @@ def gain(seconds: float | None = 100.0) -> Gain:
         5, metrics[1], 2_200_000, 29_700_000, 50.0, calibrated_on=images, guess="too few"
     )
     times = {1: Quartiles(1.1, 1.2, 1.3), 32: Quartiles(1.0, 1.05, 1.1)}
-    return Gain(400, single, ensemble, times, {"device": "CPU"})
+    return Gain(400, single, ensemble, times, {"device": "CPU"}, {"nll": 0.05, "ece": 0.005})
 
 
 def test_the_table_has_both_networks_with_the_standard_error_of_their_accuracies():
@@ -39,8 +43,8 @@ def test_networks_that_are_calibrated_on_other_images_are_told_apart():
 
 def test_a_loss_of_accuracy_is_not_hidden():
     assert gain().summary() == (
-        "better than the single network: NLL -0.2500\n"
-        "worse than the single network: ECE +1.00 points\n"
+        "better than the single network: NLL -0.2500 (standard error 0.0500)\n"
+        "worse than the single network: ECE +1.00 points (standard error 0.50)\n"
         "not clear from 400 test images: accuracy -3.00 points (standard error below 3.41)\n"
         "cost relative to the single network: MACs 0.99×, parameters 1.10×, inference time 1.20× for 1 image "
         "(quartiles 1.10–1.30) and 1.05× for 32 images (quartiles 1.00–1.10); its training took another 0.50×"
@@ -62,8 +66,6 @@ def test_a_time_that_was_not_measured_is_named_so():
 
 
 def test_it_is_read_as_it_is_written():
-    import json
-
     assert typed(Gain, json.loads(gain().to_json())) == gain()
 
 
@@ -72,19 +74,72 @@ def test_what_the_test_images_show_is_called_better_or_worse():
         gain(), n=40_000, ensemble=replace(gain().ensemble, metrics={"top1": 0.66, "nll": 1.4, "ece": 0.04})
     )
     assert better.summary().splitlines()[:-1] == [
-        "better than the single network: accuracy +2.00 points (standard error below 0.34), NLL -0.1000",
-        "as the single network: ECE +0.00 points",
+        "better than the single network: accuracy +2.00 points (standard error below 0.34), NLL -0.1000 "
+        "(standard error 0.0500)",
+        "as the single network: ECE +0.00 points (standard error 0.50)",
     ]
     worse = replace(better, single=better.ensemble, ensemble=better.single)
     assert worse.summary().splitlines()[0] == (
-        "worse than the single network: accuracy -2.00 points (standard error below 0.34), NLL +0.1000"
+        "worse than the single network: accuracy -2.00 points (standard error below 0.34), NLL +0.1000 "
+        "(standard error 0.0500)"
     )
+
+
+def test_a_change_within_its_noise_is_not_clear():
+    noisy = replace(gain(), n=100, errors={"nll": 0.13, "ece": 0.006})
+    assert noisy.summary().splitlines()[0] == (
+        "not clear from 100 test images: accuracy -3.00 points (standard error below 6.73), NLL -0.2500 "
+        "(standard error 0.1300), ECE +1.00 points (standard error 0.60)"
+    )
+
+
+def test_a_gain_of_an_older_version_is_read_and_shows_no_more_than_is_known():
+    content = json.loads(gain().to_json())
+    del content["errors"]
+    older = typed(Gain, content)
+    assert older == replace(gain(), errors={})
+    assert (
+        older.summary()
+        .splitlines()[0]
+        .endswith("NLL -0.2500 (standard error not known), ECE +1.00 points (standard error not known)")
+    )
+
+
+def drawn(n, seed):
+    """Log-probabilities of two networks of 4 classes that err alike, and labels by the first."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    other = logits + 0.5 * torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    return logits.log_softmax(1), other.log_softmax(1), labels
+
+
+def test_errors_are_the_spread_of_the_changes_over_test_sets():
+    changes = {"nll": [], "ece": []}
+    for seed in range(60):
+        *networks, labels = drawn(2000, seed)
+        for name, metric in (("nll", F.nll_loss), ("ece", ece)):
+            before, after = (metric(network, labels) for network in networks)
+            changes[name].append(after - before)
+    errors = change_errors(*drawn(2000, 0))
+    for name, values in changes.items():
+        assert errors[name] == pytest.approx(torch.stack(values).std().item(), rel=0.25)
+
+
+def ece(log_probabilities, labels):
+    return multiclass_calibration_error(log_probabilities.exp(), labels, num_classes=4)
+
+
+def test_the_same_network_has_no_change_and_no_error():
+    single, _, labels = drawn(100, 0)
+    assert change_errors(single, single, labels) == {"nll": 0, "ece": 0}
+    assert change_errors(single[:1], single[:1], labels[:1]) == {}
 
 
 def test_few_test_images_show_nothing():
     assert replace(gain(), n=99).summary().splitlines()[0] == (
-        "not clear from 99 test images: accuracy -3.00 points (standard error below 6.76), NLL -0.2500, ECE "
-        "+1.00 points"
+        "not clear from 99 test images: accuracy -3.00 points (standard error below 6.76), NLL -0.2500 "
+        "(standard error 0.0500), ECE +1.00 points (standard error 0.50)"
     )
 
 

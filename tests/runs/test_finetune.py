@@ -140,6 +140,16 @@ def test_the_gain_is_that_of_the_two_runs(finetuned, capsys):
         assert figures.seconds == Stopwatch(run.training_time).read() > 0
         assert (figures.weights, figures.calibrated_on) == (run.weights_sha256(), "145 validation images")
         assert figures.temperature == run.load_calibration().temperature
+    test = load_run_data(folder.load_config().data, 0).test
+    single_loss, loss = (
+        -Classifier.from_pretrained(run.path)
+        .predict(test.images)
+        .probabilities[range(359), test.labels]
+        .log()
+        for run in (single, folder)
+    )
+    assert gain.errors["nll"] == pytest.approx((loss - single_loss).std().item() / 359**0.5, rel=1e-3)
+    assert gain.errors["ece"] > 0
     assert gain.ensemble.predictions == 3
     assert all(0 < time.lower <= time.median <= time.upper for time in gain.time.values())
 

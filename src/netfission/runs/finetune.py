@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from netfission.config import RunConfig
-from netfission.evaluation.gain import Gain, NetworkFigures
+from netfission.data import ImageData
+from netfission.ensemble import ensemble_log_probabilities
+from netfission.evaluation import collect_logits
+from netfission.evaluation.gain import Gain, NetworkFigures, change_errors
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.inference.deployment import deploy
 from netfission.models import WeightsReport
@@ -16,11 +19,18 @@ from netfission.network import FissionNetwork
 from netfission.profiling.cost import count
 from netfission.profiling.timing import Quartiles, inference_times
 from netfission.runs.callbacks import Stopwatch
-from netfission.runs.evaluate import evaluate, load_on_device
+from netfission.runs.evaluate import EVALUATION_BATCH, evaluate, load_matching_data, load_on_device
 from netfission.runs.finetune_settings import FinetunePlan, check_ensemble
 from netfission.runs.folder import MOVED, SAME_SETTINGS, RunFolder, environment
 from netfission.runs.overlap import warn_of_held_out_images
-from netfission.runs.setup import build_network, load_run_data, network_spec, other_classes
+from netfission.runs.setup import (
+    build_network,
+    load_run_data,
+    make_batches,
+    network_spec,
+    other_classes,
+    run_device,
+)
 from netfission.runs.train import train
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_json
@@ -85,23 +95,30 @@ def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gai
     Warns:
         UserWarning: a network cannot be deployed, so that the time of inference is not measured.
     """
-    alone, network, images = _load(single, config)
-    ensemble, divided, _ = _load(folder, config)
+    data = load_matching_data(folder, config, folder.load_spec())
+    alone, network, before, labels = _load(single, config, data)
+    ensemble, divided, after, _ = _load(folder, config, data)
+    images = torch.rand(max(BATCH_SIZES), *data.shape, device=run_device(config.training))
     return Gain(
         n=_reliability(folder).n,
         single=alone,
         ensemble=ensemble,
         time=_relative_times(divided, network, images),
         environment=environment(),
+        errors=change_errors(before, after, labels),
     )
 
 
-def _load(run: RunFolder, config: RunConfig) -> tuple[NetworkFigures, FissionNetwork, Tensor]:
-    """Return the figures of a network, the network, and images of its size, on its device."""
+def _load(
+    run: RunFolder, config: RunConfig, data: ImageData
+) -> tuple[NetworkFigures, FissionNetwork, Tensor, Tensor]:
+    """Return the figures of a network, the network on its device, and what it says of the test images.
+
+    That are calibrated log-probabilities `(n, classes)`, and the labels `(n,)`, on the CPU.
+    """
     network, spec, device = load_on_device(run, config)
     assert isinstance(network, FissionNetwork)
-    images = torch.rand(max(BATCH_SIZES), *spec.shape, device=device)
-    size = count(network, images[:1]).size
+    size = count(network, torch.rand(1, *spec.shape, device=device)).size
     calibrated, calibration = _reliability(run).scaled, run.load_calibration()
     assert calibrated is not None
     assert calibration is not None
@@ -116,7 +133,10 @@ def _load(run: RunFolder, config: RunConfig) -> tuple[NetworkFigures, FissionNet
         calibration.images,
         calibration.guess,
     )
-    return figures, network, images
+    batches = make_batches(data.test, data, EVALUATION_BATCH, device=device, workers=config.data.workers)
+    logits, labels = collect_logits(network, batches, device)
+    scaled = logits.double() / calibration.temperature
+    return figures, network, ensemble_log_probabilities(scaled, spec.average), labels
 
 
 def _reliability(run: RunFolder) -> ReliabilityReport:
