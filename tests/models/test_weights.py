@@ -435,6 +435,18 @@ def test_a_network_of_one_exit_under_a_prefix_fits(prefix: str, file: Path) -> N
     assert {f"{prefix}paths.1.head.linear.{part}" for part in ("weight", "bias")} <= set(report.unused)
 
 
+@pytest.mark.parametrize("prefixes", [("model.", "ema."), ("ema.", "model."), ("", "ema."), ("ema.", "")])
+def test_an_average_beside_a_network_of_one_exit_is_left_out(prefixes: tuple[str, str], file: Path) -> None:
+    model = create_model(NAME, 5)
+    net = fission(model, 1, example_input=torch.zeros(2, 3, 8, 8)).state_dict()
+    torch.save(
+        {prefix + name: t + (prefix == "ema.") for prefix in prefixes for name, t in net.items()}, file
+    )
+    loaded, report = _load(file)
+    assert not _differing(dict(model.state_dict()), loaded)
+    assert len(report.unused) == len(loaded) and all(name.startswith("ema.") for name in report.unused)
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_divided_network_is_not_taken_for_the_undivided_one(prefix: str, file: Path) -> None:
     net = fission(create_model(NAME, 5), 2, grouping="copies", example_input=torch.zeros(2, 3, 8, 8))

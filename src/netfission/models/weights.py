@@ -173,21 +173,24 @@ def _unreadable(tensor: Tensor) -> str:
 
 
 def _of_single_network(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Give the tensors of a run of one exit the names that the single network has.
+    """Give the tensors of a run of one exit the names that the single network has, under each prefix.
 
     Returns:
         The tensors, and the names of those of linear exits, which are left out. Of other files, all tensors
         as they are.
     """
-    before = next((name[: found.end()] for name in tensors if (found := _START_OF_PATH.search(name))), None)
-    if before is None:
-        return dict(tensors), []
-    parts = {name: name.removeprefix(before) for name in tensors if name.startswith(before)}
+    prefixes = {name[: found.end()] for name in tensors if (found := _START_OF_PATH.search(name))}
+    before = {
+        name: max(starts, key=len)
+        for name in tensors
+        if (starts := [prefix for prefix in prefixes if name.startswith(prefix)])
+    }
+    parts = {name: name.removeprefix(prefix) for name, prefix in before.items()}
     if not all(_PART_OF_RUN.match(part) or _LINEAR_EXIT.match(part) for part in parts.values()):
         return dict(tensors), []
     left_out = [name for name, part in parts.items() if _LINEAR_EXIT.match(part)]
     renamed = {
-        before + _PART_OF_RUN.sub("", parts[name], count=1) if name in parts else name: tensor
+        before[name] + _PART_OF_RUN.sub("", parts[name], count=1) if name in parts else name: tensor
         for name, tensor in tensors.items()
         if name not in left_out
     }
