@@ -464,6 +464,20 @@ def test_a_network_for_images_of_other_channels_is_refused_so(file: Path, state:
     assert "channels" not in _refusal(file, name="cifar-resnet18-w16")
 
 
+@pytest.mark.parametrize(("inputs", "groups"), [(3, (1, 2)), (3, (1, 32)), (64, (2, 1))])
+def test_other_groups_are_not_taken_for_images_of_other_channels(
+    inputs: int, groups: tuple[int, int]
+) -> None:
+    networks = [
+        nn.Sequential(nn.Conv2d(inputs, 64, 1, groups=first), nn.Conv2d(64, 64, 1, groups=second))
+        for first, second in ((1, 1), groups)
+    ]
+    trained = TrainedWeights("net.pt", "ab", networks[1].state_dict())
+    with pytest.raises(ValueError, match="1 unequal") as caught:
+        load_weights(networks[0], trained)
+    assert "channel" not in str(caught.value)
+
+
 def test_pretrained_and_weights_exclude_each_other(file: Path) -> None:
     with pytest.raises(ValueError, match=r"^weights must be None with pretrained=True"):
         create_model("resnet10t", 5, pretrained=True, weights=file)

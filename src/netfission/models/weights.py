@@ -34,6 +34,7 @@ _LINEAR_EXIT = re.compile(r"paths\.[1-9]\d*\.head\.")  # the same, of its linear
 _START_OF_PATH = re.compile(r"(?:^|\.)(?=paths\.\d+\.)")
 _OTHER_PATH = re.compile(r"(?:^|\.)paths\.([1-9]\d*)\.stages\.")  # of a network that is divided
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?)[._]", re.IGNORECASE)  # in a prefix
+_MOST_CHANNELS = 4  # of images, in a message
 _SHOWN = 3  # names of tensors in a message
 _WEIGHTS = "a file of weights (safetensors, or a state dict saved by PyTorch)"
 
@@ -347,14 +348,16 @@ class _Fit:
         self.other_channels = "" if missing or unexpected else _other_channels(tensors, state, differing)
 
 
-def _other_channels(
-    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], differing: Sequence[str]
-) -> str:
-    """Say that a network reads images of other channels if its first convolution alone differs so."""
-    if len(differing) != 1:
+def _other_channels(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], differing: list[str]) -> str:
+    """Say that a network reads images of other channels if its first convolution alone differs so.
+
+    A convolution of other groups differs in the same dimension.
+    """
+    first = next((name for name, tensor in state.items() if tensor.ndim == 4), None)
+    if differing != [first]:
         return ""
     found, wanted = tensors[differing[0]].shape, state[differing[0]].shape
-    if len(found) != 4 or len(wanted) != 4 or (found[0], *found[2:]) != (wanted[0], *wanted[2:]):
+    if len(found) != 4 or (found[0], *found[2:]) != (wanted[0], *wanted[2:]) or found[1] > _MOST_CHANNELS:
         return ""
     return f"the file is of a network for images of {count_noun(found[1], 'channel')}, not {wanted[1]}"
 
