@@ -401,7 +401,8 @@ def test_tables_are_learned_by_mlps_and_by_their_paths(tmp_path, capsys):
         for table in ("breast cancer", "diabetes")
         for contender in ("single", "channels-3")
     ]
-    assert rows[1]["macs"] <= 1.05 * rows[0]["macs"]
+    classifiers = 2 * 12 * 2  # of two more exits
+    assert rows[1]["macs"] <= 1.05 * (rows[0]["macs"] + classifiers)
     assert [sorted(row["runs"][1]) for row in rows[1:3]] == [
         ["accuracy", "nll", "seed"],
         ["nll", "rmse", "seed"],

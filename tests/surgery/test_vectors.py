@@ -84,7 +84,12 @@ MODELS = {
 
 @pytest.mark.parametrize(
     ("name", "grouping"),
-    [*((name, "channels") for name in MODELS), ("plain", "weights"), ("categories", "copies")],
+    [
+        *((name, "channels") for name in MODELS if name != "two hidden layers"),
+        ("two hidden layers", "weights"),
+        ("plain", "weights"),
+        ("categories", "copies"),
+    ],
 )
 def test_an_mlp_is_divided_trained_deployed_and_restored(name: str, grouping: str) -> None:
     torch.manual_seed(0)
@@ -108,6 +113,33 @@ def test_an_mlp_is_divided_trained_deployed_and_restored(name: str, grouping: st
     assert torch.equal(again(rows), logits)
 
 
+@pytest.mark.parametrize(("exits", "sparsity"), [(3, 0.0), (1, 0.5)])
+@pytest.mark.parametrize("name", [*MODELS, "four hidden layers", "six hidden layers"])
+def test_every_head_holds_the_whole_classifier(name: str, exits: int, sparsity: float) -> None:
+    deep = {"four hidden layers": 4, "six hidden layers": 6}
+    model = plain(deep[name]) if name in deep else MODELS[name]()
+    *_, classifier = (part for part in model.modules() if isinstance(part, nn.Linear))
+    net = nf.fission(
+        model,
+        exits,
+        grouping="weights",
+        criterion="magnitude",
+        sparsity=sparsity,
+        example_input=rows_for(model),
+    )
+    assert len(net.exit_paths) == exits
+    for path in net.exit_paths:
+        held = list(path.head.parameters())
+        for wanted in classifier.parameters():
+            assert sum(torch.equal(wanted, parameter) for parameter in held) == 1
+
+
+def test_channels_of_the_layer_before_the_classifier_are_whole() -> None:
+    model = plain(2)
+    with pytest.raises(ValueError, match=r"^stages must be divisible by channels, got a stage with 4.weight"):
+        nf.fission(model, 3, grouping="channels", example_input=rows_for(model))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_with_one_exit_the_output_is_the_same_bit_for_bit(name: str) -> None:
     model = MODELS[name]()
@@ -121,13 +153,14 @@ def test_with_one_exit_the_output_is_the_same_bit_for_bit(name: str) -> None:
         assert torch.equal(outputs[0], outputs[1].squeeze(1))
 
 
-def test_paths_of_channels_cost_what_the_mlp_costs() -> None:
+def test_paths_of_channels_cost_what_the_mlp_and_two_more_classifiers_cost() -> None:
     model = plain(4)
     rows = rows_for(model)
     net = nf.fission(model, 3, grouping="channels", example_input=rows)
     report = nf.cost(net, rows, reference=model, batch_sizes=[2], rounds=1)
     assert report.reference is not None
-    assert report.network.size.macs_dense <= 1.05 * report.reference.size.macs_dense
+    expected = report.reference.size.macs_dense + 2 * WIDTH * CLASSES
+    assert report.network.size.macs_dense <= 1.05 * expected
 
 
 def test_linear_exits_read_vectors_as_they_are() -> None:
@@ -164,6 +197,6 @@ def test_a_regression_is_told_of_two_outputs() -> None:
 def test_one_hidden_layer_is_refused_in_one_line() -> None:
     model = plain(1)
     with pytest.raises(
-        ValueError, match=r"^exits must be 1 for a network of one stage .*Backbone of your own parts$"
+        ValueError, match=r"^model must be a network in which stages are found, .* own parts$"
     ):
         nf.fission(model, 3, grouping="channels", example_input=rows_for(model))

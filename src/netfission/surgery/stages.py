@@ -70,7 +70,8 @@ def find_stages(root: nn.Module, example_input: Inputs, exits: int = 1) -> list[
        first branch of the graph. A chain of blocks that go on after it is no stem.
     2. Cuts are grouped by the spatial size of their tensor. A stage ends at the outermost, latest module of
        each size. If a model of maps has fewer than three sizes (dilated convolutions keep the size), they
-       are grouped by the number of channels, too. No stage of such a model ends at logits.
+       are grouped by the number of channels, too. No stage of such a model, nor of one of vectors, ends at
+       logits.
     3. If this gives fewer than three stages, the longest row of modules of one type and one shape of output
        (the blocks of a vision transformer) is divided into equal groups: three, or `exits` if that is more.
        Of sizes that do not divide evenly, the later groups are larger. Layers after the row join the last
@@ -281,7 +282,9 @@ def _equal_groups(row: Sequence[_End], found: Sequence[_End], groups: int) -> li
 def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_input: Inputs) -> list[_End]:
     """Return each module that ends with its output live, before features are flattened, as they end.
 
-    If no tensor has positions, as in an MLP of vectors, features are flat from the beginning.
+    If no tensor has positions, as in an MLP of vectors, features are flat from the beginning. In such a
+    model, and in one of maps, what no layer reads is logits, after which no stage ends: the head would be
+    divided and pruned.
     """
     shape_of = shapes(root, tracer, graph, example_input)
     flat = all(len(shape) <= 2 for shape in shape_of.values())
@@ -308,7 +311,7 @@ def module_ends(root: nn.Module, tracer: ModuleTracer, graph: fx.Graph, example_
             features = tuple(shape[1:])
             where = _positions(features, square), len(weights), node, live[node], in_chain, of_maps
             ends.append(_End(tuple(names), kinds, features, *where))
-    if of_maps:
+    if of_maps or flat:
         before_layers = _before_layers(root, graph)
         ends = [end for end in ends if end.node in before_layers]
     return ends
