@@ -390,6 +390,8 @@ def _masked(tensor: Tensor, removed: Tensor) -> Tensor:
     if tensor.device.type == "cpu" and type(tensor) is Tensor and not differentiable and _is_eager():
         # Not multiplied: under AMP a gradient may be infinite, and inf × 0 is NaN.
         return (tensor.view(_BITS[tensor.itemsize]) & _kept_bits(removed)).view(tensor.dtype)
+    if torch.compiler.is_exporting():  # PyTorch 2.11 cannot write the other to ONNX, which trains faster
+        return tensor.masked_fill(_placed_like(removed, tensor), 0)
     return torch.where(_placed_like(removed, tensor), 0, tensor)
 
 
