@@ -315,9 +315,7 @@ def measure(
     calls = max(1, IMAGES_PER_ROUND // batch_size)
     seconds = _seconds(runs, conditions, calls)
     for name, times in seconds.items():
-        ratio = Quartiles.from_values(
-            [time / single for time, single in zip(times, seconds[SINGLE], strict=True)]
-        )
+        ratio = Quartiles.of_ratios(times, seconds[SINGLE])
         rows[name] |= {
             "seconds": times,
             "seconds_median": median(times),

@@ -122,8 +122,7 @@ def _time(name: str, divided: nf.FissionNetwork, single: nf.FissionNetwork, imag
         return {"unavailable": first_line(error)}
     rounds = min(max(round(SECONDS / sum(map(sum, first.values()))), FEWEST), MOST)
     times = times_in_turn(runs, images.device, rounds=rounds, warm_up=0)
-    ratios = [a / b for a, b in zip(times["divided"], times["single"], strict=True)]
-    return asdict(Quartiles.from_values(ratios)) | {"rounds": rounds}
+    return asdict(Quartiles.of_ratios(times["divided"], times["single"])) | {"rounds": rounds}
 
 
 def table(cells: Sequence[tuple[Settings, Results]]) -> str:

@@ -175,7 +175,7 @@ def _divide_in_time(
 
     images = map_inputs(repeated, example)
     first = _divide_in_macs(model, example, divider, replace(config, budget=1.0, budget_in="macs"), batches)
-    names, where = list(first.backbone.stage_names), f"after {_first_branch_point(first)}"
+    names, where = list(first.backbone.stage_names), _where_exits_leave(first.backbone, first.branches)
     whole = run_counted(first.backbone, first_rows(example, 1)).total.dense
     after = resolve_linear_exits(config.linear_exits, names)
     undivided = FissionNetwork(
@@ -203,9 +203,9 @@ def _divide_in_time(
     return replace(divide(found.asked), timed=found)
 
 
-def _first_branch_point(division: _Division) -> str:
-    """Return the name of the stage after which the first exit leaves."""
-    return division.backbone.stage_names[min(division.branches) - 1]
+def _where_exits_leave(backbone: Backbone, branches: Sequence[int]) -> str:
+    """Return where the first exit leaves, in words."""
+    return f"after {backbone.stage_names[min(branches) - 1]}"
 
 
 def _divide_in_macs(
@@ -273,7 +273,7 @@ def _divide(
         lambda division: run_counted(division.network, first_rows(example, 1)).total.dense / total,
         divided=sum(stage_macs[min(branches) :]) / total,
         copied=1 + sum(added) / total,
-        where=f"after {backbone.stage_names[min(branches) - 1]}",
+        where=_where_exits_leave(backbone, branches),
     )
 
 

@@ -42,7 +42,7 @@ def count_images(number: int, kind: str) -> str:
 
 
 def why_guess(images: int, *, flawless: bool) -> str:
-    """Say why a temperature is no more than a guess; empty if it is more.
+    """Say why a temperature is only a guess; empty if it is reliable.
 
     Args:
         images: number of images that it was fitted on.

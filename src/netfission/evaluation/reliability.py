@@ -214,7 +214,7 @@ class ReliabilityReport:
 
     @property
     def guess(self) -> str:
-        """Why the temperature is a guess; empty if it is more, or there is none."""
+        """Why the temperature is a guess; empty if it is reliable, or if the run has no temperature."""
         known = self.temperature is not None
         return why_guess(self.validation_images, flawless=self.flawless) if known else ""
 

@@ -151,12 +151,7 @@ def _step_times(
 
 def _ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Quartiles]:
     """Each network's times over those of the single network, round by round."""
-    return {
-        name: Quartiles.from_values(
-            [time / single for time, single in zip(network_times, times[_SINGLE], strict=True)]
-        )
-        for name, network_times in times.items()
-    }
+    return {name: Quartiles.of_ratios(network_times, times[_SINGLE]) for name, network_times in times.items()}
 
 
 def _deploy(network: nn.Module, images: Tensor) -> nn.Module | None:

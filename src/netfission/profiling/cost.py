@@ -411,7 +411,7 @@ def _measurements(
     for name, values in times.items():
         seconds, ratio = Quartiles.from_values(values), None
         if "reference" in times:
-            ratio = Quartiles.from_values([a / b for a, b in zip(values, times["reference"], strict=True)])
+            ratio = Quartiles.of_ratios(values, times["reference"])
         measurements[name] = Measurement(batch_size, seconds, batch_size / seconds.median, peaks[name], ratio)
     return measurements
 

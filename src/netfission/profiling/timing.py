@@ -51,6 +51,16 @@ class Quartiles:
         quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
         return cls(*torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist())
 
+    @classmethod
+    def of_ratios(cls, times: Sequence[float], reference: Sequence[float]) -> Self:
+        """Compute those of times over a reference's, round by round.
+
+        Example:
+            >>> Quartiles.of_ratios([2.0, 3.0], [1.0, 1.0])
+            Quartiles(lower=2.25, median=2.5, upper=2.75)
+        """
+        return cls.from_values([time / other for time, other in zip(times, reference, strict=True)])
+
 
 def device_name(device: torch.device) -> str:
     """Return the name of a device, for a report of what was measured on it."""
@@ -156,7 +166,7 @@ def relative_time(network: nn.Module, reference: nn.Module, images: Inputs, *, s
         rounds = min(max(round(seconds / (calls * first)), FEWEST_ROUNDS), MOST_ROUNDS)
         repeated = {name: partial(_repeat, run, calls) for name, run in runs.items()}
         times = times_in_turn(repeated, device, rounds=rounds, warm_up=0)
-    return Quartiles.from_values([a / b for a, b in zip(times["network"], times["reference"], strict=True)])
+    return Quartiles.of_ratios(times["network"], times["reference"])
 
 
 def training_times(

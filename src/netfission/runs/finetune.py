@@ -163,8 +163,7 @@ def _measured_times(networks: Mapping[str, nn.Module], images: Tensor) -> dict[i
     relative = {}
     for size in BATCH_SIZES:
         times = inference_times(networks, images[:size])
-        ratios = [time / other for time, other in zip(times["network"], times["single"], strict=True)]
-        relative[size] = Quartiles.from_values(ratios)
+        relative[size] = Quartiles.of_ratios(times["network"], times["single"])
     return relative
 
 

@@ -19,13 +19,13 @@ from netfission.config import (
     FissionConfig,
     RunConfig,
 )
-from netfission.data.load import common_size, find_splits
+from netfission.data.load import common_size
 from netfission.data.sources import Source, find_source
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.effects import unmet_condition, with_recipe
 from netfission.methods.registry import find_method
 from netfission.models import create_model
-from netfission.runs.folder import RunFolder
+from netfission.runs.folder import RunFolder, find_run_splits
 from netfission.surgery.backbone import cut, late_branches
 from netfission.surgery.example import input_size
 from netfission.tasks.registry import check_classifies
@@ -223,16 +223,9 @@ def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: b
 
 def _training_images(config: RunConfig, source: Source) -> int:
     """Return the number of training images, readable or not."""
-    data = config.data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what loads the images says the same
-        splits = find_splits(
-            data.data,
-            validation=data.validation,
-            seed=config.fission.seed,
-            limit_per_class=data.limit_per_class,
-            source=source,
-        )
+        splits = find_run_splits(config, source)
     return len(splits["train"].rows)
 
 

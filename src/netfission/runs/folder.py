@@ -21,7 +21,8 @@ from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
 from netfission.data.checks import IN_WORDS
 from netfission.data.load import digest_of_files, find_splits
-from netfission.data.sources import NAMES, fingerprint, is_named
+from netfission.data.sources import NAMES, Source, fingerprint, is_named
+from netfission.data.split_names import SplitName
 from netfission.data.splits import Selection
 from netfission.data.summary import DataSummary, SplitSummary
 from netfission.evaluation.cascade import CascadeEvaluation
@@ -472,20 +473,34 @@ class RunFolder(ModelFolder):
         summary = self.load_data_summary()  # None if the run ended before it read the data
         if summary is None or targets.masks:  # which are compared when they are read
             return ""
-        data = now.data
-        splits = find_splits(
-            place,
-            validation=data.validation,
-            seed=now.fission.seed,
-            limit_per_class=data.limit_per_class,
-            targets=targets,
-        )
-        for name, images in splits.items():
+        for name, images in find_run_splits(now).items():
             trained_on: SplitSummary | None = getattr(summary, name)
             if trained_on is None or not _are_those(images, trained_on):
                 kind = IN_WORDS[name]
                 return f"its {kind} images are not those in {self.data_summary}, by their names and labels"
         return ""
+
+
+def find_run_splits(config: RunConfig, source: Source | None = None) -> Mapping[SplitName, Selection]:
+    """Find the images of each split of a run, see `netfission.data.load.find_splits`.
+
+    Args:
+        config: the run's settings.
+        source: the data set, if it was found before.
+
+    Example:
+        >>> {split: len(images.rows) for split, images in find_run_splits(RunConfig()).items()}
+        {'train': 1293, 'validation': 145, 'test': 359}
+    """
+    data = config.data
+    return find_splits(
+        data.data,
+        validation=data.validation,
+        seed=config.fission.seed,
+        limit_per_class=data.limit_per_class,
+        targets=task_kind(data.task).targets,
+        source=source,
+    )
 
 
 def _are_those(images: Selection, trained_on: SplitSummary) -> bool:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from netfission.config import RunConfig
 from netfission.data.checks import count_copies
-from netfission.data.load import digest_of_files, find_splits
+from netfission.data.load import digest_of_files
 from netfission.data.matched import full_name
 from netfission.data.sources import Source, find_targets, fingerprint, is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Selection
-from netfission.runs.folder import RunFolder
+from netfission.runs.folder import RunFolder, find_run_splits
 from netfission.tasks import task_kind
 from netfission.utils.errors import first_line
 from netfission.utils.text import count_noun
@@ -230,17 +230,9 @@ def _cut(config: RunConfig) -> tuple[object, ...]:
 
 def _find_splits(config: RunConfig, source: Source | None = None) -> Mapping[SplitName, Selection]:
     """Find the images of a run, without warnings about its splits; in `source` if they were found before."""
-    data = config.data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return find_splits(
-            data.data,
-            validation=data.validation,
-            seed=config.fission.seed,
-            limit_per_class=data.limit_per_class,
-            targets=task_kind(data.task).targets,
-            source=source,
-        )
+        return find_run_splits(config, source)
 
 
 def warn_of_own_images(name: str, images: Sequence[Selection], config: RunConfig) -> None:

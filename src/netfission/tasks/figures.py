@@ -163,7 +163,7 @@ class Inspection:
     tables: Sequence[Table] = ()
     examples: Sequence[Example] = ()
     rule: str = ""
-    without: str = "There is none to show: all are predicted correctly."
+    without: str = "No image is shown: all are predicted correctly."
     legend: Mapping[str, str] = field(default_factory=dict)
 
 
