@@ -65,6 +65,7 @@ class Answerer(ABC):
     """Answers the requests for one network. Threads may use it at once.
 
     Attributes:
+        task: what the network learned.
         parameters: names of those that a request may have.
         drift: the last images.
     """
@@ -74,6 +75,7 @@ class Answerer(ABC):
 
     def __init__(self, network: ImageNetwork) -> None:
         self._images = network
+        self.task = network.spec.find_task()
 
     def read(self, image: Image.Image) -> ImageInput:
         """Convert an image of a request; raises what Pillow raises for a corrupt file."""
@@ -81,13 +83,12 @@ class Answerer(ABC):
 
     def batch_size(self, limit: int) -> int:
         """Return how many images run at once, of a number that is asked for."""
-        spec = self._images.spec
-        return spec.find_task().batch_size(spec.shape, limit)
+        return self.task.batch_size(self._images.spec.shape, limit)
 
     def share(self, image: ImageInput) -> float:
         """Return the share of a batch that an image fills by the pixels of its maps; 0 if none are drawn."""
         height, width = image.size
-        return height * width / _DRAWN_PIXELS if self._images.spec.find_task().draws_maps else 0.0
+        return height * width / _DRAWN_PIXELS if self.task.draws_maps else 0.0
 
     @abstractmethod
     def run(self, images: Sequence[ImageInput]) -> Iterable[ImageResult]:
@@ -103,8 +104,7 @@ class Answerer(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return what `GET /model` says of the network."""
-        spec, calibration = self._images.spec, self._images.calibration
-        task = spec.find_task()
+        spec, calibration, task = self._images.spec, self._images.calibration, self.task
         return {
             "model": spec.model,
             "task": spec.task,

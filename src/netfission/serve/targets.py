@@ -39,7 +39,6 @@ class TargetAnswerer(Answerer):
     ) -> None:
         super().__init__(predictor)
         self.predictor = predictor
-        self.task = predictor.task
         self._evaluation = evaluation
         settings = answers or AnswerSettings()
         self.task.check_options(asdict(settings) | {"drift_window": drift_window})
