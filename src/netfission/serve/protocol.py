@@ -11,6 +11,7 @@ from netfission.utils.errors import invalid
 
 HEAD_BYTES = 2**16  # of a request's head: its first line and header lines, and of trailers after its body
 HEAD_LINES = 100
+LINGER_SECONDS = 1.0  # for which what follows a request that was refused is read
 HEAD_SECONDS = 10.0  # for the head of a request, from the start of a connection or from its last answer
 
 
@@ -23,14 +24,17 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     """uvicorn's protocol with bounds on the head of each request (431); its own errors are JSON."""
 
     _timer: asyncio.TimerHandle | None = None
+    _refused = False
     _pending = 0  # bytes that came since the last whole head or piece of a body
     _bytes = _lines = 0  # of the headers of the request
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, and refuse a head that grows without end."""
+        if self._refused:
+            return
         self._pending += len(data)
         super().data_received(data)
-        if self._pending > HEAD_BYTES and not self.transport.is_closing():
+        if self._pending > HEAD_BYTES and not (self._refused or self.transport.is_closing()):
             self._refuse_head()
 
     def on_message_begin(self) -> None:
@@ -97,7 +101,12 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         head = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(content)}"]
         head += ["X-Content-Type-Options: nosniff", "Connection: close", "", ""]
         self.transport.write("\r\n".join(head).encode() + content)
-        self.transport.close()
+        # What the client still sends is thrown away for a while: closed at once, the connection would be
+        # reset, and the client might not get the answer.
+        self._refused = True
+        self.transport.write_eof()
+        self._stop_timer()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _start_timer(self) -> None:
         self._stop_timer()
