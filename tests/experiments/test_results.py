@@ -222,12 +222,10 @@ def test_records_of_other_data_of_the_same_name_are_refused(grid_of, tmp_path):
 def test_pictures_are_drawn(compared):
     out, _ = compared
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    drawn = (out / "comparison.svg").read_text()
-    assert drawn.count("<!-- 3 -->") == 4
-    assert "<!-- 3  fission-channels -->" in drawn
+    assert "<!-- 3  fission-channels -->" in (out / "comparison.svg").read_text()
 
 
-def test_equal_costs_lie_close_together(compared):
+def test_equal_costs_lie_close_together_with_their_numbers(compared):
     out, _ = compared
     costs = typed(CostsFile, parse_json((out / "costs.json").read_text())).costs
     contenders = {name: costs.contenders[name] for name in ("single", "fission-channels")}
@@ -237,6 +235,8 @@ def test_equal_costs_lie_close_together(compared):
     picture = plot_against_cost("", columns, metrics, replace(costs, contenders=contenders), settings)
     left, right = picture.axes[0].get_xlim()
     assert left <= 0.5 and right >= 1.5
+    numbers = [[text.get_text() for text in axes.texts if text.get_text()] for axes in picture.axes]
+    assert [sorted(shown) for shown in numbers] == [["1", "2"], ["1", "2"]]
 
 
 @pytest.mark.parametrize(
