@@ -16,7 +16,7 @@ from netfission.evaluation.reliability import WorstClass
 from netfission.inference.thresholds import CascadeChoice
 from netfission.profiling.timing import Quartiles
 from netfission.report import figures, write_report
-from netfission.report.run_data import load_runs
+from netfission.report.run_data import Run, load_runs
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
 from netfission.utils.checksums import parse_json
@@ -296,7 +296,7 @@ def test_what_is_not_known_or_not_cut_is_no_difference(run, smaller_run, tmp_pat
 def test_one_epoch_is_a_point_of_each_curve(settings_of, tmp_path):
     run = tmp_path / "run"
     train(settings_of(epochs=1), run, progress=False)
-    axes = figures.learning_curves(load_runs([run])[0]).axes[0]
+    axes = figures.learning_curves(load_runs([run], Run)[0]).axes[0]
     lines, (left, right) = axes.lines, axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1]
     assert "Hollow: augmented training images" in text_of(page_of(run))

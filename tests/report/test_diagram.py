@@ -7,12 +7,12 @@ import netfission as nf
 from netfission.profiling.cost import count, count_parameters
 from netfission.profiling.macs import count_macs
 from netfission.report.diagram import lay_out, short
-from netfission.report.run_data import load_runs
+from netfission.report.run_data import Run, load_runs
 
 
 @pytest.fixture(scope="module")
 def loaded(finished_run):
-    return load_runs([finished_run])[0]
+    return load_runs([finished_run], Run)[0]
 
 
 def test_parts_add_up_to_the_network_and_exits_to_what_they_run(loaded):

@@ -35,13 +35,14 @@ from netfission.tasks.figures import (
 from netfission.tasks.multilabel import LabelCalibration, Multilabel
 from netfission.tasks.regression import NumberCalibration, Regression
 from netfission.tasks.segmentation import PixelCalibration, Segmentation
+from netfission.utils.checksums import parse_json, stamp_json
 
 FIGURES = {
     "multilabel": {"average-precision", "reliability", "reliability-scaled"},
     "regression": {"predicted-1", "coverage"},
     "segmentation": {"iou", "reliability", "reliability-scaled"},
 }
-OF_ALL = {"measure-cost", "learning", "likelihood", "network"}
+OF_ALL = {"quality-cost", "learning", "likelihood", "network"}
 
 
 class Images:
@@ -147,11 +148,37 @@ def test_what_a_run_lacks_is_named(copy_of, tables):
     assert "--data FOLDER" not in again and "standard deviations off" in again
 
 
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("task", ["segmentation", "multilabel"])
+def test_runs_of_a_task_stand_side_by_side(run_of, copy_of, tmp_path, task):
+    run, other = run_of(task), copy_of(task)
+    evaluation = parse_json((other / "evaluation.json").read_text())
+    for measures in (evaluation["ensemble"], evaluation["calibrated"]):
+        measures |= {"nll": 1.0 + measures["nll"]}
+    evaluation["calibrated"] = None
+    (other / "evaluation.json").write_text(stamp_json(json.dumps(evaluation)))
+    out = tmp_path / "both.html"
+    page = write_report([run, other], out).read_text(encoding="utf-8")
+    text = text_of(page)
+    first = json.loads((run / "evaluation.json").read_text())
+    nll, scaled = first["ensemble"]["nll"], first["calibrated"]["nll"]
+    assert f"NLL {nll:.4f} {1 + nll:.4f}" in text and f"calibrated NLL {scaled:.4f} –" in text
+    assert f"A {run.name} B {task} <1>" in text
+    anchors = re.findall(r'\bid="([^"]+)"', page)
+    assert len(anchors) == len(set(anchors))
+    figures = {path.relative_to(tmp_path / "both").as_posix() for path in (tmp_path / "both").rglob("*.svg")}
+    together = {"quality-cost", "learning"}
+    each = {f"{key}/{name}" for key in ("run-1", "run-2") for name in FIGURES[task] | OF_ALL}
+    assert figures == {f"{name}.svg" for name in together | each}
+    assert all(f'href="both/{name}"' in page for name in figures)
+
+
 def test_bad_requests_get_one_line(run_of, copy_of, capsys):
     damaged = copy_of("multilabel")
     (damaged / "evaluation.json").write_text("{")
     for arguments, message in (
-        ([run_of("regression"), run_of("multilabel")], "run must be one folder, or runs of classes of"),
+        ([run_of("regression"), run_of("multilabel")], "one task, got regression and multilabel"),
+        ([run_of("regression"), run_of("regression")], "different folders"),
         ([damaged], "evaluation.json must be"),
         ([run_of("regression"), "--data", "digits"], "data must be a table"),
     ):

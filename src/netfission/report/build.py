@@ -21,17 +21,17 @@ from netfission.report.page import (
     Plot,
     load_images,
     page_environment,
+    side_by_side,
     split_settings,
 )
-from netfission.report.plots import comparison_plots, run_plots
-from netfission.report.run_data import Run, data_differences, load_runs
+from netfission.report.plots import ACCURACY, run_plots
+from netfission.report.run_data import Run, load_runs
 from netfission.report.targets import target_page
 from netfission.report.votes import Votes, collect_votes
 from netfission.runs.folder import RunFolder
 from netfission.tasks.registry import task_kind
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_together
-from netfission.utils.text import printable
 
 
 @dataclass(frozen=True)
@@ -89,26 +89,20 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     if len(paths) == 1:
         paths = [run.path for run in RunFolder(paths[0]).shown_together()]
     figures = FigureFiles(page)
-    others = [path for path in paths if not _classifies(RunFolder(path))]
-    if others and len(paths) > 1:
-        found = f"{len(paths)}, of which {printable(str(others[0]))} has no classes of images"
-        raise invalid("run", "one folder, or runs of classes of images", found=found)
-    text = target_page(paths[0], figures, data) if others else _class_page(paths, figures, data)
+    tasks = list(dict.fromkeys(RunFolder(path).load_config().data.task for path in paths))
+    if len(tasks) > 1:
+        raise invalid("run", "folders of runs of one task", found=" and ".join(tasks))
+    classifies = task_kind(tasks[0]).targets.exclusive
+    text = _class_page(paths, figures, data) if classifies else target_page(paths, figures, data)
     for file in figures.files:
         file.parent.mkdir(parents=True, exist_ok=True)
     write_together(figures.files | {page: text})
     return page
 
 
-def _classifies(folder: RunFolder) -> bool:
-    """Whether each image of a run has one class."""
-    return task_kind(folder.load_config().data.task).targets.exclusive
-
-
 def _class_page(paths: Sequence[Path], figures: FigureFiles, data: str | None) -> str:
     """Return the page about runs of classes of images."""
-    runs = load_runs(paths)
-    compared = [figures.add(spec) for spec in comparison_plots(runs)] if len(runs) > 1 else []
+    runs = load_runs(paths, Run)
     sections = [
         _make_section(run, figures, data) for run in tqdm(runs, unit="run", disable=None, leave=False)
     ]
@@ -116,9 +110,7 @@ def _class_page(paths: Sequence[Path], figures: FigureFiles, data: str | None) -
     return template.render(
         title=runs[0].title if len(runs) == 1 else f"{len(runs)} runs on {runs[0].data}",
         runs=runs,
-        compared=compared,
-        differing=_differing_settings(runs),
-        data_differences=data_differences(runs),
+        **side_by_side(runs, figures, ACCURACY),
         sections=sections,
         figures=quote(figures.folder.name),
         version=version("netfission"),
@@ -182,12 +174,3 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
     if not isinstance(run.network, FissionNetwork):
         method = run.config.method.method
         yield "network", MissingPart(f"Networks of method={method} are not drawn.")
-
-
-def _differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the settings that are not the same in all runs, with the value of each run."""
-    all_settings = [run.config.to_dict() | {"data": run.data} for run in runs]
-    values = {name: [settings[name] for settings in all_settings] for name in all_settings[0]}
-    return {
-        name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)
-    }

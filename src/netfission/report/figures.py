@@ -13,7 +13,7 @@ from netfission.data.corrupted import STRENGTHS
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import Corruptions
 from netfission.evaluation.reliability import CalibrationCurve, ConfidenceBin, ReliabilityReport, WorstClass
-from netfission.report.run_data import NetworkRun, Run
+from netfission.report.run_data import NetworkRun
 from netfission.report.style import colour, exit_colour, spread_labels
 from netfission.tasks.figures import FEW, Bars, Coverage, FigureData, Reliability, Scatter
 from netfission.utils.errors import shortened
@@ -26,28 +26,38 @@ _SPAN = (270, 170)  # approximate width and height of a plot in points
 _BADGE = 14  # diameter of a badge in points
 
 
-def accuracy_against_cost(runs: Sequence[Run]) -> Figure:
-    """Plot the accuracy of exits and ensembles against dense MACs, and effective MACs if they differ."""
+def measure_against_cost(
+    runs: Sequence[NetworkRun], measure: str, title: str, factor: float, *, errors: bool = False
+) -> Figure:
+    """Plot a measure of exits and ensembles against dense MACs, and effective MACs if they differ.
+
+    Args:
+        runs: evaluated runs of one task.
+        measure: its name in the evaluations.
+        title: of its axis.
+        factor: by which it is multiplied.
+        errors: whether it is a share of the test images, which then gets a bar of ± one standard error.
+    """
     figure, axes = _plot()
-    sizes = [run.costs.size.macs_dense for run in runs]
-    scale, unit = _unit(max(sizes))
+    scale, unit = _unit(max(run.costs.size.macs_dense for run in runs))
     badges = []
     for run in runs:
         evaluation = run.evaluation
         assert evaluation is not None
         networks = [
-            (costs.alone, metrics["top1"], exit_colour(number), str(number))
-            for number, (costs, metrics) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
+            (costs.alone, values[measure], exit_colour(number), str(number))
+            for number, (costs, values) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
+            if measure in values and run.exits > 1
         ]
-        networks.append((run.costs.size, evaluation.ensemble["top1"], colour("ink"), run.letter or "E"))
-        points = [(size.macs_dense / scale, 100 * accuracy) for size, accuracy, *_ in networks]
+        networks.append((run.costs.size, evaluation.ensemble[measure], colour("ink"), run.letter or "E"))
+        points = [(size.macs_dense / scale, factor * value) for size, value, *_ in networks]
         if len(runs) > 1:
             for exit_point in points[:-1]:
                 axes.plot(
                     *zip(exit_point, points[-1], strict=True), color=colour("muted"), linewidth=0.7, zorder=1
                 )
-        for (size, accuracy, line_colour, name), (x, y) in zip(networks, points, strict=True):
-            error = 100 * standard_error(accuracy, evaluation.n)
+        for (size, value, line_colour, name), (x, y) in zip(networks, points, strict=True):
+            error = factor * standard_error(value, evaluation.n) if errors else 0
             axes.errorbar(x, y, yerr=error, color=line_colour, elinewidth=1, zorder=2)
             if size.macs_effective != size.macs_dense:
                 effective = size.macs_effective / scale
@@ -62,8 +72,8 @@ def accuracy_against_cost(runs: Sequence[Run]) -> Figure:
         _mark_single(axes, macs / scale, f"single network{suffix}")
     axes.margins(x=0.12, y=0.15)
     axes.set_xlim(left=0)
-    _draw_badges(axes, badges)
-    axes.set(xlabel=f"MACs per image, {unit}", ylabel="test accuracy, %")
+    _draw_badges(axes, badges, most=100 if factor == 100 else None)
+    axes.set(xlabel=f"MACs per image, {unit}", ylabel=f"test {title}")
     return figure
 
 
@@ -118,13 +128,21 @@ def likelihood_curves(run: NetworkRun) -> Figure:
     return figure
 
 
-def learning_curves_beside(runs: Sequence[Run]) -> Figure:
-    """Plot the accuracy of the ensembles of several runs after every epoch."""
+def learning_curves_beside(
+    runs: Sequence[NetworkRun], title: str = "accuracy, %", factor: float = 100
+) -> Figure:
+    """Plot the score of the ensembles of several runs after every epoch.
+
+    Args:
+        runs: of one task.
+        title: of the score.
+        factor: by which it is multiplied.
+    """
     figure, axes = _plot()
     ends = []
     for index, run in enumerate(runs):
         split = "val" if "val/ensemble" in run.epochs[0] else "train"
-        epochs, values = _column(run, "epoch"), _column(run, f"{split}/ensemble", 100)
+        epochs, values = _column(run, "epoch"), _column(run, f"{split}/ensemble", factor)
         axes.plot(
             epochs,
             values,
@@ -136,7 +154,7 @@ def learning_curves_beside(runs: Sequence[Run]) -> Figure:
         )
         ends.append((values[-1], run.letter, colour("ink")))
     _label_ends(axes, max(run.epochs[-1]["epoch"] for run in runs), ends)
-    _epoch_axis(axes, "accuracy of the ensemble, %")
+    _epoch_axis(axes, title)
     return figure
 
 
@@ -287,42 +305,6 @@ def corruption(measured: Corruptions) -> Figure:
     _label_ends(axes, STRENGTHS[-1], [(means[-1], "mean", colour("accent"))])
     axes.set(xlabel="strength of the corruption", ylabel="accuracy, %", xticks=strengths)
     axes.set_ylim(bottom=0)
-    return figure
-
-
-def measure_against_cost(run: NetworkRun, measure: str, title: str, factor: float) -> Figure:
-    """Plot a measure of exits and ensemble against dense MACs, and effective MACs if they differ.
-
-    Args:
-        run: an evaluated run of any task.
-        measure: its name in the evaluation.
-        title: of its axis.
-        factor: by which it is multiplied.
-    """
-    evaluation = run.evaluation
-    assert evaluation is not None
-    figure, axes = _plot()
-    scale, unit = _unit(run.costs.size.macs_dense)
-    networks = [
-        (costs.alone, measures[measure], exit_colour(number), str(number))
-        for number, (costs, measures) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
-        if measure in measures
-    ]
-    networks.append((run.costs.size, evaluation.ensemble[measure], colour("ink"), "E"))
-    badges = []
-    for size, value, line_colour, name in networks:
-        x, y = size.macs_dense / scale, factor * value
-        if size.macs_effective != size.macs_dense:
-            effective = size.macs_effective / scale
-            axes.plot([effective, x], [y] * 2, color=line_colour, linewidth=0.8, zorder=2)
-            axes.plot(effective, y, "o", markersize=6, color=line_colour, fillstyle="none", zorder=3)
-        badges.append((x, y, name, line_colour))
-    _mark_single(axes, run.single.size.macs_dense / scale, "single network’s MACs")
-    axes.plot(*zip(*((x, y) for x, y, *_ in badges), strict=True), "o", markersize=0)  # for the limits
-    axes.margins(x=0.12, y=0.15)
-    axes.set_xlim(left=0)
-    _draw_badges(axes, badges, most=100 if factor == 100 else None)
-    axes.set(xlabel=f"MACs per image, {unit}", ylabel=f"test {title}")
     return figure
 
 

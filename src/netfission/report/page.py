@@ -1,6 +1,7 @@
 """What the pages of all reports share: figures beside the page, settings, templates, and the run's images."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
@@ -18,8 +19,8 @@ from netfission.evaluation.calibration import count_images
 from netfission.methods.registry import METHODS
 from netfission.report.diagram import short
 from netfission.report.figures import standard_error
-from netfission.report.plots import PlotSpec
-from netfission.report.run_data import NetworkRun
+from netfission.report.plots import PlotSpec, Quality, comparison_plots
+from netfission.report.run_data import NetworkRun, data_differences
 from netfission.report.style import (
     RENDERING,
     css_variables,
@@ -116,6 +117,31 @@ def load_images(run: NetworkRun, data: str | None) -> ImageData | MissingPart:
             f"netfission report {shlex.quote(str(run.folder.path))} --data FOLDER",
         )
     return images
+
+
+def side_by_side(runs: Sequence[NetworkRun], figures: FigureFiles, quality: Quality) -> dict[str, Any]:
+    """Return what a page shows of several runs together, by the names in its template.
+
+    Args:
+        runs: of one task.
+        figures: to which the figures are added, if there are several runs.
+        quality: what the figures show.
+    """
+    plots = comparison_plots(runs, quality) if len(runs) > 1 else ()
+    return {
+        "compared": [figures.add(spec) for spec in plots],
+        "differing": _differing_settings(runs),
+        "data_differences": data_differences(runs),
+    }
+
+
+def _differing_settings(runs: Sequence[NetworkRun]) -> dict[str, list[Any]]:
+    """Return the settings that are not the same in all runs, with the value of each run."""
+    all_settings = [run.config.to_dict() | {"data": run.data} for run in runs]
+    values = {name: [settings[name] for settings in all_settings] for name in all_settings[0]}
+    return {
+        name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)
+    }
 
 
 def split_settings(run: NetworkRun) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -33,10 +33,43 @@ class PlotSpec:
     draw: Callable[[], str]
 
 
+@dataclass(frozen=True)
+class Quality:
+    """What figures show of how good networks are.
+
+    Attributes:
+        measure: its name in an evaluation, drawn against cost.
+        title: of its axis.
+        factor: by which it is multiplied there.
+        score: of the learning curves, as the title of their axis, with its unit behind a comma.
+        score_factor: by which it is multiplied there.
+        is_share: whether the measure is a share of the test images, which has a standard error.
+        subject: of the figure against cost, in a word.
+    """
+
+    measure: str
+    title: str
+    factor: float
+    score: str
+    score_factor: float
+    is_share: bool = False
+    subject: str = "Quality"
+
+    @property
+    def score_name(self) -> str:
+        """The score at the start of a sentence, without its unit."""
+        name = self.score.partition(",")[0]
+        return f"{name[0].upper()}{name[1:]}"
+
+
+ACCURACY = Quality("top1", "accuracy, %", 100, "accuracy, %", 100, is_share=True, subject="Accuracy")
+
+
 def run_plots(run: Run) -> Iterator[PlotSpec]:
     """Yield the figures of one run."""
-    yield from _cost_plots(run)
-    yield from training_plots(run, "Accuracy", "accuracy, %")
+    yield from cost_plots([run], ACCURACY)
+    yield from _cascade_plots(run)
+    yield from training_plots(run, ACCURACY)
     yield from _reliability_plots(run)
     if run.corruptions is not None:
         yield _spec(
@@ -56,24 +89,35 @@ def network_plots(run: NetworkRun) -> Iterator[PlotSpec]:
         yield PlotSpec("network", "Paths of the network", _network_meaning(run), partial(draw_network, run))
 
 
-def measure_plots(run: NetworkRun, measure: str, title: str, factor: float) -> Iterator[PlotSpec]:
-    """Yield the figure of a measure against the cost, if the run has been evaluated.
+def cost_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[PlotSpec]:
+    """Yield the figure of a measure against the cost, of the runs that have been evaluated.
 
     Args:
-        run: of any task.
-        measure: its name in `evaluation`.
-        title: of its axis.
-        factor: by which it is multiplied there.
+        runs: of one task.
+        quality: the measure.
     """
-    if run.evaluation is None or measure not in run.evaluation.ensemble:
+    shown = [run for run in runs if run.evaluation and quality.measure in run.evaluation.ensemble]
+    if not shown:
         return
-    exits = " numbers: single exits;" if run.costs.exits else ""
+    several = len(runs) > 1
+    ensembles = "Letters: ensembles of the runs" if several else f"{runs[0].letter or 'E'}: the ensemble"
+    exits = " numbers: single exits;" if any(run.exits > 1 and run.costs.exits for run in shown) else ""
+    assert shown[0].evaluation is not None
+    images = "" if several else f" on {shown[0].evaluation.n:,} test images"
+    bars = f" Bars: ± one standard error{images}." if quality.is_share else ""
     yield _spec(
-        "measure-cost",
-        "Quality against cost",
-        f"E: the ensemble;{exits} each at the multiply-accumulates (MACs) that it needs, on "
-        f"{run.evaluation.n:,} test images.{_MOVED}{_hollow([run])}",
-        partial(figures.measure_against_cost, run, measure, title, factor),
+        f"{quality.subject.lower()}-cost",
+        f"{quality.subject} against cost",
+        f"{ensembles};{exits} each at the multiply-accumulates (MACs) that it needs"
+        f"{'' if bars else images and f',{images}'}.{bars}{_MOVED}{_hollow(shown)}",
+        partial(
+            figures.measure_against_cost,
+            shown,
+            quality.measure,
+            quality.title,
+            quality.factor,
+            errors=quality.is_share,
+        ),
     )
 
 
@@ -83,17 +127,14 @@ def data_plots(data: Sequence[FigureData]) -> Iterator[PlotSpec]:
         yield _spec(one.name, one.title, one.meaning, partial(figures.draw, one))
 
 
-def comparison_plots(runs: Sequence[Run]) -> Iterator[PlotSpec]:
-    """Yield the figures that show several runs at once."""
-    evaluated = [run for run in runs if run.evaluation is not None]
-    if evaluated:
-        yield _spec(
-            "accuracy-cost",
-            "Accuracy against cost",
-            "Letters: ensembles of the runs; numbers: single exits; each at the multiply-accumulates (MACs) "
-            f"that it needs. Bars: ± one standard error.{_MOVED}{_hollow(evaluated)}",
-            partial(figures.accuracy_against_cost, evaluated),
-        )
+def comparison_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[PlotSpec]:
+    """Yield the figures that show several runs at once.
+
+    Args:
+        runs: of one task.
+        quality: what is shown of them.
+    """
+    yield from cost_plots(runs, quality)
     trained = [run for run in runs if run.epochs]
     others = [run.letter for run in runs if not run.epochs]
     left_out = f" Without metrics.csv: {', '.join(others)}." if others else ""
@@ -101,9 +142,9 @@ def comparison_plots(runs: Sequence[Run]) -> Iterator[PlotSpec]:
         yield _spec(
             "learning",
             "Learning curves",
-            f"Accuracy of each run’s ensemble on {_watched_split(trained)} images after every epoch."
-            f"{left_out}",
-            partial(figures.learning_curves_beside, trained),
+            f"{quality.score_name} of each run’s ensemble on {_watched_split(trained)} images after every "
+            f"epoch.{left_out}",
+            partial(figures.learning_curves_beside, trained, quality.score, quality.score_factor),
         )
 
 
@@ -111,16 +152,7 @@ def _spec(name: str, title: str, meaning: str, draw: Callable[[], Figure]) -> Pl
     return PlotSpec(name, title, meaning, partial(render_svg, draw))
 
 
-def _cost_plots(run: Run) -> Iterator[PlotSpec]:
-    if run.evaluation is not None:
-        exits = " numbers: single exits;" if run.costs.exits else ""
-        yield _spec(
-            "accuracy-cost",
-            "Accuracy against cost",
-            f"{run.letter or 'E'}: the ensemble;{exits} each at the multiply-accumulates (MACs) that it "
-            f"needs. Bars: ± one standard error on {run.evaluation.n:,} test images.{_MOVED}{_hollow([run])}",
-            partial(figures.accuracy_against_cost, [run]),
-        )
+def _cascade_plots(run: Run) -> Iterator[PlotSpec]:
     if run.cascade is not None:
         order = ", ".join(map(str, run.cascade.order))
         dotted = "" if run.cascade.least_accuracy is None else " Dotted: the accepted loss against all exits."
@@ -135,14 +167,12 @@ def _cost_plots(run: Run) -> Iterator[PlotSpec]:
         )
 
 
-def training_plots(run: NetworkRun, score: str, axis: str, factor: float = 100) -> Iterator[PlotSpec]:
+def training_plots(run: NetworkRun, quality: Quality) -> Iterator[PlotSpec]:
     """Yield the figures of a training.
 
     Args:
         run: of any task.
-        score: what is shown of each exit after every epoch, at the start of a sentence.
-        axis: title of its axis.
-        factor: by which it is multiplied there.
+        quality: whose score is shown of each exit after every epoch.
     """
     if not run.epochs:
         return
@@ -154,8 +184,8 @@ def training_plots(run: NetworkRun, score: str, axis: str, factor: float = 100) 
     yield _spec(
         "learning",
         "Learning curves",
-        f"{score} on {split} images after every epoch{n}.{dashed}",
-        partial(figures.learning_curves, run, axis, factor),
+        f"{quality.score_name} on {split} images after every epoch{n}.{dashed}",
+        partial(figures.learning_curves, run, quality.score, quality.score_factor),
     )
     yield _spec(
         "likelihood",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -100,6 +100,21 @@ class NetworkRun:
         environment = self.folder.load_environment()
         return {**environment.pop("versions", {}), **environment}
 
+    @classmethod
+    def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> Self:
+        """Read a run's folder.
+
+        Args:
+            folder: the folder.
+            key: see the class, as what follows.
+            letter: if there are several runs.
+            name: title on the page.
+
+        Raises:
+            ValueError: it does not contain a finished run, or a file is damaged.
+        """
+        raise NotImplementedError
+
     @staticmethod
     def parts(folder: RunFolder) -> dict[str, Any]:
         """Read what runs of all tasks have: the attributes from `config` to `epochs`.
@@ -143,12 +158,8 @@ class Run(NetworkRun):
     corruptions: Corruptions | None
 
     @classmethod
-    def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> "Run":
-        """Read a run's folder.
-
-        Raises:
-            ValueError: it does not contain a finished run, or a file is damaged.
-        """
+    def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> Self:
+        """Read a run's folder, see `NetworkRun.load`."""
         parts = cls.parts(folder)
         evaluation = folder.load_evaluation()
         if evaluation is not None:
@@ -173,8 +184,15 @@ class Run(NetworkRun):
         )
 
 
-def load_runs(paths: Sequence[Path]) -> list[Run]:
+_Kind = TypeVar("_Kind", bound=NetworkRun)
+
+
+def load_runs(paths: Sequence[Path], kind: type[_Kind]) -> list[_Kind]:
     """Read the folders of runs that are compared side by side.
+
+    Args:
+        paths: of the runs.
+        kind: how each is read.
 
     Raises:
         ValueError: a folder does not contain a finished run, a file is damaged, a folder is given twice, or
@@ -184,11 +202,11 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
         if path.resolve() in {other.resolve() for other in paths[:index]}:
             raise invalid("run", "different folders", found=f"{path} twice")
     names = [printable(path.resolve().name) for path in paths]
-    runs = []
+    runs: list[_Kind] = []
     for index, path in enumerate(paths):
         name = names[index] if names.count(names[index]) == 1 else str(path)
         letter = _letter(index) if len(paths) > 1 else ""
-        runs.append(Run.load(RunFolder(path), key=f"run-{index + 1}", letter=letter, name=name))
+        runs.append(kind.load(RunFolder(path), key=f"run-{index + 1}", letter=letter, name=name))
     first = runs[0]
     for run in runs[1:]:
         if _tested(run) != _tested(first):
@@ -207,7 +225,7 @@ def _letter(index: int) -> str:
     return letter if index < 26 else f"{letter}{index // 26 + 1}"
 
 
-def data_differences(runs: Sequence[Run]) -> list[str]:
+def data_differences(runs: Sequence[NetworkRun]) -> list[str]:
     """Say in what the data differ that runs were trained on, one sentence per difference.
 
     Raises:
@@ -236,14 +254,14 @@ def data_differences(runs: Sequence[Run]) -> list[str]:
     return differences
 
 
-def _tested(run: Run) -> tuple[list[str], int | None]:
-    """The classes of a run and the number of its test images, which runs beside each other share."""
+def _tested(run: NetworkRun) -> tuple[list[str], int | None]:
+    """What a run's targets are called, and the number of its test images: runs side by side share them."""
     return run.spec.classes, None if run.evaluation is None else run.evaluation.n
 
 
-def _data(run: Run) -> str:
+def _data(run: NetworkRun) -> str:
     tested = "not evaluated" if run.evaluation is None else f"{run.evaluation.n} test images"
-    return f"{run.data}, {len(run.spec.classes)} classes, {tested}"
+    return f"{run.data}, {len(run.spec.classes)} {run.spec.find_task().targets.noun}, {tested}"
 
 
 def _check_metrics(path: Path, parts: Iterable[dict[str, float]]) -> None:

@@ -2,11 +2,11 @@
 
 import io
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import torch
@@ -23,16 +23,16 @@ from netfission.report.page import (
     Plot,
     load_images,
     page_environment,
+    side_by_side,
     split_settings,
 )
-from netfission.report.plots import data_plots, measure_plots, network_plots, training_plots
-from netfission.report.run_data import NetworkRun
+from netfission.report.plots import Quality, cost_plots, data_plots, network_plots, training_plots
+from netfission.report.run_data import NetworkRun, load_runs
 from netfission.runs.folder import RunFolder
 from netfission.tasks import Task
 from netfission.tasks.evaluation import TargetEvaluation, measure_factor, measure_title
 from netfission.tasks.figures import Example, Inspection, Panel, Table
 from netfission.utils.png import png_address
-from netfission.utils.text import printable
 
 _MAX_IMAGES = 1000  # that the network runs on
 _BATCHES = 64  # at most, as maps are large
@@ -56,19 +56,15 @@ class TargetRun(NetworkRun):
     task: Task
 
     @classmethod
-    def load(cls, folder: RunFolder) -> "TargetRun":
-        """Read a run's folder.
-
-        Raises:
-            ValueError: it does not contain a finished run, or a file is damaged.
-        """
+    def load(cls, folder: RunFolder, *, key: str, letter: str, name: str) -> Self:
+        """Read a run's folder, see `NetworkRun.load`."""
         parts = cls.parts(folder)
         spec = parts["spec"]
         return cls(
             folder=folder,
-            key="run-1",
-            letter="",
-            name=printable(folder.path.resolve().name),
+            key=key,
+            letter=letter,
+            name=name,
             evaluation=folder.load_target_evaluation(spec),
             calibration=folder.load_calibration_of(spec),
             task=spec.find_task(),
@@ -102,10 +98,12 @@ class ShownExample:
 
 @dataclass(frozen=True)
 class TargetSection:
-    """What the page shows of the run.
+    """What the page shows of a run.
 
     Attributes:
         run: the run.
+        names: of the measures of its exits and ensemble.
+        target_names: of those of its targets.
         plots: figures by name.
         figures: names of those of the measures.
         inspected: names of those of the test images.
@@ -120,6 +118,8 @@ class TargetSection:
     """
 
     run: TargetRun
+    names: list[str]
+    target_names: list[str]
     plots: dict[str, Plot]
     figures: list[str]
     inspected: list[str]
@@ -133,42 +133,62 @@ class TargetSection:
     default_settings: dict[str, Any]
 
 
-def target_page(path: Path, figures: FigureFiles, data: str | None) -> str:
-    """Return the page about a run of another task than classification.
+def target_page(paths: Sequence[Path], figures: FigureFiles, data: str | None) -> str:
+    """Return the page about runs of another task than classification.
 
     Args:
-        path: the run's folder.
+        paths: the runs' folders.
         figures: to which the figures are added.
         data: where the data set is now; None if it has not moved.
 
     Raises:
-        ValueError: the run cannot be read, or `data` is not valid.
+        ValueError: a run cannot be read, runs are on other data, or `data` is not valid.
         OSError: there is no data set at `data`.
     """
-    run = TargetRun.load(RunFolder(path))
-    section = _make_section(run, figures, data)
-    evaluation = run.evaluation
-    environment = page_environment()
-    return environment.get_template("targets.html.j2").render(
-        title=run.title,
-        section=section,
-        noun=run.task.targets.noun,
-        quality="" if evaluation is None else run.task.in_short(evaluation.ensemble),
-        rule="" if evaluation is None else run.task.rule(evaluation.average),
-        names=[] if evaluation is None else _names([evaluation.ensemble, *(evaluation.exits)], evaluation),
-        target_names=[] if evaluation is None else _names(list(evaluation.by_target.values())),
-        figures=quote(figures.folder.name),
-        version=version("netfission"),
+    runs = load_runs(paths, TargetRun)
+    task = runs[0].task
+    quality = _quality(task)
+    sections = [
+        _make_section(run, quality, figures, data)
+        for run in tqdm(runs, unit="run", disable=None if len(runs) > 1 else True, leave=False)
+    ]
+    measured = [run.evaluation for run in runs if run.evaluation is not None]
+    return (
+        page_environment()
+        .get_template("targets.html.j2")
+        .render(
+            title=runs[0].title if len(runs) == 1 else f"{len(runs)} runs on {runs[0].data}",
+            runs=runs,
+            **side_by_side(runs, figures, quality),
+            sections=sections,
+            noun=task.targets.noun,
+            headline=task.headline,
+            names=_names([one.ensemble for one in measured]),
+            calibrated_names=_names([one.calibrated or {} for one in measured]),
+            figures=quote(figures.folder.name),
+            version=version("netfission"),
+        )
     )
 
 
-def _names(rows: Sequence[dict[str, float]], evaluation: TargetEvaluation | None = None) -> list[str]:
-    """Return the measures of rows of a table, in their order; with those of the calibrated ensemble."""
-    calibrated = evaluation.calibrated if evaluation is not None else None
-    return list(dict.fromkeys(name for row in [*rows, calibrated or {}] for name in row))
+def _quality(task: Task) -> Quality:
+    """Return what figures show of how good networks of a task are."""
+    headline = task.headline
+    return Quality(
+        headline,
+        measure_title(headline),
+        measure_factor(headline),
+        task.progress_title,
+        task.progress_factor,
+    )
 
 
-def _make_section(run: TargetRun, figures: FigureFiles, data: str | None) -> TargetSection:
+def _names(rows: Iterable[dict[str, float]]) -> list[str]:
+    """Return the measures of rows of a table, in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _make_section(run: TargetRun, quality: Quality, figures: FigureFiles, data: str | None) -> TargetSection:
     inspection = _inspect(run, data)
     missing = dict(_missing_parts(run))
     if isinstance(inspection, MissingPart):
@@ -176,15 +196,17 @@ def _make_section(run: TargetRun, figures: FigureFiles, data: str | None) -> Tar
         inspection = Inspection()
     task, measured = run.task, run.evaluation
     described = [] if measured is None else task.figures(measured)
-    title = task.progress_title.partition(",")[0]
     specs = [
-        *measure_plots(run, task.headline, measure_title(task.headline), measure_factor(task.headline)),
+        *cost_plots([run], quality),
         *data_plots([*described, *inspection.figures]),
-        *training_plots(run, f"{title[0].upper()}{title[1:]}", task.progress_title, task.progress_factor),
+        *training_plots(run, quality),
         *network_plots(run),
     ]
+    of_exits = [] if measured is None else [measured.ensemble, *measured.exits, measured.calibrated or {}]
     return TargetSection(
         run,
+        _names(of_exits),
+        [] if measured is None else _names(measured.by_target.values()),
         {spec.name: figures.add(spec, run) for spec in specs},
         [figure.name for figure in described],
         [figure.name for figure in inspection.figures],
