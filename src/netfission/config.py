@@ -137,12 +137,12 @@ class ModelConfig:
 
     Args:
         model: cifar-resnet18, cifar-resnet34, cifar-resnet50 (with -wN for base width N), wrn-DEPTH-WIDTH, a
-            timm name, torchvision/NAME, or hf/NAME for an image classifier of Hugging Face (a name on the hub
-            or a folder with config.json).
+            timm name, torchvision/NAME, smp/ARCHITECTURE/ENCODER for a network that classifies pixels, or
+            hf/NAME for an image classifier of Hugging Face (a name on the hub or a folder with config.json).
         pretrained: start from published weights.
         weights: start from the weights in a file (safetensors, or a state dict saved by PyTorch), or in the
             folder of a run of one exit, of which linear exits are left out; a classifier of other classes
-            gets random weights.
+            gets random weights, and so does a decoder if the file is of an encoder.
 
     Raises:
         ValueError: both `pretrained` and `weights` are given, or `weights` is empty.

@@ -168,6 +168,7 @@ MODELS = {
     "resnet18": ("timm", "models"),
     "torchvision/resnet18": ("torchvision", "models"),
     "hf/google/vit-base-patch16-224": ("transformers", "hf"),
+    "smp/unet/resnet18": ("segmentation_models_pytorch", "segmentation"),
 }
 COMMAND_EXTRAS = {
     "train": "train",

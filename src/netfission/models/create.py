@@ -14,6 +14,8 @@ from torch import nn
 from netfission.models.cifar_resnet import CifarResNet
 from netfission.models.hugging_face import PREFIX, create_hugging_face
 from netfission.models.initialisation import start_classifier
+from netfission.models.segmentation_models import PREFIX as ENCODER_DECODER
+from netfission.models.segmentation_models import EncoderDecoder, create_encoder_decoder
 from netfission.models.weights import TrainedWeights, WeightsReport, load_weights, read_weights
 from netfission.models.wide_resnet import WideResNet
 from netfission.utils.errors import check_positive_integer, did_you_mean, invalid
@@ -49,6 +51,10 @@ def create_model(
       dictionary with logits `(batch, num_classes, height, width)` as `"out"`:
       `torchvision/lraspp_mobilenet_v3_large`. It has no auxiliary head, and without `pretrained` its backbone
       has random weights.
+    - A network of segmentation-models-pytorch that classifies pixels: `smp/ARCHITECTURE/ENCODER`, such as
+      `smp/unet/resnet18` or `smp/deeplabv3plus/tf_efficientnet_lite0`. The encoder is one of the library's
+      own, or a timm model. `pretrained` loads published weights of the encoder; `weights` may be those of a
+      classifier with the encoder's architecture.
     - An image classifier of Hugging Face's transformers: `hf/google/vit-base-patch16-224`, or `hf/` and a
       folder with `config.json`. Without `pretrained`, its weights are random.
 
@@ -94,11 +100,22 @@ def create_model(
     if None not in (classes, trained.classes) and tuple(classes or ()) != trained.classes:
         known = {key: value for key, value in trained.tensors.items() if key not in classifier}
         trained = replace(trained, tensors=known)
-    loaded = load_weights(model, trained, classifier=classifier, name=name)
-    start_classifier(model, loaded.new)
+    loaded = _load(model, trained, classifier, name)
+    start_classifier(model, classifier.intersection(loaded.new))
     if report is not None:
         report(loaded)
     return model
+
+
+def _load(model: nn.Module, trained: TrainedWeights, classifier: set[str], name: str) -> WeightsReport:
+    """Load trained weights into a model, or those of its encoder alone if the file has no others."""
+    try:
+        return load_weights(model, trained, classifier=classifier, name=name)
+    except ValueError:
+        loaded = model.load_encoder(trained, name) if isinstance(model, EncoderDecoder) else None
+        if loaded is None:
+            raise
+        return loaded
 
 
 def _create(
@@ -113,6 +130,11 @@ def _create(
         return cifar_model
     if name.startswith(PREFIX):
         return create_hugging_face(name, num_classes, in_channels, pretrained, drop_path)
+    if name.startswith(ENCODER_DECODER):
+        try:
+            return create_encoder_decoder(name, num_classes, in_channels, pretrained, drop_path)
+        except OSError as error:
+            raise _unreachable(name) from error
     if name.startswith("torchvision/"):
         if drop_path:
             raise _without_drop_path(name, drop_path)
@@ -237,5 +259,7 @@ def _unknown(name: str, *tagged: str) -> ValueError:
         *(f"torchvision/{other}" for other in models.list_models(module=models.segmentation)),
         *tagged,
     ]
-    expected = "cifar-resnet18|34|50[-wN], wrn-D-W, a timm name, torchvision/NAME or hf/NAME"
+    expected = (
+        "cifar-resnet18|34|50[-wN], wrn-D-W, a timm name, torchvision/NAME, smp/NAME/ENCODER or hf/NAME"
+    )
     return invalid("model", expected, name, hint=did_you_mean(name, known))

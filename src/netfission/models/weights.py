@@ -8,7 +8,7 @@ import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class WeightsReport:
             *(["matched by order and shape, as the names differ"] if self.by_order else []),
         ]
         where = f" ({', '.join(found)})" if found else ""
-        rest = f"; new weights: {', '.join(self.new)}" if self.new else ""
+        rest = f"; new weights: {_counted(self.new)}" if self.new else ""
         others = [name for name in self.unused if name not in self.new]
         rest += f"; {len(others)} not used ({_listed(others)})" if others else ""
         return f"loaded {self.loaded} of {self.loaded + len(self.new)} tensors from {self.path}{where}{rest}"
@@ -306,6 +306,38 @@ def load_weights(
     )
 
 
+def fit_part(weights: TrainedWeights, part: nn.Module) -> TrainedWeights | None:
+    """Return the tensors of a file that a part of its network has, such as all but its last layers.
+
+    Args:
+        weights: those of the whole network.
+        part: its first layers.
+
+    Returns:
+        The tensors, by the part's names, or by those of the file if they match by order alone (see
+        `load_weights`); None if the file lacks one.
+
+    Example:
+        >>> whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        >>> weights = TrainedWeights("net.pt", "ab", whole.state_dict())
+        >>> list(fit_part(weights, nn.Sequential(nn.Conv2d(3, 4, 3))).tensors)
+        ['0.weight', '0.bias']
+    """
+    state = part.state_dict()
+    _, _, renamed = _without_prefix(weights.tensors, state)
+    named = {name: tensor for name, tensor in renamed.items() if name in state}
+    if not _Fit(state, named, ()).errors:
+        others = [name for name in renamed if name not in state]
+        return replace(weights, tensors=named, left_out=(*weights.left_out, *others))
+    without_counters = not any(name.endswith(_COUNTER) for name in weights.tensors)
+    count = sum(not (without_counters and name.endswith(_COUNTER)) for name in state)
+    names = list(weights.tensors)
+    first = {name: weights.tensors[name] for name in names[:count]}
+    if not weights.ordered or _in_order(first, state, ()) is None:
+        return None
+    return replace(weights, tensors=first, left_out=(*weights.left_out, *names[count:]))
+
+
 class _Fit:
     """How tensors with the names of a model's fit the model.
 
@@ -364,6 +396,12 @@ def _other_channels(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Return names, or the number and the first of many, as those of a decoder."""
+    few = len(names) <= 2 * _SHOWN
+    return ", ".join(names) if few else f"{len(names)} tensors ({_listed(names)})"
 
 
 def _suits(tensor: Tensor, wanted: Tensor) -> bool:

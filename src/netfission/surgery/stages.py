@@ -131,11 +131,18 @@ def _with_skips(
     Inner ones come later, as branches within blocks are live at many points.
     """
     for depth in range(_DEEPEST):
-        outer = [end for end in ends if end.depth <= depth]
+        outer = [end for end in ends if _nesting(root, end.name) <= depth]
         stages = _choose(root, tracer, graph, outer, exits)[0]
         yield stages
         if len(stages) >= FEWEST:
             return
+
+
+def _nesting(root: nn.Module, name: str) -> int:
+    """Return in how many modules a module is nested; those that hold one module alone are wrappers."""
+    parents = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
+    several = sum(len(list(root.get_submodule(parent).children())) > 1 for parent in parents)
+    return several if len(list(root.children())) > 1 else several - 1
 
 
 def _choose(

@@ -51,7 +51,7 @@ _PIXELS_AT_ONCE = 2**18  # of all images that go through a network together
 _SAMPLED_PIXELS = 2**17  # from which a temperature is fitted
 _CROP_SCALE = 0.5  # the default
 _MAPS = {"": "classes", "-uncertainty": "uncertainty"}  # names of `PixelPredictions.maps` → in answers
-_SUCH_AS = "torchvision/lraspp_mobilenet_v3_large, torchvision/deeplabv3_resnet50 or torchvision/fcn_resnet50"
+_SUCH_AS = "torchvision/lraspp_mobilenet_v3_large, torchvision/deeplabv3_resnet50 or smp/unet/resnet18"
 
 
 @dataclass(frozen=True, kw_only=True)
