@@ -16,7 +16,7 @@ from netfission.grouping.budget import TimedBudget, meet_budget, meet_time
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
 from netfission.inference.deployment import deploy
-from netfission.network import ExitPath, FissionNetwork, LinearExit
+from netfission.network import ExitPath, FissionNetwork, LinearExit, LinearMapExit
 from netfission.profiling.macs import macs_by_weight, run_counted
 from netfission.profiling.timing import Quartiles, relative_time
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
@@ -294,7 +294,7 @@ def _complete(division: _Division, example: Inputs, batches: Batches) -> list[st
         for head in division.of_head.paths:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
     linear = linear_paths(backbone, after, example, config.seed)
-    if config.reconstruct and linear:
+    if config.reconstruct and linear and isinstance(linear[0].head, LinearExit):
         _fit_linear_exits(backbone, linear, after, batches)
     division.network.paths.extend(linear)
     division.network.branch_after += tuple(after)
@@ -630,7 +630,7 @@ def linear_paths(backbone: Backbone, after: Sequence[int], example: Inputs, seed
         seed: of the weights of the classifiers.
 
     Raises:
-        ValueError: the features of a stage cannot be pooled, or the network classifies pixels.
+        ValueError: the features of a stage cannot be read by a linear exit.
 
     Example:
         >>> from netfission.models import create_model
@@ -646,12 +646,14 @@ def linear_paths(backbone: Backbone, after: Sequence[int], example: Inputs, seed
         for stage in backbone.stages:
             features.append(stage(map_tensors(Tensor.clone, features[-1])))
         logits = backbone.head(map_tensors(Tensor.clone, features[-1]))
-    if logits.ndim > 2:
-        hint = "they pool features; use exits"
-        raise invalid("linear_exits", "none for a network of maps", found=f"{len(after)}", hint=hint)
     classes = logits.shape[1]
     with seeded(seed):
-        exits = [LinearExit(features[number], classes, example) for number in after]
+        exits: list[LinearExit | LinearMapExit] = [
+            LinearExit(features[number], classes, example)
+            if logits.ndim == 2
+            else LinearMapExit(features[number], classes, cast(Tensor, example))
+            for number in after
+        ]
     rest = [len(backbone.stages) - number for number in after]
     paths = [
         ExitPath([nn.Identity() for _ in range(count)], exit_)

@@ -5,6 +5,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netfission.ensemble import Average, check_average, ensemble_log_probabilities, mean_logits, weights_of
@@ -94,6 +95,57 @@ class LinearExit(nn.Module):
         return features.mean(dim=self.positions) if self.positions else features
 
 
+class LinearMapExit(nn.Module):
+    """A 1×1 convolution of each map that a stage passes on, enlarged to the images, and their sum.
+
+    Features that skip connections pass on beside those of the stage are read, too. The convolutions run
+    before the maps are enlarged (bilinear), which gives the same as after it, for less.
+
+    Args:
+        features: an example: a tensor `(batch, channels, height, width)`, or a tuple with some.
+        classes: number of classes.
+        images: the images that the features are of, `(batch, channels, height, width)`. Logits have the
+            height and width of these, or of other images if the features tell: a tensor without channels
+            among them has the size of the images.
+
+    Raises:
+        ValueError: there is no map among the features.
+
+    Example:
+        >>> features = torch.rand(2, 8, 8, 12), torch.rand(2, 4, 16, 24)
+        >>> LinearMapExit(features, 5, torch.rand(2, 3, 32, 48))(features).shape
+        torch.Size([2, 5, 32, 48])
+    """
+
+    def __init__(self, features: Features, classes: int, images: Tensor) -> None:
+        super().__init__()
+        tensors = features if isinstance(features, tuple) else (features,)
+        self.maps = [number for number, tensor in enumerate(tensors) if tensor.ndim == 4 and tensor.shape[1]]
+        self.size = (images.shape[2], images.shape[3])
+        sizes = (number for number, tensor in enumerate(tensors) if tensor.shape[1:] == (0, *self.size))
+        self.size_of = next(sizes, None)  # number of the tensor that has the size of the images
+        if not self.maps:
+            expected = "one whose stages give maps (batch, channels, height, width) for linear exits"
+            raise invalid("model", expected, found=f"features of {tensors[0].ndim} dimensions")
+        self.linear = nn.ModuleList(
+            nn.Conv2d(tensors[number].shape[1], classes, 1, bias=number == self.maps[0]).to(tensors[number])
+            for number in self.maps
+        )
+
+    def forward(self, features: Features) -> Tensor:
+        """Map features to logits `(batch, classes, height, width)`."""
+        tensors = features if isinstance(features, tuple) else (features,)
+        size = self.size if self.size_of is None else tensors[self.size_of].shape[2:]
+        logits: Tensor = sum(
+            F.interpolate(layer(tensors[number]), size, mode="bilinear", align_corners=False)
+            for number, layer in zip(self.maps, self.linear, strict=True)
+        )  # type: ignore[assignment]
+        return logits
+
+
+LINEAR_EXITS = (LinearExit, LinearMapExit)
+
+
 def _positions(features: Features, ratio: float) -> tuple[int, ...]:
     """Find the dimensions to average over: of two, those whose sizes have about the ratio of the images."""
     if isinstance(features, Tensor) and features.ndim in (2, 3):
@@ -131,7 +183,7 @@ class FissionNetwork(MaskedModule):
         stem: what comes before the first stage.
         paths: one `ExitPath` per exit, exit 0 first.
         branch_after: for each exit from 1, the 1-based number of the last stage it shares with exit 0. Linear
-            exits come last; their paths pass features on unchanged, up to a `LinearExit`.
+            exits come last; their paths pass features on unchanged, up to a `LinearExit` or `LinearMapExit`.
         stage_names: the module that ends each stage in the original model.
         repeated: stage → the layers that its paths repeat as a whole, although the stage is divided.
         config: the settings that `fission` was called with; None if they are not plain data. A budget in
@@ -183,7 +235,7 @@ class FissionNetwork(MaskedModule):
     @property
     def linear(self) -> int:
         """The number of linear exits, which are the last."""
-        return sum(isinstance(path.head, LinearExit) for path in self.exit_paths)
+        return sum(isinstance(path.head, LINEAR_EXITS) for path in self.exit_paths)
 
     @property
     def exit_weights(self) -> tuple[float, ...] | None:

@@ -14,6 +14,7 @@ from torchvision.models.segmentation.lraspp import LRASPP
 
 import netfission as nf
 from netfission.inference.deployment.convolution import FusedConv2d
+from netfission.network import LinearMapExit
 from netfission.profiling.macs import count_macs
 from netfission.surgery.backbone import cut
 
@@ -190,9 +191,39 @@ def test_pruning_and_reconstruction_read_labels_of_pixels() -> None:
     assert errors[0] < 0.5 * errors[1]
 
 
-def test_linear_exits_of_maps_are_refused() -> None:
-    with pytest.raises(ValueError, match="linear_exits must be none for a network of maps, got 1"):
-        nf.fission(UNet(5), 2, linear_exits=[1], example_input=IMAGES)
+@pytest.mark.parametrize("name", ["size", "LR-ASPP"])
+def test_linear_exits_give_maps_of_the_size_of_the_images(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MODELS[name]().eval()
+    settings = {"linear_exits": [1, 2], "linear_weight": 0.5, "reconstruct": True}
+    batches = [(IMAGES, torch.zeros(2, 64, 96, dtype=torch.int64))]
+    network = nf.fission(
+        model, 1, grouping="channels", example_input=IMAGES, batches=batches, **settings
+    ).eval()
+    assert network.exit_weights == (1, 0.5, 0.5)
+    deployed = nf.deploy(network, IMAGES)
+    for images in (IMAGES, OTHER_SIZE):
+        maps = network(images)
+        assert maps.shape == (len(images), 3, 5, *images.shape[2:])
+        assert maps[:, 0].equal(maps_of(model, images))
+        torch.testing.assert_close(deployed(images), maps, rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_exit_reads_all_maps_that_a_stage_passes_on() -> None:
+    features = tuple(torch.randn(2, channels, 8, 12).requires_grad_() for channels in (4, 6))
+    exit_ = LinearMapExit((*features, torch.zeros(2, 3)), 5, IMAGES)
+    logits = exit_((*features, torch.zeros(2, 3)))
+    first, second = exit_.linear
+    at_corner = sum(
+        layer.weight[:, :, 0, 0] @ tensor[0, :, 0, 0]
+        for layer, tensor in zip((first, second), features, strict=True)
+    )
+    torch.testing.assert_close(logits[0, :, 0, 0], at_corner + first.bias)
+    assert second.bias is None  # one is enough
+    assert all(gradient.any() for gradient in torch.autograd.grad(logits.square().sum(), features))
+    with pytest.raises(ValueError, match=r"maps .* for linear exits, got features of 2 dim"):
+        LinearMapExit(torch.zeros(2, 3), 5, IMAGES)
 
 
 def test_maps_of_one_class_are_refused() -> None:

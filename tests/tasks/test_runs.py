@@ -164,6 +164,7 @@ def test_a_predictor_gives_what_the_network_gave(run_of, tables, tmp_path, task)
         ("regression", "treenet"),
         ("segmentation", "deep-ensemble"),
         ("segmentation", "treenet"),
+        ("segmentation", "multi-exit"),
     ],
 )
 def test_baselines_are_trained(settings_for, tmp_path, method, task):

@@ -427,10 +427,9 @@ def test_maps_replace_neither_images_nor_one_another(run_of, tables, tmp_path, c
         ({"rand_augment": 5}, "rand_augment must be left out with task=segmentation"),
         ({"erase": 0.1}, r"erase must be 0\.0 with task=segmentation"),
         ({"corrupt": "skip"}, "corrupt must be 'refuse' with task=segmentation"),
-        ({"linear_exits": [1]}, "linear_exits must be left out with task=segmentation"),
         (
-            {"method": "multi-exit", "grouping": "weights"},
-            "method must be deep-ensemble or fission or treenet with task=segm",
+            {"method": "mimo", "grouping": "weights"},
+            "method must be deep-ensemble or fission or multi-exit or treenet with task=segm",
         ),
     ],
 )

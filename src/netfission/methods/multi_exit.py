@@ -15,9 +15,10 @@ class MultiExitMethod(Method):
     """Linear exits of the whole network, as in BranchyNet (Teerapittayanon et al., arXiv 1709.01686).
 
     It is fission with one exit and `linear_exits`, whose losses have no distillation. Each linear exit is
-    global average pooling and a linear layer. BranchyNet also has convolutions in each exit, and MSDNet
-    (Huang et al. 2018, arXiv 1703.09844) has an architecture made for early exits. All exits learn from the
-    labels with equal weight: the sum of their losses, as in MSDNet's code.
+    global average pooling and a linear layer; for a class of each pixel, a 1×1 convolution of the features,
+    enlarged to the image. BranchyNet also has convolutions in each exit, and MSDNet (Huang et al. 2018, arXiv
+    1703.09844) has an architecture made for early exits. All exits learn from the labels with equal weight:
+    the sum of their losses, as in MSDNet's code.
     """
 
     settings = SINGLE_EXIT_SETTINGS | {"branch_after"}

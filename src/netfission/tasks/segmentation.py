@@ -366,14 +366,12 @@ class Segmentation(Task):
     name = "segmentation"
     targets = MASKS
     class_weights: Tensor | None = None
-    methods = frozenset({"fission", "deep-ensemble", "treenet"})  # linear exits have no maps
     unused = (
         *(setting for setting in Task.unused if setting not in ("void", "balance")),
         "crop_padding",
         "rand_augment",
         "erase",
         "corrupt",
-        "linear_exits",
     )
     exported: ClassVar[Mapping[str, str]] = {
         "classes": "(batch, height, width), uint8: most probable class of each pixel, its number in masks",
