@@ -235,7 +235,7 @@ def test_an_unknown_task_is_refused(capsys):
     "command",
     [
         ["evaluate", "--cascade"],
-        ["evaluate", "--ood", "inverted"],
+        ["evaluate", "--ood", "inverted", "--feature-detectors", "knn"],
         ["evaluate", "--data", "digits"],
         ["predict", "a.png", "--risk", "0"],
         ["predict", "a.png", "--delta", "0"],

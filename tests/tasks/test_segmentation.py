@@ -28,6 +28,7 @@ from netfission.methods.fission import FissionMethod
 from netfission.prediction.maps import MapFolder
 from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import TrainingModule
+from netfission.runs.overlap import warn_of_held_out_images
 from netfission.runs.setup import build_network, check_run, data_task, load_run_data, make_batches
 from netfission.runs.train import train
 from netfission.tasks.segmentation import (
@@ -454,11 +455,17 @@ def test_networks_of_whole_images_are_refused_in_one_line(settings_for, tmp_path
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_a_network_may_start_from_that_of_a_run(settings_for, tmp_path):
-    train(settings_for("segmentation", exits=1, epochs=1), tmp_path / "one", progress=False)
-    config = settings_for("segmentation", epochs=1, weights=str(tmp_path / "one"))
+def test_a_network_may_start_from_that_of_a_run(settings_for, tables, tmp_path):
+    data = shutil.copytree(tables / "masks", tmp_path / "masks")
+    shutil.rmtree(data / "val")
+    settings = {"epochs": 1, "data": str(data), "validation": 0.2}
+    train(settings_for("segmentation", exits=1, **settings), tmp_path / "one", progress=False)
+    config = settings_for("segmentation", weights=str(tmp_path / "one"), **settings)
     train(config, tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "weights.json").read_text())
+    other_seed = settings_for("segmentation", weights=str(tmp_path / "one"), seed=1, **settings)
+    with pytest.warns(UserWarning, match="as training images of .*, from which the network starts"):
+        warn_of_held_out_images(other_seed)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from netfission.data.checks import Copies, compare_splits
 from netfission.data.load import MEMORY_LIMIT, VALIDATION_SHARE, ImageData
-from netfission.data.mask_folders import MaskData, MaskSplit, load_masks
+from netfission.data.mask_folders import MaskData, MaskSplit, find_pairs, load_masks
 from netfission.data.split_names import SplitName
 from netfission.data.splits import FileRecords, StreamedSplit, TensorSplit, stratified_cut
 from netfission.data.summary import CUT, DataSummary, SplitSummary, count_classes
@@ -96,18 +97,16 @@ def _scaled(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
 
 def _rows(found: MaskData, validation: float, seed: int) -> dict[SplitName, list[int]]:
     """Return the photographs of each split, as positions in the folder's split that they are from."""
-    rows: dict[SplitName, list[int]] = {split: list(range(len(part))) for split, part in found.splits.items()}
+    rows = _cut({split: len(part) for split, part in found.splits.items()}, validation, seed)
     if found.validation is not None:
-        if validation == 0:
-            del rows["validation"]
-        elif validation != VALIDATION_SHARE:
+        if validation not in (0, VALIDATION_SHARE):
             message = f"validation={validation} has no effect, as {found.name} has a validation split"
             warnings.warn(message, stacklevel=3)
         return rows
     if validation:
-        rest, cut = stratified_cut(np.zeros(len(found.train), np.int64), validation, seed)
+        rest, cut = rows["train"], rows["validation"]
         if not found.present["train"][cut].any():
-            what = "photographs with a labelled pixel" if len(cut) else "photographs"
+            what = "photographs with a labelled pixel" if cut else "photographs"
             hint = f"there are {len(found.train)} training photographs"
             raise invalid("validation", f"0, or a share that holds out {what}", validation, hint=hint)
         lost = found.present["train"].any(dim=0) & ~found.present["train"][rest].any(dim=0)
@@ -115,8 +114,57 @@ def _rows(found: MaskData, validation: float, seed: int) -> dict[SplitName, list
             names = count_classes([name for name, gone in zip(found.classes, lost, strict=True) if gone])
             what = "as all that are were held out for validation; choose another seed"
             warnings.warn(f"no training pixel is of {names}, {what}", stacklevel=3)
+    return rows
+
+
+def _cut(photographs: Mapping[SplitName, int], validation: float, seed: int) -> dict[SplitName, list[int]]:
+    """Return the photographs of each split, by the number of those in each split of the folder."""
+    rows: dict[SplitName, list[int]] = {split: list(range(count)) for split, count in photographs.items()}
+    if "validation" in rows:
+        return rows if validation else {split: rows[split] for split in rows if split != "validation"}
+    if validation:
+        rest, cut = stratified_cut(np.zeros(len(rows["train"]), np.int64), validation, seed)
         rows["train"], rows["validation"] = rest.tolist(), cut.tolist()
     return rows
+
+
+def find_photographs(name: str, *, validation: float, seed: int) -> dict[SplitName, StreamedSplit]:
+    """Find the photographs of each split that `load_mask_data` makes of a folder, without reading a mask.
+
+    Args:
+        name: the folder.
+        validation: see `load_mask_data`, as `seed`.
+
+    Returns:
+        Split → photographs of any size, all with the label 0.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_mask_data`.
+
+    Example:
+        >>> find_photographs("no-such-folder", validation=0.1, seed=0)
+        Traceback (most recent call last):
+        FileNotFoundError: no folder no-such-folder
+    """
+    if not Path(name).is_dir():
+        raise FileNotFoundError(f"no folder {printable(name)}")
+    pairs, *_ = find_pairs(Path(name))
+    rows = _cut({split: len(files) for split, files in pairs.items()}, validation, seed)
+    return {
+        split: _photographs(
+            [
+                pairs["train" if split == "validation" and "validation" not in pairs else split][row]
+                for row in chosen
+            ]
+        )
+        for split, chosen in rows.items()
+    }
+
+
+def _photographs(files: Sequence[tuple[str, str]], size: tuple[int, int] = (1, 1)) -> StreamedSplit:
+    """Return the photographs of pairs, whose contents can be compared."""
+    records = FileRecords([photograph for photograph, _ in files], np.zeros(len(files), np.int64))
+    return StreamedSplit(records, np.arange(len(files)), size)
 
 
 def _decoded(part: MaskSplit) -> TensorSplit:
@@ -131,14 +179,7 @@ def _decoded(part: MaskSplit) -> TensorSplit:
 
 def _copies(parts: Mapping[SplitName, MaskSplit], folder: str) -> Copies:
     """Find photographs that are in two splits."""
-    photographs = {
-        split: StreamedSplit(
-            FileRecords([photograph for photograph, _ in part.files], np.zeros(len(part), np.int64)),
-            np.arange(len(part)),
-            part.size,
-        )
-        for split, part in parts.items()
-    }
+    photographs = {split: _photographs(part.files, part.size) for split, part in parts.items()}
     return compare_splits(photographs, None, folder)
 
 

@@ -199,7 +199,7 @@ def load_masks(
     name = os.fspath(folder)
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder {printable(name)}")
-    pairs, origins, left_out = _find_pairs(Path(folder))
+    pairs, origins, left_out = find_pairs(Path(folder))
     listed = _class_names(Path(folder)) if classes is None else _checked_names("classes", classes)
     if void is None:
         lower = [other.casefold() for other in listed or ()]
@@ -248,8 +248,21 @@ def load_masks(
 Pairs = list[tuple[str, str]]
 
 
-def _find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, str], dict[str, int]]:
-    """Return the photographs and masks of each split, the name of its folder, and what is left out."""
+def find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, str], dict[str, int]]:
+    """Return the photographs and masks of each split, the name of its folder, and what is left out.
+
+    Args:
+        folder: see `load_masks`; no mask is read.
+
+    Raises:
+        ValueError: the folder has another layout, or a photograph has no mask or several.
+
+    Example:
+        >>> find_pairs(Path("src"))
+        Traceback (most recent call last):
+        ValueError: src must be a folder with SPLIT/images and SPLIT/masks, or images/SPLIT and \
+masks/SPLIT, got others
+    """
     images, masks = _subfolder(folder, _IMAGE_FOLDERS), _subfolder(folder, _MASK_FOLDERS)
     within: dict[str, tuple[Path, Path]] = {}
     if images and masks:  # the splits are within them

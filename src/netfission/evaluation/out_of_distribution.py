@@ -99,33 +99,30 @@ class OutOfDistribution:
     library: str | None = None
 
     @classmethod
-    def from_logits(
+    def from_scores(
         cls,
         data: str,
-        in_distribution: Tensor,
-        out_of_distribution: Tensor,
+        in_distribution: Mapping[str, Tensor],
+        out_of_distribution: Mapping[str, Tensor],
         temperature: float,
-        *,
-        average: Average,
     ) -> "OutOfDistribution":
-        """Compare the uncertainty of two sets of images by all scores.
+        """Compare two sets of images by all scores of their uncertainty.
 
         Args:
             data: see `OutOfDistribution`.
-            in_distribution: logits `(n, exits, classes)`.
-            out_of_distribution: logits `(m, exits, classes)`.
-            temperature: see `uncertainty_scores`.
-            average: see `uncertainty_scores`.
+            in_distribution: name → scores `(n,)`, such as of `uncertainty_scores`.
+            out_of_distribution: the same names → scores `(m,)`.
+            temperature: see `OutOfDistribution`.
 
         Raises:
-            ValueError: there are no logits of one of them.
+            ValueError: there are no scores of one of them.
         """
-        test, other = (
-            uncertainty_scores(logits, temperature, average=average)
-            for logits in (in_distribution, out_of_distribution)
-        )
-        scores = {name: Detection.from_scores(test[name], other[name]) for name in test}
-        return cls(data, len(in_distribution), len(out_of_distribution), temperature, scores)
+        scores = {
+            name: Detection.from_scores(test, out_of_distribution[name])
+            for name, test in in_distribution.items()
+        }
+        test, other = next(iter(in_distribution.values())), next(iter(out_of_distribution.values()))
+        return cls(data, len(test), len(other), temperature, scores)
 
     def with_detectors(
         self, scores: Mapping[str, tuple[Tensor, Tensor]], *, training_images: int, library: str
@@ -134,7 +131,7 @@ class OutOfDistribution:
 
         Args:
             scores: name → scores of test images and of out-of-distribution images, in the order of
-                `from_logits`.
+                `from_scores`.
             training_images: see `OutOfDistribution`, as `library`.
 
         Raises:

@@ -21,6 +21,7 @@ from netfission.classifier.folder import ModelFolder, NetworkSpec
 from netfission.config import RunConfig
 from netfission.data.checks import IN_WORDS
 from netfission.data.load import digest_of_files, find_splits
+from netfission.data.mask_data import find_photographs
 from netfission.data.sources import NAMES, Source, fingerprint, is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Selection
@@ -493,6 +494,8 @@ def find_run_splits(config: RunConfig, source: Source | None = None) -> Mapping[
         {'train': 1293, 'validation': 145, 'test': 359}
     """
     data = config.data
+    if task_kind(data.task).targets.masks:
+        return find_photographs(data.data, validation=data.validation, seed=config.fission.seed)
     return find_splits(
         data.data,
         validation=data.validation,

@@ -178,8 +178,6 @@ def warn_of_training_images(name: str, images: Sequence[Selection], config: RunC
 def warn_of_held_out_images(config: RunConfig) -> None:
     """Warn if a run holds out images that a run which it starts from was trained on.
 
-    Masks are not compared.
-
     Args:
         config: the run's settings.
 
@@ -187,9 +185,8 @@ def warn_of_held_out_images(config: RunConfig) -> None:
         UserWarning: validation or test images have the same content as training images of that run, or its
             data set cannot be read any more, so that this was not checked.
     """
-    targets = task_kind(config.data.task).targets
     starts = [(path, start) for path, start in _starts(config) if _cut(start) != _cut(config)]
-    if not starts or targets.masks:
+    if not starts:
         return
     name = config.data.data
     splits = _find_splits(config)

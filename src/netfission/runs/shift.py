@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
+from netfission.classifier.image_network import ImageNetwork
 from netfission.config import CORRUPTION_IMAGES, RunConfig
 from netfission.data import ImageData, Split, StreamedSplit, TensorSplit
 from netfission.data.batches import decode_batches
@@ -67,7 +68,8 @@ def evaluate_ood(
     """Measure how well a network's uncertainty distinguishes out-of-distribution images from its test split.
 
     The scores are those that a detector can use, at temperature 1, see
-    `netfission.evaluation.p_values.detector_scores`. The results are written to the run's `ood.json`, beside
+    `netfission.evaluation.p_values.detector_scores`, or with labels, numbers or a class for each pixel those
+    of `Task.uncertainty_scores`. The results are written to the run's `ood.json`, beside
     those of other data sets.
 
     Args:
@@ -77,8 +79,9 @@ def evaluate_ood(
             converted to the run's size and channels. `inverted` (255 − pixel) and `rotated` (a quarter turn)
             are made of the run's own test images.
         feature_detectors: names of detectors by features to measure beside the uncertainty, see
-            `netfission.evaluation.feature_detectors.fit_detector`. They are fitted to the images of the
-            training split, without augmentation, or to 50,000 of them, which the run's seed chooses.
+            `netfission.evaluation.feature_detectors.fit_detector`; only with one class per image. They are
+            fitted to the images of the training split, without augmentation, or to 50,000 of them, which the
+            run's seed chooses.
 
     Raises:
         ValueError: there are no such images, the run was trained on them, a detector is unknown or does not
@@ -86,19 +89,20 @@ def evaluate_ood(
         MissingExtraError: the library that the detectors are from is not installed.
     """
     check_detectors(feature_detectors)
-    classifier, data = _classifier(folder, config)
+    network, data = _network(folder, config)
+    if feature_detectors and not network.spec.find_task().targets.exclusive:
+        expected = f"left out for a run of task={network.spec.task}"
+        raise invalid("feature_detectors", expected, list(feature_detectors))
     others = [_other_images(name, config, data) for name in names]  # fails before the work
-    fitted = _fit_detectors(classifier, data.train, config, feature_detectors) if feature_detectors else None
-    test = _measure(classifier, data.test, config, "test split", fitted)
+    fitted = _fit_detectors(network, data.train, config, feature_detectors) if feature_detectors else None
+    test = _measure(network, data.test, config, "test split", fitted)
     results = []
     for name, (split, transform) in zip(names, others, strict=True):
-        other = _measure(classifier, split, config, name, fitted, transform)
-        result = OutOfDistribution.from_logits(
-            name, test.logits, other.logits, 1.0, average=classifier.spec.average
-        )
+        other = _measure(network, split, config, name, fitted, transform)
+        result = OutOfDistribution.from_scores(name, test.uncertainty, other.uncertainty, 1.0)
         if fitted is not None:
             result = result.with_detectors(
-                {detector: (test.scores[detector], other.scores[detector]) for detector in feature_detectors},
+                {name: (test.detectors[name], other.detectors[name]) for name in feature_detectors},
                 training_images=fitted.images,
                 library=detectors_library(),
             )
@@ -200,6 +204,11 @@ def _published_images(
     )
 
 
+def _network(folder: RunFolder, config: RunConfig) -> tuple[ImageNetwork, ImageData]:
+    network, spec, data, _ = load_for_evaluation(folder, config, any_task=True)
+    return ImageNetwork(network, spec), data
+
+
 def _classifier(folder: RunFolder, config: RunConfig) -> tuple[Classifier, ImageData]:
     network, spec, data, _ = load_for_evaluation(folder, config)
     return Classifier(network, spec, folder.load_calibration()), data
@@ -234,19 +243,19 @@ class _FittedDetectors:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Logits `(n, exits, classes)` of images, and their scores `(n,)` by the detectors."""
+    """Scores `(n,)` of images, by the network's uncertainty and by the detectors."""
 
-    logits: Tensor
-    scores: dict[str, Tensor]
+    uncertainty: dict[str, Tensor]
+    detectors: dict[str, Tensor]
 
 
 def _fit_detectors(
-    classifier: Classifier, train: Split, config: RunConfig, names: Sequence[FeatureDetector]
+    network: ImageNetwork, train: Split, config: RunConfig, names: Sequence[FeatureDetector]
 ) -> _FittedDetectors:
     chosen = _random_part(train, DETECTOR_IMAGES, config.fission.seed)
-    outputs = list(_exit_features(classifier, _batches(chosen, config, "training split")))
+    outputs = list(_exit_features(network, _batches(chosen, config, "training split")))
     features = torch.cat([output.side_by_side for output in outputs])
-    head = outputs[0].mean_head(weights_of(classifier.spec.average))
+    head = outputs[0].mean_head(weights_of(network.spec.average))
     scores: dict[str, FeatureScore] = {}
     for name in names:
         scores[name] = fit_detector(name, features, chosen.labels, head)
@@ -254,42 +263,58 @@ def _fit_detectors(
 
 
 def _measure(
-    classifier: Classifier,
+    network: ImageNetwork,
     split: Split,
     config: RunConfig,
     title: str,
     fitted: _FittedDetectors | None,
     transform: Transform = _unchanged,
 ) -> _Measured:
-    batches = _batches(split, config, title, transform)
+    task, average = network.spec.find_task(), network.spec.average
+    size = task.batch_size(network.spec.shape, EVALUATION_BATCH)
+    batches = _batches(split, config, title, transform, size)
+    uncertainty: dict[str, list[Tensor]] = {}
+    detectors: dict[str, list[Tensor]] = {}
+
+    def add(outputs: Tensor) -> None:
+        for name, values in task.uncertainty_scores(outputs, average=average).items():
+            uncertainty.setdefault(name, []).append(values)
+
     if fitted is None:
-        return _Measured(_all_logits(classifier, batches), {})
-    logits: list[Tensor] = []
-    scores: dict[str, list[Tensor]] = {name: [] for name in fitted.scores}
-    for output in _exit_features(classifier, batches):  # features of all images may fill the memory
-        logits.append(output.logits)
-        for name, score in fitted.scores.items():
-            scores[name].append(score(output.side_by_side))
-    return _Measured(torch.cat(logits), {name: torch.cat(parts) for name, parts in scores.items()})
+        for pixels in batches:
+            add(network.logits(pixels))
+    else:
+        for output in _exit_features(network, batches):  # features of all images may fill the memory
+            add(output.logits)
+            for name, score in fitted.scores.items():
+                detectors.setdefault(name, []).append(score(output.side_by_side))
+    return _Measured(
+        {name: torch.cat(parts) for name, parts in uncertainty.items()},
+        {name: torch.cat(parts) for name, parts in detectors.items()},
+    )
 
 
-def _exit_features(classifier: Classifier, batches: Iterable[Tensor]) -> Iterator[ExitFeatures]:
-    return (exit_features(classifier.network, classifier.logits, pixels) for pixels in batches)
+def _exit_features(network: ImageNetwork, batches: Iterable[Tensor]) -> Iterator[ExitFeatures]:
+    return (exit_features(network.network, network.logits, pixels) for pixels in batches)
 
 
 def _batches(
-    split: Split, config: RunConfig, title: str, transform: Transform = _unchanged
+    split: Split,
+    config: RunConfig,
+    title: str,
+    transform: Transform = _unchanged,
+    size: int = EVALUATION_BATCH,
 ) -> Iterable[Tensor]:
     """Return batches of pixels, changed by `transform`, with a progress bar."""
-    pixels = _pixels(split, config.data.workers)
-    return _bar(map(transform, pixels), title, -(-len(split) // EVALUATION_BATCH))
+    pixels = _pixels(split, config.data.workers, size)
+    return _bar(map(transform, pixels), title, -(-len(split) // size))
 
 
-def _pixels(split: Split, workers: int) -> Iterator[Tensor]:
+def _pixels(split: Split, workers: int, size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
     if isinstance(split, TensorSplit):
-        yield from split.images.split(EVALUATION_BATCH)
+        yield from split.images.split(size)
     else:
-        yield from (pixels for pixels, _ in decode_batches(split, EVALUATION_BATCH, workers=workers))
+        yield from (pixels for pixels, _ in decode_batches(split, size, workers=workers))
 
 
 def _all_logits(classifier: Classifier, batches: Iterable[Tensor]) -> Tensor:

@@ -329,6 +329,18 @@ class Task:
         """Return in words how the exits make one prediction."""
         return f"mean of {describe_average(average)}"
 
+    def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
+        """Score images by how uncertain an ensemble is about them, to tell those of another kind.
+
+        Args:
+            outputs: `(n, exits, outputs, …)`, not calibrated.
+            average: what the ensemble averages.
+
+        Returns:
+            Name → scores `(n,)`, float64, higher for images that the ensemble is less certain about.
+        """
+        raise NotImplementedError
+
     def figures(self, evaluation: Any) -> list[FigureData]:
         """Return what a report draws of measures, see `evaluate`."""
         return []

@@ -17,6 +17,7 @@ from netfission.data.targets import CLASSES
 from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.evaluation import Evaluation, evaluate_logits
 from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.out_of_distribution import uncertainty_scores
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.methods.base import Method
 from netfission.tasks.base import TargetPredictions, Task
@@ -86,6 +87,10 @@ class Classification(Task):
         """Return calibration, selective prediction and confusions."""
         calibration = cast(Calibration | None, calibration)
         return ReliabilityReport.from_logits(outputs, targets, self.names, calibration, average=average)
+
+    def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
+        """Return the scores of `netfission.evaluation.out_of_distribution.uncertainty_scores`."""
+        return uncertainty_scores(outputs, 1.0, average=average)
 
     def predict(
         self,

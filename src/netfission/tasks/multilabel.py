@@ -254,6 +254,12 @@ class Multilabel(Task):
         """Return the share of right labels in %."""
         return f"{percent(score, 1)} %"
 
+    def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
+        """Return entropy and mutual information, means over the labels."""
+        found = self.predict(outputs.double(), average=average)
+        scores = {"entropy": found.entropy, "mutual information": found.mutual_information}
+        return scores if outputs.shape[1] > 1 else {"entropy": found.entropy}
+
     def figures(self, evaluation: TargetEvaluation) -> list[FigureData]:
         """Return the average precision of each label."""
         return [precision_bars(evaluation.by_target, evaluation.n)]

@@ -357,6 +357,20 @@ class Regression(Task):
         rule = "mixture of the exits' Gaussians"
         return rule if weights is None else f"{rule}, weighted {' : '.join(f'{w:g}' for w in weights)}"
 
+    def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
+        """Return the standard deviation, and its part from disagreement, over that of the training images.
+
+        Both are means over the numbers.
+        """
+        found = self.predict(outputs.double(), average=average)
+        _, factor = _scale_of(self.names, self.scale)
+        scores = {"standard deviation": found.std, "disagreement": found.disagreement}
+        return {
+            name: (values / factor.to(values.device)).mean(dim=1)
+            for name, values in scores.items()
+            if name != "disagreement" or outputs.shape[1] > 1
+        }
+
     def inspect(self, images: InspectedImages, *, average: Average, calibration: Any = None) -> Inspection:
         """Return predicted against true numbers, the coverage of intervals, and surprising images."""
         outputs, truth = (torch.cat(parts) for parts in zip(*images.batches(), strict=True))

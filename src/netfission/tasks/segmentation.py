@@ -483,6 +483,16 @@ class Segmentation(Task):
         """Return a share of pixels in %."""
         return f"{percent(score, 1)} %"
 
+    def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
+        """Return means over pixels: negative logarithm of the confidence, entropy, mutual information."""
+        maps = {
+            "maximum probability": -ensemble_log_probabilities(outputs, average).amax(dim=1),
+            "entropy": predictive_entropy(outputs, average),
+        }
+        if outputs.shape[1] > 1:
+            maps["mutual information"] = mutual_information(outputs)
+        return {name: values.double().mean(dim=(1, 2)) for name, values in maps.items()}
+
     def figures(self, evaluation: TargetEvaluation) -> list[FigureData]:
         """Return the IoU of each class."""
         return [iou_bars(evaluation.by_target, evaluation.n)]
