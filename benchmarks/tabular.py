@@ -44,7 +44,8 @@ import netfission as nf
 from netfission.evaluation.number_metrics import gaussian_nll
 from netfission.profiling.macs import run_counted
 from netfission.runs.folder import environment
-from netfission.tasks.regression import GaussianDistillationLoss, mixture, moments
+from netfission.tasks.gaussians import mixture, moments
+from netfission.tasks.regression import GaussianDistillationLoss
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmark_tabular.json"
 TABLES = {

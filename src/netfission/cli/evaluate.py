@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from netfission.evaluation.calibration import Calibration
     from netfission.runs.folder import RunFolder
 
-MAX_ACCURACY_DROP = 0.2  # points of accuracy, of a cascade
-_OF_CASCADE = ("max_accuracy_drop", "max_cost", "delta", "rule", "single")
+MAX_ACCURACY_DROP = 0.2  # points of accuracy or another measure, of a cascade
+_OF_CASCADE = ("max_accuracy_drop", "max_cost", "delta", "rule", "single", "tile", "halo")
 
 
 def parser() -> Parser:
@@ -47,7 +47,8 @@ def parser() -> Parser:
     parser.add(
         "--max-accuracy-drop",
         float | None,
-        help=f"points of accuracy that a cascade may lose against all exits (default: {MAX_ACCURACY_DROP})",
+        help="points of accuracy, or of what the task is measured by, that a cascade may lose against all "
+        f"exits (default: {MAX_ACCURACY_DROP})",
         group=cascade,
     )
     parser.add(
@@ -67,7 +68,20 @@ def parser() -> Parser:
         "--rule",
         Literal["margin", "confidence", "agreement"] | None,
         help="measure of confidence: difference of the two largest probabilities (default), the largest one, "
-        "or agreement of exits",
+        "or agreement of exits; only with one class per image",
+        group=cascade,
+    )
+    parser.add(
+        "--tile",
+        int | None,
+        help="with a class for each pixel, height and width of the tiles that stop by themselves (default: "
+        "whole images stop)",
+        group=cascade,
+    )
+    parser.add(
+        "--halo",
+        int | None,
+        help="pixels around a tile that later exits see as well (default: 0)",
         group=cascade,
     )
     parser.add(
@@ -262,7 +276,6 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     cascade = {name: getattr(settings, name) for name in _OF_CASCADE}
     if settings.max_accuracy_drop is None and settings.max_cost is None:
         cascade["max_accuracy_drop"] = MAX_ACCURACY_DROP
-    cascade["rule"] = settings.rule or "margin"
     cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
     print(evaluate_cascade(folder, config, **cascade).table())
     png, svg = folder.cascade_figures

@@ -1,11 +1,14 @@
-"""A cascade's accuracy and cost, beside single exits, the full ensemble and the single network."""
+"""A cascade's accuracy and cost, beside single exits, the full ensemble and the single network.
+
+If images do not have one class each, another measure takes the place of accuracy.
+"""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, sqrt
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +89,13 @@ class CascadeEvaluation:
             cheapest on.
         delta: probability, over the choice of the validation images, that the chosen cascade loses more than
             `max_accuracy_drop` on new images; None if there is no such bound.
+        measure: what every `accuracy` here is, a share of 1: another measure if images do not have one class.
+        tile: height and width of the parts of an image, in pixels, that stop each by themselves; None if
+            whole images do.
+        halo: pixels that later exits see around a tile.
     """
 
-    rule: Rule
+    rule: str
     order: tuple[int, ...]
     max_accuracy_drop: float | None
     max_cost: float | None
@@ -99,6 +106,14 @@ class CascadeEvaluation:
     rounds: dict[int, int]
     points: list[Point]
     delta: float | None = None
+    measure: str = "accuracy"
+    tile: int | None = None
+    halo: int = 0
+
+    @property
+    def unit(self) -> str:
+        """What stops by itself: an image, or a tile of one."""
+        return "image" if self.tile is None else "tile"
 
     @property
     def least_accuracy(self) -> float | None:
@@ -110,12 +125,12 @@ class CascadeEvaluation:
 
     def table(self) -> str:
         """Return the timed points as aligned plain text, followed by how they were measured."""
-        head = ["", "accuracy %", "drop, points", "exits", "MACs", "effective"]
+        head = ["", f"{self.measure} %", "drop, points", "exits", "MACs", "effective"]
         head += [f"time, batch {size}" for size in self.rounds]
         rows = [head, *(_cells(point) for point in self.points if point.times)]
         rounds = " and ".join(map(str, self.rounds.values()))
         order = ", ".join(map(str, self.order))
-        stops = describe_stops(self.rule, self.choice.thresholds)
+        stops = describe_stops(self.rule, self.choice.thresholds, self.unit)
         chosen, full = percent(self.choice.accuracy), percent(self.validation_accuracy)
         exceeded = any(point.exceeds for point in self.points if point.times)
         marked = f"{_EXCEEDED}: kept on the validation images, but not on the test images."
@@ -129,12 +144,22 @@ class CascadeEvaluation:
                 f"Exits run in the order {order}; {stops}.",
                 f"Chosen for {_target(self.max_accuracy_drop, self.max_cost)} on "
                 f"{self.validation_images} validation images, "
-                f"with {chosen} % accuracy there (full ensemble {full} %)",
+                f"with {chosen} % {self.measure} there (full ensemble {full} %)",
                 f"at {self.choice.cost:.3f}× the MACs.",
+                *self._tiles(),
                 *self._promise(),
                 *([marked] if exceeded else []),
             ]
         )
+
+    def _tiles(self) -> list[str]:
+        """Return what later exits run on, a line, if not on whole images."""
+        if self.tile is None:
+            return []
+        return [
+            f"The first exit runs on whole images, later ones on tiles of {self.tile}×{self.tile} pixels and "
+            f"{self.halo} around, which count in the MACs."
+        ]
 
     def _promise(self) -> list[str]:
         """Return what `delta` says, a line each."""
@@ -183,28 +208,218 @@ def evaluate_cascade(
     Raises:
         ValueError: the target is out of reach, an argument is invalid, or a network cannot be deployed.
     """
-    image = images[:1]
-    unit = count_macs(single, image)
-    costs = exit_costs(network, image)
-    weights = network.exit_weights
-    relative = [macs / unit.dense for macs in costs.dense]
-    choose = partial(choose_thresholds, *validation, relative, order=costs.order, rule=rule, weights=weights)
-    if delta is None:
-        choice = choose(max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
-    elif max_accuracy_drop is None:
-        raise invalid("delta", "left out unless max_accuracy_drop is given", delta)
-    else:
-        choice = bounded_thresholds(
-            *validation,
+    answers = _ClassAnswers(network, validation, test, rule, images[:1], delta)
+    return measure_cascade(
+        network,
+        single,
+        answers,
+        images,
+        max_accuracy_drop=max_accuracy_drop,
+        max_cost=max_cost,
+        single_accuracy=single_accuracy,
+    )
+
+
+class Outcome(NamedTuple):
+    """What one classifier gets right on the test images.
+
+    Attributes:
+        accuracy: the measure, a share of 1.
+        drop: that of the full ensemble less this one.
+        error: standard error of `drop`.
+        exits_used: number of exits that each image, or each tile, ran, int64.
+    """
+
+    accuracy: float
+    drop: float
+    error: float
+    exits_used: Tensor
+
+
+class Answers(Protocol):
+    """What is known of the answers of a network's exits, from which cascades are chosen and measured.
+
+    Attributes:
+        rule: name of the confidence.
+        measure: see `CascadeEvaluation`.
+        tile: see there.
+        halo: see there.
+        costs: of the exits in the order in which a cascade runs them, per image if nothing stops.
+        delta: see `CascadeEvaluation`.
+        validation_accuracy: of the full ensemble.
+        validation_images: their number.
+        test_images: their number.
+    """
+
+    rule: str
+    measure: str
+    tile: int | None
+    halo: int
+    costs: ExitCosts
+    delta: float | None
+    validation_accuracy: float
+    validation_images: int
+    test_images: int
+
+    def choose(
+        self, relative: Sequence[float], max_accuracy_drop: float | None, max_cost: float | None
+    ) -> CascadeChoice:
+        """Choose thresholds on the validation images, by costs relative to the single network."""
+
+    def keep(
+        self, relative: Sequence[float], max_accuracy_drop: float | None, max_cost: float | None
+    ) -> CascadeChoice:
+        """Choose those of the cascade itself, of which more may be promised than of others."""
+
+    def ensemble(self) -> Outcome:
+        """Measure all exits together on the test images."""
+
+    def exit(self, number: int) -> Outcome:
+        """Measure an exit alone."""
+
+    def cascade(self, thresholds: tuple[float, ...]) -> Outcome:
+        """Measure a cascade."""
+
+    def combining(self) -> nn.Module:
+        """Return the module that makes the ensemble's output of the outputs of all exits."""
+
+    def stopping(
+        self, network: FissionNetwork, thresholds: tuple[float, ...], order: tuple[int, ...]
+    ) -> nn.Module:
+        """Return a cascade as a module.
+
+        Args:
+            network: whose exits run, the deployed one.
+            thresholds: of each step but the last; all of them 0 for an exit alone.
+            order: of the exits.
+        """
+
+
+class _ClassAnswers:
+    """Logits of one class per image, see `evaluate_cascade`."""
+
+    measure = "accuracy"
+    tile: int | None = None
+    halo = 0
+
+    def __init__(
+        self,
+        network: FissionNetwork,
+        validation: Labelled,
+        test: Labelled,
+        rule: Rule,
+        image: Tensor,
+        delta: float | None,
+    ) -> None:
+        self.rule: str = rule
+        self._rule: Rule = rule
+        self.costs = exit_costs(network, image)
+        self.delta = delta
+        self._validation, self._test = validation, test
+        self._weights = network.exit_weights
+        self.validation_accuracy = _ensemble_correct(*validation, self._weights).mean().item()
+        self.validation_images, self.test_images = len(validation[1]), len(test[1])
+
+    def choose(
+        self, relative: Sequence[float], max_accuracy_drop: float | None, max_cost: float | None
+    ) -> CascadeChoice:
+        return choose_thresholds(
+            *self._validation,
+            relative,
+            order=self.costs.order,
+            rule=self._rule,
+            weights=self._weights,
+            max_accuracy_drop=max_accuracy_drop,
+            max_cost=max_cost,
+        )
+
+    def keep(
+        self, relative: Sequence[float], max_accuracy_drop: float | None, max_cost: float | None
+    ) -> CascadeChoice:
+        if self.delta is None:
+            return self.choose(relative, max_accuracy_drop, max_cost)
+        if max_accuracy_drop is None:
+            raise invalid("delta", "left out unless max_accuracy_drop is given", self.delta)
+        return bounded_thresholds(
+            *self._validation,
             relative,
             max_accuracy_drop=max_accuracy_drop,
-            delta=delta,
-            order=costs.order,
-            rule=rule,
-            weights=weights,
+            delta=self.delta,
+            order=self.costs.order,
+            rule=self._rule,
+            weights=self._weights,
         )
+
+    def ensemble(self) -> Outcome:
+        return self.cascade((1.0,) * (len(self.costs.order) - 1))
+
+    def exit(self, number: int) -> Outcome:
+        order = alone_first(number, len(self.costs.order))
+        return self._outcome((0.0,) * (len(order) - 1), order)
+
+    def cascade(self, thresholds: tuple[float, ...]) -> Outcome:
+        return self._outcome(thresholds, self.costs.order)
+
+    def _outcome(self, thresholds: tuple[float, ...], order: tuple[int, ...]) -> Outcome:
+        logits, labels = self._test
+        output = cascade_logits(logits, thresholds, order=order, rule=self._rule, weights=self._weights)
+        correct = (output.logits.argmax(dim=1) == labels).double()
+        drop = _ensemble_correct(logits, labels, self._weights) - correct
+        error = drop.std(correction=0).item() / sqrt(len(drop))
+        return Outcome(correct.mean().item(), drop.mean().item(), error, output.exits_used)
+
+    def combining(self) -> nn.Module:
+        return _MeanOfExits(self._weights)
+
+    def stopping(
+        self, network: FissionNetwork, thresholds: tuple[float, ...], order: tuple[int, ...]
+    ) -> nn.Module:
+        return Cascade(network, thresholds, order=order, rule=self._rule)
+
+
+def alone_first(number: int, exits: int) -> tuple[int, ...]:
+    """Return the order of exits in which one comes first.
+
+    Example:
+        >>> alone_first(1, 3)
+        (1, 0, 2)
+    """
+    return (number, *(other for other in range(exits) if other != number))
+
+
+def measure_cascade(
+    network: FissionNetwork,
+    single: nn.Module,
+    answers: Answers,
+    images: Tensor,
+    *,
+    max_accuracy_drop: float | None = None,
+    max_cost: float | None = None,
+    single_accuracy: float | None = None,
+    batches: Mapping[int, int] | None = None,
+) -> CascadeEvaluation:
+    """Choose thresholds, and measure and time the cascade and what it is compared with.
+
+    Args:
+        network: in eval mode.
+        single: see `evaluate_cascade`.
+        answers: of the exits on validation and test images.
+        images: see `evaluate_cascade`.
+        max_accuracy_drop: see there, of the measure of `answers`.
+        max_cost: see there.
+        single_accuracy: the measure of a trained single network on the test images.
+        batches: batch size → images that are timed together; default `IMAGES_PER_ROUND`.
+
+    Raises:
+        ValueError: see `evaluate_cascade`.
+    """
+    image = images[:1]
+    unit = count_macs(single, image)
+    costs = answers.costs
+    relative = [macs / unit.dense for macs in costs.dense]
+    choice = answers.keep(relative, max_accuracy_drop, max_cost)
     variants = [
-        *_fixed(network, image, costs),
+        *_fixed(network, image),
         _Variant(
             f"cascade, {_target(max_accuracy_drop, max_cost)}",
             "chosen",
@@ -213,27 +428,28 @@ def evaluate_cascade(
             max_accuracy_drop=max_accuracy_drop,
             max_cost=max_cost,
         ),
-        *_curve(choose, costs, relative),
+        *_curve(partial(answers.choose, relative, None), costs, relative),
     ]
     timed = [variant for variant in variants if variant.timed]
-    ratios = _time_ratios(network, single, timed, rule, images)
+    ratios = _time_ratios(network, single, timed, answers, images, batches or IMAGES_PER_ROUND)
     single_times, *times = _by_network(ratios)
     times_of = dict(zip((variant.name for variant in timed), times, strict=True))
-    points = [
-        _point(variant, rule, weights, test, unit, times_of.get(variant.name, {})) for variant in variants
-    ]
+    points = [_point(variant, answers, unit, times_of.get(variant.name, {})) for variant in variants]
     return CascadeEvaluation(
-        rule=rule,
+        rule=answers.rule,
         order=costs.order,
         max_accuracy_drop=max_accuracy_drop,
         max_cost=max_cost,
         choice=choice,
-        validation_accuracy=_ensemble_correct(*validation, weights).mean().item(),
-        validation_images=len(validation[1]),
-        test_images=len(test[1]),
+        validation_accuracy=answers.validation_accuracy,
+        validation_images=answers.validation_images,
+        test_images=answers.test_images,
         rounds={size: len(by_network[0]) for size, by_network in ratios.items()},
         points=[Point("single network", "single", 1.0, 1.0, single_accuracy, times=single_times), *points],
-        delta=delta,
+        delta=answers.delta,
+        measure=answers.measure,
+        tile=answers.tile,
+        halo=answers.halo,
     )
 
 
@@ -250,12 +466,18 @@ class _Variant:
     max_cost: float | None = None
 
     def deployed(
-        self, network: FissionNetwork, exits: FissionNetwork, rule: Rule, batch: Tensor
+        self, network: FissionNetwork, exits: FissionNetwork, answers: Answers, batch: Tensor
     ) -> nn.Module:
         """Return it as a module for such batches, made of the network or of its deployed exits."""
         if self.kind == "ensemble":
-            return nn.Sequential(deploy(network, batch), _MeanOfExits(network.exit_weights))
-        return Cascade(exits, self.thresholds, order=self.costs.order, rule=rule)
+            return nn.Sequential(deploy(network, batch), answers.combining())
+        return answers.stopping(exits, self.thresholds, self.costs.order)
+
+    def outcome(self, answers: Answers) -> Outcome:
+        """Measure it on the test images."""
+        if self.kind == "ensemble":
+            return answers.ensemble()
+        return answers.exit(self.costs.order[0]) if self.kind == "exit" else answers.cascade(self.thresholds)
 
 
 class _MeanOfExits(nn.Module):
@@ -267,14 +489,15 @@ class _MeanOfExits(nn.Module):
         return mean_logits(logits, self.weights)
 
 
-def _fixed(network: FissionNetwork, image: Tensor, costs: ExitCosts) -> list[_Variant]:
+def _fixed(network: FissionNetwork, image: Tensor) -> list[_Variant]:
     """Return the variants without chosen thresholds: the full ensemble, and each exit alone."""
-    exits = range(len(costs.order))
+    exits = range(network.exits)
     names = exit_names(len(exits), network.linear)
-    variants = [_Variant("full ensemble", "ensemble", costs, (1.0,) * len(exits[1:]))]
+    variants = [
+        _Variant("full ensemble", "ensemble", exit_costs(network, image), (1.0,) * len(exits[1:])),
+    ]
     for number in exits:
-        order = (number, *(other for other in exits if other != number))
-        alone = exit_costs(network, image, order)
+        alone = exit_costs(network, image, alone_first(number, len(exits)))
         variants.append(_Variant(names[number], "exit", alone, (0.0,) * len(exits[1:])))
     return variants
 
@@ -286,7 +509,7 @@ def _curve(
     limits = torch.linspace(relative[0], sum(relative), CURVE_COSTS, dtype=torch.float64).tolist()
     limit_of: dict[tuple[float, ...], float] = {}
     for limit in limits:
-        limit_of.setdefault(choose(max_cost=limit).thresholds, limit)
+        limit_of.setdefault(choose(limit).thresholds, limit)
     spacing = ceil(len(limit_of) / CURVE_TIMED)
     return [
         _Variant(
@@ -296,29 +519,19 @@ def _curve(
     ]
 
 
-def _point(
-    variant: _Variant,
-    rule: Rule,
-    weights: Weights,
-    test: Labelled,
-    unit: Macs,
-    times: dict[int, Quartiles],
-) -> Point:
-    logits, labels = test
-    output = cascade_logits(logits, variant.thresholds, order=variant.costs.order, rule=rule, weights=weights)
-    correct = (output.logits.argmax(dim=1) == labels).double()
-    drop = _ensemble_correct(logits, labels, weights) - correct
-    macs, accuracy_drop = _mean_cost(variant.costs.dense, output.exits_used) / unit.dense, drop.mean().item()
-    bounds = ((macs, variant.max_cost), (100 * accuracy_drop, variant.max_accuracy_drop))
+def _point(variant: _Variant, answers: Answers, unit: Macs, times: dict[int, Quartiles]) -> Point:
+    outcome = variant.outcome(answers)
+    macs = _mean_cost(variant.costs.dense, outcome.exits_used) / unit.dense
+    bounds = ((macs, variant.max_cost), (100 * outcome.drop, variant.max_accuracy_drop))
     return Point(
         name=variant.name,
         kind=variant.kind,
         macs=macs,
-        effective_macs=_mean_cost(variant.costs.effective, output.exits_used) / unit.effective,
-        accuracy=correct.mean().item(),
-        accuracy_drop=accuracy_drop,
-        accuracy_drop_error=drop.std(correction=0).item() / sqrt(len(drop)),
-        exits_used=output.exits_used.double().mean().item(),
+        effective_macs=_mean_cost(variant.costs.effective, outcome.exits_used) / unit.effective,
+        accuracy=outcome.accuracy,
+        accuracy_drop=outcome.drop,
+        accuracy_drop_error=outcome.error,
+        exits_used=outcome.exits_used.double().mean().item(),
         thresholds=variant.thresholds,
         times=times,
         exceeds=any(bound is not None and value > bound + _ROUNDING for value, bound in bounds),
@@ -338,16 +551,24 @@ Ratios = list[tuple[float, ...]]  # per network, one time per round over the sin
 
 
 def _time_ratios(
-    network: FissionNetwork, single: nn.Module, variants: Sequence[_Variant], rule: Rule, images: Tensor
+    network: FissionNetwork,
+    single: nn.Module,
+    variants: Sequence[_Variant],
+    answers: Answers,
+    images: Tensor,
+    batches: Mapping[int, int],
 ) -> dict[int, Ratios]:
     """Time the single network and the variants at every batch size, over the single network's time."""
     one_exit = FissionNetwork(single, [ExitPath([], nn.Identity())], [], [])
     deployed_single = nn.Sequential(deploy(one_exit, images[:2], joined=False), _MeanOfExits())
     exits = deploy_exits(network, images[:2])
     ratios = {}
-    for size, count in IMAGES_PER_ROUND.items():
+    for size, count in batches.items():
         batch = images[:size]
-        modules = [deployed_single, *(variant.deployed(network, exits, rule, batch) for variant in variants)]
+        modules = [
+            deployed_single,
+            *(variant.deployed(network, exits, answers, batch) for variant in variants),
+        ]
         ratios[size] = _round_ratios([_Reader(module, size) for module in modules], images, count)
     return ratios
 

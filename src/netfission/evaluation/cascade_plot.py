@@ -48,7 +48,9 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
     figure, axes = new_figure((11.5, 5), columns=2, sharey=True)
     counted, timed = axes[0]
     _draw_points(counted, points, None, SERIES[0])
-    counted.set(xlabel="MACs (dense, mean) ÷ single network's", ylabel="accuracy on test images, %")
+    counted.set(
+        xlabel="MACs (dense, mean) ÷ single network's", ylabel=f"{evaluation.measure} on test images, %"
+    )
     for size, colour in zip(evaluation.rounds, SERIES, strict=False):
         _draw_points(timed, [point for point in points if point.times], size, colour)
     timed.set(xlabel="measured time ÷ single network's, both deployed (median, quartiles)")
@@ -60,12 +62,19 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
             )
         side.legend(fontsize=LEGEND_SIZE, loc="lower right")
     figure.suptitle(
-        f"Exits {', '.join(map(str, evaluation.order))} run one after another until the {evaluation.rule} is "
-        f"above its threshold: {evaluation.test_images} test images, thresholds from "
+        f"Exits {', '.join(map(str, evaluation.order))} run one after another until {_whose(evaluation)} "
+        f"{evaluation.rule} is above its threshold: {evaluation.test_images} test images, thresholds from "
         f"{evaluation.validation_images} validation images",
         fontsize=TITLE_SIZE,
     )
     return save_picture(figure, path)
+
+
+def _whose(evaluation: CascadeEvaluation) -> str:
+    """Name the parts of images that stop by themselves, if they do."""
+    if evaluation.tile is None:
+        return "the"
+    return f"a tile's ({evaluation.tile}×{evaluation.tile} pixels, {evaluation.halo} around)"
 
 
 def _bound(evaluation: CascadeEvaluation) -> str:

@@ -25,7 +25,7 @@ from netfission.export.formats import Runner
 from netfission.export.metadata import classifier_metadata
 from netfission.export.onnx import OnnxModel
 from netfission.export.predictor import INPUT, make_exportable
-from netfission.inference.cascade import Cascade, Rule, cascade_confidence, exit_costs, step_by_step
+from netfission.inference.cascade import Cascade, Rule, exit_costs, step_by_step
 from netfission.inference.thresholds import choose_thresholds
 from netfission.network import FissionNetwork
 from netfission.surgery.features import Features
@@ -176,7 +176,7 @@ class Step(nn.Module):
         logits = torch.stack(exit_logits, dim=1)
         mean = mean_logits(logits, self._weights)
         probabilities = (mean / self.temperature).softmax(dim=1)
-        confidence = cascade_confidence(exit_logits, mean, len(self.cascade.order), self.cascade.rule)
+        confidence = self.cascade.confidence(exit_logits, mean)
         new_features = (_one_tensor(features[depth]) for depth in self._new_depths)
         outputs = [probabilities, mean.argmax(dim=1), confidence, logits, *new_features]
         return dict(zip(self.outputs, outputs, strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,29 @@ Rule = Literal["margin", "confidence", "agreement"]
 RULES: tuple[Rule, ...] = ("margin", "confidence", "agreement")
 
 
-def describe_stops(rule: Rule, thresholds: Sequence[float]) -> str:
-    """Say in words when an image stops, given a cascade's rule and thresholds.
+class StoppingRule(Protocol):
+    """How the outputs of exits make one, and how confident that is, if they are not logits of classes.
+
+    Attributes:
+        name: of the confidence, in one word.
+    """
+
+    name: str
+
+    def combined(self, outputs: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+        """Return the output of one exit that stands for the ensemble of several.
+
+        Args:
+            outputs: `(batch, exits, outputs, …)`, of those that ran.
+            weights: of these exits; default equal ones.
+        """
+
+    def confidence(self, output: Tensor) -> Tensor:
+        """Return how confident such an output is, `(batch,)` in (0, 1]."""
+
+
+def describe_stops(rule: str, thresholds: Sequence[float], unit: str = "image") -> str:
+    """Say in words when an image, or a part of one, stops, given a cascade's rule and thresholds.
 
     Example:
         >>> describe_stops("margin", [0.5, 0.25])
@@ -34,8 +55,11 @@ def describe_stops(rule: Rule, thresholds: Sequence[float]) -> str:
         'every image stops at the first exit'
     """
     if thresholds[0] == 0:
-        return "every image stops at the first exit"
-    return f"an image stops at {rule} above {', '.join(f'{threshold:.4g}' for threshold in thresholds)}"
+        return f"every {unit} stops at the first exit"
+    article = "an" if unit == "image" else "a"
+    return (
+        f"{article} {unit} stops at {rule} above {', '.join(f'{threshold:.4g}' for threshold in thresholds)}"
+    )
 
 
 class CascadeOutput(NamedTuple):
@@ -95,7 +119,8 @@ class Cascade(nn.Module):
         order: every exit once, in the order to run them; default cheapest first, see `exit_costs`.
         example_input: images `(batch, channels, height, width)` to find that order with; unused if `order`
             is given.
-        rule: how confidence is measured, see `cascade_confidence`.
+        rule: how confidence is measured, see `cascade_confidence`; or a `StoppingRule`, such as
+            `Task.early_exit` returns, if the outputs are not logits of one class per image.
         weights: of the exits in the mean of logits, exit 0 first; default the network's
             `exit_weights`, or else equal weights.
 
@@ -126,7 +151,7 @@ class Cascade(nn.Module):
         *,
         order: Sequence[int] | None = None,
         example_input: Inputs | None = None,
-        rule: Rule = "margin",
+        rule: Rule | StoppingRule = "margin",
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -140,14 +165,16 @@ class Cascade(nn.Module):
         exits = len(network.paths)
         check_thresholds(thresholds, exits)
         check_order(order, exits)
-        check_choice("rule", rule, RULES)
+        if isinstance(rule, str):
+            check_choice("rule", rule, RULES)
         self.network = network
         self.thresholds = tuple(thresholds)
         self.order = tuple(order)
-        self.rule: Rule = rule
+        self.rule: Rule | StoppingRule = rule
         if weights is None:
             weights = getattr(network, "exit_weights", None)
         self.shares = _shares(self.order, weights)
+        self.weights = None if weights is None else [weights[number] for number in self.order]
         self.training = network.training
         self.branch_depths = _branch_depths(network)
         self.kept_depths = [self._needed_after(step) for step in range(exits)]
@@ -177,12 +204,13 @@ class Cascade(nn.Module):
         mean: Tensor | None = None
         for step in range(len(self.order)):
             exit_logits.append(self.run_exit(step, features))
-            mean = _running_mean(exit_logits[-1], mean, self.shares[step])
+            mean = self.ensemble(exit_logits, mean)
             continuing = self._continuing(step, exit_logits, mean)
             if 0 < len(continuing) == len(mean):
                 continue
             if rows is None:
-                logits, used = mean, torch.full_like(mean[:, 0], step + 1, dtype=torch.int64)
+                logits = mean
+                used = torch.full((len(mean),), step + 1, dtype=torch.int64, device=mean.device)
             else:
                 logits = logits.index_copy(0, rows, mean)
                 used = used.index_fill(0, rows, step + 1)
@@ -213,12 +241,35 @@ class Cascade(nn.Module):
         start = features[branch] if branch in kept else features.pop(branch)
         return _widened(_after_branch(self.network, number)(start))
 
+    def ensemble(self, exit_logits: Sequence[Tensor], before: Tensor | None = None) -> Tensor:
+        """Return the output of the ensemble of the exits so far.
+
+        Args:
+            exit_logits: their outputs, `(batch, outputs, …)` each.
+            before: what this returned for all of them but the last; default not known.
+        """
+        if not isinstance(self.rule, str):
+            ran = len(exit_logits)
+            weights = None if self.weights is None else self.weights[:ran]
+            return self.rule.combined(torch.stack(list(exit_logits), dim=1), weights)
+        return _running_mean(exit_logits[-1], before, self.shares[len(exit_logits) - 1])
+
+    def confidence(self, exit_logits: Sequence[Tensor], mean: Tensor) -> Tensor:
+        """Return how confident the ensemble of the exits so far is, `(batch,)`.
+
+        Args:
+            exit_logits: their outputs, `(batch, outputs, …)` each.
+            mean: the output of their ensemble, see `ensemble`.
+        """
+        if isinstance(self.rule, str):
+            return cascade_confidence(exit_logits, mean, len(self.order), self.rule)
+        return self.rule.confidence(mean)
+
     def _continuing(self, step: int, exit_logits: Sequence[Tensor], mean: Tensor) -> Tensor:
         """Return the rows of the images that continue after a step; none after the last."""
         if step == len(self.thresholds):
             return torch.empty(0, dtype=torch.int64, device=mean.device)
-        confidence = cascade_confidence(exit_logits, mean, len(self.order), self.rule)
-        below = confidence <= self.thresholds[step]
+        below = self.confidence(exit_logits, mean) <= self.thresholds[step]
         return below.nonzero().flatten()  # the only synchronisation with the device in a step
 
     def _needed_after(self, step: int) -> set[int]:

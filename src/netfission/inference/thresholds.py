@@ -13,7 +13,7 @@ from netfission.inference.cascade import Rule, step_by_step
 from netfission.utils.errors import describe, invalid
 
 _GRID = 2**16  # combinations tried before each threshold is refined
-_ROUNDING = 1e-9  # allowed on sums of costs and of points, which are floats
+ROUNDING = 1e-9  # allowed on sums of costs and of points, which are floats
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,18 @@ def choose_thresholds(
     means, scores = step_by_step(logits.cpu(), order, rule, weights)
     labels = labels.cpu()
     check_examples(means, labels)
-    _check_target(costs, means.shape[1], max_accuracy_drop, max_cost)
+    check_target(costs, means.shape[1], max_accuracy_drop, max_cost)
     search = _Search.from_means(means, labels, scores, costs, max_accuracy_drop, max_cost)
     step_scores = scores.unbind(dim=1)
     grid = int(_GRID ** (1 / max(len(step_scores), 1)))
-    best = search.best([_candidates(values, grid) for values in step_scores])
+    best = search.best([threshold_candidates(values, grid) for values in step_scores])
     while True:
         start = best
         for step, values in enumerate(step_scores):
             candidates = [values.new_tensor([threshold]) for threshold in best.thresholds]
-            candidates[step] = torch.cat([candidates[step], _candidates(values, len(values))]).unique()
+            candidates[step] = torch.cat(
+                [candidates[step], threshold_candidates(values, len(values))]
+            ).unique()
             best = search.best(candidates)
         if (best.expected_accuracy, best.cost) == (start.expected_accuracy, start.cost):
             return best
@@ -172,10 +174,10 @@ class _Search:
         correct, expected, cost = self._sum_up(candidates)
         if self.max_accuracy_drop is not None:
             drop = torch.maximum(self.correct[:, -1].sum() - correct, self.expected[:, -1].sum() - expected)
-            allowed, objective = drop <= self.max_accuracy_drop / 100 * n + _ROUNDING, cost
+            allowed, objective = drop <= self.max_accuracy_drop / 100 * n + ROUNDING, cost
         else:
             assert self.max_cost is not None
-            allowed, objective = cost <= self.max_cost + _ROUNDING, -expected
+            allowed, objective = cost <= self.max_cost + ROUNDING, -expected
         # Of equal ones the first: its thresholds are the lowest, so it costs the least.
         best = int(objective.masked_fill(~allowed, torch.inf).argmin())
         indices = torch.unravel_index(torch.tensor(best), cost.shape)
@@ -214,8 +216,13 @@ def _reaching(cell: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
     return table
 
 
-def _candidates(scores: Tensor, limit: int) -> Tensor:
-    """Return 0, 1 and at most `limit` values between neighbouring scores, evenly spaced by rank."""
+def threshold_candidates(scores: Tensor, limit: int) -> Tensor:
+    """Return 0, 1 and at most `limit` values between neighbouring scores, evenly spaced by rank.
+
+    Example:
+        >>> threshold_candidates(torch.tensor([0.2, 0.4, 0.8]), limit=2)
+        tensor([0.0000, 0.3000, 0.6000, 1.0000])
+    """
     ranked = scores.sort().values
     upper = torch.linspace(1, len(ranked) - 1, min(limit, len(ranked) - 1)).long()
     midpoints = ranked[upper - 1].lerp(ranked[upper], 0.5)
@@ -223,9 +230,10 @@ def _candidates(scores: Tensor, limit: int) -> Tensor:
     return candidates
 
 
-def _check_target(
+def check_target(
     costs: Sequence[float], exits: int, max_accuracy_drop: float | None, max_cost: float | None
 ) -> None:
+    """Raise a `ValueError` unless there are positive costs, and one target that they can meet."""
     if not isinstance(costs, Sequence) or len(costs) != exits or not all(cost > 0 for cost in costs):
         raise invalid("costs", f"{exits} positive numbers, one per exit", costs)
     if max_accuracy_drop is not None and max_cost is not None:

@@ -2,11 +2,12 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import STOPS_EARLY, RunConfig
@@ -14,18 +15,22 @@ from netfission.data import Batches, ImageData, Split
 from netfission.data.summary import class_differences
 from netfission.evaluation import collect_logits, evaluate_logits, run_batches
 from netfission.evaluation.calibration import VALIDATION
-from netfission.evaluation.cascade import CascadeEvaluation
-from netfission.evaluation.cascade import evaluate_cascade as measure_cascade
+from netfission.evaluation.cascade import CascadeEvaluation, measure_cascade
+from netfission.evaluation.cascade import evaluate_cascade as evaluate_class_cascade
+from netfission.evaluation.target_cascade import TargetAnswers, Tiling
 from netfission.inference.cascade import Rule
 from netfission.network import FissionNetwork
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.overlap import validation_dependence
 from netfission.runs.setup import check_unchanged, load_run_data, make_batches, run_device
-from netfission.tasks.base import Accumulator, EvaluationResult
+from netfission.surgery.tracing import MAIN_OUTPUT
+from netfission.tasks.base import Accumulator, EvaluationResult, Task
+from netfission.tasks.early_exit import EarlyExit
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 
 EVALUATION_BATCH = 256
+_ALONE = 8  # images that are timed one by one, if few go through the network at once
 
 Result = TypeVar("Result")
 
@@ -80,11 +85,13 @@ def evaluate_cascade(
     folder: RunFolder,
     config: RunConfig,
     *,
-    rule: Rule = "margin",
+    rule: Rule | None = None,
     max_accuracy_drop: float | None = None,
     max_cost: float | None = None,
     delta: float | None = None,
     single: RunFolder | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
 ) -> CascadeEvaluation:
     """Choose a cascade's thresholds on the validation split of a run and evaluate it on its test split.
 
@@ -93,17 +100,21 @@ def evaluate_cascade(
     Args:
         folder: folder of a finished run.
         config: the run's settings.
-        rule: confidence by which an image stops, see `netfission.inference.cascade_confidence`.
+        rule: confidence by which an image stops, see `netfission.inference.cascade_confidence`; default the
+            margin. Other tasks than classification have their own, see `Task.early_exit`.
         max_accuracy_drop: accepted loss of accuracy, in percentage points, see
-            `netfission.inference.choose_thresholds`.
+            `netfission.inference.choose_thresholds`; or of the measure of another task.
         max_cost: in its place, accepted mean MACs relative to the single network's.
         delta: with `max_accuracy_drop`, probability that more is lost on new images, see
             `netfission.inference.bounded_thresholds`; by default it is bounded on validation images alone.
         single: a finished run of the same model with one exit, whose accuracy is shown for comparison.
+        tile: of maps, height and width of the tiles that stop by themselves, see
+            `netfission.inference.tiles`; default whole images.
+        halo: pixels around a tile that later exits see, default 0.
 
     Raises:
         ValueError: the run has no validation split, `single` is of another model, the target cannot be met,
-            or see `evaluate`.
+            an argument has no meaning for the task, or see `evaluate`.
     """
     from netfission.evaluation.cascade_plot import draw_cascade  # here, as it needs matplotlib
 
@@ -111,7 +122,9 @@ def evaluate_cascade(
         raise invalid("validation", "above 0 to choose the thresholds of a cascade", config.data.validation)
     if delta is not None and (dependence := own_dependence(folder, config)):
         raise invalid("delta", "left out for this run", delta, hint=dependence)
-    network, spec, data, device = load_for_evaluation(folder, config)
+    network, spec, data, device = load_for_evaluation(folder, config, any_task=True)
+    task = spec.find_task()
+    _check_cascade_settings(task, rule=rule, delta=delta, tile=tile, halo=halo)
     method = config.method.method
     if method not in STOPS_EARLY:
         expected = f"a run with method={' or '.join(sorted(STOPS_EARLY))} for a cascade"
@@ -119,30 +132,73 @@ def evaluate_cascade(
     assert isinstance(network, FissionNetwork)
     if network.exits == 1:
         raise invalid("exits", "2 or more for a cascade", network.exits)
-    accuracy = None if single is None else _single_accuracy(single, config, spec, data, device)
+    early_exit = task.early_exit()
+    accuracy = None
+    if single is not None:
+        accuracy = _single_accuracy(single, config, spec, data, device, early_exit)
     with torch.random.fork_rng([]):
-        model = spec.single()
+        model = spec.single().eval().to(device)
     assert data.validation is not None
-    validation = collect_logits(network, _batches(data.validation, data, config, device), device)
-    test = collect_logits(network, _batches(data.test, data, config, device), device)
-    shuffled = zip(_batches(data.test, data, config, device, shuffle=True), range(2), strict=False)
+    size = task.batch_size(data.shape, EVALUATION_BATCH)
+    validation, test = (_batches(split, data, config, device, size) for split in (data.validation, data.test))
+    shuffled = zip(_batches(data.test, data, config, device, size, shuffle=True), range(2), strict=False)
     images = torch.cat([images for (images, _), _ in shuffled])
-    evaluation = measure_cascade(
-        network,
-        model.eval().to(device),
-        validation,
-        test,
-        images,
-        rule=rule,
-        max_accuracy_drop=max_accuracy_drop,
-        max_cost=max_cost,
-        delta=delta,
-        single_accuracy=accuracy,
-    )
+    if early_exit is None:
+        evaluation = evaluate_class_cascade(
+            network,
+            model,
+            collect_logits(network, validation, device),
+            collect_logits(network, test, device),
+            images,
+            rule=rule or "margin",
+            max_accuracy_drop=max_accuracy_drop,
+            max_cost=max_cost,
+            delta=delta,
+            single_accuracy=accuracy,
+        )
+    else:
+        tiling = None if tile is None else Tiling(tile, halo or 0)
+        answers = TargetAnswers(network, early_exit, validation, test, images[:1], tiling)
+        evaluation = measure_cascade(
+            network,
+            _MainOutput(model),
+            answers,
+            images,
+            max_accuracy_drop=max_accuracy_drop,
+            max_cost=max_cost,
+            single_accuracy=accuracy,
+            batches=None if size == EVALUATION_BATCH else {1: min(size, _ALONE), size: size},
+        )
     record = asdict(evaluation) | {"environment": environment(), "weights": folder.weights_sha256()}
     write_json(folder.cascade, json.dumps(record, indent=2) + "\n")
     draw_cascade(evaluation, folder.cascade)
     return evaluation
+
+
+def _check_cascade_settings(
+    task: Task, *, rule: str | None, delta: float | None, tile: int | None, halo: int | None
+) -> None:
+    """Raise ValueError if a setting of a cascade has no meaning for a task."""
+    has_own_rule = task.early_exit() is not None
+    unused = {"rule": rule, "delta": delta} if has_own_rule else {}
+    unused |= {} if task.draws_maps else {"tile": tile, "halo": halo}
+    for name, value in unused.items():
+        if value is not None:
+            raise invalid(name, f"left out for a run of task={task.name}", value)
+    if halo is not None and tile is None:
+        raise invalid("halo", "left out unless tile is given", halo)
+
+
+class _MainOutput(nn.Module):
+    """A network without the dictionary that torchvision's networks of maps put around their output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor | Mapping[str, Tensor] = self.network(images)
+        return outputs[MAIN_OUTPUT] if isinstance(outputs, Mapping) else outputs
 
 
 def load_for_evaluation(
@@ -231,11 +287,21 @@ def _batches(
 
 
 def _single_accuracy(
-    single: RunFolder, config: RunConfig, spec: NetworkSpec, data: ImageData, device: str
+    single: RunFolder,
+    config: RunConfig,
+    spec: NetworkSpec,
+    data: ImageData,
+    device: str,
+    early_exit: EarlyExit | None,
 ) -> float:
-    """Return the accuracy on the test split of the network with one exit of another run."""
-    network, other = single.load_fission()
-    alike = (other.model, other.classes, other.shape) == (spec.model, spec.classes, spec.shape)
+    """Return the accuracy, or the task's measure, on the test split of the network of another run."""
+    network, other = single.load_fission(any_task=True)
+    alike = (other.model, other.task, other.classes, other.shape) == (
+        spec.model,
+        spec.task,
+        spec.classes,
+        spec.shape,
+    )
     if network.exits > 1 or not alike:
         raise invalid(
             "single",
@@ -243,6 +309,15 @@ def _single_accuracy(
             found=f"{single.path}: {other.model} with {network.exits} exits on {len(other.classes)} classes",
         )
     data = replace(data, mean=tuple(other.mean), std=tuple(other.std))  # as it was trained
-    batches = _batches(data.test, data, config, device)
+    size = spec.find_task().batch_size(data.shape, EVALUATION_BATCH)
+    batches = _batches(data.test, data, config, device, size)
+    if early_exit is not None:
+        counts: list[Tensor] = []
+
+        def count(outputs: Tensor, targets: Tensor) -> None:
+            counts.append(early_exit.counts(outputs[:, 0], targets.to(outputs.device)).sum(dim=0).cpu())
+
+        run_batches(network.to(device), batches, count, device)
+        return early_exit.score(torch.stack(counts).sum(dim=0)).item()
     logits, labels = collect_logits(network.to(device), batches, device)
     return evaluate_logits(logits, labels, average=other.average).ensemble["top1"]

@@ -16,6 +16,7 @@ from netfission.data.targets import Targets
 from netfission.ensemble import Average, describe_average
 from netfission.methods.base import Method
 from netfission.pruning.prune import CRITERIA
+from netfission.tasks.early_exit import EarlyExit
 from netfission.tasks.evaluation import shown_measure
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.utils.errors import invalid
@@ -384,6 +385,10 @@ class Task:
         self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
     ) -> Document | None:
         """Return a report on the uncertainty in a file of its own; None if `evaluate` says it all."""
+        return None
+
+    def early_exit(self) -> EarlyExit | None:
+        """Return what a cascade needs; None for classes, which `netfission.inference.Cascade` knows."""
         return None
 
     def calibrator(self, *, average: Average, dependence: str = "") -> Accumulator[CalibrationResult]:

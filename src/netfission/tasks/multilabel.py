@@ -29,6 +29,7 @@ from netfission.tasks.base import NEAR, TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
+from netfission.tasks.label_early_exit import LabelEarlyExit
 from netfission.tasks.label_figures import inspect_labels, precision_bars
 from netfission.utils.errors import check_finite, describe, invalid
 from netfission.utils.text import decimal, percent
@@ -326,6 +327,10 @@ class Multilabel(Task):
             },
             calibrated,
         )
+
+    def early_exit(self) -> LabelEarlyExit:
+        """Return the mean of logits, and the certainty of labels."""
+        return LabelEarlyExit()
 
     def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
         """Return how much values may differ by rounding, see `Task.rounding`."""

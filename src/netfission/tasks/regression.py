@@ -24,70 +24,14 @@ from netfission.tasks.base import TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import InspectedImages, Inspection
+from netfission.tasks.gaussians import mixture, moments
+from netfission.tasks.number_early_exit import NumberEarlyExit
 from netfission.tasks.number_figures import describe_intervals, inspect_numbers, normal_width
 from netfission.utils.errors import check_choice, check_finite, describe, invalid
 from netfission.utils.text import decimal, percent
 
-_LEAST, _MOST = -10.0, 2.0  # logarithm of a variance, of numbers with variance 1
 _CLIP = 1.0  # norm of the gradient: the likelihood of a confident mistake is steep without end
 _PRIOR = 2.0  # images whose error is as large as the network says, in the fit of the scale
-
-
-def moments(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of each exit's Gaussian.
-
-    The logarithm of the variance is bounded smoothly to about (-10, 2) (Chua et al. 2018, arXiv 1805.12114,
-    appendix A.1): no step divides by a variance near 0. Between the bounds its gradient is near 1; beyond
-    them it falls off exponentially.
-
-    Args:
-        outputs: `(batch, exits, 2 · targets)`, floating point: the means, then the logarithms.
-
-    Returns:
-        Two tensors `(batch, exits, targets)`, float32 or wider.
-
-    Raises:
-        ValueError: the outputs have another layout.
-
-    Example:
-        >>> mean, variance = moments(torch.tensor([[[0.5, -2.0]]]))
-        >>> mean, variance.log()
-        (tensor([[[0.5000]]]), tensor([[[-2.0178]]]))
-    """
-    if outputs.ndim != 3 or not outputs.is_floating_point() or outputs.shape[2] % 2:
-        raise invalid("outputs", "floats of shape (batch, exits, 2 · targets)", found=describe(outputs))
-    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    mean, raw = outputs.chunk(2, dim=2)
-    bounded = _MOST - nn.functional.softplus(_MOST - raw)
-    bounded = _LEAST + nn.functional.softplus(bounded - _LEAST)
-    return mean, bounded.exp()
-
-
-def mixture(
-    mean: Tensor, variance: Tensor, weights: Sequence[float] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the moments of the mixture of the exits' Gaussians (Lakshminarayanan et al. 2017, section 2.4).
-
-    Its mean is μ = mean_i μ_i, and its variance mean_i (σ_i² + μ_i²) − μ² (arXiv 1612.01474): the mean of the
-    exits' variances, and the variance of their means, which is the part from disagreement.
-
-    Args:
-        mean: of the exits, `(batch, exits, targets)`.
-        variance: of the exits, `(batch, exits, targets)`.
-        weights: a weight per exit, of any sum; default equal ones.
-
-    Returns:
-        Mean, variance and the part of the variance from disagreement, each `(batch, targets)`.
-
-    Example:
-        >>> mixture(torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[1.0], [3.0]]]))
-        (tensor([[1.]]), tensor([[3.]]), tensor([[1.]]))
-    """
-    shares = mean.new_ones(mean.shape[1]) if weights is None else mean.new_tensor(weights)
-    shares = (shares / shares.sum()).view(-1, 1)
-    center = (shares * mean).sum(dim=1)
-    between = (shares * (mean - center.unsqueeze(1)).square()).sum(dim=1)
-    return center, (shares * variance).sum(dim=1) + between, between
 
 
 class GaussianDistillationLoss(nn.Module):
@@ -433,6 +377,10 @@ class Regression(Task):
             calibrated,
             rule=self.rule(average),
         )
+
+    def early_exit(self) -> NumberEarlyExit:
+        """Return the mixture of Gaussians, and the precision of a prediction."""
+        return NumberEarlyExit(*_scale_of(self.names, self.scale))
 
     def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
         """Return how much values may differ by rounding: in shares of each number's standard deviation."""

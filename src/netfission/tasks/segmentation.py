@@ -41,6 +41,7 @@ from netfission.tasks.base import NEAR, Accumulator, Document, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
+from netfission.tasks.pixel_early_exit import PixelEarlyExit
 from netfission.tasks.pixel_figures import inspect_pixels, iou_bars
 from netfission.utils.errors import check_finite, describe, first_line, invalid
 from netfission.utils.modes import in_mode
@@ -570,6 +571,10 @@ class Segmentation(Task):
             "mutual_information": mutual_information(logits),
             "disagreement": disagreement(logits),
         }
+
+    def early_exit(self) -> PixelEarlyExit:
+        """Return the mean of logits, and the certainty of pixels."""
+        return PixelEarlyExit()
 
     def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
         """Return how much values may differ by rounding, see `Task.rounding`."""
