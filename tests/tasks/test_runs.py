@@ -234,7 +234,6 @@ def test_an_unknown_task_is_refused(capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        ["evaluate", "--cascade"],
         ["evaluate", "--ood", "inverted", "--feature-detectors", "knn"],
         ["evaluate", "--data", "digits"],
         ["predict", "a.png", "--risk", "0"],

@@ -14,12 +14,14 @@ from netfission.inference.cascade import (
     CascadeOutput,
     ExitCosts,
     Rule,
+    StoppingRule,
     cascade_confidence,
     cascade_logits,
     exit_costs,
 )
 from netfission.inference.deployment import Deployed, deploy, deploy_exits
 from netfission.inference.thresholds import CascadeChoice, choose_thresholds
+from netfission.inference.tiles import TileCascade
 
 __all__ = [
     "Average",
@@ -29,6 +31,8 @@ __all__ = [
     "Deployed",
     "ExitCosts",
     "Rule",
+    "StoppingRule",
+    "TileCascade",
     "bounded_thresholds",
     "cascade_confidence",
     "cascade_logits",

@@ -140,7 +140,7 @@ class UnitSearch:
             drop = torch.maximum(full - counted, full_expected - expected)
             allowed, objective = drop <= max_accuracy_drop / 100 + ROUNDING, cost
             if not allowed.any():
-                least = f"at least {100 * drop.min().item():.3g} points, with which every exit runs"
+                least = f"at least {100 * drop.min().item():.3g} points, the least of any thresholds"
                 raise invalid("max_accuracy_drop", least, max_accuracy_drop)
         else:
             assert max_cost is not None
