@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ def layers(*channels):
     return nn.Sequential(
         *(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(channels, channels[1:], strict=False)
+            for a, b in pairwise(channels)
         ),
         nn.Conv2d(channels[-1], 3, 1),
     )
@@ -269,8 +270,7 @@ def test_the_command_measures_it_beside_the_exits(run_of, capsys, task, flags):
     assert main(["evaluate", str(run), "--cascade", "--max-accuracy-drop", "30", *flags]) == 0
     printed = capsys.readouterr().out
     record = json.loads((run / "cascade.json").read_text())
-    network, spec = RunFolder(run).load_network(any_task=True)
-    rule = spec.find_task().early_exit()
+    rule = RunFolder(run).load_spec(any_task=True).find_task().early_exit()
     assert (record["rule"], record["measure"]) == (rule.name, rule.measure)
     assert f"{rule.measure} %" in printed and "wrote cascade.json, cascade.png and cascade.svg" in printed
     assert (record["tile"], record["halo"]) == ((4, 2) if flags else (None, 0))
