@@ -258,7 +258,7 @@ def cascade(evaluation: CascadeEvaluation) -> Figure:
     _mark_single(axes, 1, "single network’s MACs")
     axes.margins(x=0.08, y=0.15)
     _draw_badges(axes, badges)
-    axes.set(xlabel="mean MACs ÷ single network’s", ylabel="test accuracy, %")
+    axes.set(xlabel="mean MACs ÷ single network’s", ylabel=f"test {evaluation.measure}, %")
     return figure
 
 
