@@ -29,6 +29,12 @@ class StoppingRule(Protocol):
 
     Attributes:
         name: of the confidence, in one word.
+
+    Example:
+        >>> from netfission.tasks import find_task
+        >>> rule: StoppingRule = find_task("multilabel", ["car", "tree"]).early_exit()
+        >>> rule.combined(torch.tensor([[[4.0, 0.0], [0.0, 0.0]]])), rule.name
+        (tensor([[2., 0.]]), 'certainty')
     """
 
     name: str
