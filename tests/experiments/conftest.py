@@ -31,5 +31,4 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def few_timed(monkeypatch):
     """Costs are timed on batches of 1 and 2 images, for tests that do not look at the times."""
-    for module in ("compare", "costs", "plots", "results"):
-        monkeypatch.setattr(f"netfission.experiments.{module}.BATCH_SIZES", (1, 2))
+    monkeypatch.setattr("netfission.experiments.compare.LARGEST_BATCH", 2)

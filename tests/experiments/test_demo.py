@@ -22,8 +22,7 @@ def run_short_demo(out: Path, *flags: str) -> str:
     demo_grid, printed = demo.demo_grid, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(demo, "demo_grid", short_grid)
-        for module in ("compare", "costs", "plots", "results"):
-            patch.setattr(f"netfission.experiments.{module}.BATCH_SIZES", (1, 2))
+        patch.setattr("netfission.experiments.compare.LARGEST_BATCH", 2)
         assert main(["demo", "--seeds", "2", "--out", str(out), *flags]) == 0
     return printed.getvalue()
 

@@ -8,10 +8,11 @@ import pytest
 from netfission.experiments.grid_files import find_grid, read_grid
 from netfission.experiments.plots import plot_against_cost, plot_against_setting
 from netfission.experiments.results import Comparison
-from netfission.experiments.statistics import COLUMNS, SeedValues
+from netfission.experiments.statistics import SeedValues
+from netfission.tasks.classification import Classification
 from netfission.utils.typed import typed
 
-METRICS = {key: COLUMNS[key] for key in ("top1", "nll")}
+METRICS = {key: Classification.columns[key] for key in ("top1", "nll")}
 
 
 def drawn_against(grid, setting):

@@ -19,10 +19,12 @@ from netfission.experiments.plots import plot_against_cost
 from netfission.experiments.records import Records
 from netfission.experiments.results import Comparison
 from netfission.experiments.runner import run_folder
-from netfission.experiments.statistics import COLUMNS, SeedValues
+from netfission.experiments.statistics import SeedValues
+from netfission.tasks.classification import Classification
 from netfission.utils.checksums import parse_json
 from netfission.utils.typed import typed
 
+COLUMNS = Classification.columns
 FLAGS = (
     "compare --data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --epochs 1 "
     "--batch_size 25 --accelerator cpu --rounds 2"
@@ -43,9 +45,9 @@ def test_intervals_are_those_of_a_paired_t_test(first):
 def test_differences_pair_the_seeds_that_both_have():
     first, second = SeedValues({0: 0.5, 1: 0.75, 3: 0.9}), SeedValues({1: 0.5, 0: 0.5, 2: 0.1})
     assert first.minus(second).values == {0: 0.0, 1: 0.25}
-    assert COLUMNS["top1"].difference(SeedValues({0: 0.0125})) == "+1.25"
-    assert COLUMNS["top1"].cell(SeedValues({0: 0.5})) == "50.00"
-    assert COLUMNS["nll"].cell(SeedValues({0: 1e20, 1: 1e20})) == "1.00e+20 ± 0.000"
+    assert SeedValues({0: 0.0125}).difference(COLUMNS["top1"]) == "+1.25"
+    assert SeedValues({0: 0.5}).cell(COLUMNS["top1"]) == "50.00"
+    assert SeedValues({0: 1e20, 1: 1e20}).cell(COLUMNS["nll"]) == "1.00e+20 ± 0.000"
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from netfission.methods.registry import find_method
 from netfission.models import create_model
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
+from netfission.tasks import find_task
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 CREATE = partial(call_with_seed, partial(create_model, "wrn-10-1", 10))
@@ -127,7 +128,8 @@ def test_its_cost_is_that_of_the_network_it_ends_with():
     network = build()
     network.start(1)
     images = torch.rand(128, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    costs = measure_costs({"born-again": TimedContender(network, config)}, CREATE(0), images, rounds=1)
+    timed = {"born-again": TimedContender(network, config)}
+    costs = measure_costs(timed, CREATE(0), images, find_task("classification", []), rounds=1)
     cost, single = costs.contenders["born-again"], costs.single
     assert cost.size == single.size
     teacher = cost.training_macs - single.training_macs

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from netfission.cli.grid_options import add_run_options, compare_and_print, run_options
 from netfission.cli.parser import PARTS, Parser, run_settings
+from netfission.config import DataConfig
 from netfission.experiments.contenders import CONTENDERS
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 from netfission.utils.text import count_noun
+
+_USUAL = ("single", "deep-ensemble", "multi-exit", "fission-channels")
 
 
 def parser() -> Parser:
@@ -16,9 +19,9 @@ def parser() -> Parser:
     group = parser.add_argument_group("comparison")
     parser.add(
         "--methods",
-        list[str],
-        ["single", "deep-ensemble", "multi-exit", "fission-channels"],
-        f"methods to compare: {', '.join(CONTENDERS)}",
+        list[str] | None,
+        None,
+        f"methods to compare: {', '.join(CONTENDERS)} (default: {', '.join(_USUAL)}, if the task has them)",
         group=group,
     )
     parser.add("--seeds", int, 3, "number of runs of each method, from seeds 0, 1, …", group=group)
@@ -38,15 +41,22 @@ def run(settings: Namespace) -> None:
     """Compare methods over seeds under one recipe: accuracy, likelihood, calibration and cost."""
     from netfission.experiments.contenders import find_contender
     from netfission.experiments.grid import Grid
+    from netfission.tasks import task_kind
 
     options = run_options(settings)
     common = run_settings(settings, {"methods", "seeds", "reference", *options})
     trained = bool(common.get("pretrained")) or common.get("weights") is not None
     # A training one by one cannot stop early, and a user's own choice counts.
     is_open = "one_by_one" not in common and common.get("patience") is None
-    contenders = {name: find_contender(name, trained=trained and is_open) for name in settings.methods}
+    methods = settings.methods
+    if methods is None:
+        known = task_kind(common.get("task", DataConfig.task)).methods
+        methods = [
+            name for name in _USUAL if known is None or CONTENDERS[name].get("method", "fission") in known
+        ]
+    contenders = {name: find_contender(name, trained=trained and is_open) for name in methods}
     if not contenders:
-        raise invalid("--methods", "one method or more", settings.methods)
+        raise invalid("--methods", "one method or more", methods)
     check_positive_integer("--seeds", settings.seeds)
     reference = check_choice("--reference", settings.reference or next(iter(contenders)), contenders)
     out = Path(settings.out)

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from netfission.config import RunConfig, TrainingConfig
-from netfission.ensemble import describe_average
-from netfission.evaluation import Evaluation
 from netfission.experiments.contenders import readable
-from netfission.experiments.costs import BATCH_SIZES, ROUNDS, Costs, TimedContender, measure_costs
+from netfission.experiments.costs import LARGEST_BATCH, ROUNDS, Costs, TimedContender, measure_costs
 from netfission.experiments.grid import STARTS, Cell, Grid
 from netfission.experiments.records import Record, Records
 from netfission.experiments.results import Comparison, ensemble_metrics
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.methods.registry import find_method
 from netfission.runs.folder import environment
+from netfission.tasks import Task, task_kind
+from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 from netfission.utils.seeds import seeded
@@ -139,13 +139,14 @@ def _with_weights(cells: Sequence[Cell], out: Path) -> Cell:
 def _measure(cells: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
     contenders = {}
     for name, cell in cells.items():
-        network, spec = run_folder(cell, out).load_network()
+        network, spec = run_folder(cell, out).load_network(any_task=True)
         parent = spec.single().eval() if cell.config.training.parent_weight else None
         contenders[name] = TimedContender(network, cell.config, parent)
     with seeded(0):
-        single = spec.single()
-        images = torch.randn(max(BATCH_SIZES), *spec.shape)
-        return measure_costs(contenders, single, images, rounds=rounds)
+        single, task = spec.single(), spec.find_task()
+        # Batch norms may need two images to train on.
+        images = torch.randn(max(2, task.batch_size(spec.shape, LARGEST_BATCH)), *spec.shape)
+        return measure_costs(contenders, single, images, task, rounds=rounds)
 
 
 def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], costs: Costs) -> Comparison:
@@ -157,7 +158,8 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         records: one per run.
         costs: of the contenders with a run that succeeded.
     """
-    evaluations: dict[str, dict[int, Evaluation]] = {}
+    task = task_kind(cells[0].config.data.task)
+    evaluations: dict[str, dict[int, EvaluationResult]] = {}
     failed: dict[str, dict[int, str]] = {}
     for cell, record in zip(cells, records, strict=True):
         if record.error is None:
@@ -167,8 +169,8 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
     return Comparison(
         title=_title(grid),
         reference=grid.reference,
-        metrics={name: ensemble_metrics(by_seed) for name, by_seed in evaluations.items()},
-        averages={name: _average(by_seed.values()) for name, by_seed in evaluations.items()},
+        metrics={name: ensemble_metrics(task, by_seed) for name, by_seed in evaluations.items()},
+        averages={name: _average(task, by_seed.values()) for name, by_seed in evaluations.items()},
         costs=replace(costs, contenders={name: costs.contenders[name] for name in evaluations}),
         remarks={name: remarks for name in evaluations if (remarks := _remarks(grid, name))},
         failed=failed,
@@ -178,6 +180,7 @@ def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], cost
         x_axis=grid.x_axis,
         conditions=_conditions(grid),
         notes=_notes(grid),
+        task=task.name,
     )
 
 
@@ -221,11 +224,10 @@ def _notes(grid: Grid) -> list[str]:
     return notes
 
 
-def _average(evaluations: Iterable[Evaluation]) -> str:
+def _average(task: type[Task], evaluations: Iterable[EvaluationResult]) -> str:
     """The rule by which a contender's predictions are averaged; a dash if it has one prediction."""
     (average,) = {
-        describe_average(evaluation.average) if len(evaluation.exits) > 1 else "–"
-        for evaluation in evaluations
+        task.averaged(evaluation.average) if len(evaluation.exits) > 1 else "–" for evaluation in evaluations
     }
     return average
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from netfission.algorithm import fission
-from netfission.config import RunConfig
+from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.inference.deployment import deploy
-from netfission.methods.base import Method
+from netfission.methods.base import Loss, Method
 from netfission.methods.deep_ensemble import DeepEnsemble
+from netfission.methods.fission import FissionMethod
 from netfission.methods.registry import find_method
 from netfission.methods.snapshot import Snapshots
 from netfission.network import FissionNetwork
@@ -22,8 +23,10 @@ from netfission.profiling.cost import Size, count_parameters
 from netfission.profiling.macs import count_macs, count_training_macs
 from netfission.profiling.timing import Quartiles, inference_times, times_in_turn, training_step
 from netfission.runs.folder import environment
+from netfission.surgery.backbone import main_output
+from netfission.tasks import Task
 
-BATCH_SIZES = (1, 128)
+LARGEST_BATCH = 128  # of networks whose outputs are small
 ROUNDS = 15
 _SINGLE = ""  # the single network's key among the names of contenders
 
@@ -64,6 +67,11 @@ class Costs:
     rounds: int
     environment: dict[str, Any]
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The numbers of images that inference was timed on, in ascending order."""
+        return sorted(self.single.inference)
+
 
 @dataclass(frozen=True)
 class TimedContender:
@@ -81,30 +89,45 @@ class TimedContender:
         """The method that trains the network."""
         return find_method(self.config.method)
 
-    def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of a training step, a scalar."""
-        training = self.config.training
-        result = self.method.step(network, images, labels, self.method.loss(training))
-        return self.method.with_parent(result, images, self.parent, training).loss
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor, loss_fn: Loss) -> Tensor:
+        """Return the loss of a training step, a scalar.
 
-    def training_steps(self, images: Tensor) -> list[Callable[[], None]]:
+        Args:
+            network: that is trained.
+            images: a batch.
+            targets: of the batch.
+            loss_fn: outputs and targets → a scalar, see `netfission.tasks.Task.loss`.
+        """
+        result = self.method.step(network, images, targets, loss_fn)
+        return self.method.with_parent(result, images, self.parent, self.config.training).loss
+
+    def training_steps(self, images: Tensor, task: Task) -> list[Callable[[], None]]:
         """Return steps on copies of the network, one per part of the training, to be run any number of times.
 
         See `netfission.methods.base.Method.training_states`.
         """
+        loss = partial(self.loss, loss_fn=task.loss(self.method, self.config.training))
+        targets = task.blank_targets(images)
         states = self.method.training_states(self.network)
-        return [training_step(state, images, self.loss) for state in states]
+        return [training_step(state, images, loss, targets) for state in states]
 
 
 def measure_costs(
-    contenders: Mapping[str, TimedContender], single: nn.Module, images: Tensor, *, rounds: int = ROUNDS
+    contenders: Mapping[str, TimedContender],
+    single: nn.Module,
+    images: Tensor,
+    task: Task,
+    *,
+    rounds: int = ROUNDS,
 ) -> Costs:
     """Count and time contenders, in rounds in which each of them and the single network runs once.
 
     Args:
         contenders: by name.
-        single: the single network that all times are divided by: images → logits `(batch, classes)`.
-        images: as many as the largest of `BATCH_SIZES`, on the CPU.
+        single: the single network that all times are divided by: images → outputs `(batch, outputs, …)`,
+            also as `"out"` of a dictionary.
+        images: at least 2, on the CPU. Training is timed on all of them, inference on one and on all.
+        task: what the networks learn.
         rounds: number of rounds.
     """
     networks = {
@@ -114,11 +137,13 @@ def measure_costs(
     networks[_SINGLE] = single.eval()
     fast_networks = {name: fast for name, network in networks.items() if (fast := _deploy(network, images))}
     fast_networks[_SINGLE] = deploy(fission(single, 1, example_input=images[:2]), images)
-    steps = {name: contender.training_steps(images) for name, contender in contenders.items()}
-    steps[_SINGLE] = [training_step(copy.deepcopy(single), images)]
+    steps = {name: contender.training_steps(images, task) for name, contender in contenders.items()}
+    steps[_SINGLE] = [
+        training_step(copy.deepcopy(single), images, _single_loss(task), task.blank_targets(images))
+    ]
     training = _ratios(_step_times(steps, images.device, rounds))
     inference, deployed = (
-        {size: _ratios(inference_times(timed, images[:size], rounds=rounds)) for size in BATCH_SIZES}
+        {size: _ratios(inference_times(timed, images[:size], rounds=rounds)) for size in (1, len(images))}
         for timed in (networks, fast_networks)
     )
     costs = {
@@ -132,6 +157,17 @@ def measure_costs(
         for name, network in networks.items()
     }
     return Costs(costs.pop(_SINGLE), costs, rounds, environment())
+
+
+def _single_loss(task: Task) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """Return the loss of a training step of the single network, which learns from the targets alone."""
+    loss = task.loss(FissionMethod(MethodConfig()), TrainingConfig(distillation_weight=0.0))
+
+    def compute(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = loss(main_output(network(images)).unsqueeze(1), targets)
+        return value
+
+    return compute
 
 
 def _step_times(

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Grid
 from netfission.experiments.grid_files import find_grid
-from netfission.experiments.statistics import MAIN_COLUMNS, SeedValues
+from netfission.experiments.statistics import SeedValues
 from netfission.grouping import GROUPINGS
+from netfission.tasks.base import EvaluationResult
+from netfission.tasks.classification import Classification
+from netfission.tasks.columns import paired
 from netfission.utils.errors import check_choice
 from netfission.utils.text import align_columns
 
@@ -33,14 +35,15 @@ def demo_grid(seeds: int | None = None, grouping: str = "channels") -> Grid:
     return replace(grid, contenders={**grid.contenders, ENSEMBLE: {"grouping": grouping}})
 
 
-def exit_table(evaluations: Sequence[Evaluation]) -> str:
+def exit_table(evaluations: Sequence[EvaluationResult]) -> str:
     """Return a table with a row per exit: mean ± standard deviation over the evaluations, one per seed."""
-    rows = [["exit by exit", *(column.title for column in MAIN_COLUMNS.values())]]
+    columns = paired(Classification.columns)
+    rows = [["exit by exit", *(column.title for column in columns.values())]]
     for number in range(len(evaluations[0].exits)):
         metrics = {
             key: SeedValues({seed: run.exits[number][key] for seed, run in enumerate(evaluations)})
-            for key in MAIN_COLUMNS
+            for key in columns
         }
-        cells = [column.cell(metrics[key]) for key, column in MAIN_COLUMNS.items()]
+        cells = [metrics[key].cell(column) for key, column in columns.items()]
         rows.append([f"exit {number}", *cells])
     return align_columns(rows)

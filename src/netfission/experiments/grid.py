@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from netfission.config import ONE_PREDICTION, FissionConfig, MethodConfig, RunConfig
+from netfission.config import ONE_PREDICTION, DataConfig, FissionConfig, MethodConfig, RunConfig
 from netfission.data.sources import is_named
 from netfission.experiments.contenders import Settings
 from netfission.methods.effects import check_effects, chosen, unmet_condition
 from netfission.methods.registry import METHODS, check_settings, reads_setting
+from netfission.tasks import task_kind
 from netfission.utils.errors import check_choice, invalid, within
 from netfission.utils.typed import typed
 
@@ -112,8 +113,9 @@ class Grid:
 
         Raises:
             ValueError: a setting is unknown or not valid, or has no effect on any contender; or a contender's
-                method cannot be trained with its settings, or it starts from one of several exits. The
-                message names the contender unless the setting is one of all contenders.
+                method cannot be trained with its settings or for the task, it has another task than the
+                others, or it starts from one of several exits. The message names the contender unless the
+                setting is one of all contenders.
         """
         cells = [self.cell(name, seed) for seed in self.seeds for name in self.contenders]
         configs = {cell.contender: cell.config for cell in cells}
@@ -134,10 +136,25 @@ class Grid:
                 check_effects(config, [own for own in chosen(self.contenders[name]) if own not in effective])
             except ValueError as error:
                 raise within(f"contender {name}", error) from error
+            self._check_task(name, config)
         for name in self.chosen:
             if not self.affected(name) and all(name not in settings for settings in self.contenders.values()):
                 raise invalid(name, "left out, since it has no effect on any contender", self.common[name])
         return cells
+
+    def _check_task(self, contender: str, config: RunConfig) -> None:
+        """Check that a contender's settings suit the task, which is that of all contenders."""
+        own = self.contenders[contender]
+        common = self.common.get("task", DataConfig.task)
+        if config.data.task != common:
+            expected = f"{common!r}, the task of all contenders"
+            raise within(f"contender {contender}", invalid("task", expected, config.data.task))
+        try:
+            task_kind(config.data.task).check(config)
+        except ValueError as error:
+            if str(error).partition(" ")[0] in own:
+                raise within(f"contender {contender}", error) from error
+            raise
 
     def cell(self, contender: str, seed: int) -> Cell:
         """Return one run, and with it the run that it starts from.

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from netfission.experiments.contenders import Settings, readable
-from netfission.experiments.costs import BATCH_SIZES, Costs
-from netfission.experiments.statistics import Column, SeedValues
+from netfission.experiments.costs import Costs
+from netfission.experiments.statistics import SeedValues
 from netfission.methods.registry import METHODS
+from netfission.tasks.columns import Column
 from netfission.utils.plot_style import (
     FAINT,
     LEGEND_SIZE,
@@ -46,7 +47,7 @@ def plot_against_cost(
         costs: of the contenders.
         settings: contender → its own settings.
     """
-    size, single_macs = BATCH_SIZES[-1], costs.single.size.macs_dense
+    size, single_macs = costs.batch_sizes[-1], costs.single.size.macs_dense
     x_by_kind = {
         "MACs (dense)": {name: c.size.macs_dense / single_macs for name, c in costs.contenders.items()},
         f"time at batch {size}": {name: c.inference[size].median for name, c in costs.contenders.items()},
@@ -60,7 +61,7 @@ def plot_against_cost(
     for axes, key, kind, points in panels:
         _draw_points(axes, columns[key], points, settings)
         axes.set_xlabel(f"{kind} ÷ single network's")
-        _label_y(axes, columns[key], key)
+        axes.set_ylabel(_described(columns[key]))
     kinds = "round: fission, hollow: of whole copies; square: other methods"
     picture.suptitle(f"{title}; {kinds}; dashed: the single network's cost", fontsize=TITLE_SIZE)
     numbers = {name: f"{number}" for number, name in enumerate(metrics, start=1)}
@@ -170,7 +171,7 @@ def plot_against_setting(
         if is_row:
             axes.set_xticks(list(x_of_value.values()), list(x_of_value))
         axes.set_xlabel(readable(x_axis))
-        _label_y(axes, column, key)
+        axes.set_ylabel(_described(column))
         level = [name for name in metrics if x_axis not in settings[name]]
         _name_levels(axes, column, {name: metrics[name][key] for name in level})
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
@@ -222,5 +223,5 @@ def _x_of_values(values: Iterable[Any]) -> dict[str, float]:
     return {words: place for place, words in enumerate(different)}
 
 
-def _label_y(axes: Axes, column: Column, key: str) -> None:
-    axes.set_ylabel(column.title + (" (higher is better)" if key == "top1" else " (lower is better)"))
+def _described(column: Column) -> str:
+    return f"{column.title} ({column.direction})"

@@ -10,11 +10,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from netfission.config import DataConfig
 from netfission.data.sources import fingerprint, is_named
-from netfission.evaluation import Evaluation
 from netfission.experiments.grid import Cell, chosen_settings
 from netfission.methods.registry import find_method
 from netfission.models.weights import file_digest
+from netfission.tasks import task_kind
+from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 from netfission.utils.typed import read_json, typed
@@ -49,10 +51,12 @@ class Record:
     data: str | None = None
     weights: str | None = None
 
-    def read_evaluation(self) -> Evaluation:
-        """Return the evaluation of a run that succeeded."""
+    def read_evaluation(self) -> EvaluationResult:
+        """Return the evaluation of a run that succeeded, of the type of its task."""
         assert self.evaluation is not None
-        return typed(Evaluation, self.evaluation)
+        kind = task_kind(self.settings.get("task", DataConfig.task)).evaluation_kind
+        evaluation: EvaluationResult = typed(kind, self.evaluation)
+        return evaluation
 
 
 @cache  # many runs share a folder

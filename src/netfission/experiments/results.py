@@ -8,11 +8,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from netfission.evaluation import Evaluation
-from netfission.experiments.costs import BATCH_SIZES, Costs
+from netfission.config import DataConfig
+from netfission.experiments.costs import Costs
 from netfission.experiments.plots import plot_against_cost, plot_against_setting
-from netfission.experiments.statistics import COLUMNS, MAIN_COLUMNS, OTHER_COLUMNS, SeedValues
+from netfission.experiments.statistics import SeedValues
 from netfission.profiling.timing import Quartiles
+from netfission.tasks import Task, task_kind
+from netfission.tasks.base import EvaluationResult
+from netfission.tasks.columns import Columns, brief, paired
 from netfission.utils.files import write_together
 from netfission.utils.plot_style import picture_files
 from netfission.utils.text import align_columns, count_noun
@@ -28,7 +31,7 @@ class Comparison:
         title: what is compared, on what data.
         reference: the contender that the others are compared with.
         metrics: contender → metrics of its ensemble, by its method's rule of averaging.
-        averages: contender → that rule: logits or probabilities; a dash for a single prediction.
+        averages: contender → that rule, see `Task.averaged`; a dash for a single prediction.
         costs: of the contenders that have a trained network.
         remarks: contender → what its settings and its training have of their own, in words.
         failed: contender → seed → why its run failed.
@@ -38,6 +41,7 @@ class Comparison:
         x_axis: the setting on the picture's x-axis; if empty, the cost.
         conditions: the settings that all contenders share, in one line.
         notes: what holds for some of the contenders only, one line each.
+        task: what the networks learned.
     """
 
     title: str
@@ -53,9 +57,21 @@ class Comparison:
     x_axis: str = ""
     conditions: str = ""
     notes: list[str] = field(default_factory=list)
+    task: str = DataConfig.task
+
+    @property
+    def kind(self) -> type[Task]:
+        """The task that the networks learned."""
+        return task_kind(self.task)
+
+    @property
+    def columns(self) -> Columns:
+        """The measures that are compared, and how they are shown."""
+        return self.kind.columns
 
     def table(self) -> str:
         """Return all results as aligned plain text."""
+        remark = f"; {self.kind.columns_remark}" if self.kind.columns_remark else ""
         blocks = [
             "\n".join(line for line in (self.title, self.conditions) if line),
             align_columns(self._metric_rows()),
@@ -65,17 +81,25 @@ class Comparison:
             f"Times: median and quartiles of {count_noun(self.costs.rounds, 'round')} side by side; "
             "deployed: both networks optimised by netfission.deploy; –: it does not support such a network.",
             "MACs of the training: those of a step times the epochs. Records hold its duration.",
-            "averages: what a method averages over its predictions, by its authors; other rule: the other of "
-            "logits and probabilities.",
+            f"averages: what a method averages over its predictions, by its authors{remark}.",
         ]
+        blocks += [self.kind.remark] if self.kind.remark else []
         blocks += ["\n".join(self.notes)] if self.notes else []
         blocks += ["\n".join(self._remark_lines())] if self.remarks or self.failed else []
         return "\n\n".join(blocks)
 
     def markdown(self) -> str:
         """Return the main results as a Markdown table, below a line that says what they are of."""
-        titles = [column.title for column in (*MAIN_COLUMNS.values(), *OTHER_COLUMNS.values())]
-        head = ["", "averages", *titles, "MACs", "training MACs", "training step", "inference"]
+        columns, size = brief(self.columns), self.costs.batch_sizes[-1]
+        head = [
+            "",
+            "averages",
+            *(column.title for column in columns.values()),
+            "MACs",
+            "training MACs",
+            "training step",
+            "inference",
+        ]
         rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
         for name, metrics in self.metrics.items():
             cost = self.costs.contenders[name]
@@ -83,21 +107,20 @@ class Comparison:
                 cost.size.macs_dense / self.costs.single.size.macs_dense,
                 self._training_macs(name),
                 cost.training.median,
-                cost.inference[BATCH_SIZES[-1]].median,
+                cost.inference[size].median,
             )
-            shown = {**MAIN_COLUMNS, **OTHER_COLUMNS}
             rows.append(
                 [
                     name,
                     self.averages[name],
-                    *(column.cell(metrics[key]) for key, column in shown.items()),
+                    *(metrics[key].cell(column) for key, column in columns.items()),
                     *(f"{ratio:.2f}×" for ratio in ratios),
                 ]
             )
         title = " · ".join(self.title.splitlines())
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         kinds = (
-            f"training MACs: of the whole training; times on batches of {BATCH_SIZES[-1]}, not deployed; "
+            f"training MACs: of the whole training; times on batches of {size}, not deployed; "
             "–: a single prediction has no average"
         )
         above = "\n".join(line for line in (f"{title}; {kinds}", self.conditions) if line)
@@ -113,22 +136,22 @@ class Comparison:
         return before + step * self.epochs[name]
 
     def _metric_rows(self) -> list[list[str]]:
-        titles = [column.title for column in COLUMNS.values()]
+        titles = [column.title for column in self.columns.values()]
         rows = [["mean ± standard deviation", "n", "averages", *titles]]
         for name, metrics in self.metrics.items():
-            cells = [column.cell(metrics[key]) for key, column in COLUMNS.items()]
-            rows.append([name, str(metrics["top1"].n), self.averages[name], *cells])
+            cells = [metrics[key].cell(column) for key, column in self.columns.items()]
+            rows.append([name, str(metrics[self.kind.headline].n), self.averages[name], *cells])
         return rows
 
     def _difference_rows(self) -> list[list[str]]:
         head = f"minus {self.reference}, seed by seed [95 %]"
-        rows = [[head, *(column.title for column in MAIN_COLUMNS.values())]]
+        columns = paired(self.columns)
+        rows = [[head, *(column.title for column in columns.values())]]
         reference = self.metrics.get(self.reference)
         for name, metrics in self.metrics.items():
             if reference is not None and name != self.reference:
                 cells = [
-                    column.difference(metrics[key].minus(reference[key]))
-                    for key, column in MAIN_COLUMNS.items()
+                    metrics[key].minus(reference[key]).difference(column) for key, column in columns.items()
                 ]
                 rows.append([name, *cells])
         return rows
@@ -146,11 +169,11 @@ class Comparison:
 
     def _time_rows(self) -> list[list[str]]:
         head = ["time over the single network", "training step"]
-        head += [f"inference, batch {size}" for size in BATCH_SIZES]
-        head += [f"deployed, batch {size}" for size in BATCH_SIZES]
+        sizes = self.costs.batch_sizes
+        head += [f"{kind}, batch {size}" for kind in ("inference", "deployed") for size in sizes]
         rows = [head]
         for name, cost in self.costs.contenders.items():
-            times = [times.get(size) for times in (cost.inference, cost.deployed) for size in BATCH_SIZES]
+            times = [times.get(size) for times in (cost.inference, cost.deployed) for size in sizes]
             rows.append([name, *map(_ratio_text, [cost.training, *times])])
         return rows
 
@@ -163,15 +186,16 @@ class Comparison:
         ]
 
     def _picture(self) -> Figure:
-        columns = {key: COLUMNS[key] for key in ("top1", "nll")}
+        columns = {key: self.columns[key] for key in (self.kind.headline, "nll")}
         title = f"{self.title}\nmean ± standard deviation over seeds"
         if self.x_axis:
             return plot_against_setting(title, columns, self.metrics, self.settings, self.x_axis)
         return plot_against_cost(title, columns, self.metrics, self.costs, self.settings)
 
     def record(self) -> dict[str, Any]:
-        """Return everything as plain data."""
-        return asdict(self)
+        """Return everything as plain data; the task unless it is the default."""
+        left_out = {"task"} if self.task == DataConfig.task else set()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def write(self, out: Path) -> list[Path]:
         """Write tables, data and pictures into a folder, each whole or not at all; return the files."""
@@ -185,28 +209,21 @@ class Comparison:
         return list(files)
 
 
-def ensemble_metrics(evaluations: Mapping[int, Evaluation]) -> Metrics:
+def ensemble_metrics(task: type[Task], evaluations: Mapping[int, EvaluationResult]) -> Metrics:
     """Return the metrics of one contender's ensemble over the seeds.
 
+    A metric that an older version did not measure, or that is not defined for some seed, has no values.
+
     Args:
+        task: what the networks learned.
         evaluations: seed → evaluation.
     """
+    values = {seed: task.compared(evaluation) for seed, evaluation in evaluations.items()}
     metrics = {}
-    for key in COLUMNS:
-        values = {seed: _metric(evaluation, key) for seed, evaluation in evaluations.items()}
-        known = {seed: value for seed, value in values.items() if value is not None}
+    for key in task.columns:
+        known = {seed: value for seed, of_seed in values.items() if (value := of_seed[key]) is not None}
         metrics[key] = SeedValues(known if len(known) == len(values) else {})
     return metrics
-
-
-def _metric(evaluation: Evaluation, key: str) -> float | None:
-    """Return a metric; None if an older version did not measure it, or a single prediction has none."""
-    if key == "disagreement":
-        return evaluation.disagreement
-    if key not in OTHER_COLUMNS:
-        return evaluation.ensemble[key]
-    other = evaluation.other_average
-    return None if other is None or len(evaluation.exits) == 1 else other[key.removeprefix("other_")]
 
 
 def _ratio_text(ratio: Quartiles | None) -> str:

@@ -30,9 +30,8 @@ from netfission.runs.callbacks import Stopwatch
 from netfission.runs.finetune_settings import check_ensemble
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
-from netfission.runs.setup import check_start, load_run_data
+from netfission.runs.setup import check_start, check_weights_task, load_run_data
 from netfission.runs.train import train
-from netfission.tasks.registry import check_classifies
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
 from netfission.utils.text import count_noun
@@ -87,8 +86,6 @@ def run_missing(
     """
     check_positive_integer("workers", workers)
     limit = _time_limit(minutes, ray)
-    for cell in cells:
-        check_classifies(cell.config, "a comparison")
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
     _check_starts([cell for cell in missing if cell.start is None])
@@ -142,6 +139,7 @@ def _check_starts(cells: Sequence[Cell]) -> None:
             warnings.simplefilter("ignore")  # the runs warn
             data = load(config.data, cell.seed)
             try:
+                check_weights_task(config, weights[config.model.weights])
                 check_start(config, data, weights[config.model.weights])
             except ValueError as error:
                 raise within(f"contender {cell.contender}", error) from error

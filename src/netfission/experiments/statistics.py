@@ -6,6 +6,7 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student
 
+from netfission.tasks.columns import Column
 from netfission.utils.text import decimal
 
 CONFIDENCE = 0.95
@@ -59,56 +60,30 @@ class SeedValues:
         both = self.values.keys() & other.values.keys()
         return SeedValues({seed: self.values[seed] - other.values[seed] for seed in sorted(both)})
 
+    def cell(self, column: Column) -> str:
+        """Return the mean ± standard deviation as text; a dash if there are no seeds.
 
-@dataclass(frozen=True)
-class Column:
-    """How a table shows a metric.
-
-    Attributes:
-        title: head of the column.
-        scale: factor from the metric's value to the number shown, such as 100 for per cent.
-        digits: digits after the decimal point.
-
-    Example:
-        >>> accuracy = Column("accuracy %", 100, 2)
-        >>> accuracy.cell(SeedValues({0: 0.90, 1: 0.92}))
-        '91.00 ± 1.41'
-        >>> accuracy.difference(SeedValues({0: 0.01, 1: 0.02, 2: 0.03}))
-        '+2.00 [-0.48, +4.48]'
-    """
-
-    title: str
-    scale: float
-    digits: int
-
-    def cell(self, values: SeedValues) -> str:
-        """Return the mean ± standard deviation as text; a dash if there are no seeds."""
-        if not values.n:
+        Example:
+            >>> SeedValues({0: 0.90, 1: 0.92}).cell(Column("accuracy %", 100, 2))
+            '91.00 ± 1.41'
+        """
+        if not self.n:
             return "–"
-        middle = decimal(self.scale * values.mean, self.digits)
-        spread = values.deviation
-        return middle if spread is None else f"{middle} ± {decimal(self.scale * spread, self.digits)}"
+        middle = decimal(column.scale * self.mean, column.digits)
+        spread = self.deviation
+        return middle if spread is None else f"{middle} ± {decimal(column.scale * spread, column.digits)}"
 
-    def difference(self, values: SeedValues) -> str:
-        """Return a mean difference with its confidence interval as text; empty if there are no seeds."""
-        if not values.n:
+    def difference(self, column: Column) -> str:
+        """Return a mean difference with its confidence interval as text; empty if there are no seeds.
+
+        Example:
+            >>> SeedValues({0: 0.01, 1: 0.02, 2: 0.03}).difference(Column("accuracy %", 100, 2))
+            '+2.00 [-0.48, +4.48]'
+        """
+        if not self.n:
             return ""
-        middle = decimal(self.scale * values.mean, self.digits, "+")
-        if values.margin is None:
+        middle = decimal(column.scale * self.mean, column.digits, "+")
+        if self.margin is None:
             return middle
-        ends = (self.scale * (values.mean + sign * values.margin) for sign in (-1, 1))
-        return middle + " [" + ", ".join(decimal(end, self.digits, "+") for end in ends) + "]"
-
-
-COLUMNS = {
-    "top1": Column("accuracy %", 100, 2),
-    "nll": Column("NLL", 1, 3),
-    "ece": Column("ECE %", 100, 2),
-    "brier": Column("Brier", 1, 4),
-    "disagreement": Column("disagreement %", 100, 2),
-    # Of the same logits averaged by the other rule, which is not the method's own.
-    "other_nll": Column("NLL, other rule", 1, 3),
-    "other_ece": Column("ECE %, other rule", 100, 2),
-}
-MAIN_COLUMNS = {key: COLUMNS[key] for key in ("top1", "nll", "ece")}
-OTHER_COLUMNS = {key: COLUMNS[key] for key in ("other_nll", "other_ece")}
+        ends = (column.scale * (self.mean + sign * self.margin) for sign in (-1, 1))
+        return middle + " [" + ", ".join(decimal(end, column.digits, "+") for end in ends) + "]"

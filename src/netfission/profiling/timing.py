@@ -282,23 +282,27 @@ def _call(module: nn.Module, images: Inputs) -> Callable[[], object]:
     return lambda: module(images)
 
 
-def training_step(network: nn.Module, images: Inputs, compute_loss: Loss | None = None) -> Callable[[], None]:
+def training_step(
+    network: nn.Module, images: Inputs, compute_loss: Loss | None = None, targets: Tensor | None = None
+) -> Callable[[], None]:
     """Return a training step as in `training_times`, which can be run any number of times.
 
     Args:
         network: put into train mode; its gradients and batch-norm statistics are written.
         images: one batch.
-        compute_loss: network, images and labels `(batch,)` int64 → a scalar; default as in `training_times`.
+        compute_loss: network, images and targets → a scalar; default as in `training_times`.
+        targets: what the network learns; default the first class for each image, `(batch,)` int64.
     """
     network.train()
     compute_loss = compute_loss or _default_loss
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    labels = torch.zeros(row_count(images), dtype=torch.int64, device=tensors_in(images)[0].device)
+    if targets is None:
+        targets = torch.zeros(row_count(images), dtype=torch.int64, device=tensors_in(images)[0].device)
 
     @torch.enable_grad()
     def step() -> None:
-        loss = compute_loss(network, images, labels)
+        loss = compute_loss(network, images, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -220,7 +220,7 @@ def cut(
         model = with_one_input(model, example_input)
     with input_errors("example_input", example_input):
         output = _run(model, example_input, training=False)
-    main = _main_output(output.output) if isinstance(output.output, dict) else output.output
+    main = main_output(output.output) if isinstance(output.output, dict) else output.output
     _check_logits(model, main, training=False)
     if main is not output.output and len(output.output) > 1:
         _warn_of_auxiliary_heads(name for name in output.output if name != MAIN_OUTPUT)
@@ -397,8 +397,13 @@ def _modules_run(model: nn.Module, example_input: Inputs, training: bool) -> lis
     return ran
 
 
-def _main_output(output: Any) -> Any:
-    """Return the logits of an output that holds those of auxiliary heads too."""
+def main_output(output: Any) -> Any:
+    """Return the logits of an output that may hold those of auxiliary heads too.
+
+    Example:
+        >>> main_output({"out": 1, "aux": 2}), main_output((1, 2)), main_output(1)
+        (1, 1, 1)
+    """
     if isinstance(output, tuple | list) and output:
         return output[0]
     return output.get(MAIN_OUTPUT, output) if isinstance(output, dict) else output
@@ -514,7 +519,7 @@ def _check_same_output(
 ) -> None:
     """Check that the backbone repeats the model's logits in both modes, and what it draws at random."""
     for training, result in outputs.items():
-        expected = _main_output(result.output)
+        expected = main_output(result.output)
         _check_logits(model, expected, training)
         repeated = _run(backbone, example_input, training)
         logits = repeated.output

@@ -17,6 +17,7 @@ from netfission.ensemble import Average, describe_average
 from netfission.methods.base import Method
 from netfission.pruning.prune import CRITERIA
 from netfission.tasks.early_exit import EarlyExit
+from netfission.tasks.columns import Columns
 from netfission.tasks.evaluation import shown_measure
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.utils.errors import invalid
@@ -143,6 +144,8 @@ class Task:
         progress_factor: by which the score is multiplied there.
         remark: what a table of its measures needs to say, in a sentence or two.
         headline: the measure that stands for all others in one line, among those of `EvaluationResult`.
+        columns: what a comparison of networks shows, the headline and the NLL among it, see `compared`.
+        columns_remark: what a comparison needs to say of its columns, beside `remark`, as part of a sentence.
         evaluation_kind: the type that `evaluate` returns.
         calibration_kind: the type that `calibrate` returns.
 
@@ -179,6 +182,8 @@ class Task:
     progress_factor: ClassVar[float] = 100.0
     remark: ClassVar[str] = ""
     headline: ClassVar[str]
+    columns: ClassVar[Columns]
+    columns_remark: ClassVar[str] = ""
     evaluation_kind: ClassVar[type]
     calibration_kind: ClassVar[type]
 
@@ -326,9 +331,35 @@ class Task:
         """Return the headline of the measures of an exit or of the ensemble, in words."""
         return shown_measure(self.headline, measures.get(self.headline))
 
+    @classmethod
+    def compared(cls, evaluation: Any) -> dict[str, float | None]:
+        """Return the measures of `columns`.
+
+        Args:
+            evaluation: that `evaluate` returned.
+
+        Returns:
+            Measure → its value for the ensemble; None where it is not defined, or was not measured.
+        """
+        measures = {**evaluation.uncertainty, **evaluation.ensemble}
+        return {name: measures.get(name) for name in cls.columns}
+
+    @classmethod
+    def averaged(cls, average: Average) -> str:
+        """Return in a word or two what is averaged over exits."""
+        return describe_average(average)
+
     def rule(self, average: Average) -> str:
         """Return in words how the exits make one prediction."""
-        return f"mean of {describe_average(average)}"
+        return f"mean of {self.averaged(average)}"
+
+    def blank_targets(self, images: Tensor) -> Tensor:
+        """Return targets for images of which the cost of a training step is measured, on their device.
+
+        Args:
+            images: `(batch, channels, height, width)`.
+        """
+        return images.new_zeros(len(images), len(self.names))
 
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Score images by how uncertain an ensemble is about them, to tell those of another kind.

@@ -7,7 +7,7 @@ part from disagreement the mutual information of class and exit.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from netfission.evaluation.out_of_distribution import uncertainty_scores
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.methods.base import Method
 from netfission.tasks.base import TargetPredictions, Task
+from netfission.tasks.columns import Column, Columns
 from netfission.utils.text import percent
 
 
@@ -37,6 +38,17 @@ class Classification(Task):
     name = "classification"
     targets = CLASSES
     headline = "top1"
+    columns: ClassVar[Columns] = {
+        "top1": Column("accuracy %", 100, 2, higher_is_better=True),
+        "nll": Column("NLL", 1, 3),
+        "ece": Column("ECE %", 100, 2),
+        "brier": Column("Brier", 1, 4, paired=False, brief=False),
+        "disagreement": Column("disagreement %", 100, 2, paired=False, brief=False),
+        # Of the same logits averaged by the other rule, which is not the method's own.
+        "other_nll": Column("NLL, other rule", 1, 3, paired=False),
+        "other_ece": Column("ECE %, other rule", 100, 2, paired=False),
+    }
+    columns_remark = "other rule: the other of logits and probabilities"
     methods = None
     unused = ("void",)
     evaluation_kind = Evaluation
@@ -60,6 +72,23 @@ class Classification(Task):
         votes = torch.cat([outputs.argmax(dim=2), ensemble.argmax(dim=1, keepdim=True)], dim=1)
         correct = (votes == targets[:, None]).sum(dim=0)
         return correct, -ensemble.gather(1, targets[:, None]).sum()
+
+    @classmethod
+    def compared(cls, evaluation: Evaluation) -> dict[str, float | None]:
+        """Return the measures of `columns`; those by the other rule are None for a single prediction."""
+        other = evaluation.other_average
+        if other is None or len(evaluation.exits) == 1:
+            other = {}
+        return {
+            **{name: evaluation.ensemble[name] for name in ("top1", "nll", "ece", "brier")},
+            "disagreement": evaluation.disagreement,
+            "other_nll": other.get("nll"),
+            "other_ece": other.get("ece"),
+        }
+
+    def blank_targets(self, images: Tensor) -> Tensor:
+        """Return the first class for each image, `(batch,)` int64."""
+        return torch.zeros(len(images), dtype=torch.int64, device=images.device)
 
     def shown(self, score: float) -> str:
         """Return an accuracy in %."""

@@ -27,6 +27,7 @@ from netfission.losses import EnsembleDistillationLoss, readable_values
 from netfission.methods.base import Method
 from netfission.tasks.base import NEAR, TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
+from netfission.tasks.columns import Column, Columns
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.tasks.label_early_exit import LabelEarlyExit
@@ -223,6 +224,14 @@ class Multilabel(Task):
         "are predicted from a probability of 1/2, calibrated from the thresholds of the labels."
     )
     headline = "map"
+    columns: ClassVar[Columns] = {
+        "map": Column("mAP %", 100, 2, higher_is_better=True),
+        "f1": Column("F1 %", 100, 2, higher_is_better=True),
+        "nll": Column("NLL", 1, 4),
+        "ece": Column("ECE %", 100, 2),
+        "brier": Column("Brier", 1, 4, paired=False, brief=False),
+        "disagreement": Column("disagreement %", 100, 2, paired=False, brief=False),
+    }
     exported: ClassVar[Mapping[str, str]] = {
         "probabilities": "(batch, labels), float32: of the ensemble, calibrated",
         "labels": "(batch, labels), bool: whether a label is predicted, by its threshold",

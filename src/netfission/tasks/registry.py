@@ -14,7 +14,7 @@ TASKS: Mapping[str, str] = {
     "regression": "regression:Regression",
     "segmentation": "segmentation:Segmentation",
 }
-_FOR_ALL = "train, evaluate, predict, calibrate, report, serve, export and cost support it"
+_FOR_ALL = "train, evaluate, predict, calibrate, report, serve, export, cost and compare support it"
 
 
 def task_kind(name: str) -> type[Task]:
@@ -65,7 +65,7 @@ def check_classifies(config: RunConfig, command: str) -> None:
         ValueError: the task is another.
 
     Example:
-        >>> check_classifies(RunConfig(), "compare")
+        >>> check_classifies(RunConfig(), "finetune")
     """
     if not task_kind(config.data.task).targets.exclusive:
         raise invalid("task", f"{next(iter(TASKS))!r} for {command}", config.data.task, hint=_FOR_ALL)
@@ -77,7 +77,7 @@ def other_task(argument: str, task: str, command: str) -> ValueError:
     Example:
         >>> print(other_task("runs/first", "regression", "finetune"))
         runs/first must be of task=classification for finetune, got task=regression; train, evaluate, \
-predict, calibrate, report, serve, export and cost support it
+predict, calibrate, report, serve, export, cost and compare support it
     """
     expected = f"of task={next(iter(TASKS))} for {command}"
     return invalid(argument, expected, found=f"task={task}", hint=_FOR_ALL)

@@ -22,6 +22,7 @@ from netfission.losses import readable_values
 from netfission.methods.base import Method
 from netfission.tasks.base import TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
+from netfission.tasks.columns import Column, Columns
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import InspectedImages, Inspection
 from netfission.tasks.gaussians import mixture, moments
@@ -226,6 +227,10 @@ class NumberPredictions:
         return records
 
 
+def _ratio(weights: Sequence[float]) -> str:
+    return " : ".join(f"{weight:g}" for weight in weights)
+
+
 class Regression(Task):
     """One or several numbers per image, see the module.
 
@@ -244,6 +249,15 @@ class Regression(Task):
         "of the Gaussian, or calibrated the conformal ones, with their mean width."
     )
     headline = "mae"
+    columns: ClassVar[Columns] = {
+        "mae": Column("MAE", 1, 4),
+        "rmse": Column("RMSE", 1, 4),
+        "nll": Column("NLL", 1, 3),
+        "crps": Column("CRPS", 1, 4),
+        # Neither a high nor a low one is better: it should be that of the intervals.
+        "coverage": Column("coverage %", 100, 2, paired=False),
+        "disagreement": Column("disagreement", 1, 4, paired=False, brief=False),
+    }
     exported: ClassVar[Mapping[str, str]] = {
         "mean": "(batch, numbers), float32: of the ensemble, in the units of the targets",
         "std": "(batch, numbers), float32: standard deviation of the ensemble, calibrated",
@@ -295,11 +309,17 @@ class Regression(Task):
         """Return an absolute error in standard deviations."""
         return decimal(score, 3)
 
+    @classmethod
+    def averaged(cls, average: Average) -> str:
+        """Return that the exits' Gaussians are mixed, whatever other tasks average."""
+        weights = weights_of(average)
+        return "Gaussians" if weights is None else f"Gaussians, weighted {_ratio(weights)}"
+
     def rule(self, average: Average) -> str:
         """Return in words how the exits make one prediction: by the mixture, not by a mean."""
         weights = weights_of(average)
         rule = "mixture of the exits' Gaussians"
-        return rule if weights is None else f"{rule}, weighted {' : '.join(f'{w:g}' for w in weights)}"
+        return rule if weights is None else f"{rule}, weighted {_ratio(weights)}"
 
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Return the standard deviation, and its part from disagreement, over that of the training images.

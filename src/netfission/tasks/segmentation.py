@@ -39,6 +39,7 @@ from netfission.losses import EnsembleDistillationLoss
 from netfission.methods.base import Method
 from netfission.tasks.base import NEAR, Accumulator, Document, Task
 from netfission.tasks.calibration import TargetCalibration
+from netfission.tasks.columns import Column, Columns
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.tasks.pixel_early_exit import PixelEarlyExit
@@ -386,6 +387,16 @@ class Segmentation(Task):
     progress_title = "pixels right, %"
     remark = "All are over pixels that are not void; mIoU is the mean over the classes that occur."
     headline = "mean_iou"
+    columns: ClassVar[Columns] = {
+        "mean_iou": Column("mIoU %", 100, 2, higher_is_better=True),
+        "pixel_accuracy": Column("accuracy %", 100, 2, higher_is_better=True, brief=False),
+        "nll": Column("NLL", 1, 3),
+        "ece": Column("ECE %", 100, 2),
+        "brier": Column("Brier", 1, 4, paired=False, brief=False),
+        "error_auroc": Column("AUROC of errors %", 100, 2, higher_is_better=True),
+        "aurc": Column("AURC %", 100, 2),
+        "disagreement": Column("disagreement %", 100, 2, paired=False, brief=False),
+    }
     evaluation_kind = TargetEvaluation
     calibration_kind = PixelCalibration
 
@@ -493,6 +504,10 @@ class Segmentation(Task):
         if outputs.shape[1] > 1:
             maps["mutual information"] = mutual_information(outputs)
         return {name: values.double().mean(dim=(1, 2)) for name, values in maps.items()}
+
+    def blank_targets(self, images: Tensor) -> Tensor:
+        """Return the first class for each pixel, `(batch, height, width)` int64."""
+        return images.new_zeros(len(images), *images.shape[2:], dtype=torch.int64)
 
     def figures(self, evaluation: TargetEvaluation) -> list[FigureData]:
         """Return the IoU of each class."""
