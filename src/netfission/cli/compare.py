@@ -6,22 +6,20 @@ from pathlib import Path
 from netfission.cli.grid_options import add_run_options, compare_and_print, run_options
 from netfission.cli.parser import PARTS, Parser, run_settings
 from netfission.config import DataConfig
-from netfission.experiments.contenders import CONTENDERS
+from netfission.experiments.contenders import CONTENDERS, usual_contenders
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 from netfission.utils.text import count_noun
-
-_USUAL = ("single", "deep-ensemble", "multi-exit", "fission-channels")
 
 
 def parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(run.__doc__, config=True)
-    group = parser.add_argument_group("comparison")
+    group, usual = parser.add_argument_group("comparison"), ", ".join(usual_contenders())
     parser.add(
         "--methods",
         list[str] | None,
         None,
-        f"methods to compare: {', '.join(CONTENDERS)} (default: {', '.join(_USUAL)}, if the task has them)",
+        f"methods to compare: {', '.join(CONTENDERS)} (default: {usual}, if the task has them)",
         group=group,
     )
     parser.add("--seeds", int, 3, "number of runs of each method, from seeds 0, 1, …", group=group)
@@ -50,10 +48,7 @@ def run(settings: Namespace) -> None:
     is_open = "one_by_one" not in common and common.get("patience") is None
     methods = settings.methods
     if methods is None:
-        known = task_kind(common.get("task", DataConfig.task)).methods
-        methods = [
-            name for name in _USUAL if known is None or CONTENDERS[name].get("method", "fission") in known
-        ]
+        methods = usual_contenders(task_kind(common.get("task", DataConfig.task)).methods)
     contenders = {name: find_contender(name, trained=trained and is_open) for name in methods}
     if not contenders:
         raise invalid("--methods", "one method or more", methods)

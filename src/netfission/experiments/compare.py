@@ -144,9 +144,24 @@ def _measure(cells: Mapping[str, Cell], out: Path, rounds: int) -> Costs:
         contenders[name] = TimedContender(network, cell.config, parent)
     with seeded(0):
         single, task = spec.single(), spec.find_task()
-        # Batch norms may need two images to train on.
-        images = torch.randn(max(2, task.batch_size(spec.shape, LARGEST_BATCH)), *spec.shape)
+        images = timed_images(task, spec.shape)
         return measure_costs(contenders, single, images, task, rounds=rounds)
+
+
+def timed_images(task: Task, shape: Sequence[int]) -> torch.Tensor:
+    """Return images that networks are timed on: as many as a task evaluates at once, `LARGEST_BATCH` at most.
+
+    Args:
+        task: what the networks learned.
+        shape: of an image: channels, height and width.
+
+    Example:
+        >>> from netfission.tasks import find_task
+        >>> timed_images(find_task("segmentation", ["road", "sky"]), (3, 180, 240)).shape
+        torch.Size([6, 3, 180, 240])
+    """
+    count = task.batch_size(shape, LARGEST_BATCH)
+    return torch.randn(max(count, 2), *shape)  # batch norms may need two to train on
 
 
 def summarise(grid: Grid, cells: Sequence[Cell], records: Sequence[Record], costs: Costs) -> Comparison:

@@ -1,8 +1,9 @@
 """The methods by the names under which they are compared; each is a few settings of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
+from netfission.config import MethodConfig
 from netfission.utils.errors import check_choice
 
 Settings = Mapping[str, Any]
@@ -50,6 +51,25 @@ def find_contender(name: str, *, trained: bool = False) -> Settings:
     """
     settings = CONTENDERS[check_choice("methods", name, CONTENDERS)]
     return {**settings, "one_by_one": True} if trained and name == "deep-ensemble" else settings
+
+
+def usual_contenders(methods: Set[str] | None = None) -> list[str]:
+    """Return the names of the contenders that are compared by default.
+
+    Args:
+        methods: those that can be trained for the task; None for all.
+
+    Example:
+        >>> usual_contenders()
+        ['single', 'deep-ensemble', 'multi-exit', 'fission-channels']
+        >>> usual_contenders({"fission", "treenet"})
+        ['single', 'fission-channels']
+    """
+    return [
+        name
+        for name in ("single", "deep-ensemble", "multi-exit", "fission-channels")
+        if methods is None or CONTENDERS[name].get("method", MethodConfig.method) in methods
+    ]
 
 
 def readable(value: Any) -> str:

@@ -60,14 +60,14 @@ class Record:
 
 
 @cache  # many runs share a folder
-def _fingerprint(path: Path) -> str | None:
-    return fingerprint(str(path))
+def _fingerprint(path: Path, task: str) -> str | None:
+    return fingerprint(str(path), task_kind(task).targets)
 
 
 def _data_fingerprint(cell: Cell) -> str | None:
     """The fingerprint of a run's folder of data; None for a data set by name."""
-    data = cell.config.data.data
-    return None if is_named(data) else _fingerprint(Path(data).resolve())
+    data = cell.config.data
+    return None if is_named(data.data) else _fingerprint(Path(data.data).resolve(), data.task)
 
 
 def _weights_digest(cell: Cell) -> str | None:

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,19 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from tqdm import tqdm
 
+from netfission.config import DataConfig
+from netfission.data import ImageData
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records
 from netfission.experiments.time_limit import OutOfTimeError, TimeLimit, WithinLimit
-from netfission.models import read_weights
+from netfission.methods.base import call_with_seed
+from netfission.models import create_model, read_weights
 from netfission.runs.callbacks import Stopwatch
-from netfission.runs.finetune_settings import check_ensemble
+from netfission.runs.finetune_settings import check_division
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.lightning_module import RunDataModule
-from netfission.runs.setup import check_start, check_weights_task, load_run_data
+from netfission.runs.setup import check_start, check_weights_task, data_task, load_run_data
 from netfission.runs.train import train
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
@@ -88,8 +91,9 @@ def run_missing(
     limit = _time_limit(minutes, ray)
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
-    _check_starts([cell for cell in missing if cell.start is None])
-    _check_further([cell for cell in missing if cell.start is not None])
+    load = _quiet_loader()
+    _check_starts([cell for cell in missing if cell.start is None], load)
+    _check_further([cell for cell in missing if cell.start is not None], load)
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
     with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
@@ -125,19 +129,33 @@ def _check_longer_than_epoch(epoch: float, minutes: float | None) -> None:
         raise invalid("minutes", f"at least {ceil(epoch / 6) / 10:g}, which an epoch takes", minutes)
 
 
-def _check_starts(cells: Sequence[Cell]) -> None:
+def _quiet_loader() -> Callable[[DataConfig, int], ImageData]:
+    """Return what loads each data set once, without its warnings, which the runs repeat."""
+    loaded: dict[str, ImageData] = {}
+
+    def load(config: DataConfig, seed: int) -> ImageData:
+        key = f"{config} {seed}"  # settings may be lists
+        if key not in loaded:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loaded[key] = load_run_data(config, seed)
+        return loaded[key]
+
+    return load
+
+
+def _check_starts(cells: Sequence[Cell], load: Callable[[DataConfig, int], ImageData]) -> None:
     """Refuse trained weights that do not suit a contender, before anything is trained."""
     first = {cell.contender: cell for cell in reversed(cells)}  # of each contender
     paths = {cell.config.model.weights for cell in first.values()}
     weights = {path: None if path is None else read_weights(path) for path in paths}
-    load = cache(load_run_data)
     for cell in reversed(first.values()):
         config = cell.config
         if not config.model.trained:
             continue
+        data = load(config.data, cell.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the runs warn
-            data = load(config.data, cell.seed)
             try:
                 check_weights_task(config, weights[config.model.weights])
                 check_start(config, data, weights[config.model.weights])
@@ -145,12 +163,16 @@ def _check_starts(cells: Sequence[Cell]) -> None:
                 raise within(f"contender {cell.contender}", error) from error
 
 
-def _check_further(cells: Sequence[Cell]) -> None:
+def _check_further(cells: Sequence[Cell], load: Callable[[DataConfig, int], ImageData]) -> None:
     """Refuse contenders that start from another and cannot be built, before that one is trained."""
     first = {cell.contender: cell for cell in reversed(cells)}  # of each contender
     for cell in reversed(first.values()):
+        config = cell.config
+        data = load(config.data, cell.seed)
         try:
-            check_ensemble(cell.config)
+            outputs = data_task(config, data).outputs
+            create = partial(create_model, config.model.model, outputs, in_channels=data.shape[0])
+            check_division(config, call_with_seed(create, cell.seed), data.shape)
         except ValueError as error:
             raise within(f"contender {cell.contender}", error) from error
 

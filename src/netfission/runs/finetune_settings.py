@@ -1,7 +1,7 @@
 """From the settings of a fine-tuning to its two runs: the single network, and the ensemble made of it."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -163,7 +163,20 @@ def check_ensemble(config: RunConfig) -> None:
     Raises:
         ValueError: the network cannot be built.
     """
-    model, shape = _model_and_shape(config, find_source(config.data.data))
+    check_division(config, *_model_and_shape(config, find_source(config.data.data)))
+
+
+def check_division(config: RunConfig, model: nn.Module, shape: Sequence[int]) -> None:
+    """Build the network of a run from a single network with new weights, as if its weights were trained.
+
+    Args:
+        config: settings of the run. What is measured or reads data when it is built does not matter.
+        model: the single network, on the CPU.
+        shape: of an image: channels, height and width.
+
+    Raises:
+        ValueError: the network cannot be built.
+    """
     fission = replace(
         config.fission,
         criterion="random",
