@@ -179,6 +179,7 @@ def test_a_file_that_is_no_grid_is_refused_in_one_line(text, message):
             "grid must be a YAML file that can be read, got latin.yaml ('utf-8' codec can't decode byte 0xe9",
         ),
         ("grid.yaml --scale lapdog", "scale must be one of short, got 'lapdog'"),
+        ("camvid", "data must be the folder of the data set, got camvid, which does not exist"),
         ("grid.yaml --seeds 0", "seeds must be a positive integer, got 0"),
         ("grid.yaml --scale short --workers 0", "--workers must be a positive integer, got 0"),
         ("misspelt.yaml --scale short", "got 'epoch'; did you mean epochs or teacher?"),

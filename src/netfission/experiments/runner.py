@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from netfission.config import DataConfig
 from netfission.data import ImageData
+from netfission.data.sources import is_named
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records
@@ -91,6 +92,7 @@ def run_missing(
     limit = _time_limit(minutes, ray)
     records = Records(out / "records")
     missing = [cell for cell in cells if records.find_success(cell) is None]
+    _check_folders(missing)
     load = _quiet_loader()
     _check_starts([cell for cell in missing if cell.start is None], load)
     _check_further([cell for cell in missing if cell.start is not None], load)
@@ -127,6 +129,13 @@ def _check_longer_than_epoch(epoch: float, minutes: float | None) -> None:
     assert minutes is not None
     if epoch > 60 * minutes:
         raise invalid("minutes", f"at least {ceil(epoch / 6) / 10:g}, which an epoch takes", minutes)
+
+
+def _check_folders(cells: Sequence[Cell]) -> None:
+    """Refuse a folder of data that does not exist, before each run fails for it."""
+    for data in dict.fromkeys(cell.config.data.data for cell in cells):
+        if not is_named(data) and not Path(data).exists():
+            raise invalid("data", "the folder of the data set", found=f"{data}, which does not exist")
 
 
 def _quiet_loader() -> Callable[[DataConfig, int], ImageData]:
