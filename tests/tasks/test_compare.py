@@ -33,8 +33,12 @@ def grid_for(settings_for):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The measures that are drawn, each time that a comparison is; networks are timed on two images."""
+    """The measures that are drawn, each time that a comparison is.
+
+    Networks are timed on two images, and not deployed, which takes long.
+    """
     monkeypatch.setattr("netfission.experiments.compare.LARGEST_BATCH", 2)
+    monkeypatch.setattr("netfission.experiments.costs.deploy", lambda network, _images: network)
     found = []
     monkeypatch.setattr(
         "netfission.experiments.results.plot_against_cost",
@@ -69,7 +73,7 @@ def test_a_deep_ensemble_and_a_longer_training_of_maps_are_compared(grid_for, tm
         "longer": {"exits": 1, "grouping": "weights"},
         "deep-ensemble": {"method": "deep-ensemble", "grouping": "weights"},
     }
-    grid = grid_for("segmentation", contenders, {"longer": "single"}, epochs=1, validation=0.0)
+    grid = grid_for("segmentation", contenders, {"longer": "single"}, epochs=1, validation=0.0, batch_size=40)
     comparison = compare(grid, tmp_path, rounds=1)
     assert comparison.averages == {"single": "–", "longer": "–", "deep-ensemble": "probabilities"}
     row = comparison.costs.contenders["deep-ensemble"], comparison.costs.single
