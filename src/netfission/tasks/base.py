@@ -16,8 +16,8 @@ from netfission.data.targets import Targets
 from netfission.ensemble import Average, describe_average
 from netfission.methods.base import Method
 from netfission.pruning.prune import CRITERIA
-from netfission.tasks.early_exit import EarlyExit
 from netfission.tasks.columns import Columns
+from netfission.tasks.early_exit import EarlyExit
 from netfission.tasks.evaluation import shown_measure
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.utils.errors import invalid
