@@ -1,9 +1,12 @@
 """A training in processes that torchrun or SLURM has started."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from netfission.cli import main
 from netfission.config import RunConfig, TrainingConfig
+from netfission.runs.callbacks import SameCheckpoint
 from netfission.runs.setup import with_processes
 
 
@@ -58,3 +61,27 @@ def test_contradicting_flags_are_refused_before_anything_is_written(monkeypatch,
     assert main(["train", "--devices", "1", "--out", str(out)]) == 2
     assert "--devices must be 2, as torchrun has started, got 1; leave it out" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("contents", [(b"epoch 2", None), (None, b"epoch 2"), (b"epoch 2", b"epoch 1")])
+def test_a_checkpoint_that_a_process_lacks_is_refused_by_all(contents, tmp_path):
+    callbacks = []
+    for rank, content in enumerate(contents):
+        path = tmp_path / f"{rank}.ckpt"
+        if content is not None:
+            path.write_bytes(content)
+        callbacks.append(SameCheckpoint(None if content is None else path))
+    sent, equal = [], []
+    strategy = SimpleNamespace(
+        broadcast=lambda digest: sent.append(digest) or sent[0],  # that of the first process
+        reduce_boolean_decision=lambda same: equal.append(same) or False,
+    )
+    expected = "^out must be a folder that all machines share, to resume its run, got "
+    for callback, found in zip(callbacks, ("one that another process lacks", "another"), strict=True):
+        with pytest.raises(ValueError, match=expected + found):
+            callback.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "fit")
+    assert equal == [True, False]
+
+
+def test_one_process_needs_no_other_to_resume(tmp_path):
+    SameCheckpoint(tmp_path / "last.ckpt").setup(SimpleNamespace(world_size=1), None, "fit")

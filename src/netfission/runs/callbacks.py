@@ -1,6 +1,7 @@
 """Callbacks of the training loop: the table of epochs, progress, time, a method's hooks, checkpoints."""
 
 import csv
+import hashlib
 import io
 import json
 import pickle
@@ -217,6 +218,36 @@ class MethodHooks(Callback):
         """Pass on that the training stops by an error."""
         for hook in self.hooks:
             hook.on_exception()
+
+
+class SameCheckpoint(Callback):
+    """Refuses to resume if the processes of a training have not found the same checkpoint.
+
+    A machine that lacks it, as it does not share the folder, would train from the start, and the others wait
+    for it without end.
+
+    Args:
+        path: what this process resumes from; None for a start.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Compare this process's checkpoint with that of the first, before any is read."""
+        if trainer.world_size == 1:
+            return
+        digest = self._digest()
+        first: str = trainer.strategy.broadcast(digest)
+        if not trainer.strategy.reduce_boolean_decision(digest == first):
+            found = "another checkpoint, or none" if digest != first else "one that another process lacks"
+            raise invalid("out", "a folder that all machines share, to resume its run", found=found)
+
+    def _digest(self) -> str:
+        if self.path is None:
+            return ""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class WholeCheckpoints(TorchCheckpointIO):

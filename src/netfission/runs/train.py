@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from netfission.config import RunConfig
 from netfission.models import WeightsReport
-from netfission.runs.callbacks import MethodHooks
+from netfission.runs.callbacks import MethodHooks, SameCheckpoint
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder, environment
 from netfission.runs.found_budget import FoundBudget
@@ -111,7 +111,7 @@ def train(
                 epochs,
                 folder,
                 progress=progress,
-                callbacks=[hooks, *callbacks],
+                callbacks=[SameCheckpoint(checkpoint), hooks, *callbacks],
             )
         except BaseException:
             if is_main and not resume:
