@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # That share the tests: one more than there are cores, as some tests wait, and at most 4.
 PROCESSES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 4)))
 
-.PHONY: demo test check zoo torture fuzz matrix docs format clean
+.PHONY: demo test check zoo torture fuzz matrix mutants machines docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,16 @@ torture: $(VENV)/.ready ## kill commands and damage their files, 700 times (hour
 
 matrix: $(VENV)/.ready ## run the test suite with other versions of Python and PyTorch, and in other surroundings (hours)
 	$(BIN)/python benchmarks/matrix.py
+
+mutants: $(VENV)/.mutants ## change the method's code in 260 places, and see which changes no test notices (hours; resumes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
+
+$(VENV)/.mutants: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
+	@touch $@
+
+machines: $(VENV)/.ready ## train on two machines, which are network namespaces of this one (minutes; needs root)
+	$(BIN)/python benchmarks/machines.py
 
 fuzz: $(VENV)/.ready ## give thousands of random and damaged files and requests to all readers
 	NETFISSION_FUZZ=3000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py

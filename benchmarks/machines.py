@@ -117,9 +117,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
     ).stdout.split()
-    for pid in [*children, process.pid]:
+    for pid in [*map(int, children), process.pid]:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 

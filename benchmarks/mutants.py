@@ -3,8 +3,8 @@
 A mutant is one small change: another comparison or operator, `and` for `or`, a number one higher, a condition
 turned round, a statement left out, None returned, arguments swapped. All of them are put in an order that
 depends on a seed and on what each changes, not on the lines around it; the sample is the first of them. On
-each, the tests run that reach its line, the nearest and shortest first, until one fails. What no test kills is
-listed: a person writes a test, or a `reason` into the file of results why it changes nothing that matters.
+each, the tests run that reach its line, the nearest and shortest first, until one fails. What no test kills
+is listed: a person writes a test, or a `reason` into the file of results why it changes nothing that matters.
 Mutants that were killed, or have a reason, are not run again.
 
 The package is changed in a copy in a temporary folder, never in the working tree. Which test reaches which
@@ -265,7 +265,7 @@ class Session:
         if report.failed:
             self.failed = self.failed or str(report.nodeid)
             self.seconds.pop(report.nodeid, None)
-        elif report.when == "setup" and report.passed or report.nodeid in self.seconds:
+        elif (report.when == "setup" and report.passed) or report.nodeid in self.seconds:
             seconds = self.seconds.get(report.nodeid, 0) + report.duration
             self.seconds[report.nodeid] = seconds
 
@@ -274,7 +274,7 @@ def in_process(work: Callable[[], Any], limit_s: float, log: Path) -> tuple[str,
     """Do some work in a copy of this process; return how it ended and what it returns.
 
     Returns:
-        "done" and the result, which JSON can hold; or "crash" or "timeout", and None.
+        "done" and the result, which JSON can hold; or "crash" (by a signal), "timeout" or "error", and None.
     """
     with tempfile.TemporaryDirectory() as place:
         answer = Path(place) / "answer.json"
@@ -290,15 +290,17 @@ def in_process(work: Callable[[], Any], limit_s: float, log: Path) -> tuple[str,
                 answer.write_text(json.dumps(work()))
                 status = 0
             except BaseException:
-                traceback.print_exc()
+                os.write(2, traceback.format_exc().encode())
             finally:
-                sys.stderr.flush()
                 os._exit(status)
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
-            if os.waitpid(process, os.WNOHANG)[0]:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
                 _kill_group(process)  # what it has started
-                return ("done", json.loads(answer.read_text())) if answer.is_file() else ("crash", None)
+                if status == 0:
+                    return "done", json.loads(answer.read_text())
+                return "crash" if os.WIFSIGNALED(status) else "error", None
             time.sleep(0.02)
         _kill_group(process)
         os.waitpid(process, 0)
@@ -374,7 +376,8 @@ def try_mutant(mutant: Mutant, package: Path, reached: Mapping[str, Any], budget
     Returns:
         Its record: `outcome` is killed, survived, timeout, crash, or error if the tests could not run.
     """
-    chosen, seconds = [], 0.0
+    chosen: list[str] = []
+    seconds = 0.0
     tests = tests_of(mutant, reached)
     for name, takes in tests:
         if chosen and seconds + takes > budget_s:
@@ -425,9 +428,7 @@ def all_mutants(sources: Sequence[str]) -> list[Mutant]:
     top = ROOT / "src" / "netfission"
     files = [path for name in sources for path in sorted((top / name).rglob("*.py")) or [top / name]]
     return [
-        mutant
-        for path in files
-        for mutant in mutants_of(path.relative_to(top).as_posix(), path.read_bytes())
+        mutant for path in files for mutant in mutants_of(path.relative_to(top).as_posix(), path.read_bytes())
     ]
 
 
@@ -435,8 +436,7 @@ def reached_lines(package: Path, tests: Sequence[str]) -> dict[str, Any]:
     """Return what `measure` does of all tests; of those whose files have not changed, from a file."""
     files = [file for name in tests for file in sorted((ROOT / name).rglob("test_*.py")) or [ROOT / name]]
     states = {file.relative_to(ROOT).as_posix(): _digest(file.read_bytes()) for file in files}
-    code = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/conftest.py")])
-    state = _digest(b"".join(path.read_bytes() for path in code))
+    state = code_state()
     kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     if kept.get("state") != state:
         kept = {"state": state, "files": {}}
@@ -452,6 +452,12 @@ def reached_lines(package: Path, tests: Sequence[str]) -> dict[str, Any]:
             kept["files"][name]["tests"] = {test: of for test, of in found.items() if _file(test) == name}
         write_whole(KEPT, json.dumps(kept))
     return {test: of for name in states for test, of in kept["files"][name]["tests"].items()}
+
+
+def code_state() -> str:
+    """Return a digest of what all tests depend on."""
+    code = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/conftest.py")])
+    return _digest(b"".join(path.read_bytes() for path in code))
 
 
 def _file(test: str) -> str:

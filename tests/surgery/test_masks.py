@@ -970,6 +970,11 @@ def _ddp(net: nf.FissionNetwork, rank: int, _: str) -> dict[str, Tensor]:
 
 
 def _fsdp2(net: nf.FissionNetwork, rank: int, kind: str) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        set_model_state_dict,
+    )
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -989,10 +994,15 @@ def _fsdp2(net: nf.FissionNetwork, rank: int, kind: str) -> dict[str, Tensor]:
                 assert isinstance(weight, DTensor)
                 noise = distribute_tensor(1.0 * removed[name], weight.device_mesh, weight.placements)
                 weight.data.add_(noise)
-    state = net.state_dict()
-    return {
-        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()
-    }
+    whole = StateDictOptions(full_state_dict=True)
+    state = get_model_state_dict(net, options=whole)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1)
+    set_model_state_dict(net, state, options=whole)  # as after a checkpoint
+    for name, value in net.state_dict().items():
+        assert torch.equal(value.full_tensor() if isinstance(value, DTensor) else value, state[name]), name
+    return state
 
 
 if __name__ == "__main__":
