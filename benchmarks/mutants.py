@@ -352,7 +352,7 @@ def measure(package: Path, tests: Sequence[str]) -> dict[str, Any]:
 
 
 def tests_of(mutant: Mutant, reached: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return names and seconds of the tests that reach a mutant, the nearest and shortest first.
+    """Return names and seconds of the tests that reach a mutant, the nearest and shortest first, by files in turn.
 
     Those of a line that no test is known for, such as one amid a statement, are those of the next line above;
     of one that runs on import, all that reach its file.
@@ -363,11 +363,13 @@ def tests_of(mutant: Mutant, reached: Mapping[str, Any]) -> list[tuple[str, floa
     near = f"tests/{mutant.file.removesuffix('.py').split('/')[0]}"
     stem = f"test_{Path(mutant.file).stem}.py"
 
-    def key(test: tuple[str, float]) -> tuple[bool, bool, float]:
-        return stem not in test[0], not test[0].startswith(near), test[1]
-
     chosen = [name for name, of_test in lines.items() if line in of_test or (line is None and of_test)]
-    return sorted(((name, reached[name]["seconds"]) for name in chosen), key=key)
+    turns: dict[str, int] = {}
+    keys = {}
+    for name in sorted(chosen, key=lambda name: float(reached[name]["seconds"])):
+        turn = turns[_file(name)] = turns.get(_file(name), 0) + 1
+        keys[name] = stem not in name, not name.startswith(near), turn, reached[name]["seconds"]
+    return [(name, reached[name]["seconds"]) for name in sorted(chosen, key=keys.__getitem__)]
 
 
 def try_mutant(mutant: Mutant, package: Path, reached: Mapping[str, Any], budget_s: float) -> dict[str, Any]:

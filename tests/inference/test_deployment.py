@@ -311,6 +311,24 @@ def test_what_would_mix_the_paths_runs_apart(kind: str) -> None:
     assert all(node.users or node.op == "output" for node in deployed.layers.graph.nodes)
 
 
+class Flattens(nn.Sequential):
+    """Flattens its maps by a function that keeps the paths apart."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(1).relu()
+
+
+def test_maps_of_all_paths_are_flattened_at_once() -> None:
+    torch.manual_seed(0)
+    net = network_of(Flattens(), Flattens(), to_maps=nn.Unflatten(1, (4, 4, 4)))
+    deployed = deploy(net, images(2, 4), joined=True)
+    assert_equal(deployed, net, 4)
+    assert [node.target for node in deployed.layers.graph.nodes].count("flatten") == 1
+
+
 def test_a_stage_that_copies_its_input_by_a_hook_still_does() -> None:
     def copy_input(_stage: nn.Module, inputs: tuple[Tensor]) -> Tensor:
         return inputs[0].clone()

@@ -9,6 +9,7 @@ from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
 from netfission.methods.base import BuildPlan, call_with_seed
+from netfission.methods import masksembles
 from netfission.methods.masksembles import Masked, draw_masks
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -48,6 +49,12 @@ def test_masks_overlap_as_those_of_independent_draws_do():
     assert masks.sum(dim=1).tolist() == [1066] * 4
     shared = (masks @ masks.T)[~torch.eye(4, dtype=torch.bool)]
     assert (shared - 533).abs().max() < 60
+
+
+def test_a_scale_at_which_no_masks_are_found_is_refused(monkeypatch):
+    monkeypatch.setattr(masksembles, "_TRIES", 0)
+    with pytest.raises(ValueError, match=r"scale must be one at which 3 masks of 16 channels can be drawn, got 2"):
+        draw_masks(16, 3, 2.0, generator())
 
 
 def test_with_scale_one_every_member_is_the_network_itself():
