@@ -72,7 +72,14 @@ def test_tests_of_a_line():
         "tests/c/test_elsewhere.py::t": {"seconds": 1, "lines": {"a/c.py": [3]}},
     }
     names = [name.partition("/test_")[2] for name, _ in mutants.tests_of(mutant, reached)]
-    assert names == ["b.py::t", "near.py::t", "other.py::first", "short.py::t", "long.py::t", "other.py::second"]
+    assert names == [
+        "b.py::t",
+        "near.py::t",
+        "other.py::first",
+        "short.py::t",
+        "long.py::t",
+        "other.py::second",
+    ]
     on_import, *_ = mutants.mutants_of("a/b.py", b"x = 1\n")
     assert len(mutants.tests_of(on_import, reached)) == 7
     assert mutants.tests_of(mutant, {}) == []

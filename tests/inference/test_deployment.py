@@ -185,6 +185,26 @@ def test_a_convolution_that_pads_by_itself_becomes_a_padding_and_takes_its_norm(
     assert kinds == [SamePadding, FusedConv2d]
 
 
+class NormOfVectors(nn.Module):
+    """A linear layer and a norm that is a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        return F.batch_norm(self.linear(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+def test_a_linear_layer_takes_a_norm_that_is_a_function() -> None:
+    part = with_statistics(NormOfVectors()).eval()
+    features = torch.randn(3, 4)
+    graph = folded(part, features)
+    torch.testing.assert_close(graph(features), part(features))
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
 class Awkward(nn.Module):
     """What folding and fusing must leave alone, a line each."""
 

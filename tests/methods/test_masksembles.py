@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from netfission.config import FissionConfig, MethodConfig
-from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods import masksembles
+from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.masksembles import Masked, draw_masks
 from netfission.methods.registry import find_method
 from netfission.models import create_model
@@ -53,7 +53,9 @@ def test_masks_overlap_as_those_of_independent_draws_do():
 
 def test_a_scale_at_which_no_masks_are_found_is_refused(monkeypatch):
     monkeypatch.setattr(masksembles, "_TRIES", 0)
-    with pytest.raises(ValueError, match=r"scale must be one at which 3 masks of 16 channels can be drawn, got 2"):
+    with pytest.raises(
+        ValueError, match=r"scale must be one at which 3 masks of 16 channels can be drawn, got 2"
+    ):
         draw_masks(16, 3, 2.0, generator())
 
 

@@ -5,6 +5,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
+from netfission.surgery import narrowing
 from netfission.surgery.heads import heads_of
 from netfission.surgery.narrowing import ScatteredNorm, fit, narrowed
 
@@ -155,3 +156,10 @@ def test_a_scattered_norm_adds_nothing_for_the_channels_it_lacks_and_is_fitted()
     assert torch.equal(fresh(features[:, keep]), narrow(features[:, keep]))
     whole = narrowed(module, {}, ["0"])
     assert not any(isinstance(part, ScatteredNorm) for part in whole.modules())
+
+
+def test_the_width_of_one_head_stays() -> None:
+    module = nn.Module()
+    module.head_dim = module.attn_head_size = module.all_head_size = module.dim = 8
+    narrowing._set_sizes(module, {8: 4})
+    assert (module.head_dim, module.attn_head_size, module.all_head_size, module.dim) == (8, 8, 4, 4)

@@ -96,6 +96,7 @@ def folded(part: nn.Module, features: Inputs) -> fx.GraphModule:
         layer = layer_of(graph, node)
         if calls[node.target] == 1 and type(layer) is nn.Conv2d and _is_plain(layer):
             graph.set_submodule(node.target, FusedConv2d.like(layer, layer.weight, layer.bias))
+    graph.recompile()
     return graph
 
 
