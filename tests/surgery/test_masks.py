@@ -999,7 +999,7 @@ def _fsdp2(net: nf.FissionNetwork, rank: int, kind: str) -> dict[str, Tensor]:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(1)
-    set_model_state_dict(net, state, options=whole)  # as after a checkpoint
+    set_model_state_dict(net, dict(state), options=whole)  # which replaces what is in it
     for name, value in net.state_dict().items():
         assert torch.equal(value.full_tensor() if isinstance(value, DTensor) else value, state[name]), name
     return state
