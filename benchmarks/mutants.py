@@ -352,7 +352,7 @@ def measure(package: Path, tests: Sequence[str]) -> dict[str, Any]:
 
 
 def tests_of(mutant: Mutant, reached: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return names and seconds of the tests that reach a mutant: the nearest first, the shortest of each file.
+    """Return names and seconds of the tests that reach a mutant: the nearest and shortest first.
 
     Those of a line that no test is known for, such as one amid a statement, are those of the next line above;
     of one that runs on import, all that reach its file.

@@ -11,6 +11,7 @@ from netfission.models import create_model
 from netfission.models.cifar_resnet import BasicBlock
 from netfission.profiling.macs import macs_by_weight
 from netfission.surgery import channel_flow
+from netfission.surgery.channel_flow import Flow
 from netfission.surgery.coupling import (
     MIXED,
     ON_INTERFACE,
@@ -657,3 +658,9 @@ def test_a_mask_that_a_stage_passes_on_stays_a_mask() -> None:
     mask = torch.tensor([[True, True, False]])
     coupling = find_coupling(WithMask(), (torch.randn(1, 3, 4), mask))
     assert [(group.layer, group.units) for group in coupling.groups] == [("inner", 6)]
+
+
+def test_values_without_a_label_are_tied_to_none() -> None:
+    flow = Flow()
+    flow.tie(torch.tensor([-1, 1, 3]), torch.tensor([2, 2, -1]))
+    assert torch.cat(flow.pairs, 1).tolist() == [[1], [2]]
