@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from html import unescape
 from urllib.parse import unquote
 
@@ -19,7 +20,9 @@ from PIL import Image
 from netfission.cli import main
 from netfission.data.mask_folders import VOID
 from netfission.ensemble import ensemble_log_probabilities
+from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.pixels import PixelScores
+from netfission.inference.thresholds import CascadeChoice
 from netfission.report import write_report
 from netfission.report.figures import draw
 from netfission.report.style import render_svg
@@ -98,7 +101,7 @@ def test_a_page_has_all_measures_and_needs_nothing_beside_it(copy_of, capsys, ta
     for measures in (*evaluation["exits"], evaluation["ensemble"], evaluation["calibrated"]):
         assert f"{measures['nll']:.4f}" in text
     assert "20 test images of" in text and "20 validation images" in text and f"{task} <1>" in text
-    assert "netfission evaluate" not in text
+    assert re.findall("netfission evaluate [^.]*--cascade", text) and text.count("netfission evaluate") == 1
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -146,6 +149,24 @@ def test_what_a_run_lacks_is_named(copy_of, tables):
     assert f"netfission report '{run}' --data FOLDER" in text
     again = text_of(write_report([run], data=str(tables / "numbers.csv")).read_text(encoding="utf-8"))
     assert "--data FOLDER" not in again and "standard deviations off" in again
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_early_exit_is_shown_with_its_measure_and_its_parts(copy_of):
+    run = copy_of("segmentation")
+    points = [
+        Point("full ensemble", "ensemble", 0.97, 0.97, 0.31),
+        Point("chosen", "chosen", 0.6, 0.6, 0.3, 0.001, 0.002, thresholds=(0.5,)),
+    ]
+    choice = CascadeChoice((0.5,), 0.31, 0.31, 0.6)
+    cascade = CascadeEvaluation("certainty", (0, 1), 0.2, None, choice, 0.312, 20, 20, {1: 2}, points)
+    for tile, told in ((None, "an image stops once its certainty"), (4, "a tile of 4×4 pixels stops once")):
+        found = replace(cascade, measure="mIoU", tile=tile)
+        (run / "cascade.json").write_text(stamp_json(json.dumps(asdict(found))))
+        text = text_of(write_report([run]).read_text(encoding="utf-8"))
+        assert "chosen to lose at most 0.2 percentage points of mIoU needs 0.600×" in text
+        assert told in text and "mIoU is measured on 20 test images" in text and "--cascade" not in text
+        assert (run / "report" / "cascade.svg").is_file()
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -12,7 +12,6 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
-from netfission.config import STOPS_EARLY
 from netfission.evaluation.corruption import MIN_SIDE
 from netfission.network import FissionNetwork
 from netfission.report.page import (
@@ -20,6 +19,7 @@ from netfission.report.page import (
     MissingPart,
     Plot,
     load_images,
+    missing_cascade,
     page_environment,
     side_by_side,
     split_settings,
@@ -159,12 +159,8 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
     if not run.epochs:
         reason = "There are no learning curves: metrics.csv, which training writes, is missing."
         yield "epochs", MissingPart(reason)
-    if run.cascade is None and run.config.method.method in STOPS_EARLY and run.exits > 1:
-        if run.config.data.validation:
-            yield "cascade", MissingPart("Early exit has not been measured.", f"{evaluate} --cascade")
-        else:
-            reason = "Early exit needs thresholds from validation images, and the run has none."
-            yield "cascade", MissingPart(reason)
+    if cascade := missing_cascade(run):
+        yield "cascade", cascade
     if run.out_of_distribution is None:
         reason = "Uncertainty on out-of-distribution images has not been measured."
         yield "out-of-distribution", MissingPart(reason, f"{evaluate} --ood DATA")

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment
 from markupsafe import Markup
 
-from netfission.config import MethodConfig, RunConfig
+from netfission.config import STOPS_EARLY, MethodConfig, RunConfig
 from netfission.data import ImageData
 from netfission.ensemble import describe_average
 from netfission.evaluation.calibration import count_images
@@ -117,6 +117,16 @@ def load_images(run: NetworkRun, data: str | None) -> ImageData | MissingPart:
             f"netfission report {shlex.quote(str(run.folder.path))} --data FOLDER",
         )
     return images
+
+
+def missing_cascade(run: NetworkRun) -> MissingPart | None:
+    """Return why a page shows no early exit; None if it does, or the run's network cannot stop early."""
+    if run.cascade is not None or run.config.method.method not in STOPS_EARLY or run.exits == 1:
+        return None
+    if not run.config.data.validation:
+        return MissingPart("Early exit needs thresholds from validation images, and the run has none.")
+    command = f"netfission evaluate {shlex.quote(str(run.folder.path))} --cascade"
+    return MissingPart("Early exit has not been measured.", command)
 
 
 def side_by_side(runs: Sequence[NetworkRun], figures: FigureFiles, quality: Quality) -> dict[str, Any]:

@@ -68,7 +68,7 @@ ACCURACY = Quality("top1", "accuracy, %", 100, "accuracy, %", 100, is_share=True
 def run_plots(run: Run) -> Iterator[PlotSpec]:
     """Yield the figures of one run."""
     yield from cost_plots([run], ACCURACY)
-    yield from _cascade_plots(run)
+    yield from cascade_plots(run)
     yield from training_plots(run, ACCURACY)
     yield from _reliability_plots(run)
     if run.corruptions is not None:
@@ -152,18 +152,22 @@ def _spec(name: str, title: str, meaning: str, draw: Callable[[], Figure]) -> Pl
     return PlotSpec(name, title, meaning, partial(render_svg, draw))
 
 
-def _cascade_plots(run: Run) -> Iterator[PlotSpec]:
-    if run.cascade is not None:
-        order = ", ".join(map(str, run.cascade.order))
-        dotted = "" if run.cascade.least_accuracy is None else " Dotted: the accepted loss against all exits."
+def cascade_plots(run: NetworkRun) -> Iterator[PlotSpec]:
+    """Yield the figure of early exit, if it has been measured."""
+    cascade = run.cascade
+    if cascade is not None:
+        order = ", ".join(map(str, cascade.order))
+        dotted = "" if cascade.least_accuracy is None else " Dotted: the accepted loss against all exits."
+        tiles = "" if cascade.tile is None else f" of {cascade.tile}×{cascade.tile} pixels"
         yield _spec(
             "cascade",
             "Early exit",
-            f"Exits run in the order {order}; an image stops once its {run.cascade.rule} is above a "
-            f"threshold. Thresholds were chosen on {run.cascade.validation_images:,} validation images; "
-            f"accuracy is measured on {run.cascade.test_images:,} test images. Ring: the chosen "
+            f"Exits run in the order {order}; {'an' if cascade.tile is None else 'a'} {cascade.unit}{tiles} "
+            f"stops once its {cascade.rule} is above a "
+            f"threshold. Thresholds were chosen on {cascade.validation_images:,} validation images; "
+            f"{cascade.measure} is measured on {cascade.test_images:,} test images. Ring: the chosen "
             f"cascade; E: all exits; numbers: single exits.{dotted}{_MOVED}",
-            partial(figures.cascade, run.cascade),
+            partial(figures.cascade, cascade),
         )
 
 

@@ -42,7 +42,8 @@ class NetworkRun:
         costs: of the network.
         single: costs of the single network, before fission or before a baseline copies it.
         epochs: rows of `metrics.csv`; empty if the file does not exist.
-        evaluation: on the test split; None if it has not been measured.
+        evaluation: on the test split; None if it has not been measured, as `cascade`.
+        cascade: quality and cost of early exit.
     """
 
     folder: RunFolder
@@ -56,6 +57,7 @@ class NetworkRun:
     single: NetworkCounts
     epochs: list[dict[str, float]]
     evaluation: EvaluationResult | None
+    cascade: CascadeEvaluation | None
 
     @property
     def exits(self) -> int:
@@ -117,7 +119,7 @@ class NetworkRun:
 
     @staticmethod
     def parts(folder: RunFolder) -> dict[str, Any]:
-        """Read what runs of all tasks have: the attributes from `config` to `epochs`.
+        """Read what runs of all tasks have: the attributes from `config` to `epochs`, and `cascade`.
 
         Raises:
             ValueError: the folder does not contain a finished run, or a file is damaged.
@@ -134,6 +136,7 @@ class NetworkRun:
             "costs": count(network, image),
             "single": count(single, image),
             "epochs": folder.load_metrics(),
+            "cascade": folder.load_cascade(),
         }
 
 
@@ -145,7 +148,6 @@ class Run(NetworkRun):
         evaluation: on the test split; this and all that follow are None if they have not been measured.
         calibration: on the validation split.
         reliability: calibration and confusion on the test split.
-        cascade: accuracy and cost of early exit.
         out_of_distribution: how well uncertainty detects out-of-distribution images, per data set.
         corruptions: accuracy on corrupted images.
     """
@@ -153,7 +155,6 @@ class Run(NetworkRun):
     evaluation: Evaluation | None
     calibration: Calibration | None
     reliability: ReliabilityReport | None
-    cascade: CascadeEvaluation | None
     out_of_distribution: list[OutOfDistribution] | None
     corruptions: Corruptions | None
 
@@ -178,7 +179,6 @@ class Run(NetworkRun):
             evaluation=evaluation,
             calibration=calibration,
             reliability=reliability,
-            cascade=folder.load_cascade(),
             out_of_distribution=folder.load_out_of_distribution(),
             corruptions=folder.load_corruptions(),
         )

@@ -22,11 +22,19 @@ from netfission.report.page import (
     MissingPart,
     Plot,
     load_images,
+    missing_cascade,
     page_environment,
     side_by_side,
     split_settings,
 )
-from netfission.report.plots import Quality, cost_plots, data_plots, network_plots, training_plots
+from netfission.report.plots import (
+    Quality,
+    cascade_plots,
+    cost_plots,
+    data_plots,
+    network_plots,
+    training_plots,
+)
 from netfission.report.run_data import NetworkRun, load_runs
 from netfission.runs.folder import RunFolder
 from netfission.tasks import Task
@@ -198,6 +206,7 @@ def _make_section(run: TargetRun, quality: Quality, figures: FigureFiles, data: 
     described = [] if measured is None else task.figures(measured)
     specs = [
         *cost_plots([run], quality),
+        *cascade_plots(run),
         *data_plots([*described, *inspection.figures]),
         *training_plots(run, quality),
         *network_plots(run),
@@ -225,6 +234,8 @@ def _missing_parts(run: TargetRun) -> Iterator[tuple[str, MissingPart]]:
     if run.evaluation is None:
         command = f"netfission evaluate {shlex.quote(str(run.folder.path))}"
         yield "evaluation", MissingPart("The run has not been evaluated on the test split.", command)
+    if cascade := missing_cascade(run):
+        yield "cascade", cascade
     if run.calibration is None:
         reason = "There is no calibration: the run was trained without validation images."
         yield "calibration", MissingPart(reason)
