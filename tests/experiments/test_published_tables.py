@@ -119,18 +119,31 @@ def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
     records = [
         read_json(file, Record) for file in (ROOT / "results" / "finetune-cifar100" / "records").iterdir()
     ]
-    first = [record for record in records if record.seed == 0]
-    assert len(first) >= 11
-    for record in first:
-        if record.contender in ("fine-tuned network", "fine-tuned network, longer"):
-            continue  # in the table above
-        figures, metrics = record.read_evaluation(), record.read_evaluation().ensemble
-        cells = [f"{100 * metrics['top1']:.2f}", f"{metrics['nll']:.3f}", f"{100 * metrics['ece']:.1f}"]
-        cells += [
-            f"{metrics['brier']:.3f}",
-            ", ".join(f"{100 * exit_['top1']:.1f}" for exit_ in figures.exits),
+    by_form: dict[tuple[str, object], dict[int, dict[str, float]]] = {}
+    for record in records:
+        form = record.contender, record.settings.get("linear_weight")
+        by_form.setdefault(form, {})[record.seed] = record.read_evaluation().ensemble
+    reference = by_form["fine-tuned network, itself as teacher", None]
+    shown = {form: seeds for form, seeds in by_form.items() if len(seeds) == 3}
+    assert len(shown) == 12
+    for seeds in shown.values():
+        values = {
+            name: SeedValues({seed: metrics[name] for seed, metrics in seeds.items()})
+            for name in ("top1", "nll", "ece", "brier")
+        }
+        cells = [
+            f"{factor * values[name].mean:.{digits}f} ± {factor * values[name].deviation:.{digits}f}"
+            for name, factor, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 1))
         ]
-        assert f"| {' | '.join(cells)} |" in page
+        cells.append(f"{values['brier'].mean:.3f}")
+        for name, factor, digits in (("top1", 100, 2), ("nll", 1, 3)) if seeds is not reference else ():
+            other = SeedValues({seed: metrics[name] for seed, metrics in reference.items()})
+            difference = values[name].minus(other)
+            ends = (
+                f"{factor * (difference.mean + sign * difference.margin):+.{digits}f}" for sign in (-1, 1)
+            )
+            cells.append(f"{factor * difference.mean:+.{digits}f} [{', '.join(ends)}]".replace("-", "−"))
+        assert f"| {' | '.join(cells)} |" in page or f"| {' | '.join(cells)} | – | – |" in page
 
 
 def test_the_documentation_shows_what_a_third_of_the_training_gave():
