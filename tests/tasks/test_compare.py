@@ -88,9 +88,9 @@ def test_a_deep_ensemble_and_a_longer_training_of_maps_are_compared(grid_for, tm
     [
         (
             "segmentation",
-            {"single": {"exits": 1}, "early": {"method": "multi-exit"}},
+            {"single": {"exits": 1}, "packed": {"method": "packed"}},
             {},
-            "^contender early: method must be .* with task=segmentation, got 'multi-exit'$",
+            "^contender packed: method must be .* with task=segmentation, got 'packed'$",
         ),
         (
             "regression",
