@@ -104,9 +104,10 @@ class LinearMapExit(nn.Module):
     Args:
         features: an example: a tensor `(batch, channels, height, width)`, or a tuple with some.
         classes: number of classes.
-        images: the images that the features are of, `(batch, channels, height, width)`. Logits have the
-            height and width of these, or of other images if the features tell: a tensor without channels
-            among them has the size of the images.
+        images: the images that the features are of, `(batch, channels, height, width)`. Logits of other
+            images have the size that the features tell: a tensor without channels among them has that of the
+            images. Else they are larger than the features by the same factors, or of this one size if these
+            are no integers.
 
     Raises:
         ValueError: there is no map among the features.
@@ -121,12 +122,16 @@ class LinearMapExit(nn.Module):
         super().__init__()
         tensors = features if isinstance(features, tuple) else (features,)
         self.maps = [number for number, tensor in enumerate(tensors) if tensor.ndim == 4 and tensor.shape[1]]
-        self.size = (images.shape[2], images.shape[3])
-        sizes = (number for number, tensor in enumerate(tensors) if tensor.shape[1:] == (0, *self.size))
-        self.size_of = next(sizes, None)  # number of the tensor that has the size of the images
         if not self.maps:
             expected = "one whose stages give maps (batch, channels, height, width) for linear exits"
             raise invalid("model", expected, found=f"features of {tensors[0].ndim} dimensions")
+        height, width = images.shape[2:]
+        first = tensors[self.maps[0]]
+        self.size = height, width
+        self.factors = height // first.shape[2], width // first.shape[3]
+        self.scales = height % first.shape[2] == 0 == width % first.shape[3]
+        sizes = (number for number, tensor in enumerate(tensors) if tensor.shape[1:] == (0, height, width))
+        self.size_of = next(sizes, None)  # number of the tensor that has the size of the images
         self.linear = nn.ModuleList(
             nn.Conv2d(tensors[number].shape[1], classes, 1, bias=number == self.maps[0]).to(tensors[number])
             for number in self.maps
@@ -135,7 +140,12 @@ class LinearMapExit(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Map features to logits `(batch, classes, height, width)`."""
         tensors = features if isinstance(features, tuple) else (features,)
-        size = self.size if self.size_of is None else tensors[self.size_of].shape[2:]
+        size = self.size
+        if self.size_of is not None:
+            size = tensors[self.size_of].shape[2], tensors[self.size_of].shape[3]
+        elif self.scales:
+            first = tensors[self.maps[0]]
+            size = first.shape[2] * self.factors[0], first.shape[3] * self.factors[1]
         logits: Tensor = sum(
             F.interpolate(layer(tensors[number]), size, mode="bilinear", align_corners=False)
             for number, layer in zip(self.maps, self.linear, strict=True)

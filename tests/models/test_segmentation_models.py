@@ -71,7 +71,7 @@ def test_weights_of_another_encoder_are_refused(tmp_path):
     ("name", "message"),
     [
         ("smp/unett/resnet18", "architecture among unet, .*did you mean unet"),
-        ("smp/unet", "with an encoder of"),
+        ("smp/unet", "must be smp/ARCHITECTURE/ENCODER, got .smp/unet.; such as smp/unet/resnet18"),
         ("smp/unet/resnet19", "an encoder of .*did you mean resnet18"),
         ("smp/dpt/resnet18", "fit each other, got smp/dpt/resnet18 .Only Timm encoders"),
     ],
@@ -84,3 +84,18 @@ def test_unknown_names_are_refused(name, message):
 def test_paths_are_not_dropped():
     with pytest.raises(ValueError, match="drop_path must be 0 for networks of seg"):
         create_model(NAME, 5, drop_path=0.1)
+
+
+def test_weights_of_a_deeper_encoder_are_refused(tmp_path):
+    torch.save(create_model("resnet34", 7).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"net\.pt must be weights of smp/fpn/resnet18"):
+        create_model("smp/fpn/resnet18", 5, weights=tmp_path / "net.pt")
+
+
+def test_weights_of_a_network_with_another_decoder_are_taken_for_its_encoder(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    reports = []
+    other = create_model("smp/linknet/test_resnet", 5, weights=tmp_path / "net.pt", report=reports.append)
+    assert all(name.startswith(("model.decoder", "model.segmentation_head")) for name in reports[0].new)
+    state = model.model.encoder.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in other.model.encoder.state_dict().items())

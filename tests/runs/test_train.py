@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.lightning_module import LARGEST_NLL, DivergedError, TrainingModule
 from netfission.runs.train import train
+from netfission.utils.checksums import archive_damage
 
 
 def rows_of(path):
@@ -557,6 +559,29 @@ def test_a_kill_between_two_checkpoints_leaves_the_one_before(interrupted, setti
     """The last one has become the one before, and the new one has not taken its place."""
     interrupted.checkpoint.replace(interrupted.previous_checkpoint)
     assert interrupted.resumable() == interrupted.previous_checkpoint
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.filterwarnings("ignore:.* is damaged")
+def test_processes_of_one_training_may_all_put_the_sound_checkpoint_in_its_place(
+    interrupted, monkeypatch, at
+):
+    """Another one does it while this one looks at the first, or at the second."""
+    shutil.copy(interrupted.checkpoint, interrupted.previous_checkpoint)
+    sound = interrupted.checkpoint.read_bytes()
+    interrupted.checkpoint.write_bytes(sound[:-100])
+    looked_at = []
+
+    def look(path):
+        damage = archive_damage(path)
+        looked_at.append(path)
+        if len(looked_at) == at:
+            interrupted.previous_checkpoint.replace(interrupted.checkpoint)
+        return damage
+
+    monkeypatch.setattr("netfission.runs.folder.archive_damage", look)
+    assert interrupted.resumable() == interrupted.checkpoint
+    assert interrupted.checkpoint.read_bytes() == sound
 
 
 def test_resuming_with_other_threads_is_warned_of(interrupted, settings_of):

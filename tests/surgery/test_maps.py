@@ -191,7 +191,7 @@ def test_pruning_and_reconstruction_read_labels_of_pixels() -> None:
     assert errors[0] < 0.5 * errors[1]
 
 
-@pytest.mark.parametrize("name", ["size", "LR-ASPP"])
+@pytest.mark.parametrize("name", ["U-Net", "size", "LR-ASPP"])
 def test_linear_exits_give_maps_of_the_size_of_the_images(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

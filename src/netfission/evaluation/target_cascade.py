@@ -1,6 +1,7 @@
 """What `netfission.evaluation.cascade` needs to know of exits, if images do not have one class each."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -145,6 +146,7 @@ class TargetAnswers:
         tiling: Tiling | None = None,
     ) -> None:
         self._rule, self._tiling = rule, tiling
+        self._weights = network.exit_weights
         self.rule, self.measure = rule.name, rule.measure
         self.tile: int | None = None if tiling is None else tiling.tile
         self.halo = 0 if tiling is None else tiling.halo
@@ -201,7 +203,7 @@ class TargetAnswers:
 
     def combining(self) -> nn.Module:
         """Return the module that makes the ensemble's output of the outputs of all exits."""
-        return _Combined(self._rule.combined)
+        return _Combined(partial(self._rule.combined, weights=self._weights))
 
     def stopping(
         self, network: FissionNetwork, thresholds: tuple[float, ...], order: tuple[int, ...]

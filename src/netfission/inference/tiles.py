@@ -7,10 +7,11 @@ what is pooled globally, as in squeeze-and-excitation and in the context of LR-A
 alone. Its outputs are therefore close to, but not those of the whole image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netfission.inference.cascade import Cascade, ExitCosts, StoppingRule, exit_costs
@@ -20,6 +21,8 @@ from netfission.surgery.features import Features, map_tensors
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.inputs import Inputs, first_rows
 from netfission.utils.modes import in_mode
+
+_PROBE = 64  # pixels that are added to find the stride of features; most strides divide it
 
 
 class TileOutput(NamedTuple):
@@ -42,10 +45,11 @@ class _Side:
         tile: of a tile.
         halo: pixels around it. At the edge of the image the cut is moved inwards, so that all cuts are
             equally long.
+        strides: number of features along the image → pixels per feature.
     """
 
-    def __init__(self, length: int, tile: int, halo: int) -> None:
-        self.length, self.tile, self.halo = length, tile, halo
+    def __init__(self, length: int, tile: int, halo: int, strides: Mapping[int, int]) -> None:
+        self.length, self.tile, self.halo, self.strides = length, tile, halo, strides
         self.cut = min(tile + 2 * halo, length)
 
     def start(self, number: int) -> int:
@@ -54,7 +58,7 @@ class _Side:
 
     def features(self, number: int, length: int) -> slice:
         """Return the positions of the cut among the features of the image."""
-        stride = max(1, round(self.length / length))
+        stride = self.strides[length]
         size = min(-(-self.cut // stride), length)
         start = min(self.start(number) // stride, length - size)
         return slice(start, start + size)
@@ -81,16 +85,17 @@ class TileCascade(nn.Module):
         network: a `FissionNetwork` of maps, or the result of `deploy_exits`, in eval mode whenever this is
             called.
         thresholds: one per exit but the last, each in [0, 1]: a tile stops if its confidence is above.
-        tile: height and width of a tile, in pixels, which divide those of the images.
-        halo: pixels around a tile that later exits see as well, at least 0. Best is a multiple of the
-            network's stride.
+        tile: height and width of a tile, in pixels, which divide those of the images. A multiple of the
+            stride of the features that later exits read.
+        halo: pixels around a tile that later exits see as well, at least 0; such a multiple, too.
         order: every exit once; default cheapest first, see `netfission.inference.exit_costs`.
         example_input: images to find that order with; unused if `order` is given.
         rule: how exits are combined, and how confident a tile is.
         weights: of the exits in the ensemble, see `Cascade`.
 
     Raises:
-        ValueError: an argument is invalid; or, when it is called, tiles do not divide the images.
+        ValueError: an argument is invalid; or, when it is called, tiles do not divide the images, or do not
+            begin where features do.
 
     Example:
         >>> import netfission as nf
@@ -130,6 +135,7 @@ class TileCascade(nn.Module):
         order = self.cascade.order
         depths = self.cascade.branch_depths
         self.starts = [min(depths[number], depths[order[0]]) for number in order]
+        self._strides: dict[tuple[int, int], tuple[dict[int, int], dict[int, int]]] = {}  # by size of images
         self.later = [self._later(number, start) for number, start in zip(order, self.starts, strict=True)]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,7 +147,7 @@ class TileCascade(nn.Module):
         """Images → logits, and how many exits each tile used.
 
         Raises:
-            ValueError: the network is in train mode, or tiles do not divide the images.
+            ValueError: the network is in train mode, or see the class.
         """
         sides = self._sides(images)
         features, output = self._first(images)
@@ -210,6 +216,11 @@ class TileCascade(nn.Module):
         outputs = self.later[step](_cut_features(features, tiles, sides))
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         down, across = sides
+        if outputs.shape[2:] != (down.cut, across.cut):
+            expected = (
+                f"whose later exits give maps of {down.cut}×{across.cut} pixels for such a part of an image"
+            )
+            raise invalid("network", expected, found=f"{outputs.shape[2]}×{outputs.shape[3]}")
         return torch.stack(
             [
                 outputs[index][:, down.inside(row), across.inside(column)]
@@ -231,7 +242,40 @@ class TileCascade(nn.Module):
             raise invalid(
                 "tile", f"a divisor of height and width, {height} and {width}", self.tile, hint=hint
             )
-        return _Side(height, self.tile, self.halo), _Side(width, self.tile, self.halo)
+        if (height, width) not in self._strides:
+            self._strides[height, width] = self._find_strides(first_rows(images, 1))
+        down, across = self._strides[height, width]
+        return _Side(height, self.tile, self.halo, down), _Side(width, self.tile, self.halo, across)
+
+    def _find_strides(self, image: Tensor) -> tuple[dict[int, int], dict[int, int]]:
+        """Return for height and width: number of features that later exits read → pixels per feature.
+
+        A larger image has as many features more as its added pixels make. The lengths of one image alone do
+        not tell: they may be rounded up, or padded.
+        """
+        read = sorted(set(self.starts[1:]))
+        found: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        here = self._first(image)[0]
+        try:
+            larger = self._first(F.pad(image, (0, _PROBE, 0, _PROBE)))[0]
+        except Exception:  # a network of one size, whose code may raise anything
+            larger = here
+        for start in read:
+            for tensor, other in zip(_maps(here[start]), _maps(larger[start]), strict=True):
+                for side, dimension in enumerate((2, 3)):
+                    length, more = tensor.shape[dimension], other.shape[dimension] - tensor.shape[dimension]
+                    stride, rest = divmod(_PROBE, more) if more else divmod(image.shape[dimension], length)
+                    if rest:
+                        expected = "whose features that later exits read are whole pixels apart, for tiles"
+                        size = f"{length} along {image.shape[dimension]} pixels"
+                        raise invalid("network", expected, found=size)
+                    found[side][length] = stride
+        largest = max(stride for strides in found for stride in strides.values())
+        for name, pixels in (("tile", self.tile), ("halo", self.halo)):
+            if pixels % largest:
+                hint = "later exits read features that are so many pixels apart"
+                raise invalid(name, f"a multiple of {largest}", pixels, hint=hint)
+        return found
 
 
 def tile_costs(
@@ -276,6 +320,12 @@ def _positions(tiles: Tensor, sides: tuple[_Side, _Side]) -> list[tuple[int, int
     """Return image, row and column of tiles by their numbers in the batch."""
     rows, columns = (side.length // side.tile for side in sides)
     return [(n // (rows * columns), n // columns % rows, n % columns) for n in tiles.tolist()]
+
+
+def _maps(features: Features) -> list[Tensor]:
+    """Return the tensors that are cut out: those with height and width."""
+    tensors = features if isinstance(features, tuple) else (features,)
+    return [tensor for tensor in tensors if tensor.ndim == 4 and tensor.shape[2:] != (1, 1)]
 
 
 def _cut_features(features: Features, tiles: Tensor, sides: tuple[_Side, _Side]) -> Features:

@@ -72,9 +72,10 @@ class UnitCounts:
 class UnitSearch:
     """Chooses thresholds by the counts of units, for targets of score or of cost.
 
-    It tries about a thousand combinations of thresholds, at quantiles of the confidence after each step. As
-    in `netfission.inference.choose_thresholds`, a bound on the loss must hold both as counted by the targets
-    and as expected by the ensemble of all exits: else it would be fitted to the few images that happen to
+    It tries a thousand combinations of thresholds at most, or two per step if there are more than ten, at
+    quantiles of the confidence after each step. As in `netfission.inference.choose_thresholds`, a bound on
+    the loss must hold both as counted by the targets and as expected by the ensemble of all exits: else it
+    would be fitted to the few images that happen to
     gain. The probabilities are those of the ensemble as trained.
 
     Args:
@@ -99,8 +100,8 @@ class UnitSearch:
     @cached_property
     def _combinations(self) -> list[tuple[float, ...]]:
         steps = self.units.confidence.unbind(dim=1)
-        limit = max(2, int(_COMBINATIONS ** (1 / max(len(steps), 1))))
-        candidates = [threshold_candidates(step, limit) for step in steps]
+        each = int(_COMBINATIONS ** (1 / max(len(steps), 1)))  # 0 and 1 among them
+        candidates = [threshold_candidates(step, max(each - 2, 0)) for step in steps]
         grid = torch.cartesian_prod(*candidates).reshape(-1, len(steps)) if steps else torch.zeros(1, 0)
         return [tuple(thresholds) for thresholds in grid.tolist()]
 

@@ -48,6 +48,8 @@ class EncoderDecoder(nn.Module):
     def load_encoder(self, weights: TrainedWeights, name: str) -> WeightsReport | None:
         """Load the weights of a classifier of the encoder's architecture, without its last layers.
 
+        Those of another network with this encoder are taken so, too, without its decoder.
+
         Args:
             weights: the tensors.
             name: of the network, for messages.
@@ -94,9 +96,11 @@ def create_encoder_decoder(
     if architecture not in known:
         expected = f"smp/ARCHITECTURE/ENCODER with an architecture among {', '.join(known)}"
         raise invalid("model", expected, name, hint=did_you_mean(architecture, known))
+    if not encoder:
+        raise invalid("model", "smp/ARCHITECTURE/ENCODER", name, hint=f"such as {name}/resnet18")
     if encoder not in own and not timm.is_model(bare.partition(".")[0]):
         expected = "smp/ARCHITECTURE/ENCODER with an encoder of segmentation-models-pytorch or timm"
-        raise invalid("model", expected, name, hint=did_you_mean(encoder, [*own, *timm.list_models()]))
+        raise invalid("model", expected, name, hint=did_you_mean(encoder, {*own, *timm.list_models()}))
     if drop_path:
         raise invalid("drop_path", "0 for networks of segmentation-models-pytorch", drop_path)
     is_own = encoder in own

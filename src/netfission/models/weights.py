@@ -7,7 +7,7 @@ import pickletools
 import re
 import warnings
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -315,7 +315,8 @@ def fit_part(weights: TrainedWeights, part: nn.Module) -> TrainedWeights | None:
 
     Returns:
         The tensors, by the part's names, or by those of the file if they match by order alone (see
-        `load_weights`); None if the file lacks one.
+        `load_weights`). None if the file lacks one, or has others in the same modules, as a deeper network
+        has them.
 
     Example:
         >>> whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
@@ -328,12 +329,17 @@ def fit_part(weights: TrainedWeights, part: nn.Module) -> TrainedWeights | None:
     named = {name: tensor for name, tensor in renamed.items() if name in state}
     if not _Fit(state, named, ()).errors:
         others = [name for name in renamed if name not in state]
+        if not _outermost(others).isdisjoint(_outermost(named)):
+            return None
         return replace(weights, tensors=named, left_out=(*weights.left_out, *others))
     without_counters = not any(name.endswith(_COUNTER) for name in weights.tensors)
     count = sum(not (without_counters and name.endswith(_COUNTER)) for name in state)
     names = list(weights.tensors)
     first = {name: weights.tensors[name] for name in names[:count]}
     if not weights.ordered or _in_order(first, state, ()) is None:
+        return None
+    bare = [name.removeprefix(_innermost_prefix(names)) for name in names]
+    if not _outermost(bare[count:]).isdisjoint(_outermost(bare[:count])):
         return None
     return replace(weights, tensors=first, left_out=(*weights.left_out, *names[count:]))
 
@@ -402,6 +408,11 @@ def _counted(names: Sequence[str]) -> str:
     """Return names, or the number and the first of many, as those of a decoder."""
     few = len(names) <= 2 * _SHOWN
     return ", ".join(names) if few else f"{len(names)} tensors ({_listed(names)})"
+
+
+def _outermost(names: Iterable[str]) -> set[str]:
+    """Return the first parts of names: the outermost modules that hold the tensors."""
+    return {name.partition(".")[0] for name in names}
 
 
 def _suits(tensor: Tensor, wanted: Tensor) -> bool:

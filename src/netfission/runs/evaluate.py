@@ -296,11 +296,12 @@ def _single_accuracy(
 ) -> float:
     """Return the accuracy, or the task's measure, on the test split of the network of another run."""
     network, other = single.load_fission(any_task=True)
-    alike = (other.model, other.task, other.classes, other.shape) == (
+    alike = (other.model, other.task, other.classes, other.shape, other.scale) == (
         spec.model,
         spec.task,
         spec.classes,
         spec.shape,
+        spec.scale,
     )
     if network.exits > 1 or not alike:
         raise invalid(

@@ -7,7 +7,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -254,6 +254,8 @@ class RunFolder(ModelFolder):
         if not (damage := archive_damage(newest)):
             return newest
         sound = next((path for path in older if not archive_damage(path)), None)
+        if sound is None and not archive_damage(newest):
+            return newest  # another process of this training has put the sound one there
         if sound is None:
             raise invalid(
                 str(newest),
@@ -265,7 +267,9 @@ class RunFolder(ModelFolder):
             f"{newest} is damaged ({damage}): the run goes on from {sound.name}, one epoch before",
             stacklevel=2,
         )
-        sound.replace(newest)  # so that the next checkpoint does not take the sound one's place
+        # So that the next checkpoint does not take the sound one's place. Another process may have done it.
+        with suppress(FileNotFoundError):
+            sound.replace(newest)
         return newest
 
     def warn_of_other_threads(self) -> None:

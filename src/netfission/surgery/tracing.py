@@ -8,7 +8,7 @@ constants, and sizes that differ (the batch) stay symbolic.
 import inspect
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -563,13 +563,25 @@ def start_of(tracer: ModuleTracer, root: nn.Module, name: str) -> fx.Node:
     """
     parent, _, _ = name.rpartition(".")
     kind = type(root.get_submodule(name))
+    order = {node: index for index, node in enumerate(tracer.graph.nodes)}  # decoders run the last one first
     if not parent and kind is nn.Sequential:  # stages, or a stem, of whatever layers
-        return tracer.before[name]
+        return _before(tracer, name, order)
     children = root.get_submodule(parent).named_children()
     siblings = [f"{parent}.{child}".lstrip(".") for child, module in children if type(module) is kind]
-    order = {node: index for index, node in enumerate(tracer.graph.nodes)}  # decoders run the last one first
-    ran = [tracer.before[sibling] for sibling in siblings if sibling in tracer.before]
-    return min(ran, key=order.__getitem__, default=tracer.before[name])
+    ran = [_before(tracer, sibling, order) for sibling in siblings if sibling in tracer.before]
+    return min(ran, key=order.__getitem__, default=_before(tracer, name, order))
+
+
+def _before(tracer: ModuleTracer, name: str, order: Mapping[fx.Node, int]) -> fx.Node:
+    """Return the last node before a module.
+
+    The one that was traced there may be of a size, which has been moved to where it is used.
+    """
+    before, last = tracer.before[name], tracer.last.get(name)
+    if last is None or last not in order or order[before] < order[last]:
+        return before
+    inside = [node for node in order if node.op == "call_module" and f"{node.target}.".startswith(f"{name}.")]
+    return min(inside, key=order.__getitem__, default=last).prev
 
 
 Attempt = Callable[[], tuple[ModuleTracer, fx.Graph]]

@@ -20,7 +20,8 @@ from netfission.tasks.columns import Columns
 from netfission.tasks.early_exit import EarlyExit
 from netfission.tasks.evaluation import shown_measure
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
-from netfission.utils.errors import invalid
+from netfission.utils.errors import describe, first_line, invalid
+from netfission.utils.modes import in_mode
 
 
 class EvaluationResult(Protocol):
@@ -305,6 +306,19 @@ class Task:
         Raises:
             ValueError: it has others.
         """
+        if self.targets.exclusive:  # which have a reader of their own
+            return
+        with in_mode(model, training=False), torch.no_grad():
+            try:
+                outputs: Any = model(torch.zeros(1, *shape))
+            except Exception as error:  # of any kind, from the code of the network
+                found = f"images of {shape[1]}×{shape[2]} ({first_line(error)})"
+                raise invalid("image_size", f"a size that {name} accepts", found=found) from error
+        if isinstance(outputs, Mapping):
+            outputs = outputs.get("out")
+        if isinstance(outputs, Tensor) and outputs.ndim > 2:
+            kind = f"a network of whole images with task={self.name}"
+            raise invalid("model", kind, found=f"{name}, whose output is {describe(outputs)}")
 
     def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
         """Return the loss of a method: outputs `(batch, exits, outputs)` and targets → a scalar."""
