@@ -97,7 +97,9 @@ def ensemble_distillation_loss(
     return loss / logits.shape[1] if reduction == "mean" else loss
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 3.0) -> Tensor:
+def distillation_loss(
+    logits: Tensor, teacher_logits: Tensor, *, temperature: float = 3.0, counts: Tensor | None = None
+) -> Tensor:
     """Return the loss that trains exits on the prediction of another network (Hinton et al. 2015).
 
     With exits' logits z_i, teacher's logits t and temperature T, it is T^2 * sum_i KL(softmax(t / T) ||
@@ -108,6 +110,8 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
         logits: `(batch, exits, classes, ...)`, floating point.
         teacher_logits: `(batch, 1 or exits, classes, ...)`, floating point.
         temperature: T above, > 0; default 3.
+        counts: `(batch, ...)`, bool: where the loss counts; the mean is over these, and 0 without any.
+            Default everywhere.
 
     Returns:
         The loss, a scalar of float32 or wider.
@@ -126,7 +130,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
     logits, teacher_logits = as_logits(logits), as_logits(teacher_logits)
     target = (teacher_logits.detach() / temperature).log_softmax(dim=2).expand_as(logits)
     student = (logits / temperature).log_softmax(dim=2)
-    return temperature**2 * _divergence(target, student).mean()
+    return temperature**2 * _mean(_divergence(target, student), counts)
 
 
 def _divergence(target: Tensor, student: Tensor) -> Tensor:

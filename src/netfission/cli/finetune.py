@@ -23,14 +23,16 @@ from netfission.config import (
 from netfission.utils.errors import invalid
 from netfission.utils.text import printable
 
-_OF_OTHER_TASKS = {"task", "void"}  # other tasks than classification are refused
 _OWN = {"ensemble_epochs", "finetuned", "recipe"}  # arguments that are no settings of runs
 
 
 def parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(run.__doc__, config=True, of_file=_of_single_network)
-    help = "folder of images with a folder per class, or another data set, see `netfission train --help`"
+    help = (
+        "folder of images with a folder per class, or with --task a table or a folder of masks, or another "
+        "data set, see `netfission train --help`"
+    )
     parser.add("data", str, help=help, metavar="FOLDER")
     group = parser.add_argument_group("fine-tuning")
     parser.add(
@@ -66,7 +68,7 @@ def parser() -> Parser:
     )
     defaults = _shown_defaults()
     parser.add_settings("model", ModelConfig, defaults=defaults)
-    parser.add_settings("data", DataConfig, skip={"data"}, hidden=_OF_OTHER_TASKS, defaults=defaults)
+    parser.add_settings("data", DataConfig, skip={"data"}, defaults=defaults)
     parser.add_settings("fission", FissionConfig, defaults=defaults)
     parser.add_settings("training", TrainingConfig, skip={"devices", "machines"}, defaults=defaults)
     return parser

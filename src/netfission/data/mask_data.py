@@ -61,10 +61,7 @@ def load_mask_data(
     if not 0 <= validation < 1:
         raise invalid("validation", "a share in [0, 1)", validation)
     found = load_masks(name, void=void, memory_limit=0)
-    if image_size is None and found.shape is None:
-        hint = f"those of {printable(name)} differ"
-        raise invalid("image_size", "given if photographs differ in size", None, hint=hint)
-    size = _scaled(found.common_size, image_size)
+    size = fitted_size(found, image_size)
     rows = _rows(found, validation, seed)
     pixels = 4 * size[0] * size[1] * sum(map(len, rows.values()))
     parts = {
@@ -89,8 +86,20 @@ def load_mask_data(
     )
 
 
-def _scaled(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
-    """Return a height and width scaled to a shorter side."""
+def fitted_size(found: MaskData, shorter: int | None) -> tuple[int, int]:
+    """Return the height and width that `load_mask_data` fits photographs into.
+
+    Args:
+        found: the folder.
+        shorter: the shorter side in pixels; default that of the photographs.
+
+    Raises:
+        ValueError: photographs differ in size, and no side is given.
+    """
+    if shorter is None and found.shape is None:
+        hint = f"those of {printable(found.name)} differ"
+        raise invalid("image_size", "given if photographs differ in size", None, hint=hint)
+    size = found.common_size
     factor = 1.0 if shorter is None else shorter / min(size)
     return round(factor * size[0]), round(factor * size[1])
 

@@ -1,9 +1,10 @@
 """What an ensemble gains over the single network that it was made of, and what it costs."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import hypot, sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch.nn.functional as F
@@ -102,22 +103,8 @@ images (quartiles 1.00–1.20); its training took another 0.75×
         it is usually smaller, as both err on the hard ones. It is counted with two more answers of either
         kind (Agresti & Coull 1998), so that it is never 0. Those of NLL and ECE are `errors`.
         """
-        single, ensemble = self.single, self.ensemble
-        times = (
-            f"{time.median:.2f}× for {count_noun(size, 'image')} "
-            f"(quartiles {time.lower:.2f}–{time.upper:.2f})"
-            for size, time in self.time.items()
-        )
-        cost = [
-            f"MACs {ensemble.macs / single.macs:.2f}×",
-            f"parameters {ensemble.parameters / single.parameters:.2f}×",
-            f"inference time {' and '.join(times) or 'not measured'}",
-        ]
-        training = ""
-        if ensemble.seconds is not None and single.seconds:
-            training = f"; its training took another {ensemble.seconds / single.seconds:.2f}×"
         changes = [f"{title}: {', '.join(changed)}" for title, changed in self._changes().items() if changed]
-        return "\n".join([*changes, f"cost relative to the single network: {', '.join(cost)}{training}"])
+        return "\n".join([*changes, cost_summary(self.single, self.ensemble, self.time)])
 
     def _changes(self) -> dict[str, list[str]]:
         """Return what is better, worse, not clear and as before, in words."""
@@ -173,6 +160,46 @@ images (quartiles 1.00–1.20); its training took another 0.75×
             f"{network.parameters / 1e6:,.3f}",
             "–" if network.seconds is None else duration(network.seconds),
         ]
+
+
+class CostFigures(Protocol):
+    """What a network costs."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters stored."""
+
+    @property
+    def macs(self) -> int:
+        """Dense multiply-accumulates per image."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of its training; None if it was trained elsewhere."""
+
+
+def cost_summary(single: CostFigures, ensemble: CostFigures, time: Mapping[int, Quartiles]) -> str:
+    """Return what an ensemble costs over the single network that it was made of, in a line.
+
+    Args:
+        single: the single network.
+        ensemble: the ensemble.
+        time: number of images → time of inference over the single network's.
+    """
+    times = (
+        f"{relative.median:.2f}× for {count_noun(size, 'image')} "
+        f"(quartiles {relative.lower:.2f}–{relative.upper:.2f})"
+        for size, relative in time.items()
+    )
+    cost = [
+        f"MACs {ensemble.macs / single.macs:.2f}×",
+        f"parameters {ensemble.parameters / single.parameters:.2f}×",
+        f"inference time {' and '.join(times) or 'not measured'}",
+    ]
+    training = ""
+    if ensemble.seconds is not None and single.seconds:
+        training = f"; its training took another {ensemble.seconds / single.seconds:.2f}×"
+    return f"cost relative to the single network: {', '.join(cost)}{training}"
 
 
 def change_errors(single: Tensor, ensemble: Tensor, labels: Tensor) -> dict[str, float]:

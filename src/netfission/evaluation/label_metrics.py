@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from netfission.evaluation.metrics import CALIBRATION_BINS
+from netfission.evaluation.resampling import Resampled
 
 UNDECIDED = 0.5  # threshold of a label without images
 
@@ -56,6 +57,59 @@ def multilabel_metrics(log_probabilities: Tensor, labels: Tensor, thresholds: Te
         "ece": ece.item(),
         "brier": (probabilities - truth).square().mean().item(),
     }
+
+
+def resampled_label_metrics(log_probabilities: Tensor, labels: Tensor, thresholds: Tensor) -> Resampled:
+    """Return the measures of `multilabel_metrics` on sets of images that are drawn from these.
+
+    Args:
+        log_probabilities: see `multilabel_metrics`, as the following.
+        labels: `(n, labels)`.
+        thresholds: `(labels,)`.
+
+    Example:
+        >>> probabilities = torch.tensor([[0.9, 0.2], [0.4, 0.6]])
+        >>> pairs = torch.stack([1 - probabilities, probabilities], dim=1).log()
+        >>> of_sets = resampled_label_metrics(pairs, torch.tensor([[1, 0], [1, 1]]), torch.tensor([0.5, 0.5]))
+        >>> of_sets(torch.tensor([[1.0, 1.0], [2.0, 0.0]]).double())["brier"]  # both images, the first twice
+        tensor([0.1425, 0.0250], dtype=torch.float64)
+    """
+    log_probabilities, truth = log_probabilities.double(), labels.double()
+    probabilities = log_probabilities[:, 1].exp()
+    predicted = (probabilities >= thresholds).double()
+    nll = -log_probabilities.gather(1, labels.long().unsqueeze(1)).squeeze(1).mean(dim=1)
+    brier = (probabilities - truth).square().mean(dim=1)
+    bounds = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
+    bins = torch.bucketize(probabilities, bounds, right=True).sub(1).clamp(max=CALIBRATION_BINS - 1)
+    gaps = torch.zeros(len(labels), CALIBRATION_BINS, dtype=torch.float64)
+    gaps.scatter_add_(1, bins, (probabilities - truth) / labels.shape[1])
+    columns = list(zip(probabilities.T, truth.T, strict=True))
+
+    def measure(weights: Tensor) -> dict[str, Tensor]:
+        totals = weights.sum(dim=1)
+        there = weights @ truth
+        scores = 2 * (weights @ (truth * predicted)) / (there + weights @ predicted)
+        precision = torch.stack([_average_precision(*column, weights) for column in columns], dim=1)
+        return {
+            "map": precision.nanmean(dim=1),
+            "f1": torch.where(there > 0, scores, torch.nan).nanmean(dim=1),
+            "nll": weights @ nll / totals,
+            "ece": (weights @ gaps).abs().sum(dim=1) / totals,
+            "brier": weights @ brier / totals,
+        }
+
+    return measure
+
+
+def _average_precision(probabilities: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """Return the average precision of a label in sets of images; NaN where it does not occur, `(sets,)`."""
+    ordered, order = probabilities.sort(descending=True)
+    last = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])  # of images of equal probability
+    weights = weights[:, order]
+    right = (weights * truth[order]).cumsum(dim=1)[:, last]
+    predicted = weights.cumsum(dim=1)[:, last]
+    steps = right.diff(dim=1, prepend=torch.zeros(len(right), 1, dtype=right.dtype))
+    return (steps * right / predicted.clamp(min=1)).sum(dim=1) / right[:, -1]
 
 
 def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:

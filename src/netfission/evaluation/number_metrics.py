@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from netfission.evaluation.resampling import Resampled
+
 NOMINAL = 0.9  # coverage of the intervals that are measured
 
 
@@ -72,3 +74,36 @@ def regression_metrics(mean: Tensor, variance: Tensor, targets: Tensor) -> dict[
         "mae": mean_absolute_error(mean, targets, num_outputs=count).mean().item(),
         "coverage": ((targets - mean).abs() <= half).double().mean().item(),
     }
+
+
+def resampled_regression_metrics(mean: Tensor, variance: Tensor, targets: Tensor) -> Resampled:
+    """Return the errors of `regression_metrics` on sets of images that are drawn from these.
+
+    The coverage is not among them: neither a higher nor a lower one is better.
+
+    Args:
+        mean: `(n, targets)`, floating point.
+        variance: `(n, targets)`.
+        targets: `(n, targets)`.
+
+    Example:
+        >>> targets = torch.tensor([[1.0], [-3.0]])
+        >>> of_sets = resampled_regression_metrics(torch.zeros(2, 1), torch.ones(2, 1), targets)
+        >>> of_sets(torch.tensor([[1.0, 1.0], [2.0, 0.0]]).double())["mae"]  # both images, the first twice
+        tensor([2., 1.], dtype=torch.float64)
+    """
+    mean, variance, targets = mean.double(), variance.double(), targets.double()
+    errors = targets - mean
+    of_images = {
+        "mae": errors.abs().mean(dim=1),
+        "nll": gaussian_nll(mean, variance, targets).mean(dim=1),
+        "crps": gaussian_crps(mean, variance, targets).mean(dim=1),
+    }
+
+    def measure(weights: Tensor) -> dict[str, Tensor]:
+        totals = weights.sum(dim=1)
+        squared = weights @ errors.square() / totals.unsqueeze(1)
+        means = {name: weights @ values / totals for name, values in of_images.items()}
+        return {**means, "rmse": squared.sqrt().mean(dim=1)}
+
+    return measure

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from netfission.evaluation.metrics import CALIBRATION_BINS
+from netfission.evaluation.resampling import Resampled
 from netfission.utils.errors import check_positive_integer, describe, invalid
 
 _LEVELS = 4096  # of confidence, by which right and wrong pixels are ordered
+_COARSE = 256  # of these levels together, of which sums are kept for each image
 _SURE = 20.0  # the logarithm of the odds of a confidence from which all count as equal
 
 
@@ -125,9 +127,17 @@ class PixelScores:
             "nll": self._nll / self.pixels,
             "ece": self._gaps.abs().sum().item() / self.pixels,
             "brier": self._brier / self.pixels,
-            "error_auroc": _auroc(wrong, right),
-            "aurc": _aurc(wrong, right),
+            "error_auroc": _auroc(wrong, right).item(),
+            "aurc": _aurc(wrong, right).item(),
         }
+
+    def sums(self) -> Tensor:
+        """Return what `ResampledPixels` needs of the pixels that were counted, float64, one dimension."""
+        confusion = self._confusion.double()
+        ranked = self._ranked.view(2, _COARSE, -1).sum(dim=2)
+        scalars = torch.tensor([self.pixels, self._nll, self._brier], dtype=torch.float64)
+        of_classes = (confusion.diagonal(), confusion.sum(0), confusion.sum(1))
+        return torch.cat([scalars, *of_classes, self._gaps, ranked.double().flatten()])
 
     def _check(self, log_probabilities: Tensor, labels: Tensor) -> Tensor:
         """Check the layout and the labels, and return which pixels are not void, `(batch, height, width)`."""
@@ -150,18 +160,74 @@ class PixelScores:
         return kept
 
 
-def _auroc(wrong: Tensor, right: Tensor) -> float:
-    """Return the area by the numbers of wrong and right pixels at each level of confidence, rising."""
-    below = wrong.cumsum(0) - wrong / 2  # wrong pixels that are less confident, ties by half
-    pairs: Tensor = wrong.sum() * right.sum()
-    return ((below * right).sum() / pairs).item()
+class ResampledPixels:
+    """Measures maps on sets of images that are drawn from those of all batches.
+
+    Of each image sums are stored, 530 numbers and three for each class, and no pixel. `error_auroc` and
+    `aurc` tell apart 256 levels of confidence, where `PixelScores` has 4,096.
+
+    Args:
+        classes: see `PixelScores`.
+        ignore_index: see `PixelScores`.
+
+    Example:
+        >>> scores = ResampledPixels(classes=2, ignore_index=255)
+        >>> probabilities = torch.tensor([[[[0.8, 0.6, 0.9]], [[0.2, 0.4, 0.1]]]])  # one image, 1 × 3
+        >>> scores.add(probabilities.log(), torch.tensor([[[0, 1, 255]]]))
+        >>> scores.result()(torch.ones(1, 1).double())["mean_iou"]
+        tensor([0.2500], dtype=torch.float64)
+    """
+
+    def __init__(self, classes: int, ignore_index: int | None = None) -> None:
+        self.classes = classes
+        self.ignore_index = ignore_index
+        self._sums: list[Tensor] = []
+
+    def add(self, log_probabilities: Tensor, labels: Tensor) -> None:
+        """Count a batch, see `PixelScores.add`."""
+        for row in range(len(labels)):
+            scores = PixelScores(self.classes, self.ignore_index)
+            scores.add(log_probabilities[[row]], labels[[row]])
+            self._sums.append(scores.sums())
+
+    def result(self) -> Resampled:
+        """Return the measures of `PixelScores.result` as a function of how often each image is in a set."""
+        of_images = torch.stack(self._sums)
+        sizes = [1, 1, 1, *[self.classes] * 3, CALIBRATION_BINS, 2 * _COARSE]
+
+        def measure(weights: Tensor) -> dict[str, Tensor]:
+            parts = (weights @ of_images).split(sizes, dim=1)
+            pixels, nll, brier = (part.squeeze(1) for part in parts[:3])
+            both, predicted, labelled, gaps, ranked = parts[3:]
+            wrong, right = ranked.chunk(2, dim=1)
+            return {
+                "mean_iou": (both / (predicted + labelled - both)).nanmean(dim=1),
+                "pixel_accuracy": both.sum(dim=1) / pixels,
+                "nll": nll / pixels,
+                "ece": gaps.abs().sum(dim=1) / pixels,
+                "brier": brier / pixels,
+                "error_auroc": _auroc(wrong, right),
+                "aurc": _aurc(wrong, right),
+            }
+
+        return measure
 
 
-def _aurc(wrong: Tensor, right: Tensor) -> float:
-    wrong, both = wrong.flip(0), (wrong + right).flip(0)  # the most confident first
-    before, errors = both.cumsum(0) - both, wrong.cumsum(0) - wrong
+def _auroc(wrong: Tensor, right: Tensor) -> Tensor:
+    """Return the area by the numbers of wrong and right pixels at each level of confidence, rising.
+
+    Both are `(..., levels)`, and the area is `(...)`.
+    """
+    below = wrong.cumsum(-1) - wrong / 2  # wrong pixels that are less confident, ties by half
+    return (below * right).sum(-1) / (wrong.sum(-1) * right.sum(-1))
+
+
+def _aurc(wrong: Tensor, right: Tensor) -> Tensor:
+    """Return the area under risk and coverage by the same numbers."""
+    wrong, both = wrong.flip(-1), (wrong + right).flip(-1)  # the most confident first
+    before, errors = both.cumsum(-1) - both, wrong.cumsum(-1) - wrong
     # Within a level of b pixels, errors are spread evenly: after B others with E errors, the sum of the risks
     # (E + k w / b) / (B + k) over k = 1, …, b is w + (E − B w / b) (ψ(B + b + 1) − ψ(B + 1)).
     harmonic = torch.digamma(before + both + 1) - torch.digamma(before + 1)
     risks = wrong + (errors - before * wrong / both.clamp(min=1)) * harmonic
-    return (risks.sum() / both.sum()).item()
+    return risks.sum(-1) / both.sum(-1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from netfission.algorithm import fission
 from netfission.config import MethodConfig, RunConfig, TrainingConfig
 from netfission.inference.deployment import deploy
-from netfission.methods.base import Loss, Method
+from netfission.methods.base import Distillation, Loss, Method
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.fission import FissionMethod
 from netfission.methods.registry import find_method
@@ -89,7 +89,14 @@ class TimedContender:
         """The method that trains the network."""
         return find_method(self.config.method)
 
-    def loss(self, network: nn.Module, images: Tensor, targets: Tensor, loss_fn: Loss) -> Tensor:
+    def loss(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        loss_fn: Loss,
+        distil: Distillation | None = None,
+    ) -> Tensor:
         """Return the loss of a training step, a scalar.
 
         Args:
@@ -97,16 +104,18 @@ class TimedContender:
             images: a batch.
             targets: of the batch.
             loss_fn: outputs and targets → a scalar, see `netfission.tasks.Task.loss`.
+            distil: of the teacher, see `netfission.methods.base.Method.with_parent`.
         """
         result = self.method.step(network, images, targets, loss_fn)
-        return self.method.with_parent(result, images, self.parent, self.config.training).loss
+        return self.method.with_parent(result, images, self.parent, self.config.training, distil).loss
 
     def training_steps(self, images: Tensor, task: Task) -> list[Callable[[], None]]:
         """Return steps on copies of the network, one per part of the training, to be run any number of times.
 
         See `netfission.methods.base.Method.training_states`.
         """
-        loss = partial(self.loss, loss_fn=task.loss(self.method, self.config.training))
+        loss_fn = task.loss(self.method, self.config.training)
+        loss = partial(self.loss, loss_fn=loss_fn, distil=task.distil)
         targets = task.blank_targets(images)
         states = self.method.training_states(self.network)
         return [training_step(state, images, loss, targets) for state in states]

@@ -15,10 +15,13 @@ from netfission.config import BranchPoints, FissionConfig, MethodConfig, Reducti
 from netfission.ensemble import Average
 from netfission.losses import EnsembleDistillationLoss, distillation_loss
 from netfission.methods.schedules import SCHEDULES, Schedule, warmed_up
+from netfission.surgery.backbone import main_output
 from netfission.utils.seeds import seeded
 
 Network = Callable[[Tensor], Tensor]  # images → logits `(batch, exits, classes)`
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels → a scalar
+# Logits of exits, of a teacher `(batch, 1, classes)`, labels, and temperature → a scalar, summed over exits
+Distillation = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,12 @@ class Method:
         return StepResult(loss_fn(logits, labels), logits, labels)
 
     def with_parent(
-        self, result: StepResult, images: Tensor, parent: nn.Module | None, training: TrainingConfig
+        self,
+        result: StepResult,
+        images: Tensor,
+        parent: nn.Module | None,
+        training: TrainingConfig,
+        distil: Distillation | None = None,
     ) -> StepResult:
         """Add to a step's loss the distillation from the network that the training started from.
 
@@ -276,12 +284,15 @@ class Method:
             images: `(batch, channels, height, width)`.
             parent: images → logits `(batch, classes)`, in eval mode; None to leave the loss as it is.
             training: the settings.
+            distil: the loss of exits that learn from a teacher; default that of classes,
+                `netfission.losses.distillation_loss`.
         """
         if parent is None:
             return result
         with torch.no_grad():
-            teacher = parent(images)[:, None]
-        loss = distillation_loss(result.logits, teacher, temperature=training.temperature)
+            teacher = main_output(parent(images))[:, None]
+        distil = distil or _distil_classes
+        loss = distil(result.logits, teacher, result.labels, training.temperature)
         if (training.reduction or self.reduction) == "mean":
             loss = loss / result.logits.shape[1]
         return result._replace(loss=result.loss + training.parent_weight * loss)
@@ -327,6 +338,10 @@ class Method:
             ValueError: the method cannot be trained so.
         """
         return []
+
+
+def _distil_classes(logits: Tensor, teacher: Tensor, _labels: Tensor, temperature: float) -> Tensor:
+    return distillation_loss(logits, teacher, temperature=temperature)
 
 
 def call_with_seed(create: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from netfission.config import RunConfig
 from netfission.data import ImageData
 from netfission.ensemble import ensemble_log_probabilities
-from netfission.evaluation import collect_logits
+from netfission.evaluation import collect_logits, run_batches
 from netfission.evaluation.gain import Gain, NetworkFigures, change_errors
 from netfission.evaluation.reliability import ReliabilityReport
+from netfission.evaluation.resampling import Resampled, resampled_errors
 from netfission.inference.deployment import deploy
 from netfission.models import WeightsReport
 from netfission.network import FissionNetwork
@@ -25,6 +26,7 @@ from netfission.runs.folder import MOVED, SAME_SETTINGS, RunFolder, environment
 from netfission.runs.overlap import warn_of_held_out_images
 from netfission.runs.setup import (
     build_network,
+    check_weights_task,
     load_run_data,
     make_batches,
     network_spec,
@@ -32,6 +34,8 @@ from netfission.runs.setup import (
     run_device,
 )
 from netfission.runs.train import train
+from netfission.tasks import Task, task_kind
+from netfission.tasks.gain import TargetFigures, TargetGain
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import write_json
 
@@ -40,7 +44,7 @@ BATCH_SIZES = (1, 32)  # of the time of inference
 
 def finetune(
     plan: FinetunePlan, out: Path, *, progress: bool = True, say: Callable[[str], object] = print
-) -> Gain:
+) -> Gain | TargetGain:
     """Fine-tune a single network and the ensemble made of it, and compare the two; or go on with it.
 
     The folder `out` is that of the ensemble's run, and `out/single` holds the single network. A step whose
@@ -81,7 +85,7 @@ def finetune(
     return gain
 
 
-def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gain:
+def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gain | TargetGain:
     """Compare an ensemble with the single network that it was made of, both evaluated and calibrated.
 
     Args:
@@ -95,6 +99,8 @@ def measure_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> Gai
     Warns:
         UserWarning: a network cannot be deployed, so that the time of inference is not measured.
     """
+    if not task_kind(config.data.task).targets.exclusive:
+        return _measure_target_gain(folder, single, config)
     data = load_matching_data(folder, config, folder.load_spec())
     alone, network, before, labels = _load(single, config, data)
     ensemble, divided, after, _ = _load(folder, config, data)
@@ -139,6 +145,63 @@ def _load(
     return figures, network, ensemble_log_probabilities(scaled, spec.average), labels
 
 
+def _measure_target_gain(folder: RunFolder, single: RunFolder, config: RunConfig) -> TargetGain:
+    """Compare the networks of another task than classification."""
+    data = load_matching_data(folder, config, folder.load_spec(any_task=True))
+    alone, network, before, _ = _load_target(single, config, data)
+    ensemble, divided, after, task = _load_target(folder, config, data)
+    count = max(1, task.batch_size(data.shape, max(BATCH_SIZES)))
+    images = torch.rand(count, *data.shape, device=run_device(config.training))
+    n = len(data.test)
+    return TargetGain(
+        task=task.name,
+        n=n,
+        single=alone,
+        ensemble=ensemble,
+        time=_relative_times(divided, network, images),
+        environment=environment(),
+        errors=resampled_errors(before, after, n),
+    )
+
+
+def _load_target(
+    run: RunFolder, config: RunConfig, data: ImageData
+) -> tuple[TargetFigures, FissionNetwork, Resampled, Task]:
+    """Return the figures of a network, the network on its device, and its measures on sets of test images.
+
+    Raises:
+        ValueError: it is calibrated on some of the test images, so that it has no calibrated measures.
+    """
+    network, spec, device = load_on_device(run, config, any_task=True)
+    assert isinstance(network, FissionNetwork)
+    task, calibration = spec.find_task(), run.load_calibration_of(spec)
+    evaluation = run.load_target_evaluation(spec)
+    assert calibration is not None
+    assert evaluation is not None
+    if evaluation.calibrated is None:
+        expected = "a run that is not calibrated on its own test images"
+        hint = f"`netfission calibrate {run.path}` calibrates it on its validation images"
+        raise invalid(
+            str(run.path), expected, found=calibration.overlap or "no calibrated figures", hint=hint
+        )
+    size = count(network, torch.rand(1, *spec.shape, device=device)).size
+    figures = TargetFigures(
+        network.exits,
+        evaluation.calibrated,
+        size.parameters_stored,
+        size.macs_dense,
+        Stopwatch(run.training_time).read() or None,
+        run.weights_sha256(),
+        calibration.digest,
+        calibration.images,
+    )
+    resampler = task.resampler(average=spec.average, calibration=calibration)
+    images = task.batch_size(data.shape, EVALUATION_BATCH)
+    batches = make_batches(data.test, data, images, device=device, workers=config.data.workers)
+    run_batches(network, batches, resampler.add, device)
+    return figures, network, resampler.result(), task
+
+
 def _reliability(run: RunFolder) -> ReliabilityReport:
     reliability = run.load_reliability()
     assert reliability is not None
@@ -161,7 +224,7 @@ def _relative_times(network: FissionNetwork, single: FissionNetwork, images: Ten
 
 def _measured_times(networks: Mapping[str, nn.Module], images: Tensor) -> dict[int, Quartiles]:
     relative = {}
-    for size in BATCH_SIZES:
+    for size in sorted({min(size, len(images)) for size in BATCH_SIZES}):
         times = inference_times(networks, images[:size])
         relative[size] = Quartiles.of_ratios(times["network"], times["single"])
     return relative
@@ -208,13 +271,15 @@ def _take_over(config: RunConfig, single: RunFolder) -> None:
         UserWarning: it is the network of a run that was trained on some of the held-out images.
     """
     weights = single.read_weights(config)  # before the data, which may take long
+    check_weights_task(config, weights)
     data = load_run_data(config.data, config.fission.seed)
+    noun = task_kind(config.data.task).targets.noun
     reports: list[WeightsReport] = []
     network = build_network(config, data, weights, reports.append)
     if reports[0].new:
         raise invalid(
             "finetuned",
-            f"a network with a classifier of the {len(data.classes)} classes",
+            f"a network with a classifier of the {len(data.classes)} {noun}",
             found=other_classes(reports[0], weights, data),
             hint="give it as weights instead, and the single network is trained on these classes first",
         )
@@ -238,5 +303,7 @@ def _train(
 
 
 def _is_finished(run: RunFolder) -> bool:
-    files = (run.weights, run.spec, run.evaluation, run.calibration, run.reliability)
-    return all(file.is_file() for file in files)
+    files = (run.weights, run.spec, run.evaluation, run.calibration)
+    if not all(file.is_file() for file in files):
+        return False
+    return run.reliability.is_file() or not run.load_spec(any_task=True).find_task().targets.exclusive

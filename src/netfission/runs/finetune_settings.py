@@ -1,7 +1,7 @@
 """From the settings of a fine-tuning to its two runs: the single network, and the ensemble made of it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,14 @@ from netfission.config import (
     FINETUNE_RECIPE,
     LINEAR_EXITS,
     OF_TRAINED_WEIGHTS,
+    DataConfig,
     FissionConfig,
     RunConfig,
 )
 from netfission.data.load import common_size
-from netfission.data.sources import Source, find_source
+from netfission.data.mask_data import fitted_size
+from netfission.data.mask_folders import load_masks
+from netfission.data.sources import Source, find_targets
 from netfission.methods.base import BuildPlan, call_with_seed
 from netfission.methods.effects import unmet_condition, with_recipe
 from netfission.methods.registry import find_method
@@ -28,7 +31,7 @@ from netfission.models import create_model
 from netfission.runs.folder import RunFolder, find_run_splits
 from netfission.surgery.backbone import cut, late_branches
 from netfission.surgery.example import input_size
-from netfission.tasks.registry import check_classifies
+from netfission.tasks import task_kind
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.text import count_noun
 
@@ -42,6 +45,7 @@ OF_ENSEMBLE = frozenset(
 
 
 _STEPS_PER_EPOCH = 8  # the best of 1 to 25 on held-out photographs, for 60 and for 200 training images
+_MASKED_CHANNELS = 3  # of photographs with masks
 _SMALLEST_BATCH = 8  # batch norms need several images
 
 
@@ -101,15 +105,15 @@ def plan_finetuning(
         raise invalid("validation", "above 0, as the networks are calibrated on validation images", 0.0)
     common = _start(given, finetuned)
     of_single = {name: value for name, value in common.items() if name not in OF_ENSEMBLE}
-    config = RunConfig.from_dict(with_recipe(recipe, of_single | {"exits": 1}))
-    check_classifies(config, "finetune")
-    source = find_source(config.data.data)
+    config = _with_recipe(recipe, of_single | {"exits": 1}, given)
+    kind = task_kind(config.data.task)
+    found = _find_images(config)
     if finetuned is not None:
-        _check_channels(Path(finetuned), source)
+        _check_channels(Path(finetuned), found)
     if "batch_size" not in common:
-        images = _training_images(config, source)
+        images = _training_images(config, found.source)
         common["batch_size"] = _begun_with(single) or batch_size(images, config.training.batch_size)
-    model, shape = _model_and_shape(config, source)
+    model, shape = _model_and_shape(config, found)
     of_model = _of_model(model, shape, normalisation=finetuned is not None)
     data = config.to_dict() | {name: value for name, value in of_model.items() if common.get(name) is None}
     data["batch_size"] = common["batch_size"]
@@ -119,7 +123,8 @@ def plan_finetuning(
     settings = {**defaults, **common, "pretrained": False, "weights": str(single), "epochs": ensemble_epochs}
     settings |= _late_exits(settings, given, model, shape)
     settings = _without_vain_defaults(settings, given)
-    ensemble = RunConfig.from_dict(with_recipe(recipe, settings))
+    ensemble = _with_recipe(recipe, settings, given)
+    kind.check(ensemble)
     if ensemble.fission.exits + len(ensemble.fission.linear_exits or ()) == 1:
         raise invalid("linear_exits", "one or more unless exits is 2 or more", given["linear_exits"])
     return FinetunePlan(config, ensemble, finetuned is not None)
@@ -163,7 +168,7 @@ def check_ensemble(config: RunConfig) -> None:
     Raises:
         ValueError: the network cannot be built.
     """
-    check_division(config, *_model_and_shape(config, find_source(config.data.data)))
+    check_division(config, *_model_and_shape(config, _find_images(config)))
 
 
 def check_division(config: RunConfig, model: nn.Module, shape: Sequence[int]) -> None:
@@ -200,23 +205,75 @@ def _start(given: Mapping[str, Any], finetuned: str | None) -> dict[str, Any]:
         if name in given:
             hint = "the single network is not trained"
             raise invalid(name, "left out with finetuned", given[name], hint=hint)
-    return {**_of_run(Path(finetuned)), **given, "weights": finetuned, "pretrained": False}
+    of_run = _of_run(Path(finetuned), given.get("task", DataConfig().task))
+    return {**of_run, **given, "weights": finetuned, "pretrained": False}
 
 
-def _of_run(path: Path) -> dict[str, Any]:
-    """Return the model of a run, and the size and normalisation of its images; {} for a file of weights."""
+def _with_recipe(name: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
+    """Return settings above those of a recipe, of which those without a meaning for the task are left out."""
+    unused = task_kind(settings.get("task", DataConfig().task)).unused
+    values = with_recipe(name, settings)
+    return RunConfig.from_dict(
+        {name: value for name, value in values.items() if name in given or name not in unused}
+    )
+
+
+def _of_run(path: Path, task: str) -> dict[str, Any]:
+    """Return the model of a run, and the size and normalisation of its images; {} for a file of weights.
+
+    Raises:
+        ValueError: it is a run of another task.
+    """
     if not path.is_dir():
         return {}
-    spec = ModelFolder(path).load_spec()
-    size = spec.shape[1] if spec.shape[1] == spec.shape[2] else None
+    spec = ModelFolder(path).load_spec(any_task=True)
+    if spec.task != task:
+        raise invalid("finetuned", f"a network of task={task}", found=f"{path} of task={spec.task}")
+    sides = spec.shape[1:]
+    is_shorter_side = spec.find_task().targets.masks
+    size = min(sides) if is_shorter_side or sides[0] == sides[1] else None
     return {"model": spec.model, "image_size": size, "mean": spec.mean, "std": spec.std}
 
 
-def _check_channels(path: Path, source: Source) -> None:
+@dataclass(frozen=True)
+class _Images:
+    """A data set before its images are read.
+
+    Attributes:
+        names: of the classes, or of other targets.
+        channels: of the images.
+        size: setting `image_size` → height and width of the images.
+        source: the data set, unless it is a folder of masks.
+    """
+
+    names: Sequence[str]
+    channels: int
+    size: Callable[[int | None], tuple[int, int]]
+    source: Source | None = None
+
+
+def _find_images(config: RunConfig) -> _Images:
+    """Find the images of a run."""
+    data, targets = config.data, task_kind(config.data.task).targets
+    if targets.masks:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what loads the images says the same
+            masks = load_masks(data.data, void=data.void, memory_limit=0)
+        return _Images(masks.classes, _MASKED_CHANNELS, partial(fitted_size, masks))
+    source = find_targets(data.data, targets)
+    records = source.train
+
+    def size(side: int | None) -> tuple[int, int]:
+        return common_size(records, data.data) if side is None else (side, side)
+
+    return _Images(source.classes, len(records.mode), size, source)
+
+
+def _check_channels(path: Path, images: _Images) -> None:
     """Refuse the network of a run for images of other channels; a file of weights does not say."""
     if not path.is_dir():
         return
-    channels, wanted = ModelFolder(path).load_spec().shape[0], len(source.train.mode)
+    channels, wanted = ModelFolder(path).load_spec(any_task=True).shape[0], images.channels
     if channels != wanted:
         expected = f"a network for images of {count_noun(wanted, 'channel')}, as these have"
         raise invalid("finetuned", expected, found=f"{path}, for {count_noun(channels, 'channel')}")
@@ -226,7 +283,7 @@ def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: b
     """Return the size, and the normalisation if it is asked for, of the images that a model is made for."""
     made_for: dict[str, Any] = {}
     if input_size(model) is not None:
-        made_for["image_size"] = shape[1]
+        made_for["image_size"] = min(shape[1:])
     settings = getattr(model, "pretrained_cfg", None) or {}
     for name in ("mean", "std") if normalisation else ():
         if len(values := settings.get(name, ())) == shape[0]:
@@ -234,7 +291,7 @@ def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: b
     return made_for
 
 
-def _training_images(config: RunConfig, source: Source) -> int:
+def _training_images(config: RunConfig, source: Source | None) -> int:
     """Return the number of training images, readable or not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what loads the images says the same
@@ -242,20 +299,20 @@ def _training_images(config: RunConfig, source: Source) -> int:
     return len(splits["train"].rows)
 
 
-def _model_and_shape(config: RunConfig, source: Source) -> tuple[nn.Module, tuple[int, int, int]]:
+def _model_and_shape(config: RunConfig, images: _Images) -> tuple[nn.Module, tuple[int, int, int]]:
     """Return the single network with new weights, and the shape of its images.
 
     Unless the settings have a size, it is that of a model that is made for one, or else the images' own.
     """
-    create = partial(
-        create_model, config.model.model, len(source.classes), in_channels=len(source.train.mode)
-    )
+    task = task_kind(config.data.task)(images.names)
+    create = partial(create_model, config.model.model, task.outputs, in_channels=images.channels)
     model = call_with_seed(create, config.fission.seed)
     size, made_for = config.data.image_size, input_size(model)
     if size is None and made_for is not None:
         size = made_for[1]
-    height, width = common_size(source.train, config.data.data) if size is None else (size, size)
-    return model, (len(source.train.mode), height, width)
+    shape = (images.channels, *images.size(size))
+    task.check_model(config.model.model, model, shape)
+    return model, shape
 
 
 def _exits(given: Mapping[str, Any]) -> int:

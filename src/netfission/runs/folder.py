@@ -37,6 +37,7 @@ from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
 from netfission.runs.found_budget import FoundBudget
 from netfission.tasks import task_kind
+from netfission.tasks.gain import TargetFigures, TargetGain
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
 from netfission.utils.errors import invalid
 from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
@@ -394,7 +395,11 @@ class RunFolder(ModelFolder):
         """Read `gain`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.gain, Gain)
 
-    def current_gain(self) -> Gain | None:
+    def load_target_gain(self) -> TargetGain | None:
+        """Read `gain` of another task than classification, see `load_gain`."""
+        return read_json(self.gain, TargetGain)
+
+    def current_gain(self) -> Gain | TargetGain | None:
         """Read `gain` if it is of the weights and calibrations that both networks have now.
 
         Returns:
@@ -403,8 +408,9 @@ class RunFolder(ModelFolder):
         Raises:
             ValueError: a network or its calibration is damaged, or they do not belong together.
         """
+        classifies = task_kind(self.load_config().data.task).targets.exclusive
         try:
-            gain = self.load_gain()
+            gain = self.load_gain() if classifies else self.load_target_gain()
         except ValueError:  # it is measured anew
             return None
         if gain is None:
@@ -425,8 +431,13 @@ class RunFolder(ModelFolder):
         weights = config.model.weights
         return weights is not None and Path(weights).name == self.single.path.name
 
-    def _has(self, figures: NetworkFigures) -> bool:
+    def _has(self, figures: NetworkFigures | TargetFigures) -> bool:
         """Return whether the figures of a gain are of the weights and calibration that are here."""
+        if isinstance(figures, TargetFigures):
+            spec = self.load_spec(any_task=True)
+            found = self.load_calibration_of(spec) if self.weights.is_file() else None
+            now = None if found is None else (self.weights_sha256(), found.digest)
+            return now == (figures.weights, figures.calibration)
         calibration = self.load_calibration() if self.weights.is_file() else None
         return calibration is not None and (
             (figures.weights, figures.temperature, figures.calibrated_on)

@@ -131,7 +131,7 @@ class TrainingModule(lightning.LightningModule):
         """Return the loss of one batch."""
         outcome = self.method.step(self, *batch, self.loss)
         parent = self._parent.module and self._parent.module.to(self.device)
-        outcome = self.method.with_parent(outcome, batch[0], parent, self.config)
+        outcome = self.method.with_parent(outcome, batch[0], parent, self.config, self.task.distil)
         self.running["train"].add(outcome.logits, outcome.labels, outcome.loss)
         self._watch(outcome.loss)
         return outcome.loss

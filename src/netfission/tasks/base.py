@@ -14,6 +14,8 @@ from netfission.data.batches import PairTransform
 from netfission.data.images import to_pixels
 from netfission.data.targets import Targets
 from netfission.ensemble import Average, describe_average
+from netfission.evaluation.resampling import Resampled
+from netfission.losses import distillation_loss
 from netfission.methods.base import Method
 from netfission.pruning.prune import CRITERIA
 from netfission.tasks.columns import Columns
@@ -172,8 +174,6 @@ class Task:
         "mix",
         "label_smoothing",
         "balance",
-        "reconstruct",
-        "parent_weight",
     )
     options: ClassVar[frozenset[str]] = frozenset()
     exported: ClassVar[Mapping[str, str]] = {}
@@ -324,6 +324,20 @@ class Task:
         """Return the loss of a method: outputs `(batch, exits, outputs)` and targets → a scalar."""
         raise NotImplementedError
 
+    def distil(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Return the loss of exits that learn what another network predicts; it has no gradient there.
+
+        Args:
+            outputs: `(batch, exits, outputs)`.
+            teacher: outputs of the other network, `(batch, 1, outputs)`.
+            targets: of the batch, of which those without a meaning are left out.
+            temperature: by which both are softened, as in `netfission.losses.distillation_loss`.
+
+        Returns:
+            A scalar, summed over exits.
+        """
+        return distillation_loss(outputs, teacher, temperature=temperature)
+
     def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
         """Return what is shown while training, as sums over a batch.
 
@@ -450,6 +464,25 @@ class Task:
             return self.evaluate(outputs, targets, **known), self.reliability(outputs, targets, **known)
 
         return Collected(measure)
+
+    def resampled(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
+    ) -> Resampled:
+        """Return the measures of the ensemble on sets of images that are drawn from these.
+
+        They are those of `columns` of which a change is better or worse, as `evaluate` measures them.
+
+        Args:
+            outputs: `(n, exits, outputs)`.
+            targets: of the images.
+            average: what the ensemble averages.
+            calibration: what `calibrate` returned.
+        """
+        raise NotImplementedError
+
+    def resampler(self, *, average: Average, calibration: Any = None) -> Accumulator[Resampled]:
+        """Return what makes of batches of images what `resampled` makes of all at once."""
+        return Collected(partial(self.resampled, average=average, calibration=calibration))
 
     def export(
         self, outputs: Tensor, *, average: Average, calibration: Any = None, coverage: float | None = None

@@ -68,6 +68,23 @@ def mixture(
     return center, (shares * variance).sum(dim=1) + between, between
 
 
+def gaussian_divergence(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:
+    """Return KL(N(μ, σ²) || N(m, s²)) in nats: log(s / σ) + (σ² + (μ − m)²) / (2 s²) − 1/2.
+
+    Args:
+        mean: μ, in shapes that broadcast, as the following.
+        variance: σ².
+        other_mean: m.
+        other_variance: s².
+
+    Example:
+        >>> gaussian_divergence(torch.ones(1), torch.ones(1), torch.zeros(1), torch.ones(1))
+        tensor([0.5000])
+    """
+    squares = (variance + (mean - other_mean).square()) / other_variance
+    return ((other_variance / variance).log() + squares - 1) / 2
+
+
 def outputs_of(mean: Tensor, variance: Tensor) -> Tensor:
     """Return the outputs of an exit that has given moments: the inverse of `moments`.
 

@@ -22,8 +22,14 @@ from netfission.ensemble import (
     mutual_information,
     predictive_entropy,
 )
-from netfission.evaluation.label_metrics import UNDECIDED, best_thresholds, multilabel_metrics
-from netfission.losses import EnsembleDistillationLoss, readable_values
+from netfission.evaluation.label_metrics import (
+    UNDECIDED,
+    best_thresholds,
+    multilabel_metrics,
+    resampled_label_metrics,
+)
+from netfission.evaluation.resampling import Resampled
+from netfission.losses import EnsembleDistillationLoss, distillation_loss, readable_values
 from netfission.methods.base import Method
 from netfission.tasks.base import NEAR, TOLERANCE, Task
 from netfission.tasks.calibration import TargetCalibration
@@ -252,6 +258,14 @@ class Multilabel(Task):
             training.reduction or method.reduction,
         )
 
+    def distil(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Return the divergence of the labels' probabilities from those of another network, mean over labels.
+
+        With its logits t_k it is T^2 * sum_i mean_k KL(B(σ(t_k / T)) || B(σ(z_ik / T))), see
+        `MultilabelDistillationLoss`.
+        """
+        return distillation_loss(as_pairs(outputs), as_pairs(teacher), temperature=temperature)
+
     def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
         """Return the share of labels that are right at a threshold of 1/2, and the mean NLL of a label."""
         ensemble = ensemble_log_probabilities(as_pairs(outputs), average)
@@ -336,6 +350,15 @@ class Multilabel(Task):
             },
             calibrated,
         )
+
+    def resampled(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
+    ) -> Resampled:
+        """Return the measures of the ensemble on sets of images, see `Task.resampled`."""
+        predictions = self.predict(outputs, average=average, calibration=calibration)
+        log_probabilities = ensemble_log_probabilities(as_pairs(predictions.logits), average)
+        thresholds = log_probabilities.new_tensor(predictions.thresholds)
+        return resampled_label_metrics(log_probabilities, targets, thresholds)
 
     def early_exit(self) -> LabelEarlyExit:
         """Return the mean of logits, and the certainty of labels."""

@@ -17,7 +17,13 @@ from netfission.data import ImageData
 from netfission.data.targets import NUMBERS
 from netfission.ensemble import Average, weights_of
 from netfission.evaluation.conformal import images_for_coverage, score_quantile
-from netfission.evaluation.number_metrics import NOMINAL, gaussian_nll, regression_metrics
+from netfission.evaluation.number_metrics import (
+    NOMINAL,
+    gaussian_nll,
+    regression_metrics,
+    resampled_regression_metrics,
+)
+from netfission.evaluation.resampling import Resampled
 from netfission.losses import readable_values
 from netfission.methods.base import Method
 from netfission.tasks.base import TOLERANCE, Task
@@ -25,7 +31,7 @@ from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.columns import Column, Columns
 from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import InspectedImages, Inspection
-from netfission.tasks.gaussians import mixture, moments
+from netfission.tasks.gaussians import gaussian_divergence, mixture, moments
 from netfission.tasks.number_early_exit import NumberEarlyExit
 from netfission.tasks.number_figures import describe_intervals, inspect_numbers, normal_width
 from netfission.utils.errors import check_choice, check_finite, describe, invalid
@@ -104,8 +110,7 @@ class GaussianDistillationLoss(nn.Module):
         loss = gaussian_nll(mean, variance, scaled.unsqueeze(1))
         if self.weight:
             center, spread, _ = (moment.unsqueeze(1) for moment in mixture(mean.detach(), variance.detach()))
-            divergence = (variance / spread).log() + (spread + (center - mean).square()) / variance - 1
-            loss = loss + self.weight * divergence / 2
+            loss = loss + self.weight * gaussian_divergence(center, spread, mean, variance)
         total = loss.sum(dim=1).mean()
         return total / mean.shape[1] if self.reduction == "mean" else total
 
@@ -296,6 +301,14 @@ class Regression(Task):
             training.reduction or method.reduction,
         )
 
+    def distil(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Return the divergence of the exits' Gaussians from that of another network, mean over numbers.
+
+        It is sum_i KL(N(μ, σ²) || N(μ_i, σ_i²)), see `GaussianDistillationLoss`, which has no temperature.
+        """
+        mean, variance = moments(outputs)
+        return gaussian_divergence(*moments(teacher.detach()), mean, variance).sum(dim=1).mean()
+
     def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
         """Return the absolute error in standard deviations of the training images, and the NLL, scaled so."""
         shift, factor = (part.to(outputs.device, torch.float32) for part in _scale_of(self.names, self.scale))
@@ -397,6 +410,13 @@ class Regression(Task):
             calibrated,
             rule=self.rule(average),
         )
+
+    def resampled(
+        self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None
+    ) -> Resampled:
+        """Return the errors of the ensemble on sets of images, see `Task.resampled`."""
+        found = self.predict(outputs, average=average, calibration=calibration)
+        return resampled_regression_metrics(found.mean, found.std.square(), targets)
 
     def early_exit(self) -> NumberEarlyExit:
         """Return the mixture of Gaussians, and the precision of a prediction."""

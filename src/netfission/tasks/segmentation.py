@@ -34,8 +34,9 @@ from netfission.ensemble import (
     mutual_information,
     predictive_entropy,
 )
-from netfission.evaluation.pixels import PixelScores
-from netfission.losses import EnsembleDistillationLoss
+from netfission.evaluation.pixels import PixelScores, ResampledPixels
+from netfission.evaluation.resampling import Resampled
+from netfission.losses import EnsembleDistillationLoss, distillation_loss
 from netfission.methods.base import Method
 from netfission.tasks.base import NEAR, Accumulator, Document, Task
 from netfission.tasks.calibration import TargetCalibration
@@ -201,6 +202,24 @@ class _Evaluator:
             None if self.calibration is None else _known(self.calibrated.result()),
         )
         return evaluation, None
+
+
+class _Resampler:
+    """Measures the maps of the calibrated ensemble on sets of images that are drawn from all batches."""
+
+    def __init__(self, names: Sequence[str], average: Average, calibration: PixelCalibration | None) -> None:
+        self.average = average
+        self.temperature = 1.0 if calibration is None else calibration.temperature
+        self.scores = ResampledPixels(len(names), VOID)
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        scaled = outputs.float() / self.temperature
+        self.scores.add(ensemble_log_probabilities(scaled, self.average), targets.to(outputs.device))
+
+    def result(self) -> Resampled:
+        """Return the measures."""
+        return self.scores.result()
 
 
 def _known(measures: Mapping[str, float]) -> dict[str, float]:
@@ -482,6 +501,10 @@ class Segmentation(Task):
         loss.class_weights = self.class_weights
         return loss
 
+    def distil(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Return the divergence from another network's classes, mean over the pixels that are not void."""
+        return distillation_loss(outputs, teacher, temperature=temperature, counts=targets != VOID)
+
     def progress(self, outputs: Tensor, targets: Tensor, average: Average) -> tuple[Tensor, Tensor]:
         """Return the share of labelled pixels that are right, and their mean NLL, times the images."""
         ensemble = ensemble_log_probabilities(outputs, average)
@@ -554,6 +577,10 @@ class Segmentation(Task):
     ) -> Accumulator[tuple[TargetEvaluation, Document | None]]:
         """Return what measures maps batch by batch."""
         return _Evaluator(self.names, average, calibration)
+
+    def resampler(self, *, average: Average, calibration: Any = None) -> Accumulator[Resampled]:
+        """Return what measures sets of photographs, see `Task.resampled`; no map is kept."""
+        return _Resampler(self.names, average, calibration)
 
     def calibrate(
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
