@@ -248,14 +248,6 @@ def test_what_is_only_for_classes_is_refused_in_one_line(run_of, capsys, command
     assert error.count("\n") == 1 and f"task={task}" in error
 
 
-def test_comparisons_and_finetuning_are_refused(capsys, tmp_path, tables):
-    flags = ["--task", "regression", "--out", str(tmp_path / "out"), "--model", "wrn-10-1"]
-    assert main(["compare", "--data", str(tables / "numbers.csv"), *flags]) == 2
-    assert main(["finetune", str(tables / "numbers.csv"), *flags]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all("--task must be 'classification' for" in error for error in errors)
-
-
 def test_the_other_kind_of_reader_is_named(run_of, finished_run):
     with pytest.raises(ValueError, match="task=multilabel"):
         Classifier.from_pretrained(run_of("multilabel"))

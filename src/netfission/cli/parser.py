@@ -138,7 +138,6 @@ class Parser(ArgumentParser):
         kind: type,
         *,
         skip: AbstractSet[str] = frozenset(),
-        hidden: AbstractSet[str] = frozenset(),
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a group with a flag for each field of a dataclass, explained by its docstring.
@@ -149,7 +148,6 @@ class Parser(ArgumentParser):
             title: of the group.
             kind: the dataclass; its docstring explains the fields under `Args:`.
             skip: fields to leave out.
-            hidden: fields to leave out of the help.
             defaults: field → the command's default, to be shown in place of the dataclass's.
         """
         group = self.add_argument_group(title)
@@ -160,8 +158,6 @@ class Parser(ArgumentParser):
                 default = field.default
                 if defaults is not None and field.name in defaults:
                     text, default = text.partition("; default")[0], defaults[field.name]
-                if field.name in hidden:
-                    text, default = SUPPRESS, None
                 self.add(flag, hints[field.name], default, text, group=group, filled=False)
                 self._settings.add(field.name)
 

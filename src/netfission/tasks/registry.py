@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
-from netfission.config import RunConfig
 from netfission.tasks.base import Task
 from netfission.utils.errors import check_choice, invalid
 
@@ -14,7 +13,7 @@ TASKS: Mapping[str, str] = {
     "regression": "regression:Regression",
     "segmentation": "segmentation:Segmentation",
 }
-_FOR_ALL = "train, evaluate, predict, calibrate, report, serve, export, cost and compare support it"
+_FOR_ALL = "train, finetune, evaluate, predict, calibrate, report, serve, export, cost and compare support it"
 
 
 def task_kind(name: str) -> type[Task]:
@@ -54,30 +53,13 @@ def find_task(name: str, names: Sequence[str], scale: Mapping[str, list[float]] 
     return task_kind(name)(names, scale)
 
 
-def check_classifies(config: RunConfig, command: str) -> None:
-    """Refuse the settings of a run whose images do not have one class each.
-
-    Args:
-        config: the settings.
-        command: what cannot be done with them, for the message.
-
-    Raises:
-        ValueError: the task is another.
-
-    Example:
-        >>> check_classifies(RunConfig(), "finetune")
-    """
-    if not task_kind(config.data.task).targets.exclusive:
-        raise invalid("task", f"{next(iter(TASKS))!r} for {command}", config.data.task, hint=_FOR_ALL)
-
-
 def other_task(argument: str, task: str, command: str) -> ValueError:
     """Return the error for something that cannot be done yet with a task.
 
     Example:
-        >>> print(other_task("runs/first", "regression", "finetune"))
-        runs/first must be of task=classification for finetune, got task=regression; train, evaluate, \
-predict, calibrate, report, serve, export, cost and compare support it
+        >>> print(other_task("runs/first", "regression", "this"))
+        runs/first must be of task=classification for this, got task=regression; train, finetune, \
+evaluate, predict, calibrate, report, serve, export, cost and compare support it
     """
     expected = f"of task={next(iter(TASKS))} for {command}"
     return invalid(argument, expected, found=f"task={task}", hint=_FOR_ALL)
