@@ -8,7 +8,7 @@ from netfission.evaluation.resampling import Resampled
 from netfission.utils.errors import check_positive_integer, describe, invalid
 
 _LEVELS = 4096  # of confidence, by which right and wrong pixels are ordered
-_COARSE = 1024  # of these levels together, of which sums are kept for each image
+_COARSE = 256  # of these levels together, of which sums are kept for each image
 _SURE = 20.0  # the logarithm of the odds of a confidence from which all count as equal
 
 
@@ -163,8 +163,8 @@ class PixelScores:
 class ResampledPixels:
     """Measures maps on sets of images that are drawn from those of all batches.
 
-    Of each image sums are stored, 2,066 numbers and three for each class, and no pixel. `error_auroc`
-    and `aurc` tell apart 1,024 levels of confidence, where `PixelScores` has 4,096.
+    Of each image sums are stored, 530 numbers and three for each class, and no pixel. `error_auroc`
+    and `aurc` tell apart 256 levels of confidence, where `PixelScores` has 4,096.
 
     Args:
         classes: see `PixelScores`.
