@@ -32,7 +32,7 @@ from netfission.surgery.example import check_batches, check_images, example_imag
 from netfission.surgery.features import map_tensors
 from netfission.surgery.masks import apply_masks, check_plain_weights, kept_masks, prunable_weights
 from netfission.surgery.plain import check_plain
-from netfission.surgery.reconstruction import fit_linear, in_batches, reconstruct
+from netfission.surgery.reconstruction import in_batches, reconstruct
 from netfission.surgery.rescaling import keep_variance, unnormalised_weights
 from netfission.surgery.stages import FEWEST
 from netfission.utils.errors import check_choice, invalid
@@ -294,7 +294,7 @@ def _complete(division: _Division, example: Inputs, batches: Batches) -> list[st
         for head in division.of_head.paths:
             keep_variance(head, backbone.head, {}, _names_below(unnormalised, "head."))
     linear = linear_paths(backbone, after, example, config.seed)
-    if config.reconstruct and linear and isinstance(linear[0].head, LinearExit):
+    if config.reconstruct and linear:
         _fit_linear_exits(backbone, linear, after, batches)
     division.network.paths.extend(linear)
     division.network.branch_after += tuple(after)
@@ -553,21 +553,21 @@ def _fit_linear_exits(
 
     The shares keep exits of the same features from becoming equal.
     """
-    exits = [cast(LinearExit, path.head) for path in paths]
+    exits = [cast(LinearExit | LinearMapExit, path.head) for path in paths]
     images = _images_of(batches, backbone)
-    pooled: dict[LinearExit, Tensor] = {}  # what each exit reads: features of earlier stages need not be kept
+    pooled: dict[nn.Module, Tensor] = {}  # what each exit reads: features of earlier stages need not be kept
     with in_mode(backbone, training=False):
         features = in_batches(backbone.stem, images)
         for number, stage in enumerate(backbone.stages, start=1):
             features = in_batches(stage, features)
             for exit_, stages in zip(exits, after, strict=True):
                 if stages == number:
-                    pooled[exit_] = exit_.pooled(cast(Tensor, features))
+                    pooled[exit_] = exit_.pooled(cast(Tensor, features))  # several, of maps
         logits = in_batches(backbone.head, features)
     assert isinstance(logits, Tensor)
     for index, exit_ in enumerate(exits):
         share = slice(index, None, len(exits))
-        fit_linear(exit_.linear, pooled[exit_][share], logits[share])
+        exit_.fit(pooled[exit_][share], logits[share])
 
 
 def _keep_variance(

@@ -1,8 +1,8 @@
 """The multi-exit network that `fission` returns, and its ensemble as a classifier."""
 
 from collections.abc import Mapping, Sequence
-from math import log
-from typing import TYPE_CHECKING
+from math import log, prod
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from netfission.grouping.budget import TimedBudget
 from netfission.surgery.features import Features
 from netfission.surgery.masks import MaskedModule
 from netfission.surgery.plain import check_plain
+from netfission.surgery.reconstruction import fit_linear
 from netfission.utils.errors import invalid
 from netfission.utils.inputs import Inputs
 from netfission.utils.text import count_noun
@@ -94,6 +95,10 @@ class LinearExit(nn.Module):
         """Return the means of features over their positions, `(batch, channels)`."""
         return features.mean(dim=self.positions) if self.positions else features
 
+    def fit(self, pooled: Tensor, logits: Tensor) -> None:
+        """Solve the layer by least squares, so that it maps what `pooled` returned to logits."""
+        fit_linear(self.linear, pooled, logits)
+
 
 class LinearMapExit(nn.Module):
     """A 1×1 convolution of each map that a stage passes on, enlarged to the images, and their sum.
@@ -136,6 +141,33 @@ class LinearMapExit(nn.Module):
             nn.Conv2d(tensors[number].shape[1], classes, 1, bias=number == self.maps[0]).to(tensors[number])
             for number in self.maps
         )
+
+    def pooled(self, features: Features) -> Tensor:
+        """Return means of maps over the positions of the smallest one, `(batch, channels, height, width)`."""
+        tensors = features if isinstance(features, tuple) else (features,)
+        maps = [tensors[number] for number in self.maps]
+        size = min((tensor.shape[2:] for tensor in maps), key=prod)
+        return torch.cat([F.adaptive_avg_pool2d(tensor, size) for tensor in maps], dim=1)
+
+    @torch.no_grad()
+    def fit(self, pooled: Tensor, logits: Tensor) -> None:
+        """Solve the convolutions by least squares, so that they give logits, both as means over positions.
+
+        Args:
+            pooled: what `pooled` returned.
+            logits: `(batch, classes, height, width)`, of any height and width.
+        """
+        layers = cast(list[nn.Conv2d], list(self.linear))
+        weight = torch.cat([layer.weight.flatten(1) for layer in layers], dim=1)
+        joint = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+        joint.weight.copy_(weight)
+        wanted = F.adaptive_avg_pool2d(logits, pooled.shape[2:])
+        fit_linear(joint, *(tensor.movedim(1, -1).flatten(0, 2) for tensor in (pooled, wanted)))
+        parts = joint.weight.split([layer.in_channels for layer in layers], dim=1)
+        for layer, part in zip(layers, parts, strict=True):
+            layer.weight.copy_(part[..., None, None])
+        assert layers[0].bias is not None
+        layers[0].bias.copy_(joint.bias)
 
     def forward(self, features: Features) -> Tensor:
         """Map features to logits `(batch, classes, height, width)`."""

@@ -9,6 +9,7 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from netfission.config import FINETUNE_RECIPE, RunConfig
 from netfission.data.mask_folders import VOID
 from netfission.evaluation.resampling import resampled_errors
+from netfission.network import LinearMapExit
 from netfission.profiling.timing import Quartiles
 from netfission.runs.finetune import finetune
 from netfission.runs.finetune_settings import plan_finetuning
@@ -170,3 +171,15 @@ def test_what_a_task_does_not_have_is_no_part_of_a_recipe(plan_for, run_of, tmp_
         plan_finetuning({"task": "segmentation"}, out / "single", finetuned=str(run_of("regression")))
     with pytest.raises(ValueError, match="mix must be 'none' with task=multilabel"):
         plan_for("multilabel", out, mix="cutmix")
+
+
+def test_linear_exits_of_maps_are_fitted_to_what_the_network_predicts():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 4, 3, 5, generator=generator), torch.randn(60, 2, 6, 10, generator=generator)
+    images = torch.zeros(60, 3, 12, 20)
+    wanted, exit_ = (LinearMapExit(features, 3, images) for _ in range(2))
+    with torch.no_grad():
+        logits = wanted(features)
+        before = (exit_(features) - logits).square().mean()
+        exit_.fit(exit_.pooled(features), logits)
+        assert (exit_(features) - logits).square().mean() < 0.1 * before

@@ -349,9 +349,8 @@ def _plan(
             stacklevel=3,
         )
     if fission.sparsity > 0 or fission.assignment == "importance" or fission.reconstruct:
-        shown = make_batches(
-            data.train, data, config.training.batch_size, device=device, shuffle=True, seed=fission.seed
-        )
+        size = task_kind(config.data.task).batch_size(data.shape, config.training.batch_size)
+        shown = make_batches(data.train, data, size, device=device, shuffle=True, seed=fission.seed)
         batches = [batch for batch, _ in zip(shown, range(config.training.pruning_batches), strict=False)]
     example = torch.zeros(2, *data.shape, device=device)
     return BuildPlan(partial(call_with_seed, create), fission, example, batches, config.model.trained)
