@@ -146,8 +146,8 @@ class LinearMapExit(nn.Module):
         """Return means of maps over the positions of the smallest one, `(batch, channels, height, width)`."""
         tensors = features if isinstance(features, tuple) else (features,)
         maps = [tensors[number] for number in self.maps]
-        size = min((tensor.shape[2:] for tensor in maps), key=prod)
-        return torch.cat([F.adaptive_avg_pool2d(tensor, size) for tensor in maps], dim=1)
+        height, width = min((tensor.shape[2:] for tensor in maps), key=prod)
+        return torch.cat([F.adaptive_avg_pool2d(tensor, (height, width)) for tensor in maps], dim=1)
 
     @torch.no_grad()
     def fit(self, pooled: Tensor, logits: Tensor) -> None:
@@ -161,7 +161,7 @@ class LinearMapExit(nn.Module):
         weight = torch.cat([layer.weight.flatten(1) for layer in layers], dim=1)
         joint = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
         joint.weight.copy_(weight)
-        wanted = F.adaptive_avg_pool2d(logits, pooled.shape[2:])
+        wanted = F.adaptive_avg_pool2d(logits, (pooled.shape[2], pooled.shape[3]))
         fit_linear(joint, *(tensor.movedim(1, -1).flatten(0, 2) for tensor in (pooled, wanted)))
         parts = joint.weight.split([layer.in_channels for layer in layers], dim=1)
         for layer, part in zip(layers, parts, strict=True):
