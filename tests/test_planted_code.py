@@ -66,7 +66,7 @@ READERS = {
     "cascade.json": ["load_cascade"],
     "ood.json": ["load_out_of_distribution"],
     "corruptions.json": ["load_corruptions"],
-    "gain.json": ["load_gain"],
+    "gain.json": ["load_gain", "load_target_gain"],
 }
 
 
