@@ -258,10 +258,14 @@ def find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, st
         ValueError: the folder has another layout, or a photograph has no mask or several.
 
     Example:
-        >>> find_pairs(Path("src"))
-        Traceback (most recent call last):
-        ValueError: src must be a folder with SPLIT/images and SPLIT/masks, or images/SPLIT and \
-masks/SPLIT, got others
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for part in ("train/images", "train/masks", "test/images", "test/masks"):
+        ...         Path(folder, part).mkdir(parents=True)
+        ...         Path(folder, part, "a.png").touch()
+        ...     pairs, origins, left_out = find_pairs(Path(folder))
+        >>> len(pairs["train"]), origins["test"], left_out
+        (1, 'test', {})
     """
     images, masks = _subfolder(folder, _IMAGE_FOLDERS), _subfolder(folder, _MASK_FOLDERS)
     within: dict[str, tuple[Path, Path]] = {}
