@@ -258,6 +258,6 @@ def test_images_that_are_not_square_are_not_rotated(run, monkeypatch):
     class Flat:
         shape = (1, 8, 6)
 
-    monkeypatch.setattr(shift, "_classifier", lambda folder, config: (None, Flat))
+    monkeypatch.setattr(shift, "_network", lambda folder, config: (None, Flat))
     with pytest.raises(ValueError, match="ood must be other than 'rotated' on images of 8×6, got 'rotated'"):
         evaluate_ood(run, run.load_config(), ["rotated"])

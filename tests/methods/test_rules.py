@@ -17,7 +17,7 @@ from netfission.ensemble import ensemble_probabilities
 from netfission.evaluation import Evaluation, collect_logits, evaluate_logits
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.corruption import CorruptionMetrics
-from netfission.evaluation.out_of_distribution import OutOfDistribution, uncertainty_scores
+from netfission.evaluation.out_of_distribution import uncertainty_scores
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.experiments.grid import Grid
 from netfission.experiments.records import Records
@@ -187,7 +187,6 @@ def test_a_cascade_is_refused_where_probabilities_are_averaged(tmp_path: Path) -
         Calibration.fit,
         ReliabilityReport.from_logits,
         CorruptionMetrics.from_logits,
-        OutOfDistribution.from_logits,
         Predictions,
         Predictor,
     ],
