@@ -264,3 +264,12 @@ def test_the_description_of_a_classifier_is_as_before(finished_run):
 def test_a_data_set_by_name_has_no_such_targets(settings_for, tmp_path):
     with pytest.raises(ValueError, match=r"data must be a table of paths and numbers .* got 'digits'"):
         train(settings_for("regression", data="digits"), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("name", ["multilabel", "regression"])
+def test_a_network_of_maps_is_refused_for_whole_images(name):
+    maps = torch.nn.Conv2d(3, 2, 1)
+    with pytest.raises(
+        ValueError, match=f"a network of whole images with task={name}, got net, whose output"
+    ):
+        find_task(name, ["a"]).check_model("net", maps, (3, 8, 8))

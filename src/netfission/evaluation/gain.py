@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import hypot, sqrt
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -12,26 +12,22 @@ from torch import Tensor
 
 from netfission.evaluation.calibration import FEW_IMAGES
 from netfission.evaluation.metrics import CALIBRATION_BINS
+from netfission.evaluation.resampling import RESAMPLES
 from netfission.profiling.timing import Quartiles
 from netfission.utils.text import align_columns, count_noun, decimal, percent
 
-RESAMPLES = 1000  # of a bootstrap; the standard error from them varies by about 2 %
-
 
 @dataclass(frozen=True)
-class NetworkFigures:
-    """The figures of one network.
+class MeasuredNetwork:
+    """The measures and the cost of one network of any task.
 
     Attributes:
         predictions: number of predictions that are averaged.
-        metrics: `classification_metrics` on the test split, calibrated.
+        metrics: measures on the test split, calibrated.
         parameters: stored.
         macs: dense multiply-accumulates per image.
         seconds: of its training; None if it was trained elsewhere.
         weights: SHA-256 of its weights, see `netfission.classifier.folder.state_sha256`.
-        temperature: by which its logits were divided.
-        calibrated_on: the images that the temperature was fitted on, and their number, in words.
-        guess: why the temperature is a guess, in words, see `netfission.evaluation.calibration.why_guess`.
     """
 
     predictions: int
@@ -40,6 +36,18 @@ class NetworkFigures:
     macs: int
     seconds: float | None = None
     weights: str = ""
+
+
+@dataclass(frozen=True)
+class NetworkFigures(MeasuredNetwork):
+    """The figures of one network whose images have one class each; `metrics` are `classification_metrics`.
+
+    Attributes:
+        temperature: by which its logits were divided.
+        calibrated_on: the images that the temperature was fitted on, and their number, in words.
+        guess: why the temperature is a guess, in words, see `netfission.evaluation.calibration.why_guess`.
+    """
+
     temperature: float = 1.0
     calibrated_on: str = ""
     guess: str = ""
@@ -162,23 +170,7 @@ images (quartiles 1.00–1.20); its training took another 0.75×
         ]
 
 
-class CostFigures(Protocol):
-    """What a network costs."""
-
-    @property
-    def parameters(self) -> int:
-        """Parameters stored."""
-
-    @property
-    def macs(self) -> int:
-        """Dense multiply-accumulates per image."""
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds of its training; None if it was trained elsewhere."""
-
-
-def cost_summary(single: CostFigures, ensemble: CostFigures, time: Mapping[int, Quartiles]) -> str:
+def cost_summary(single: MeasuredNetwork, ensemble: MeasuredNetwork, time: Mapping[int, Quartiles]) -> str:
     """Return what an ensemble costs over the single network that it was made of, in a line.
 
     Args:

@@ -150,8 +150,8 @@ def _measure_target_gain(folder: RunFolder, single: RunFolder, config: RunConfig
     data = load_matching_data(folder, config, folder.load_spec(any_task=True))
     alone, network, before, _ = _load_target(single, config, data)
     ensemble, divided, after, task = _load_target(folder, config, data)
-    count = max(1, task.batch_size(data.shape, max(BATCH_SIZES)))
-    images = torch.rand(count, *data.shape, device=run_device(config.training))
+    at_once = max(1, task.batch_size(data.shape, max(BATCH_SIZES)))
+    images = torch.rand(at_once, *data.shape, device=run_device(config.training))
     n = len(data.test)
     return TargetGain(
         task=task.name,

@@ -308,17 +308,25 @@ class Task:
         """
         if self.targets.exclusive:  # which have a reader of their own
             return
-        with in_mode(model, training=False), torch.no_grad():
-            try:
-                outputs: Any = model(torch.zeros(1, *shape))
-            except Exception as error:  # of any kind, from the code of the network
-                found = f"images of {shape[1]}×{shape[2]} ({first_line(error)})"
-                raise invalid("image_size", f"a size that {name} accepts", found=found) from error
-        if isinstance(outputs, Mapping):
-            outputs = outputs.get("out")
+        outputs = self._output_of(name, model, shape, "images")
         if isinstance(outputs, Tensor) and outputs.ndim > 2:
             kind = f"a network of whole images with task={self.name}"
             raise invalid("model", kind, found=f"{name}, whose output is {describe(outputs)}")
+
+    def _output_of(self, name: str, model: nn.Module, shape: Sequence[int], images: str) -> Any:
+        """Return what a network makes of one blank image; ValueError if it does not accept its size.
+
+        Args:
+            name: see `check_model`, as `model` and `shape`.
+            images: what images are called in the message.
+        """
+        with in_mode(model, training=False), torch.no_grad():
+            try:
+                output: Any = model(torch.zeros(1, *shape))
+            except Exception as error:  # of any kind, from the code of the network
+                found = f"{images} of {shape[1]}×{shape[2]} ({first_line(error)})"
+                raise invalid("image_size", f"a size that {name} accepts", found=found) from error
+        return output.get("out") if isinstance(output, Mapping) else output
 
     def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
         """Return the loss of a method: outputs `(batch, exits, outputs)` and targets → a scalar."""

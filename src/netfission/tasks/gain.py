@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from netfission.evaluation.calibration import FEW_IMAGES
-from netfission.evaluation.gain import cost_summary, duration
+from netfission.evaluation.gain import MeasuredNetwork, cost_summary, duration
 from netfission.profiling.timing import Quartiles
 from netfission.tasks.columns import Column, Columns
 from netfission.tasks.registry import task_kind
@@ -13,26 +13,14 @@ from netfission.utils.text import align_columns, count_noun, decimal
 
 
 @dataclass(frozen=True)
-class TargetFigures:
+class TargetFigures(MeasuredNetwork):
     """The figures of one network.
 
     Attributes:
-        predictions: number of predictions that are averaged.
-        metrics: measures on the test split, calibrated.
-        parameters: stored.
-        macs: dense multiply-accumulates per image.
-        seconds: of its training; None if it was trained elsewhere.
-        weights: SHA-256 of its weights, see `netfission.classifier.folder.state_sha256`.
         calibration: SHA-256 of its calibration, see `TargetCalibration.digest`.
         calibrated_on: the images that it was fitted to, and their number, in words.
     """
 
-    predictions: int
-    metrics: dict[str, float]
-    parameters: int
-    macs: int
-    seconds: float | None = None
-    weights: str = ""
     calibration: str = ""
     calibrated_on: str = ""
 

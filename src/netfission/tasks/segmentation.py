@@ -45,8 +45,7 @@ from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.tasks.pixel_early_exit import PixelEarlyExit
 from netfission.tasks.pixel_figures import inspect_pixels, iou_bars
-from netfission.utils.errors import check_finite, describe, first_line, invalid
-from netfission.utils.modes import in_mode
+from netfission.utils.errors import check_finite, describe, invalid
 from netfission.utils.png import png_address, png_bytes
 from netfission.utils.text import percent
 
@@ -478,15 +477,7 @@ class Segmentation(Task):
 
     def check_model(self, name: str, model: nn.Module, shape: Sequence[int]) -> None:
         """Check that a network has logits for each pixel; it runs once."""
-        with in_mode(model, training=False), torch.no_grad():
-            try:
-                outputs: Any = model(torch.zeros(1, *shape))
-            except Exception as error:  # of any kind, from the code of the network
-                size = f"{shape[1]}×{shape[2]}"
-                found = f"photographs of {size} ({first_line(error)})"
-                raise invalid("image_size", f"a size that {name} accepts", found=found) from error
-        if isinstance(outputs, Mapping):
-            outputs = outputs.get("out")
+        outputs = self._output_of(name, model, shape, "photographs")
         expected = (1, self.outputs, *shape[1:])
         if not isinstance(outputs, Tensor) or outputs.shape != expected:
             found = describe(outputs) if isinstance(outputs, Tensor) else type(outputs).__name__
