@@ -18,7 +18,7 @@ from netfission.grouping.widths import TOLERANCE
 from netfission.inference.deployment import deploy
 from netfission.network import ExitPath, FissionNetwork, LinearExit, LinearMapExit
 from netfission.profiling.macs import macs_by_weight, run_counted
-from netfission.profiling.timing import Quartiles, relative_time
+from netfission.profiling.timing import Quartiles, relative_step_time, relative_time
 from netfission.pruning.prune import CRITERIA, Batches, prune, score
 from netfission.surgery.backbone import (
     Backbone,
@@ -41,7 +41,7 @@ from netfission.utils.modes import in_mode
 from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun
 
-_TIMED = 10.0  # seconds for which each network is timed, if the budget is in time
+_TIMED = 10.0  # seconds for which each network is timed, if the budget is in a measured time
 
 
 def fission(
@@ -94,8 +94,8 @@ def fission(
 
     Warns:
         UserWarning: a layer of a path got no weights, `reconstruct` cannot solve a layer, or the paths of a
-            stage together need over 5 % more multiply-accumulates than the stage. With `budget_in="time"`,
-            the device does other work.
+            stage together need over 5 % more multiply-accumulates than the stage. With `budget_in="time"` or
+            `"training"`, the device does other work.
 
     Example:
         >>> import netfission as nf, torch
@@ -116,7 +116,7 @@ def fission(
     check_batches(batches)
     example = example_images(model, example_input, batches)
     _check_images(batches, example, config, divider)
-    if config.budget_in == "time" and exits > 1:
+    if config.budget_is_timed and exits > 1:
         division = _divide_in_time(model, example, divider, config, batches)
     else:
         division = _divide_in_macs(model, example, divider, config, batches)
@@ -147,7 +147,7 @@ class _Division:
         splits: of each stage.
         of_head: the same for the head.
         network: the result; it lacks the linear exits yet.
-        timed: what was found for a budget in time.
+        timed: what was found for a budget in a measured time.
     """
 
     config: FissionConfig
@@ -181,7 +181,8 @@ def _divide_in_time(
     undivided = FissionNetwork(
         first.backbone.stem, [ExitPath(list(first.backbone.stages), first.backbone.head)], (), names
     )
-    single = deploy(undivided, images)
+    training = config.budget_in == "training"
+    single = undivided if training else deploy(undivided, images)
     del first, undivided  # a network may be large
 
     def divide(macs: float) -> _Division:
@@ -197,9 +198,11 @@ def _divide_in_time(
         divided = division.network
         paths = [*divided.exit_paths, *linear_paths(division.backbone, after, example, config.seed)]
         network = FissionNetwork(divided.stem, paths, [*divided.branch_after, *after], names)
+        if training:
+            return relative_step_time(network, single, images, seconds=_TIMED)
         return relative_time(deploy(network, images), single, images, seconds=_TIMED)
 
-    found = meet_time(config.budget, divide, reached, measure, where=where)
+    found = meet_time(config.budget, divide, reached, measure, where=where, budget_in=config.budget_in)
     return replace(divide(found.asked), timed=found)
 
 

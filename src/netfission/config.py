@@ -28,7 +28,7 @@ STOPS_EARLY = frozenset({"fission", "multi-exit"})  # methods whose exits can an
 COPY_NOISE = 0.1  # on copies of trained weights, by default
 
 BranchPoints = Literal["auto", "late"]
-BudgetIn = Literal["macs", "time"]
+BudgetIn = Literal["macs", "time", "training"]
 TaskName = Literal["classification", "multilabel", "regression", "segmentation"]
 Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
@@ -188,8 +188,9 @@ class FissionConfig:
         exact_partition: with channels, give each channel to exactly one path, whatever the cost.
         budget: with channels, multiply-accumulates of the network with all its paths over those of the model;
             default 1. Below 1 paths are narrower and the ensemble is cheaper than the model, above 1 wider.
-        budget_in: what the budget limits: macs, or time (of inference, deployed, measured beside the model).
-        budget_batch_size: with budget_in time, number of images whose time is measured.
+        budget_in: what the budget limits: macs, or what is measured beside the model: time (of inference,
+            deployed) or training (time of a training step).
+        budget_batch_size: with budget_in time or training, number of images whose time is measured.
         assignment: with channels, how they are assigned to paths: random, or importance (by the criterion).
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         reconstruct: with channels, solve the layers of each path and of linear exits by least squares on
@@ -270,9 +271,19 @@ class FissionConfig:
         if self.budget != 1 and self.exact_partition:
             raise invalid("budget", "1.0 with exact_partition", self.budget)
         check_choice("budget_in", self.budget_in, get_args(BudgetIn))
-        if self.budget_in == "time" and self.exact_partition:
+        if self.budget_is_timed and self.exact_partition:
             raise invalid("budget_in", "'macs' with exact_partition", self.budget_in)
         check_positive_integer("budget_batch_size", self.budget_batch_size)
+
+    @property
+    def budget_is_timed(self) -> bool:
+        """Whether the budget limits a time, which is measured.
+
+        Example:
+            >>> FissionConfig(grouping="channels", budget_in="training").budget_is_timed
+            True
+        """
+        return self.budget_in != "macs"
 
     @property
     def linear(self) -> int:

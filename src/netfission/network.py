@@ -361,7 +361,7 @@ class FissionNetwork(MaskedModule):
         time, images = timed.time, count_noun(config.budget_batch_size, "image")
         return (
             f"with {timed.macs:.2f} times the model's multiply-accumulates it takes {time.median:.2f} "
-            f"({time.lower:.2f}–{time.upper:.2f}) times its time for {images}, deployed"
+            f"({time.lower:.2f}–{time.upper:.2f}) times its time for {images}, {timed.run}"
         )
 
     def ensemble(self, average: Average | None = None) -> "Ensemble":

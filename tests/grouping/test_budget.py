@@ -17,6 +17,7 @@ from netfission.cli import main
 from netfission.config import RunConfig
 from netfission.grouping.budget import TimedBudget, UnmetBudgetError, meet_budget, meet_time
 from netfission.models import create_model
+from netfission.profiling import timing
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import Quartiles
 from netfission.runs.finetune_settings import check_ensemble
@@ -241,8 +242,47 @@ def timed(monkeypatch):
         return _quartiles(0.2 + weights / others, 0.0)
 
     monkeypatch.setattr(algorithm, "relative_time", measure)
+    monkeypatch.setattr(algorithm, "relative_step_time", None)
     monkeypatch.setattr(algorithm, "deploy", lambda network, images: network)
     return batches
+
+
+def test_a_training_step_takes_the_time_of_its_budget(timed, monkeypatch):
+    monkeypatch.setattr(algorithm, "relative_step_time", algorithm.relative_time)
+    monkeypatch.setattr(algorithm, "relative_time", None)
+    monkeypatch.setattr(algorithm, "deploy", None)  # what is trained is not deployed
+    network = divided(1.0, budget_in="training", budget_batch_size=8)
+    assert 0.97 <= network.timed.time.median <= 1.0 and 0.7 < network.config.budget < 0.9
+    assert network.summary().count(" times its time for 8 images, a training step") == 1
+    found = FoundBudget.of(network, {})
+    assert found.text().startswith("budget in training: ") and found.text().endswith(", a training step")
+    with pytest.raises(ValueError, match=r"^budget must be at least \d\.\d\d in training with exits after"):
+        divided(0.1, budget_in="training")
+
+
+@pytest.mark.parametrize("rest", [(), (4, 3)], ids=["labels", "maps"])
+def test_what_is_timed_is_a_training_step(rest, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    class Exits(nn.Module):
+        def __init__(self, forward, backward):
+            super().__init__()
+            self.weight, self.seconds = nn.Parameter(torch.ones(2, 5, *rest)), (forward, backward)
+
+        def pass_time(self, seconds):
+            clock[0] += seconds
+
+        def forward(self, images):
+            assert self.training
+            self.pass_time(self.seconds[0])
+            logits = images[:, :1].reshape(-1, *[1] * self.weight.ndim) * self.weight
+            logits.register_hook(lambda _: self.pass_time(self.seconds[1]))
+            return logits
+
+    network, reference = Exits(1.0, 4.0), Exits(1.0, 1.0)
+    ratio = timing.relative_step_time(network, reference, torch.rand(3, 1), seconds=0.1)
+    assert ratio.median == 2.5 and network.weight.grad is None
 
 
 def test_a_network_takes_the_time_of_its_budget(timed):
@@ -295,7 +335,7 @@ def test_time_is_really_measured(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget_in": "seconds"}, "^budget_in must be one of macs, time, got 'seconds'"),
+        ({"budget_in": "seconds"}, "^budget_in must be one of macs, time, training, got 'seconds'"),
         (
             {"budget_in": "time", "grouping": "weights"},
             "^budget_in must be 'macs' unless grouping='channels', got",

@@ -112,6 +112,7 @@ def meet_time(
     measure: Callable[[T], Quartiles],
     *,
     where: str,
+    budget_in: str = "time",
 ) -> "TimedBudget":
     """Find the multiply-accumulates at which a network takes the time of its budget.
 
@@ -122,11 +123,12 @@ def meet_time(
     quartile exceeds it by at most 2 %.
 
     Args:
-        budget: the time of inference, relative to the model's.
+        budget: the time, relative to the model's.
         divide: multiply-accumulates relative to the model's → the result, the same again for the same number.
         reached: the result → its multiply-accumulates relative to the model's.
         measure: the result → its time relative to the model's.
         where: the branch points, for messages.
+        budget_in: what is timed: `"time"` of inference, or `"training"`.
 
     Raises:
         ValueError: the narrowest paths take longer, whole copies take less, or `divide` raises another error
@@ -157,17 +159,19 @@ def meet_time(
             tried = divide(asked)
         if any(asked == one.asked for one in measured):  # the narrowest or widest paths, again
             break
-        measured.append(TimedBudget(asked, reached(tried), measure(tried)))
+        measured.append(TimedBudget(asked, reached(tried), measure(tried), budget_in))
         del tried  # a network may be large
         measured.sort(key=lambda one: one.macs)
         asked = _next(budget, measured)
     within = [one for one in measured if one.pace <= budget]
     least, most = min(one.pace for one in measured), max(one.pace for one in measured)
     if not within:
-        expected = f"at least {ceil(100 * least) / 100:.2f} in time with exits {where}"
+        expected = f"at least {ceil(100 * least) / 100:.2f} in {budget_in} with exits {where}"
         raise invalid("budget", expected, budget, hint="try other branch points")
     if widest and most < budget * _CLOSE:
-        expected = f"at most {floor(100 * most) / 100:.2f} in time with exits {where}, what whole copies take"
+        expected = (
+            f"at most {floor(100 * most) / 100:.2f} in {budget_in} with exits {where}, what whole copies take"
+        )
         raise invalid("budget", expected, budget)
     _report_spread(within[-1].time)
     return within[-1]
@@ -180,7 +184,8 @@ class TimedBudget:
     Attributes:
         asked: the budget.
         macs: multiply-accumulates of the network over the model's, which widths come near to in steps.
-        time: of its inference over the model's.
+        time: over the model's.
+        budget_in: what was timed: `"time"` of inference, or `"training"`.
 
     Example:
         >>> TimedBudget(0.9, 0.89, Quartiles(0.97, 0.98, 1.02)).pace
@@ -190,6 +195,17 @@ class TimedBudget:
     asked: float
     macs: float
     time: Quartiles
+    budget_in: str = "time"
+
+    @property
+    def run(self) -> str:
+        """What was timed, in words.
+
+        Example:
+            >>> TimedBudget(0.9, 0.89, Quartiles(0.97, 0.98, 1.02), "training").run
+            'a training step'
+        """
+        return "a training step" if self.budget_in == "training" else "deployed"
 
     @property
     def pace(self) -> float:

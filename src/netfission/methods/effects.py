@@ -65,7 +65,7 @@ _DIVIDED = Condition(
 _SHARED_OUT = Condition("with grouping=copies", lambda run: run.fission.grouping != "copies")
 _BY_WEIGHTS = Condition("unless grouping=weights", lambda run: run.fission.grouping == "weights")
 _BY_CHANNELS = Condition("unless grouping=channels", lambda run: run.fission.grouping == "channels")
-_TIMED = Condition("unless budget_in=time", lambda run: run.fission.budget_in == "time")
+_TIMED = Condition("with budget_in=macs", lambda run: run.fission.budget_is_timed)
 _COPIED = Condition("unless grouping=copies", lambda run: run.fission.grouping == "copies")
 _MOMENTUM = Condition(
     "unless optimizer=sgd or another with momentum", lambda run: has_momentum(run.training.optimizer)

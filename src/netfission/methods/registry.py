@@ -127,9 +127,11 @@ def check_settings(config: RunConfig) -> Method:
     find_grouping(fission.grouping, fission)
     if isinstance(branch_after, list) and len(branch_after) != exits - 1:
         raise invalid("branch_after", f"{exits - 1} stages, one per exit but the first", branch_after)
-    if fission.budget_in == "time" and config.training.devices * config.training.machines > 1:
+    if fission.budget_is_timed and config.training.devices * config.training.machines > 1:
         hint = "find it on one device first: its budget.json has the budget in MACs and the stages"
-        raise invalid("budget_in", "macs with several devices, which must agree", "time", hint=hint)
+        raise invalid(
+            "budget_in", "macs with several devices, which must agree", fission.budget_in, hint=hint
+        )
     method.loss(config.training)
     method.schedule(config.training, exits)
     check_optimizer(config.training)

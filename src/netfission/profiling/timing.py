@@ -158,14 +158,36 @@ def relative_time(network: nn.Module, reference: nn.Module, images: Inputs, *, s
         >>> relative_time(layer, layer, torch.zeros(8, 64), seconds=0.1).median > 0
         True
     """
-    runs = {"network": _call(network, images), "reference": _call(reference, images)}
     with torch.no_grad(), in_mode(network, reference, training=False):
-        device = tensors_in(images)[0].device
-        first = sum(map(min, times_in_turn(runs, device, rounds=2).values()))
-        calls = max(1, round(2 * ROUND_SECONDS / first))
-        rounds = min(max(round(seconds / (calls * first)), FEWEST_ROUNDS), MOST_ROUNDS)
-        repeated = {name: partial(_repeat, run, calls) for name, run in runs.items()}
-        times = times_in_turn(repeated, device, rounds=rounds, warm_up=0)
+        return _relative(_call(network, images), _call(reference, images), images, seconds)
+
+
+def relative_step_time(
+    network: nn.Module, reference: nn.Module, images: Inputs, *, seconds: float
+) -> Quartiles:
+    """Time a training step of a copy of a network over a reference's, round by round; see `training_times`.
+
+    The arguments are those of `relative_time`.
+
+    Example:
+        >>> layer = nn.Linear(64, 64)
+        >>> relative_step_time(layer, layer, torch.zeros(8, 64), seconds=0.1).median > 0
+        True
+    """
+    run, of_reference = (training_step(copy.deepcopy(module), images) for module in (network, reference))
+    return _relative(run, of_reference, images, seconds)
+
+
+def _relative(
+    run: Callable[[], object], reference: Callable[[], object], images: Inputs, seconds: float
+) -> Quartiles:
+    """Time a run over a reference, in about so many seconds."""
+    runs, device = {"network": run, "reference": reference}, tensors_in(images)[0].device
+    first = sum(map(min, times_in_turn(runs, device, rounds=2).values()))
+    calls = max(1, round(2 * ROUND_SECONDS / first))
+    rounds = min(max(round(seconds / (calls * first)), FEWEST_ROUNDS), MOST_ROUNDS)
+    repeated = {name: partial(_repeat, one, calls) for name, one in runs.items()}
+    times = times_in_turn(repeated, device, rounds=rounds, warm_up=0)
     return Quartiles.of_ratios(times["network"], times["reference"])
 
 
@@ -180,7 +202,8 @@ def training_times(
     """Time training steps of copies of networks in turn, in train mode; see `times_in_turn`.
 
     A step is forward, loss, backward and SGD with Nesterov momentum 0.9 and weight decay 5e-4. The loss is
-    `ensemble_distillation_loss` of logits `(batch, exits, classes)`, cross-entropy of `(batch, classes)`.
+    `ensemble_distillation_loss` of logits `(batch, exits, classes)`, also for each pixel, and cross-entropy
+    of `(batch, classes)`.
     The learning rate is 0, which takes the same work and keeps the weights equal in all rounds.
 
     Args:
@@ -312,7 +335,10 @@ def training_step(
 
 def _default_loss(network: nn.Module, images: Inputs, labels: Tensor) -> Tensor:
     logits = network(images)
-    return F.cross_entropy(logits, labels) if logits.ndim == 2 else ensemble_distillation_loss(logits, labels)
+    if logits.ndim == 2:
+        return F.cross_entropy(logits, labels)
+    of_pixels = labels.reshape(-1, *[1] * (logits.ndim - 3)).expand(-1, *logits.shape[3:])
+    return ensemble_distillation_loss(logits, of_pixels)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -188,7 +188,7 @@ def check_division(config: RunConfig, model: nn.Module, shape: Sequence[int]) ->
         pruning_steps=None,
         assignment="random",
         reconstruct=False,
-        budget=1.0 if config.fission.budget_in == "time" else config.fission.budget,
+        budget=1.0 if config.fission.budget_is_timed else config.fission.budget,
         budget_in="macs",  # a time is measured when the ensemble is built, on the device that it runs on
     )
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The multiply-accumulates that were found for a run's budget in time."""
+"""The multiply-accumulates that were found for a run's budget in a measured time."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +13,7 @@ from netfission.network import FissionNetwork
 
 @dataclass(frozen=True)
 class FoundBudget:
-    """What was found for a budget in time, and measured with it: a resumed run keeps it.
+    """What was found for a budget in a measured time, and measured with it: a resumed run keeps it.
 
     Attributes:
         timed: the budget in multiply-accumulates, what is reached with it, and the time.
@@ -38,13 +38,13 @@ class FoundBudget:
 
     @classmethod
     def of(cls, network: nn.Module, environment: dict[str, Any]) -> Self | None:
-        """Return what was found for a network; None if its budget is not in time."""
+        """Return what was found for a network; None if its budget is not in a measured time."""
         if not isinstance(network, FissionNetwork) or network.timed is None or network.config is None:
             return None
         return cls(network.timed, list(network.stage_names), network.config.budget_batch_size, environment)
 
     def applied(self, config: FissionConfig) -> FissionConfig:
-        """Return the settings with the multiply-accumulates in place of the budget in time."""
+        """Return the settings with the multiply-accumulates in place of the time."""
         return replace(config, budget=self.timed.asked, budget_in="macs", stages=self.stages)
 
     def text(self) -> str:
@@ -56,10 +56,10 @@ class FoundBudget:
             >>> FoundBudget(timed, ["block1"], 32, {}).text()
             'budget in time: 0.89 of the MACs take 0.98 (0.97–1.00) of the time, batch of 32, deployed'
         """
-        time = self.timed.time
+        timed, time = self.timed, self.timed.time
         return (
-            f"budget in time: {self.timed.macs:.2f} of the MACs take {time.median:.2f} "
-            f"({time.lower:.2f}–{time.upper:.2f}) of the time, batch of {self.batch_size}, deployed"
+            f"budget in {timed.budget_in}: {timed.macs:.2f} of the MACs take {time.median:.2f} "
+            f"({time.lower:.2f}–{time.upper:.2f}) of the time, batch of {self.batch_size}, {timed.run}"
         )
 
     def to_json(self) -> str:

@@ -337,7 +337,7 @@ def _plan(
 
     fission = config.fission if budget is None else budget.applied(config.fission)
     # A resumed run scores and prunes on the device that it began with.
-    device = run_device(config.training) if config.fission.budget_in == "time" else "cpu"
+    device = run_device(config.training) if config.fission.budget_is_timed else "cpu"
 
     def create() -> nn.Module:
         return _create(config, data, weights, report).to(device)
