@@ -101,10 +101,13 @@ class LinearExit(nn.Module):
 
 
 class LinearMapExit(nn.Module):
-    """A 1×1 convolution of each map that a stage passes on, enlarged to the images, and their sum.
+    """A 1×1 convolution of each map that a stage passes on, and their sum, enlarged to the images.
 
-    Features that skip connections pass on beside those of the stage are read, too. The convolutions run
-    before the maps are enlarged (bilinear), which gives the same as after it, for less.
+    Features that skip connections pass on beside those of the stage are read, too, except maps of more than
+    a third of the images' height: they know little of classes, and cost the most time. If all are that fine,
+    the smallest of them are read. The convolutions run on the maps as they are. Their results are enlarged
+    (bilinear) step by step, from the smallest map to the largest and then to the images, as in FCN (Long et
+    al. 2015, arXiv 1411.4038).
 
     Args:
         features: an example: a tensor `(batch, channels, height, width)`, or a tuple with some.
@@ -126,11 +129,11 @@ class LinearMapExit(nn.Module):
     def __init__(self, features: Features, classes: int, images: Tensor) -> None:
         super().__init__()
         tensors = features if isinstance(features, tuple) else (features,)
-        self.maps = [number for number, tensor in enumerate(tensors) if tensor.ndim == 4 and tensor.shape[1]]
+        height, width = images.shape[2:]
+        self.maps = _coarse_maps(tensors, height)
         if not self.maps:
             expected = "one whose stages give maps (batch, channels, height, width) for linear exits"
             raise invalid("model", expected, found=f"features of {tensors[0].ndim} dimensions")
-        height, width = images.shape[2:]
         first = tensors[self.maps[0]]
         self.size = height, width
         self.factors = height // first.shape[2], width // first.shape[3]
@@ -172,17 +175,33 @@ class LinearMapExit(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Map features to logits `(batch, classes, height, width)`."""
         tensors = features if isinstance(features, tuple) else (features,)
-        size = self.size
+        first, *others = zip(self.maps, self.linear, strict=True)
+        logits: Tensor = first[1](tensors[first[0]])
+        for number, layer in others:
+            finer = layer(tensors[number])
+            logits = _enlarged(logits, finer.shape[2:]) + finer
+        return _enlarged(logits, self._size_of_images(tensors))
+
+    def _size_of_images(self, tensors: Sequence[Tensor]) -> tuple[int, int]:
+        """Return the height and width of the images that the features are of."""
         if self.size_of is not None:
-            size = tensors[self.size_of].shape[2], tensors[self.size_of].shape[3]
-        elif self.scales:
-            first = tensors[self.maps[0]]
-            size = first.shape[2] * self.factors[0], first.shape[3] * self.factors[1]
-        logits: Tensor = sum(
-            F.interpolate(layer(tensors[number]), size, mode="bilinear", align_corners=False)
-            for number, layer in zip(self.maps, self.linear, strict=True)
-        )  # type: ignore[assignment]
-        return logits
+            return tensors[self.size_of].shape[2], tensors[self.size_of].shape[3]
+        if self.scales:
+            smallest = tensors[self.maps[0]]
+            return smallest.shape[2] * self.factors[0], smallest.shape[3] * self.factors[1]
+        return self.size
+
+
+def _coarse_maps(tensors: Sequence[Tensor], height: int) -> list[int]:
+    """Return which tensors are maps that a linear exit of images of a height reads, smallest map first."""
+    maps = [number for number, tensor in enumerate(tensors) if tensor.ndim == 4 and tensor.shape[1]]
+    maps.sort(key=lambda number: tensors[number].shape[2])
+    coarse = [number for number in maps if 3 * tensors[number].shape[2] <= height]
+    return coarse or [number for number in maps if tensors[number].shape[2] == tensors[maps[0]].shape[2]]
+
+
+def _enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
 LINEAR_EXITS = (LinearExit, LinearMapExit)

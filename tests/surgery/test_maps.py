@@ -212,8 +212,9 @@ def test_linear_exits_give_maps_of_the_size_of_the_images(name: str) -> None:
 
 def test_a_linear_exit_reads_all_maps_that_a_stage_passes_on() -> None:
     features = tuple(torch.randn(2, channels, 8, 12).requires_grad_() for channels in (4, 6))
-    exit_ = LinearMapExit((*features, torch.zeros(2, 3)), 5, IMAGES)
-    logits = exit_((*features, torch.zeros(2, 3)))
+    fine = torch.randn(2, 7, 32, 48)
+    exit_ = LinearMapExit((fine, *features, torch.zeros(2, 3)), 5, IMAGES)
+    logits = exit_((fine, *features, torch.zeros(2, 3)))
     first, second = exit_.linear
     at_corner = sum(
         layer.weight[:, :, 0, 0] @ tensor[0, :, 0, 0]
@@ -221,6 +222,7 @@ def test_a_linear_exit_reads_all_maps_that_a_stage_passes_on() -> None:
     )
     torch.testing.assert_close(logits[0, :, 0, 0], at_corner + first.bias)
     assert second.bias is None  # one is enough
+    assert LinearMapExit((fine, fine), 5, IMAGES).maps == [0, 1]  # all that there is
     assert all(gradient.any() for gradient in torch.autograd.grad(logits.square().sum(), features))
     with pytest.raises(ValueError, match=r"maps .* for linear exits, got features of 2 dim"):
         LinearMapExit(torch.zeros(2, 3), 5, IMAGES)
