@@ -104,8 +104,8 @@ class LinearMapExit(nn.Module):
     """A 1×1 convolution of each map that a stage passes on, and their sum, enlarged to the images.
 
     Features that skip connections pass on beside those of the stage are read, too, except maps of more than
-    a third of the images' height: they know little of classes, and cost the most time. If all are that fine,
-    the smallest of them are read. The convolutions run on the maps as they are. Their results are enlarged
+    a third of the images' height: they cost the most time, and help an exit little. If all are that fine, the
+    smallest of them are read. The convolutions run on the maps as they are. Their results are enlarged
     (bilinear) step by step, from the smallest map to the largest and then to the images, as in FCN (Long et
     al. 2015, arXiv 1411.4038).
 
