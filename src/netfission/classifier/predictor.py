@@ -1,16 +1,20 @@
 """A trained network of another task than classification, with all that is needed to use it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from netfission.classifier.folder import Factory, ModelFolder, NetworkSpec
 from netfission.classifier.image_network import ImageNetwork, find_folder
+from netfission.data.images import upright_size
+from netfission.inference.windows import OVERLAP, Progress, Windows, stitched
 from netfission.tasks.base import TargetPredictions
-from netfission.utils.errors import invalid
+from netfission.tasks.pixel_maps import PhotographPrediction
+from netfission.utils.errors import describe, first_line, invalid
 
 
 class Predictor(ImageNetwork):
@@ -119,6 +123,90 @@ class Predictor(ImageNetwork):
         """
         self.check_pixels(pixels)
         return self.interpret(self.logits(pixels), coverage, sizes)
+
+    def own_pixels(self, image: Image.Image) -> Tensor:
+        """Convert an image to the network's channels in its own size: uint8 `(channels, height, width)`.
+
+        Raises:
+            Exception: those of `pixels`.
+        """
+        return self.task.to_pixels(image, [self.spec.shape[0], *upright_size(image)])
+
+    def windows(self, size: tuple[int, int] | None = None, overlap: float = OVERLAP) -> Windows:
+        """Return windows for `predict_windows`, after the network has run on one that is blank.
+
+        Args:
+            size: height and width of a window; default those that the network was trained for.
+            overlap: see `netfission.inference.windows.Windows`.
+
+        Raises:
+            ValueError: the network gives no maps, it does not take windows of this size, or the overlap is
+                out of range.
+        """
+        if not self.task.draws_maps:
+            raise invalid("window", f"left out for a run of task={self.task.name}", size)
+        channels, *trained = self.spec.shape
+        windows = Windows((trained[0], trained[1]) if size is None else size, overlap)
+        try:
+            outputs = self.logits(torch.zeros(1, channels, *windows.size, dtype=torch.uint8))
+        except Exception as error:  # of any kind, from the code of the network
+            raise self._not_taken(windows, first_line(error)) from error
+        if tuple(outputs.shape[-2:]) != tuple(windows.size):
+            raise self._not_taken(windows, f"its maps are {outputs.shape[-2]}×{outputs.shape[-1]}")
+        return windows
+
+    def _not_taken(self, windows: Windows, reason: str) -> ValueError:
+        found = f"{windows.size[0]}×{windows.size[1]} ({reason})"
+        return invalid("window", f"a size that {self.spec.model} accepts", found=found)
+
+    def predict_windows(
+        self,
+        pixels: Tensor,
+        windows: Windows,
+        *,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> PhotographPrediction:
+        """Predict the maps of one photograph of any size, at its own resolution, window by window.
+
+        Where windows overlap, the logits of each exit are averaged, see
+        `netfission.inference.windows.stitched`.
+
+        Args:
+            pixels: uint8 `(channels, height, width)`, see `own_pixels`.
+            windows: what `windows` returned.
+            batch_size: largest number of windows that go through the network at once.
+            progress: called with the number of windows so far, and of all.
+
+        Raises:
+            ValueError: `pixels` is not valid.
+        """
+        strips = self.strips(pixels, windows, batch_size=batch_size, progress=progress)
+        size = pixels.shape[1], pixels.shape[2]
+        return self.task.joined((self.interpret(strip) for strip in strips), size)
+
+    def strips(
+        self,
+        pixels: Tensor,
+        windows: Windows,
+        *,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield the outputs for strips of one photograph, `(1, exits, outputs, rows, width)`, not calibrated.
+
+        Args:
+            pixels: see `predict_windows`, as the others.
+            windows: those of `windows`.
+            batch_size: of windows.
+            progress: see there.
+        """
+        channels = self.spec.shape[0]
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != channels:
+            expected = f"uint8 of shape ({channels}, height, width), see Predictor.own_pixels"
+            raise invalid("pixels", expected, found=describe(pixels))
+        at_once = self.task.batch_size([channels, *windows.size], batch_size)
+        return stitched(self.logits, pixels, windows, batch_size=at_once, progress=progress)
 
     def interpret(
         self,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.parser import Parser, flag_name
+from netfission.cli.window_options import WindowProgress, add_window_options, check_windows, window_sizes
 from netfission.config import CORRUPTION_IMAGES, RunConfig
 from netfission.utils.errors import check_positive_integer, check_share, invalid
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from netfission.runs.folder import RunFolder
 
 MAX_ACCURACY_DROP = 0.2  # points of accuracy or another measure, of a cascade
+_OTHER_FIGURES = ("cascade", "ood", "corruptions", "corrupted", "window")  # than those of the test split
 _OF_CASCADE = ("max_accuracy_drop", "max_cost", "delta", "rule", "single", "tile", "halo")
 
 
@@ -91,6 +93,7 @@ def parser() -> Parser:
         group=cascade,
         metavar="RUN",
     )
+    add_window_options(parser, parser.add_argument_group("large photographs"))
     shift = parser.add_argument_group("distribution shift")
     parser.add(
         "--ood",
@@ -150,6 +153,7 @@ def run(settings: Namespace) -> None:
         check_positive_integer("--corruption-images", settings.corruption_images)
     folder = RunFolder(Path(settings.run))
     config = folder.load_config()
+    check_windows(settings, lambda: folder.load_spec(any_task=True).find_task())
     own = with_own_data(folder, config, settings.data)
     if own is None:
         _other_data(folder, config, settings)
@@ -201,7 +205,9 @@ def _own_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> No
         _out_of_distribution(folder, config, settings)
     if settings.corruptions or settings.corrupted:
         _corruptions(folder, config, settings)
-    if not (settings.cascade or settings.ood or settings.corruptions or settings.corrupted):
+    if settings.window:
+        _windows(folder, config, settings)
+    if not any(getattr(settings, name) for name in _OTHER_FIGURES):
         _test_split(folder, config)
 
 
@@ -237,7 +243,7 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
     from netfission.data.summary import listing
     from netfission.runs.other_data import evaluate_other_data
 
-    for name in ("cascade", "ood", "corruptions", "corrupted"):
+    for name in _OTHER_FIGURES:
         if getattr(settings, name):
             expected = "left out if --data is another data set than the run's"
             raise invalid(flag_name(name), expected, found="both", hint="it is measured on the run's own")
@@ -249,6 +255,18 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
         print(f"no images of {listing(missing)}")
     print(f"\n{result.evaluation.table(config.fission.linear)}\n{result.reliability.summary()}")
     print(f"wrote {file}; the run's own figures stay as they are")
+
+
+def _windows(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
+    from tqdm import tqdm
+
+    from netfission.runs.windows import evaluate_windows
+
+    progress = WindowProgress()
+    with tqdm(unit="photograph", disable=None, leave=False) as progress.bar:
+        found = evaluate_windows(folder, config, *window_sizes(settings), progress=progress)
+    print(found.table(config.fission.linear))
+    print(f"wrote {folder.window_evaluation.name} in {folder.path}")
 
 
 def _out_of_distribution(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from netfission.cli.answer_options import add_answer_options, answer_options, check_options, given_options
 from netfission.cli.parser import Parser
+from netfission.cli.window_options import WindowProgress, add_window_options, check_windows, find_windows
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import choose_format, write_whole
 from netfission.utils.quick import without_collection, without_compiler
@@ -31,7 +32,8 @@ def parser() -> Parser:
     )
     add_answer_options(parser)
     parser.add("--probabilities", True, help="write the probability of every class; csv and jsonl only")
-    parser.add("--batch-size", int, 64, "number of images per batch")
+    add_window_options(parser)
+    parser.add("--batch-size", int, 64, "number of images per batch, or of windows")
     parser.add(
         "--format",
         Literal["table", "csv", "jsonl"] | None,
@@ -61,6 +63,7 @@ def run(settings: Namespace) -> None:
     asked = AnswerSettings(**answer_options(settings))
     folder = find_folder(settings.run)
     task = folder.load_spec(any_task=True).find_task()
+    check_windows(settings, lambda: task)
     if task.draws_maps and settings.out is not None:
         _check_map_folder(settings.out)
         chosen_format = settings.format or "csv"
@@ -90,7 +93,7 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
     from netfission.classifier import Predictor
     from netfission.prediction import find_images
     from netfission.prediction.maps import MapFolder
-    from netfission.prediction.targets import predict_targets, target_writer
+    from netfission.prediction.targets import predict_targets, predict_windows, target_writer
 
     with without_collection(), without_compiler():
         predictor = Predictor.from_folder(folder)
@@ -102,13 +105,25 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
     images = _found(find_images(_names(settings.images)))
     writer = target_writer(chosen_format, predictor, images, coverage=settings.coverage)
     draw_maps = predictor.task.draws_maps and settings.out is not None
-    predictions: Iterable[Any] = predict_targets(
-        predictor,
-        images,
-        batch_size=settings.batch_size,
-        coverage=settings.coverage,
-        draw_maps=draw_maps,
-    )
+    progress = WindowProgress()
+    predictions: Iterable[Any]
+    if settings.window is not None:
+        predictions = predict_windows(
+            predictor,
+            images,
+            find_windows(settings, predictor),
+            batch_size=settings.batch_size,
+            draw_maps=draw_maps,
+            progress=progress,
+        )
+    else:
+        predictions = predict_targets(
+            predictor,
+            images,
+            batch_size=settings.batch_size,
+            coverage=settings.coverage,
+            draw_maps=draw_maps,
+        )
     out = settings.out
     if draw_maps:
         folder_of_maps = MapFolder(Path(settings.out), images)
@@ -116,7 +131,7 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
         predictions = folder_of_maps.written(predictions)
         suffix = next(suffix for suffix, kind in _FORMATS.items() if kind == chosen_format)
         out = str(folder_of_maps.path / f"predictions{suffix}")
-    _write_all(writer, predictions, images, out)
+    _write_all(writer, predictions, images, out, progress)
 
 
 def _found(images: "list[Path | Failure]") -> "list[Path | Failure]":
@@ -130,6 +145,7 @@ def _write_all(
     predictions: Iterable[Any],
     images: "Sequence[Path | Failure]",
     out: str | None,
+    progress: WindowProgress | None = None,
 ) -> None:
     """Write all predictions with a progress bar; RuntimeError if an image has none."""
     from tqdm import tqdm
@@ -137,6 +153,8 @@ def _write_all(
     # A bar would run through lines that are themselves printed on the screen.
     hidden = True if out is None and sys.stdout.isatty() else None
     with tqdm(predictions, total=len(images), unit="image", disable=hidden, leave=False) as bar:
+        if progress is not None:
+            progress.bar = bar
         failures = _write(writer, bar, out)
     if failures:
         raise RuntimeError(_describe_failures(images, failures))

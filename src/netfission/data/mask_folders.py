@@ -83,6 +83,10 @@ class MaskSplit(DecodedSplit):
         chosen = range(len(self)) if rows is None else rows
         return MaskSplit([self.files[row] for row in chosen], self._table, in_memory=False, size=size)
 
+    def unscaled(self) -> "MaskSplit":
+        """Return the photographs in their own sizes, decoded at each access."""
+        return MaskSplit(self.files, self._table, in_memory=False)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Decode one photograph and its mask; both are copies of what is in memory.
 

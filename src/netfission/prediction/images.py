@@ -196,7 +196,7 @@ def in_batches(
         warnings.simplefilter("error", Image.DecompressionBombWarning)
 
         def start_reading(chunk: Sequence[Path | Failure]) -> list[Future[ReadImage | Failure]]:
-            return [pool.submit(_read, network, image) for image in chunk]
+            return [pool.submit(read_image, image, network.pixels) for image in chunk]
 
         upcoming = start_reading(chunks[0]) if chunks else []
         for chunk in [*chunks[1:], []]:
@@ -204,14 +204,25 @@ def in_batches(
             yield from _predict([future.result() for future in current], predict)
 
 
-def _read(network: ImageNetwork, image: Path | Failure) -> ReadImage | Failure:
+def read_image(image: Path | Failure, to_pixels: Callable[[Image.Image], Tensor]) -> ReadImage | Failure:
+    """Read an image file, or return why it cannot be read.
+
+    Args:
+        image: the file, or a failure, which is returned as it is.
+        to_pixels: an opened image → its pixels.
+
+    Example:
+        >>> from netfission.data.images import to_pixels
+        >>> read_image(Path("missing.png"), lambda image: to_pixels(image, "RGB", (8, 8))).error
+        'no such file or directory'
+    """
     if isinstance(image, Failure):
         return image
     try:
         if image.exists() and not image.is_file():
             return Failure(image, "not a regular file")  # opening a pipe would wait
         with open_image(image) as opened:
-            return ReadImage(image, network.pixels(opened), upright_size(opened))
+            return ReadImage(image, to_pixels(opened), upright_size(opened))
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         return Failure(image, why_unreadable(error))
 

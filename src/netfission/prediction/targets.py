@@ -1,6 +1,7 @@
 """Predictions of labels or numbers for image files, and their formats."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,8 @@ from PIL import Image
 
 from netfission.classifier import Predictor
 from netfission.data.targets import SEPARATOR
-from netfission.prediction.images import Failure, ReadImage, in_batches
+from netfission.inference.windows import Progress, Windows
+from netfission.prediction.images import Failure, ReadImage, in_batches, read_image
 from netfission.prediction.writers import comma_separated, six_digits
 from netfission.utils.text import printable
 
@@ -85,6 +87,38 @@ def predict_targets(
 
     batch_size = predictor.task.batch_size(predictor.spec.shape, batch_size)
     return in_batches(predictor, images, batch_size, predict)
+
+
+def predict_windows(
+    predictor: Predictor,
+    images: Sequence[Path | Failure],
+    windows: Windows,
+    *,
+    batch_size: int = 64,
+    draw_maps: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[TargetPrediction | Failure]:
+    """Predict photographs in their order and own sizes, window by window; one at a time is in memory.
+
+    Photographs of up to twice Pillow's `Image.MAX_IMAGE_PIXELS` are read.
+
+    Args:
+        predictor: see `predict_targets`, as the images.
+        images: files, and failures.
+        windows: what `Predictor.windows` returned.
+        batch_size: number of windows per batch, of which the task may take fewer.
+        draw_maps: whether predictions come with their maps.
+        progress: called with the number of windows of a photograph so far, and of all.
+    """
+    for image in images:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of many pixels: there are windows
+            read = read_image(image, predictor.own_pixels)
+        if isinstance(read, Failure):
+            yield read
+            continue
+        found = predictor.predict_windows(read.pixels, windows, batch_size=batch_size, progress=progress)
+        yield TargetPrediction(read.image, found.record, found.maps() if draw_maps else {})
 
 
 class TargetWriter:

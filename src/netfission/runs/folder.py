@@ -38,6 +38,7 @@ from netfission.network import FissionNetwork
 from netfission.runs.found_budget import FoundBudget
 from netfission.tasks import task_kind
 from netfission.tasks.gain import TargetFigures, TargetGain
+from netfission.tasks.window_evaluation import WindowEvaluation
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
 from netfission.utils.errors import invalid
 from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
@@ -149,6 +150,11 @@ class RunFolder(ModelFolder):
     def corruptions(self) -> Path:
         """Accuracy and calibration on corrupted test images."""
         return self.path / "corruptions.json"
+
+    @property
+    def window_evaluation(self) -> Path:
+        """Measures of maps on test photographs in their own sizes, window by window and scaled."""
+        return self.path / "evaluation-windows.json"
 
     @property
     def evaluations(self) -> Path:
@@ -390,6 +396,10 @@ class RunFolder(ModelFolder):
     def load_evaluation_of(self, data: str) -> OtherEvaluation | None:
         """Read `evaluation_of` a data set; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.evaluation_of(data), OtherEvaluation)
+
+    def load_window_evaluation(self) -> WindowEvaluation | None:
+        """Read `window_evaluation`; None if there is no such file, ValueError if it is damaged."""
+        return read_json(self.window_evaluation, WindowEvaluation)
 
     def load_gain(self) -> Gain | None:
         """Read `gain`; None if there is no such file, ValueError if it is damaged."""

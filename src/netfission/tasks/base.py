@@ -1,6 +1,6 @@
 """The interface of every task: targets, loss, prediction, uncertainty and measures of a network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -12,6 +12,7 @@ from netfission.config import DataConfig, RunConfig, TrainingConfig
 from netfission.data import ImageData, load_data
 from netfission.data.batches import PairTransform
 from netfission.data.images import to_pixels
+from netfission.data.mask_folders import MaskSplit
 from netfission.data.targets import Targets
 from netfission.ensemble import Average, describe_average
 from netfission.evaluation.resampling import Resampled
@@ -22,6 +23,7 @@ from netfission.tasks.columns import Columns
 from netfission.tasks.early_exit import EarlyExit
 from netfission.tasks.evaluation import shown_measure
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
+from netfission.tasks.pixel_maps import MapScores, PhotographPrediction
 from netfission.utils.errors import describe, first_line, invalid
 from netfission.utils.modes import in_mode
 
@@ -509,6 +511,32 @@ class Task:
         predictions = self.predict(outputs, average=average, calibration=calibration, coverage=coverage)
         values = {name: getattr(predictions, name) for name in self.exported}
         return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def load_unscaled(cls, config: DataConfig, seed: int) -> tuple[ImageData, MaskSplit]:
+        """Load the data set of settings, and its test images in their own sizes, of a task that draws maps.
+
+        Args:
+            config: the settings.
+            seed: that chooses the validation split.
+
+        Returns:
+            The data set, and the images with their masks; all are decoded at each access.
+        """
+        raise NotImplementedError
+
+    def joined(self, strips: Iterable[Any], size: tuple[int, int]) -> PhotographPrediction:
+        """Join the predictions for strips of rows of one image, of a task that draws maps.
+
+        Args:
+            strips: what `predict` returned for each, a batch of one, from top to bottom.
+            size: height and width of the image.
+        """
+        raise NotImplementedError
+
+    def map_scores(self) -> MapScores:
+        """Return what measures maps in the size of the images, of a task that draws them."""
+        raise NotImplementedError
 
     def rounding(self, values: Mapping[str, Tensor], calibration: Any = None) -> dict[str, Tensor]:
         """Return how much values that `export` returned may differ by rounding, by name.

@@ -7,7 +7,7 @@ are kept, except those of a random sample of validation pixels, from which a tem
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -22,7 +22,7 @@ from netfission.data import ImageData
 from netfission.data.batches import PairTransform
 from netfission.data.images import size_within, to_pixels_within
 from netfission.data.mask_data import load_mask_data
-from netfission.data.mask_folders import VOID
+from netfission.data.mask_folders import VOID, MaskSplit
 from netfission.data.mask_transforms import MaskTransform
 from netfission.data.targets import MASKS
 from netfission.ensemble import (
@@ -45,6 +45,7 @@ from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.tasks.pixel_early_exit import PixelEarlyExit
 from netfission.tasks.pixel_figures import inspect_pixels, iou_bars
+from netfission.tasks.pixel_maps import MapScores, PhotographPrediction, joined
 from netfission.utils.errors import check_finite, describe, invalid
 from netfission.utils.png import png_address, png_bytes
 from netfission.utils.text import percent
@@ -282,6 +283,16 @@ class PixelPredictions:
         """Return the maps of a photograph: what follows its name in that of the map's file → the map."""
         return {"": self.class_map(row), "-uncertainty": self.uncertainty_map(row)}
 
+    def probabilities(self, row: int) -> Tensor:
+        """Return the ensemble's probabilities for each pixel of a photograph, `(classes, height, width)`.
+
+        Those between the network's pixels are interpolated.
+
+        Args:
+            row: number of the photograph in the batch.
+        """
+        return self._resized(ensemble_log_probabilities(self._of(row), self.average).exp()[0], row)
+
     def records(self) -> list[dict[str, Any]]:
         """Return what is written of each photograph: shares of its pixels, and means over them."""
         return [self._record(row) for row in range(len(self.logits))]
@@ -436,6 +447,21 @@ class Segmentation(Task):
             void=config.void,
             checks=training,
         )
+
+    @classmethod
+    def load_unscaled(cls, config: DataConfig, seed: int) -> tuple[ImageData, MaskSplit]:
+        """Load a folder, and its test photographs in their own sizes, see `Task.load_unscaled`."""
+        data = load_mask_data(
+            config.data,
+            image_size=config.image_size,
+            validation=config.validation,
+            seed=seed,
+            void=config.void,
+            memory_limit=0,
+            checks=False,
+        )
+        assert isinstance(data.test, MaskSplit)  # with this limit of memory
+        return data, data.test.unscaled()
 
     @classmethod
     def from_data(cls, data: ImageData, *, balance: bool = False) -> Self:
@@ -604,6 +630,14 @@ class Segmentation(Task):
             "mutual_information": mutual_information(logits),
             "disagreement": disagreement(logits),
         }
+
+    def joined(self, strips: Iterable[PixelPredictions], size: tuple[int, int]) -> PhotographPrediction:
+        """Join the predictions for strips of one photograph, see `Task.joined`."""
+        return joined(strips, size)
+
+    def map_scores(self) -> MapScores:
+        """Return what measures maps in the size of the photographs."""
+        return MapScores(len(self.names), VOID)
 
     def early_exit(self) -> PixelEarlyExit:
         """Return the mean of logits, and the certainty of pixels."""
