@@ -147,7 +147,7 @@ def test_labels_that_look_like_several_are_named(table):
 
 
 def test_a_single_label_is_refused(table):
-    with pytest.raises(ValueError, match=r"data must be a table of at least 2 labels, got 1 \(car\)"):
+    with pytest.raises(ValueError, match=r"data must be a data set of at least 2 labels, got 1 \(car\)"):
         load_data(str(table(rows([0, 1] * 5, "path,car"))), targets=LABELS)
 
 

@@ -61,6 +61,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class TargetRows:
+    """The rows of a table of labels or numbers, each with the targets of its image.
+
+    Attributes:
+        names: of the targets, in their order.
+        rows: the rows; `Row.label` holds the targets as numbers with blanks between them.
+    """
+
+    names: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
 class Columns:
     """Numbers of the columns that are read."""
 

@@ -118,20 +118,22 @@ def find_targets(name: str, targets: Targets, *, train_required: bool = True) ->
     if targets.read is None:
         return find_source(name, train_required=train_required)
     check_data_name(name)
-    table = Path(name)
-    if not table.is_file():
-        suffixes = ", ".join(TABLE_FILES)
-        raise invalid("data", f"{targets.expected} ({suffixes}) for this task", name)
-    found = targets.read(table)
-    contents = read_rows(table, found.rows, train_required=train_required)
-    values = {row.label: parse(row) for row in found.rows}
+    path = Path(name)
+    if path.is_file():
+        found = targets.read(path)
+        names, contents = found.names, read_rows(path, found.rows, train_required=train_required)
+    elif path.is_dir() and targets.read_folder is not None:
+        names, contents = targets.read_folder(path, targets.read, train_required=train_required)
+    else:
+        expected = targets.expected.format(", ".join(TABLE_FILES))
+        raise invalid("data", f"{expected} for this task", name)
 
     def records(part: LabelledImages) -> FileRecords:
         images = sorted(part.labels, key=path_order)
-        rows = [values[part.labels[image]] for image in images]
+        rows = [parse(part.labels[image]) for image in images]
         return FileRecords(images, np.array(rows, dtype=np.float32))
 
-    return _of_files(contents, found.names, records, targets)
+    return _of_files(contents, names, records, targets)
 
 
 def _find_source(name: str, train_required: bool) -> Source:

@@ -13,12 +13,14 @@ from netfission.data.label_files import (
     NO_CLASS,
     SPLIT_COLUMN,
     Row,
+    TargetRows,
     check_cells,
     class_name,
     find_file_column,
     read_cells,
     whole_numbers,
 )
+from netfission.data.label_folders import FolderReader, read_label_folders
 from netfission.data.splits import Rows
 from netfission.utils.errors import invalid
 from netfission.utils.text import count_noun
@@ -33,26 +35,14 @@ Values = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class TargetRows:
-    """The rows of a table, each with the targets of its image.
-
-    Attributes:
-        names: of the targets, in their order.
-        rows: the rows; `Row.label` holds the targets as numbers with blanks between them.
-    """
-
-    names: list[str]
-    rows: list[Row]
-
-
-@dataclass(frozen=True)
 class Targets:
     """A kind of targets, and how a table holds them.
 
     Attributes:
         noun: what `names` are names of.
-        expected: what a table of them is, for messages.
+        expected: what a data set of them is, for messages, with `{}` for the ends of names of tables.
         read: reads a table; None if each image has one class, which has a reader of its own.
+        read_folder: reads a folder, see `read_label_folders`; None if there is none of them.
         count: targets `(images, names)` → number of images with each; None if there is nothing to count.
         masks: whether each pixel has a target of its own, in a mask; they are in a folder, not in a table.
 
@@ -64,6 +54,7 @@ class Targets:
     noun: str
     expected: str
     read: Callable[[Path], TargetRows] | None = None
+    read_folder: FolderReader | None = None
     count: Callable[[Values], list[int]] | None = None
     masks: bool = False
 
@@ -92,9 +83,14 @@ class Targets:
         return [] if self.count is None else self.count(values)
 
 
-def parse(row: Row) -> list[float]:
-    """Return the targets of a row of `TargetRows`."""
-    return [float(number) for number in row.label.split()]
+def parse(label: str) -> list[float]:
+    """Return the targets of an image, whose numbers are written with blanks between them.
+
+    Example:
+        >>> parse("1 0 0.5")
+        [1.0, 0.0, 0.5]
+    """
+    return [float(number) for number in label.split()]
 
 
 def read_labels(table: Path) -> TargetRows:
@@ -248,8 +244,14 @@ def _positives(values: Values) -> list[int]:
 
 
 CLASSES = Targets("classes", "a data set with one class per image")
-LABELS = Targets("labels", "a table of paths and labels", read_labels, _positives)
-NUMBERS = Targets("numbers", "a table of paths and numbers", read_numbers)
+LABELS = Targets(
+    "labels",
+    "a table of paths and labels ({}), or a folder with one folder per label,",
+    read_labels,
+    read_label_folders,
+    _positives,
+)
+NUMBERS = Targets("numbers", "a table of paths and numbers ({})", read_numbers)
 MASKS = Targets("classes", "a folder of photographs and masks", masks=True)
 
 
@@ -278,7 +280,7 @@ def check_values(targets: Targets, values: Values, names: Sequence[str]) -> list
         return []
     if len(names) == 1:
         hint = "classification of images with it and without it does the same"
-        raise invalid("data", "a table of at least 2 labels", found=f"1 ({names[0]})", hint=hint)
+        raise invalid("data", "a data set of at least 2 labels", found=f"1 ({names[0]})", hint=hint)
     counts = dict(zip(names, targets.count(values), strict=True))
     remarks = [f"no training image has the label {name}" for name, count in counts.items() if count == 0]
     remarks += [
