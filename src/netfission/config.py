@@ -41,9 +41,9 @@ class DataConfig:
     Args:
         data: digits, cifar10, cifar100, tiny-imagenet, hf/OWNER/NAME (of the hub), a folder of images or of
             parquet shards, or a table of paths and labels (.csv, .tsv or .parquet).
-        task: what the images are labelled with: classification (one class), multilabel (any number of labels)
-            or regression (one or several numbers), both read from a table, or segmentation (a class for each
-            pixel, in a folder of photographs and masks).
+        task: what the images are labelled with: classification (one class), multilabel (any number of labels,
+            in a table or with a folder for each), regression (one or several numbers, in a table), or
+            segmentation (a class for each pixel, in a folder of photographs and masks).
         void: with segmentation, the number that masks give to pixels without a class; default that of the
             class void in classes.txt, or else 255.
         image_size: resize images to this height and width, in pixels; with segmentation the shorter side;

@@ -30,8 +30,8 @@ def parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(run.__doc__, config=True, of_file=_of_single_network)
     help = (
-        "folder of images with a folder per class, or with --task a table or a folder of masks, or another "
-        "data set, see `netfission train --help`"
+        "folder of images with a folder per class, or with --task a table, a folder per label or a folder of "
+        "masks, or another data set, see `netfission train --help`"
     )
     parser.add("data", str, help=help, metavar="FOLDER")
     group = parser.add_argument_group("fine-tuning")

@@ -126,10 +126,11 @@ def stitched(
         _weights(starts, side) for starts, side in zip((rows, columns), windows.size, strict=True)
     )
     side_by_side = columns[-1] + windows.size[1]
-    padded = F.pad(pixels, (0, side_by_side - width, 0, rows[-1] + windows.size[0] - height))
+    below, beside = rows[-1] + windows.size[0] - height, side_by_side - width
+    padded = F.pad(pixels, (0, beside, 0, below)) if below or beside else pixels
     done, total = 0, windows.count((height, width))
     band: Tensor | None = None
-    for top, below, of_row in zip(rows, [*rows[1:], height], row_weights, strict=True):
+    for top, next_top, of_row in zip(rows, [*rows[1:], height], row_weights, strict=True):
         strip = padded[:, top : top + windows.size[0]]
         for first in range(0, len(columns), batch_size):
             lefts = columns[first : first + batch_size]
@@ -145,8 +146,8 @@ def stitched(
             if progress is not None:
                 progress(done, total)
         assert band is not None
-        yield band[None, ..., : below - top, :width].clone()
-        rest = band[..., below - top :, :].clone()
+        yield band[None, ..., : next_top - top, :width].clone()
+        rest = band[..., next_top - top :, :].clone()
         band.zero_()
         band[..., : rest.shape[-2], :] = rest
 
