@@ -79,11 +79,15 @@ def test_splits_are_folders(tmp_path):
     (inner / "val" / "car").mkdir()  # no validation image has the label
     put(inner / "more", {7: ["bus"]})
     (inner / "train" / "notes.txt").touch()
+    (inner / "labels.csv").touch()
     source, splits = found(tmp_path)
     assert splits["train"] == {"1.png": [1, 1], "2.png": [0, 1], "3.png": [0, 0]}
     assert (splits["validation"], splits["test"]) == ({"4.png": [1, 0]}, {"5.png": [0, 0], "6.png": [0, 1]})
-    assert source.left_out == {"of another type": 1, "without a label or split": 1}
-    assert source.unused == {"more": "not the name of a split; rename it to val or test to use it"}
+    assert source.left_out == {"of another type": 2, "without a label or split": 1}
+    assert source.unused == {
+        "more": "not the name of a split; rename it to val or test to use it",
+        "labels.csv": "the folders of splits say the labels; pass the table itself to use it",
+    }
     assert source.remarks[0] == "1 of 3 images in train have several labels"
     assert "no image in val is in two folders: if each has one label, leave out the task" in source.remarks
 
@@ -125,8 +129,9 @@ def test_the_folder_of_each_split_may_hold_a_table(tmp_path):
 def test_a_table_in_the_folder_says_the_labels(tmp_path):
     put(tmp_path, {1: ["images"], 2: ["images"]})
     (tmp_path / "labels.csv").write_text("path,a,b,split\nimages/1.png,1,0,train\nimages/2.png,1,1,test\n")
-    _, splits = found(tmp_path)
+    source, splits = found(tmp_path)
     assert splits == {"train": {"1.png": [1, 0]}, "test": {"2.png": [1, 1]}}
+    assert source.remarks == ["the labels are those of labels.csv"]
 
 
 def test_other_splits_need_no_training_split(tmp_path):

@@ -88,6 +88,9 @@ def read_label_folders(
         for name in tree.subfolders(root)
         if root not in folders.values() and root / name not in folders.values()
     }
+    if root not in folders.values():
+        own = "the folders of splits say the labels; pass the table itself to use it"
+        unused |= {path.name: own for path in _tables(tree, root)}
     left_out = {reason: count for reason, count in reasons.items() if count}
     return names, FolderContents(root, splits, left_out, unused)
 
@@ -147,7 +150,8 @@ def _read_tables(
         else:
             of_split = [replace(row, split=None) for row in rows]
             splits[split] = read_rows(table, of_split).splits["train"]
-    return names, splits
+    remark = f"the labels are those of {printable(next(iter(tables.values()))[0].name)}"
+    return names, {split: replace(part, remarks=[remark]) for split, part in splits.items()}
 
 
 def _ordered(label: str, order: Sequence[int]) -> str:
