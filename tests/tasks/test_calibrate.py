@@ -129,7 +129,7 @@ def test_what_cannot_be_calibrated_on_is_refused_in_one_line(run_of, elsewhere, 
     for task, arguments, message in (
         ("regression", ["--data", labels], "labels.csv without blue"),
         ("regression", ["--data", numbers, "--split", "test"], "split must be one of all"),
-        ("segmentation", ["--data", str(elsewhere)], "task=segmentation"),
+        ("segmentation", ["--data", str(elsewhere)], "must be a folder with SPLIT/images and SPLIT/masks"),
     ):
         assert main(["calibrate", str(run_of(task)), *arguments]) == 2, arguments
         error = capsys.readouterr().err

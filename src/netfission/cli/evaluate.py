@@ -249,11 +249,12 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
             raise invalid(flag_name(name), expected, found="both", hint="it is measured on the run's own")
     out = Path(settings.out) if settings.out else None
     result, file = evaluate_other_data(folder, config, settings.data, split=settings.split, out=out)
-    known = folder.load_spec().classes
-    print(result.title(len(known)))
+    spec = folder.load_spec(any_task=True)
+    known = spec.classes
+    print(result.title(len(known), spec.find_task().targets.noun))
     if missing := [name for name in known if name not in result.classes]:
         print(f"no images of {listing(missing)}")
-    print(f"\n{result.evaluation.table(config.fission.linear)}\n{result.reliability.summary()}")
+    print(f"\n{result.table(config.fission.linear)}")
     print(f"wrote {file}; the run's own figures stay as they are")
 
 

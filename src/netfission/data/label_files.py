@@ -67,10 +67,12 @@ class TargetRows:
     Attributes:
         names: of the targets, in their order.
         rows: the rows; `Row.label` holds the targets as numbers with blanks between them.
+        listed: whether the table lists the labels of each image; `names` are those that occur.
     """
 
     names: list[str]
     rows: list[Row]
+    listed: bool = False
 
 
 @dataclass(frozen=True)

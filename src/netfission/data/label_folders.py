@@ -9,7 +9,7 @@ import filecmp
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,28 +29,39 @@ _LAYOUT = "a folder with one folder per label, or with train/LABEL"
 Files = dict[str, list[tuple[str, str]]]  # name within a folder of a label → (label, path) of each copy
 
 
+@dataclass(frozen=True)
+class LabelledFolder:
+    """What a folder of images with several labels holds.
+
+    Attributes:
+        names: of the labels.
+        contents: the images: `LabelledImages.labels` holds 1 or 0 for each label, with blanks between them.
+        listed: see `TargetRows`; folders of labels list them, too.
+    """
+
+    names: list[str]
+    contents: FolderContents
+    listed: bool
+
+
 class FolderReader(Protocol):
     """Reads a folder as `read_label_folders` does."""
 
     def __call__(
         self, folder: Path, read: Callable[[Path], TargetRows], *, train_required: bool
-    ) -> tuple[list[str], FolderContents]:
+    ) -> LabelledFolder:
         """Return the names of targets, and the images."""
 
 
 def read_label_folders(
     folder: Path, read: Callable[[Path], TargetRows], *, train_required: bool = True
-) -> tuple[list[str], FolderContents]:
+) -> LabelledFolder:
     """Find the labels, splits and images of a folder of label folders, or of a table in each split.
 
     Args:
         folder: the folder.
         read: reads a table of labels.
         train_required: refuse a folder of other splits without a training split.
-
-    Returns:
-        The names of the labels, and the images: `LabelledImages.labels` holds 1 or 0 for each label, with
-        blanks between them.
 
     Raises:
         ValueError: the folder has another layout, two files of one name differ, an image is in `no-label` and
@@ -64,8 +75,8 @@ def read_label_folders(
         ...     for name in ("bus/1.png", "car/1.png", "car/2.png", "no-label/3.png"):
         ...         Path(folder, name).parent.mkdir(exist_ok=True)
         ...         Path(folder, name).touch()
-        ...     names, contents = read_label_folders(Path(folder), read_labels)
-        >>> names, list(contents.splits["train"].labels.values())
+        ...     found = read_label_folders(Path(folder), read_labels)
+        >>> found.names, list(found.contents.splits["train"].labels.values())
         (['bus', 'car'], ['1 1', '0 1', '0 0'])
     """
     tree = FileTree()
@@ -73,9 +84,10 @@ def read_label_folders(
     folders = _split_folders(tree, root, train_required)
     tables = {split: _tables(tree, path) for split, path in folders.items()}
     if any(tables.values()):
-        names, splits = _read_tables(folders, tables, read)
+        names, splits, listed = _read_tables(folders, tables, read)
     else:
         names, splits = _read_folders(tree, folders)
+        listed = True
     images = tree.images(root)
     used = {image for part in splits.values() for image in part.labels}
     reasons = images.counts()
@@ -92,7 +104,7 @@ def read_label_folders(
         own = "the folders of splits say the labels; pass the table itself to use it"
         unused |= {path.name: own for path in _tables(tree, root)}
     left_out = {reason: count for reason, count in reasons.items() if count}
-    return names, FolderContents(root, splits, left_out, unused)
+    return LabelledFolder(names, FolderContents(root, splits, left_out, unused), listed)
 
 
 def _look_through(tree: FileTree, folder: Path) -> Path:
@@ -126,14 +138,14 @@ def _read_tables(
     folders: Mapping[SplitName, Path],
     tables: Mapping[SplitName, Sequence[Path]],
     read: Callable[[Path], TargetRows],
-) -> tuple[list[str], dict[SplitName, LabelledImages]]:
+) -> tuple[list[str], dict[SplitName, LabelledImages], bool]:
     """Read one table in the folder of each split, or that of all splits in the folder itself."""
     for split, paths in tables.items():
         if len(paths) != 1:
-            listed = ", ".join(printable(path.name) for path in paths) or "none"
+            tables_found = ", ".join(printable(path.name) for path in paths) or "none"
             expected = "a folder with one table of labels, as other splits have it"
             hint = "pass the table itself, or move others elsewhere"
-            raise invalid(printable(str(folders[split])), expected, found=listed, hint=hint)
+            raise invalid(printable(str(folders[split])), expected, found=tables_found, hint=hint)
     names: list[str] = []
     splits: dict[SplitName, LabelledImages] = {}
     for split, (table,) in tables.items():
@@ -151,7 +163,8 @@ def _read_tables(
             of_split = [replace(row, split=None) for row in rows]
             splits[split] = read_rows(table, of_split).splits["train"]
     remark = f"the labels are those of {printable(next(iter(tables.values()))[0].name)}"
-    return names, {split: replace(part, remarks=[remark]) for split, part in splits.items()}
+    parts = {split: replace(part, remarks=[remark]) for split, part in splits.items()}
+    return names, parts, found.listed
 
 
 def _ordered(label: str, order: Sequence[int]) -> str:

@@ -22,8 +22,8 @@ from netfission.data.files import find_images
 from netfission.data.formats import load, open_image
 from netfission.data.images import size_within, to_pixels_within, upright_size, why_unreadable
 from netfission.data.load import MEMORY_LIMIT
-from netfission.data.split_names import SplitName, assign_splits
-from netfission.data.splits import CorruptImageError, DecodedSplit
+from netfission.data.split_names import SplitName, assign_splits, may_be_split
+from netfission.data.splits import CorruptImageError, DecodedSplit, FileRecords
 from netfission.data.summary import count_classes
 from netfission.utils.errors import invalid
 from netfission.utils.text import count_noun, printable
@@ -60,6 +60,8 @@ class MaskSplit(DecodedSplit):
 
     Attributes:
         size: height and width; those of the first photograph if they have their own sizes.
+        records: the photographs, without a class.
+        rows: numbers of the records: all of them.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class MaskSplit(DecodedSplit):
     ) -> None:
         self.files = list(files)
         self.labels = torch.empty(len(files), 0)
+        self.rows = np.arange(len(files))
+        self.records = FileRecords([photograph for photograph, _ in files], np.zeros_like(self.rows))
         self._table = table
         self._fitted = size
         self.size = size or _size(self.files[0][0])
@@ -204,11 +208,10 @@ def load_masks(
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder {printable(name)}")
     pairs, origins, left_out = find_pairs(Path(folder))
-    listed = _class_names(Path(folder)) if classes is None else _checked_names("classes", classes)
+    listed = read_class_names(Path(folder)) if classes is None else _checked_names("classes", classes)
     if void is None:
-        lower = [other.casefold() for other in listed or ()]
-        void = lower.index(_VOID_NAME) if _VOID_NAME in lower else VOID
-    found = {split: _Counts.of(files, void) for split, files in pairs.items()}
+        void = number_of_void(listed)
+    found = {split: MaskCounts.of(files, void) for split, files in pairs.items()}
     hint = found["train"].void_hint(void) if listed is None else ""
     if listed is None:
         listed = [str(number) for number in range(found["train"].classes)]
@@ -219,7 +222,7 @@ def load_masks(
     if len(names) > VOID:
         raise invalid("classes", f"at most {VOID}", found=f"{len(names)} in {printable(name)}")
     for split, counts in found.items():
-        _check_numbers(counts, len(listed), void)
+        check_numbers(counts, len(listed), void)
         if not counts.pixels.sum():
             raise invalid(f"the {split} masks of {printable(name)}", "labelled", found="void pixels alone")
     _warn(found, names, numbers, void)
@@ -252,11 +255,15 @@ def load_masks(
 Pairs = list[tuple[str, str]]
 
 
-def find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, str], dict[str, int]]:
+def find_pairs(
+    folder: Path, *, train_required: bool = True
+) -> tuple[dict[SplitName, Pairs], dict[SplitName, str], dict[str, int]]:
     """Return the photographs and masks of each split, the name of its folder, and what is left out.
 
     Args:
         folder: see `load_masks`; no mask is read.
+        train_required: refuse a folder without a training and a test split; if False, `images` and `masks`
+            without splits are a training split, too.
 
     Raises:
         ValueError: the folder has another layout, or a photograph has no mask or several.
@@ -275,6 +282,8 @@ def find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, st
     within: dict[str, tuple[Path, Path]] = {}
     if images and masks:  # the splits are within them
         within = {path.name: (path, masks / path.name) for path in _subfolders(images)}
+        if not train_required and not any(map(may_be_split, within)):
+            within = {"train": (images, masks)}
     else:
         for path in _subfolders(folder):
             images, masks = _subfolder(path, _IMAGE_FOLDERS), _subfolder(path, _MASK_FOLDERS)
@@ -284,8 +293,8 @@ def find_pairs(folder: Path) -> tuple[dict[SplitName, Pairs], dict[SplitName, st
     if not within:
         layout = "a folder with SPLIT/images and SPLIT/masks, or images/SPLIT and masks/SPLIT"
         raise invalid(where, layout, found="others")
-    named = assign_splits(within, where)
-    if "test" not in named:
+    named = assign_splits(within, where, train_required=train_required)
+    if train_required and "test" not in named:
         raise invalid(where, "a data set with a test or validation split", found=f"{', '.join(within)}")
     left_out: dict[str, int] = {}
     pairs: dict[SplitName, Pairs] = {}
@@ -333,8 +342,16 @@ def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
     return next((path for path in _subfolders(folder) if path.name.casefold() in names), None)
 
 
-def _class_names(folder: Path) -> list[str] | None:
-    """Return the names in `classes.txt`; None if there is no such file."""
+def read_class_names(folder: Path) -> list[str] | None:
+    """Return the names in `classes.txt` of a folder; None if there is no such file.
+
+    Raises:
+        ValueError: it is not UTF-8, or a name is empty or comes twice.
+
+    Example:
+        >>> read_class_names(Path("no such folder")) is None
+        True
+    """
     file = folder / CLASS_NAMES
     if not file.is_file():
         return None
@@ -344,6 +361,20 @@ def _class_names(folder: Path) -> list[str] | None:
     except UnicodeDecodeError as error:
         raise invalid(where, "a text in UTF-8", found="other bytes") from error
     return _checked_names(where, [line.strip() for line in text.rstrip().splitlines()])
+
+
+def number_of_void(names: Sequence[str] | None) -> int:
+    """Return the number of void pixels in masks: that of a class `void`, or else 255.
+
+    Args:
+        names: of the classes by their numbers; None without names.
+
+    Example:
+        >>> number_of_void(["road", "Void"]), number_of_void(None)
+        (1, 255)
+    """
+    lower = [name.casefold() for name in names or ()]
+    return lower.index(_VOID_NAME) if _VOID_NAME in lower else VOID
 
 
 def _checked_names(where: str, names: Sequence[str]) -> list[str]:
@@ -358,8 +389,8 @@ def _checked_names(where: str, names: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """What the masks of a split hold.
+class MaskCounts:
+    """How many pixels of the masks of a split have each number.
 
     Attributes:
         pixels: int64 `(256,)`: how many pixels have each number; void ones are not counted.
@@ -386,8 +417,16 @@ class _Counts:
         return max(self.first, default=-1) + 1
 
     @classmethod
-    def of(cls, files: Pairs, void: int) -> "_Counts":
-        """Read and count the masks of a split."""
+    def of(cls, files: Pairs, void: int) -> "MaskCounts":
+        """Read and count the masks of a split.
+
+        Args:
+            files: photographs and masks.
+            void: the number of pixels that do not count.
+
+        Raises:
+            ValueError: a mask has another size than its photograph, or see `load_masks`.
+        """
         pixels, voids = torch.zeros(256, dtype=torch.int64), 0
         sizes: Counter[tuple[int, int]] = Counter()
         first: dict[int, str] = {}
@@ -420,7 +459,14 @@ class _Counts:
         return f"{void} is void, the number of {pixels}: number the classes from 0"
 
 
-def _check_numbers(counts: _Counts, classes: int, void: int) -> None:
+def check_numbers(counts: MaskCounts, classes: int, void: int) -> None:
+    """Raise ValueError if a pixel has a number that is no class.
+
+    Args:
+        counts: of the masks.
+        classes: number of classes, that of void included if it is among them.
+        void: the number of pixels without a class.
+    """
     if outside := [number for number in counts.first if number >= classes]:
         number = min(outside)
         kinds = f"numbers from 0 to {classes - 1}, of which {void} is void"
@@ -433,7 +479,7 @@ def _check_numbers(counts: _Counts, classes: int, void: int) -> None:
 
 
 def _warn(
-    found: Mapping[SplitName, _Counts], names: Sequence[str], numbers: Sequence[int], void: int
+    found: Mapping[SplitName, MaskCounts], names: Sequence[str], numbers: Sequence[int], void: int
 ) -> None:
     trained = found["train"].pixels[numbers].tolist()
     if absent := [name for name, count in zip(names, trained, strict=True) if not count]:

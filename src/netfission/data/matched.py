@@ -1,22 +1,25 @@
 """Labelled images of any data set, matched to the classes and the image shape of a trained network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from netfission.data.images import Mode
 from netfission.data.label_files import class_name
+from netfission.data.mask_folders import MaskSplit
 from netfission.data.sources import check_data_name, find_labelled, find_targets, is_named
 from netfission.data.split_names import SplitName
 from netfission.data.splits import Rows, StreamedSplit, readable
-from netfission.data.targets import Targets
+from netfission.data.targets import Targets, Values
 from netfission.utils.errors import check_choice, did_you_mean, invalid
 
 Part = Literal["train", "validation", "test", "all"]
 _IN_WORDS = {"train": "training", "validation": "validation", "test": "test"}
+Found = TypeVar("Found")
+
 _LISTED = 10  # names of classes in a message
 
 
@@ -28,8 +31,10 @@ class MatchedImages:
         name: name of the data set, or the full path of its folder.
         part: which of its images these are.
         splits: the images, decoded on access, with the labels that the network has for their classes.
-        classes: the classes of these images, in the network's order.
+        classes: the classes of these images, in the network's order; or the labels that one of them has, the
+            numbers, or the classes of their pixels.
         left_out: number of images that cannot be read and are left out.
+        unknown: labels or numbers of a table that the network does not know and that are left out.
 
     Example:
         >>> MatchedImages("/data/flowers", "test", [], ["daisy"], left_out=0).kind
@@ -38,9 +43,10 @@ class MatchedImages:
 
     name: str
     part: Part
-    splits: list[StreamedSplit]
+    splits: Sequence[StreamedSplit | MaskSplit]
     classes: list[str]
     left_out: int
+    unknown: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -93,31 +99,14 @@ def load_matched(
         ((3, 16, 16), 9)
     """
     known_classes, splits_found = find_labelled(name)
-    found = _parts(splits_found)
-    default: Part = next((split for split in preferred if split in found), "all")
-    chosen = default if part is None else part
-    check_choice("split", chosen, dict.fromkeys([*found, "all"]))
-    records = list(found.values()) if chosen == "all" else [found[chosen]]
+    chosen, records = choose_part(splits_found, part, preferred)
     present = sorted({int(label) for rows in records for label in np.unique(rows.labels)})
-    names = [known_classes[label] for label in present]
-    numbers = _number_classes(name, names, classes)
+    numbers = number_classes(name, [known_classes[label] for label in present], classes)
     label_of = np.full(len(known_classes), -1)
     label_of[present] = numbers
-    channels, *size = shape
-    mode: Mode = "L" if channels == 1 else "RGB"
-    splits = []
-    for rows in records:
-        relabelled = replace(rows, mode=mode, labels=label_of[rows.labels].astype(np.int64))
-        kept: Rows = np.arange(len(rows.labels))
-        if corrupt == "skip":
-            kept = readable(relabelled, kept, (size[0], size[1]))
-        splits.append(StreamedSplit(relabelled, kept, (size[0], size[1])))
-    left_out = sum(len(rows.labels) for rows in records) - sum(map(len, splits))
+    labelled = [(rows, label_of[rows.labels].astype(np.int64)) for rows in records]
     found_classes = [classes[number] for number in sorted(set(numbers))]
-    images = MatchedImages(full_name(name), chosen, splits, found_classes, left_out)
-    if not len(images):
-        raise invalid("data", "a data set of readable images", found=f"{left_out} damaged ones in {name}")
-    return images
+    return _matched(name, chosen, labelled, shape, found_classes, corrupt)
 
 
 def load_matched_targets(
@@ -128,43 +117,109 @@ def load_matched_targets(
     *,
     part: Part | None = None,
     preferred: Sequence[Part] = ("test",),
+    corrupt: Literal["refuse", "skip"] = "refuse",
 ) -> MatchedImages:
     """Load the images of a table with labels or numbers, in the shape that a network expects.
 
     Args:
         name: of the table.
-        names: the network's labels or numbers. Those of the table are matched by name, in any order; others
-            in the table are left out.
+        names: the network's labels or numbers. Those of the table are matched by name, in any order. Of a
+            table with a column for each, columns of others are left out. Of a table with a column of names of
+            labels, the network must know all labels, and no image has those that do not occur.
         shape: channels (1 or 3), height and width.
         targets: their kind.
+        part: see `load_matched`, as the following.
+        preferred: see there.
+        corrupt: see there.
+
+    Raises:
+        ValueError: it is no such table, there is no such part, it lacks a column of a name, it has a label
+            that the network does not know, or no image can be read.
+        FileNotFoundError: the table does not exist.
+    """
+    source = find_targets(name, targets, train_required=False)
+    numbers = {class_name(known): number for number, known in enumerate(names)}
+    column_of = {numbers.get(found): column for column, found in enumerate(source.classes)}
+    unknown = [found for found in source.classes if found not in numbers]
+    missing = [known for number, known in enumerate(names) if number not in column_of]
+    if source.listed:
+        number_classes(name, source.classes, names, targets.noun)
+    elif missing:
+        expected = f"a table with the {targets.noun} that the network knows"
+        hint = did_you_mean(missing[0], unknown)
+        raise invalid("data", expected, found=f"{name} without {_listed(missing)}", hint=hint)
+    chosen, records = choose_part(source.splits, part, preferred)
+    labelled = [
+        (
+            rows,
+            np.stack(
+                [
+                    rows.labels[:, column_of[number]]
+                    if number in column_of
+                    else np.zeros_like(rows.labels[:, 0])
+                    for number in range(len(names))
+                ],
+                axis=1,
+            ),
+        )
+        for rows in records
+    ]
+    counts = targets.per_name(np.concatenate([values for _, values in labelled]), names)
+    present = [known for known, count in zip(names, counts, strict=True) if count] if counts else list(names)
+    images = _matched(name, chosen, labelled, shape, present, corrupt)
+    return replace(images, unknown=unknown)
+
+
+def choose_part(
+    splits: Mapping[SplitName, Found], part: Part | None, preferred: Sequence[Part]
+) -> tuple[Part, list[Found]]:
+    """Return the part of a data set that is chosen, and what it consists of.
+
+    Args:
+        splits: those of the data set; one training split alone counts as not split.
         part: see `load_matched`.
         preferred: see `load_matched`.
 
     Raises:
-        ValueError: it is no such table, there is no such part, or it lacks a name.
-        FileNotFoundError: the table does not exist.
+        ValueError: there is no such part.
+
+    Example:
+        >>> choose_part({"train": 3}, None, ["test"]), choose_part({"train": 3, "test": 1}, None, ["test"])
+        (('all', [3]), ('test', [1]))
     """
-    source = find_targets(name, targets, train_required=False)
-    if missing := [known for known in names if known not in source.classes]:
-        expected = f"a table with the {targets.noun} that the network knows"
-        raise invalid("data", expected, found=f"{name} without {_listed(missing)}")
-    columns = [source.classes.index(known) for known in names]
-    found = _parts(source.splits)
-    default: Part = next((split for split in preferred if split in found), "all")
-    chosen = default if part is None else part
+    found = (
+        {"all": splits["train"]}
+        if list(splits) == ["train"]
+        else {str(name): splits[name] for name in splits}
+    )
+    chosen: Part = next((split for split in preferred if split in found), "all") if part is None else part
     check_choice("split", chosen, dict.fromkeys([*found, "all"]))
+    return chosen, list(found.values()) if chosen == "all" else [found[chosen]]
+
+
+def _matched(
+    name: str,
+    part: Part,
+    labelled: Sequence[tuple[Any, Values]],
+    shape: Sequence[int],
+    classes: list[str],
+    corrupt: Literal["refuse", "skip"],
+) -> MatchedImages:
+    """Return images in a shape, each of some records with its labels; see `load_matched`."""
     channels, *size = shape
     mode: Mode = "L" if channels == 1 else "RGB"
-    records = list(found.values()) if chosen == "all" else [found[chosen]]
-    splits = [
-        StreamedSplit(
-            replace(rows, mode=mode, labels=rows.labels[:, columns]),
-            np.arange(len(rows.labels)),
-            (size[0], size[1]),
-        )
-        for rows in records
-    ]
-    return MatchedImages(full_name(name), chosen, splits, list(names), 0)
+    splits = []
+    for rows, labels in labelled:
+        relabelled = replace(rows, mode=mode, labels=labels)
+        kept: Rows = np.arange(len(labels))
+        if corrupt == "skip":
+            kept = readable(relabelled, kept, (size[0], size[1]))
+        splits.append(StreamedSplit(relabelled, kept, (size[0], size[1])))
+    left_out = sum(len(labels) for _, labels in labelled) - sum(map(len, splits))
+    images = MatchedImages(full_name(name), part, splits, classes, left_out)
+    if not len(images):
+        raise invalid("data", "a data set of readable images", found=f"{left_out} damaged ones in {name}")
+    return images
 
 
 def full_name(name: str) -> str:
@@ -178,26 +233,33 @@ def full_name(name: str) -> str:
     return name if is_named(name) else str(Path(name).resolve())
 
 
-def _parts(splits: Mapping[SplitName, Any]) -> dict[str, Any]:
-    """Return the records of each split, or {"all": …} if the images are not split."""
-    if list(splits) == ["train"]:
-        return {"all": splits["train"]}
-    return {str(split): records for split, records in splits.items()}
+def number_classes(name: str, names: Sequence[str], known: Sequence[str], noun: str = "classes") -> list[int]:
+    """Return which of the known classes some names stand for, in whatever Unicode form they are written.
 
+    Args:
+        name: of the data set.
+        names: of its classes.
+        known: the network's classes.
+        noun: what they are.
 
-def _number_classes(name: str, names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Return which of the known classes some names stand for, in whatever Unicode form they are written."""
+    Raises:
+        ValueError: the network lacks a class.
+
+    Example:
+        >>> number_classes("pets", ["dog", "cat"], ["ant", "cat", "dog"])
+        [2, 1]
+    """
     numbers = {class_name(label): number for number, label in enumerate(known)}
     numbers |= {label: number for number, label in enumerate(known)}
     unknown = [label for label in names if label not in numbers and class_name(label) not in numbers]
     if not unknown:
         return [numbers.get(label, numbers.get(class_name(label), -1)) for label in names]
     numbered = all(name.isdecimal() for name in known)
-    rule = "classes are matched by name" + (", and the network's names are numbers" if numbered else "")
+    rule = f"{noun} are matched by name" + (", and the network's names are numbers" if numbered else "")
     hint = did_you_mean(unknown[0], known) or rule
     raise invalid(
         "data",
-        f"a data set of classes that the network knows ({_listed(known)})",
+        f"a data set of {noun} that the network knows ({_listed(known)})",
         found=f"{name} with {_listed(unknown)}",
         hint=hint,
     )

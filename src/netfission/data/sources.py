@@ -48,6 +48,7 @@ class Source:
         unused: name of a table or folder that is not used → why.
         remarks: what a user should know about the classes.
         targets: what the images are labelled with; `classes` are the names of these targets.
+        listed: whether `classes` are those that occur, of a table that lists the labels of each image.
     """
 
     classes: list[str]
@@ -58,6 +59,7 @@ class Source:
     unused: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     targets: Targets = CLASSES
+    listed: bool = False
 
     @property
     def train(self) -> Records:
@@ -121,9 +123,11 @@ def find_targets(name: str, targets: Targets, *, train_required: bool = True) ->
     path = Path(name)
     if path.is_file():
         found = targets.read(path)
-        names, contents = found.names, read_rows(path, found.rows, train_required=train_required)
+        names, listed = found.names, found.listed
+        contents = read_rows(path, found.rows, train_required=train_required)
     elif path.is_dir() and targets.read_folder is not None:
-        names, contents = targets.read_folder(path, targets.read, train_required=train_required)
+        folder = targets.read_folder(path, targets.read, train_required=train_required)
+        names, listed, contents = folder.names, folder.listed, folder.contents
     else:
         expected = targets.expected.format(", ".join(TABLE_FILES))
         raise invalid("data", f"{expected} for this task", name)
@@ -133,7 +137,7 @@ def find_targets(name: str, targets: Targets, *, train_required: bool = True) ->
         rows = [parse(part.labels[image]) for image in images]
         return FileRecords(images, np.array(rows, dtype=np.float32))
 
-    return _of_files(contents, names, records, targets)
+    return replace(_of_files(contents, names, records, targets), listed=listed)
 
 
 def _find_source(name: str, train_required: bool) -> Source:

@@ -130,7 +130,7 @@ def read_labels(table: Path) -> TargetRows:
     renamed = [{whole.get(name, name) for name in of_image} for of_image in labels]
     names = sorted(set().union(*renamed))
     values = [[float(name in of_image) for name in names] for of_image in renamed]
-    return TargetRows(names, columns.with_values(values))
+    return TargetRows(names, columns.with_values(values), listed=True)
 
 
 def read_numbers(table: Path) -> TargetRows:

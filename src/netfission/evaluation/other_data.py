@@ -9,14 +9,57 @@ from netfission.evaluation.reliability import ReliabilityReport
 
 
 @dataclass(frozen=True)
-class OtherEvaluation:
-    """Figures of a run's network on another data set than its own: a file in `evaluations/`.
+class OtherFigures:
+    """What a file in `evaluations/` holds of any task: figures of a run's network on another data set.
 
     Attributes:
-        data: name of the data set, or the full path of its folder.
+        data: name of the data set, or the full path of its folder or table.
         split: which of its images were evaluated.
-        classes: the classes of these images, in the network's order.
+        classes: the classes of these images, in the network's order, see
+            `netfission.data.matched.MatchedImages`.
         left_out: number of images that cannot be read.
+    """
+
+    data: str
+    split: Literal["train", "validation", "test", "all"]
+    classes: list[str]
+    left_out: int
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        raise NotImplementedError
+
+    def table(self, linear: int = 0) -> str:
+        """Return the figures as plain text; the last `linear` exits are linear ones."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    def title(self, known: int, noun: str = "classes") -> str:
+        """Return what was evaluated in one line.
+
+        Args:
+            known: number of the classes that the network knows.
+            noun: what they are.
+        """
+        images = f"{'all ' if self.split == 'all' else ''}{self.n} images"
+        if self.split != "all":
+            images += f" of the {self.split} split"
+        left_out = f" ({self.left_out} more cannot be read)" if self.left_out else ""
+        return (
+            f"{self.data}, which is not the run's own data set: {images}{left_out}, "
+            f"{len(self.classes)} of the network's {known} {noun}"
+        )
+
+
+@dataclass(frozen=True)
+class OtherEvaluation(OtherFigures):
+    """Figures of a classifier on another data set than its own.
+
+    Attributes:
         evaluation: metrics on these images.
         reliability: the same at the run's own temperature, and with its own thresholds for abstention.
 
@@ -33,24 +76,14 @@ class OtherEvaluation:
         "/b, which is not the run's own data set: all 4 images, 1 of the network's 3 classes"
     """
 
-    data: str
-    split: Literal["train", "validation", "test", "all"]
-    classes: list[str]
-    left_out: int
     evaluation: Evaluation
     reliability: ReliabilityReport
 
-    def to_json(self) -> str:
-        """Return the figures as JSON text, every digit kept."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return self.evaluation.n
 
-    def title(self, known: int) -> str:
-        """Return what was evaluated in one line; the network knows `known` classes."""
-        images = f"{'all ' if self.split == 'all' else ''}{self.evaluation.n} images"
-        if self.split != "all":
-            images += f" of the {self.split} split"
-        left_out = f" ({self.left_out} more cannot be read)" if self.left_out else ""
-        return (
-            f"{self.data}, which is not the run's own data set: {images}{left_out}, "
-            f"{len(self.classes)} of the network's {known} classes"
-        )
+    def table(self, linear: int = 0) -> str:
+        """Return the metrics, and two lines of reliability."""
+        return f"{self.evaluation.table(linear)}\n{self.reliability.summary()}"

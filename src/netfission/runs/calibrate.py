@@ -21,7 +21,7 @@ from netfission.runs.evaluate import (
     readable_calibration,
 )
 from netfission.runs.folder import RunFolder
-from netfission.runs.other_data import matched_logits
+from netfission.runs.other_data import matched_batches
 from netfission.runs.overlap import images_dependence, overlap_with_test
 from netfission.runs.setup import make_batches
 from netfission.utils.checksums import stamp_json
@@ -90,7 +90,8 @@ def calibrate(
         )
         if dependence := images_dependence(name, images.splits, config):
             warnings.warn(dependence, stacklevel=2)
-        logits, labels = matched_logits(network, spec, images, config, device)
+        batches = matched_batches(spec, images, config, device)
+        logits, labels = collect_logits(network, batches, device)
         calibration = Calibration.fit(logits, labels, average=spec.average, dependence=dependence)
         calibration = replace(calibration, fitted_on=images.kind)
         if data is None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.data import Batches, ImageData, Split
-from netfission.data.matched import MatchedImages, Part, load_matched_targets
+from netfission.data.matched import MatchedImages, Part
 from netfission.evaluation.calibration import VALIDATION
 from netfission.evaluation.evaluate import run_batches
 from netfission.runs.calibrate import load_own
@@ -55,14 +54,14 @@ def calibrate_targets(
     Args:
         folder: folder of a finished run.
         config: the run's settings.
-        name: a table of other images with the run's labels or numbers; by default the run's own validation
-            split.
+        name: a table of other images with the run's labels or numbers, or a folder of other photographs and
+            masks; by default the run's own validation split.
         split: its images to calibrate on, see `netfission.runs.calibrate.calibrate`.
 
     Raises:
-        ValueError: the folder holds no finished run, the run has no validation split of its own, other images
-            have masks, or see `netfission.data.matched.load_matched_targets`.
-        OSError: a table cannot be found, or a file cannot be written.
+        ValueError: the folder holds no finished run, the run has no validation split of its own, or see
+            `netfission.tasks.Task.load_other`.
+        OSError: the other images cannot be found, or a file cannot be written.
     """
     network, spec, device = load_on_device(folder, config, any_task=True)
     task = spec.find_task()
@@ -85,7 +84,7 @@ def calibrate_targets(
     if name is None:
         splits, about = _own_images(folder, config, data)
     else:
-        images = _load_other(name, spec, split)
+        images = task.load_other(name, spec.shape, config.data, part=split, preferred=("validation", "train"))
         splits, about = images.splits, _about(images, name, config, known=data is not None)
         unmeasured = unmeasured or about["overlap"]
     calibrator = task.calibrator(average=spec.average, dependence=about.pop("dependence"))
@@ -114,16 +113,6 @@ def _own_images(
         expected = "a table of other images, as the run held out none for validation"
         raise invalid("data", expected, found="nothing")
     return [data.validation], {"dependence": own_dependence(folder, config), "fitted_on": VALIDATION}
-
-
-def _load_other(name: str, spec: NetworkSpec, split: Part | None) -> MatchedImages:
-    targets = spec.find_task().targets
-    if targets.masks:
-        hint = "its calibration is fitted to the run's own validation split"
-        raise invalid("data", f"left out for a run of task={spec.task}", name, hint=hint)
-    return load_matched_targets(
-        name, spec.classes, spec.shape, targets, part=split, preferred=("validation", "train")
-    )
 
 
 def _about(images: MatchedImages, name: str, config: RunConfig, *, known: bool) -> dict[str, str]:

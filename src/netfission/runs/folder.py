@@ -37,6 +37,7 @@ from netfission.models.weights import file_digest
 from netfission.network import FissionNetwork
 from netfission.runs.found_budget import FoundBudget
 from netfission.tasks import task_kind
+from netfission.tasks.evaluation import OtherTargetEvaluation
 from netfission.tasks.gain import TargetFigures, TargetGain
 from netfission.tasks.window_evaluation import WindowEvaluation
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
@@ -400,6 +401,10 @@ class RunFolder(ModelFolder):
     def load_window_evaluation(self) -> WindowEvaluation | None:
         """Read `window_evaluation`; None if there is no such file, ValueError if it is damaged."""
         return read_json(self.window_evaluation, WindowEvaluation)
+
+    def load_target_evaluation_of(self, data: str) -> OtherTargetEvaluation | None:
+        """Read `evaluation_of` a data set of another task than classification, see `load_evaluation_of`."""
+        return read_json(self.evaluation_of(data), OtherTargetEvaluation)
 
     def load_gain(self) -> Gain | None:
         """Read `gain`; None if there is no such file, ValueError if it is damaged."""

@@ -1,18 +1,17 @@
 """A run's network on another data set than its own; the run's own figures stay as they are."""
 
 import warnings
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.data import Batches
-from netfission.data.matched import MatchedImages, Part, load_matched
-from netfission.evaluation import collect_logits, evaluate_logits
-from netfission.evaluation.other_data import OtherEvaluation
-from netfission.evaluation.reliability import ReliabilityReport
+from netfission.data.matched import MatchedImages, Part
+from netfission.evaluation import run_batches
+from netfission.evaluation.other_data import OtherFigures
 from netfission.runs.evaluate import EVALUATION_BATCH, load_on_device
 from netfission.runs.folder import RunFolder
 from netfission.runs.overlap import warn_of_training_images
@@ -23,7 +22,7 @@ from netfission.utils.typed import read_json
 
 def evaluate_other_data(
     folder: RunFolder, config: RunConfig, name: str, *, split: Part | None = None, out: Path | None = None
-) -> tuple[OtherEvaluation, Path]:
+) -> tuple[OtherFigures, Path]:
     """Evaluate a run's network on another data set, with the calibration that the run has.
 
     Classes are matched by name, and images are converted to the network's size and channels. One file is
@@ -42,59 +41,52 @@ def evaluate_other_data(
 
     Raises:
         ValueError: the folder holds no finished run, `out` is not valid, or see
-            `netfission.data.matched.load_matched`.
+            `netfission.tasks.Task.load_other`.
         OSError: there is no such data set, or the file cannot be written.
     """
+    network, spec, device = load_on_device(folder, config, any_task=True)
+    task = spec.find_task()
     if out is not None:
-        _check_out(out)
-    network, spec, device = load_on_device(folder, config)
-    calibration = folder.load_calibration()
-    images = load_matched(name, spec.classes, spec.shape, part=split, corrupt=config.data.corrupt)
+        _check_out(out, task.other_evaluation_kind)
+    calibration = folder.load_calibration_of(spec)
+    images = task.load_other(name, spec.shape, config.data, part=split)
     warn_of_training_images(name, images.splits, config)
     if calibration is not None and (calibration.n, calibration.fitted_on) == (len(images), images.kind):
         warnings.warn(
-            f"the run is calibrated on {images}: ECE and abstention look better on them than on others",
+            f"the run is calibrated on {images}: calibrated figures look better on them than on others",
             stacklevel=2,
         )
-    logits, labels = matched_logits(network, spec, images, config, device)
-    result = OtherEvaluation(
-        images.name,
-        images.part,
-        images.classes,
-        images.left_out,
-        evaluate_logits(logits, labels, average=spec.average),
-        ReliabilityReport.from_logits(logits, labels, spec.classes, calibration, average=spec.average),
-    )
+    evaluator = task.evaluator(average=spec.average, calibration=calibration)
+    run_batches(network, matched_batches(spec, images, config, device), evaluator.add, device)
+    result = task.other_evaluation(images, *evaluator.result())
     file = out or folder.evaluation_of(images.name)
     file.parent.mkdir(exist_ok=True)
     write_json(file, result.to_json())
     return result, file
 
 
-def matched_logits(
-    network: nn.Module, spec: NetworkSpec, images: MatchedImages, config: RunConfig, device: str
-) -> tuple[Tensor, Tensor]:
-    """Return the logits `(n, exits, classes)` of labelled images, and their labels `(n,)`, on the CPU."""
-    batches = chain.from_iterable(
-        Batches(
+def matched_batches(
+    spec: NetworkSpec, images: MatchedImages, config: RunConfig, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of other images, normalised as the network's own, and their targets."""
+    size = spec.find_task().batch_size(spec.shape, EVALUATION_BATCH)
+    for split in images.splits:
+        yield from Batches(
             split,
-            EVALUATION_BATCH,
+            size,
             mean=spec.mean,
             std=spec.std,
             classes=len(spec.classes),
             device=device,
             workers=config.data.workers,
         )
-        for split in images.splits
-    )
-    return collect_logits(network, batches, device)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, kind: type[OtherFigures]) -> None:
     expected = "a new file ending in .json, or one with figures on another data set"
     if out.suffix != ".json" or not out.parent.is_dir():
         raise invalid("out", f"{expected}, in a folder that exists", found=str(out))
     try:
-        read_json(out, OtherEvaluation)
+        read_json(out, kind)
     except ValueError as error:
         raise invalid("out", expected, found=f"{out}, which holds something else") from error

@@ -13,15 +13,17 @@ from netfission.data import ImageData, load_data
 from netfission.data.batches import PairTransform
 from netfission.data.images import to_pixels
 from netfission.data.mask_folders import MaskSplit
+from netfission.data.matched import MatchedImages, Part, load_matched_targets
 from netfission.data.targets import Targets
 from netfission.ensemble import Average, describe_average
+from netfission.evaluation.other_data import OtherFigures
 from netfission.evaluation.resampling import Resampled
 from netfission.losses import distillation_loss
 from netfission.methods.base import Method
 from netfission.pruning.prune import CRITERIA
 from netfission.tasks.columns import Columns
 from netfission.tasks.early_exit import EarlyExit
-from netfission.tasks.evaluation import shown_measure
+from netfission.tasks.evaluation import OtherTargetEvaluation, shown_measure
 from netfission.tasks.figures import FigureData, InspectedImages, Inspection
 from netfission.tasks.pixel_maps import MapScores, PhotographPrediction
 from netfission.utils.errors import describe, first_line, invalid
@@ -152,6 +154,7 @@ class Task:
         columns: what a comparison of networks shows, the headline and the NLL among it, see `compared`.
         columns_remark: what a comparison needs to say of its columns, beside `remark`, as part of a sentence.
         evaluation_kind: the type that `evaluate` returns.
+        other_evaluation_kind: the type of figures on another data set than the network's own.
         calibration_kind: the type that `calibrate` returns.
 
     Args:
@@ -188,6 +191,7 @@ class Task:
     columns: ClassVar[Columns]
     columns_remark: ClassVar[str] = ""
     evaluation_kind: ClassVar[type]
+    other_evaluation_kind: ClassVar[type[OtherFigures]] = OtherTargetEvaluation
     calibration_kind: ClassVar[type]
 
     def __init__(self, names: Sequence[str], scale: Mapping[str, list[float]] | None = None) -> None:
@@ -213,6 +217,32 @@ class Task:
             checks=training,
             crop_scale=config.crop_scale if training else None,
             targets=cls.targets,
+        )
+
+    def load_other(
+        self,
+        name: str,
+        shape: Sequence[int],
+        config: DataConfig,
+        *,
+        part: Part | None = None,
+        preferred: Sequence[Part] = ("test",),
+    ) -> MatchedImages:
+        """Load images of another data set, with targets that are matched to the network's by name.
+
+        Args:
+            name: of the data set.
+            shape: of the network's images: channels, height and width.
+            config: the settings of the network's own data set.
+            part: which of the images, see `netfission.data.matched.load_matched`.
+            preferred: the parts that are chosen by default, see there.
+
+        Raises:
+            ValueError: it is no such data set, there is no such part, or its targets are others.
+            OSError: it does not exist.
+        """
+        return load_matched_targets(
+            name, self.names, shape, self.targets, part=part, preferred=preferred, corrupt=config.corrupt
         )
 
     @classmethod
@@ -449,6 +479,19 @@ class Task:
     ) -> EvaluationResult:
         """Measure every exit and their ensemble, and what `calibrate` returned if there is any."""
         raise NotImplementedError
+
+    def other_evaluation(
+        self, images: MatchedImages, evaluation: Any, reliability: Document | None
+    ) -> OtherFigures:
+        """Return the figures on another data set, of `other_evaluation_kind`.
+
+        Args:
+            images: the data set.
+            evaluation: what `evaluate` returned for them.
+            reliability: what `reliability` returned for them.
+        """
+        about = (images.name, images.part, images.classes, images.left_out)
+        return OtherTargetEvaluation(*about, evaluation, images.unknown)
 
     def reliability(
         self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None

@@ -12,11 +12,13 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from netfission.config import TrainingConfig
+from netfission.config import DataConfig, TrainingConfig
+from netfission.data.matched import MatchedImages, Part, load_matched
 from netfission.data.targets import CLASSES
 from netfission.ensemble import Average, ensemble_log_probabilities
 from netfission.evaluation import Evaluation, evaluate_logits
 from netfission.evaluation.calibration import Calibration
+from netfission.evaluation.other_data import OtherEvaluation
 from netfission.evaluation.out_of_distribution import uncertainty_scores
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.methods.base import Method
@@ -52,7 +54,20 @@ class Classification(Task):
     methods = None
     unused = ("void",)
     evaluation_kind = Evaluation
+    other_evaluation_kind = OtherEvaluation
     calibration_kind = Calibration
+
+    def load_other(
+        self,
+        name: str,
+        shape: Sequence[int],
+        config: DataConfig,
+        *,
+        part: Part | None = None,
+        preferred: Sequence[Part] = ("test",),
+    ) -> MatchedImages:
+        """Load images of another data set, see `netfission.data.matched.load_matched`."""
+        return load_matched(name, self.names, shape, part=part, preferred=preferred, corrupt=config.corrupt)
 
     def loss(self, method: Method, training: TrainingConfig) -> nn.Module:
         """Return the method's own loss."""
@@ -109,6 +124,11 @@ class Classification(Task):
     ) -> Evaluation:
         """Measure accuracy, likelihood and calibration; `reliability` measures what the calibration gives."""
         return evaluate_logits(outputs, targets, average=average)
+
+    def other_evaluation(self, images: MatchedImages, evaluation: Any, reliability: Any) -> OtherEvaluation:
+        """Return the figures on another data set, with their reliability."""
+        about = (images.name, images.part, images.classes, images.left_out)
+        return OtherEvaluation(*about, evaluation, reliability)
 
     def reliability(
         self, outputs: Tensor, targets: Tensor, *, average: Average, calibration: Any = None

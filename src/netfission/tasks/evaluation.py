@@ -1,10 +1,12 @@
 """The measures of a network whose images do not have one class each."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from netfission.data.summary import listing
 from netfission.ensemble import Average, describe_average
+from netfission.evaluation.other_data import OtherFigures
 from netfission.utils.checksums import parse_json
 from netfission.utils.text import decimal, exit_names, percent
 from netfission.utils.typed import typed
@@ -154,6 +156,41 @@ class TargetEvaluation:
         rule = self.rule or f"mean of {describe_average(self.average)}"
         described = ", ".join([f"ensemble by {rule}", *parts])
         return "\n".join([*lines, f"{self.n} images, {described}"])
+
+
+@dataclass(frozen=True)
+class OtherTargetEvaluation(OtherFigures):
+    """Figures of a network of labels, numbers or pixels on another data set than its own.
+
+    Attributes:
+        evaluation: measures on these images, calibrated as the network is.
+        unknown: labels or numbers of the table that the network does not know and that are left out.
+
+    Example:
+        >>> evaluation = TargetEvaluation(4, "logits", [{"nll": 0.5}], {"nll": 0.5}, {}, {})
+        >>> figures = OtherTargetEvaluation("b.csv", "all", ["car"], 0, evaluation, ["van"])
+        >>> figures.title(known=3, noun="labels").partition(": ")[2]
+        "all 4 images, 1 of the network's 3 labels; left out, as it does not know them: van"
+    """
+
+    evaluation: TargetEvaluation
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return self.evaluation.n
+
+    def table(self, linear: int = 0) -> str:
+        """Return the measures as aligned plain text."""
+        return self.evaluation.table(linear)
+
+    def title(self, known: int, noun: str = "classes") -> str:
+        """Return what was evaluated in one line, see `OtherFigures.title`."""
+        title = super().title(known, noun)
+        if not self.unknown:
+            return title
+        return f"{title}; left out, as it does not know them: {listing(self.unknown)}"
 
 
 def _heading(name: str) -> str:

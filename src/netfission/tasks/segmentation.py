@@ -24,6 +24,8 @@ from netfission.data.images import size_within, to_pixels_within
 from netfission.data.mask_data import load_mask_data
 from netfission.data.mask_folders import VOID, MaskSplit
 from netfission.data.mask_transforms import MaskTransform
+from netfission.data.matched import MatchedImages, Part
+from netfission.data.matched_masks import load_matched_masks
 from netfission.data.targets import MASKS
 from netfission.ensemble import (
     Average,
@@ -447,6 +449,18 @@ class Segmentation(Task):
             void=config.void,
             checks=training,
         )
+
+    def load_other(
+        self,
+        name: str,
+        shape: Sequence[int],
+        config: DataConfig,
+        *,
+        part: Part | None = None,
+        preferred: Sequence[Part] = ("test",),
+    ) -> MatchedImages:
+        """Load photographs and masks of another folder, see `load_matched_masks`."""
+        return load_matched_masks(name, self.names, shape, part=part, preferred=preferred, void=config.void)
 
     @classmethod
     def load_unscaled(cls, config: DataConfig, seed: int) -> tuple[ImageData, MaskSplit]:
