@@ -6,6 +6,7 @@ file as well, and they wait for it.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,3 +122,14 @@ _SMALL = {
 def small_model():
     """`small_network` itself."""
     return small_network
+
+
+@pytest.fixture(scope="session")
+def one_table_of_operators():
+    """Make PyTorch's table of ONNX operators once: every export makes it anew, in a fifth of its time."""
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    pytest.importorskip("onnxscript")
+    registry = registration.ONNXRegistry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        yield

@@ -21,6 +21,7 @@ from netfission.data import load_data
 from netfission.data.images import to_pixels
 from netfission.export import export
 from netfission.export.cascade import Plan, Step, check_cascade, export_cascade
+from netfission.export.cascade_answers import ClassAnswers
 from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
 from netfission.runs.folder import RunFolder
@@ -178,7 +179,7 @@ def test_steps_give_what_the_cascade_gives(order, rule) -> None:
     means, scores = step_by_step(logits, order, rule)
     state = {"images": images}
     for number in range(3):
-        step = Step(cascade, number, classifier._normalise, 2.0)
+        step = Step(cascade, number, classifier._normalise, ClassAnswers(2.0))
         with torch.no_grad():
             outputs = step(*(state[name] for name in step.inputs))
         assert list(outputs) == step.outputs
@@ -200,13 +201,14 @@ def test_an_exported_cascade_stops_where_the_cascade_does(
     plan = Plan(order, (confidence[:, 0].median().item(), confidence[:, 1].quantile(0.25).item()), "margin")
     assert export_cascade(classifier, plan, tmp_path / "cascade", digits.validation.images[:20]) <= 1e-4
     script = imported("run_onnx_cascade", monkeypatch)
-    probabilities, used = script.Cascade(tmp_path / "cascade")(images.numpy())
+    answers, used = script.Cascade(tmp_path / "cascade")(images.numpy())
     cascade = nf.Cascade(classifier.network, plan.thresholds, order=order)
     expected = cascade.run(classifier._normalise(images))
     assert expected.exits_used.unique().tolist() == [1, 2, 3]
     assert np.array_equal(used, expected.exits_used.numpy())
     wanted = (expected.logits / classifier.temperature).softmax(dim=1).numpy()
-    np.testing.assert_allclose(probabilities, wanted, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(answers["probabilities"], wanted, rtol=0, atol=1e-4)
+    assert np.array_equal(answers["classes"], wanted.argmax(axis=1))
     printed = run_alone("run_onnx_cascade.py", tmp_path / "cascade", *bad, *files, bad=len(bad)).splitlines()
     assert run_alone("run_onnx_cascade.py", tmp_path / "cascade", *bad, bad=len(bad)) == ""
     shown = torch.stack([classifier.pixels(Image.open(file)) for file in files])

@@ -65,7 +65,6 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Write a run's network as a file that runs without netfission, checked against PyTorch first."""
-    from netfission.classifier import Classifier
     from netfission.classifier.answer_settings import AnswerSettings
     from netfission.classifier.folder import ModelFolder
 
@@ -81,18 +80,23 @@ def run(settings: Namespace) -> None:
         from netfission.export.onnx import OPSET, check_onnx
 
         check_onnx(OPSET if settings.opset is None else settings.opset)
-    if not ModelFolder(folder).load_spec(any_task=True).find_task().targets.exclusive:
-        print(_targets(settings, out, folder))
-        print(f"wrote {out}")
-        return
+    if ModelFolder(folder).load_spec(any_task=True).find_task().targets.exclusive:
+        print(_classes(settings, folder, out, asked))
+    else:
+        print(_targets(settings, folder, out))
+    print(f"wrote {out}")
+
+
+def _classes(settings: Namespace, folder: Path, out: Path, asked: AnswerSettings | None) -> str:
+    """Export a classifier; return what to print."""
+    from netfission.classifier import Classifier
+
     classifier = Classifier.from_pretrained(folder)
     if settings.cascade:
-        print(_cascade(classifier, settings, folder, out))
-    elif settings.precision == "float32":
-        print(_whole(classifier, settings, out, asked))
-    else:
-        print(_reduced(classifier, settings, out, asked))
-    print(f"wrote {out}")
+        return _cascade(classifier, classifier.recipe, settings, folder, out)
+    if settings.precision == "float32":
+        return _whole(classifier, settings, out, asked)
+    return _reduced(classifier, settings, out, asked)
 
 
 def _format(settings: Namespace) -> str:
@@ -149,10 +153,10 @@ def _whole(classifier: Classifier, settings: Namespace, out: Path, asked: Answer
     limits = None if asked is None else asked.limits(classifier)
     images, source = _images(classifier, classifier.recipe, settings)
     done = export(classifier, out, images, format=settings.format, opset=settings.opset, limits=limits)
-    return _checked(done.difference, len(images), source)
+    return _checked(classifier, done.difference, len(images), source)
 
 
-def _targets(settings: Namespace, out: Path, folder: Path) -> str:
+def _targets(settings: Namespace, folder: Path, out: Path) -> str:
     """Export a network of another task than classification; return what to print."""
     from netfission.classifier import Predictor
     from netfission.classifier.folder import ModelFolder
@@ -160,18 +164,18 @@ def _targets(settings: Namespace, out: Path, folder: Path) -> str:
 
     predictor = Predictor.from_pretrained(folder)
     given = given_options(settings)
-    if settings.cascade:
-        given["cascade"] = True
     if settings.precision != "float32":
         given["precision"] = settings.precision
     check_options(predictor.task, given)
     run = ModelFolder(folder)
     recipe = run.load_config() if run.config.is_file() else None
-    images, source = _images(predictor, recipe, settings, TARGET_IMAGES)
+    if settings.cascade:
+        return _cascade(predictor, recipe, settings, folder, out)
+    images, source = _images(predictor, recipe, settings)
     done = export_targets(
         predictor, out, images, format=settings.format, opset=settings.opset, coverage=settings.coverage
     )
-    return f"checked on {len(images)} images of {source}: outputs differ by {done.difference:.2g} at most"
+    return _checked(predictor, done.difference, len(images), source)
 
 
 def _reduced(classifier: Classifier, settings: Namespace, out: Path, asked: AnswerSettings | None) -> str:
@@ -194,45 +198,47 @@ def _reduced(classifier: Classifier, settings: Namespace, out: Path, asked: Answ
     return f"float32 → {settings.precision} on the {split} split: {done.change}"
 
 
-def _cascade(classifier: Classifier, settings: Namespace, folder: Path, out: Path) -> str:
+def _cascade(
+    network: Classifier | Predictor, recipe: RunConfig | None, settings: Namespace, folder: Path, out: Path
+) -> str:
     """Export a graph per exit; return what to print."""
     from netfission.export.cascade import Plan, check_cascade, export_cascade
     from netfission.inference.cascade import describe_stops
     from netfission.runs.folder import RunFolder
 
-    check_cascade(classifier)
+    check_cascade(network)
     run = RunFolder(folder)
     chosen = run.cascade
-    plan = Plan.read(chosen, run.weights_sha256()) if chosen.is_file() else _plan(classifier, settings)
-    images, source = _images(classifier, classifier.recipe, settings)
-    difference = export_cascade(classifier, plan, out, images, opset=settings.opset)
+    plan = Plan.read(chosen, run.weights_sha256()) if chosen.is_file() else _plan(network, recipe, settings)
+    images, source = _images(network, recipe, settings)
+    difference = export_cascade(network, plan, out, images, opset=settings.opset)
     order = ", ".join(map(str, plan.order))
     return (
         f"exits run in the order {order}; {describe_stops(plan.rule, plan.thresholds)}\n"
-        f"{_checked(difference, len(images), source)}"
+        f"{_checked(network, difference, len(images), source)}"
     )
 
 
-def _plan(classifier: Classifier, settings: Namespace) -> Plan:
+def _plan(network: Classifier | Predictor, recipe: RunConfig | None, settings: Namespace) -> Plan:
     """Choose a cascade's thresholds on the validation split."""
     from netfission.export.cascade import Plan
     from netfission.export.samples import labelled_batches, load_training_data
 
-    if classifier.recipe is not None and classifier.recipe.data.validation == 0:
+    if recipe is not None and recipe.data.validation == 0:
         hint = "--cascade chooses thresholds on validation images"
         raise invalid("validation", "above 0 in the run's training", 0, hint=hint)
-    data, workers = load_training_data(classifier.spec, classifier.recipe, settings.data)
+    data, workers = load_training_data(network.spec, recipe, settings.data)
     assert data.validation is not None
-    return Plan.choose(classifier, labelled_batches(data.validation, workers))
+    return Plan.choose(network, labelled_batches(data.validation, workers))
 
 
 def _images(
-    network: Classifier | Predictor, recipe: RunConfig | None, settings: Namespace, number: int | None = None
+    network: Classifier | Predictor, recipe: RunConfig | None, settings: Namespace
 ) -> tuple[Tensor, str]:
-    """Return real images to check with, by default 256 or all if there are fewer, and their source."""
+    """Return real images to check with, by default 256 (64 of other tasks) or fewer, and their source."""
     from netfission.export.samples import CHECK_IMAGES, load_training_data, sample_folder, sample_split
 
-    number = number or CHECK_IMAGES
+    number = CHECK_IMAGES if network.spec.find_task().targets.exclusive else TARGET_IMAGES
     if settings.images:
         return sample_folder(network, Path(settings.images), number), settings.images
     data, _ = load_training_data(
@@ -243,5 +249,6 @@ def _images(
     return sample_split(data.validation, number), "the validation split"
 
 
-def _checked(difference: float, n: int, source: str) -> str:
-    return f"checked on {n} images of {source}: probabilities differ by {difference:.2g} at most"
+def _checked(network: Classifier | Predictor, difference: float, n: int, source: str) -> str:
+    what = "probabilities" if network.spec.find_task().targets.exclusive else "outputs"
+    return f"checked on {n} images of {source}: {what} differ by {difference:.2g} at most"

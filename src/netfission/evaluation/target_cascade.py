@@ -1,6 +1,7 @@
 """What `netfission.evaluation.cascade` needs to know of exits, if images do not have one class each."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -213,6 +214,43 @@ class TargetAnswers:
             return Cascade(network, thresholds, order=order, rule=self._rule)
         tile, halo = self._tiling.tile, self._tiling.halo
         return TileCascade(network, thresholds, tile=tile, halo=halo, order=order, rule=self._rule)
+
+
+@dataclass(frozen=True)
+class ImageChoice:
+    """Thresholds for whole images, chosen by a loss.
+
+    Attributes:
+        order: of the exits, cheapest first.
+        thresholds: one per exit but the last.
+        images: number of images that they are chosen on.
+    """
+
+    order: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    images: int
+
+
+def choose_for_images(
+    network: FissionNetwork, rule: ScoredRule, validation: Batches, image: Tensor, max_accuracy_drop: float
+) -> ImageChoice:
+    """Choose the thresholds of least cost for a loss, of whole images, on validation images.
+
+    Args:
+        network: in eval mode.
+        rule: of its task.
+        validation: batches of normalised images and targets.
+        image: a batch of one, on the network's device.
+        max_accuracy_drop: accepted loss in points of the rule's measure.
+
+    Raises:
+        ValueError: no thresholds keep it.
+    """
+    costs = exit_costs(network, image)
+    units, _ = _count(network, validation, _Counting(network, rule, costs.order, None), image.device)
+    search = UnitSearch(units, rule.score, [float(cost) for cost in costs.dense])
+    choice = search.choose(max_accuracy_drop=max_accuracy_drop)
+    return ImageChoice(costs.order, choice.thresholds, len(units.images))
 
 
 def _count(

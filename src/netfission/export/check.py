@@ -99,9 +99,9 @@ def check_outputs(
     return difference
 
 
-def check_difference(difference: float, n: int) -> None:
+def check_difference(difference: float, n: int, name: str = "probabilities") -> None:
     """Raise RuntimeError if probabilities on `n` images differ by more than 1e-4, or are not numbers."""
-    _check_tolerance(f"probabilities on {n} images", difference, TOLERANCE)
+    _check_tolerance(f"{name} on {n} images", difference, TOLERANCE)
 
 
 def measure_change(

@@ -64,7 +64,8 @@ def target_metadata(predictor: Predictor, coverage: float | None) -> dict[str, A
     learned = {} if calibration is None else asdict(calibration)
     learned.pop("errors", None)  # of all validation images
     metadata = network_metadata(predictor.spec)
-    if predictor.task.draws_maps:
+    if not predictor.task.crops:
+        metadata["preprocessing"]["crops"] = False
         metadata["preprocessing"]["resizing"] = (
             "scaled to fit into height and width, bilinear with antialiasing; black at the right or below"
         )
@@ -94,6 +95,7 @@ def network_metadata(spec: NetworkSpec) -> dict[str, Any]:
             "16 bits": "upper byte",
             "floating point": "times 255 if all values are in [0, 1], else clipped to [0, 255]",
             "transparency": "on white",
+            "crops": True,
             "resizing": "scaled to cover height and width, bilinear with antialiasing; cropped at the centre",
             "layout": "uint8 (batch, channels, height, width), 0 to 255",
             "normalisation": "in the graph: (pixel / 255 - mean) / std",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netfission.export.formats import METADATA_KEY, Metadata, Runner
-from netfission.export.predictor import export_errors, trace
+from netfission.export.predictor import batch_shapes, export_errors, trace
 from netfission.utils.errors import invalid
 from netfission.utils.extras import extra
 
@@ -57,7 +57,7 @@ class OnnxModel:
                 input_names=list(inputs),
                 output_names=[_OUTPUT + name for name in names],
                 opset_version=opset,
-                dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
+                dynamic_shapes=batch_shapes(module, len(inputs), torch.export.Dim("batch")),
                 dynamo=True,
                 external_data=False,
                 verbose=False,

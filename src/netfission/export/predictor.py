@@ -1,9 +1,11 @@
 """The module that is exported: pixels → all that a `Classifier` predicts, by name."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +177,24 @@ def export_errors() -> Iterator[None]:
         raise RuntimeError(f"the network cannot be exported ({type(cause).__name__}: {reason})") from error
 
 
+def batch_shapes(module: nn.Module, inputs: int, batch: Any) -> tuple[Any, ...]:
+    """Return which dimensions of a module's inputs vary, as `torch.export` takes them: the first of each.
+
+    Args:
+        module: called with the inputs in their order.
+        inputs: number of inputs.
+        batch: the dimension.
+
+    Example:
+        >>> batch_shapes(nn.Identity(), 1, "batch")
+        ({0: 'batch'},)
+    """
+    shapes = tuple({0: batch} for _ in range(inputs))
+    parameters = inspect.signature(module.forward).parameters.values()
+    takes_any_number = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    return (shapes,) if takes_any_number else shapes
+
+
 def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
     """Trace a module for any batch size; the result does not refer to its source files.
 
@@ -185,11 +205,9 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.Expor
     Raises:
         RuntimeError: the module cannot be traced.
     """
-    batch = {0: torch.export.Dim.DYNAMIC}
+    shapes = batch_shapes(module, len(inputs), torch.export.Dim.DYNAMIC)
     with export_errors():
-        program = torch.export.export(
-            module, tuple(inputs.values()), dynamic_shapes=tuple(batch for _ in inputs), strict=False
-        )
+        program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
     for part in program.graph_module.modules():
         for node in getattr(getattr(part, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)  # holds paths of this machine

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from netfission.classifier import Predictor
 from netfission.data.batches import Normalisation
 from netfission.ensemble import Average
+from netfission.export.cascade_answers import scaled_differences
 from netfission.export.check import check_batches, check_images, largest_magnitude
 from netfission.export.formats import FORMATS, Runner
 from netfission.export.metadata import target_metadata
@@ -136,12 +137,7 @@ def _check(run: Runner, module: TargetModule, predictor: Predictor, images: Tens
     differences = []
     for pixels in check_batches(images, "checking"):
         found, expected = run(**{INPUT: pixels}), module.outputs(predictor.logits(pixels))
-        allowed = module.task.rounding(expected, module.calibration)
-        for name, values in expected.items():
-            if values.is_floating_point():
-                differences.append((found[name] - values) / allowed[name])
-            else:
-                differences.append(2.0 * ((found[name] != values) & ~allowed[name]))
+        differences += scaled_differences(module.task, found, expected, module.calibration)
     largest = largest_magnitude(differences)  # NaN if a value is
     if not largest <= 1:
         raise RuntimeError(

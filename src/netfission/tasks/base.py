@@ -144,6 +144,7 @@ class Task:
         unused: settings that have no meaning here.
         options: what can be asked of its predictions, among the fields of `AnswerSettings`.
         exported: outputs of an exported file: attributes of its predictions → their descriptions.
+        exported_early: those of them that an exported cascade gives, of the exits that an image ran.
         draws_maps: whether its predictions are images, which `netfission predict` writes into a folder.
         crops: whether a network sees the centre of an image that has another shape than its own; False if it
             sees all of it, with black beside it.
@@ -182,6 +183,7 @@ class Task:
     )
     options: ClassVar[frozenset[str]] = frozenset()
     exported: ClassVar[Mapping[str, str]] = {}
+    exported_early: ClassVar[tuple[str, ...]] = ()
     draws_maps: ClassVar[bool] = False
     crops: ClassVar[bool] = True
     progress_title: ClassVar[str] = "accuracy, %"

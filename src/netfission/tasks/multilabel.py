@@ -246,6 +246,7 @@ class Multilabel(Task):
         "mutual_information": "(batch,), float32: of label and exit, mean over labels, in nats",
         "disagreement": "(batch,), float32: share of the pairs of exits that differ, mean over labels",
     }
+    exported_early = ("probabilities", "labels", "entropy")
     evaluation_kind = TargetEvaluation
     calibration_kind = LabelCalibration
 

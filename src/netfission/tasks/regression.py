@@ -118,15 +118,13 @@ class GaussianDistillationLoss(nn.Module):
 def _scale_of(names: Sequence[str], scale: Mapping[str, list[float]] | None) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the numbers, float64; 0 and 1 without a scale."""
     scale = scale or {"mean": [0.0] * len(names), "std": [1.0] * len(names)}
-    shift, factor = (torch.tensor(scale.get(part, []), dtype=torch.float64) for part in ("mean", "std"))
-    if not (len(shift) == len(factor) == len(names) and (shift.isfinite() & _is_positive(factor)).all()):
+    # By Python's numbers, as a graph that is traced for a file compares no tensors.
+    shift, factor = scale.get("mean", []), scale.get("std", [])
+    are_positive = all(0 < value < math.inf for value in factor)
+    if not (len(shift) == len(factor) == len(names) and all(map(math.isfinite, shift)) and are_positive):
         expected = f"a mean and a positive std for each of {len(names)} numbers"
         raise invalid("scale", expected, dict(scale))
-    return shift, factor
-
-
-def _is_positive(values: Tensor) -> Tensor:
-    return values.isfinite() & (values > 0)
+    return torch.tensor(shift, dtype=torch.float64), torch.tensor(factor, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +268,7 @@ class Regression(Task):
         "exit_means": "(batch, exits, numbers), float32: of each exit",
         "intervals": "(batch, numbers, 2), float32: lower and upper end",
     }
+    exported_early = ("mean", "std")
     unused = (*Task.unused, "temperature", "teacher")
     options = frozenset({"coverage"})
     evaluation_kind = TargetEvaluation

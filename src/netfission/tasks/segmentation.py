@@ -413,6 +413,7 @@ class Segmentation(Task):
         "mutual_information": "(batch, height, width), float32: of class and exit, in nats",
         "disagreement": "(batch, height, width), float32: share of the pairs of exits that differ",
     }
+    exported_early = ("classes", "probabilities", "entropy")
     draws_maps = True
     crops = False
     progress_title = "pixels right, %"
