@@ -22,7 +22,6 @@ from netfission.classifier.answer_settings import AnswerSettings
 from netfission.cli import main
 from netfission.data import load_data
 from netfission.evaluation.guarantees import SPARSE_CLASSES
-from netfission.evaluation.p_values import Detector
 from netfission.serve.drift import DriftWindow
 from netfission.serve.server import Settings
 
@@ -788,12 +787,12 @@ def test_a_window_without_images_is_refused():
 
 
 def test_a_window_of_drift_is_a_tenth_of_the_calibration_and_a_larger_one_is_warned_of():
-    detector = Detector.from_scores("energy", torch.linspace(-9, -8, 99))
-    window = DriftWindow(detector)
-    window.add(torch.zeros(60, 1, 2), average="logits")
+    calibration = torch.linspace(-9, -8, 99)
+    window = DriftWindow(calibration)
+    window.add(torch.zeros(60))
     assert len(window) == 9
-    DriftWindow(None, 50), DriftWindow(detector, 9)
+    DriftWindow(None, 50), DriftWindow(calibration, 9)
     with pytest.warns(
         match=r"^a drift window of 10 is more than a tenth of 99 calibration images: small p-v"
     ):
-        DriftWindow(detector, 10)
+        DriftWindow(calibration, 10)

@@ -4,15 +4,18 @@ import base64
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.datastructures import QueryParams
 
 from netfission.classifier import Predictor
 from netfission.classifier.answer_settings import AnswerSettings
 from netfission.cli import main
+from netfission.evaluation.drift import drift_p_value
 from netfission.serve.server import Settings, make_server
 from netfission.serve.targets import TargetAnswerer
 from netfission.tasks.registry import TASKS, find_task
@@ -170,11 +173,6 @@ def test_requests_that_cannot_be_answered_get_one_line(served, tables, task):
             "^coverage must be left out for a run of ",
         ),
         (
-            "segmentation",
-            {"drift_window": 5},
-            "^drift_window must be left out for a run of ",
-        ),
-        (
             "regression",
             {"answers": AnswerSettings(coverage=0.99)},
             "^coverage must be at most 0.9523, for 20",
@@ -187,13 +185,42 @@ def test_what_has_no_meaning_for_a_task_is_refused_when_the_server_starts(run_of
 
 
 @pytest.mark.parametrize("task", OTHERS)
+def test_the_last_images_are_compared_with_those_of_the_calibration(run_of, tables, task):
+    predictor = Predictor.from_pretrained(run_of(task))
+    own = TargetAnswerer(predictor, drift_window=2)
+    assert len(predictor.calibration.uncertainty) == 20 and np.isnan(own.drift.p_value())
+    images = []
+    for number in range(40, 62):  # the validation images, and two of the test split
+        with Image.open(tables / f"{number}.png") as image:
+            images.append(own.read(image))
+    list(own.run(images))
+    outputs, average = (
+        predictor.logits(torch.stack([image.pixels for image in images])),
+        predictor.spec.average,
+    )
+    scores = predictor.task.total_uncertainty(outputs, average=average)
+    calibration = scores[:20].sort().values
+    assert predictor.calibration.uncertainty == pytest.approx(calibration.tolist(), rel=1e-5)
+    assert len(own.drift) == 2
+    known = torch.tensor(predictor.calibration.uncertainty, dtype=torch.float64)
+    assert own.drift.p_value() == pytest.approx(drift_p_value(scores[20:], known))
+    named = predictor.task.uncertainty_scores(outputs, average=average)
+    assert any(torch.allclose(values, scores) for values in named.values())
+    predictor.calibration = replace(predictor.calibration, uncertainty=[])
+    with pytest.raises(ValueError, match=r"^drift_window must be left out for a network without"):
+        TargetAnswerer(predictor, drift_window=2)
+    assert not TargetAnswerer(predictor).drift.keeps
+
+
+@pytest.mark.parametrize("task", OTHERS)
 def test_the_network_is_described(served, run_of, task):
     told = served[task].get("/model").json()
     evaluation = json.loads((run_of(task) / "evaluation.json").read_text())
     assert told["task"] == task and told["measures"] == evaluation["ensemble"]
     assert told["test_images"] == 20 and told["calibration_images"] == 20
     assert list(told["colors"].values()) == (["#000000", "#800000", "#008000"] if told["colors"] else [])
-    assert "netfission_images_total" in served[task].get("/metrics").text
+    metrics = served[task].get("/metrics").text
+    assert "netfission_images_total" in metrics and "netfission_drift_images " in metrics
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -62,7 +62,8 @@ def target_metadata(predictor: Predictor, coverage: float | None) -> dict[str, A
     """Return names, preprocessing and calibration of a network of another task, of types that JSON has."""
     calibration = predictor.calibration
     learned = {} if calibration is None else asdict(calibration)
-    learned.pop("errors", None)  # of all validation images
+    for of_all_images in ("errors", "uncertainty"):
+        learned.pop(of_all_images, None)
     metadata = network_metadata(predictor.spec)
     if not predictor.task.crops:
         metadata["preprocessing"]["crops"] = False

@@ -45,7 +45,8 @@ class ClassAnswerer(Answerer):
         self._settings = answers or AnswerSettings()
         self.limits_of = lru_cache(_REMEMBERED)(self._find_limits)
         self._limits = self._settings.limits(classifier)
-        self.drift = DriftWindow(self._limits.detector, drift_window)
+        detector = self._limits.detector
+        self.drift = DriftWindow(None if detector is None else detector.calibration, drift_window)
 
     def _find_limits(self, asked: AnswerSettings) -> AnswerLimits:
         return self._limits if asked == self._settings else asked.limits(self.classifier)
@@ -53,7 +54,8 @@ class ClassAnswerer(Answerer):
     def run(self, images: Sequence[ImageInput]) -> list[ImageResult]:
         """Run the network on images, and answer by the server's settings."""
         logits = self.classifier.logits(torch.stack([image.pixels for image in images]))
-        self.drift.add(logits, average=self.classifier.spec.average)
+        if self._limits.detector is not None:
+            self.drift.add(self._limits.detector.scores(logits, average=self.classifier.spec.average))
         predictions = self.classifier.interpret(logits, self._limits)
         answers = json_answers(predictions, self.classifier.spec.classes, limits=self._limits)
         return [ImageResult(answer, own.clone()) for answer, own in zip(answers, logits, strict=True)]

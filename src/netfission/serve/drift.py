@@ -8,9 +8,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from netfission.ensemble import Average
 from netfission.evaluation.drift import drift_p_value
-from netfission.evaluation.p_values import Detector
 from netfission.utils.text import count_noun
 
 _TIMES_MORE = 10  # calibration images than images in a window, at least
@@ -21,7 +19,7 @@ class DriftWindow:
     """Keeps the scores of the last images. Threads may use it at once.
 
     Args:
-        detector: scores the images; None if the calibration has no scores, and nothing is kept.
+        calibration: scores of the calibration images, `(n,)`; None if there are none, and nothing is kept.
         size: number of images. Default: a tenth of the calibration images, from 1 to 500. More than a tenth
             give small p-values without a drift: one calibration is compared with batch after batch.
 
@@ -29,19 +27,18 @@ class DriftWindow:
         UserWarning: there are more.
 
     Example:
-        >>> detector = Detector.from_scores("energy", torch.linspace(-9.0, -8.0, 500))
-        >>> window = DriftWindow(detector)
+        >>> window = DriftWindow(torch.linspace(-9.0, -8.0, 500))
         >>> math.isnan(window.p_value())  # no image yet
         True
-        >>> window.add(torch.zeros(60, 1, 2), average="logits")  # unlike all others
+        >>> window.add(torch.zeros(60))  # unlike all others
         >>> len(window), window.p_value() < 1e-6
         (50, True)
     """
 
-    def __init__(self, detector: Detector | None, size: int | None = None) -> None:
-        self._detector = detector
-        images = 0 if detector is None else len(detector.calibration)
-        if size is not None and detector is not None and size * _TIMES_MORE > images:
+    def __init__(self, calibration: Tensor | None, size: int | None = None) -> None:
+        self._calibration = calibration
+        images = 0 if calibration is None else len(calibration)
+        if size is not None and calibration is not None and size * _TIMES_MORE > images:
             found = count_noun(images, "calibration image")
             warnings.warn(
                 f"a drift window of {size:,} is more than a tenth of {found}: "
@@ -55,15 +52,18 @@ class DriftWindow:
     def __len__(self) -> int:
         return len(self._scores)
 
-    def add(self, logits: Tensor, *, average: Average) -> None:
+    @property
+    def keeps(self) -> bool:
+        """Whether scores are kept."""
+        return self._calibration is not None
+
+    def add(self, scores: Tensor) -> None:
         """Keep the scores of images; those that are not numbers are left out.
 
         Args:
-            logits: `(n, exits, classes)`, floating point, not divided by the temperature.
-            average: what the ensemble averages.
+            scores: `(n,)`, floating point, of the kind of those of the calibration.
         """
-        if self._detector is not None:
-            scores = self._detector.scores(logits, average=average)
+        if self.keeps:
             with self._lock:
                 self._scores.extend(scores[~scores.isnan()].tolist())
 
@@ -71,6 +71,6 @@ class DriftWindow:
         """Return the p-value of `netfission.evaluation.drift.drift_p_value`; NaN without images."""
         with self._lock:
             scores = list(self._scores)
-        if self._detector is None or not scores:
+        if self._calibration is None or not scores:
             return math.nan
-        return drift_p_value(torch.tensor(scores, dtype=torch.float64), self._detector.calibration)
+        return drift_p_value(torch.tensor(scores, dtype=torch.float64), self._calibration)

@@ -14,6 +14,7 @@ from netfission.serve.answerer import Answer, Answerer, ImageInput, ImageResult,
 from netfission.serve.drift import DriftWindow
 from netfission.serve.query import read_number
 from netfission.tasks.base import EvaluationResult
+from netfission.utils.errors import invalid
 
 
 class TargetAnswerer(Answerer):
@@ -24,10 +25,12 @@ class TargetAnswerer(Answerer):
         evaluation: its measures on the test split; None without them.
         answers: what is asked of the answers to requests that ask for nothing else; only the options of the
             task.
-        drift_window: left out, as calibrations of these tasks have no scores for a test of drift.
+        drift_window: number of the last images that are tested for drift, by the ensemble's total uncertainty
+            (`Task.total_uncertainty`); default see `DriftWindow`.
 
     Raises:
-        ValueError: an option has no meaning for the task, or the coverage cannot be kept.
+        ValueError: an option has no meaning for the task, the coverage cannot be kept, or a window is given
+            and the calibration has no scores of images.
     """
 
     def __init__(
@@ -41,11 +44,17 @@ class TargetAnswerer(Answerer):
         self.predictor = predictor
         self._evaluation = evaluation
         settings = answers or AnswerSettings()
-        self.task.check_options(asdict(settings) | {"drift_window": drift_window})
+        self.task.check_options(asdict(settings))
         self.parameters = tuple(sorted(self.task.options))
         self._coverage = settings.coverage
         self.check(self._coverage)
-        self.drift = DriftWindow(None)
+        known = [] if predictor.calibration is None else predictor.calibration.uncertainty
+        if drift_window is not None and not known:
+            hint = "`netfission calibrate` records them, unless the network depends on the images"
+            expected = "left out for a network without uncertainties of calibration images"
+            raise invalid("drift_window", expected, drift_window, hint=hint)
+        scores = torch.tensor(known, dtype=torch.float64) if known else None
+        self.drift = DriftWindow(scores, drift_window)
 
     def check(self, coverage: float | None) -> None:
         """Raise ValueError if a coverage cannot be kept."""
@@ -57,6 +66,8 @@ class TargetAnswerer(Answerer):
     def run(self, images: Sequence[ImageInput]) -> Iterable[ImageResult]:
         """Run the network on images, and answer by the server's settings; maps are drawn one by one."""
         outputs = self.predictor.logits(torch.stack([image.pixels for image in images]))
+        if self.drift.keeps:
+            self.drift.add(self.task.total_uncertainty(outputs, average=self.predictor.spec.average))
         sizes = [image.size for image in images]
         if self.task.draws_maps:
             return (self._results(outputs[row : row + 1], [size])[0] for row, size in enumerate(sizes))

@@ -431,6 +431,25 @@ class Task:
         """
         return images.new_zeros(len(images), len(self.names))
 
+    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
+        """Return how uncertain an ensemble is about images, all in all, by which a server tests for drift.
+
+        Args:
+            outputs: `(n, exits, outputs, …)`, not calibrated.
+            average: what the ensemble averages.
+
+        Returns:
+            One of the scores of `uncertainty_scores`, `(n,)` float64.
+        """
+        raise NotImplementedError
+
+    def sorted_uncertainty(self, outputs: Tensor, *, average: Average, dependence: str) -> list[float]:
+        """Return what a calibration keeps of `total_uncertainty`; nothing if the network depends on it."""
+        if dependence:
+            return []
+        scores: list[float] = self.total_uncertainty(outputs, average=average).sort().values.tolist()
+        return scores
+
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Score images by how uncertain an ensemble is about them, to tell those of another kind.
 

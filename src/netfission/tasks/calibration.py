@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from netfission.ensemble import Average
@@ -22,6 +22,8 @@ class TargetCalibration:
         dependence: how the network depends on them, in words; empty if it does not.
         weights: SHA-256 of the network's weights.
         overlap: which of these images are test images of the run, in words; empty if none is.
+        uncertainty: of each image, see `netfission.tasks.Task.total_uncertainty`, sorted; none if the network
+            depends on them, and in files of an earlier version.
 
     Example:
         >>> calibration = TargetCalibration(n=20, average="logits")
@@ -35,6 +37,7 @@ class TargetCalibration:
     dependence: str = ""
     weights: str = ""
     overlap: str = ""
+    uncertainty: list[float] = field(default_factory=list)
 
     @property
     def images(self) -> str:

@@ -279,6 +279,10 @@ class Multilabel(Task):
         """Return the share of right labels in %."""
         return f"{percent(score, 1)} %"
 
+    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
+        """Return the entropy, mean over the labels."""
+        return self.predict(outputs.double(), average=average).entropy
+
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Return entropy and mutual information, means over the labels."""
         found = self.predict(outputs.double(), average=average)
@@ -315,6 +319,7 @@ class Multilabel(Task):
             dependence=dependence,
             temperature=temperature,
             thresholds=thresholds,
+            uncertainty=self.sorted_uncertainty(outputs, average=average, dependence=dependence),
         )
 
     def evaluate(

@@ -333,6 +333,10 @@ class Regression(Task):
         rule = "mixture of the exits' Gaussians"
         return rule if weights is None else f"{rule}, weighted {_ratio(weights)}"
 
+    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
+        """Return the standard deviation over that of the training images, mean over the numbers."""
+        return self.uncertainty_scores(outputs, average=average)["standard deviation"]
+
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Return the standard deviation, and its part from disagreement, over that of the training images.
 
@@ -374,7 +378,12 @@ class Regression(Task):
         scales = ((errors.square().sum(dim=0) + _PRIOR) / (len(errors) + _PRIOR)).sqrt()
         kept = [] if dependence else [column.tolist() for column in errors.sort(dim=0).values.T]
         return NumberCalibration(
-            n=len(targets), average=average, dependence=dependence, scales=scales.tolist(), errors=kept
+            n=len(targets),
+            average=average,
+            dependence=dependence,
+            uncertainty=self.sorted_uncertainty(outputs, average=average, dependence=dependence),
+            scales=scales.tolist(),
+            errors=kept,
         )
 
     def evaluate(

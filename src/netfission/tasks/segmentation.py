@@ -129,15 +129,20 @@ class PixelSample:
 class _Calibrator:
     """Fits the temperature to a sample of the pixels of all batches."""
 
-    def __init__(self, average: Average, dependence: str) -> None:
+    def __init__(self, task: "Segmentation", average: Average, dependence: str) -> None:
+        self.task = task
         self.average = average
         self.dependence = dependence
         self.sample = PixelSample()
+        self.uncertainty: list[float] = []
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch."""
         check_finite("outputs", outputs)
         self.sample.add(outputs, targets)
+        self.uncertainty += self.task.sorted_uncertainty(
+            outputs, average=self.average, dependence=self.dependence
+        )
 
     def result(self) -> PixelCalibration:
         """Return the calibration."""
@@ -147,6 +152,7 @@ class _Calibrator:
             n=self.sample.images,
             average=self.average,
             dependence=self.dependence,
+            uncertainty=sorted(self.uncertainty),
             pixels=len(labels),
             temperature=temperature,
         )
@@ -550,6 +556,10 @@ class Segmentation(Task):
         """Return a share of pixels in %."""
         return f"{percent(score, 1)} %"
 
+    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
+        """Return the entropy, mean over pixels."""
+        return predictive_entropy(outputs, average).double().mean(dim=(1, 2))
+
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Return means over pixels: negative logarithm of the confidence, entropy, mutual information."""
         maps = {
@@ -602,7 +612,7 @@ class Segmentation(Task):
 
     def calibrator(self, *, average: Average, dependence: str = "") -> Accumulator[PixelCalibration]:
         """Return what fits a temperature to a sample of validation pixels."""
-        return _Calibrator(average, dependence)
+        return _Calibrator(self, average, dependence)
 
     def evaluator(
         self, *, average: Average, calibration: Any = None
@@ -618,7 +628,7 @@ class Segmentation(Task):
         self, outputs: Tensor, targets: Tensor, *, average: Average, dependence: str = ""
     ) -> PixelCalibration:
         """Fit a temperature to a sample of pixels."""
-        calibrator = _Calibrator(average, dependence)
+        calibrator = _Calibrator(self, average, dependence)
         calibrator.add(outputs, targets)
         return calibrator.result()
 
