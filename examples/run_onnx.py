@@ -29,7 +29,7 @@ def to_pixels(image, preprocessing):
         layers = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
     image = image.convert(preprocessing["mode"])
-    if not preprocessing["crops"]:  # scale to fit into the size, with black at the right or below
+    if not preprocessing.get("crops", True):  # scale to fit into the size, black at the right or below
         factor = min(size[0] / image.width, size[1] / image.height)
         inner = tuple(max(1, round(factor * side)) for side in image.size)
         fitted = Image.new(image.mode, size)

@@ -18,7 +18,7 @@ from PIL import Image
 import netfission as nf
 from netfission.cli import main
 from netfission.data import load_data
-from netfission.data.images import to_pixels
+from netfission.data.images import to_pixels, to_pixels_within
 from netfission.export import export
 from netfission.export.cascade import Plan, Step, check_cascade, export_cascade
 from netfission.export.cascade_answers import ClassAnswers
@@ -158,6 +158,15 @@ def test_images_are_made_ready_as_in_training(mode, size, channels, monkeypatch)
     found = imported("run_onnx", monkeypatch).to_pixels(image, preprocessing)
     assert found.dtype == np.uint8
     assert np.array_equal(found, wanted.numpy())
+
+
+def test_photographs_of_maps_are_fitted_as_in_training(monkeypatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    preprocessing = {"mode": "RGB", "height": 9, "width": 8, "crops": False}
+    found = imported("run_onnx", monkeypatch).to_pixels(image, preprocessing)
+    assert np.array_equal(found, to_pixels_within(image, "RGB", (9, 8)).numpy())
+    assert not found[:, 5:].any() and found[:, :5].any()
 
 
 # --- cascades ---------------------------------------------------------------------------------------
