@@ -54,7 +54,7 @@ def test_an_image_has_the_labels_of_its_folders(tmp_path_factory, images, no_lab
     put(folder, {number: labels or {no_label} for number, labels in images.items()})
     names = sorted(set().union(*images.values()))
     source, splits = found(folder)
-    assert source.classes == names
+    assert source.classes == names and source.listed
     assert splits["train"] == {
         f"{number}.png": [float(name in labels) for name in names] for number, labels in images.items()
     }
