@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+import netfission
 from netfission.cli import main
 from netfission.experiments.grid import Grid
 from netfission.experiments.runner import run_folder, run_missing
 from netfission.models import create_model
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
+from netfission.utils.outputs import ENVIRONMENT_MARK
 
 
 class Payload:
@@ -79,6 +82,30 @@ def test_no_file_of_a_run_is_unpickled(name, finished_run, tmp_path, mark):
             with contextlib.suppress(ValueError):
                 getattr(RunFolder(run), reader)()
             assert not mark.exists(), reader
+
+
+def test_settings_are_read_without_running_code(tmp_path, mark, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(yaml(mark))
+    assert main(["train", "--config", str(file)]) == 2
+    assert main(["train", "--seed", yaml(mark).decode().removeprefix("seed: ").rstrip()]) == 2
+    run = RunFolder(tmp_path)
+    run.config.write_text(f"{ENVIRONMENT_MARK}\n# {yaml(mark).decode()}")
+    with pytest.raises(ValueError, match=r"config\.yaml must be the settings of a run, got damaged comments"):
+        run.load_environment()
+
+
+# What runs code of a file, or may.
+UNSAFE = re.compile(
+    r"weights_only=False|allow_pickle=True|trust_remote_code=True|unsafe_load|full_load|yaml\.load\(|"
+    r"pickle\.loads?\(|\b(?:torch|np)\.load\((?!.*(?:weights_only=True|allow_pickle=False))"
+)
+
+
+def test_no_reader_that_may_run_code_is_called():
+    for file in Path(netfission.__file__).parent.rglob("*.py"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert [line for line in lines if UNSAFE.search(line) and ">>>" not in line] == [], file
 
 
 def test_every_reader_is_tried():
@@ -161,7 +188,9 @@ def test_a_model_of_hugging_face_runs_no_code_of_its_folder(tmp_path, mark):
         create_model(f"hf/{tmp_path}", 10)
     settings = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes = {"intermediate_size": 8, "image_size": 16, "patch_size": 8, "num_labels": 3}
-    (tmp_path / "config.json").write_text(json.dumps(settings | sizes | {"architectures": []}))
+    auto = {"auto_map": {"AutoModelForImageClassification": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings | sizes | auto | {"architectures": []}))
+    create_model(f"hf/{tmp_path}", 10)  # by the library's own code
     (tmp_path / "pytorch_model.bin").write_bytes(archive(mark))
     with pytest.raises(ValueError, match="model must be hf/NAME"):
         create_model(f"hf/{tmp_path}", 10, pretrained=True)

@@ -15,7 +15,9 @@ from netfission.config import RunConfig
 from netfission.methods.effects import check_effects, chosen
 from netfission.methods.registry import check_settings
 from netfission.runs.folder import RunFolder
+from netfission.utils.checksums import BLANK, stamp
 
+CHECKED = stamp(f"epochs: 3\n# checksum: {BLANK}\n".encode())
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
@@ -172,6 +174,7 @@ def test_a_recipes_setting_that_is_not_valid_is_named_with_its_file(text, messag
     [
         (b"a: [", "must be YAML, got damaged text"),
         (b"\xff\xfe\x00", "must be YAML, got damaged text"),
+        (CHECKED.replace(b"3", b"4", 1), r"must be YAML, got damaged text \(checksum must be that of the"),
         (b"false", "must be a mapping from settings to values, got False$"),
         (b"- a", r"must be a mapping from settings to values, got \['a'\]$"),
     ],

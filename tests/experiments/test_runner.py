@@ -1,9 +1,6 @@
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,6 +26,7 @@ def test_only_what_is_missing_runs(grid_of, tmp_path):
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "records").iterdir()}
     both = run_missing(grid_of("single", "treenet").cells(), tmp_path)
     assert both[0] == first[0]
+    assert all('"checksum"' in file.read_text() for file in tmp_path.rglob("*.json"))
     assert all(file.stat().st_mtime_ns == time_ for file, time_ in kept.items())
     single, treenet = both
     assert single.read_evaluation().n == treenet.read_evaluation().n == 359
@@ -222,17 +220,15 @@ def test_workers_share_the_runs_and_get_the_same_figures(grid_of, tmp_path, caps
 
 
 @pytest.mark.usefixtures("undrawn", "few_timed")
-def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_path):
+def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_path, fork):
     command = ["compare", *FLAGS.split(), "--methods", "[single]", "--seeds", "3", "--epochs", "2"]
     records = tmp_path / "cmp" / "records"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "netfission", *command, "--out", str(tmp_path / "cmp")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    while process.poll() is None and not list(records.glob("*.json")):
+    process = fork(main, [*command, "--out", str(tmp_path / "cmp")])
+    while process.is_alive() and not list(records.glob("*.json")):
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL  # it had not ended
+    process.join()
+    assert process.exitcode == -signal.SIGKILL  # it had not ended
     kept = {file: file.read_bytes() for file in records.glob("*.json")}
     assert 1 <= len(kept) < 3
     assert main([*command, "--out", str(tmp_path / "cmp")]) == 0
@@ -245,20 +241,17 @@ def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
-def test_workers_do_not_outlive_a_killed_command(tmp_path):
+def test_workers_do_not_outlive_a_killed_command(tmp_path, fork):
     command = ["compare", *FLAGS.split(), "--methods", "[single,treenet]", "--seeds", "9", "--epochs", "99"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "netfission", *command, "--workers", "2", "--out", str(tmp_path / "cmp")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    process = fork(main, [*command, "--workers", "2", "--out", str(tmp_path / "cmp")])
     try:
         while len(list(tmp_path.glob("cmp/runs/*/config.yaml"))) < 2:  # both have begun one
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.05)
         workers = [stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == process.pid]
     finally:
         process.kill()
-        process.wait()
+        process.join()
     assert len(workers) >= 2
     deadline = time.monotonic() + 30
     while any(worker.exists() for worker in workers) and time.monotonic() < deadline:

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from netfission.algorithm import fission
 from netfission.config import ModelConfig
 from netfission.models import WeightsReport, create_model, load_weights, read_weights
 from netfission.models.weights import TrainedWeights, file_digest
+from netfission.utils.checksums import BLANK, stamp
+from netfission.utils.checksums import NAME as NAME_OF_CHECKSUM
 
 NAME, CLASSIFIER = "wrn-10-1", ("fc.weight", "fc.bias")
 
@@ -391,6 +393,10 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
     file.write_bytes(content)
     assert not torch.equal(torch.load(file)["weight"], weight)  # PyTorch reads it
     assert "got a damaged file" in _refusal(file)
+    content = bytearray(stamp(save({"weight": weight}, {NAME_OF_CHECKSUM: BLANK})))
+    content[-1] ^= 64
+    file.write_bytes(content)
+    assert "must be as it was written, got other content than its checksum" in _refusal(file)
 
 
 def test_the_folder_of_a_run_of_one_exit_fits(tmp_path: Path, state: dict[str, Tensor]) -> None:

@@ -535,6 +535,8 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["cut", "page", "bit"])
 def test_a_damaged_checkpoint_is_named(interrupted, settings_of, how):
     damage(interrupted.checkpoint, how)
+    if how == "page":  # the one before, too
+        shutil.copy(interrupted.checkpoint, interrupted.previous_checkpoint)
     with pytest.raises(ValueError, match=r"last\.ckpt must be a checkpoint, got a damaged file \("):
         train(settings_of(), interrupted.path, progress=False, resume=True)
 
@@ -561,12 +563,12 @@ def test_a_kill_between_two_checkpoints_leaves_the_one_before(interrupted, setti
     assert interrupted.resumable() == interrupted.previous_checkpoint
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [1, 2, None])
 @pytest.mark.filterwarnings("ignore:.* is damaged")
 def test_processes_of_one_training_may_all_put_the_sound_checkpoint_in_its_place(
     interrupted, monkeypatch, at
 ):
-    """Another one does it while this one looks at the first, or at the second."""
+    """Another one does it while this one looks at the first, or at the second; or none does."""
     shutil.copy(interrupted.checkpoint, interrupted.previous_checkpoint)
     sound = interrupted.checkpoint.read_bytes()
     interrupted.checkpoint.write_bytes(sound[:-100])
@@ -678,33 +680,31 @@ def training(out, *more):
     return ["train", *flags.split(), "--batch_size", "16", "--accelerator", "cpu", "--out", str(out), *more]
 
 
-def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path):
+def train_until_killed(at_step, flags):
+    """Train, and end as SIGKILL ends a process: at once, amid a step."""
+    step = TrainingModule.training_step
+
+    def training_step(self, *arguments):
+        if self.trainer.global_step == at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *arguments)
+
+    TrainingModule.training_step = training_step
+    main(flags)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path, fork):
     few = ["--limit_per_class", "10", "--batch_size", "30"]
     assert main(training(tmp_path / "whole", *few)) == 0
     whole = rows_of(tmp_path / "whole")
-    code = """
-import os, signal, sys
-from netfission.cli import main
-from netfission.runs.lightning_module import TrainingModule
-
-step = TrainingModule.training_step
-
-def training_step(self, *arguments):
-    if self.trainer.global_step == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *arguments)
-
-TrainingModule.training_step = training_step
-main(sys.argv[2:])
-"""
     folder = RunFolder(tmp_path / "killed")
-    at_step = str(int(whole[0]["step"] + whole[1]["step"]) // 2)  # in the middle of epoch 2
-    killed = subprocess.run(
-        [sys.executable, "-c", code, at_step, *training(folder.path, *few)], capture_output=True
-    )
+    at_step = int(whole[0]["step"] + whole[1]["step"]) // 2  # in the middle of epoch 2
+    killed = fork(train_until_killed, at_step, training(folder.path, *few))
+    killed.join()
     (folder.path / f".model.safetensors.{2**22 + 1}-0123abcd.tmp").touch()  # as if killed amid a write
     (folder.checkpoint.parent / f".last.ckpt.{2**22 + 1}-0123abcd.tmp").touch()
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.exitcode == -signal.SIGKILL
     assert not folder.weights.exists()
     assert len(rows_of(folder.path)) == 1
     assert main(training(folder.path, *few, "--resume")) == 0

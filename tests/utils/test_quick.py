@@ -1,6 +1,7 @@
 """A quick start and end of a command."""
 
 import gc
+import os
 import subprocess
 import sys
 
@@ -42,28 +43,33 @@ print(torch.equal(compiled(images), network(images)), torch._dynamo.__file__ is 
     assert (done.stdout, done.returncode) == ("set()\nTrue True\n", 0), done.stderr
 
 
-@pytest.mark.parametrize(
-    "read",
-    [
-        "from torch._dynamo.utils import counters",
-        "import torch._dynamo; torch._dynamo.config.suppress_errors",
-        "from torch._dynamo.utils import is_compile_supported; print(is_compile_supported('cpu'))",
-        "from torch._dynamo.eval_frame import OptimizedModule",
-    ],
-)
-def test_what_else_is_read_of_the_compiler_is_the_real_thing(read):
-    done = run(f"with without_compiler():\n    {read}\nprint(type(sys.modules['torch._dynamo']).__name__)")
-    assert done.stdout.splitlines() in (["module"], ["True", "module"]), done.stderr
+READ = [
+    "from torch._dynamo.utils import counters",
+    "from torch._dynamo.utils import is_compile_supported; print(is_compile_supported('cpu'))",
+    "import torch._dynamo; torch._dynamo.config.suppress_errors; from torch._dynamo import eval_frame",
+]
 
 
-def test_a_compiler_that_is_imported_already_stays():
-    code = """
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies an interpreter, as importing torch takes long")
+def test_what_else_is_read_of_the_compiler_is_the_real_thing_and_one_that_is_imported_stays():
+    code = f"""
+import os
+for read in {READ!r}:
+    copy = os.fork()
+    if not copy:
+        with without_compiler():
+            exec(read)
+        print(type(sys.modules["torch._dynamo"]).__name__, flush=True)
+        os._exit(0)
+    os.waitpid(copy, 0)
 import torch._dynamo
 with without_compiler():
     from torch._dynamo.utils import counters
 print(counters is torch._dynamo.utils.counters, torch.compiler.disable.__module__)
 """
-    assert run(code).stdout == "True torch.compiler\n"
+    done = run(code)
+    printed = ["module", "True", "module", "module", "True torch.compiler"]
+    assert done.stdout.splitlines() == printed, done.stderr
 
 
 def test_the_process_ends_at_once_with_all_that_was_written():

@@ -41,7 +41,7 @@ from netfission.tasks.evaluation import OtherTargetEvaluation
 from netfission.tasks.gain import TargetFigures, TargetGain
 from netfission.tasks.window_evaluation import WindowEvaluation
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
-from netfission.utils.errors import invalid
+from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text, count_noun
@@ -283,7 +283,7 @@ class RunFolder(ModelFolder):
     def warn_of_other_threads(self) -> None:
         """Warn if the run began with another number of CPU threads, by which sums are rounded otherwise."""
         begun, now = self.load_environment().get("threads"), torch.get_num_threads()
-        if begun is not None and begun != now:
+        if isinstance(begun, int) and begun != now:
             warnings.warn(
                 f"the run began with {count_noun(begun, 'CPU thread')} and goes on with {now}, so that it "
                 f"may not end in the same bits; OMP_NUM_THREADS={begun} keeps them",
@@ -370,12 +370,20 @@ class RunFolder(ModelFolder):
             ) from error
 
     def load_environment(self) -> dict[str, Any]:
-        """Read what `environment` gave at the start of the run; {} if the settings file does not say."""
+        """Read what `environment` gave at the start of the run; {} if the settings file does not say.
+
+        Raises:
+            ValueError: the comments that say it are damaged.
+        """
         lines = self.config.read_text(encoding="utf-8").splitlines()
         if ENVIRONMENT_MARK not in lines:
             return {}
         comments = lines[lines.index(ENVIRONMENT_MARK) + 1 :]
-        content = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
+        try:
+            content = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
+        except yaml.YAMLError as error:
+            found = f"damaged comments ({first_line(error)})"
+            raise invalid(str(self.config), "the settings of a run", found=found) from error
         return content if isinstance(content, dict) else {}
 
     def load_reliability(self) -> ReliabilityReport | None:
