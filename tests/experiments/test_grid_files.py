@@ -136,6 +136,7 @@ def test_a_files_own_settings_go_before_those_that_scales_have_in_common():
         ("contenders: {}", "small.contenders must be an object with at least one contender, got {}"),
         ("seeds: many\ncontenders: {single: }", 'small.seeds must be an integer, got "many"'),
         ("contenders: {single: 5}", "small.contenders.single must be an object, got 5"),
+        (r'contenders: {"\e[31ma": {exits: 1}}', r"small must be a grid whose title .*, got '\\x1b\[31ma'"),
         ("contenders: {a: {each: {exits: 3}}}", "small.contenders.a.each.exits must be a list, got 3"),
         ("contenders: {a: {each: 3}}", "small.contenders.a.each must be an object, got 3"),
         (

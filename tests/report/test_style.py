@@ -52,14 +52,14 @@ def test_a_figure_is_themed_and_the_same_each_time():
 
 
 def test_a_figure_in_a_page_has_identifiers_of_its_own_and_no_style_for_the_page():
-    one, other = (inline_svg(render_svg(plot), key, 'says "so" & <more>') for key in ("one", "other"))
+    one, other = (inline_svg(render_svg(plot), key, 'says "so" & <more>\x1b') for key in ("one", "other"))
     assert "<style" not in one
     roots = [ET.fromstring(each.replace("xlink:href", "href")) for each in (one, other)]
     first, second = ({each.get("id") for each in root.iter()} - {None} for root in roots)
     assert first and first.isdisjoint(second)
     assert {each[1:] for each in re.findall(r"#one-[\w-]+", one)} <= first
     assert not re.search(r"url\(#(?!one-)|href=\"#(?!one-)", one)
-    assert roots[0].get("aria-label") == 'says "so" & <more>'
+    assert roots[0].get("aria-label") == r'says "so" & <more>\x1b'
     assert roots[0].get("role") == "img"
 
 

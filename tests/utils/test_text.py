@@ -19,6 +19,11 @@ def test_columns_are_aligned_and_lines_end_without_blanks():
     assert align_columns(rows) == "network     MACs  ms\nsingle     1,200   3\ncut short"
 
 
+def test_cells_cannot_steer_the_terminal():
+    table = align_columns([["number", "MAE"], ["\x1b[31mred\n", "1"]])
+    assert table.splitlines() == ["number           MAE", r"\x1b[31mred\n    1"]
+
+
 def test_what_controls_a_terminal_is_escaped():
     assert printable("café 猫.png") == "café 猫.png"
     assert printable("a\nb\x1b[2J\u202e\udcff\u2028") == r"a\nb\x1b[2J\u202e\xff\u2028"

@@ -14,6 +14,7 @@ from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import Grid
 from netfission.experiments.grids import CONTROLS, SCALES, grid_text, named_grids
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.text import printable
 from netfission.utils.typed import typed
 
 
@@ -167,6 +168,9 @@ def _read_content(name: str, text: str) -> _Content:
     content = typed(_Content, parsed, name)
     if not content.contenders:
         raise invalid(f"{name}.contenders", "an object with at least one contender", content.contenders)
+    for shown in (content.title, *content.contenders):
+        if printable(shown) != shown:
+            raise invalid(name, "a grid whose title and names are text without control characters", shown)
     return content
 
 

@@ -103,7 +103,7 @@ def inline_svg(svg: str, key: str, label: str) -> str:
     view, width = re.search(r'viewBox="[^"]*"', svg), re.search(r'width="([\d.]+(?:pt)?)"', svg)
     assert view is not None and width is not None
     body = svg[svg.index(">") + 1 :]
-    escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    escaped = printable(label).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return f'<svg {view[0]} style="--width: {width[1]}" role="img" aria-label="{escaped}">{body}'
 
 

@@ -35,6 +35,8 @@ _ALMOST_0 = 1e-9  # what float32 may round to 0, and its difference from 1
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows as lines of columns two spaces apart, the first to the left, the others to the right.
 
+    Cells are written as `printable` text, as some are names that a user's files have.
+
     Args:
         rows: the cells; no row is longer than the first.
 
@@ -43,6 +45,7 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
         network  MACs
         single     12
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
     lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
