@@ -14,6 +14,7 @@ from PIL import Image
 
 from netfission.classifier import Classifier
 from netfission.cli import main
+from netfission.tasks.evaluation import TargetEvaluation
 
 TRAIN = [
     "train",
@@ -117,6 +118,12 @@ def test_names_are_no_commands_in_tables(hostile_run, capsys):
     cells = [cell for row in rows for cell in row]
     assert "p_=1+1" in cells
     assert not any(cell[:1] in ("=", "+", "-", "@") for cell in cells)
+
+
+def test_names_of_targets_are_no_commands_in_their_figures():
+    by_target = {name: {"mae": 0.5} for name in HOSTILE}
+    evaluation = TargetEvaluation(4, "logits", [{"mae": 0.5}], {"mae": 0.5}, by_target, {})
+    assert all(line.isprintable() for line in evaluation.table().splitlines())
 
 
 def test_names_are_no_commands_in_a_model_card(hostile_run, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from netfission.data.images import size_within, to_pixels_within
 from netfission.data.mask_folders import VOID, load_masks, mask_within
 from netfission.data.mask_transforms import MaskTransform
+from netfission.data.splits import CorruptImageError
 
 SIZE = (6, 8)  # height and width
 
@@ -124,6 +125,18 @@ def test_a_mask_that_has_changed_since_is_refused(folder: Path, fit: tuple[int, 
     write(folder, "train", "a", mask(1), (60, 80))
     with pytest.raises(ValueError, match=r"a.png must be of the size of its photograph \(60×80\), got 6×8$"):
         _ = (split if fit is None else split.fitted(fit))[0]
+
+
+def test_a_file_that_vanishes_amid_training_is_named_with_what_to_do(folder: Path) -> None:
+    split = load_masks(folder, memory_limit=0).train
+    for kind in ("masks", "images"):
+        (folder / "train" / kind / "a.png").unlink()
+        message = (
+            rf"{kind}.*a\.png must be a readable image, got no such file any more; restore it; a training"
+        )
+        with pytest.raises(CorruptImageError, match=message):
+            _ = split[0]
+        write(folder, "train", "a", mask(1, 2))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

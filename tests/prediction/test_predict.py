@@ -19,6 +19,7 @@ from netfission.cli.predict import parser
 from netfission.data.files import find_images as find_image_files
 from netfission.evaluation.reliability import ReliabilityReport
 from netfission.prediction import FORMATS, Failure, ImagePrediction, Layout, predict_images
+from netfission.prediction.targets import TARGET_FORMATS, TargetPrediction
 
 
 def find_in_folder(folder: Path) -> list[Path]:
@@ -574,3 +575,17 @@ def test_a_cell_is_no_formula(name):
     line = FORMATS["csv"](layout).line(Failure(Path(name), "no such file"))
     (row,) = csv.reader(io.StringIO(line))
     assert row[0] == f"'{name}"
+
+
+def test_names_of_labels_are_no_commands():
+    shares = {"=1+1": 0.9, "\x1b[31m, red": 0.8}
+    prediction = TargetPrediction(Path("=a.png"), {"labels": list(shares), "probabilities": shares})
+    written = {}
+    for form in ("csv", "table"):
+        writer = TARGET_FORMATS[form](list(prediction.flat), images=6)
+        written[form] = [*writer.header(), writer.line(prediction), writer.line(Failure(Path("-"), "=2"))]
+    head, line, failed = csv.reader(written["csv"])
+    assert head[1:4] == ["labels", "probabilities_=1+1", "probabilities_\x1b[31m, red"]
+    assert line[:2] == ["'=a.png", "'=1+1|\x1b[31m, red"]
+    assert (failed[0], failed[-1]) == ("'-", "'=2")
+    assert all(line.isprintable() for line in written["table"])

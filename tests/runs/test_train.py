@@ -704,6 +704,7 @@ def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path, fork):
     killed.join()
     (folder.path / f".model.safetensors.{2**22 + 1}-0123abcd.tmp").touch()  # as if killed amid a write
     (folder.checkpoint.parent / f".last.ckpt.{2**22 + 1}-0123abcd.tmp").touch()
+    (folder.path / f".of another version.{2**22 + 1}-0123abcd.tmp").touch()
     assert killed.exitcode == -signal.SIGKILL
     assert not folder.weights.exists()
     assert len(rows_of(folder.path)) == 1

@@ -21,7 +21,7 @@ def test_columns_are_aligned_and_lines_end_without_blanks():
 
 def test_cells_cannot_steer_the_terminal():
     table = align_columns([["number", "MAE"], ["\x1b[31mred\n", "1"]])
-    assert table.splitlines() == ["number           MAE", r"\x1b[31mred\n    1"]
+    assert table.splitlines() == ["number         MAE", r"\x1b[31mred\n    1"]
 
 
 def test_what_controls_a_terminal_is_escaped():

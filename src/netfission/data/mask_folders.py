@@ -20,10 +20,10 @@ from torch import Tensor
 
 from netfission.data.files import find_images
 from netfission.data.formats import load, open_image
-from netfission.data.images import size_within, to_pixels_within, upright_size, why_unreadable
+from netfission.data.images import size_within, to_pixels_within, upright_size
 from netfission.data.load import MEMORY_LIMIT
 from netfission.data.split_names import SplitName, assign_splits, may_be_split
-from netfission.data.splits import CorruptImageError, DecodedSplit, FileRecords
+from netfission.data.splits import DecodedSplit, FileRecords, corrupt_image
 from netfission.data.summary import count_classes
 from netfission.utils.errors import invalid
 from netfission.utils.text import count_noun, printable
@@ -564,8 +564,7 @@ def _readable(file: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        found = f"data that cannot be read ({why_unreadable(error)})"
-        raise CorruptImageError(str(invalid(printable(file), "a readable image", found=found))) from error
+        raise corrupt_image(printable(file), error) from error
 
 
 def _statistics(split: MaskSplit) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -148,12 +148,26 @@ def decode(records: Records, row: int, size: tuple[int, int]) -> Tensor:
         with records.open(row) as image:
             return to_pixels(image, records.mode, size)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
-        found = f"data that cannot be read ({why_unreadable(error)})"
         hint = "remove it, or set corrupt to skip to leave such images out"
-        if isinstance(error, FileNotFoundError):  # it was there when the data set was loaded
-            found, hint = "no such file any more", "restore it; a training goes on with --resume"
-        message = str(invalid(records.describe(row), "a readable image", found=found, hint=hint))
-        raise CorruptImageError(message) from error
+        raise corrupt_image(records.describe(row), error, hint) from error
+
+
+def corrupt_image(name: str, error: Exception, hint: str = "") -> CorruptImageError:
+    """Return the error for an image that was there when the data set was loaded, and cannot be decoded.
+
+    Args:
+        name: of the image.
+        error: what its decoder raised.
+        hint: what to do about a damaged file.
+
+    Example:
+        >>> print(corrupt_image("a", FileNotFoundError()))
+        a must be a readable image, got no such file any more; restore it; a training goes on with --resume
+    """
+    found = f"data that cannot be read ({why_unreadable(error)})"
+    if isinstance(error, FileNotFoundError):
+        found, hint = "no such file any more", "restore it; a training goes on with --resume"
+    return CorruptImageError(str(invalid(name, "a readable image", found=found, hint=hint)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from netfission.data.summary import listing
 from netfission.ensemble import Average, describe_average
 from netfission.evaluation.other_data import OtherFigures
 from netfission.utils.checksums import parse_json
-from netfission.utils.text import decimal, exit_names, percent
+from netfission.utils.text import decimal, exit_names, percent, printable
 from netfission.utils.typed import typed
 
 _IN_PERCENT = {  # as people read them
@@ -145,7 +145,7 @@ class TargetEvaluation:
         if self.calibrated is not None:
             rows.append(("calibrated", self.calibrated))
         if len(self.by_target) > 1:
-            rows += self.by_target.items()
+            rows += [(printable(name), measures) for name, measures in self.by_target.items()]
         names = list(dict.fromkeys(name for _, measures in rows for name in measures))
         width = max(len(row) for row, _ in rows)
         lines = [f"{'':{width}}" + "".join(f"{_heading(name):>12}" for name in names)]
