@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from netfission.data.batches import decode_batches
 from netfission.data.images import size_within, to_pixels_within
 from netfission.data.mask_folders import VOID, load_masks, mask_within
 from netfission.data.mask_transforms import MaskTransform
@@ -124,7 +125,7 @@ def test_a_mask_that_has_changed_since_is_refused(folder: Path, fit: tuple[int, 
     split = load_masks(folder, memory_limit=0).train
     write(folder, "train", "a", mask(1), (60, 80))
     with pytest.raises(ValueError, match=r"a.png must be of the size of its photograph \(60×80\), got 6×8$"):
-        _ = (split if fit is None else split.fitted(fit))[0]
+        _ = list(decode_batches(split if fit is None else split.fitted(fit), 1, workers=int(fit is None)))
 
 
 def test_a_file_that_vanishes_amid_training_is_named_with_what_to_do(folder: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import netfission.cli
 from netfission.cli import main
 from netfission.config import RECIPES
+from netfission.data.splits import CorruptImageError
 from netfission.evaluation import cascade
 from netfission.models import create_model
 from netfission.runs.evaluate import evaluate
@@ -320,11 +321,29 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoi
 
 
 class Stop(Callback):
-    """Presses Ctrl-C at one step."""
+    """Presses Ctrl-C at one step, or has another error there."""
+
+    def __init__(self, error=KeyboardInterrupt, step=6):
+        self.error = error
+        self.step = step
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 6:
-            raise KeyboardInterrupt
+        if trainer.global_step == self.step:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "step", "stays"),
+    [
+        (CorruptImageError("gone"), 1, True),
+        (ValueError("spoilt"), 6, True),
+        (ValueError("refused"), 0, False),
+    ],
+)
+def test_a_run_stays_if_its_images_vanish_or_an_epoch_has_ended(tmp_path, settings_of, error, step, stays):
+    with pytest.raises(type(error), match=str(error)):
+        train(settings_of(), tmp_path / "run", progress=False, callbacks=[Stop(error, step)])
+    assert (tmp_path / "run").exists() == stays
 
 
 # Settings under which a run that was stopped goes on to the same bits.

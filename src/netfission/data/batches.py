@@ -19,7 +19,7 @@ from netfission.data.augment import (
     make_mix,
     soften,
 )
-from netfission.data.splits import CorruptImageError, Label, Split, TensorSplit, label_at
+from netfission.data.splits import Label, Split, TensorSplit, label_at
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.interrupts import no_interrupts
 
@@ -80,13 +80,13 @@ def decode_batches(
 
 
 def _with_plain_errors(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches; name a corrupt image in one line, whichever process decoded it."""
+    """Yield batches; name what is wrong with an image in one line, whichever process decoded it."""
     try:
         yield from batches
-    except CorruptImageError as error:
+    except ValueError as error:
         # torch wraps what a worker raises in the text of its traceback, whose last line is the message
-        *_, last = str(error).strip().splitlines()
-        raise CorruptImageError(last.rpartition(f"{CorruptImageError.__name__}: ")[2]) from None
+        kind, (*_, last) = type(error), str(error).strip().splitlines()
+        raise kind(last.rpartition(f"{kind.__name__}: ")[2]) from None
 
 
 PairTransform = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]

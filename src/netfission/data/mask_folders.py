@@ -23,7 +23,7 @@ from netfission.data.formats import load, open_image
 from netfission.data.images import size_within, to_pixels_within, upright_size
 from netfission.data.load import MEMORY_LIMIT
 from netfission.data.split_names import SplitName, assign_splits, may_be_split
-from netfission.data.splits import DecodedSplit, FileRecords, corrupt_image
+from netfission.data.splits import CorruptImageError, DecodedSplit, FileRecords, corrupt_image
 from netfission.data.summary import count_classes
 from netfission.utils.errors import invalid
 from netfission.utils.text import count_noun, printable
@@ -495,13 +495,20 @@ def _warn(
 
 
 def _decode(photograph: str, mask: str, table: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Return pixels `(3, height, width)` uint8 and classes `(height, width)` uint8."""
-    classes = table[_read_mask(mask).long()]
-    own = classes.shape[0], classes.shape[1]
-    with _readable(photograph), open_image(Path(photograph)) as image:
-        shape = upright_size(image)
-        pixels = to_pixels_within(image, "RGB", size or shape)
-    _check_size(mask, own, shape)
+    """Return pixels `(3, height, width)` uint8 and classes `(height, width)` uint8.
+
+    Raises:
+        CorruptImageError: a file is not as it was when the data set was loaded.
+    """
+    try:
+        classes = table[_read_mask(mask).long()]
+        own = classes.shape[0], classes.shape[1]
+        with _readable(photograph), open_image(Path(photograph)) as image:
+            shape = upright_size(image)
+            pixels = to_pixels_within(image, "RGB", size or shape)
+        _check_size(mask, own, shape)
+    except ValueError as error:
+        raise CorruptImageError(str(error)) from error
     return pixels, classes if size is None else mask_within(classes, size)
 
 

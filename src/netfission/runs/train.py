@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from netfission.config import RunConfig
+from netfission.data.splits import CorruptImageError
 from netfission.models import WeightsReport
 from netfission.runs.callbacks import MethodHooks, SameCheckpoint
 from netfission.runs.evaluate import evaluate
@@ -135,8 +136,9 @@ def train(
             trainer.fit(module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
-        except ValueError:  # a method refuses the training's length, which is known only now
-            if is_main and not resume and not folder.checkpoint.is_file():
+        except ValueError as error:  # a method refuses the training's length, which is known only now
+            spoiled = isinstance(error, CorruptImageError)  # the run goes on once the image is back
+            if is_main and not (resume or spoiled or folder.checkpoint.is_file()):
                 folder.release()
             raise
         if not trainer.is_global_zero:
