@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from netfission import config
+from netfission import cli, config
 from netfission.cli import COMMANDS, command_module, command_parser, main
 from netfission.cli.parser import run_config
 from netfission.cli.train import default_name
@@ -313,6 +313,7 @@ def test_a_broken_pipe_to_something_else_is_an_error(capsys, monkeypatch):
 
 
 def test_an_error_cannot_steer_the_terminal(capsys):
+    assert cli._one_line("red\n\x1b[31m") == r"red \x1b[31m"
     assert main(["evaluate", "no\x1b[31m\nwhere"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(r"netfission: no\x1b[31m where must be the folder of a run, got one without")

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from netfission.report.figures import draw
 from netfission.report.style import colour, exit_colour, inline_svg, render_svg, spread_labels
+from netfission.tasks.figures import Bars, Scatter
 from netfission.utils.plot_style import DARK, LIGHT
 
 
@@ -72,3 +74,10 @@ def test_labels_are_set_apart_and_no_farther(values, gap):
     assert [values[index] for index in order] == sorted(values)
     if all(b - a >= gap for a, b in pairwise(sorted(values))):
         assert positions == pytest.approx(values, abs=1e-6)
+
+
+def test_names_of_targets_are_no_commands_in_figures():
+    name = "\x1b[31mred"
+    scatter = Scatter("a", "A", "it is", [0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0], name)
+    for data in (Bars("a", "A", "it is", {name: 0.5}, "share"), scatter):
+        assert "\x1b" not in render_svg(lambda data=data: draw(data))
