@@ -119,42 +119,6 @@ _SMALL = {
 
 
 @pytest.fixture(scope="session")
-def fork():
-    """Start a function in a copy of this process, which need not import what this one has."""
-    import multiprocessing
-    import warnings
-
-    import torch
-
-    if "fork" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system does not copy processes")
-
-    def run(work, arguments):
-        torch.set_num_threads(1)  # the threads of this process are not copied
-        work(*arguments)
-
-    def start(work, *arguments):
-        process = multiprocessing.get_context("fork").Process(target=run, args=(work, arguments))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about threads that are not copied
-            process.start()
-        return process
-
-    return start
-
-
-@pytest.fixture
-def one_thread():
-    """Compute in one thread, as what `fork` starts does."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
 def small_model():
     """`small_network` itself."""
     return small_network

@@ -1,6 +1,9 @@
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -220,15 +223,17 @@ def test_workers_share_the_runs_and_get_the_same_figures(grid_of, tmp_path, caps
 
 
 @pytest.mark.usefixtures("undrawn", "few_timed")
-def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_path, fork):
+def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_path):
     command = ["compare", *FLAGS.split(), "--methods", "[single]", "--seeds", "3", "--epochs", "2"]
     records = tmp_path / "cmp" / "records"
-    process = fork(main, [*command, "--out", str(tmp_path / "cmp")])
-    while process.is_alive() and not list(records.glob("*.json")):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "netfission", *command, "--out", str(tmp_path / "cmp")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while process.poll() is None and not list(records.glob("*.json")):
         time.sleep(0.01)
     process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL  # it had not ended
+    assert process.wait() == -signal.SIGKILL  # it had not ended
     kept = {file: file.read_bytes() for file in records.glob("*.json")}
     assert 1 <= len(kept) < 3
     assert main([*command, "--out", str(tmp_path / "cmp")]) == 0
@@ -241,17 +246,20 @@ def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
-def test_workers_do_not_outlive_a_killed_command(tmp_path, fork):
+def test_workers_do_not_outlive_a_killed_command(tmp_path):
     command = ["compare", *FLAGS.split(), "--methods", "[single,treenet]", "--seeds", "9", "--epochs", "99"]
-    process = fork(main, [*command, "--workers", "2", "--out", str(tmp_path / "cmp")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "netfission", *command, "--workers", "2", "--out", str(tmp_path / "cmp")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     try:
         while len(list(tmp_path.glob("cmp/runs/*/config.yaml"))) < 2:  # both have begun one
-            assert process.is_alive()
+            assert process.poll() is None
             time.sleep(0.05)
         workers = [stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == process.pid]
     finally:
         process.kill()
-        process.join()
+        process.wait()
     assert len(workers) >= 2
     deadline = time.monotonic() + 30
     while any(worker.exists() for worker in workers) and time.monotonic() < deadline:

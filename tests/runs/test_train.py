@@ -699,32 +699,34 @@ def training(out, *more):
     return ["train", *flags.split(), "--batch_size", "16", "--accelerator", "cpu", "--out", str(out), *more]
 
 
-def train_until_killed(at_step, flags):
-    """Train, and end as SIGKILL ends a process: at once, amid a step."""
-    step = TrainingModule.training_step
-
-    def training_step(self, *arguments):
-        if self.trainer.global_step == at_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, *arguments)
-
-    TrainingModule.training_step = training_step
-    main(flags)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path, fork):
+def test_killed_in_epoch_2_and_resumed_ends_bit_identical(tmp_path):
     few = ["--limit_per_class", "10", "--batch_size", "30"]
     assert main(training(tmp_path / "whole", *few)) == 0
     whole = rows_of(tmp_path / "whole")
+    code = """
+import os, signal, sys
+from netfission.cli import main
+from netfission.runs.lightning_module import TrainingModule
+
+step = TrainingModule.training_step
+
+def training_step(self, *arguments):
+    if self.trainer.global_step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *arguments)
+
+TrainingModule.training_step = training_step
+main(sys.argv[2:])
+"""
     folder = RunFolder(tmp_path / "killed")
-    at_step = int(whole[0]["step"] + whole[1]["step"]) // 2  # in the middle of epoch 2
-    killed = fork(train_until_killed, at_step, training(folder.path, *few))
-    killed.join()
+    at_step = str(int(whole[0]["step"] + whole[1]["step"]) // 2)  # in the middle of epoch 2
+    killed = subprocess.run(
+        [sys.executable, "-c", code, at_step, *training(folder.path, *few)], capture_output=True
+    )
     (folder.path / f".model.safetensors.{2**22 + 1}-0123abcd.tmp").touch()  # as if killed amid a write
     (folder.checkpoint.parent / f".last.ckpt.{2**22 + 1}-0123abcd.tmp").touch()
     (folder.path / f".of another version.{2**22 + 1}-0123abcd.tmp").touch()
-    assert killed.exitcode == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not folder.weights.exists()
     assert len(rows_of(folder.path)) == 1
     assert main(training(folder.path, *few, "--resume")) == 0

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -924,17 +926,19 @@ def test_fully_sharded_training_equals_one_process(
 
 
 @pytest.fixture(scope="module")
-def in_two_processes(
-    tmp_path_factory: pytest.TempPathFactory, fork: Callable[..., Any]
-) -> Callable[[str], list[dict[str, Tensor]]]:
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Tensor]]]:
     """Train in every way in the same two processes; return the state dict of each by the way."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("parallel")
-    processes = [fork(_one_process, rank, folder) for rank in range(2)]
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0, 0]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     return lambda kind: [torch.load(folder / f"{kind}{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -999,3 +1003,7 @@ def _fsdp2(net: nf.FissionNetwork, rank: int, kind: str) -> dict[str, Tensor]:
     for name, value in net.state_dict().items():
         assert torch.equal(value.full_tensor() if isinstance(value, DTensor) else value, state[name]), name
     return state
+
+
+if __name__ == "__main__":
+    _one_process(int(sys.argv[1]), Path(sys.argv[2]))
