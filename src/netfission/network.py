@@ -114,8 +114,8 @@ class LinearMapExit(nn.Module):
         classes: number of classes.
         images: the images that the features are of, `(batch, channels, height, width)`. Logits of other
             images have the size that the features tell: a tensor without channels among them has that of the
-            images. Else they are larger than the features by the same factors, or of this one size if these
-            are no integers.
+            images. Else they are larger than the finest map by the same factors, or of this one size if there
+            is no map with integers for these.
 
     Raises:
         ValueError: there is no map among the features.
@@ -134,10 +134,8 @@ class LinearMapExit(nn.Module):
         if not self.maps:
             expected = "one whose stages give maps (batch, channels, height, width) for linear exits"
             raise invalid("model", expected, found=f"features of {tensors[0].ndim} dimensions")
-        first = tensors[self.maps[0]]
         self.size = height, width
-        self.factors = height // first.shape[2], width // first.shape[3]
-        self.scales = height % first.shape[2] == 0 == width % first.shape[3]
+        self.scale = _scale_of_images(tensors, height, width)
         sizes = (number for number, tensor in enumerate(tensors) if tensor.shape[1:] == (0, height, width))
         self.size_of = next(sizes, None)  # number of the tensor that has the size of the images
         self.linear = nn.ModuleList(
@@ -186,9 +184,9 @@ class LinearMapExit(nn.Module):
         """Return the height and width of the images that the features are of."""
         if self.size_of is not None:
             return tensors[self.size_of].shape[2], tensors[self.size_of].shape[3]
-        if self.scales:
-            smallest = tensors[self.maps[0]]
-            return smallest.shape[2] * self.factors[0], smallest.shape[3] * self.factors[1]
+        if self.scale is not None:
+            number, down, across = self.scale
+            return tensors[number].shape[2] * down, tensors[number].shape[3] * across
         return self.size
 
 
@@ -198,6 +196,17 @@ def _coarse_maps(tensors: Sequence[Tensor], height: int) -> list[int]:
     maps.sort(key=lambda number: tensors[number].shape[2])
     coarse = [number for number in maps if 3 * tensors[number].shape[2] <= height]
     return coarse or [number for number in maps if tensors[number].shape[2] == tensors[maps[0]].shape[2]]
+
+
+def _scale_of_images(tensors: Sequence[Tensor], height: int, width: int) -> tuple[int, int, int] | None:
+    """Return the finest map of which images are larger by integers, and these; None if there is none."""
+    maps = [
+        (number, height // tensor.shape[2], width // tensor.shape[3])
+        for number, tensor in enumerate(tensors)
+        if tensor.ndim == 4 and tensor.shape[1]
+        if height % tensor.shape[2] == 0 == width % tensor.shape[3]
+    ]
+    return min(maps, key=lambda scale: scale[1], default=None)
 
 
 def _enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -23,6 +23,8 @@ def test_a_run_of_an_earlier_version_is_used_as_any_other(tmp_path, capsys):
     flags = ["--config", str(folder.config), "--out", str(folder.path), "--resume"]
     assert main(["train", *flags]) == 0, capsys.readouterr().err  # which evaluates it
     for name, value in before.ensemble.items():
-        assert folder.load_evaluation().ensemble[name] == pytest.approx(value, abs=0.01), name  # of another processor
+        assert folder.load_evaluation().ensemble[name] == pytest.approx(value, abs=0.01), (
+            name
+        )  # of another processor
     Image.linear_gradient("L").resize((8, 8)).save(tmp_path / "image.png")
     assert main(["predict", str(folder.path), str(tmp_path / "image.png")]) == 0

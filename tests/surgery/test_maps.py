@@ -228,6 +228,14 @@ def test_a_linear_exit_reads_all_maps_that_a_stage_passes_on() -> None:
         LinearMapExit(torch.zeros(2, 3), 5, IMAGES)
 
 
+def test_logits_of_linear_exits_have_the_size_of_other_images() -> None:
+    """The finest map tells it: the coarsest is rounded the most."""
+    exit_ = LinearMapExit(
+        (torch.rand(1, 4, 45, 60), torch.rand(1, 8, 12, 15)), 5, torch.zeros(1, 3, 180, 240)
+    )
+    assert exit_((torch.rand(1, 4, 54, 72), torch.rand(1, 8, 14, 18))).shape == (1, 5, 216, 288)
+
+
 def test_maps_of_one_class_are_refused() -> None:
     with pytest.raises(ValueError, match="UNet with one logit per pixel"):
         cut(UNet(1), IMAGES)

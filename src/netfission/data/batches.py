@@ -19,7 +19,7 @@ from netfission.data.augment import (
     make_mix,
     soften,
 )
-from netfission.data.splits import Label, Split, TensorSplit, label_at
+from netfission.data.splits import CorruptImageError, Label, Split, TensorSplit, label_at
 from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.interrupts import no_interrupts
 
@@ -84,8 +84,11 @@ def _with_plain_errors(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tup
     try:
         yield from batches
     except ValueError as error:
+        kind, text = type(error), str(error)
+        if kind not in (ValueError, CorruptImageError) or " in DataLoader worker" not in text:
+            raise
         # torch wraps what a worker raises in the text of its traceback, whose last line is the message
-        kind, (*_, last) = type(error), str(error).strip().splitlines()
+        last = text.strip().splitlines()[-1]
         raise kind(last.rpartition(f"{kind.__name__}: ")[2]) from None
 
 
