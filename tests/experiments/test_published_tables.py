@@ -16,6 +16,7 @@ from netfission.experiments.statistics import SeedValues
 from netfission.utils.typed import read_json, typed
 
 ROOT = Path(__file__).parents[2]
+LONG = "as long as the deep ensemble"  # in the names of contenders
 FOLDERS = [
     folder
     for name in named_grids()
@@ -114,36 +115,60 @@ def test_the_documentation_shows_what_killed_and_damaged_runs_became():
     assert f"{harmless} had no effect on any bit" in page
 
 
-def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
-    page = (ROOT / "docs" / "results.md").read_text()
-    records = [
-        read_json(file, Record) for file in (ROOT / "results" / "finetune-cifar100" / "records").iterdir()
-    ]
-    by_form: dict[tuple[str, object], dict[int, dict[str, float]]] = {}
-    for record in records:
+def _forms(scale: str) -> dict[str, dict[str, SeedValues]]:
+    """Return the figures of each form of a fine-tuned network that was made with three seeds."""
+    metrics: dict[tuple[str, object], dict[int, dict[str, float]]] = {}
+    for file in (ROOT / "results" / f"finetune-{scale}" / "records").iterdir():
+        record = read_json(file, Record)
         form = record.contender, record.settings.get("linear_weight")
-        by_form.setdefault(form, {})[record.seed] = record.read_evaluation().ensemble
-    reference = by_form["fine-tuned network, itself as teacher", None]
-    shown = {form: seeds for form, seeds in by_form.items() if len(seeds) == 3}
-    assert len(shown) == 12
-    for seeds in shown.values():
-        values = {
-            name: SeedValues({seed: metrics[name] for seed, metrics in seeds.items()})
+        metrics.setdefault(form, {})[record.seed] = record.read_evaluation().ensemble
+    return {
+        contender: {
+            name: SeedValues({seed: measured[name] for seed, measured in seeds.items()})
             for name in ("top1", "nll", "ece", "brier")
         }
-        cells = [
-            f"{factor * values[name].mean:.{digits}f} ± {factor * values[name].deviation:.{digits}f}"
-            for name, factor, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 1))
-        ]
-        cells.append(f"{values['brier'].mean:.3f}")
-        for name, factor, digits in (("top1", 100, 2), ("nll", 1, 3)) if seeds is not reference else ():
-            other = SeedValues({seed: metrics[name] for seed, metrics in reference.items()})
-            difference = values[name].minus(other)
-            ends = (
-                f"{factor * (difference.mean + sign * difference.margin):+.{digits}f}" for sign in (-1, 1)
-            )
-            cells.append(f"{factor * difference.mean:+.{digits}f} [{', '.join(ends)}]".replace("-", "−"))
-        assert f"| {' | '.join(cells)} |" in page or f"| {' | '.join(cells)} | – | – |" in page
+        for (contender, _), seeds in metrics.items()
+        if len(seeds) == 3
+    }
+
+
+def _cells(values: dict[str, SeedValues]) -> list[str]:
+    return [
+        f"{factor * values[name].mean:.{digits}f} ± {factor * values[name].deviation:.{digits}f}"
+        for name, factor, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 1))
+    ]
+
+
+def _differences(values: dict[str, SeedValues], others: dict[str, SeedValues]) -> list[str]:
+    cells = []
+    for name, factor, digits in (("top1", 100, 2), ("nll", 1, 3)):
+        difference = values[name].minus(others[name])
+        ends = (f"{factor * (difference.mean + sign * difference.margin):+.{digits}f}" for sign in (-1, 1))
+        cells.append(f"{factor * difference.mean:+.{digits}f} [{', '.join(ends)}]".replace("-", "−"))
+    return cells
+
+
+def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
+    page = (ROOT / "docs" / "results.md").read_text()
+    forms = {name: values for name, values in _forms("cifar100").items() if LONG not in name}
+    reference = forms["fine-tuned network, itself as teacher"]
+    assert len(forms) == 12
+    for values in forms.values():
+        differences = ["–", "–"] if values is reference else _differences(values, reference)
+        cells = [*_cells(values), f"{values['brier'].mean:.3f}", *differences]
+        assert f"| {' | '.join(cells)} |" in page
+
+
+@pytest.mark.parametrize(("scale", "number"), [("cifar100", 3), ("flowers-40", 2)])
+def test_the_documentation_shows_as_much_training_as_a_deep_ensemble(scale, number):
+    page = (ROOT / "docs" / "results.md").read_text()
+    forms = _forms(scale)
+    reference = forms["deep-ensemble"]
+    shown = [values for name, values in forms.items() if LONG in name]
+    assert len(shown) == number - 1
+    for values in (reference, *shown):
+        differences = ["–", "–"] if values is reference else _differences(values, reference)
+        assert f"| {' | '.join([*_cells(values), *differences])} |" in page
 
 
 def test_the_documentation_shows_what_a_third_of_the_training_gave():
