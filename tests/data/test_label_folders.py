@@ -122,7 +122,10 @@ def test_the_folder_of_each_split_may_hold_a_table(tmp_path):
     with pytest.raises(ValueError, match=r"a table of the labels of other splits, got a difference in car$"):
         found(tmp_path)
     (tmp_path / "valid" / "_classes.csv").unlink()
-    with pytest.raises(ValueError, match=r"valid must be a folder with one table of labels.*, got none"):
+    with pytest.raises(
+        ValueError,
+        match=r"valid must be a folder with one table of labels like _classes.csv in train, got none",
+    ):
         found(tmp_path)
 
 
@@ -215,3 +218,67 @@ def test_one_label_is_refused_and_numbers_are_in_tables(tmp_path):
         ValueError, match=r"data must be a table of paths and numbers \(\.csv, .*for this task"
     ):
         find_targets(str(tmp_path), NUMBERS)
+
+
+def test_a_broken_link_is_refused_where_another_folder_has_the_image(tmp_path):
+    put(tmp_path, {1: ["bus"], 2: ["car"]})
+    (tmp_path / "car" / "3.png").symlink_to("gone.png")
+    source, _ = found(tmp_path)
+    assert source.left_out == {"missing": 1}
+    (tmp_path / "car" / "1.png").symlink_to("gone.png")
+    with pytest.raises(ValueError, match=r"images that can be read, got broken link car/1.png; restore"):
+        found(tmp_path)
+
+
+def test_a_split_table_of_names_may_lack_a_rare_label(tmp_path):
+    for split, rows in (("train", "1.png,car|bus\n2.png,tree\n"), ("test", "3.png,car\n4.png,\n")):
+        for number in range(1, 5):
+            draw(tmp_path / split / f"{number}.png", number)
+        (tmp_path / split / "labels.csv").write_text(f"path,labels\n{rows}")
+    source, splits = found(tmp_path)
+    assert source.classes == ["bus", "car", "tree"] and source.listed
+    assert splits == {
+        "train": {"1.png": [1, 1, 0], "2.png": [0, 0, 1]},
+        "test": {"3.png": [0, 1, 0], "4.png": [0, 0, 0]},
+    }
+    (tmp_path / "test" / "labels.csv").write_text("path,labels\n3.png,cars\n")
+    with pytest.raises(
+        ValueError, match=r"a table of the 3 labels of training images, got cars; did you mean car\?"
+    ):
+        found(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "valid")
+    source, splits = found(tmp_path, train_required=False)
+    assert source.classes == ["bus", "car", "cars", "tree"] and splits["test"] == {"3.png": [0, 0, 1, 0]}
+
+
+def test_other_tables_beside_folders_of_labels_are_not_used(tmp_path):
+    put(tmp_path / "flat", {1: ["bus", "car"], 2: ["car"]})
+    (tmp_path / "flat" / "notes.csv").write_text("date,camera\n2020,a\n")
+    source, splits = found(tmp_path / "flat")
+    assert splits["train"] == {"1.png": [1, 1], "2.png": [0, 1]}
+    assert source.unused == {"notes.csv": "it has no column of file names"}
+    for split in ("train", "test"):
+        put(tmp_path / "splits" / split, {1: ["bus", "car"], 2: ["car"]})
+    (tmp_path / "splits" / "train" / "metadata.csv").write_text("file_name,width\n1.png,2\n")
+    source, splits = found(tmp_path / "splits")
+    assert splits["train"] == splits["test"] == {"1.png": [1, 1], "2.png": [0, 1]}
+    assert list(source.unused) == ["train/metadata.csv"]
+
+
+def test_one_folder_named_as_a_split_is_a_label_or_refused(tmp_path):
+    put(tmp_path, {1: ["bus"], 2: ["train"], 3: ["tram"]})
+    assert found(tmp_path)[0].classes == ["bus", "train", "tram"]
+    put(tmp_path, {4: ["train/2020"]})
+    with pytest.raises(
+        ValueError, match="got train, which may be a label or a split, beside bus; if train is"
+    ):
+        found(tmp_path)
+
+
+def test_two_folders_of_images_without_labels_are_one(tmp_path):
+    put(tmp_path, {1: ["no-label", "No Label"], 2: ["bus"], 3: ["car"]})
+    _, splits = found(tmp_path)
+    assert splits["train"]["1.png"] == [0, 0]
+    draw(tmp_path / "no-label" / "1.png", 9)
+    with pytest.raises(ValueError, match=r"got 1.png with other content in no-label and in no-label; give"):
+        found(tmp_path)

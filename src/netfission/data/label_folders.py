@@ -16,8 +16,8 @@ from typing import Protocol
 from netfission.data.class_folders import check_names
 from netfission.data.files import FileTree, inside, path_order
 from netfission.data.folders import FolderContents, LabelledImages, read_rows
-from netfission.data.label_files import TABLE_FILES, TargetRows, class_name
-from netfission.data.split_names import SplitName, assign_splits, split_of
+from netfission.data.label_files import TABLE_FILES, TargetRows, class_name, find_file_column, read_cells
+from netfission.data.split_names import SplitName, assign_splits, may_be_split, split_of
 from netfission.utils.errors import did_you_mean, invalid
 from netfission.utils.text import count_noun, printable
 
@@ -64,9 +64,9 @@ def read_label_folders(
         train_required: refuse a folder of other splits without a training split.
 
     Raises:
-        ValueError: the folder has another layout, two files of one name differ, an image is in `no-label` and
-            in another folder, a split has a label that the training split lacks, or tables have other labels
-            than one another.
+        ValueError: the folder has another layout, two files of one name differ, or one of them is a broken
+            link, an image is in `no-label` and in another folder, a split has a label that the training split
+            lacks, or tables have other columns of labels than one another.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -82,7 +82,7 @@ def read_label_folders(
     tree = FileTree()
     root = _look_through(tree, folder)
     folders = _split_folders(tree, root, train_required)
-    tables = {split: _tables(tree, path) for split, path in folders.items()}
+    tables, unused_tables = _choose_tables(tree, folders)
     if any(tables.values()):
         names, splits, listed = _read_tables(folders, tables, read)
     else:
@@ -103,6 +103,7 @@ def read_label_folders(
     if root not in folders.values():
         own = "the folders of splits say the labels; pass the table itself to use it"
         unused |= {path.name: own for path in _tables(tree, root)}
+    unused |= {str(path.relative_to(root)): reason for path, reason in unused_tables.items()}
     left_out = {reason: count for reason, count in reasons.items() if count}
     return LabelledFolder(names, FolderContents(root, splits, left_out, unused), listed)
 
@@ -128,10 +129,47 @@ def _split_folders(tree: FileTree, folder: Path, train_required: bool) -> dict[S
     named = [name for name in inner if split_of(name)]
     if not any(tree.subfolders(folder / name) or _tables(tree, folder / name) for name in named):
         return {"train": folder}
+    others = [name for name in inner if not may_be_split(name) and tree.images(folder / name).images]
+    alone = sum(map(may_be_split, inner)) == 1
+    if alone and others and not _tables(tree, folder / named[0]):
+        found = f"{named[0]}, which may be a label or a split, beside {printable(others[0])}"
+        hint = f"if {named[0]} is a label, rename it; if it is a split, move other folders elsewhere"
+        raise invalid(printable(str(folder)), "a folder of labels or of splits", found=found, hint=hint)
     # Beside other folders, one by the name of a split may be anything.
     required = train_required or len(named) < len(inner)
     assigned = assign_splits(inner, str(folder), train_required=required)
     return {split: folder / name for split, name in assigned.items()}
+
+
+def _choose_tables(
+    tree: FileTree, folders: Mapping[SplitName, Path]
+) -> tuple[dict[SplitName, list[Path]], dict[Path, str]]:
+    """Return the tables of labels in the folder of each split, and why others are not used.
+
+    Folders of labels say the labels if not all splits have a table that names files.
+    """
+    found = {split: _tables(tree, path) for split, path in folders.items()}
+    inner = [tree.subfolders(path) for path in folders.values()]
+    tables = {split: [table for table in paths if _names_files(table)] for split, paths in found.items()}
+    if not any(tables.values()) and not any(inner):
+        return found, {}
+    every = [table for paths in found.values() for table in paths]
+    unused = {table: "it has no column of file names" for table in every if not _names_files(table)}
+    several = all(inner) and len(set().union(*inner)) > 1
+    if several and not all(tables.values()):
+        reason = "the folders beside it say the labels; pass the table itself to use it"
+        unused = {table: reason for paths in tables.values() for table in paths} | unused
+        tables = {split: [] for split in folders}
+    return tables, unused
+
+
+def _names_files(table: Path) -> bool:
+    """Whether a table can be read and has a column of file names."""
+    try:
+        find_file_column((read_cells(table) or [[]])[0], str(table))
+    except ValueError:
+        return False
+    return True
 
 
 def _read_tables(
@@ -143,20 +181,18 @@ def _read_tables(
     for split, paths in tables.items():
         if len(paths) != 1:
             tables_found = ", ".join(printable(path.name) for path in paths) or "none"
-            expected = "a folder with one table of labels, as other splits have it"
+            others = [table for other, found in tables.items() if other != split for table in found]
+            like = [f" like {printable(table.name)} in {printable(table.parent.name)}" for table in others]
+            expected = f"a folder with one table of labels{''.join(like[:1])}"
             hint = "pass the table itself, or move others elsewhere"
             raise invalid(printable(str(folders[split])), expected, found=tables_found, hint=hint)
-    names: list[str] = []
+    read_tables = {split: read(table) for split, (table,) in tables.items()}
+    names = _names_of(read_tables)
     splits: dict[SplitName, LabelledImages] = {}
     for split, (table,) in tables.items():
-        found = read(table)
-        names = names or found.names
-        if set(names) != set(found.names):
-            other = sorted(set(names) ^ set(found.names))[0]
-            expected = "a table of the labels of other splits"
-            raise invalid(printable(str(table)), expected, found=f"a difference in {printable(other)}")
-        order = [found.names.index(name) for name in names]
-        rows = [replace(row, label=_ordered(row.label, order)) for row in found.rows]
+        found = read_tables[split]
+        _check_table(table, found, names)
+        rows = [replace(row, label=_ordered(row.label, found.names, names)) for row in found.rows]
         if len(tables) == 1:
             splits |= read_rows(table, rows, train_required=False).splits
         else:
@@ -164,12 +200,34 @@ def _read_tables(
             splits[split] = read_rows(table, of_split).splits["train"]
     remark = f"the labels are those of {printable(next(iter(tables.values()))[0].name)}"
     parts = {split: replace(part, remarks=[remark]) for split, part in splits.items()}
-    return names, parts, found.listed
+    return names, parts, all(found.listed for found in read_tables.values())
 
 
-def _ordered(label: str, order: Sequence[int]) -> str:
-    numbers = label.split()
-    return " ".join(numbers[place] for place in order)
+def _names_of(tables: Mapping[SplitName, TargetRows]) -> list[str]:
+    """Return the labels of training, or else of all tables."""
+    if "train" in tables:
+        return tables["train"].names
+    names = list(dict.fromkeys(name for found in tables.values() for name in found.names))
+    return sorted(names) if all(found.listed for found in tables.values()) else names
+
+
+def _check_table(table: Path, found: TargetRows, names: Sequence[str]) -> None:
+    """Refuse a table with other labels; one that lists the labels of each image need not have all."""
+    where = printable(str(table))
+    unknown = sorted(set(found.names) - set(names))
+    if found.listed and unknown:
+        expected = f"a table of the {len(names)} labels of training images"
+        raise invalid(where, expected, found=printable(unknown[0]), hint=did_you_mean(unknown[0], names))
+    if not found.listed and set(names) != set(found.names):
+        other = sorted(set(names) ^ set(found.names))[0]
+        expected = "a table of the labels of other splits"
+        raise invalid(where, expected, found=f"a difference in {printable(other)}")
+
+
+def _ordered(label: str, own: Sequence[str], names: Sequence[str]) -> str:
+    """Return the numbers of a row of labels `own` for `names`; 0 for a label that its table lacks."""
+    numbers = dict(zip(own, label.split(), strict=True))
+    return " ".join(numbers.get(name, "0") for name in names)
 
 
 def _read_folders(
@@ -207,9 +265,20 @@ def _read_split(tree: FileTree, folder: Path) -> tuple[set[str], Files]:
             files.setdefault(path[start:], []).append((label, path))
     if not files:
         raise invalid(printable(str(folder)), _LAYOUT, found="no image in its folders")
+    _check_links(tree, folder, files)
     for name, copies in files.items():
         _check_copies(folder, name, copies)
     return labels, files
+
+
+def _check_links(tree: FileTree, folder: Path, files: Files) -> None:
+    """Refuse a broken link to an image that is read in another folder, which would lose a label."""
+    for path in tree.images(folder).left_out.get("missing", []):
+        link = path[len(inside(folder)) :]
+        if link.partition(os.sep)[2] in files:
+            expected = "a folder of images that can be read"
+            hint = "restore the file that it links to, or remove the link if the image lacks the label"
+            raise invalid(printable(str(folder)), expected, found=f"broken link {printable(link)}", hint=hint)
 
 
 def _label(folder: Path) -> str:
@@ -229,11 +298,12 @@ def _check_copies(folder: Path, name: str, copies: Sequence[tuple[str, str]]) ->
     where = printable(str(folder))
     (first, original), *others = copies
     for label, path in others:
-        if first == "" or label == "":
+        if (first == "") != (label == ""):
             found = f"{printable(name)} in {NO_LABEL} and in {printable(first or label)}"
             raise invalid(where, "a folder whose images have labels or none", found=found)
         if not _equal(original, path):
-            found = f"{printable(name)} with other content in {printable(first)} and in {printable(label)}"
+            found = f"{printable(name)} with other content in {printable(first or NO_LABEL)}"
+            found += f" and in {printable(label or NO_LABEL)}"
             hint = "give different images different names; if each has one label, leave out the task"
             raise invalid(where, "a folder whose files of one name are one image", found=found, hint=hint)
 
@@ -260,7 +330,10 @@ def _labelled(folder: Path, files: Files, names: Sequence[str]) -> LabelledImage
 
 
 def _remarks(folder: Path, files: Files) -> Iterator[str]:
-    several, where = sum(len(copies) > 1 for copies in files.values()), printable(folder.name)
+    several, where = (
+        sum(len({label for label, _ in copies}) > 1 for copies in files.values()),
+        printable(folder.name),
+    )
     if several:
         yield f"{several:,} of {count_noun(len(files), 'image')} in {where} have several labels"
     else:
