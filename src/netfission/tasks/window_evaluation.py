@@ -2,12 +2,9 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Self
 
 from netfission.tasks.evaluation import TargetEvaluation, shown_measure
-from netfission.utils.checksums import parse_json
 from netfission.utils.text import count_noun
-from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,6 @@ class WindowEvaluation:
     Example:
         >>> of_exits = TargetEvaluation(4, "logits", [{"nll": 0.5}], {"nll": 0.5}, {}, {})
         >>> found = WindowEvaluation([90, 120], 0.25, 36, of_exits, [45, 60], {"mean_iou": 0.5})
-        >>> WindowEvaluation.from_json(found.to_json()) == found
-        True
         >>> print(found.table().splitlines()[-1])
         scaled to 45×60: mIoU 50.00 %
     """
@@ -42,15 +37,6 @@ class WindowEvaluation:
     def to_json(self) -> str:
         """Return the figures as JSON text, every digit kept."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: the text is not JSON, or a value is missing, unknown or of another type.
-        """
-        return typed(cls, parse_json(text))
 
     def table(self, linear: int = 0) -> str:
         """Return the figures as aligned plain text.
