@@ -54,6 +54,7 @@ def test_what_can_be_learned_is_learned(run_of):
     assert pixels["ensemble"]["mean_iou"] > 0.4  # 0.18 for one class everywhere
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 @pytest.mark.parametrize("task", WITH_TABLE)
 def test_a_table_that_has_moved_is_known_again(run_of, tables, settings_for, tmp_path, capsys, task):
     moved = tmp_path / "moved"
@@ -63,8 +64,13 @@ def test_a_table_that_has_moved_is_known_again(run_of, tables, settings_for, tmp
     capsys.readouterr()
     first, *others = table.read_text().splitlines()
     table.write_text("\n".join([first, *reversed(others[:2]), *others[2:]]).replace("0.png,0,", "0.png,1,"))
-    assert main(["evaluate", str(run_of(task)), "--data", str(table)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    out = tmp_path / "figures.json"  # now it is other data, as for classes
+    command = ["evaluate", str(run_of(task)), "--data", str(table), "--out", str(out)]
+    assert main(command) == 0 and out.is_file()
+    trained_on = "have the same content as images that the network was trained on"
+    assert trained_on not in capsys.readouterr().err
+    assert main([*command, "--split", "train"]) == 0
+    assert trained_on in capsys.readouterr().err
 
 
 def test_a_table_whose_targets_have_changed_is_refused(settings_for, tables, tmp_path):
@@ -235,7 +241,6 @@ def test_an_unknown_task_is_refused(capsys):
     "command",
     [
         ["evaluate", "--ood", "inverted", "--feature-detectors", "knn"],
-        ["evaluate", "--data", "digits"],
         ["predict", "a.png", "--risk", "0"],
         ["predict", "a.png", "--delta", "0"],
     ],
@@ -246,6 +251,13 @@ def test_what_is_only_for_classes_is_refused_in_one_line(run_of, capsys, command
     assert main([name, str(run_of(task)), *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"task={task}" in error
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_a_network_is_not_evaluated_on_a_data_set_by_name(run_of, capsys, task):
+    assert main(["evaluate", str(run_of(task)), "--data", "digits"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "digits" in error
 
 
 def test_the_other_kind_of_reader_is_named(run_of, finished_run):
