@@ -14,7 +14,7 @@ from netfission.cli import main
 from netfission.data.mask_folders import VOID
 from netfission.data.matched import load_matched_targets
 from netfission.data.matched_masks import load_matched_masks
-from netfission.data.targets import LABELS
+from netfission.data.targets import LABELS, NUMBERS
 from netfission.runs.folder import RunFolder
 
 NAMES = ["ground", "red", "blue"]
@@ -111,12 +111,27 @@ def test_masks_may_have_fewer_classes_and_another_size_and_void_is_the_folders_o
     assert torch.equal(found == 1, mask == 2)  # the folder says that 2 is a class
 
 
+def test_a_number_without_a_class_can_be_named_void(tables, tmp_path):
+    photograph = tables / "masks" / "test" / "images" / "61.png"
+    folder = write_masks(tmp_path / "masks", [photograph], {}, ["ground", "red"])
+    with pytest.raises(ValueError, match=r"got 2 \(\d+ pixels\); name it void in classes\.txt$"):
+        load_matched_masks(str(folder), ["ground", "red"], (3, 4, 4))
+
+
 def test_a_list_of_labels_may_lack_one_that_no_image_has(tables, tmp_path):
     names = {"0": "", "1": "red"}
     table = write_table(tmp_path / "labels.csv", tables, lambda row: {"labels": names[row["red"]]})
     images = load_matched_targets(str(table), ["green", "red"], (3, 8, 8), LABELS)
     assert images.splits[0].labels[:, 0].sum() == 0 and images.splits[0].labels[:, 1].sum() == 10
     assert images.classes == ["red"]
+
+
+@pytest.mark.parametrize("targets", [LABELS, NUMBERS], ids=["labels", "numbers"])
+def test_columns_of_others_may_hold_text(tables, tmp_path, targets):
+    others = {"comment": "sunny", "label": "a|b"}
+    table = write_table(tmp_path / "labels.csv", tables, lambda row: {"red": row["red"], **others})
+    images = load_matched_targets(str(table), ["red"], (3, 8, 8), targets)
+    assert images.unknown == ["comment", "label"] and images.splits[0].labels.sum() == 10
 
 
 def test_damaged_images_are_left_out_if_the_run_leaves_them_out(tables, tmp_path):

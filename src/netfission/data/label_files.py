@@ -68,11 +68,13 @@ class TargetRows:
         names: of the targets, in their order.
         rows: the rows; `Row.label` holds the targets as numbers with blanks between them.
         listed: whether the table lists the labels of each image; `names` are those that occur.
+        unread: names of columns that are left out, as others are wanted.
     """
 
     names: list[str]
     rows: list[Row]
     listed: bool = False
+    unread: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import filecmp
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -37,11 +37,13 @@ class LabelledFolder:
         names: of the labels.
         contents: the images: `LabelledImages.labels` holds 1 or 0 for each label, with blanks between them.
         listed: see `TargetRows`; folders of labels list them, too.
+        unread: see `TargetRows`.
     """
 
     names: list[str]
     contents: FolderContents
     listed: bool
+    unread: list[str] = field(default_factory=list)
 
 
 class FolderReader(Protocol):
@@ -84,10 +86,10 @@ def read_label_folders(
     folders = _split_folders(tree, root, train_required)
     tables, unused_tables = _choose_tables(tree, folders)
     if any(tables.values()):
-        names, splits, listed = _read_tables(folders, tables, read)
+        names, splits, listed, unread = _read_tables(folders, tables, read)
     else:
         names, splits = _read_folders(tree, folders)
-        listed = True
+        listed, unread = True, []
     images = tree.images(root)
     used = {image for part in splits.values() for image in part.labels}
     reasons = images.counts()
@@ -105,7 +107,7 @@ def read_label_folders(
         unused |= {path.name: own for path in _tables(tree, root)}
     unused |= {str(path.relative_to(root)): reason for path, reason in unused_tables.items()}
     left_out = {reason: count for reason, count in reasons.items() if count}
-    return LabelledFolder(names, FolderContents(root, splits, left_out, unused), listed)
+    return LabelledFolder(names, FolderContents(root, splits, left_out, unused), listed, unread)
 
 
 def _look_through(tree: FileTree, folder: Path) -> Path:
@@ -176,7 +178,7 @@ def _read_tables(
     folders: Mapping[SplitName, Path],
     tables: Mapping[SplitName, Sequence[Path]],
     read: Callable[[Path], TargetRows],
-) -> tuple[list[str], dict[SplitName, LabelledImages], bool]:
+) -> tuple[list[str], dict[SplitName, LabelledImages], bool, list[str]]:
     """Read one table in the folder of each split, or that of all splits in the folder itself."""
     for split, paths in tables.items():
         if len(paths) != 1:
@@ -200,7 +202,8 @@ def _read_tables(
             splits[split] = read_rows(table, of_split).splits["train"]
     remark = f"the labels are those of {printable(next(iter(tables.values()))[0].name)}"
     parts = {split: replace(part, remarks=[remark]) for split, part in splits.items()}
-    return names, parts, all(found.listed for found in read_tables.values())
+    unread = dict.fromkeys(name for found in read_tables.values() for name in found.unread)
+    return names, parts, all(found.listed for found in read_tables.values()), list(unread)
 
 
 def _names_of(tables: Mapping[SplitName, TargetRows]) -> list[str]:

@@ -124,8 +124,9 @@ def load_matched_targets(
     Args:
         name: of the table.
         names: the network's labels or numbers. Those of the table are matched by name, in any order. Of a
-            table with a column for each, columns of others are left out. Of a table with a column of names of
-            labels, the network must know all labels, and no image has those that do not occur.
+            table with a column for each, columns of others are left out, also if they hold text. Of a table
+            with a column of names of labels, the network must know all labels, and no image has those that
+            do not occur.
         shape: channels (1 or 3), height and width.
         targets: their kind.
         part: see `load_matched`, as the following.
@@ -137,10 +138,10 @@ def load_matched_targets(
             that the network does not know, or no image can be read.
         FileNotFoundError: the table does not exist.
     """
-    source = find_targets(name, targets, train_required=False)
     numbers = {class_name(known): number for number, known in enumerate(names)}
+    source = find_targets(name, targets, train_required=False, wanted=numbers)
     column_of = {numbers.get(found): column for column, found in enumerate(source.classes)}
-    unknown = [found for found in source.classes if found not in numbers]
+    unknown = [*source.unread, *(found for found in source.classes if found not in numbers)]
     missing = [known for number, known in enumerate(names) if number not in column_of]
     if source.listed:
         number_classes(name, source.classes, names, targets.noun)

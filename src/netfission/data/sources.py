@@ -5,10 +5,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Source:
         remarks: what a user should know about the classes.
         targets: what the images are labelled with; `classes` are the names of these targets.
         listed: whether `classes` are those that occur, of a table that lists the labels of each image.
+        unread: names of columns of a table that are left out, as others are wanted.
     """
 
     classes: list[str]
@@ -60,6 +61,7 @@ class Source:
     remarks: list[str] = field(default_factory=list)
     targets: Targets = CLASSES
     listed: bool = False
+    unread: list[str] = field(default_factory=list)
 
     @property
     def train(self) -> Records:
@@ -100,13 +102,17 @@ def find_source(name: str, *, train_required: bool = True) -> Source:
     return source
 
 
-def find_targets(name: str, targets: Targets, *, train_required: bool = True) -> Source:
+def find_targets(
+    name: str, targets: Targets, *, train_required: bool = True, wanted: Collection[str] = ()
+) -> Source:
     """Find a data set whose images are labelled with targets of a kind; other than classes, in a table.
 
     Args:
         name: see `netfission.data.load_data`.
         targets: their kind.
         train_required: see `find_source`.
+        wanted: the columns of targets that are read if the table has one of them, in the form of
+            `class_name`; default all.
 
     Raises:
         ValueError: it is no such table, or see `find_source`.
@@ -122,12 +128,13 @@ def find_targets(name: str, targets: Targets, *, train_required: bool = True) ->
     check_data_name(name)
     path = Path(name)
     if path.is_file():
-        found = targets.read(path)
-        names, listed = found.names, found.listed
+        found = targets.read(path, wanted)
+        names, listed, unread = found.names, found.listed, found.unread
         contents = read_rows(path, found.rows, train_required=train_required)
     elif path.is_dir() and targets.read_folder is not None:
-        folder = targets.read_folder(path, targets.read, train_required=train_required)
-        names, listed, contents = folder.names, folder.listed, folder.contents
+        read = partial(targets.read, wanted=wanted)
+        folder = targets.read_folder(path, read, train_required=train_required)
+        names, listed, unread, contents = folder.names, folder.listed, folder.unread, folder.contents
     else:
         expected = targets.expected.format(", ".join(TABLE_FILES))
         raise invalid("data", f"{expected} for this task", name)
@@ -137,7 +144,7 @@ def find_targets(name: str, targets: Targets, *, train_required: bool = True) ->
         rows = [parse(part.labels[image]) for image in images]
         return FileRecords(images, np.array(rows, dtype=np.float32))
 
-    return replace(_of_files(contents, names, records, targets), listed=listed)
+    return replace(_of_files(contents, names, records, targets), listed=listed, unread=unread)
 
 
 def _find_source(name: str, train_required: bool) -> Source:

@@ -1,9 +1,9 @@
 """What images are labelled with: one class, several labels, numbers, or a class for each pixel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,13 @@ _LARGEST = float(np.finfo(np.float32).max)  # targets are stored so
 Values = npt.NDArray[Any]
 
 
+class TableReader(Protocol):
+    """Reads a table as `read_numbers` does."""
+
+    def __call__(self, table: Path, wanted: Collection[str] = ()) -> TargetRows:
+        """Return names and targets."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """A kind of targets, and how a table holds them.
@@ -53,7 +60,7 @@ class Targets:
 
     noun: str
     expected: str
-    read: Callable[[Path], TargetRows] | None = None
+    read: TableReader | None = None
     read_folder: FolderReader | None = None
     count: Callable[[Values], list[int]] | None = None
     masks: bool = False
@@ -93,12 +100,16 @@ def parse(label: str) -> list[float]:
     return [float(number) for number in label.split()]
 
 
-def read_labels(table: Path) -> TargetRows:
+def read_labels(table: Path, wanted: Collection[str] = ()) -> TargetRows:
     """Read a table of images with any number of labels each.
 
     Beside the column of files there is one column of 0 and 1 per label; or a single column of labels, such as
     `labels`, with the names of an image's labels, separated by `|`. No label at all is allowed. Names that
     are all whole numbers lose their zeros behind the point: `1.0` is the label `1`.
+
+    Args:
+        table: the table.
+        wanted: see `read_numbers`.
 
     Raises:
         ValueError: the table has another layout, a cell holds something else or several lines, or a row has
@@ -113,7 +124,7 @@ def read_labels(table: Path) -> TargetRows:
         >>> found.names, [row.label for row in found.rows]
         (['car', 'tree'], ['1 1', '0 0'])
     """
-    columns = _Columns(table)
+    columns = _Columns(table, wanted)
     named = [name for name in columns.targets if name.casefold() in LABEL_COLUMNS]
     if not named:
         return columns.rows(_truth, "0 or 1 per label")
@@ -130,11 +141,16 @@ def read_labels(table: Path) -> TargetRows:
     renamed = [{whole.get(name, name) for name in of_image} for of_image in labels]
     names = sorted(set().union(*renamed))
     values = [[float(name in of_image) for name in names] for of_image in renamed]
-    return TargetRows(names, columns.with_values(values), listed=True)
+    return TargetRows(names, columns.with_values(values), listed=True, unread=columns.unread)
 
 
-def read_numbers(table: Path) -> TargetRows:
+def read_numbers(table: Path, wanted: Collection[str] = ()) -> TargetRows:
     """Read a table of images with one or several numbers each, in one column per number.
+
+    Args:
+        table: the table.
+        wanted: names of columns of targets. If the table has some of them, all others are left out, also if
+            they hold text; default all columns.
 
     Raises:
         ValueError: the table has another layout, a cell holds no finite number of float32 or several lines,
@@ -149,7 +165,7 @@ def read_numbers(table: Path) -> TargetRows:
         >>> found.names, [row.label for row in found.rows]
         (['road'], ['0.25'])
     """
-    return _Columns(table).rows(_number, "a finite number (float32) per target")
+    return _Columns(table, wanted).rows(_number, "a finite number (float32) per target")
 
 
 def _truth(cell: str) -> float | None:
@@ -167,7 +183,7 @@ def _number(cell: str) -> float | None:
 class _Columns:
     """The cells of a table, and which column holds what."""
 
-    def __init__(self, table: Path) -> None:
+    def __init__(self, table: Path, wanted: Collection[str]) -> None:
         header, *lines = read_cells(table) or [[]]
         names = [class_name(name).strip() for name in header]
         self.table = table
@@ -183,6 +199,9 @@ class _Columns:
         if not self.targets or len(self.targets) < others:
             found = "two columns of one name" if self.targets else f"the column {names[self.file]} alone"
             raise invalid(str(table), "a table with columns of targets, of different names", found=found)
+        known = {name: number for name, number in self.targets.items() if name in wanted}
+        self.unread = [name for name in self.targets if known and name not in known]
+        self.targets = known or self.targets
         padded = [[cell.strip() for cell in line] + [""] * (len(names) - len(line)) for line in lines]
         for number, cells in enumerate(padded, 2):
             self._check(number, cells, len(names))
@@ -224,7 +243,7 @@ class _Columns:
                 what = f"{cell!r}" if cell else "no value"
                 where = f"{what} for {missing[0]} in row {row}"
                 raise invalid(str(self.table), f"a table with {valid}", found=where)
-        return TargetRows(list(self.targets), self.with_values(values))
+        return TargetRows(list(self.targets), self.with_values(values), unread=self.unread)
 
     def with_values(self, values: Sequence[Sequence[float]]) -> list[Row]:
         """Return the rows with these targets."""
