@@ -289,7 +289,7 @@ def test_calibrating_on_other_data_is_kept_until_the_run_is_calibrated_again(
         f"before:     temperature {replaced.temperature:.3f}, from {replaced.n} validation images; "
     )
     assert shown.splitlines()[2] == "calibrated on no images of 0, 1, 2, 4, …, 8"
-    assert "still at the temperature before: ood.json, corruptions.json; evaluate again" in shown
+    assert "still at the calibration before: ood.json, corruptions.json; evaluate again" in shown
     calibrated = content(run)
     changed = {name for name in calibrated if calibrated[name] != before[name]}
     assert changed == {str(run.calibration), str(run.reliability)}

@@ -94,6 +94,18 @@ def test_intervals_cover_images_like_those_elsewhere(copy_of, elsewhere, capsys)
     assert evaluation["ensemble"] == pytest.approx(raw) and evaluation["calibrated"]["width"] > 0
 
 
+def test_files_at_the_calibration_before_are_named(copy_of, elsewhere, capsys):
+    folder = copy_of("regression")
+    folder.evaluations.mkdir(exist_ok=True)
+    for file in (folder.window_evaluation, folder.out_of_distribution, folder.gain):
+        file.write_text("{}")
+    named = "still at the calibration before: evaluations, evaluation-windows.json; evaluate again to renew"
+    for data, changes in (([], False), (["--data", str(elsewhere / "numbers.csv")], True)):
+        assert main(["calibrate", str(folder.path), *data]) == 0
+        told = capsys.readouterr().out
+        assert (named in told) == changes and f"with the calibration before: {folder.gain}; " in told
+
+
 def test_targets_are_matched_by_name(elsewhere):
     images = load_matched_targets(str(elsewhere / "labels.csv"), ["red", "green"], (3, 4, 4), LABELS)
     (split,) = images.splits

@@ -10,6 +10,7 @@ from netfission.cli.parser import Parser
 if TYPE_CHECKING:
     from netfission.config import RunConfig
     from netfission.runs.calibrate import Recalibration
+    from netfission.runs.calibrate_targets import TargetRecalibration
     from netfission.runs.folder import RunFolder
 
 
@@ -72,12 +73,11 @@ def _calibrate_targets(
         lines += ["", result.evaluation.table(config.fission.linear), ""]
     files = [folder.calibration] if result.evaluation is None else [folder.calibration, folder.evaluation]
     lines.append(f"wrote {' and '.join(file.name for file in files)} in {folder.path}")
-    print("\n".join([*lines, *older_exports(folder, result.calibration)]))
+    print("\n".join([*lines, *_older_files(folder, result)]))
 
 
 def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
     from netfission.data.summary import listing
-    from netfission.runs.folder import RunFolder
 
     lines = [f"calibrated: {result.calibration.summary()}"]
     if result.replaced is not None:
@@ -91,10 +91,21 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
         lines.append(f"no {folder.reliability.name} any more: {result.unmeasured}")
     files = [folder.calibration] if result.reliability is None else [folder.calibration, folder.reliability]
     lines.append(f"wrote {' and '.join(file.name for file in files)} in {folder.path}")
-    if result.replaced is not None and result.replaced.temperature != result.calibration.temperature:
-        depends = (folder.out_of_distribution, folder.corruptions, folder.evaluations)
+    return [*lines, *_older_files(folder, result)]
+
+
+def _older_files(folder: "RunFolder", result: "Recalibration | TargetRecalibration") -> list[str]:
+    """Say which files still hold the calibration before, or figures with it."""
+    from netfission.evaluation.calibration import Calibration
+    from netfission.runs.folder import RunFolder
+
+    lines = []
+    if result.replaced is not None and result.replaced.digest != result.calibration.digest:
+        depends = [folder.evaluations, folder.window_evaluation]
+        if isinstance(result.calibration, Calibration):  # other tasks measure these without a calibration
+            depends = [folder.out_of_distribution, folder.corruptions, *depends]
         if stale := [file.name for file in depends if file.exists()]:
-            lines.append(f"still at the temperature before: {', '.join(stale)}; evaluate again to renew them")
+            lines.append(f"still at the calibration before: {', '.join(stale)}; evaluate again to renew them")
     path = folder.path.resolve()
     above = RunFolder(path.parent)
     for run in (above, folder) if path == above.single.path else (folder,):  # a fine-tuning's networks
