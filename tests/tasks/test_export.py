@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from torch import nn
 import netfission as nf
 from netfission.classifier.folder import NetworkSpec
 from netfission.cli import main
+from netfission.cli.export import _plan
 from netfission.export import export_targets, targets
 from netfission.export.cascade import TARGET, Plan, Step, export_cascade
 from netfission.export.cascade_answers import answers_of
@@ -25,6 +27,7 @@ from netfission.export.targets import TargetModule
 from netfission.runs.evaluate import load_matching_data
 from netfission.runs.folder import RunFolder
 from netfission.tasks import find_task
+from netfission.tasks.segmentation import Segmentation
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -287,6 +290,14 @@ def test_what_evaluate_chose_is_taken_unless_it_is_of_tiles_or_of_another_rule(r
         assert message in capsys.readouterr().err
     (run / "cascade.json").write_text(json.dumps(chosen | {"tile": None}))
     assert Plan.read(run / "cascade.json", "") == Plan([1, 0], [0.625], "certainty", dict.fromkeys(TARGET))
+
+
+def test_thresholds_are_chosen_in_batches_of_the_task(run_of, monkeypatch):
+    folder = RunFolder(run_of("segmentation"))
+    monkeypatch.setattr(Segmentation, "batch_size", classmethod(lambda kind, shape, limit: 7))
+    monkeypatch.setattr(Plan, "choose", lambda network, batches: [len(images) for images, _ in batches])
+    predictor = nf.Predictor.from_pretrained(folder.path)
+    assert _plan(predictor, folder.load_config(), Namespace(data=None)) == [7, 7, 6]
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "segmentation"])

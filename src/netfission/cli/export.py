@@ -222,14 +222,15 @@ def _cascade(
 def _plan(network: Classifier | Predictor, recipe: RunConfig | None, settings: Namespace) -> Plan:
     """Choose a cascade's thresholds on the validation split."""
     from netfission.export.cascade import Plan
-    from netfission.export.samples import labelled_batches, load_training_data
+    from netfission.export.samples import BATCH, labelled_batches, load_training_data
 
     if recipe is not None and recipe.data.validation == 0:
         hint = "--cascade chooses thresholds on validation images"
         raise invalid("validation", "above 0 in the run's training", 0, hint=hint)
     data, workers = load_training_data(network.spec, recipe, settings.data)
     assert data.validation is not None
-    return Plan.choose(network, labelled_batches(data.validation, workers))
+    size = network.spec.find_task().batch_size(network.spec.shape, BATCH)
+    return Plan.choose(network, labelled_batches(data.validation, workers, size))
 
 
 def _images(

@@ -19,7 +19,7 @@ from netfission.runs.setup import check_run_data, load_run_data, same_statistics
 from netfission.utils.errors import invalid
 
 CHECK_IMAGES = 256  # to check a file with
-_BATCH = 64
+BATCH = 64
 
 
 def load_training_data(
@@ -71,11 +71,11 @@ def load_training_data(
     return found, config.data.workers
 
 
-def labelled_batches(split: Split, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all of a split: pixels, uint8 `(batch, channels, height, width)`, and labels `(batch,)`."""
+def labelled_batches(split: Split, workers: int, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield all of a split, in batches of a size: uint8 `(batch, channels, height, width)`, and labels."""
     if isinstance(split, TensorSplit):
-        return zip(split.images.split(_BATCH), split.labels.split(_BATCH), strict=True)
-    return decode_batches(split, _BATCH, workers=workers)
+        return zip(split.images.split(size), split.labels.split(size), strict=True)
+    return decode_batches(split, size, workers=workers)
 
 
 def sample_split(split: Split, n: int) -> Tensor:
