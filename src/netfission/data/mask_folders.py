@@ -222,7 +222,7 @@ def load_masks(
     if len(names) > VOID:
         raise invalid("classes", f"at most {VOID}", found=f"{len(names)} in {printable(name)}")
     for split, counts in found.items():
-        check_numbers(counts, len(listed), void)
+        check_numbers(counts, len(listed), void, "name more classes, or set void")
         if not counts.pixels.sum():
             raise invalid(f"the {split} masks of {printable(name)}", "labelled", found="void pixels alone")
     _warn(found, names, numbers, void)
@@ -459,13 +459,14 @@ class MaskCounts:
         return f"{void} is void, the number of {pixels}: number the classes from 0"
 
 
-def check_numbers(counts: MaskCounts, classes: int, void: int) -> None:
+def check_numbers(counts: MaskCounts, classes: int, void: int, hint: str) -> None:
     """Raise ValueError if a pixel has a number that is no class.
 
     Args:
         counts: of the masks.
         classes: number of classes, that of void included if it is among them.
         void: the number of pixels without a class.
+        hint: what a user can do.
     """
     if outside := [number for number in counts.first if number >= classes]:
         number = min(outside)
@@ -474,7 +475,6 @@ def check_numbers(counts: MaskCounts, classes: int, void: int) -> None:
             kinds = f"class numbers from 0 to {classes - 1}, or {void} for void pixels"
         expected = f"of {kinds}"
         pixels = count_noun(int(counts.pixels[number]), "pixel")
-        hint = "name more classes, or set void"
         raise invalid(printable(counts.first[number]), expected, found=f"{number} ({pixels})", hint=hint)
 
 

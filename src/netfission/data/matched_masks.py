@@ -76,7 +76,7 @@ def load_matched_masks(
     if listed is None:
         listed = [str(number) for number in range(max(split.classes for split in counts))]
     for split in counts:
-        check_numbers(split, len(listed), void)
+        check_numbers(split, len(listed), void, "name it void in classes.txt")
     present = torch.stack([split.pixels for split in counts]).sum(dim=0).nonzero().flatten().tolist()
     if not present:
         raise invalid(f"the masks of {printable(name)}", "labelled", found="void pixels alone")
