@@ -62,7 +62,9 @@ def describe(answer, metadata):
         return ", ".join(f"{name} {value:.4f}" for name, has, value in given if has) or "no label"
     if answer["probabilities"].ndim > 1:  # of each pixel
         shares = np.bincount(answer["probabilities"].argmax(axis=0).ravel(), minlength=len(names))
-        return f"{names[shares.argmax()]} at {100 * shares.max() / shares.sum():.1f} % of the pixels"
+        return (
+            f"{names[shares.argmax()]} at {100 * shares.max() / shares.sum():.1f} % of the network's pixels"
+        )
     return f"{names[answer['classes']]}, probability {answer['probabilities'].max():.4f}"
 
 
