@@ -106,6 +106,7 @@ def test_masks_may_have_fewer_classes_and_another_size_and_void_is_the_folders_o
         assert images.classes == [known[number] for number in expected[expected != VOID].unique()]
         pixels, found = images.splits[0][0]
         assert torch.equal(found, expected[1::2, 1::2]) and pixels.shape == (3, 4, 4)
+        assert images.splits[0].photograph_sizes == [(8, 8)]
     folder = write_masks(tmp_path / "named", [photograph], {}, ["sky", "ground", "red"])
     found = load_matched_masks(str(folder), ["ground", "red", "sky"], (3, 8, 8), void=2).splits[0][0][1]
     assert torch.equal(found == 1, mask == 2)  # the folder says that 2 is a class

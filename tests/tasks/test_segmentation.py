@@ -57,6 +57,18 @@ def result(accumulator, logits, masks, sizes):
     return accumulator.result()
 
 
+def test_what_is_beside_a_photograph_is_not_uncertain():
+    task, (logits, masks) = Segmentation(NAMES), random_maps(0)
+    sizes = [(3, 7), (5, 2)] * 3  # which the network's 5×7 pixels hold unscaled
+    expected = [
+        task.total_uncertainty(maps[None, ..., :height, :width], average="logits").item()
+        for maps, (height, width) in zip(logits, sizes, strict=True)
+    ]
+    assert task.total_uncertainty(logits, average="logits", sizes=sizes).tolist() == pytest.approx(expected)
+    calibration = result(task.calibrator(average="logits", sizes=sizes), logits, masks, [4, 2])
+    assert calibration.uncertainty == pytest.approx(sorted(expected))
+
+
 @given(seed=st.integers(0, 100), sizes=st.sampled_from([[6], [1, 5], [2, 2, 2], [1] * 6]))
 @settings(max_examples=15)
 def test_batches_do_not_matter(seed, sizes):

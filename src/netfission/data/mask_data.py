@@ -183,7 +183,7 @@ def _decoded(part: MaskSplit) -> TensorSplit:
     masks = torch.empty(len(part), height, width, dtype=torch.uint8)
     for row in range(len(part)):
         images[row], masks[row] = part[row]
-    return TensorSplit(images, masks)
+    return TensorSplit(images, masks, part.photograph_sizes)
 
 
 def _copies(parts: Mapping[SplitName, MaskSplit], folder: str) -> Copies:

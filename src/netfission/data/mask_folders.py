@@ -87,6 +87,11 @@ class MaskSplit(DecodedSplit):
         chosen = range(len(self)) if rows is None else rows
         return MaskSplit([self.files[row] for row in chosen], self._table, in_memory=False, size=size)
 
+    @property
+    def photograph_sizes(self) -> Sequence[tuple[int, int]]:
+        """Height and width of each photograph in its file."""
+        return [_size(photograph) for photograph, _ in self.files]
+
     def unscaled(self) -> "MaskSplit":
         """Return the photographs in their own sizes, decoded at each access."""
         return MaskSplit(self.files, self._table, in_memory=False)

@@ -178,6 +178,8 @@ class TensorSplit:
         images: `(images, channels, height, width)` uint8.
         labels: `(images,)` int64; or targets of another kind, `(images, targets)` float32, or masks
             `(images, height, width)` uint8.
+        photograph_sizes: height and width of each before it was fitted into that of the images; none if it
+            fills them.
 
     Example:
         >>> len(TensorSplit(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5)))
@@ -186,6 +188,7 @@ class TensorSplit:
 
     images: Tensor
     labels: Tensor
+    photograph_sizes: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -202,6 +205,11 @@ class DecodedSplit(Dataset[tuple[Tensor, Label]]):
 
     size: tuple[int, int]
     labels: Tensor
+
+    @property
+    def photograph_sizes(self) -> Sequence[tuple[int, int]]:
+        """Those of a `TensorSplit`."""
+        return ()
 
     def __len__(self) -> int:
         """Return the number of images."""

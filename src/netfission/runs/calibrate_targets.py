@@ -87,7 +87,11 @@ def calibrate_targets(
         images = task.load_other(name, spec.shape, config.data, part=split, preferred=("validation", "train"))
         splits, about = images.splits, _about(images, name, config, known=data is not None)
         unmeasured = unmeasured or about["overlap"]
-    calibrator = task.calibrator(average=spec.average, dependence=about.pop("dependence"))
+    calibrator = task.calibrator(
+        average=spec.average,
+        dependence=about.pop("dependence"),
+        sizes=[size for images in splits for size in images.photograph_sizes],
+    )
     fitted = measure(calibrator, splits)
     calibration = replace(fitted, weights=folder.weights_sha256(), **about)
     replaced = readable_calibration(folder)

@@ -63,7 +63,11 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     if calibration is not None and calibration.fitted_on == VALIDATION:
         calibration = None
     if calibration is None and data.validation is not None:
-        calibrator = task.calibrator(average=spec.average, dependence=own_dependence(folder, config))
+        calibrator = task.calibrator(
+            average=spec.average,
+            dependence=own_dependence(folder, config),
+            sizes=data.validation.photograph_sizes,
+        )
         fitted: Any = measured(calibrator, data.validation)
         calibration = replace(fitted, weights=folder.weights_sha256())
         write_json(folder.calibration, calibration.to_json())

@@ -66,9 +66,10 @@ class TargetAnswerer(Answerer):
     def run(self, images: Sequence[ImageInput]) -> Iterable[ImageResult]:
         """Run the network on images, and answer by the server's settings; maps are drawn one by one."""
         outputs = self.predictor.logits(torch.stack([image.pixels for image in images]))
-        if self.drift.keeps:
-            self.drift.add(self.task.total_uncertainty(outputs, average=self.predictor.spec.average))
         sizes = [image.size for image in images]
+        if self.drift.keeps:
+            average = self.predictor.spec.average
+            self.drift.add(self.task.total_uncertainty(outputs, average=average, sizes=sizes))
         if self.task.draws_maps:
             return (self._results(outputs[row : row + 1], [size])[0] for row, size in enumerate(sizes))
         return self._results(outputs, sizes)

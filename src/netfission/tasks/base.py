@@ -93,6 +93,9 @@ Result = TypeVar("Result")
 ResultOf = TypeVar("ResultOf", covariant=True)
 
 
+Sizes = Sequence[tuple[int, int]]
+
+
 class Accumulator(Protocol[ResultOf]):
     """Takes the outputs for a set of images batch by batch, and returns what they amount to."""
 
@@ -431,24 +434,28 @@ class Task:
         """
         return images.new_zeros(len(images), len(self.names))
 
-    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
+    def total_uncertainty(self, outputs: Tensor, *, average: Average, sizes: Sizes = ()) -> Tensor:
         """Return how uncertain an ensemble is about images, all in all, by which a server tests for drift.
 
         Args:
             outputs: `(n, exits, outputs, …)`, not calibrated.
             average: what the ensemble averages.
+            sizes: height and width of each photograph that was fitted into the network's size, whose other
+                pixels do not count; default all count.
 
         Returns:
             One of the scores of `uncertainty_scores`, `(n,)` float64.
         """
         raise NotImplementedError
 
-    def sorted_uncertainty(self, outputs: Tensor, *, average: Average, dependence: str) -> list[float]:
+    def sorted_uncertainty(
+        self, outputs: Tensor, *, average: Average, dependence: str, sizes: Sizes = ()
+    ) -> list[float]:
         """Return what a calibration keeps of `total_uncertainty`; nothing if the network depends on it."""
         if dependence:
             return []
-        scores: list[float] = self.total_uncertainty(outputs, average=average).sort().values.tolist()
-        return scores
+        scores: list[float] = self.total_uncertainty(outputs, average=average, sizes=sizes).tolist()
+        return sorted(scores)
 
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Score images by how uncertain an ensemble is about them, to tell those of another kind.
@@ -524,8 +531,16 @@ class Task:
         """Return what a cascade needs; None for classes, which `netfission.inference.Cascade` knows."""
         return None
 
-    def calibrator(self, *, average: Average, dependence: str = "") -> Accumulator[CalibrationResult]:
-        """Return what learns from batches of images that were held out, as `calibrate` does from all."""
+    def calibrator(
+        self, *, average: Average, dependence: str = "", sizes: Sizes = ()
+    ) -> Accumulator[CalibrationResult]:
+        """Return what learns from batches of images that were held out, as `calibrate` does from all.
+
+        Args:
+            average: what the ensemble averages.
+            dependence: see `calibrate`.
+            sizes: of all images, see `total_uncertainty`.
+        """
         return Collected(partial(self.calibrate, average=average, dependence=dependence))
 
     def evaluator(

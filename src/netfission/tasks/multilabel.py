@@ -31,7 +31,7 @@ from netfission.evaluation.label_metrics import (
 from netfission.evaluation.resampling import Resampled
 from netfission.losses import EnsembleDistillationLoss, distillation_loss, readable_values
 from netfission.methods.base import Method
-from netfission.tasks.base import NEAR, TOLERANCE, Task
+from netfission.tasks.base import NEAR, TOLERANCE, Sizes, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.columns import Column, Columns
 from netfission.tasks.evaluation import TargetEvaluation
@@ -279,7 +279,7 @@ class Multilabel(Task):
         """Return the share of right labels in %."""
         return f"{percent(score, 1)} %"
 
-    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
+    def total_uncertainty(self, outputs: Tensor, *, average: Average, sizes: Sizes = ()) -> Tensor:
         """Return the entropy, mean over the labels."""
         return self.predict(outputs.double(), average=average).entropy
 

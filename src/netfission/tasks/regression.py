@@ -26,7 +26,7 @@ from netfission.evaluation.number_metrics import (
 from netfission.evaluation.resampling import Resampled
 from netfission.losses import readable_values
 from netfission.methods.base import Method
-from netfission.tasks.base import TOLERANCE, Task
+from netfission.tasks.base import TOLERANCE, Sizes, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.columns import Column, Columns
 from netfission.tasks.evaluation import TargetEvaluation
@@ -333,7 +333,7 @@ class Regression(Task):
         rule = "mixture of the exits' Gaussians"
         return rule if weights is None else f"{rule}, weighted {_ratio(weights)}"
 
-    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
+    def total_uncertainty(self, outputs: Tensor, *, average: Average, sizes: Sizes = ()) -> Tensor:
         """Return the standard deviation over that of the training images, mean over the numbers."""
         return self.uncertainty_scores(outputs, average=average)["standard deviation"]
 

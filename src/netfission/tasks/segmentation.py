@@ -40,7 +40,7 @@ from netfission.evaluation.pixels import PixelScores, ResampledPixels
 from netfission.evaluation.resampling import Resampled
 from netfission.losses import EnsembleDistillationLoss, distillation_loss
 from netfission.methods.base import Method
-from netfission.tasks.base import NEAR, Accumulator, Document, Task
+from netfission.tasks.base import NEAR, Accumulator, Document, Sizes, Task
 from netfission.tasks.calibration import TargetCalibration
 from netfission.tasks.columns import Column, Columns
 from netfission.tasks.evaluation import TargetEvaluation
@@ -129,19 +129,21 @@ class PixelSample:
 class _Calibrator:
     """Fits the temperature to a sample of the pixels of all batches."""
 
-    def __init__(self, task: "Segmentation", average: Average, dependence: str) -> None:
+    def __init__(self, task: "Segmentation", average: Average, dependence: str, sizes: Sizes = ()) -> None:
         self.task = task
         self.average = average
         self.dependence = dependence
+        self.sizes = sizes
         self.sample = PixelSample()
         self.uncertainty: list[float] = []
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch."""
         check_finite("outputs", outputs)
+        sizes = self.sizes[self.sample.images :][: len(targets)]
         self.sample.add(outputs, targets)
         self.uncertainty += self.task.sorted_uncertainty(
-            outputs, average=self.average, dependence=self.dependence
+            outputs, average=self.average, dependence=self.dependence, sizes=sizes
         )
 
     def result(self) -> PixelCalibration:
@@ -556,9 +558,16 @@ class Segmentation(Task):
         """Return a share of pixels in %."""
         return f"{percent(score, 1)} %"
 
-    def total_uncertainty(self, outputs: Tensor, *, average: Average) -> Tensor:
-        """Return the entropy, mean over pixels."""
-        return predictive_entropy(outputs, average).double().mean(dim=(1, 2))
+    def total_uncertainty(self, outputs: Tensor, *, average: Average, sizes: Sizes = ()) -> Tensor:
+        """Return the entropy, mean over the pixels of the photographs."""
+        entropy = predictive_entropy(outputs, average).double()
+        if not sizes:
+            return entropy.mean(dim=(1, 2))
+        inner = [size_within(size, (outputs.shape[-2], outputs.shape[-1])) for size in sizes]
+        means = [
+            values[:height, :width].mean() for values, (height, width) in zip(entropy, inner, strict=True)
+        ]
+        return torch.stack(means)
 
     def uncertainty_scores(self, outputs: Tensor, *, average: Average) -> dict[str, Tensor]:
         """Return means over pixels: negative logarithm of the confidence, entropy, mutual information."""
@@ -610,9 +619,11 @@ class Segmentation(Task):
             for name, number in zip(self.names, self.numbers, strict=True)
         }
 
-    def calibrator(self, *, average: Average, dependence: str = "") -> Accumulator[PixelCalibration]:
+    def calibrator(
+        self, *, average: Average, dependence: str = "", sizes: Sizes = ()
+    ) -> Accumulator[PixelCalibration]:
         """Return what fits a temperature to a sample of validation pixels."""
-        return _Calibrator(self, average, dependence)
+        return _Calibrator(self, average, dependence, sizes)
 
     def evaluator(
         self, *, average: Average, calibration: Any = None
