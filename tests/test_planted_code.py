@@ -70,6 +70,7 @@ READERS = {
     "ood.json": ["load_out_of_distribution"],
     "corruptions.json": ["load_corruptions"],
     "gain.json": ["load_gain", "load_target_gain"],
+    "evaluation-windows.json": ["load_window_evaluation"],
 }
 
 
@@ -112,6 +113,7 @@ def test_every_reader_is_tried():
     readers = {name for name in dir(RunFolder) if name.startswith("load_")}
     # As `load_network`, `load_evaluation` and `load_calibration`.
     others = {"load_fission", "load_evaluation_of", "load_target_evaluation", "load_calibration_of"}
+    others |= {"load_target_evaluation_of"}
     assert readers - others == {reader for names in READERS.values() for reader in names}
 
 

@@ -10,6 +10,7 @@ from torch import nn
 import netfission as nf
 from netfission.data.batches import Normalisation
 from netfission.export.cascade import Step
+from netfission.export.cascade_answers import ClassAnswers
 from netfission.export.predictor import Predictor
 from netfission.methods.deep_ensemble import DeepEnsemble
 from netfission.methods.layers import BatchedMembers, replace_layers
@@ -26,7 +27,7 @@ WRAPPERS: dict[str, Callable[[nf.FissionNetwork], nn.Module]] = {
     "Ensemble": lambda net: net.ensemble(),
     "Cascade": lambda net: nf.Cascade(net, [0.5], order=[1, 0]),
     "Predictor": lambda net: Predictor(net, NORMALISE, 1.0, average="logits"),
-    "Step": lambda net: Step(nf.Cascade(net, [0.5], order=[1, 0]), 0, NORMALISE, 1.0),
+    "Step": lambda net: Step(nf.Cascade(net, [0.5], order=[1, 0]), 0, NORMALISE, ClassAnswers(1.0)),
     "Backbone": lambda net: nf.Backbone(net.stem, net.exit_paths[0].stages, net.exit_paths[0].head, "abc"),
     "DeepEnsemble": lambda net: DeepEnsemble([net]),
     "BatchedMembers": lambda net: BatchedMembers(net, 2, in_training=False),
