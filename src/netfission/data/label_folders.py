@@ -152,11 +152,11 @@ def _choose_tables(
     """
     found = {split: _tables(tree, path) for split, path in folders.items()}
     inner = [tree.subfolders(path) for path in folders.values()]
-    tables = {split: [table for table in paths if _names_files(table)] for split, paths in found.items()}
+    nameless = {table for paths in found.values() for table in paths if not _names_files(table)}
+    tables = {split: [table for table in paths if table not in nameless] for split, paths in found.items()}
     if not any(tables.values()) and not any(inner):
         return found, {}
-    every = [table for paths in found.values() for table in paths]
-    unused = {table: "it has no column of file names" for table in every if not _names_files(table)}
+    unused = dict.fromkeys(sorted(nameless), "it has no column of file names")
     several = all(inner) and len(set().union(*inner)) > 1
     if several and not all(tables.values()):
         reason = "the folders beside it say the labels; pass the table itself to use it"
@@ -315,7 +315,7 @@ def _equal(file: str, other: str) -> bool:
     """Whether two files have the same content; links to one file need not be read."""
     try:
         return os.path.samefile(file, other) or filecmp.cmp(file, other, shallow=False)
-    except OSError:  # which is told of where the image is read
+    except OSError:  # reading the image reports it
         return True
 
 

@@ -49,7 +49,7 @@ class Targets:
         noun: what `names` are names of.
         expected: what a data set of them is, for messages, with `{}` for the ends of names of tables.
         read: reads a table; None if each image has one class, which has a reader of its own.
-        read_folder: reads a folder, see `read_label_folders`; None if there is none of them.
+        read_folder: reads a folder, see `read_label_folders`; None if these targets are in no folder.
         count: targets `(images, names)` → number of images with each; None if there is nothing to count.
         masks: whether each pixel has a target of its own, in a mask; they are in a folder, not in a table.
 
