@@ -190,23 +190,26 @@ class LinearMapExit(nn.Module):
         return self.size
 
 
+def _maps(tensors: Sequence[Tensor]) -> list[int]:
+    """Return which tensors are maps with channels, `(batch, channels, height, width)`."""
+    return [number for number, tensor in enumerate(tensors) if tensor.ndim == 4 and tensor.shape[1]]
+
+
 def _coarse_maps(tensors: Sequence[Tensor], height: int) -> list[int]:
     """Return which tensors are maps that a linear exit of images of a height reads, smallest map first."""
-    maps = [number for number, tensor in enumerate(tensors) if tensor.ndim == 4 and tensor.shape[1]]
-    maps.sort(key=lambda number: tensors[number].shape[2])
+    maps = sorted(_maps(tensors), key=lambda number: tensors[number].shape[2])
     coarse = [number for number in maps if 3 * tensors[number].shape[2] <= height]
     return coarse or [number for number in maps if tensors[number].shape[2] == tensors[maps[0]].shape[2]]
 
 
 def _scale_of_images(tensors: Sequence[Tensor], height: int, width: int) -> tuple[int, int, int] | None:
-    """Return the finest map of which images are larger by integers, and these; None if there is none."""
-    maps = [
-        (number, height // tensor.shape[2], width // tensor.shape[3])
-        for number, tensor in enumerate(tensors)
-        if tensor.ndim == 4 and tensor.shape[1]
-        if height % tensor.shape[2] == 0 == width % tensor.shape[3]
+    """Return the finest map whose sides divide those of the images, and both quotients; None without one."""
+    scales = [
+        (number, height // tensors[number].shape[2], width // tensors[number].shape[3])
+        for number in _maps(tensors)
+        if height % tensors[number].shape[2] == 0 == width % tensors[number].shape[3]
     ]
-    return min(maps, key=lambda scale: scale[1], default=None)
+    return min(scales, key=lambda scale: scale[1], default=None)
 
 
 def _enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
