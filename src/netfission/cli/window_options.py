@@ -43,8 +43,8 @@ def add_window_options(parser: Parser, group: Any = None) -> None:
     )
 
 
-def check_windows(settings: Namespace, find_task: Callable[[], Task]) -> bool:
-    """Return whether windows are asked for.
+def check_windows(settings: Namespace, find_task: Callable[[], Task]) -> None:
+    """Check what is asked for of windows, before anything runs.
 
     Args:
         settings: of the command.
@@ -56,14 +56,13 @@ def check_windows(settings: Namespace, find_task: Callable[[], Task]) -> bool:
     if settings.window is None:
         if settings.overlap is not None:
             raise invalid("--overlap", "left out unless --window is given", settings.overlap)
-        return False
+        return
     task = find_task()
     if not task.draws_maps:
         raise invalid("--window", f"left out for a run of task={task.name}", settings.window)
     parse_size(settings.window)
     if settings.overlap is not None and not 0 <= settings.overlap < 1:
         raise invalid("--overlap", "a share in [0, 1)", settings.overlap)
-    return True
 
 
 def find_windows(settings: Namespace, predictor: Predictor) -> Windows:

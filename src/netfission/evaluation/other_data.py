@@ -1,6 +1,7 @@
 """Figures of a network on another data set than the one it was trained on."""
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from netfission.evaluation.reliability import ReliabilityReport
 
 
 @dataclass(frozen=True)
-class OtherFigures:
+class OtherFigures(ABC):
     """What a file in `evaluations/` holds of any task: figures of a run's network on another data set.
 
     Attributes:
@@ -26,13 +27,13 @@ class OtherFigures:
     left_out: int
 
     @property
+    @abstractmethod
     def n(self) -> int:
         """Number of images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def table(self, linear: int = 0) -> str:
         """Return the figures as plain text; the last `linear` exits are linear ones."""
-        raise NotImplementedError
 
     def to_json(self) -> str:
         """Return the figures as JSON text, every digit kept."""
