@@ -2,8 +2,8 @@
 
 A row of versions gets an environment of its own in .matrix/, made with the constraints of the project but
 for what the row changes. It takes about 7 GB, and is removed once the row is done unless --keep is given. A
-row of surroundings runs with the Python of this script. Each row is written to results/benchmark_matrix.json
-as soon as it is done, and is not run again for the same commit.
+row of surroundings runs with the Python of this script, by default all of them at once. Each row is written
+to results/benchmark_matrix.json as soon as it is done, and is not run again for the same commit.
 
     .venv/bin/python benchmarks/matrix.py --rows torch-2.11,hash-seed
 """
@@ -50,10 +50,12 @@ class Row:
     prefix: Sequence[str] = ()
 
 
-ROWS = {
+VERSIONS = {
     "torch-2.11": Row(python="3.11", requirements=("torch==2.11.*", "torchvision")),
     "python-3.12": Row(python="3.12"),
     "python-3.13": Row(python="3.13"),
+}
+SURROUNDINGS = {
     # Python would read the POSIX locale as UTF-8 by itself.
     "posix-locale": Row(variables={"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}),
     "time-zone": Row(variables={"TZ": "Pacific/Chatham"}),
@@ -63,6 +65,13 @@ ROWS = {
         prefix=("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "-")
     ),
 }
+# All surroundings at once; one of them alone, by its name, shows which one a failed test does not bear.
+TOGETHER = Row(
+    variables={name: value for row in SURROUNDINGS.values() for name, value in row.variables.items()},
+    prefix=[word for row in SURROUNDINGS.values() for word in row.prefix],
+)
+DEFAULT = VERSIONS | {"surroundings": TOGETHER}
+ROWS = DEFAULT | SURROUNDINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
+    known = f"of {', '.join(ROWS)} (default: %(default)s)"
+    parser.add_argument("--rows", default=",".join(DEFAULT), help=known)
     parser.add_argument("--keep", action="store_true", help="keep the environments")
     parser.add_argument("--processes", default="auto", help="that share the tests (default: one per core)")
     parser.add_argument("--out", type=Path, default=RESULTS)
