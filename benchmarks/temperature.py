@@ -9,7 +9,6 @@ Writes FOLDER/temperature.json, FOLDER being the output folder of `netfission re
     .venv/bin/python benchmarks/temperature.py runs/finetune-cifar100
 """
 
-import json
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finished_runs import measure_runs
 from netfission.classifier import Classifier
 from netfission.config import RunConfig
 from netfission.data import StreamedSplit
@@ -29,10 +29,7 @@ from netfission.data.sources import find_source
 from netfission.data.splits import Rows
 from netfission.ensemble import fit_temperature
 from netfission.evaluation import evaluate_logits
-from netfission.experiments.records import Record
-from netfission.runs.folder import RunFolder, environment
-from netfission.utils.files import write_whole
-from netfission.utils.typed import read_json
+from netfission.runs.folder import RunFolder
 
 IMAGES = 2000
 BATCH = 250
@@ -44,20 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(arguments).folder
-    out = folder / "temperature.json"
-    done = json.loads(out.read_text()) if out.is_file() else {"networks": []}
-    known = {network["key"] for network in done["networks"]}
-    for file in sorted((folder / "records").glob("*.json")):
-        record = read_json(file, Record)
-        assert record is not None
-        run = RunFolder(folder / "runs" / record.key)
-        if record.key in known or not run.weights.is_file():
-            continue
-        network = {"contender": record.contender, "seed": record.seed, "key": record.key, **measure(run)}
-        done["networks"].append(network)
-        done |= {"images": IMAGES, "environment": environment()}
-        write_whole(out, json.dumps(done, indent=1) + "\n")
-        print(record.contender, record.seed, network["temperature"], network["scaled"])
+    measure_runs(folder, folder / "temperature.json", measure, images=IMAGES)
     return 0
 
 
