@@ -79,8 +79,8 @@ def fission(
             a tuple of them by position. The network reads the same as one argument.
         **settings: all other fields of `FissionConfig`: `branch_after`, `linear_exits`, `stages`, `ratio`,
             `sparsity`, `criterion`, `pruning_steps`, `keep_shortcuts`, `exact_partition`, `budget`,
-            `budget_in`, `budget_batch_size`, `assignment`, `reconstruct`, `copy_noise`, `linear_weight` and
-            `seed`.
+            `budget_in`, `budget_batch_size`, `assignment`, `overlap`, `reconstruct`, `copy_noise`,
+            `linear_weight` and `seed`.
 
     Returns:
         A `FissionNetwork` on the model's device: images → logits `(batch, exits, classes)`, with height and

@@ -192,6 +192,8 @@ class FissionConfig:
             deployed) or training (time of a training step).
         budget_batch_size: with budget_in time or training, number of images whose time is measured.
         assignment: with channels, how they are assigned to paths: random, or importance (by the criterion).
+        overlap: with channels, share of the channels of the narrowest path that all paths start with, in
+            [0, 1]; default 0, as few as their widths allow. Each path trains its own weights of them.
         ratio: relative shares of the paths, exit 0 first, as a list: [2,1,1]; default equal.
         reconstruct: with channels, solve the layers of each path and of linear exits by least squares on
             training images, so that they compute what the whole network does; for trained weights.
@@ -226,6 +228,7 @@ class FissionConfig:
     budget_in: BudgetIn = "macs"
     budget_batch_size: int = 32
     assignment: str = "random"
+    overlap: float = 0.0
     ratio: list[float] | None = None
     reconstruct: bool = False
     copy_noise: float | None = None
@@ -261,12 +264,17 @@ class FissionConfig:
             ("budget", 1.0, "channels"),
             ("budget_in", "macs", "channels"),
             ("assignment", "random", "channels"),
+            ("overlap", 0.0, "channels"),
             ("reconstruct", False, "channels"),
             ("copy_noise", None, "copies"),
         ):
             value = getattr(self, name)
             if value != default and self.grouping != grouping:
                 raise invalid(name, f"{default!r} unless grouping={grouping!r}", value)
+        if not isinstance(self.overlap, Real) or not 0 <= self.overlap <= 1:
+            raise invalid("overlap", "a share of the channels, in [0, 1]", self.overlap)
+        if self.overlap and self.exact_partition:
+            raise invalid("overlap", "0.0 with exact_partition", self.overlap)
         check_positive("budget", self.budget)
         if self.budget != 1 and self.exact_partition:
             raise invalid("budget", "1.0 with exact_partition", self.budget)
@@ -340,6 +348,7 @@ class FissionSettings(TypedDict, total=False):
     budget_in: BudgetIn
     budget_batch_size: int
     assignment: str
+    overlap: float
     ratio: Sequence[float] | None
     reconstruct: bool
     copy_noise: float | None

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import netfission as nf
 from netfission import grouping
+from netfission.config import FissionConfig
 from netfission.grouping import ChannelGrouping, StageSplit
 from netfission.grouping.channels import assign_units
 from netfission.grouping.widths import StageMacs, even_widths
@@ -609,6 +610,47 @@ def test_dealing_is_disjoint_until_it_has_to_borrow(units: int, widths: list[int
     assert len(together.unique()) == min(units, sum(widths))
     if sum(widths) <= units:  # the first in the order are assigned
         assert together.min() == units - sum(widths)
+
+
+@settings(deadline=None)
+@given(st.integers(4, 60), st.lists(st.integers(1, 30), min_size=2, max_size=4), st.floats(0, 1))
+def test_all_paths_hold_the_first_units_that_overlap(units: int, widths: list[int], overlap: float) -> None:
+    widths = [min(width, units) for width in widths]
+    order = torch.arange(units).flip(0)
+    parts = assign_units(order, widths, overlap)
+    assert [len(part.unique()) for part in parts] == widths
+    common = round(overlap * min(widths))
+    assert all(torch.equal(part[:common], order[:common]) for part in parts)
+    others = torch.cat([part[common:] for part in parts])
+    assert len(others.unique()) == min(units - common, len(others))
+
+
+@pytest.mark.parametrize(("overlap", "equal"), [(1.0, True), (0.5, False)])
+def test_paths_that_hold_the_same_channels_start_with_the_same_logits(overlap: float, equal: bool) -> None:
+    torch.manual_seed(0)
+    model, images = create_model("wrn-10-2", 10).eval(), torch.randn(2, 3, 16, 16)
+    net = nf.fission(
+        model, 2, grouping="channels", branch_after=[1], overlap=overlap, example_input=images
+    ).eval()
+    first, second = net(images).unbind(1)
+    assert torch.equal(first, second) == equal
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"overlap": 1.5}, r"^overlap must be a share of the channels, in \[0, 1\], got 1\.5$"),
+        ({"overlap": float("nan")}, r"^overlap must be a share of the channels, in \[0, 1\], got nan$"),
+        ({"overlap": 0.5, "exact_partition": True}, r"^overlap must be 0\.0 with exact_partition, got 0\.5$"),
+        (
+            {"overlap": 0.5, "grouping": "copies"},
+            r"^overlap must be 0\.0 unless grouping='channels', got 0\.5$",
+        ),
+    ],
+)
+def test_a_share_that_cannot_overlap_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FissionConfig(**{"grouping": "channels"} | changes)
 
 
 def test_a_stage_without_layers_is_refused_in_words() -> None:

@@ -202,6 +202,7 @@ _OF_GROUPING = {
     "copy_noise": "copies",
     "exact_partition": "channels",
     "keep_shortcuts": "weights",
+    "overlap": "channels",
     "reconstruct": "channels",
 }
 

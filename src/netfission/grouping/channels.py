@@ -42,6 +42,8 @@ class ChannelGrouping(Grouping):
         cost: multiply-accumulates of all paths over those of the stage.
         by_importance: assign channels in turn, most important first, so that every path gets important
             ones, and leave out the least important; default at random.
+        overlap: share of the channels of the narrowest path that all paths hold, the first of those that are
+            assigned, in [0, 1].
 
     Example:
         >>> ChannelGrouping(by_importance=True).needs_scores
@@ -50,6 +52,7 @@ class ChannelGrouping(Grouping):
 
     exact: bool = False
     by_importance: bool = False
+    overlap: float = 0.0
     cost: float = 1.0
     masks_weights: ClassVar[bool] = False
     divides_heads: ClassVar[bool] = True
@@ -57,7 +60,7 @@ class ChannelGrouping(Grouping):
     @classmethod
     def from_config(cls, config: FissionConfig) -> Self:
         """See `Grouping.from_config`."""
-        return cls(config.exact_partition, by_importance=config.assignment == "importance")
+        return cls(config.exact_partition, config.assignment == "importance", config.overlap)
 
     @property
     def needs_scores(self) -> bool:
@@ -123,7 +126,7 @@ class ChannelGrouping(Grouping):
         chosen: list[list[Tensor]] = [[] for _ in shares]
         for group, units, of_paths, is_divided in zip(coupling.groups, left, widths, divided, strict=True):
             order = self._order(group, units, scores, generator)
-            parts = assign_units(order, of_paths) if is_divided else [order] * len(shares)
+            parts = assign_units(order, of_paths, self.overlap) if is_divided else [order] * len(shares)
             for path, part in zip(chosen, parts, strict=True):
                 path.append(torch.zeros(group.units, dtype=torch.bool).index_fill(0, part, True))
         return _split_into(stage, chosen, _repeated(stage, divided, shares), cost)
@@ -182,13 +185,14 @@ def _block(group: ChannelGroup, count: int, shares: Sequence[float]) -> int:
     return block
 
 
-def assign_units(order: Tensor, widths: Sequence[int]) -> list[Tensor]:
+def assign_units(order: Tensor, widths: Sequence[int], overlap: float = 0.0) -> list[Tensor]:
     """Assign units to paths in order, each to the path that is furthest from its width.
 
     Args:
         order: int64 units.
         widths: number of units of each path. If they add up to fewer units than there are, the last units
             are left out. If they add up to more, each path is filled up with the first units of the others.
+        overlap: share of the least width, in [0, 1]: so many of the first units go to all paths.
 
     Returns:
         The units of each path, int64.
@@ -198,7 +202,13 @@ def assign_units(order: Tensor, widths: Sequence[int]) -> list[Tensor]:
         [tensor([0, 2, 4]), tensor([1, 3])]
         >>> assign_units(torch.arange(3), [2, 2])
         [tensor([0, 2]), tensor([1, 0])]
+        >>> assign_units(torch.arange(6), [4, 4], overlap=0.5)
+        [tensor([0, 1, 2, 4]), tensor([0, 1, 3, 5])]
     """
+    common = round(overlap * min(widths))
+    if common:
+        rest = assign_units(order[common:], [width - common for width in widths])
+        return [torch.cat([order[:common], part]) for part in rest]
     exclusive = widths if sum(widths) <= len(order) else apportion(len(order), widths)
     parts: list[list[int]] = [[] for _ in widths]
     for unit in order[: sum(exclusive)].tolist():
@@ -208,7 +218,7 @@ def assign_units(order: Tensor, widths: Sequence[int]) -> list[Tensor]:
         held = set(parts[path])
         others = [unit for unit in order.tolist() if unit not in held]
         parts[path] += others[: width - len(parts[path])]
-    return [torch.tensor(part) for part in parts]
+    return [order.new_tensor(part) for part in parts]
 
 
 def _too_few(coupling: Coupling, shares: Sequence[float]) -> Iterable[str]:

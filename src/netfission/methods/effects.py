@@ -142,6 +142,7 @@ EFFECTS: Mapping[str, tuple[Condition, ...]] = {
     "budget_in": (_BY_CHANNELS, _SEVERAL),
     "budget_batch_size": (_BY_CHANNELS, _SEVERAL, _TIMED),
     "assignment": (_BY_CHANNELS, _SEVERAL),
+    "overlap": (_BY_CHANNELS, _SEVERAL),
     "ratio": (_SEVERAL, _SHARED_OUT),
     "reconstruct": (_BY_CHANNELS, _or_fitted(_DIVIDED)),
     "copy_noise": (_COPIED, _SEVERAL),
