@@ -47,7 +47,7 @@ KEPT = ROOT / ".mutants" / "reached.json"
 SOURCES = ("pruning", "grouping", "surgery", "losses.py", "ensemble.py", "inference", "methods")
 # Those of the packages above, and the ones that use them most directly.
 TESTS = (
-    *("tests/pruning", "tests/grouping", "tests/surgery", "tests/inference", "tests/methods"),
+    *("tests/pruning", "tests/grouping", "tests/surgery", "tests/inference", "tests/methods", "tests/tasks"),
     *("tests/test_losses.py", "tests/test_ensemble.py", "tests/test_gradients.py"),
     *("tests/test_algorithm.py", "tests/test_network.py", "tests/test_errors.py"),
 )
