@@ -74,8 +74,14 @@ def _stop_when_told(*_: object) -> None:
 
 def run_process() -> "NoReturn":
     """Run the command line, and end the process with its exit status."""
+    import atexit
     import signal
 
+    from netfission.utils.quick import end_process
+
+    status: int | None = None
+    # What is registered first is called last, when nothing is left to do but to tear Python's objects down.
+    atexit.register(lambda: None if status is None else end_process(status))
     signal.signal(signal.SIGTERM, _stop_when_told)
     try:
         status = main()
@@ -83,10 +89,6 @@ def run_process() -> "NoReturn":
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be stopped
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     exec("")  # lets Python forget an interruption, for which it would end itself by a signal
-    if sys.argv[1:2] == ["predict"]:  # it is short, and leaves nothing to be torn down
-        from netfission.utils.quick import end_process
-
-        end_process(status)
     sys.exit(status)
 
 
