@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 
 import pytest
 
@@ -6,8 +7,10 @@ from netfission.cli import main
 from netfission.experiments.runner import run_missing
 
 
-def test_a_local_cluster_does_the_runs_and_gets_the_same_figures(grid_of, tmp_path):
-    pytest.importorskip("ray")
+def test_a_local_cluster_does_the_runs_and_gets_the_same_figures(grid_of, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}  # one process imports what the runs need
+    monkeypatch.setattr(ray, "init", partial(ray.init, **small))
     cells = grid_of("single", "treenet").cells()
     alone = run_missing(cells, tmp_path / "alone")
     distributed = run_missing(cells, tmp_path / "cluster", ray="local")

@@ -55,8 +55,9 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     """Take part in the cluster while the context lasts."""
     if address not in ("auto", "local"):
         _check_answer(address)
+    own = {"include_dashboard": False} if address == "local" else {}  # nobody could look at it in time
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, ValueError) as error:
         raise _no_answer(address, error) from error
     try:
