@@ -38,6 +38,19 @@ def _short_timing(monkeypatch) -> None:
     monkeypatch.setattr(module, "IMAGES_PER_ROUND", {1: 2, 256: 8})
     monkeypatch.setattr(module, "MIN_ROUNDS", 2)
     monkeypatch.setattr(module, "MAX_ROUNDS", 2)
+    monkeypatch.setattr(module, "CURVE_TIMED", 2)
+
+
+@pytest.fixture
+def untimed(monkeypatch) -> None:
+    """All take the same time, for tests that do not look at it: to measure it takes most of theirs."""
+    monkeypatch.setattr(
+        module,
+        "_time_ratios",
+        lambda network, single, variants, answers, images, batches: {
+            size: [(1.0,)] * (1 + len(variants)) for size in batches
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +116,7 @@ def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
     assert not list(run.glob("*.tmp"))
 
 
+@pytest.mark.usefixtures("untimed")
 def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
     flags = ["--max_cost", "1.2", "--rule", "agreement"]
     assert main(["evaluate", str(run), "--cascade", *flags]) == 0
@@ -112,6 +126,7 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
     assert record["choice"]["cost"] <= 1.2
 
 
+@pytest.mark.usefixtures("untimed")
 def test_the_drop_can_be_bounded_for_new_images(run, capsys) -> None:
     assert main(["evaluate", str(run), *["--cascade", "--max-accuracy-drop", "8", "--delta", "0.2"]]) == 0
     printed = capsys.readouterr().out
@@ -241,6 +256,7 @@ def test_the_test_images_choose_nothing() -> None:
     )
 
 
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("bound", [{"max_cost": 1.4}, {"max_accuracy_drop": 1.0}])
 def test_a_bound_that_the_test_images_exceed_is_marked_in_its_row(bound) -> None:
     logits, labels = labelled(300, 1)
@@ -263,6 +279,7 @@ def test_a_bound_that_the_test_images_exceed_is_marked_in_its_row(bound) -> None
         assert (remark in evaluation.table()) == exceeds
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_bound_for_new_images_is_no_less_strict() -> None:
     examples = labelled(400, 0), labelled(300, 1)
     settings = {"max_accuracy_drop": 5.0}
