@@ -12,7 +12,8 @@ from netfission.utils.quick import without_collection
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, in which the compiler is not imported yet."""
-    head = "import sys, torch\nfrom netfission.utils.quick import end_process, without_compiler\n"
+    head = "import gc, sys\ngc.disable()\nimport torch\n"
+    head += "from netfission.utils.quick import end_process, without_compiler\n"
     return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False)
 
 
