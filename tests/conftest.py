@@ -145,6 +145,14 @@ _SMALL = {
 }
 
 
+@pytest.fixture
+def undrawn_figures(monkeypatch) -> None:
+    """Figures are made, but not drawn, for tests that look at none: drawing takes most of a report's time."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "draw", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def small_model():
     """`small_network` itself."""

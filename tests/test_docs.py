@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from netfission.cli import command_parser, main
 from netfission.evaluation import cascade
+from netfission.profiling.timing import inference_times
+from netfission.runs import finetune
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -23,6 +26,7 @@ def commands_in(text: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+@pytest.mark.usefixtures("undrawn_figures")
 @pytest.mark.parametrize(
     "page", [page for page in HOW_TOS if BLOCK.search(page.read_text())], ids=lambda p: p.stem
 )
@@ -31,6 +35,7 @@ def test_a_how_to_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cascade, "IMAGES_PER_ROUND", {1: 1})  # its times are for a reader, who has some
     monkeypatch.setattr(cascade, "MIN_ROUNDS", 2)
     monkeypatch.setattr(cascade, "MAX_ROUNDS", 2)
+    monkeypatch.setattr(finetune, "inference_times", partial(inference_times, rounds=1, warm_up=0))
     names: dict[str, object] = {}  # of a page's Python, which is one program in pieces
     for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "python":

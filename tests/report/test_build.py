@@ -125,6 +125,7 @@ def test_what_a_run_lacks_is_named_with_the_command_that_makes_it(run):
     assert [file.stem for file in (folder / "report").iterdir()] == ["network"]
 
 
+@pytest.mark.usefixtures("undrawn_figures")
 def test_the_page_says_what_the_calibration_images_promise(run):
     promises = RunFolder(run).load_reliability().promises
     text = text_of(page_of(run))
@@ -293,6 +294,7 @@ def test_what_is_not_known_or_not_cut_is_no_difference(run, smaller_run, tmp_pat
     assert "They were trained on" not in text and "Their seeds cut" not in text
 
 
+@pytest.mark.usefixtures("undrawn_figures")
 def test_one_epoch_is_a_point_of_each_curve(settings_of, tmp_path):
     run = tmp_path / "run"
     train(settings_of(epochs=1), run, progress=False)
