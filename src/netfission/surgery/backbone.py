@@ -219,7 +219,8 @@ def cut(
     if not isinstance(model, Backbone):
         model = with_one_input(model, example_input)
     with input_errors("example_input", example_input):
-        output = _run(model, example_input, training=False)
+        trial = trial_copy(model)
+        output = _run(trial, example_input, training=False)
     main = main_output(output.output) if isinstance(output.output, dict) else output.output
     _check_logits(model, main, training=False)
     if main is not output.output and len(output.output) > 1:
@@ -228,12 +229,12 @@ def cut(
     if isinstance(root, Backbone):
         if stages is not None:
             raise invalid("stages", "None for a Backbone, which has its own", list(stages))
-        return _checked(root, root, example_input, {False: output, True: _run(root, example_input, True)})
+        return _checked(root, root, example_input, {False: output, True: _run(trial, example_input, True)})
     with input_errors("example_input", example_input):
-        in_training = _run(model, example_input, training=True)
+        in_training = _run(trial, example_input, training=True)
     if not isinstance(in_training.output, Tensor | dict):
         root = _without_auxiliary_heads(root, example_input)
-        in_training = _run(root, example_input, training=True)
+        in_training = _run(trial_copy(root), example_input, training=True)
     with _without_checkpointing(root):
         return _cut_copy(root, example_input, {False: output, True: in_training}, stages, exits)
 
@@ -518,10 +519,11 @@ def _check_same_output(
     model: nn.Module, backbone: Backbone, example_input: Inputs, outputs: _Results
 ) -> None:
     """Check that the backbone repeats the model's logits in both modes, and what it draws at random."""
+    trial = trial_copy(backbone)
     for training, result in outputs.items():
         expected = main_output(result.output)
         _check_logits(model, expected, training)
-        repeated = _run(backbone, example_input, training)
+        repeated = _run(trial, example_input, training)
         logits = repeated.output
         if result.drawn != repeated.drawn:
             found = f"{type(model).__name__}, which draws from Python's random in {_mode(training)}"
@@ -574,10 +576,13 @@ def _mode(training: bool) -> str:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, images: Inputs, training: bool) -> _Result:
-    """Run a copy of a network with all generators seeded; they are restored at the end."""
+def _run(trial: nn.Module, images: Inputs, training: bool) -> _Result:
+    """Run a copy of a network with all generators seeded; they are restored at the end.
+
+    The same copy runs in eval mode first, which leaves its buffers as they are, and then in train mode.
+    """
     with _seeded_python(), seeded(0, tensors_in(images)[0].device):
-        output = trial_copy(model).train(training)(cloned(images))
+        output = trial.train(training)(cloned(images))
         return _Result(output, random.getstate())
 
 
