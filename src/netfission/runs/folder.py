@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -552,6 +553,9 @@ def _are_those(images: Selection, trained_on: SplitSummary) -> bool:
     return digest == trained_on.digest
 
 
+_version = cache(version)  # finds and parses a file
+
+
 def environment() -> dict[str, Any]:
     """Return what a result may depend on beside its settings: versions, device and number of threads.
 
@@ -561,7 +565,7 @@ def environment() -> dict[str, Any]:
     """
     packages = ("netfission", "torch", "torchvision", "timm", "lightning", "numpy")
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
     }
