@@ -32,9 +32,9 @@ def path(request, tmp_path_factory):
     """A folder of images of ten classes, and a run trained on it for a few epochs."""
     folder = tmp_path_factory.mktemp("path")
     script = [sys.executable, str(ROOT / "examples" / "write_image_folder.py"), request.param]
-    subprocess.run([*script, str(folder / "images"), "--images", "40"], check=True, capture_output=True)
+    subprocess.run([*script, str(folder / "images"), "--images", "20"], check=True, capture_output=True)
     flags = (
-        "--model wrn-10-1 --exits 3 --branch_after [1,1] --grouping channels --epochs 3 --batch_size 32 "
+        "--model wrn-10-1 --exits 3 --branch_after [1,1] --grouping channels --epochs 2 --batch_size 32 "
         "--validation 0.2 --schedule one_cycle --flip false --accelerator cpu"
     )
     train = ["train", "--data", str(folder / "images"), *flags.split(), "--out", str(folder / "run")]

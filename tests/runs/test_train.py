@@ -214,6 +214,7 @@ def test_the_network_before_teaches(parent_run, tmp_path):
     assert losses[2] < losses[3] < losses[1]
 
 
+@pytest.mark.usefixtures("undrawn_figures")
 def test_a_run_with_linear_exits_is_trained_loaded_reported_and_exported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cascade, "IMAGES_PER_ROUND", {1: 1})
     monkeypatch.setattr(cascade, "MIN_ROUNDS", 2)
@@ -359,7 +360,7 @@ RESUMED = [
 
 @pytest.mark.parametrize("changes", RESUMED, ids=lambda changes: "-".join(list(changes)[:4]))
 def test_stopped_by_hand_it_can_go_on(tmp_path, settings_of, changes):
-    config = settings_of(**changes)
+    config = settings_of(**{**changes, "limit_per_class": 10, "batch_size": 25})  # 4 steps each epoch
     train(config, tmp_path / "whole", progress=False)
     handler = signal.getsignal(signal.SIGINT)
     try:
