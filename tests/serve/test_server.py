@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -53,15 +54,13 @@ def assert_tells(answer, predictions, names):
 
 
 def raw(port, content, patience=30.0):
-    """What comes back for bytes sent as they are, until the server closes."""
+    """What comes back for bytes sent as they are, until the server closes; within `patience` seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=patience) as own:
         own.sendall(content)
         received = b""
-        try:
+        with suppress(ConnectionResetError):
             while chunk := own.recv(65536):
                 received += chunk
-        except (TimeoutError, ConnectionResetError):
-            pass
     return received
 
 
@@ -323,8 +322,11 @@ def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_
 
     with ThreadPoolExecutor(16) as pool:
         others = [pool.submit(good) for _ in range(4)]
-        received = list(pool.map(lambda number: raw(served.port, broken[number % len(broken)]), range(200)))
-        stop.set()
+        try:
+            numbers = range(200)
+            received = list(pool.map(lambda number: raw(served.port, broken[number % len(broken)]), numbers))
+        finally:
+            stop.set()
     for own in idle:
         own.close()
     statuses = [status for other in others for status in other.result()]
@@ -338,13 +340,19 @@ def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_
     assert served.ask("GET", "/health")[0] == 200
 
 
-def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving, make_image, monkeypatch):
-    monkeypatch.setattr("netfission.serve.protocol.HEAD_SECONDS", 0.5)
+def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving, monkeypatch):
+    monkeypatch.setattr("netfission.serve.protocol.HEAD_SECONDS", 0.2)
+    answered = head_of([b"\r\n"])  # after which the connection stays open
+    beginning = [b"", b"POST /predict HTTP/1.1\r\nHos", answered + b"GET /hea", head(100) + b"slow"]
+    beginning.append(head(10**12) + b"slow")
     with serving(finished_run, timeout_s=0.5) as own, ThreadPoolExecutor() as pool:
-        beginning = [b"", b"POST /predict HTTP/1.1\r\nHos", head(100) + b"slow", head(10**12) + b"slow"]
-        silent, in_head, in_body, huge = (pool.submit(raw, own.port, content) for content in beginning)
+        silent, in_head, in_second, in_body, huge = (
+            pool.submit(raw, own.port, content, patience=3.0) for content in beginning
+        )
+        assert own.ask("GET", "/health")[0] == 200
         assert silent.result() == b""
         assert in_head.result() == b""
+        assert in_second.result().count(b"HTTP/1.1 ") == 1
         assert in_body.result().startswith(b"HTTP/1.1 408 ")
         assert huge.result().startswith(b"HTTP/1.1 413 ")
         assert b'{"error":"the request did not arrive within 0.5 s"}' in in_body.result()
