@@ -1,6 +1,7 @@
 """Whatever bytes a file or a request holds, it is read, or refused in one line.
 
-Few inputs are drawn here. `make fuzz` draws thousands of each kind; what it found stands here as an example.
+Few inputs are drawn here. `make fuzz` draws thousands of each kind. Inputs that once failed stand here as
+examples and in `TABLES`, and are read in every run.
 """
 
 import csv
@@ -32,8 +33,11 @@ from netfission.data.splits import CorruptImageError, FileRecords, decode
 from netfission.data.targets import read_labels, read_numbers
 from netfission.evaluation.calibration import Calibration
 from netfission.evaluation.reliability import ReliabilityReport
+from netfission.experiments.grid_files import find_grid
+from netfission.export.cascade import Plan
 from netfission.models import create_model, read_weights
 from netfission.runs.folder import RunFolder
+from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import printable
 from netfission.utils.typed import read_json
 
@@ -111,6 +115,22 @@ def test_tables(reader, data, tmp_path):
     )
     path.write_bytes(content)
     read(reader, path)
+
+
+# Tables whose refusals were several lines, or held characters that control a terminal.
+TABLES = [
+    "file,label\n\x1b[31m.png,nan\n",
+    "file,\x1b]0;title\x07\na.png,x\n",
+    'file,"two\nlines"\na.png,x\n',
+    "\x1b[2Jfile,label\na.png,cat\n",
+]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_that_were_refused_badly(table, tmp_path):
+    (tmp_path / "table.csv").write_text(table, encoding="utf-8")
+    refused = [read(reader, tmp_path / "table.csv") is None for reader in (read_label_file, read_numbers)]
+    assert any(refused)
 
 
 @fuzzed
@@ -222,6 +242,10 @@ def test_settings(content):
         assert RunConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
 
 
+DEEP = b"[" * 100_000  # more than Python nests
+
+
+@example(content=DEEP[:2000])
 @fuzzed
 @given(content=st.one_of(st.binary(max_size=80), damaged(RunConfig().to_yaml().encode())))
 def test_files_of_settings(content, tmp_path, capsys):
@@ -251,12 +275,30 @@ def test_files_of_a_run(data, finished_run, tmp_path):
     read(read_json, tmp_path / name, readers[name])
 
 
+def test_nesting_without_end(tmp_path):
+    for name in ("config.json", "cascade.json"):
+        (tmp_path / name).write_bytes(DEEP)
+    (tmp_path / "grid.yaml").write_bytes(DEEP[:2000])
+    (tmp_path / "config.yaml").write_text(f"{ENVIRONMENT_MARK}\n# {'[' * 2000}")
+    readers = [
+        lambda: read_json(tmp_path / "config.json", NetworkSpec),
+        RunFolder(tmp_path).load_environment,
+        lambda: read_weights(tmp_path),
+        lambda: Plan.read(tmp_path / "cascade.json", ""),
+        lambda: find_grid(str(tmp_path / "grid.yaml")),
+    ]
+    for reader in readers:
+        assert read(reader, errors=ValueError) is None
+
+
 @fuzzed
 @given(name=st.one_of(st.text(), st.text().map("timm/{}".format), st.text().map("hf/{}".format)))
 def test_names_of_models(name):
     read(create_model, name, 10)
 
 
+@example(name="\x1b[31m/images")
+@example(name="\x1b[31m.csv")
 @fuzzed
 @given(name=st.text(max_size=30))
 def test_names_of_data_sets(name, tmp_path, monkeypatch):

@@ -275,7 +275,7 @@ class Parser(ArgumentParser):
             raise invalid(
                 "--config", "a file that can be read", found=f"{path} ({error.strerror})"
             ) from error
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise invalid(path, "YAML", found=f"damaged text ({error})") from error
         if content is None:  # an empty file
             return {}
@@ -383,7 +383,7 @@ def _from_command_line(kind: Any, text: str | list[str], shown: str) -> Any:
 
     try:
         return typed(required, yaml.safe_load(text), shown)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         raise invalid(shown, in_words(required), text) from None
 
 

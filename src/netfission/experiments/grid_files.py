@@ -163,7 +163,7 @@ def _read_content(name: str, text: str) -> _Content:
     """Read what stands in a grid's file, every value of its type."""
     try:
         parsed = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise invalid(name, "YAML", found=f"damaged text ({error})") from error
     content = typed(_Content, parsed, name)
     if not content.contenders:

@@ -382,7 +382,7 @@ class RunFolder(ModelFolder):
         comments = lines[lines.index(ENVIRONMENT_MARK) + 1 :]
         try:
             content = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
-        except yaml.YAMLError as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             found = f"damaged comments ({first_line(error)})"
             raise invalid(str(self.config), "the settings of a run", found=found) from error
         return content if isinstance(content, dict) else {}

@@ -71,7 +71,10 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it is no JSON, or differs from what its checksum stands for.
     """
     raw = text.encode(errors="backslashreplace") if isinstance(text, str) else text
-    content, mark = json.loads(raw), _mark(raw, last=True)
+    try:
+        content, mark = json.loads(raw), _mark(raw, last=True)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     is_marked = mark is not None or (isinstance(content, dict) and NAME in content)
     if is_marked and (mark is None or _differs(raw, mark)):
         raise _edited()
