@@ -85,7 +85,8 @@ def test_what_is_small_has_few_bytes_and_few_pixels(make_image):
 
 
 def test_pixels_are_counted_over_all_images_of_a_request():
-    check_total_pixels([bomb(1000, 999), b"hello"], LIMITS)
+    other_format = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2000 1000\n"  # which is refused
+    check_total_pixels([bomb(1000, 999), b"hello", other_format], LIMITS)
     with pytest.raises(
         HTTPException, match=r"413: images must be at most 1,000,000 pixels together, got 1,001,500 pixels$"
     ):

@@ -7,10 +7,12 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -540,7 +542,8 @@ def test_memory_given_to_bodies_is_bounded_and_given_back(finished_run, serving,
         ("--risk 2", r"risk must be a share of wrong answers from 0 to 1, got 2\.0$"),
     ],
 )
-def test_a_bad_request_ends_in_one_line_and_status_2(finished_run, flags, told, capsys):
+def test_a_bad_request_ends_in_one_line_and_status_2(finished_run, flags, told, capsys, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_: None)  # else it would serve what it should refuse
     assert main(["serve", str(finished_run), *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(told, line)
@@ -589,15 +592,36 @@ def damaged_fax():
     return bytes(content)
 
 
-def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, classifier, make_image):
+def damaged_animation(image):
+    """A PNG file that says it has no frames, which Pillow warns of."""
+    chunk = b"acTL" + bytes(8)
+    return image[:33] + bytes([0, 0, 0, 8]) + chunk + zlib.crc32(chunk).to_bytes(4) + image[33:]
+
+
+def many_samples():
+    """A TIFF file of 10,000 samples per pixel, which Pillow logs."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "TIFF")
+    samples, much = (struct.pack("<HHIHH", 277, 3, 1, number, 0) for number in (3, 10_000))
+    return file.getvalue().replace(samples, much)
+
+
+def test_ctrl_c_answers_what_has_come_and_ends_with_status_0(finished_run, classifier, make_image, make_form):
     with pytest.warns(match=SPARSE_CLASSES):  # which no request may write to the log
         classifier.limits(coverage=0.935, class_wise=True)
     command = [sys.executable, "-m", "netfission", "serve", str(finished_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"on http://127\.0\.0\.1:(\d+) ", process.stdout.readline())[1])
         content, damaged = make_image(), damaged_fax()
-        # libtiff prints a line for each line that it cannot decode.
-        assert raw(port, head(len(damaged), "Connection: close\r\n") + damaged).startswith(b"HTTP/1.1 400 ")
+        form, type_ = make_form(content)
+        for body, kind, status in (
+            (damaged, "image/tiff", 400),  # libtiff prints a line for each line that it cannot decode
+            (damaged_animation(content), "image/png", 200),
+            (many_samples(), "image/tiff", 415),
+            (form.replace(b"--limit", b"--other"), type_["Content-Type"], 400),
+        ):
+            start = head(len(body), f"Connection: close\r\nContent-Type: {kind}\r\n")
+            assert raw(port, start + body).startswith(b"HTTP/1.1 %d " % status)
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         client.request("POST", "/predict?coverage=0.935&class_wise=1", content)
         assert client.getresponse().status == 200
