@@ -49,7 +49,8 @@ $(VENV)/.mutants: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
 	@touch $@
 
-machines: $(VENV)/.ready ## train on two machines, which are network namespaces of this one (minutes; needs root)
+machines: $(VENV)/.ready ## train in two processes, and on two machines, which are network namespaces (minutes; needs root)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/machines.py
 
 fuzz: $(VENV)/.ready ## give thousands of random and damaged files and requests to all readers

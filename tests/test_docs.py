@@ -1,14 +1,18 @@
 """The how-to pages do what they say: their blocks are run in order, as a reader would."""
 
+import json
 import re
 import shlex
+from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from netfission.cli import command_parser, main
 from netfission.evaluation import cascade
+from netfission.grouping import GROUPINGS
 from netfission.profiling.timing import inference_times
 from netfission.runs import finetune
 
@@ -53,6 +57,57 @@ def test_commands_that_are_only_shown_have_valid_arguments(page: Path) -> None:
         for program, *arguments in commands_in(text):
             if program == "netfission" and "--config" not in arguments and "--help" not in arguments:
                 command_parser(arguments[0]).parse_args(arguments[1:])
+
+
+def record_of(benchmark: str) -> dict[str, Any]:
+    """The record of a benchmark's last run."""
+    file = DOCS.parent / "results" / f"benchmark_{benchmark}.json"
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return record
+
+
+def promises() -> str:
+    """The page of promises in one line."""
+    return " ".join((DOCS / "promises.md").read_text(encoding="utf-8").split())
+
+
+def span(trials: list[dict[str, Any]], name: str) -> str:
+    """The least and the largest share in some trials, in %."""
+    least, most = (100 * pick(trial[name] for trial in trials) for pick in (min, max))
+    return f"{least:.1f} to {most:.1f} %"
+
+
+def test_what_is_promised_of_several_processes_is_what_was_recorded() -> None:
+    trials = record_of("processes")["trials"]
+    assert all(trial["good"] for trial in trials)
+    divided = [trial for trial in trials if trial["trial"] == "divided"]
+    plain, normed = (
+        [trial for trial in divided if trial["network"] == network] for network in ("plain", "batch norm")
+    )
+    moving = [trial for trial in trials if trial["trial"] == "moving"]
+    assert {trial["grouping"] for trial in plain} == {trial["grouping"] for trial in normed} == set(GROUPINGS)
+    assert {trial["steps"] for trial in (*divided, *moving)} == {50}
+    page = promises()
+    assert "none differs by more than 1e-13" in page
+    assert max(trial["largest_difference"] for trial in plain) <= 1e-13
+    way = [round(100 * trial["share_of_the_way"]) for trial in normed]
+    assert f"is {min(way)} to {max(way)} % of the way that training went" in page
+    assert f"{span(normed, 'accuracy_of_two')} of the test images" in page
+    assert f"{span(normed, 'accuracy_of_one_process')} with one process" in page
+    assert f"moved at least {min(trial['times_masks_moved'] for trial in moving)} times" in page
+    assert all(f"`{trial['method']}`" in page for trial in moving)
+
+
+def test_what_is_promised_of_killed_commands_and_damaged_files_is_what_was_recorded() -> None:
+    record = record_of("torture")
+    same = sum(trial["identical"] for trial in record["kills"])
+    signals = sum(len(trial["kills"]) for trial in record["kills"])
+    outcomes = Counter(trial["outcome"] for trial in record["damage"])
+    assert f"{same} of {len(record['kills'])} killed commands ended in the same bits" in promises()
+    assert f"after {signals} signals. Of {outcomes.total()} damaged files" in promises()
+    assert f"{outcomes['refused']} were refused, {outcomes['fell back']} gave way" in promises()
+    assert f"{outcomes['without effect']} had no effect on any bit; none was taken silently" in promises()
+    assert outcomes.keys() == {"refused", "fell back", "without effect"}
 
 
 def test_every_page_is_listed_and_every_listed_page_exists() -> None:

@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from torch.utils.checkpoint import checkpoint
 
 import netfission as nf
+from netfission.grouping import GROUPINGS
 from netfission.models import create_model
 from netfission.surgery.masks import (
     apply_masks,
@@ -30,6 +31,9 @@ from netfission.surgery.masks import (
     kept_masks,
     prunable_weights,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import processes
 
 FEW = settings(deadline=None, max_examples=80)
 CLASSES = 10
@@ -891,6 +895,7 @@ def test_other_networks_in_the_process_are_left_alone(net: nf.FissionNetwork) ->
 
 # --- two processes ----------------------------------------------------------------------------------
 
+BATCHES = [(IMAGES.double() + step, LABELS) for step in range(3)]
 PARALLEL = ["ddp", "fsdp2_network", "fsdp2_parts", "fsdp2_layers"]
 
 
@@ -923,20 +928,30 @@ def test_fully_sharded_training_equals_one_process(
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_two_processes_on_half_of_each_batch_equal_one(
+    grouping: str, in_two_processes: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    trial = processes.compare("plain", grouping, in_two_processes(grouping), BATCHES, BATCHES[0])
+    assert trial["good"], trial
+    assert trial["largest_difference"] < 1e-14
+    assert (trial["removed_weights"] > 0) == (grouping != "channels")
+
+
 @pytest.fixture(scope="module")
-def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Tensor]]]:
-    """Train in every way in the same two processes; return the state dict of each by the way."""
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
+    """Train in every way in the same two processes; return what each has at the end by the way."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("parallel")
-    processes = [
+    started = [
         subprocess.Popen(
             [sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
     return lambda kind: [torch.load(folder / f"{kind}{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -948,6 +963,9 @@ def _one_process(rank: int, folder: Path) -> None:
     for kind in PARALLEL:
         train_parallel = _ddp if kind == "ddp" else _fsdp2
         torch.save(train_parallel(build(), rank, kind), folder / f"{kind}{rank}.pt")
+    for grouping in GROUPINGS:
+        net = processes.make_network("plain", grouping)
+        torch.save(processes.train(net, BATCHES, rank, 2), folder / f"{grouping}{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
