@@ -68,6 +68,37 @@ def test_a_decompression_bomb_is_not_decoded(side):
         decode_image(bomb(side, side), LIMITS, never)
 
 
+def tiled(*sides: tuple[int, int], order: str = "<", big: bool = False) -> bytes:
+    """A compressed TIFF of 64 × 64 pixels that says how wide and high its tiles are, once or twice."""
+    tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1)]
+    tags += [(tag, side) for pair in sides for tag, side in zip((322, 323), pair, strict=True)]
+    content = zlib.compress(bytes(64 * 64))
+    start = 16 if big else 8
+    end = start + (8 if big else 2) + (len(tags) + 2) * (20 if big else 12) + (8 if big else 4)
+    tags += [(324, end), (325, len(content))]
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if big else 42)
+    head += struct.pack(f"{order}HHQ", 8, 0, start) if big else struct.pack(f"{order}I", start)
+    head += struct.pack(f"{order}{'Q' if big else 'H'}", len(tags))
+    kind = 16 if big else 4
+    for tag, value in sorted(tags, key=lambda entry: entry[0]):
+        head += struct.pack(f"{order}HH{'QQ' if big else 'II'}", tag, kind, 1, value)
+    return head + bytes(8 if big else 4) + content
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_a_tile_larger_than_the_image_counts(order, big):
+    content = tiled((64, 64), order=order, big=big)
+    assert decode_image(content, LIMITS, pixels).shape == (3, 8, 8)
+    assert is_small(content)
+    for sides in ([(1024, 1024)], [(1024, 1024), (64, 64)]):  # of which libtiff takes the first
+        content = tiled(*sides, order=order, big=big)
+        assert not is_small(content)
+        with pytest.raises(HTTPException, match=r"413: image must be at most 1,000,000 pixels, got more$"):
+            decode_image(content, LIMITS, pixels)
+        with pytest.raises(HTTPException, match=r"413: images must be at most"):
+            check_total_pixels([content], LIMITS)
+
+
 def test_as_many_pixels_as_may_be_are_read(make_image):
     content = make_image(size=(1000, 1000), mode="L")
     assert decode_image(content, LIMITS, pixels).shape == (3, 8, 8)

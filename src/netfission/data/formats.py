@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from PIL import Image, UnidentifiedImageError, features
 
@@ -28,6 +28,8 @@ _PACKAGES = {
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_EXIF = 2**16  # bytes, as in JPEG
+_TILE_SIDES = (322, 323)  # tags of a TIFF file: width and height of a tile
+_WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 16: 8}  # types of the values of tags in TIFF, and their bytes
 
 
 class MissingPackageError(UnidentifiedImageError):
@@ -126,6 +128,51 @@ def load(image: Image.Image) -> Image.Image:
     whole = Image.open(pixels_only)
     whole.load()
     return whole
+
+
+def count_decoded_pixels(image: Image.Image, file: BinaryIO) -> int:
+    """Return how many pixels decoding an image takes memory for.
+
+    They are its own, or those of a tile of a TIFF file, which may be far larger than the image.
+
+    Args:
+        image: as `open_image` returns it.
+        file: its file, which can be sought.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (20, 10)).save(file, "PNG")
+        >>> count_decoded_pixels(open_image(file), file)
+        200
+    """
+    pixels = image.width * image.height
+    return max(pixels, _count_tile_pixels(file)) if image.format == "TIFF" else pixels
+
+
+def _count_tile_pixels(file: BinaryIO) -> int:
+    """Return the pixels of a tile of the first image in a TIFF file; 1 if it has none.
+
+    If a tag stands there several times, libtiff takes the first and Pillow the last: here the largest counts.
+    """
+    file.seek(0)
+    head = file.read(16)
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    is_big = 43 in head[2:4]  # BigTIFF
+    file.seek(int.from_bytes(head[8:] if is_big else head[4:8], order))
+    entries = int.from_bytes(file.read(8 if is_big else 2), order)
+    width = 8 if is_big else 4  # bytes of a value
+    sides = dict.fromkeys(_TILE_SIDES, 1)
+    for _ in range(entries):
+        entry = file.read(2 * width + 4)  # tag, type, number of values, value
+        if len(entry) < 2 * width + 4:
+            break
+        tag, kind = int.from_bytes(entry[:2], order), int.from_bytes(entry[2:4], order)
+        if tag in sides:
+            size = _WHOLE_NUMBERS.get(kind, width + 1)
+            value = entry[-width:][:size]
+            # A value that does not fit stands elsewhere: no program writes a side so.
+            sides[tag] = max(sides[tag], int.from_bytes(value, order) if size <= width else 2**32)
+    return sides[_TILE_SIDES[0]] * sides[_TILE_SIDES[1]]
 
 
 def _is_heic(file: BinaryIO) -> bool:

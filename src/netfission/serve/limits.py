@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from netfission.data.formats import open_image, readable_formats
+from netfission.data.formats import count_decoded_pixels, open_image, readable_formats
 from netfission.utils.errors import invalid
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ def decode_image(content: bytes, limits: Limits, read: Callable[[Image.Image], T
     too_large = refusal(413, name, f"at most {limits.max_pixels:,} pixels", "more")
     try:
         image = open_image(BytesIO(content), FORMATS)
-        if image.width * image.height <= limits.max_pixels:
+        if count_decoded_pixels(image, BytesIO(content)) <= limits.max_pixels:
             return read(image)
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
@@ -195,7 +195,6 @@ def check_total_pixels(contents: Sequence[bytes], limits: Limits) -> None:
 def _count_pixels(content: bytes) -> int:
     """Return the number of pixels; 0 if the file is not an image, which `decode_image` refuses."""
     try:
-        image = open_image(BytesIO(content), FORMATS)
+        return count_decoded_pixels(open_image(BytesIO(content), FORMATS), BytesIO(content))
     except Exception:  # Pillow's decoders raise errors of every kind
         return 0
-    return image.width * image.height
