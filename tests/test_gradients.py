@@ -103,6 +103,8 @@ def test_a_masked_layer(name: str) -> None:
 
     free = torch.randn(weight.shape, dtype=torch.float64).requires_grad_()
     assert gradcheck(run, (features, free))
+    (of_weight,) = torch.autograd.grad(run(features, free).square().sum(), free)
+    assert of_weight[~kept].eq(0).all() and of_weight[kept].ne(0).all()
     run(features).square().sum().backward()
     (of_free,) = torch.autograd.grad(run(features, weight.detach().requires_grad_()).square().sum(), features)
     assert weight.grad is not None
