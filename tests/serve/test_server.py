@@ -813,6 +813,17 @@ def test_the_metrics_tell_whether_the_last_images_have_drifted(
         Classifier.from_pretrained(uncalibrated).drift_p_value(images)
 
 
+@pytest.mark.parametrize("query", ["{}=1", "all={}", "risk={}", "coverage=0.9&score={}"])
+def test_a_refusal_repeats_little_of_what_was_sent(served, query):
+    status, _, answer = served.predict(b"", "?" + query.format("x" * 20_000))
+    assert (status, len(answer["error"]) < 300) == (400, True)
+
+
+def test_a_refusal_repeats_little_of_a_host(served):
+    status, _, answer = served.ask("GET", "/health", headers={"Host": "x" * 20_000})
+    assert (status, len(answer["error"]) < 300) == (421, True)
+
+
 def test_a_window_without_images_is_refused():
     with pytest.raises(ValueError, match=r"^drift_window must be a positive integer, got 0$"):
         Settings(drift_window=0)

@@ -19,6 +19,7 @@ from netfission.serve.drift import DriftWindow
 from netfission.serve.limits import refusal
 from netfission.serve.query import read_flag, read_number
 from netfission.serve.responses import TOP, json_answers
+from netfission.utils.errors import shortened
 
 _REMEMBERED = 64  # settings of requests whose limits are kept
 
@@ -114,7 +115,7 @@ def _read_settings(query: QueryParams, default: AnswerSettings) -> AnswerSetting
     for name, kind in (("score", SetScore), ("detector", DetectorScore)):
         if (text := query.get(name)) is not None:
             if text not in get_args(kind):
-                raise refusal(400, name, f"one of {', '.join(get_args(kind))}", repr(text))
+                raise refusal(400, name, f"one of {', '.join(get_args(kind))}", shortened(repr(text)))
             asked[name] = text
     if "class_wise" in query:
         asked["class_wise"] = read_flag(query, "class_wise")

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from netfission.utils.errors import invalid
+from netfission.utils.errors import invalid, shortened
 
 _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::\d*)?")
 
@@ -36,7 +36,9 @@ class HostMiddleware:
             hosts = [value for name, value in scope["headers"] if name == b"host"]
             if not (self._accepts(hosts[0]) if len(hosts) == 1 else self._needs_none(scope, hosts)):
                 expected = "one of this server's names, see its option --allowed-host"
-                error = invalid("Host", expected, found=b", ".join(hosts).decode("latin-1") or "none")
+                error = invalid(
+                    "Host", expected, found=shortened(b", ".join(hosts).decode("latin-1")) or "none"
+                )
                 await JSONResponse({"error": str(error)}, 421)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from starlette.datastructures import QueryParams
 
 from netfission.serve.limits import refusal
-from netfission.utils.errors import did_you_mean
+from netfission.utils.errors import did_you_mean, shortened
 
 
 def check_query(query: QueryParams, known: Sequence[str]) -> None:
@@ -26,7 +26,9 @@ def check_query(query: QueryParams, known: Sequence[str]) -> None:
         if name not in known:
             expected = f"of {', '.join(known)}" if known else "left out for this network"
             suggestion = did_you_mean(name, known)
-            raise refusal(400, "query", expected, f"{name!r}{suggestion and f'; {suggestion}'}")
+            raise refusal(
+                400, "query", expected, f"{shortened(repr(name))}{suggestion and f'; {suggestion}'}"
+            )
         if names.count(name) > 1:
             raise refusal(400, name, "given once", f"{names.count(name)} times")
 
@@ -40,7 +42,7 @@ def read_flag(query: QueryParams, name: str) -> bool:
     """
     value = query.get(name, "0")
     if value not in ("0", "1"):
-        raise refusal(400, name, "0 or 1", repr(value))
+        raise refusal(400, name, "0 or 1", shortened(repr(value)))
     return value == "1"
 
 
@@ -57,4 +59,4 @@ def read_number(query: QueryParams, name: str) -> float | None:
     try:
         return float(text)
     except ValueError as error:
-        raise refusal(400, name, "a number", repr(text)) from error
+        raise refusal(400, name, "a number", shortened(repr(text))) from error
