@@ -15,6 +15,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from netfission.cli import main
 from netfission.data import load_data
 from netfission.evaluation.guarantees import SPARSE_CLASSES
 from netfission.serve.drift import DriftWindow
+from netfission.serve.protocol import BoundedHTTPProtocol
 from netfission.serve.server import Settings
 
 
@@ -358,6 +360,32 @@ def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving
         assert in_body.result().startswith(b"HTTP/1.1 408 ")
         assert huge.result().startswith(b"HTTP/1.1 413 ")
         assert b'{"error":"the request did not arrive within 0.5 s"}' in in_body.result()
+
+
+def ends_within(server, seconds):
+    """Whether all connections of a server end in time."""
+    deadline = time.monotonic() + seconds
+    while (connected := server.uvicorn.server_state.connections) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not connected
+
+
+def test_a_client_that_reads_nothing_of_its_answers_is_cut_off(finished_run, serving, monkeypatch, capfd):
+    monkeypatch.setattr("netfission.serve.protocol.STUCK_SECONDS", 0.3)
+    with serving(finished_run) as own, socket.create_connection(("127.0.0.1", own.port)) as client:
+        client.sendall(head_of([b"\r\n"], path="/page.js") * 1000)  # whose answers fit into no buffer
+        assert client.recv(2**10)  # the server has begun
+        assert ends_within(own, 3.0)
+    assert capfd.readouterr().err == ""  # of a client that leaves, nothing is written to the log
+
+
+def test_a_client_that_reads_slowly_is_not_cut_off():
+    done = []
+    transport = SimpleNamespace(get_write_buffer_size=lambda: 4, abort=lambda: done.append("cut off"))
+    client = SimpleNamespace(transport=transport, _start_reading_timer=lambda: done.append("goes on"))
+    for client._unread in (5, 4):  # it has read one byte, and none
+        BoundedHTTPProtocol._abort_if_stuck(client)
+    assert done == ["goes on", "cut off"]
 
 
 def test_answers_are_given_up_in_time_and_too_many_at_once_refused(

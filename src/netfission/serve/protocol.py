@@ -13,6 +13,7 @@ HEAD_BYTES = 2**16  # of a request's head: its first line and header lines, and 
 HEAD_LINES = 100
 LINGER_SECONDS = 1.0  # for which what follows a request that was refused is read
 HEAD_SECONDS = 10.0  # for the head of a request, from the start of a connection or from its last answer
+STUCK_SECONDS = 60.0  # in which a client has to read a part of an answer that does not fit into buffers
 
 
 class _LargeHeadError(Exception):
@@ -24,6 +25,9 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     """uvicorn's protocol with bounds on the head of each request (431); its own errors are JSON."""
 
     _timer: asyncio.TimerHandle | None = None
+    _reading_timer: asyncio.TimerHandle | None = None  # of a client that reads its answer
+    _unread = 0  # bytes of the answer when it was started
+    _answered: Any = None  # the request that the application answers; `cycle` is the last one that came
     _refused = False
     _pending = 0  # bytes that came since the last whole head or piece of a body
     _bytes = _lines = 0  # of the headers of the request
@@ -79,8 +83,26 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time limit."""
+        if self._answered is not None and not self._answered.response_complete:
+            # Or its answer is written to a closed transport, and a traceback to the log.
+            self._answered.disconnected = True
         super().connection_lost(exc)
         self._stop_timer()
+        self._stop_reading_timer()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        """Start the time limit of a client that does not read its answer; the transport calls this."""
+        super().pause_writing()
+        self._start_reading_timer()
+
+    def resume_writing(self) -> None:
+        """Stop the time limit, as the client has read."""
+        super().resume_writing()
+        self._stop_reading_timer()
 
     def send_400_response(self, msg: str) -> None:
         """Answer data that is not HTTP; uvicorn calls this instead of the application."""
@@ -107,6 +129,20 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         self.transport.write_eof()
         self._stop_timer()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _start_reading_timer(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._reading_timer = self.loop.call_later(STUCK_SECONDS, self._abort_if_stuck)
+
+    def _stop_reading_timer(self) -> None:
+        if self._reading_timer is not None:
+            self._reading_timer.cancel()
+
+    def _abort_if_stuck(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unread:
+            self._start_reading_timer()
+        else:
+            self.transport.abort()  # closed, it would wait until all is read
 
     def _start_timer(self) -> None:
         self._stop_timer()
