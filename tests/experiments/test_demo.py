@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,9 @@ def test_its_runs_have_the_settings_of_the_grid_and_equal_cost(short_demo):
     assert macs == pytest.approx(costs["single"]["size"]["macs_dense"], rel=0.05)
 
 
-def test_another_grouping_trains_the_three_exits_alone(short_demo):
-    out, printed = short_demo
+def test_another_grouping_trains_the_three_exits_alone(short_demo, tmp_path):
+    done, printed = short_demo
+    out = shutil.copytree(done, tmp_path / "demo")
     before = {file: file.stat().st_mtime_ns for file in (out / "records").iterdir()}
     assert "three exits: grouping weights" in run_short_demo(out, "--grouping", "weights")
     after = {file: file.stat().st_mtime_ns for file in (out / "records").iterdir()}

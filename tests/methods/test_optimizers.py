@@ -1,7 +1,7 @@
 from functools import partial
 
 import pytest
-import timm
+import timm.optim
 import torch
 from torch import nn
 

@@ -26,6 +26,7 @@ from netfission.classifier.answer_settings import AnswerSettings
 from netfission.cli import main
 from netfission.data import load_data
 from netfission.evaluation.guarantees import SPARSE_CLASSES
+from netfission.serve import protocol
 from netfission.serve.drift import DriftWindow
 from netfission.serve.protocol import BoundedHTTPProtocol
 from netfission.serve.server import Settings
@@ -345,7 +346,7 @@ def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_
 
 
 def test_a_slow_request_is_ended_while_others_are_answered(finished_run, serving, monkeypatch):
-    monkeypatch.setattr("netfission.serve.protocol.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
     answered = head_of([b"\r\n"])  # after which the connection stays open
     beginning = [b"", b"POST /predict HTTP/1.1\r\nHos", answered + b"GET /hea", head(100) + b"slow"]
     beginning.append(head(10**12) + b"slow")
@@ -371,7 +372,7 @@ def ends_within(server, seconds):
 
 
 def test_a_client_that_reads_nothing_of_its_answers_is_cut_off(finished_run, serving, monkeypatch, capfd):
-    monkeypatch.setattr("netfission.serve.protocol.STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "STUCK_SECONDS", 0.3)
     with serving(finished_run) as own, socket.create_connection(("127.0.0.1", own.port)) as client:
         client.sendall(head_of([b"\r\n"], path="/page.js") * 1000)  # whose answers fit into no buffer
         assert client.recv(2**10)  # the server has begun
