@@ -195,6 +195,20 @@ def test_a_halo_as_wide_as_the_receptive_field_gives_the_maps_of_the_whole_image
     assert not torch.allclose(cropped, outputs.mean(dim=1), atol=1e-3)
 
 
+def test_stages_that_a_later_exit_shares_with_the_others_run_on_its_tiles():
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = layers(3, 4, 4, 4)
+    network = nf.fission(
+        model, 3, stages=["0", "1", "2"], branch_after=[1, 2], grouping="copies", example_input=IMAGES
+    ).eval()
+    cascade = TileCascade(network, (1.0, 1.0), tile=4, halo=4, order=(1, 2, 0), rule=RULE)
+    assert cascade.starts == [1, 1, 1]  # of later exits, that is before the second stage
+    with torch.no_grad():
+        outputs = network(IMAGES)
+    assert torch.allclose(cascade.all_steps(IMAGES)[1], outputs[:, [1, 2]].mean(dim=1), atol=1e-5)
+
+
 class Padding(nn.Module):
     """A network of stride 4, which pads images to a multiple of 32; its later stages see one position."""
 
@@ -284,6 +298,14 @@ def test_costs_are_those_of_the_cuts_that_run():
 def test_tiles_that_an_image_does_not_have_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         tiles((0.5, 0.5), **settings).run(IMAGES)
+
+
+def test_a_network_of_labels_has_no_tiles():
+    model = nn.Sequential(*layers(3, 4, 4, 4)[:3], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    network = nf.fission(model, 2, example_input=IMAGES, grouping="copies").eval()
+    message = r"network must be of maps of the images' height and width, .*, got outputs of shape \(1, 3\)"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TileCascade(network, (0.5,), tile=4, order=(0, 1), rule=RULE).run(IMAGES)
 
 
 @given(tile=st.sampled_from([1, 2, 4]), seed=st.integers(0, 10))
