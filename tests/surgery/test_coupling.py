@@ -137,6 +137,22 @@ def test_group_norm_is_divided_by_its_groups_and_a_norm_over_all_channels_by_cha
     assert [group.units for group in find_coupling(Normed(nn.GroupNorm(1, 12)), FEATURES).groups] == [12]
 
 
+def test_a_norm_over_positions_too_stays_whole() -> None:
+    coupling = find_coupling(Normed(nn.LayerNorm([12, 6, 6])), FEATURES)
+    assert coupling.groups == ()
+    assert coupling.undivided == dict.fromkeys(("0.weight", "3.weight"), ON_INTERFACE)
+
+
+def test_channels_that_code_normalises_by_groups_are_divided_by_these() -> None:
+    class UnitLength(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            groups = features.unflatten(1, (-1, 4))
+            return (groups / groups.square().sum(-3, keepdim=True).sqrt()).flatten(1, 2)
+
+    (group,) = find_coupling(Normed(UnitLength()), FEATURES).groups
+    assert group.slices[0].units.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
 class Mixing(nn.Module):
     """Channels that do not act one by one: what one gives depends on its place among the others."""
 
@@ -487,6 +503,26 @@ def test_pieces_of_a_layer_with_larger_and_smaller_units_are_one_group() -> None
     with torch.no_grad():
         stage.last.weight[:, [0, 1, 8, 9]] = 0
         assert torch.allclose(narrow(FEATURES), stage(FEATURES), atol=1e-6)
+
+
+class _AddedToOne(nn.Module):
+    """Equal pieces of a layer's output, to one of which another adds, that stands before it in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added, self.first = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 1)
+        self.last = nn.Conv2d(16, 8, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        one, other = self.first(features).chunk(2, 1)
+        return self.last(torch.cat([one + self.added(features), other], 1))
+
+
+def test_a_piece_to_which_another_layer_adds_stays_as_wide_as_the_others() -> None:
+    coupling = find_coupling(_AddedToOne(), FEATURES)
+    assert layers(coupling) == {"added": 8}
+    units = {part.tensor: part.units.tolist() for part in coupling.groups[0].slices}
+    assert units["first.weight"] == list(range(8)) * 2 and units["added.weight"] == list(range(8))
 
 
 class _Rotated(nn.Module):
