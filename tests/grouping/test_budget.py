@@ -63,11 +63,18 @@ def test_very_unequal_paths_reach_a_larger_budget(budget):
     assert ratio(divided(budget, exits=2, ratio=[4.0, 1.0])) == pytest.approx(budget, rel=0.05)
 
 
-def test_a_budget_that_steps_miss_is_told():
+def test_a_budget_that_steps_miss_is_told_after_five_divisions():
+    asked = []
+
+    def divide(cost: float) -> float:
+        asked.append(cost)
+        return 0.6
+
     with pytest.warns(
         UserWarning, match=r"^the network costs 0\.60 times the model, less than its budget of 0\.8"
     ):
-        meet_budget(0.8, lambda cost: 0.6, lambda result: result, divided=0.5, copied=2.0, where="after b")
+        meet_budget(0.8, divide, lambda result: result, divided=0.5, copied=2.0, where="after b")
+    assert len(asked) == 5
 
 
 def test_products_of_attention_are_within_the_budget():

@@ -13,7 +13,7 @@ from netfission.utils.errors import invalid
 T = TypeVar("T")
 
 _LEAST = 1e-6  # cost of divided stages at which all widths are the smallest
-_STEPS = 5
+_STEPS = 5  # divisions at most, as each takes long
 
 _TRIES = 8  # measurements of time at most
 _AIM = 0.985  # share of the budget in time that is aimed at
@@ -51,8 +51,9 @@ def meet_budget(
 ) -> T:
     """Divide the stages of a model so that the result costs its budget, within `TOLERANCE`.
 
-    The stem, the stages that all exits share and the heads cost what they do, so the divided stages cost the
-    rest. What their widths do not tell, such as the products of attention, is corrected for by measurement.
+    They are divided five times at most. The stem, the stages that all exits share and the heads cost what
+    they do, so the divided stages cost the rest. What their widths do not tell, such as the products of
+    attention, is corrected for by measurement.
 
     Args:
         budget: what the result may cost, relative to the model.
