@@ -150,13 +150,19 @@ def test_members_that_would_mix_are_refused(create, message):
         find_method(CONFIG).build(plan(create))
 
 
-def test_groups_and_widths_that_do_not_fit_are_refused():
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "message"), [(8, 24, "18 input and 48"), (24, 8, "48 input and 18")]
+)
+def test_groups_that_do_not_fit_are_refused(inputs, outputs, message):
     def grouped():
-        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 8, groups=4), nn.Flatten(), nn.Linear(8, 10))
+        layers = nn.Conv2d(3, inputs, 1), nn.Conv2d(inputs, outputs, 8, groups=4)
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(outputs, 10))
 
-    with pytest.raises(ValueError, match="can have 12 groups, got layer '1' of 18 input and 18"):
+    with pytest.raises(ValueError, match=f"can have 12 groups, got layer '1' of {message}"):
         find_method(CONFIG).build(plan(grouped, exits=3))
 
+
+def test_widths_that_do_not_fit_are_refused():
     def flattened():
         return nn.Sequential(nn.Conv2d(3, 16, 5), nn.Flatten(), nn.Linear(256, 10))
 
