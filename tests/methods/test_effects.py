@@ -10,7 +10,7 @@ import torch
 
 from netfission.config import RunConfig, TrainingConfig
 from netfission.experiments.contenders import CONTENDERS
-from netfission.methods.base import BuildPlan, call_with_seed
+from netfission.methods.base import BuildPlan, StepResult, call_with_seed
 from netfission.methods.effects import EFFECTS, check_effects, unmet_condition, with_recipe
 from netfission.methods.registry import METHODS, find_method
 from netfission.models import create_model
@@ -106,6 +106,17 @@ def test_settings_of_the_parent_have_an_effect_as_the_table_says(method, setting
     ]
     assert not torch.equal(*map(loss_of, configs))
     assert unmet_condition(setting, configs[1]) is None
+
+
+def test_a_mean_over_exits_divides_what_they_learn_from_the_parent():
+    result = StepResult(torch.zeros(()), torch.rand(5, 3, 4), torch.arange(5) % 4)
+    parent = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4))
+    method, images = find_method(RunConfig().method), torch.rand(5, 1, 2, 3)
+    mean, total = (
+        method.with_parent(result, images, parent, TrainingConfig(parent_weight=1.0, reduction=reduction)).loss
+        for reduction in ("mean", "sum")
+    )
+    torch.testing.assert_close(3 * mean, total)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

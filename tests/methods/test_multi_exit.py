@@ -112,6 +112,10 @@ def test_equal_blocks_are_divided_into_as_many_groups_as_there_are_exits():
     assert network.stage_names == ("1", "3", "5", "7")
 
 
+def test_stages_that_are_given_stay_if_they_are_fewer_than_the_exits():
+    assert build(stages=["block1", "bn"], branch_after=[1, 1]).stage_names == ("block1", "bn")
+
+
 def test_the_same_seed_gives_the_same_network_and_the_global_generator_stays():
     made = plan(seed=3)
     before = torch.get_rng_state()
