@@ -155,7 +155,10 @@ def test_joined_paths_that_pass_on_several_tensors_run_each_layer_once(name: str
 
 
 def test_stages_of_decoders_are_found() -> None:
-    assert cut(UNet(5), IMAGES).stage_names == ("down.0", "up.1", "up.0", "join.0")
+    names = ("down.0", "up.1", "up.0", "join.0")
+    assert cut(UNet(5), IMAGES).stage_names == names
+    within = nn.Sequential(UNet(5), nn.Identity())
+    assert cut(within, IMAGES).stage_names == tuple(f"0.{name}" for name in names)
     model = models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
     assert cut(model, IMAGES).stage_names == ("backbone.1", "backbone.3", "backbone.6", "classifier.scale")
 

@@ -99,6 +99,12 @@ def test_with_one_exit_it_is_the_model_for_sentences_of_any_length(kind: str) ->
     assert "inputs" not in type(model).forward.__code__.co_varnames  # the model itself is as before
 
 
+def test_a_dictionary_of_all_arguments_gives_them_by_name() -> None:
+    model = nn.Bilinear(2, 3, 4)
+    inputs = {"input2": torch.rand(5, 3), "input1": torch.rand(5, 2)}
+    assert torch.equal(with_one_input(model, inputs)(inputs), model(**inputs))
+
+
 def test_inputs_by_position_and_without_a_mask() -> None:
     batch, _ = sentences(3, seed=0)
     model = classifier("bert").eval()
