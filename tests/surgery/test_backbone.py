@@ -395,8 +395,9 @@ class Auxiliary(Chain):
 
 def test_auxiliary_heads_are_left_out() -> None:
     model = Auxiliary().train()
-    with pytest.warns(UserWarning, match=r"^the model's auxiliary heads \(second\) are left out"):
+    with pytest.warns(UserWarning, match=r"^the model's auxiliary heads \(second\) are left out") as caught:
         backbone = cut(model, IMAGES)
+    assert caught[0].filename == __file__
     assert backbone.stage_names == STAGES
     assert not any("second" in name for name, _ in backbone.named_parameters())
     assert torch.equal(run(backbone, IMAGES, False)[0], run(model, IMAGES, False)[0])

@@ -164,8 +164,11 @@ def test_stages_of_decoders_are_found() -> None:
 
 
 def test_auxiliary_maps_are_left_out() -> None:
-    with pytest.warns(UserWarning, match=r"auxiliary heads \(aux\) are left out: exits replace them"):
+    with pytest.warns(
+        UserWarning, match=r"auxiliary heads \(aux\) are left out: exits replace them"
+    ) as caught:
         backbone = cut(fcn(), IMAGES)
+    assert caught[0].filename == __file__
     assert backbone.stage_names == (
         "backbone.layer1",
         "backbone.layer2",

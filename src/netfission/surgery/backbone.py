@@ -10,7 +10,7 @@ import copy
 import itertools
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -223,8 +223,8 @@ def cut(
         output = _run(trial, example_input, training=False)
     main = main_output(output.output) if isinstance(output.output, dict) else output.output
     _check_logits(model, main, training=False)
-    if main is not output.output and len(output.output) > 1:
-        _warn_of_auxiliary_heads(name for name in output.output if name != MAIN_OUTPUT)
+    if main is not output.output:
+        _warn_of_auxiliary_heads([name for name in output.output if name != MAIN_OUTPUT])
     root = copy.deepcopy(model)
     if isinstance(root, Backbone):
         if stages is not None:
@@ -233,7 +233,7 @@ def cut(
     with input_errors("example_input", example_input):
         in_training = _run(trial, example_input, training=True)
     if not isinstance(in_training.output, Tensor | dict):
-        root = _without_auxiliary_heads(root, example_input)
+        _warn_of_auxiliary_heads(_drop_auxiliary_heads(root, example_input))
         in_training = _run(trial_copy(root), example_input, training=True)
     with _without_checkpointing(root):
         return _cut_copy(root, example_input, {False: output, True: in_training}, stages, exits)
@@ -370,22 +370,27 @@ def _checked(model: nn.Module, backbone: Backbone, example_input: Inputs, output
     return backbone
 
 
-def _without_auxiliary_heads(model: nn.Module, example_input: Inputs) -> nn.Module:
-    """Replace the modules that run in train mode only, whose outputs a model adds to its logits."""
+def _drop_auxiliary_heads(model: nn.Module, example_input: Inputs) -> list[str]:
+    """Replace the modules that run in train mode only, whose outputs a model adds to its logits.
+
+    Returns:
+        Their names.
+    """
     in_eval_mode = _modules_run(model, example_input, training=False)
     heads: list[str] = []
     for name in _modules_run(model, example_input, training=True):
         if name not in in_eval_mode and not any(name.startswith(f"{head}.") for head in heads):
             heads.append(name)
             model.set_submodule(name, nn.Identity())
-    if heads:
-        _warn_of_auxiliary_heads(heads)
-    return model
+    return heads
 
 
-def _warn_of_auxiliary_heads(names: Iterable[str]) -> None:
-    listed = ", ".join(names)
-    warnings.warn(f"the model's auxiliary heads ({listed}) are left out: exits replace them", stacklevel=4)
+def _warn_of_auxiliary_heads(names: Sequence[str]) -> None:
+    if names:
+        listed = ", ".join(names)
+        warnings.warn(
+            f"the model's auxiliary heads ({listed}) are left out: exits replace them", stacklevel=3
+        )
 
 
 def _modules_run(model: nn.Module, example_input: Inputs, training: bool) -> list[str]:
