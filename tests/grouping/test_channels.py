@@ -381,6 +381,16 @@ def test_paths_that_repeat_much_are_narrower_than_half_their_share_if_it_suffice
     assert even_widths(macs, [inner], [1], [1, 1, 1]) == [[width] * 3]
 
 
+def test_many_paths_of_layers_in_sequence_cost_what_the_stage_does() -> None:
+    """Layers between two groups shrink twice, so that each path may have more than twice its share."""
+    layers = nn.Sequential(*(nn.Conv2d(64, 64, 1) for _ in range(12)))
+    macs = StageMacs(grouping.Stage(layers, torch.zeros(1, 64, 1, 1)))
+    widths = even_widths(macs, [64] * 11, [1] * 11, [1] * 8)
+    cost = sum(macs(units) for units in zip(*widths, strict=True))
+    assert cost == pytest.approx(0.97 * macs([64] * 11), rel=0.02)
+    assert all(width > 2 * 64 / 8 for width in widths[0])
+
+
 class _Small(nn.Module):
     """Stages of falling size, of which one has no inner channels, and another standardises its weights."""
 

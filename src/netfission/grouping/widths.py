@@ -146,11 +146,11 @@ def _widths_in_blocks(
             for count, block in zip(counts, blocks, strict=True)
         ]
 
-    low, high = 0.5, 2.0
-    if cost != 1:
-        low, high = 0.0, sum(shares) / min(shares)  # from nothing to whole copies
-    elif ratio(scaled(low)) > USED and ratio(scaled(NARROWEST)) <= 1 + TOLERANCE:
-        low, high = NARROWEST, low
+    low, high = 0.0, sum(shares) / min(shares)  # from nothing to whole copies
+    if cost == 1:
+        low = 0.5
+        if ratio(scaled(low)) > USED and ratio(scaled(NARROWEST)) <= 1 + TOLERANCE:
+            low, high = NARROWEST, low
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if ratio(scaled(middle)) <= USED else (low, middle)
