@@ -113,7 +113,9 @@ def test_a_mean_over_exits_divides_what_they_learn_from_the_parent():
     parent = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4))
     method, images = find_method(RunConfig().method), torch.rand(5, 1, 2, 3)
     mean, total = (
-        method.with_parent(result, images, parent, TrainingConfig(parent_weight=1.0, reduction=reduction)).loss
+        method.with_parent(
+            result, images, parent, TrainingConfig(parent_weight=1.0, reduction=reduction)
+        ).loss
         for reduction in ("mean", "sum")
     )
     torch.testing.assert_close(3 * mean, total)
