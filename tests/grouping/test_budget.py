@@ -193,6 +193,17 @@ def test_a_busy_device_is_told_and_its_median_counts():
     assert found.macs == 1.0
 
 
+def test_the_narrowest_paths_are_tried_where_no_other_width_saves_time():
+    def divide(macs: float) -> float:
+        if macs < 0.1:
+            raise UnmetBudgetError("budget must be at least 0.1", 0.1)
+        return macs
+
+    times = {0.1: _quartiles(0.5, 0.0)}
+    found = meet_time(1.0, divide, float, lambda macs: times.get(macs, _quartiles(1.2, 0.0)), where="after b")
+    assert found.macs == 0.1
+
+
 def test_the_narrowest_paths_are_tried_before_a_budget_is_refused():
     def divide(macs: float) -> float:
         if macs < 0.4:

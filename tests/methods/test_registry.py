@@ -24,6 +24,11 @@ def test_each_method_is_a_subclass_that_reads_known_settings(name):
     assert all(reads_setting(name, setting) for setting in ("method", "exits", "seed"))
 
 
+def test_results_of_a_training_that_changed_are_told_from_those_of_today():
+    found = {name: method.revision for name, method in METHODS.items() if method.revision}
+    assert found == dict.fromkeys(found, 1) and {"packed", "batch-ensemble"} <= found.keys()
+
+
 def test_each_setting_of_methods_is_read_by_one_of_them():
     for setting in fields(MethodConfig):
         assert any(reads_setting(name, setting.name) for name in METHODS), setting.name

@@ -56,7 +56,7 @@ class LowRank(nn.Module):
         members, parts, rank, _ = self.a.shape
         rows = features.unflatten(0, (members, -1)).flatten(1, -2)  # (members, rows, inputs)
         low = (rows @ self.a.flatten(1, 2).mT).unflatten(-1, (parts, rank)).transpose(1, 2)
-        changes = (low @ self.b.mT).transpose(1, 2).flatten(2)  # (members, rows, parts * outputs)
+        changes = (low @ self.b.mT).transpose(1, 2)  # (members, rows, parts, outputs)
         joined: Tensor = changes.reshape(*features.shape[:-1], -1)
         return joined
 
