@@ -143,6 +143,17 @@ def test_a_norm_over_positions_too_stays_whole() -> None:
     assert coupling.undivided == dict.fromkeys(("0.weight", "3.weight"), ON_INTERFACE)
 
 
+def test_a_batch_norm_over_tokens_leaves_the_hidden_units_of_each() -> None:
+    stage = nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(12, 8))
+    assert layers(find_coupling(stage, torch.randn(2, 5, 8))) == {"0": 12}
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool3d(2), nn.AdaptiveAvgPool3d(2), nn.MaxPool3d(2)], ids=repr)
+def test_pools_of_volumes_leave_channels_alone(pool: nn.Module) -> None:
+    stage = nn.Sequential(nn.Conv3d(3, 12, 1), pool, nn.Conv3d(12, 3, 1))
+    assert layers(find_coupling(stage, torch.randn(1, 3, 4, 4, 4))) == {"0": 12}
+
+
 def test_channels_that_code_normalises_by_groups_are_divided_by_these() -> None:
     class UnitLength(nn.Module):
         def forward(self, features: Tensor) -> Tensor:
@@ -503,6 +514,11 @@ def test_pieces_of_a_layer_with_larger_and_smaller_units_are_one_group() -> None
     with torch.no_grad():
         stage.last.weight[:, [0, 1, 8, 9]] = 0
         assert torch.allclose(narrow(FEATURES), stage(FEATURES), atol=1e-6)
+
+
+def test_they_are_also_beside_a_layer_that_stays_whole() -> None:
+    stage = nn.Sequential(_InPieces(), _CutUp(lambda u, v: [v, u]))
+    assert layers(find_coupling(stage, FEATURES)) == {"0.first": 4, "1.plain.0": 12}
 
 
 class _AddedToOne(nn.Module):

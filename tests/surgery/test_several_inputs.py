@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import netfission as nf
+from netfission.surgery.backbone import cut
 from netfission.surgery.one_input import with_one_input
 
 transformers = pytest.importorskip("transformers")
@@ -97,6 +98,45 @@ def test_with_one_exit_it_is_the_model_for_sentences_of_any_length(kind: str) ->
     for inputs in (batch, longer(5)):
         assert torch.equal(net(inputs).squeeze(1), model(**inputs).logits)
     assert "inputs" not in type(model).forward.__code__.co_varnames  # the model itself is as before
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))
+
+    def forward(self, features: Tensor, weights: Tensor) -> Tensor:
+        result: Tensor = features + self.layers(features) * weights
+        return result
+
+
+class Masked(nn.Module):
+    """Blocks that all read a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        for block in self.blocks:
+            features = block(features, mask.unsqueeze(-1).float())
+        return features.mean(1)
+
+
+class Within(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.last = inner, nn.Identity()
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        result: Tensor = self.last(self.inner(features, mask))
+        return result
+
+
+def test_a_mask_that_all_blocks_read_hides_none_however_deep_they_are() -> None:
+    inputs = torch.rand(2, 5, 8), torch.rand(2, 5) > 0.5
+    names = cut(Within(Within(Within(Masked()))), inputs).stage_names
+    assert names == tuple(f"inner.inner.inner.blocks.{number}" for number in range(3))
 
 
 def test_a_dictionary_of_all_arguments_gives_them_by_name() -> None:
