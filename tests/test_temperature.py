@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netfission import ensemble
 from netfission.ensemble import ensemble_log_probabilities, ensemble_probabilities, fit_temperature
 from netfission.evaluation.calibration import FEW_IMAGES
 
@@ -58,6 +59,18 @@ def test_of_several_maxima_the_highest_is_found():
     best = min((2 ** (power / 50) for power in range(-250, 251)), key=loss)
     found = fit_temperature(logits, labels, "probabilities")
     assert loss(found) <= loss(best) + 1e-9
+
+
+def test_before_the_bisection_half_octaves_are_tried(monkeypatch: pytest.MonkeyPatch):
+    tried = []
+
+    def log_probabilities(logits, average):
+        tried.append(logits.max().item())
+        return ensemble_log_probabilities(logits, average)
+
+    monkeypatch.setattr(ensemble, "ensemble_log_probabilities", log_probabilities)
+    fit_temperature(torch.eye(2).unsqueeze(1), torch.arange(2), "probabilities")
+    assert tried == pytest.approx([2 ** (half / 2) for half in range(-10, 11)])
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])

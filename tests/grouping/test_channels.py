@@ -1,7 +1,7 @@
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -379,6 +379,13 @@ def test_paths_that_repeat_much_are_narrower_than_half_their_share_if_it_suffice
 ) -> None:
     macs = StageMacs(grouping.Stage(_MostlyWhole(inner), torch.zeros(1, 4, 8, 8)))
     assert even_widths(macs, [inner], [1], [1, 1, 1]) == [[width] * 3]
+
+
+def test_a_grouping_is_a_value_that_cannot_be_changed() -> None:
+    made = ChannelGrouping(overlap=0.5)
+    with pytest.raises(FrozenInstanceError):
+        made.cost = 2.0  # type: ignore[misc]
+    assert {made, ChannelGrouping(overlap=0.5)} == {made}
 
 
 def test_many_paths_of_layers_in_sequence_cost_what_the_stage_does() -> None:

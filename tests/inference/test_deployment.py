@@ -574,10 +574,10 @@ def test_a_weight_is_reordered_as_onednn_wants_it_for_each_batch_and_held_once_a
     for size in (2, 1, 5, 1, 2):
         features = torch.randn(size, channels, 8, 8).contiguous(memory_format=torch.channels_last)
         layer(features)
+        assert layer._reordered is not None and features.shape in layer._reordered.by_shape
         settings = layer.padding, layer.stride, layer.dilation, layer.groups, features.shape
         wanted[size] = layout(onednn._reorder_convolution_weight(layer.weight, *settings))
         assert layout(layer._weight_for(features)) == wanted[size]
-    assert layer._reordered is not None
     assert set(layer._reordered.by_layout) == set(wanted.values())
     held = {id(weight) for weight in layer._reordered.by_shape.values()}
     assert len(held) == len(set(wanted.values()))

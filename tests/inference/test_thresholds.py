@@ -260,6 +260,15 @@ def test_what_loses_less_passes_the_more_often_the_more_examples_there_are():
     assert shares == sorted(shares) and shares[0] < 0.2 and shares[2] > 0.35
 
 
+def test_where_not_all_combinations_are_tried_each_threshold_moves_among_its_own_values():
+    generator = torch.Generator().manual_seed(26)
+    labels = torch.randint(3, (70,), generator=generator)
+    noise = torch.randn(70, 5, 3, generator=generator)
+    logits = 2 * noise + 1.5 * torch.nn.functional.one_hot(labels, 3)[:, None]
+    choice = choose_thresholds(logits, labels, [1.0, 0.5, 2.0, 1.0, 1.0], max_cost=2.2)
+    assert choice.cost <= 2.2 and all(0 <= threshold <= 1 for threshold in choice.thresholds)
+
+
 @pytest.mark.parametrize(("most", "delta"), [(0.01, 0.1), (0.002, 0.05), (0.5, 0.3)])
 def test_without_a_loss_so_many_examples_are_needed(most, delta):
     needed = images_for_loss(most, delta)
