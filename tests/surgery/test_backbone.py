@@ -14,7 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import netfission as nf
 from netfission.inference.cascade import step_by_step
@@ -23,7 +23,7 @@ from netfission.models.cifar_resnet import BasicBlock
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.stages import find_stages
-from netfission.surgery.tracing import ShapeTracer, attempts
+from netfission.surgery.tracing import ShapeTracer, attempts, live_after
 
 
 @dataclass(frozen=True)
@@ -660,6 +660,11 @@ def test_no_stage_ends_between_two_uses_of_a_layer() -> None:
     images = torch.randn(2, 8, 32, 32)
     assert find_stages(_Again(), images)[:-1] == ["blocks.0"]
     assert cut(_Again(), images)(images).shape == (2, 5)
+
+
+def test_of_a_chain_one_value_is_live_after_each_layer() -> None:
+    graph = fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).graph
+    assert live_after(graph, set()) == {n: () if n.op == "output" else (n,) for n in graph.nodes}
 
 
 def test_the_data_of_an_intermediate_is_freed_while_a_model_is_traced() -> None:
