@@ -558,6 +558,11 @@ def test_a_fused_convolution_is_the_plain_sequence(groups: int, activation: str 
             fused.overwrites = False
 
 
+def test_paddings_of_equal_text_do_the_same() -> None:
+    layers = [nn.Conv2d(1, 1, size, stride=stride) for size, stride in ((3, 1), (3, 2), (5, 1))]
+    assert len({repr(SamePadding(layer)) for layer in layers}) == 3
+
+
 @pytest.mark.parametrize("channels", [16, 64, 96])
 def test_a_weight_is_reordered_as_onednn_wants_it_for_each_batch_and_held_once_a_layout(
     channels: int,

@@ -38,6 +38,11 @@ def test_every_member_is_shown_every_image_as_often(batch, exits, repetitions, r
     assert (orders[:, separate:] == orders[:1, separate:]).all()
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+def test_any_share_of_equal_images_will_do(rho):
+    find_method(replace(CONFIG, rho=rho)).check(FissionConfig(exits=3))  # no error
+
+
 def test_members_orders_differ_where_they_may():
     torch.manual_seed(0)
     orders = draw_orders(50, 2, 2, 0.5)

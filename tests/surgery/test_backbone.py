@@ -23,7 +23,7 @@ from netfission.models.cifar_resnet import BasicBlock
 from netfission.surgery.backbone import cut
 from netfission.surgery.masks import prunable_weights
 from netfission.surgery.stages import find_stages
-from netfission.surgery.tracing import ShapeTracer, attempts, live_after
+from netfission.surgery.tracing import ModuleTracer, ShapeTracer, attempts, live_after, trace
 
 
 @dataclass(frozen=True)
@@ -660,6 +660,16 @@ def test_no_stage_ends_between_two_uses_of_a_layer() -> None:
     images = torch.randn(2, 8, 32, 32)
     assert find_stages(_Again(), images)[:-1] == ["blocks.0"]
     assert cut(_Again(), images)(images).shape == (2, 5)
+
+
+def test_a_view_that_nothing_reads_is_left_out() -> None:
+    class Viewed(Chain):
+        def features(self, images: Tensor) -> Tensor:
+            images.view(-1)
+            return super().features(images)
+
+    graph = trace(Viewed(), ModuleTracer())
+    assert all(node.op == "output" or node.users for node in graph.nodes)
 
 
 def test_of_a_chain_one_value_is_live_after_each_layer() -> None:
