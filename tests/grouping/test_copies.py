@@ -28,6 +28,11 @@ def deal(
     return CopyGrouping().split(Stage(stage, IMAGES), kept, shares, generator, {}).paths
 
 
+def test_copies_choose_no_cost(stage: nn.Sequential) -> None:
+    split = CopyGrouping().split(Stage(stage, IMAGES), {}, [1.0, 1.0], seeded(), {})
+    assert (split.cost, split.kept, split.repeated) == (1, (), ())
+
+
 def test_exit_0_keeps_the_weights_and_the_others_get_them_in_another_order(stage: nn.Sequential) -> None:
     given = copy.deepcopy(stage.state_dict())
     first, *others = deal(stage, {}, [1.0, 1.0, 1.0], seeded())
