@@ -1,6 +1,7 @@
 """Networks of maps: a class for every pixel, with skip connections, dictionaries and sizes of images."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -87,7 +88,9 @@ def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MODELS[request.param]().eval()
-    return model, divided(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the model's auxiliary heads")
+        return model, divided(model)
 
 
 def divided(model: nn.Module, exits: int = 3, grouping: str = "channels") -> nn.Module:
