@@ -110,6 +110,20 @@ def test_what_is_promised_of_killed_commands_and_damaged_files_is_what_was_recor
     assert outcomes.keys() == {"refused", "fell back", "without effect"}
 
 
+def test_what_is_said_of_mutants_is_what_was_recorded() -> None:
+    record = record_of("mutants")
+    mutants = record["mutants"]
+    dead = [mutant for mutant in mutants if mutant["outcome"] in ("killed", "timeout", "crash")]
+    reasons = [mutant["reason"] for mutant in mutants if "reason" in mutant]
+    mended = sum(reason.startswith("the code was changed: ") for reason in reasons)
+    page = promises()
+    assert f"Of {len(mutants)} of the {record['population']:,} mutants" in page
+    assert f"{len(dead)} were killed" in page
+    assert f"{len(reasons) - mended} change nothing that matters" in page
+    assert f"the code of {mended} was mended since" in page
+    assert len(mutants) - len(dead) - len(reasons) == 1  # the page says which
+
+
 def test_every_page_is_listed_and_every_listed_page_exists() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (DOCS.parent / "mkdocs.yml").read_text()))
     made = {"reference/commands.md", "reference/models.md"}  # by `make docs`
