@@ -73,6 +73,20 @@ print(counters is torch._dynamo.utils.counters, torch.compiler.disable.__module_
     assert done.stdout.splitlines() == printed, done.stderr
 
 
+def test_metrics_are_imported_without_what_others_need_which_is_there_for_all_else():
+    code = """
+from netfission.utils.quick import lean_metrics
+lean_metrics()
+import torchmetrics
+print({"matplotlib", "scipy", "torchvision", "transformers"} & set(sys.modules))
+print(torchmetrics.functional.accuracy(torch.ones(1), torch.ones(1), task="binary").item())
+from lightning_utilities.core.imports import RequirementCache, package_available
+print(bool(RequirementCache("scipy>=1")), package_available("scipy"))
+"""
+    done = run(code)
+    assert (done.stdout, done.returncode) == ("set()\n1.0\nTrue True\n", 0), done.stderr
+
+
 def test_the_process_ends_at_once_with_all_that_was_written():
     code = """
 import atexit

@@ -77,8 +77,9 @@ def run_process() -> "NoReturn":
     import atexit
     import signal
 
-    from netfission.utils.quick import end_process
+    from netfission.utils.quick import end_process, lean_metrics
 
+    lean_metrics()
     status: int | None = None
     # What is registered first is called last, when nothing is left to do but to tear Python's objects down.
     atexit.register(lambda: None if status is None else end_process(status))

@@ -7,6 +7,7 @@ from pathlib import Path
 from netfission.cli.parser import PARTS, Parser, run_config, run_settings
 from netfission.config import RECIPES, RunConfig
 from netfission.utils.outputs import is_output
+from netfission.utils.quick import without_collection
 from netfission.utils.text import printable
 
 
@@ -41,10 +42,11 @@ def run(settings: Namespace) -> None:
     config = with_processes(run_config(settings), settings.flags | settings.file.keys())
     out = Path(settings.out or Path("runs") / default_name(config))
     try:
-        from lightning.pytorch.callbacks import LambdaCallback
+        with without_collection():
+            from lightning.pytorch.callbacks import LambdaCallback
 
-        from netfission.runs.setup import check_run
-        from netfission.runs.train import train as train_run
+            from netfission.runs.setup import check_run
+            from netfission.runs.train import train as train_run
 
         check_run(config)
         if not settings.resume:  # which needs the settings that the run began with

@@ -2,10 +2,13 @@
 
 import gc
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -80,6 +83,83 @@ class _Utils(ModuleType):
             raise AttributeError(name)
         self.remove()
         return getattr(import_module(_UTILS), name)
+
+
+def lean_metrics() -> None:
+    """Import torchmetrics, once it is needed, as if what its other metrics need were not installed.
+
+    lightning imports it, and it imports transformers, torchvision, matplotlib and most of SciPy for metrics
+    of text, images and audio, and for plots. That takes longer than all else that a training imports. Metrics
+    that need one of these then ask to install it: only a process that uses none may call this.
+
+    Example:
+        >>> lean_metrics()
+    """
+    if "torchmetrics" not in sys.modules and _LeanMetrics not in sys.meta_path:
+        sys.meta_path.insert(0, _LeanMetrics)
+
+
+def call_lean(pickled: bytes) -> None:
+    """Call a pickled function in a process of its own that needs lean metrics, before its module is imported.
+
+    Args:
+        pickled: of a function without arguments, such as a `functools.partial`.
+
+    Example:
+        >>> import pickle
+        >>> from functools import partial
+        >>> call_lean(pickle.dumps(partial(print, "called")))
+        called
+    """
+    lean_metrics()
+    pickle.loads(pickled)()
+
+
+class _LeanMetrics:
+    """Finds torchmetrics, once, before Python's own finders do."""
+
+    @classmethod
+    def find_spec(cls, name: str, *_: object) -> ModuleSpec | None:
+        if name != "torchmetrics":
+            return None
+        sys.meta_path.remove(cls)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_lean(module: ModuleType) -> None:
+            with _without_packages():
+                execute(module)
+
+        spec.loader.exec_module = execute_lean  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def _without_packages() -> Iterator[None]:
+    """Within, lightning's checks of what is installed, which torchmetrics makes, deny some packages."""
+    from lightning_utilities.core import imports
+
+    is_there, requirement = imports.package_available, imports.RequirementCache
+    check = requirement._check_requirement
+
+    def check_lean(self: Any) -> None:
+        if (self.requirement or "").startswith(_OTHERS):
+            self.available, self.message = False, f"{self.requirement} is not used here"
+        else:
+            check(self)
+
+    imports.package_available = lambda name: name not in _OTHERS and is_there(name)  # type: ignore[assignment]
+    requirement._check_requirement = check_lean  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        imports.package_available = is_there
+        requirement._check_requirement = check  # type: ignore[method-assign]
+
+
+_OTHERS = ("matplotlib", "scipy", "torchvision", "transformers")
 
 
 def end_process(status: int) -> NoReturn:
