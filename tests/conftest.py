@@ -6,6 +6,7 @@ file as well, and they wait for it.
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import os
@@ -16,7 +17,7 @@ import hypothesis
 import pytest
 
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.utils.quick import without_collection
+from netfission.utils.quick import lean_metrics, without_collection
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -31,6 +32,7 @@ hypothesis.settings.load_profile("untimed")
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Search for garbage seldom, and never in what the tests import: that takes a tenth of their time."""
+    lean_metrics()
     with without_collection():
         result = yield
     gc.freeze()
@@ -67,6 +69,28 @@ def finished_run(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
     train(settings(), path, progress=False)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_structure_of_each_small_network():
+    """Cut and divide the small network of a description once: most tests load what others have loaded.
+
+    Weights are loaded into a copy each time.
+    """
+    from netfission.classifier.folder import NetworkSpec
+
+    build, built = NetworkSpec.build, {}
+
+    def build_once(spec: NetworkSpec, factory: object = None) -> nn.Module:
+        if factory is not None or spec.model != "wrn-10-1":
+            return build(spec, factory)
+        if repr(spec) not in built:
+            built[repr(spec)] = build(spec)
+        return copy.deepcopy(built[repr(spec)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkSpec, "build", build_once)
+        yield
 
 
 @pytest.fixture(scope="session")

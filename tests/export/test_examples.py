@@ -22,6 +22,7 @@ from netfission.data.images import to_pixels, to_pixels_within
 from netfission.export import export
 from netfission.export.cascade import Plan, Step, check_cascade, export_cascade
 from netfission.export.cascade_answers import ClassAnswers
+from netfission.export.onnx import OnnxModel
 from netfission.inference.cascade import step_by_step
 from netfission.models import create_model
 from netfission.runs.folder import RunFolder
@@ -227,6 +228,29 @@ def test_an_exported_cascade_stops_where_the_cascade_does(
         assert line.endswith(f", {exits} of 3 exits")
 
 
+@pytest.fixture(scope="module")
+def graphs() -> dict[int, OnnxModel]:
+    """The steps of the finished run's cascade from exit 1 to exit 0, once they are exported."""
+    return {}
+
+
+@pytest.fixture
+def steps_exported_once(graphs):
+    """Tests of what comes after the export share it."""
+    export_step = OnnxModel.from_module
+
+    def once(step, *arguments) -> OnnxModel:
+        assert step.cascade.order == (1, 0)
+        if step.step not in graphs:
+            graphs[step.step] = export_step(step, *arguments)
+        return graphs[step.step]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxModel, "from_module", once)
+        yield
+
+
+@pytest.mark.usefixtures("steps_exported_once")
 def test_a_cascade_that_gives_other_probabilities_is_not_kept(finished_run, digits, monkeypatch, tmp_path):
     classifier = nf.Classifier.from_pretrained(finished_run)
     other = torch.tensor([0.0, 2e-4])
@@ -238,6 +262,7 @@ def test_a_cascade_that_gives_other_probabilities_is_not_kept(finished_run, digi
     assert not (tmp_path / "cascade").exists()
 
 
+@pytest.mark.usefixtures("steps_exported_once")
 def test_a_cascade_that_cannot_be_written_leaves_the_one_before(finished_run, digits, monkeypatch, tmp_path):
     classifier, plan = nf.Classifier.from_pretrained(finished_run), Plan((1, 0), (0.5,), "margin")
     before = {"step0.onnx": b"of the network before", "cascade.json": b"that, too"}
