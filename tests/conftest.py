@@ -6,7 +6,6 @@ file as well, and they wait for it.
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import os
@@ -69,28 +68,6 @@ def finished_run(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
     train(settings(), path, progress=False)
     return path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_structure_of_each_small_network():
-    """Cut and divide the small network of a description once: most tests load what others have loaded.
-
-    Weights are loaded into a copy each time.
-    """
-    from netfission.classifier.folder import NetworkSpec
-
-    build, built = NetworkSpec.build, {}
-
-    def build_once(spec: NetworkSpec, factory: object = None) -> nn.Module:
-        if factory is not None or spec.model != "wrn-10-1":
-            return build(spec, factory)
-        if repr(spec) not in built:
-            built[repr(spec)] = build(spec)
-        return copy.deepcopy(built[repr(spec)])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NetworkSpec, "build", build_once)
-        yield
 
 
 @pytest.fixture(scope="session")
