@@ -24,7 +24,7 @@ def measure_runs(
         measure: what is measured of a run.
         facts: that hold for all networks.
     """
-    done = json.loads(out.read_text()) if out.is_file() else {"networks": []}
+    done = json.loads(out.read_text("utf-8")) if out.is_file() else {"networks": []}
     known = {network["key"] for network in done["networks"]}
     for file in sorted((folder / "records").glob("*.json")):
         record = read_json(file, Record)

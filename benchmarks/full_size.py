@@ -177,7 +177,7 @@ def _logits(network: nn.Module, images: Tensor) -> Tensor:
 
 def table(out: Path, labels: Tensor | None = None) -> str:
     """Return the figures of the runs in a folder; with labels also of the single networks' Deep Ensemble."""
-    records = [json.loads(file.read_text()) for file in sorted(out.glob("*-*.json"))]
+    records = [json.loads(file.read_text("utf-8")) for file in sorted(out.glob("*-*.json"))]
     rows = [(record["run"], record["epochs"], Evaluation(**record["evaluation"])) for record in records]
     singles = sorted(out.glob("single-*.pt"))
     if labels is not None and len(singles) > 1:

@@ -109,7 +109,7 @@ def train(folders: Sequence[Path], *more: str, kill_after: int | None = None) ->
 
 def _epochs(folder: Path) -> int:
     table = folder / "metrics.csv"
-    return len(table.read_text().splitlines()) - 1 if table.is_file() else 0
+    return len(table.read_text("utf-8").splitlines()) - 1 if table.is_file() else 0
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -138,7 +138,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place, machines():
         expected = Path(place) / "expected"
         status = launch([*TRAIN, "--out", str(expected)], Path(place) / "log").wait(TIMEOUT_S)
-        assert status == 0, (Path(place) / "log").read_text()
+        assert status == 0, (Path(place) / "log").read_text("utf-8")
         for name, shared, killed in [
             ("shared folder", True, False),
             ("folders of their own", False, False),
@@ -153,7 +153,7 @@ def main() -> int:
                 trial["killed"] = train(folders, kill_after=2)
                 trial["epochs_before"] = _epochs(folders[0])
             trial["statuses"] = train(folders, *(["--resume"] if killed else []))
-            said = top.with_suffix(".log").read_text()
+            said = top.with_suffix(".log").read_text("utf-8")
             if killed and not shared:  # a machine that lacks the checkpoint
                 trial["refused"] = said.count("out must be a folder that all machines share") == 2
                 trial["good"] = trial["refused"] and all(trial["statuses"])

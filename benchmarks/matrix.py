@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("tests", nargs="*", default=["tests"], help="of the suite (default: all)")
     flags = parser.parse_args(arguments)
-    done = json.loads(flags.out.read_text()) if flags.out.is_file() else {}
+    done = json.loads(flags.out.read_text("utf-8")) if flags.out.is_file() else {}
     commit = _output("git", "describe", "--always", "--abbrev=40", "--dirty")
     names = [check_choice("rows", name, ROWS) for name in flags.rows.split(",")]
     for name in names:
@@ -153,7 +153,7 @@ def _environment(folder: Path, row: Row) -> Path:
     if found is None:
         raise invalid("rows", "those whose Python is on the path", found=f"no python{row.python}")
     constraints = folder.parent / "constraints.txt"
-    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     changed = bool(row.requirements)
     constraints.write_text(
         "\n".join(pin for pin in pinned if not (changed and _WITH_TORCH.match(pin))) + "\n"

@@ -299,7 +299,7 @@ def in_process(work: Callable[[], Any], limit_s: float, log: Path) -> tuple[str,
             if ended:
                 _kill_group(process)  # what it has started
                 if status == 0:
-                    return "done", json.loads(answer.read_text())
+                    return "done", json.loads(answer.read_text("utf-8"))
                 return "crash" if os.WIFSIGNALED(status) else "error", None
             time.sleep(0.02)
         _kill_group(process)
@@ -439,7 +439,7 @@ def reached_lines(package: Path, tests: Sequence[str]) -> dict[str, Any]:
     files = [file for name in tests for file in sorted((ROOT / name).rglob("test_*.py")) or [ROOT / name]]
     states = {file.relative_to(ROOT).as_posix(): _digest(file.read_bytes()) for file in files}
     state = code_state()
-    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    kept: dict[str, Any] = json.loads(KEPT.read_text("utf-8")) if KEPT.is_file() else {}
     if kept.get("state") != state:
         kept = {"state": state, "files": {}}
     missing = [name for name, digest in states.items() if kept["files"].get(name, {}).get("state") != digest]
@@ -480,7 +480,7 @@ def main(flags: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args(flags)
-    content: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
+    content: dict[str, Any] = json.loads(asked.out.read_text("utf-8")) if asked.out.is_file() else {}
     content = {"benchmark": "mutants", "command": "python benchmarks/mutants.py", "mutants": []} | content
     records = {record["key"]: record for record in content["mutants"]}
     population = all_mutants(asked.sources)

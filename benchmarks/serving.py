@@ -123,11 +123,11 @@ class Process:
         self.popen.stdin.flush()
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.popen.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident_mib(self) -> float:
-        status = Path(f"/proc/{self.popen.pid}/status").read_text()
+        status = Path(f"/proc/{self.popen.pid}/status").read_text("utf-8")
         return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 
     def end(self) -> None:

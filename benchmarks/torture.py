@@ -250,7 +250,7 @@ def read_finished(folder: Path) -> tuple[int, str, dict[str, str]]:
     if status:
         return status, said, {}
     status, more = call("evaluate", str(folder))
-    rows = predictions.read_text().replace(str(folder.parent), "")
+    rows = predictions.read_text("utf-8").replace(str(folder.parent), "")
     return status, said + more, results_in(folder, *TRAINED) | {"predictions": digest(rows.encode())}
 
 
@@ -321,7 +321,7 @@ def stopped(run: Path) -> None:
     process = start(["train", *SMALL, "--out", str(run)], run.parent / "log")
     while process.poll() is None:
         metrics = run / "metrics.csv"
-        if metrics.is_file() and len(metrics.read_text().splitlines()) > 3:
+        if metrics.is_file() and len(metrics.read_text("utf-8").splitlines()) > 3:
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(0.002)
     assert not (run / "model.safetensors").exists(), "it ended before it was killed"
@@ -349,7 +349,7 @@ def main(flags: Sequence[str] | None = None) -> int:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args(flags)
-    content: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
+    content: dict[str, Any] = json.loads(asked.out.read_text("utf-8")) if asked.out.is_file() else {}
     content = {"benchmark": "torture", "kills": [], "damage": []} | content
     content["command"] = "python benchmarks/torture.py"
     content.setdefault("environment", environment())  # of the first trials
@@ -380,7 +380,7 @@ def measure(name: str, run: Path, place: Path) -> tuple[dict[str, str], float]:
     folder = place / f"undisturbed-{name}"
     prepare(COMMANDS[name], run, folder)
     status, seconds = finish(COMMANDS[name].flags(folder), place / "log")
-    assert status == 0, (place / "log").read_text()
+    assert status == 0, (place / "log").read_text("utf-8")
     return COMMANDS[name].results(folder), seconds
 
 

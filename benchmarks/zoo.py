@@ -64,7 +64,7 @@ _OF_FISSION = ("create", "fission")  # phases; the others are checks
 
 def networks(*, second: bool = False) -> list[Network]:
     """Return a network of each family of timm, and all classification models of torchvision."""
-    families: dict[str, list[str]] = json.loads(FAMILIES.read_text())
+    families: dict[str, list[str]] = json.loads(FAMILIES.read_text("utf-8"))
     number = 1 if second else 0
     found = [
         Network("timm", family, names[number], second)
@@ -163,7 +163,7 @@ class RowFile:
         self.rows: dict[_Key, Row] = {}
         if path.exists():
             try:
-                content = json.loads(path.read_text())
+                content = json.loads(path.read_text("utf-8"))
                 self.rows = {_key(row): row for row in content["rows"]}
             except (KeyError, TypeError, ValueError) as error:
                 raise invalid("out", "a file of this benchmark, or not exist", found=str(path)) from error
@@ -366,7 +366,7 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
 
 def write_page(results: Path, path: Path) -> None:
     """Write the page of the documentation from a file of results."""
-    write_whole(path, page(json.loads(results.read_text()) if results.exists() else None))
+    write_whole(path, page(json.loads(results.read_text("utf-8")) if results.exists() else None))
 
 
 # --- the command line -------------------------------------------------------------------------------

@@ -531,7 +531,7 @@ def processor_limit(seconds: float) -> Iterator[None]:
 def peak_gib(process: int | str = "self") -> float | None:
     """Return the largest memory that a process has had, in GiB; None if the system does not tell."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text("utf-8")
     except OSError:
         return None
     kib = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)

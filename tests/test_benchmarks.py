@@ -46,14 +46,14 @@ def run(benchmark, out, *flags):
 
 
 def contenders_in(out, number=0):
-    return json.loads(out.read_text())["cells"][number]["contenders"]
+    return json.loads(out.read_text("utf-8"))["cells"][number]["contenders"]
 
 
 def test_inference_measures_what_it_can_and_says_what_it_cannot(tmp_path, capsys, no_peers):
     out = tmp_path / "inference.json"
     asked = ["--runtimes", "eager,deployed", "--contenders", "channels-2,deep-ensemble-3,packed-4-gamma1"]
     assert run("inference", out, *asked) == 0
-    content = json.loads(out.read_text())
+    content = json.loads(out.read_text("utf-8"))
     assert content["benchmark"] == "inference"
     assert [cell["settings"]["runtime"] for cell in content["cells"]] == ["eager", "deployed"]
     for cell in content["cells"]:
@@ -77,7 +77,7 @@ def test_inference_measures_what_it_can_and_says_what_it_cannot(tmp_path, capsys
 def test_training_says_what_masks_add(tmp_path, capsys):
     out = tmp_path / "training.json"
     assert run("training", out, "--runtimes", "eager", "--contenders", "weights-3,copies-3") == 0
-    cell = json.loads(out.read_text())["cells"][0]
+    cell = json.loads(out.read_text("utf-8"))["cells"][0]
     assert list(cell["contenders"]) == ["single", "weights-3", "copies-3"]
     for row in cell["contenders"].values():
         assert row.keys() >= SIZE | TIMES | {"trains_on"}
@@ -92,7 +92,7 @@ def test_training_says_what_masks_add(tmp_path, capsys):
 def test_masks_are_compared_with_hooks_alone(tmp_path, capsys):
     out = tmp_path / "masks.json"
     masks.main(["--models", "wrn-10-1", "--batch", "2", "--rounds", "2", "--out", str(out)])
-    cells = json.loads(out.read_text())["cells"]
+    cells = json.loads(out.read_text("utf-8"))["cells"]
     assert [(cell["grouping"], cell["measured"]) for cell in cells] == [
         (grouping, what)
         for grouping in ("channels", "weights")
@@ -141,7 +141,7 @@ def test_a_cell_that_is_there_is_not_run_again(benchmark, tmp_path, capsys, monk
     assert len(measured) == 2  # the other runtime's cell alone
     assert run(benchmark, out, *alone, "--channels-last") == 0
     assert len(measured) == 3  # another setting is another cell
-    assert len(json.loads(out.read_text())["cells"]) == 3
+    assert len(json.loads(out.read_text("utf-8"))["cells"]) == 3
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -186,7 +186,7 @@ def test_another_benchmarks_file_is_left_alone(tmp_path, capsys):
     out.write_text('{"benchmark": "training", "cells": []}')
     assert run("inference", out) == 2
     assert "training.json must be a file of this benchmark, or not exist" in capsys.readouterr().err
-    assert out.read_text() == '{"benchmark": "training", "cells": []}'
+    assert out.read_text("utf-8") == '{"benchmark": "training", "cells": []}'
 
 
 def test_what_gives_other_logits_is_not_timed(tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_folders_are_timed_beside_torchvision(tmp_path, capsys):
     out = tmp_path / "folders.json"
     flags = ["--images", "1000", "--read", "50", "--workers", "0", "--rounds", "1", "--out", str(out)]
     folders.main(flags)
-    record = json.loads(out.read_text())
+    record = json.loads(out.read_text("utf-8"))
     assert record["start_up_ratios"].keys() == {
         "ImageFolder",
         "find_source",
@@ -322,7 +322,7 @@ def test_a_run_at_full_size_writes_its_record_and_the_table_has_the_deep_ensembl
         torch.save(content, tmp_path / f"{split}.pt")
     for run in ("single-0", "single-1", "multi-exit-late-0"):
         full_size.train_run(run, tmp_path, tmp_path, 1, 4)
-    record = json.loads((tmp_path / "multi-exit-late-0.json").read_text())
+    record = json.loads((tmp_path / "multi-exit-late-0.json").read_text("utf-8"))
     assert (record["epochs"], record["images"], len(record["evaluation"]["exits"])) == (1, 4, 3)
     logits = [torch.load(tmp_path / f"single-{seed}.pt").float() for seed in (0, 1)]
     assert logits[0].shape == (4, 1, 100) and not torch.equal(*logits)
@@ -354,7 +354,7 @@ def test_false_alarms_are_measured_at_every_number_of_images(tmp_path):
     out = tmp_path / "out.json"
     flags = ["--data", "nowhere", "--draws", "3", "--logits", str(tmp_path / "logits.safetensors")]
     false_alarms.main([*flags, "--out", str(out)])
-    first, _ = json.loads(out.read_text())["data"]
+    first, _ = json.loads(out.read_text("utf-8"))["data"]
     assert {row["n"] for row in first["rows"]} == {100, 500, 2000}
     detectors = {row["detector"] for row in first["rows"] if "detector" in row}
     assert detectors == {"energy", "entropy", "maximum-probability", "mutual-information"}
@@ -382,7 +382,7 @@ def test_guarantees_are_measured_at_every_number_of_images(tmp_path):
             str(out),
         ]
     )
-    first, _ = json.loads(out.read_text())["data"]
+    first, _ = json.loads(out.read_text("utf-8"))["data"]
     assert first["accuracy"] == 1
     assert {row["n"] for row in first["rows"]} == {100, 500, 2000}
     for row in first["rows"]:
@@ -395,7 +395,7 @@ def test_tables_are_learned_by_mlps_and_by_their_paths(tmp_path, capsys):
     out = tmp_path / "tabular.json"
     few = ["--tables", "breast cancer", "diabetes", "--contenders", "single", "channels-3"]
     tabular.main([*few, "--seeds", "2", "--width", "12", "--epochs", "2", "--out", str(out)])
-    rows = json.loads(out.read_text())["cells"]
+    rows = json.loads(out.read_text("utf-8"))["cells"]
     assert [(row["table"], row["contender"]) for row in rows] == [
         (table, contender)
         for table in ("breast cancer", "diabetes")
@@ -429,7 +429,7 @@ def test_tabm_is_asked_for_where_it_is_missing(monkeypatch, capsys):
 def test_the_page_on_speed_has_the_measured_budgets_in_time():
     root = Path(__file__).parents[1]
     page = (root / "docs/speed.md").read_text(encoding="utf-8")
-    cells = json.loads((root / "results/benchmark_time_budget.json").read_text())["cells"]
+    cells = json.loads((root / "results/benchmark_time_budget.json").read_text("utf-8"))["cells"]
     for cell in cells:
         settings = cell["settings"]
         if "unmet" in cell:

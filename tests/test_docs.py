@@ -32,7 +32,7 @@ def commands_in(text: str) -> list[list[str]]:
 
 @pytest.mark.usefixtures("undrawn_figures")
 @pytest.mark.parametrize(
-    "page", [page for page in HOW_TOS if BLOCK.search(page.read_text())], ids=lambda p: p.stem
+    "page", [page for page in HOW_TOS if BLOCK.search(page.read_text("utf-8"))], ids=lambda p: p.stem
 )
 def test_a_how_to_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -125,7 +125,7 @@ def test_what_is_said_of_mutants_is_what_was_recorded() -> None:
 
 
 def test_every_page_is_listed_and_every_listed_page_exists() -> None:
-    listed = set(re.findall(r"[\w/-]+\.md", (DOCS.parent / "mkdocs.yml").read_text()))
+    listed = set(re.findall(r"[\w/-]+\.md", (DOCS.parent / "mkdocs.yml").read_text("utf-8")))
     made = {"reference/commands.md", "reference/models.md"}  # by `make docs`
     assert listed - made == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - made
 

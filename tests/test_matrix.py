@@ -33,7 +33,7 @@ def test_a_row_has_its_surroundings_and_names_what_fails(tests, tmp_path, capsys
     )
     arguments = ["--rows", "time-zone", "--processes", "0", "--out", str(tmp_path / "matrix.json"), tests]
     assert matrix.main(arguments) == 1
-    row = json.loads((tmp_path / "matrix.json").read_text())["time-zone"]
+    row = json.loads((tmp_path / "matrix.json").read_text("utf-8"))["time-zone"]
     assert (row["passed"], row["skipped"], row["commit"]) == (1, 1, "abc")
     (failed,) = row["failed"]
     assert failed.endswith("::test_fails")

@@ -116,11 +116,11 @@ def project(tmp_path, monkeypatch):
 def test_mutants_are_tried_on_a_copy_and_a_survivor_is_open_until_it_has_a_reason(
     project, tmp_path, capsys, monkeypatch
 ):
-    source, out = project.read_text(), tmp_path / "out.json"
+    source, out = project.read_text("utf-8"), tmp_path / "out.json"
     arguments = ["--sources", "thing.py", "--tests", "tests", "--out", str(out)]
     assert mutants.main(arguments) == 1
-    assert project.read_text() == source
-    content = json.loads(out.read_text())
+    assert project.read_text("utf-8") == source
+    content = json.loads(out.read_text("utf-8"))
     outcomes = {record["after"]: record["outcome"] for record in content["mutants"]}
     dead = dict.fromkeys(["(3)", "(1)", "return None"], "killed")
     assert outcomes == {"(x * 2)": "survived", **dead}
@@ -137,13 +137,13 @@ def test_mutants_are_tried_on_a_copy_and_a_survivor_is_open_until_it_has_a_reaso
 
 
 def test_tests_that_cannot_run_are_no_death_of_a_mutant(project, tmp_path, capsys):
-    kept = mutants.KEPT.read_text()
+    kept = mutants.KEPT.read_text("utf-8")
     mutants.KEPT.write_text(kept.replace("::test_of_two", "::test_of_three"))
     out = tmp_path / "out.json"
     assert (
         mutants.main(["--sources", "thing.py", "--tests", "tests", "--sample", "1", "--out", str(out)]) == 1
     )
-    assert json.loads(out.read_text())["mutants"][0]["outcome"] == "error"
+    assert json.loads(out.read_text("utf-8"))["mutants"][0]["outcome"] == "error"
 
 
 def test_work_in_a_process_of_its_own_is_bounded(tmp_path):
@@ -151,5 +151,5 @@ def test_work_in_a_process_of_its_own_is_bounded(tmp_path):
     assert mutants.in_process(lambda: [1, "a"], 60, log) == ("done", [1, "a"])
     assert mutants.in_process(lambda: time.sleep(60), 0.1, log) == ("timeout", None)
     assert mutants.in_process(lambda: 1 // 0, 60, log) == ("error", None)
-    assert "ZeroDivisionError" in log.read_text()
+    assert "ZeroDivisionError" in log.read_text("utf-8")
     assert mutants.in_process(lambda: os.kill(os.getpid(), signal.SIGKILL), 60, log) == ("crash", None)

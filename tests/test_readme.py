@@ -48,7 +48,7 @@ def test_its_results_are_rows_of_the_table_drawn_from_the_records() -> None:
 def full_size_cells(kind: str, rule: str) -> list[str]:
     """n, accuracy, NLL and ECE of one kind of network as its records have them."""
     file = ROOT / "results" / "full-size" / "resnet18_cifar100.json"
-    found = [row[rule] for row in json.loads(file.read_text())["rows"] if row["kind"] == kind]
+    found = [row[rule] for row in json.loads(file.read_text("utf-8"))["rows"] if row["kind"] == kind]
     cells = [str(len(found))]
     for key, digits in (("accuracy", 2), ("nll", 3), ("ece", 2)):
         values = [row[key] for row in found]

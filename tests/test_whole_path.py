@@ -46,8 +46,8 @@ def test_every_figure_agrees(path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert main(["evaluate", str(path / "run")]) == 0
-    evaluation = json.loads((path / "run" / "evaluation.json").read_text())
-    reliability = json.loads((path / "run" / "reliability.json").read_text())
+    evaluation = json.loads((path / "run" / "evaluation.json").read_text("utf-8"))
+    reliability = json.loads((path / "run" / "reliability.json").read_text("utf-8"))
 
     answers = path / "answers.jsonl"
     asked = [
@@ -59,7 +59,7 @@ def test_every_figure_agrees(path):
         str(answers),
     ]
     assert main(asked) == 0
-    predictions = [json.loads(line) for line in answers.read_text().splitlines()]
+    predictions = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
     truth = [Path(each["image"]).parent.name for each in predictions]
     right = [each["class"] == name for each, name in zip(predictions, truth, strict=True)]
     assert sum(right) / len(right) == pytest.approx(evaluation["ensemble"]["top1"], abs=1e-6)
@@ -86,8 +86,8 @@ def test_every_figure_agrees(path):
 
 def test_it_is_reported(path):
     assert main(["report", str(path / "run")]) == 0
-    page = (path / "run" / "report.html").read_text()
-    top1 = json.loads((path / "run" / "evaluation.json").read_text())["ensemble"]["top1"]
+    page = (path / "run" / "report.html").read_text("utf-8")
+    top1 = json.loads((path / "run" / "evaluation.json").read_text("utf-8"))["ensemble"]["top1"]
     assert f"{100 * top1:.2f}" in page
     assert not re.search(r"""(src|href)=["']https?://""", page)
 
@@ -110,7 +110,7 @@ def test_it_is_served(path):
         server.communicate()
     out = path / "one.csv"
     assert main(["predict", str(path / "run"), str(image), "--out", str(out)]) == 0
-    (row,) = csv.DictReader(out.read_text().splitlines())
+    (row,) = csv.DictReader(out.read_text("utf-8").splitlines())
     assert answer["class"] == row["class"]
     assert answer["probability"] == pytest.approx(float(row["probability"]), abs=1e-4)
     assert [each["class"] for each in answer["exits"]] == [row[f"exit_{number}"] for number in range(3)]

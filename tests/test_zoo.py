@@ -320,7 +320,7 @@ def test_rows_of_the_same_source_are_not_measured_again(measured, tmp_path, caps
     assert len(measured) == 8
     assert "2 rows of another version of the source" in capsys.readouterr().out
     assert zoo.main([*flags, "--second"]) == 0
-    rows = json.loads((tmp_path / "zoo.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "zoo.json").read_text("utf-8"))["rows"]
     assert len(rows) == 6
     assert {row["name"] for row in rows if row["second"]} == {"resnet10t", "convnext_zepto_rms"}
 
@@ -335,7 +335,7 @@ def test_what_is_measured_survives_an_interruption(tmp_path, monkeypatch):
     out = tmp_path / "zoo.json"
     with pytest.raises(KeyboardInterrupt):
         zoo.main(["--networks", "resnet,convnext", "--out", str(out)])
-    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["test_convnext"]
+    assert [row["name"] for row in json.loads(out.read_text("utf-8"))["rows"]] == ["test_convnext"]
 
 
 @pytest.mark.parametrize(
@@ -416,4 +416,4 @@ def test_the_page_is_written_from_the_file(tmp_path, monkeypatch):
     out = tmp_path / "zoo.json"
     out.write_text(json.dumps({"rows": ROWS, "environment": {"versions": {}}}))
     assert zoo.main(["--page", "--out", str(out)]) == 0
-    assert "`test_resnet`" in (tmp_path / "models.md").read_text()
+    assert "`test_resnet`" in (tmp_path / "models.md").read_text("utf-8")

@@ -270,7 +270,7 @@ def test_an_image_of_any_size_is_made_ready(finished_run):
 def test_the_readme_is_written_from_the_runs_own_figures(finished_run, tmp_path):
     classifier = nf.Classifier.from_pretrained(finished_run)
     classifier.save_pretrained(tmp_path)
-    text = (tmp_path / "README.md").read_text()
+    text = (tmp_path / "README.md").read_text("utf-8")
     assert text.startswith("---\nlibrary_name: netfission\n")
     assert f"{100 * classifier.evaluation.ensemble['top1']:.2f} %" in text
     assert f"a temperature of {classifier.temperature:.3f}" in text
@@ -374,7 +374,7 @@ def test_a_calibration_of_another_network_is_refused(finished_run, tmp_path, cap
     assert "exported with this" not in capsys.readouterr().out
     again = nf.Classifier.from_pretrained(copied.path)
     assert again.calibration.weights == copied.weights_sha256() != own.calibration.weights
-    calibration = json.loads(copied.calibration.read_text())
+    calibration = json.loads(copied.calibration.read_text("utf-8"))
     del calibration["weights"], calibration["checksum"]  # as an earlier version wrote it
     copied.calibration.write_text(json.dumps(calibration))
     assert main(["evaluate", str(copied.path)]) == 0
@@ -385,7 +385,7 @@ def test_a_calibration_of_another_network_is_refused(finished_run, tmp_path, cap
 def test_a_run_whose_weights_were_written_otherwise_is_shared_with_its_calibration(finished_run, tmp_path):
     copied = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
     save_file(load_file(copied.weights), copied.weights)  # as an earlier version did: without a checksum
-    calibration = json.loads(copied.calibration.read_text())
+    calibration = json.loads(copied.calibration.read_text("utf-8"))
     del calibration["checksum"]
     for digest in (calibration["weights"], hashlib.sha256(copied.weights.read_bytes()).hexdigest()):
         copied.calibration.write_text(json.dumps(calibration | {"weights": digest}))
@@ -412,7 +412,7 @@ def test_a_calibration_of_an_earlier_version_has_no_digest_and_gets_one_when_it_
     finished_run, tmp_path
 ):
     copied = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
-    calibration = json.loads(copied.calibration.read_text())
+    calibration = json.loads(copied.calibration.read_text("utf-8"))
     del calibration["weights"], calibration["checksum"]
     copied.calibration.write_text(json.dumps(calibration))
     classifier = nf.Classifier.from_pretrained(copied.path)
@@ -542,7 +542,7 @@ def test_a_folder_holds_nothing_of_the_network_before(finished_run, small, tmp_p
 def test_a_folder_of_other_files_loses_none(small, tmp_path):
     (tmp_path / "evaluation.json").write_text("of something else")
     nf.Classifier.from_network(small, **GOOD).save_pretrained(tmp_path)
-    assert (tmp_path / "evaluation.json").read_text() == "of something else"
+    assert (tmp_path / "evaluation.json").read_text("utf-8") == "of something else"
 
 
 def test_where_saving_fails_the_network_before_is_kept(finished_run, small, tmp_path, monkeypatch):
@@ -573,12 +573,12 @@ def test_what_predict_refuses(small, pixels, found):
 
 
 def test_the_description_is_json(finished_run):
-    assert json.loads((finished_run / "config.json").read_text())["format"] == 1
+    assert json.loads((finished_run / "config.json").read_text("utf-8"))["format"] == 1
 
 
 def test_fewer_class_names_than_the_weights_have_are_refused(settings_of, tmp_path):
     train(settings_of(grouping="channels", sparsity=0.0, epochs=1), tmp_path / "run", progress=False)
-    spec = parse_json((tmp_path / "run" / "config.json").read_text())
+    spec = parse_json((tmp_path / "run" / "config.json").read_text("utf-8"))
     (tmp_path / "run" / "config.json").write_text(json.dumps(spec | {"classes": ["a", "b"]}))
     message = r"must be the weights of .*config\.json, got others \(10 classes, not 2\)"
     with pytest.raises(ValueError, match=message):

@@ -407,7 +407,7 @@ def test_flags_and_the_file_override_a_recipe_and_what_has_no_effect_is_left_out
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_every_setting_of_a_recipe_has_an_effect(recipe):
-    given = yaml.safe_load(recipe.read_text())
+    given = yaml.safe_load(recipe.read_text("utf-8"))
     config = RunConfig.from_dict(given)
     check_settings(config)
     check_effects(config, chosen(given))
@@ -420,7 +420,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_holds_settings_of_the_command(recipe):
     config = parse("--config", str(recipe))
-    assert config == RunConfig.from_dict(yaml.safe_load(recipe.read_text()))
+    assert config == RunConfig.from_dict(yaml.safe_load(recipe.read_text("utf-8")))
     if recipe.stem.startswith("paper"):  # arXiv 2408.02301, section 4
         t = config.training
         assert (t.epochs, t.batch_size, t.optimizer, t.momentum) == (200, 128, "sgd", 0.9)
@@ -436,7 +436,9 @@ def test_a_run_is_named_by_its_settings():
 
 
 def test_where_the_data_set_has_moved_evaluate_says_what_to_pass(finished_run, tmp_path, capsys):
-    config = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"data": str(tmp_path / "gone")}
+    config = yaml.safe_load((finished_run / "config.yaml").read_text("utf-8")) | {
+        "data": str(tmp_path / "gone")
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["evaluate", str(tmp_path)]) == 2
     told = f"--data must be a folder that exists, got {tmp_path}/gone; pass where it is now"

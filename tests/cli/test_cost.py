@@ -30,7 +30,7 @@ def run(tmp_path):
 
 
 def read(path):
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def test_a_model_is_fissioned_as_the_flags_say_beside_itself(tmp_path, capsys):

@@ -119,7 +119,9 @@ def test_the_command_says_it_before_the_first_epoch_and_records_it(
     assert shown[1].startswith(
         "warning: 12 of 12 test images have the same content as a training image, such"
     )
-    assert json.loads((run / "data.json").read_text())["warnings"] == [shown[1].removeprefix("warning: ")]
+    assert json.loads((run / "data.json").read_text("utf-8"))["warnings"] == [
+        shown[1].removeprefix("warning: ")
+    ]
 
 
 @pytest.mark.parametrize("memory_limit", [0, 1 << 20])

@@ -82,13 +82,13 @@ def points_of(record: dict, kind: str) -> list[dict]:
 def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:
     assert main(["evaluate", str(run), "--cascade", "--single", str(single)]) == 0
     printed = capsys.readouterr().out
-    record = json.loads((run / "cascade.json").read_text())
+    record = json.loads((run / "cascade.json").read_text("utf-8"))
     assert (record["max_accuracy_drop"], record["max_cost"], record["rule"]) == (0.2, None, "margin")
     assert (record["validation_images"], record["test_images"]) == (145, 359)
     assert record["environment"]["threads"] == torch.get_num_threads()
     assert record["weights"] == RunFolder(run).weights_sha256()
-    evaluation = json.loads((run / "evaluation.json").read_text())
-    alone = json.loads((single / "evaluation.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
+    alone = json.loads((single / "evaluation.json").read_text("utf-8"))
     (of_single,), (full,), (chosen,) = (points_of(record, kind) for kind in ("single", "ensemble", "chosen"))
     assert of_single["accuracy"] == pytest.approx(alone["ensemble"]["top1"])
     assert full["accuracy"] == pytest.approx(evaluation["ensemble"]["top1"])
@@ -121,7 +121,7 @@ def test_what_may_be_spent_can_be_given_instead(run, capsys) -> None:
     flags = ["--max_cost", "1.2", "--rule", "agreement"]
     assert main(["evaluate", str(run), "--cascade", *flags]) == 0
     assert "Chosen for cost ≤ 1.2× on" in capsys.readouterr().out
-    record = json.loads((run / "cascade.json").read_text())
+    record = json.loads((run / "cascade.json").read_text("utf-8"))
     assert (record["max_accuracy_drop"], record["max_cost"], record["rule"]) == (None, 1.2, "agreement")
     assert record["choice"]["cost"] <= 1.2
 
@@ -131,7 +131,7 @@ def test_the_drop_can_be_bounded_for_new_images(run, capsys) -> None:
     assert main(["evaluate", str(run), *["--cascade", "--max-accuracy-drop", "8", "--delta", "0.2"]]) == 0
     printed = capsys.readouterr().out
     assert "On new images the drop is within the bound with a probability of 0.8 over the choice" in printed
-    record = json.loads((run / "cascade.json").read_text())
+    record = json.loads((run / "cascade.json").read_text("utf-8"))
     assert (record["max_accuracy_drop"], record["delta"]) == (8, 0.2)
     (chosen,) = points_of(record, "chosen")
     assert chosen["thresholds"] == record["choice"]["thresholds"]
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_old_files(run, capsys, monkeypatch) -> None:
         with pytest.raises(OSError, match="No space left"):
             draw_cascade(evaluation, run / "cascade")
     assert "No space left" in capsys.readouterr().err
-    assert {path.read_text() for path in run.glob("cascade.*")} == {"old"}
+    assert {path.read_text("utf-8") for path in run.glob("cascade.*")} == {"old"}
 
 
 def disk_full(*_: object) -> None:
@@ -340,7 +340,9 @@ def test_the_bound_is_drawn_and_named(tmp_path) -> None:
     full = next(point.accuracy for point in evaluation.points if point.kind == "ensemble")
     assert evaluation.least_accuracy == pytest.approx(full - 0.02)
     draw_cascade(evaluation, tmp_path / "picture")
-    assert "accepted loss, 2 points (kept with probability 0.8)" in (tmp_path / "picture.svg").read_text()
+    assert "accepted loss, 2 points (kept with probability 0.8)" in (tmp_path / "picture.svg").read_text(
+        "utf-8"
+    )
     assert replace(evaluation, max_accuracy_drop=None, max_cost=1.0, delta=None).least_accuracy is None
 
 

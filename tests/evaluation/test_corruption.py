@@ -122,7 +122,7 @@ def large_run(settings_of, tmp_path_factory):
 def test_a_run_under_all_of_them(large_run, capsys):
     assert main(["evaluate", str(large_run.path), "--corruptions", "--corruption_images", "6"]) == 0
     shown = capsys.readouterr().out
-    kept = json.loads((large_run.path / "corruptions.json").read_text())
+    kept = json.loads((large_run.path / "corruptions.json").read_text("utf-8"))
     assert (kept["n"], list(kept["corruptions"])) == (6, NAMES)
     assert kept["library"].startswith("imagecorruptions-imaug ")
     assert f"{100 * kept['clean']['ensemble']['top1']:.2f}" in shown

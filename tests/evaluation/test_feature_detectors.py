@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_library_called_by_hand(run, capsys):
     arguments = ["evaluate", str(run.path), "--ood", "inverted", "rotated", "--feature-detectors", *ALL]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    kept = parse_json((run.path / "ood.json").read_text())
+    kept = parse_json((run.path / "ood.json").read_text("utf-8"))
     data = load_run_data(run.load_config().data, run.load_config().fission.seed)
     encoder = Encoder(Classifier.from_pretrained(run.path))
     weights = [layer.weight.detach() / 2 for layer in encoder.layers]

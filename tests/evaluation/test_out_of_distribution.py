@@ -131,7 +131,7 @@ def run(finished_run, tmp_path, monkeypatch):
 def test_its_own_images_inverted_and_rotated(run, capsys):
     assert main(["evaluate", str(run.path), "--ood", "inverted", "rotated"]) == 0
     shown = capsys.readouterr().out
-    kept = parse_json((run.path / "ood.json").read_text())
+    kept = parse_json((run.path / "ood.json").read_text("utf-8"))
     assert [entry["data"] for entry in kept] == ["inverted", "rotated"]
     assert all(entry["in_distribution"] == entry["out_of_distribution"] == 359 for entry in kept)
     assert kept[0]["temperature"] == 1 != run.load_calibration().temperature  # as detectors have it
@@ -178,7 +178,7 @@ def test_a_folder_of_any_images_and_of_parquet_with_a_test_split_alone(run, tmp_
     assert (by_files.out_of_distribution, by_rows.out_of_distribution) == (7, 5)
     evaluate_ood(run, config, ["inverted"])
     again = evaluate_ood(run, config, [str(shards)])
-    kept = parse_json((run.path / "ood.json").read_text())
+    kept = parse_json((run.path / "ood.json").read_text("utf-8"))
     assert [entry["data"] for entry in kept] == [str(tmp_path / "any"), str(shards), "inverted"]
     assert kept[1]["scores"]["energy"]["auroc"] == again[0].scores["energy"].auroc
 

@@ -42,7 +42,7 @@ def published(tmp_path):
 def test_figures_are_of_the_images_of_each_corruption_and_strength(run, published, capsys):
     assert main(["evaluate", str(run.path), "--corrupted", str(published)]) == 0
     shown = capsys.readouterr().out
-    kept = json.loads(run.corruptions.read_text())
+    kept = json.loads(run.corruptions.read_text("utf-8"))
     assert (kept["n"], kept["library"], list(kept["corruptions"])) == (N, "CIFAR-10-C", list(CORRUPTIONS))
     assert "12 images, CIFAR-10-C; without corruption: accuracy" in shown
     assert kept["clean"]["ensemble"]["top1"] == pytest.approx(run.load_reliability().scaled.metrics["top1"])
@@ -61,7 +61,7 @@ def test_figures_are_of_the_images_of_each_corruption_and_strength(run, publishe
 def test_fewer_images_are_a_random_choice_of_them(run, published, monkeypatch):
     monkeypatch.setattr("netfission.runs.shift.CORRUPTIONS", ["fog"])
     assert main(["evaluate", str(run.path), "--corrupted", str(published), "--corruption-images", "3"]) == 0
-    kept = json.loads(run.corruptions.read_text())
+    kept = json.loads(run.corruptions.read_text("utf-8"))
     assert kept["n"] == 3
     seed = run.load_config().fission.seed
     rows = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:3].sort().values

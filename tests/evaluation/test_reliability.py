@@ -194,14 +194,14 @@ def test_a_runs_reliability_is_kept_and_shown(finished_run, tmp_path, capsys):
     (folder.path / "reliability.json").unlink()
     assert main(["evaluate", str(folder.path)]) == 0
     shown = capsys.readouterr().out
-    report = ReliabilityReport.from_json((folder.path / "reliability.json").read_text())
+    report = ReliabilityReport.from_json((folder.path / "reliability.json").read_text("utf-8"))
     assert report.summary() in shown
     evaluation, calibration = folder.load_evaluation(), folder.load_calibration()
     assert report.n == evaluation.n
     assert report.raw.metrics["nll"] == pytest.approx(evaluation.ensemble["nll"], rel=1e-5)
     assert report.raw.metrics["top1"] == evaluation.ensemble["top1"]
     assert report.temperature == calibration.temperature
-    assert json.loads((folder.path / "reliability.json").read_text())["scaled"]["bins"][14].keys() == {
+    assert json.loads((folder.path / "reliability.json").read_text("utf-8"))["scaled"]["bins"][14].keys() == {
         "count", "confidence", "accuracy"
     }  # fmt: skip
 
@@ -210,4 +210,6 @@ def test_a_run_without_validation_has_a_reliability_report_too(settings_of, fini
     folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
     folder.data_summary.unlink()  # which says that there was a validation split
     evaluate(folder, settings_of(validation=0.0))
-    assert ReliabilityReport.from_json((folder.path / "reliability.json").read_text()).temperature is None
+    assert (
+        ReliabilityReport.from_json((folder.path / "reliability.json").read_text("utf-8")).temperature is None
+    )

@@ -40,13 +40,13 @@ def short_demo(tmp_path_factory):
 
 
 def records(out: Path, contender: str) -> list[dict]:
-    found = [json.loads(file.read_text()) for file in (out / "records").iterdir()]
+    found = [json.loads(file.read_text("utf-8")) for file in (out / "records").iterdir()]
     return sorted((run for run in found if run["contender"] == contender), key=lambda run: run["seed"])
 
 
 def test_the_tables_repeat_what_the_runs_measured(short_demo):
     out, printed = short_demo
-    assert (out / "comparison.txt").read_text().strip() in printed
+    assert (out / "comparison.txt").read_text("utf-8").strip() in printed
     for contender in ("single network", "three exits"):
         accuracies = [run["evaluation"]["ensemble"]["top1"] for run in records(out, contender)]
         assert len(accuracies) == 2
@@ -67,7 +67,7 @@ def test_its_runs_have_the_settings_of_the_grid_and_equal_cost(short_demo):
         "model": "wrn-10-1", "schedule": "one_cycle", "validation": 0.0,
     }  # fmt: skip
     assert printed.endswith(f"netfission report {out / 'runs' / first['key']}\n")
-    costs = json.loads((out / "costs.json").read_text())["costs"]
+    costs = json.loads((out / "costs.json").read_text("utf-8"))["costs"]
     macs = costs["contenders"]["three exits"]["size"]["macs_dense"]
     assert macs != costs["single"]["size"]["macs_dense"]
     assert macs == pytest.approx(costs["single"]["size"]["macs_dense"], rel=0.05)

@@ -36,7 +36,7 @@ def test_every_named_grid_has_sound_settings_at_every_scale(name):
 
 
 def test_the_documented_grid_is_one():
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "compare.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "compare.md").read_text("utf-8")
     (text,) = re.findall(r"```yaml\n(title.*?)```", page, re.DOTALL)
     grid = read_grid("documented", text).at("laptop")
     assert len(grid.cells()) == 3 * (5 + 4)
@@ -209,7 +209,7 @@ def test_tables_and_pictures_are_drawn_again_from_records_and_costs_alone(tmp_pa
     assert main(["reproduce", "grid.yaml", "--scale", "short", "--rounds", "1"]) == 0
     out = tmp_path / "reproduce" / "grid-short"
     assert "A small grid: 3 runs, writing to reproduce/grid-short" in capsys.readouterr().out
-    table = (out / "comparison.txt").read_text()
+    table = (out / "comparison.txt").read_text("utf-8")
     assert table.startswith(
         "A small grid (short scale)\n"
         "wrn-10-1 on digits, 5 training images per class, 1 epoch, 1 seed; test split\n"
@@ -220,9 +220,9 @@ def test_tables_and_pictures_are_drawn_again_from_records_and_costs_alone(tmp_pa
     for name in ("records", "costs.json"):
         (out / name).rename(kept / name)
     assert main(["reproduce", "grid.yaml", "--scale", "short", "--out", "kept"]) == 0
-    assert (kept / "comparison.txt").read_text() == table
+    assert (kept / "comparison.txt").read_text("utf-8") == table
     assert not (kept / "runs").exists()
-    (kept / "costs.json").write_text((kept / "costs.json").read_text()[:-50])
+    (kept / "costs.json").write_text((kept / "costs.json").read_text("utf-8")[:-50])
     assert main(["reproduce", "grid.yaml", "--scale", "short", "--out", "kept"]) == 2
     assert "costs.json must be a valid JSON file, got damaged content" in capsys.readouterr().err
-    assert json.loads((kept / "comparison.json").read_text())["reference"] == "single"
+    assert json.loads((kept / "comparison.json").read_text("utf-8"))["reference"] == "single"

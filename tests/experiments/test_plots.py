@@ -67,7 +67,7 @@ def test_levels_have_a_band_of_their_deviation():
 @pytest.mark.parametrize("name", ["search", "figure3", "ablation-distillation", "grouping"])
 def test_no_number_covers_another_or_a_point(name):
     folder = Path(__file__).parents[2] / "results" / f"{name}-laptop"
-    shown = typed(Comparison, json.loads((folder / "comparison.json").read_text()))
+    shown = typed(Comparison, json.loads((folder / "comparison.json").read_text("utf-8")))
     picture = plot_against_cost("a title", METRICS, shown.metrics, shown.costs, shown.settings)
     picture.draw_without_rendering()
     for axes in picture.axes:
@@ -91,7 +91,7 @@ def test_fission_of_whole_copies_is_round_and_hollow():
         "copies": {"grouping": "copies"},
     }
     grouping = Path(__file__).parents[2] / "results" / "grouping-laptop"
-    costs = typed(Comparison, json.loads((grouping / "comparison.json").read_text())).costs
+    costs = typed(Comparison, json.loads((grouping / "comparison.json").read_text("utf-8"))).costs
     costs = replace(costs, contenders={name: costs.contenders[name] for name in metrics})
     drawn = [
         bar.lines[0] for bar in plot_against_cost("", METRICS, metrics, costs, settings).axes[0].containers

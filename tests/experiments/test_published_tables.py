@@ -32,20 +32,20 @@ def test_tables_are_those_of_the_records(folder):
     cells, records = grid.cells(), Records(folder / "records")
     found = [records.find(cell) for cell in cells]
     assert len(list(records.path.iterdir())) == len(cells)
-    costs = typed(Costs, json.loads((folder / "costs.json").read_text())["costs"])
+    costs = typed(Costs, json.loads((folder / "costs.json").read_text("utf-8"))["costs"])
     comparison = summarise(grid, cells, found, costs)
-    assert comparison.table() + "\n" == (folder / "comparison.txt").read_text()
-    assert comparison.markdown() + "\n" == (folder / "comparison.md").read_text()
+    assert comparison.table() + "\n" == (folder / "comparison.txt").read_text("utf-8")
+    assert comparison.markdown() + "\n" == (folder / "comparison.md").read_text("utf-8")
 
 
 def test_the_table_of_variants_that_are_no_longer_in_the_code_is_that_of_its_record():
     folder = ROOT / "results" / "variants-laptop"
-    comparison = typed(Comparison, json.loads((folder / "comparison.json").read_text()))
-    assert comparison.table() + "\n" == (folder / "comparison.txt").read_text()
-    assert comparison.markdown() + "\n" == (folder / "comparison.md").read_text()
+    comparison = typed(Comparison, json.loads((folder / "comparison.json").read_text("utf-8")))
+    assert comparison.table() + "\n" == (folder / "comparison.txt").read_text("utf-8")
+    assert comparison.markdown() + "\n" == (folder / "comparison.md").read_text("utf-8")
     (note,) = comparison.notes
     assert note in comparison.table()
-    records = [typed(Record, json.loads(file.read_text())) for file in (folder / "records").iterdir()]
+    records = [typed(Record, json.loads(file.read_text("utf-8"))) for file in (folder / "records").iterdir()]
     for record in records:
         name = "as it is" if record.contender == "fission-channels" else record.contender
         for key in ("top1", "nll", "ece", "brier"):
@@ -54,8 +54,8 @@ def test_the_table_of_variants_that_are_no_longer_in_the_code_is_that_of_its_rec
 
 
 def test_the_documentation_shows_the_simulation_of_guarantees_and_every_bound_holds():
-    record = json.loads((ROOT / "results" / "benchmark_guarantees.json").read_text())
-    page = (ROOT / "docs" / "results.md").read_text()
+    record = json.loads((ROOT / "results" / "benchmark_guarantees.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
     for data in record["data"]:
         name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[data["data"]]
         sets = [row for row in data["rows"] if "sets" in row]
@@ -86,17 +86,17 @@ def shown(broken):
 
 
 def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
-    _, table, *_ = (ROOT / "results" / "figure3-laptop" / "comparison.md").read_text().split("\n\n")
-    assert table in (ROOT / "docs" / "results.md").read_text()
+    _, table, *_ = (ROOT / "results" / "figure3-laptop" / "comparison.md").read_text("utf-8").split("\n\n")
+    assert table in (ROOT / "docs" / "results.md").read_text("utf-8")
 
 
 def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
-    page = (ROOT / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
     for scale in ("cifar100", "third", "flowers-40", "resnet"):
         folder = ROOT / "results" / f"finetune-{scale}"
-        _, table, *_ = (folder / "comparison.md").read_text().split("\n\n")
+        _, table, *_ = (folder / "comparison.md").read_text("utf-8").split("\n\n")
         assert table.strip() in page
-        blocks = (folder / "comparison.txt").read_text().split("\n\n")
+        blocks = (folder / "comparison.txt").read_text("utf-8").split("\n\n")
         (differences,) = [block for block in blocks if block.startswith("minus ")]
         for line in differences.splitlines()[1:]:
             cells = re.split(r"\s{2,}", re.sub(r"(?<![a-z])-(?=\d)", "−", line.strip()))
@@ -104,8 +104,8 @@ def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
 
 
 def test_the_documentation_shows_what_killed_and_damaged_runs_became():
-    page = " ".join((ROOT / "docs" / "promises.md").read_text().split())
-    trials = json.loads((ROOT / "results" / "benchmark_torture.json").read_text())
+    page = " ".join((ROOT / "docs" / "promises.md").read_text("utf-8").split())
+    trials = json.loads((ROOT / "results" / "benchmark_torture.json").read_text("utf-8"))
     kills, outcomes = trials["kills"], [trial["outcome"] for trial in trials["damage"]]
     good, signals = sum(trial["identical"] for trial in kills), sum(len(trial["kills"]) for trial in kills)
     assert f"{good} of {len(kills)} killed commands ended in the same bits, after {signals} signals." in page
@@ -149,7 +149,7 @@ def _differences(values: dict[str, SeedValues], others: dict[str, SeedValues]) -
 
 
 def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
-    page = (ROOT / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
     forms = {name: values for name, values in _forms("cifar100").items() if LONG not in name}
     reference = forms["fine-tuned network, itself as teacher"]
     assert len(forms) == 12
@@ -161,7 +161,7 @@ def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
 
 @pytest.mark.parametrize("scale", ["cifar100", "flowers-40"])
 def test_the_documentation_shows_as_much_training_as_a_deep_ensemble(scale):
-    page = (ROOT / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
     forms = _forms(scale)
     reference = forms["deep-ensemble"]
     shown = [values for name, values in forms.items() if LONG in name]
@@ -172,7 +172,7 @@ def test_the_documentation_shows_as_much_training_as_a_deep_ensemble(scale):
 
 
 def test_the_documentation_shows_what_a_third_of_the_training_gave():
-    page = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "results.md").read_text("utf-8").split())
     files = (ROOT / "results" / "finetune-third" / "records").iterdir()
     records = [read_json(file, Record) for file in files]
 
@@ -198,8 +198,8 @@ def test_the_documentation_shows_what_a_third_of_the_training_gave():
 
 @pytest.mark.parametrize("data", ["cifar100", "flowers-40"])
 def test_the_documentation_shows_how_other_images_are_told(data):
-    page = (ROOT / "docs" / "results.md").read_text()
-    networks = json.loads((ROOT / "results" / "finetune_ood.json").read_text())["networks"]
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    networks = json.loads((ROOT / "results" / "finetune_ood.json").read_text("utf-8"))["networks"]
     shown = [network for network in networks if network["data"] == data]
     contenders = (
         "fine-tuned network",
@@ -227,7 +227,7 @@ def test_the_documentation_shows_how_other_images_are_told(data):
 
 
 def test_the_documentation_shows_what_batches_of_few_images_gave():
-    runs = json.loads((ROOT / "results" / "finetune_batches.json").read_text())["runs"]
+    runs = json.loads((ROOT / "results" / "finetune_batches.json").read_text("utf-8"))["runs"]
 
     def accuracy(images: int, batch: int) -> str:
         values = [
@@ -238,7 +238,7 @@ def test_the_documentation_shows_what_batches_of_few_images_gave():
         assert len(values) == 3
         return f"{100 * sum(values) / 3:.0f} %"
 
-    page = " ".join((ROOT / "docs" / "how-to" / "image-folder.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "how-to" / "image-folder.md").read_text("utf-8").split())
     few, small, large = 60, accuracy(60, 8), accuracy(60, 64)
     assert f"fine-tuned on {few} images have an accuracy of {small} with batches of 8 and {large}" in page
     assert f"on 200 images {accuracy(200, 16)} with batches of 16 and {accuracy(200, 64)} with" in page
@@ -246,8 +246,8 @@ def test_the_documentation_shows_what_batches_of_few_images_gave():
 
 @pytest.mark.parametrize("scale", ["flowers-40"])
 def test_the_documentation_shows_what_temperature_scaling_gave(scale):
-    folder, page = ROOT / "results" / f"finetune-{scale}", (ROOT / "docs" / "results.md").read_text()
-    networks = json.loads((folder / "temperature.json").read_text())["networks"]
+    folder, page = ROOT / "results" / f"finetune-{scale}", (ROOT / "docs" / "results.md").read_text("utf-8")
+    networks = json.loads((folder / "temperature.json").read_text("utf-8"))["networks"]
 
     def values(contender: str, kind: str, metric: str) -> SeedValues:
         shown = [network for network in networks if network["contender"] == contender]

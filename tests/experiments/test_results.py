@@ -55,12 +55,12 @@ def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
     methods = "[single,deep-ensemble,fission-channels]"
     assert main([*FLAGS.split(), "--methods", methods, "--seeds", "2", "--out", str(out)]) == 0
-    return out, json.loads((out / "comparison.json").read_text())
+    return out, json.loads((out / "comparison.json").read_text("utf-8"))
 
 
 def test_figures_are_those_of_the_runs(compared):
     out, comparison = compared
-    runs = [json.loads(file.read_text()) for file in (out / "records").glob("*.json")]
+    runs = [json.loads(file.read_text("utf-8")) for file in (out / "records").glob("*.json")]
     for name in ("single", "deep-ensemble", "fission-channels"):
         accuracies = {
             str(run["seed"]): run["evaluation"]["ensemble"]["top1"]
@@ -69,7 +69,7 @@ def test_figures_are_those_of_the_runs(compared):
         }
         assert comparison["metrics"][name]["top1"]["values"] == accuracies
         assert len(accuracies) == 2
-    table = (out / "comparison.txt").read_text()
+    table = (out / "comparison.txt").read_text("utf-8")
     accuracy = mean(comparison["metrics"]["single"]["top1"]["values"].values())
     assert re.search(rf"single +2 +– +{100 * accuracy:.2f} ± ", table)
     assert "minus single, seed by seed [95 %]" in table
@@ -107,14 +107,14 @@ def test_costs_of_two_environments_are_not_mixed(grid_of, tmp_path):
     grid = grid_of("single")
     compare(grid, tmp_path, rounds=1)
     file = tmp_path / "costs.json"
-    content = parse_json(file.read_text())
+    content = parse_json(file.read_text("utf-8"))
     content["costs"]["environment"]["threads"] = 99
     file.write_text(json.dumps(content))
     compare(grid, tmp_path)
-    assert json.loads(file.read_text()) == content  # nothing is missing
+    assert json.loads(file.read_text("utf-8")) == content  # nothing is missing
     more = Grid({**grid.contenders, "another": {"exits": 1, "epochs": 2}}, [0], grid.common, "single")
     compare(more, tmp_path)
-    costs = json.loads(file.read_text())["costs"]
+    costs = json.loads(file.read_text("utf-8"))["costs"]
     assert costs["environment"]["threads"] != 99
     assert costs["contenders"]["single"] != content["costs"]["contenders"]["single"]
 
@@ -124,7 +124,7 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     grid = grid_of("single", seeds=2)
     compare(grid, tmp_path, rounds=1)
     file, cells = tmp_path / "costs.json", grid.cells()
-    assert json.loads(file.read_text())["networks"] == {"single": cells[0].key}
+    assert json.loads(file.read_text("utf-8"))["networks"] == {"single": cells[0].key}
     file.unlink()
     shutil.rmtree(run_folder(cells[0], tmp_path).path)
     compare(grid, tmp_path, rounds=1)
@@ -133,18 +133,18 @@ def test_costs_are_measured_on_a_run_whose_network_is_there(grid_of, tmp_path):
     compare(grid, tmp_path)
     assert file.read_bytes() == measured  # as before
     compare(grid, tmp_path, rounds=2)
-    assert json.loads(file.read_text())["costs"]["rounds"] == 2
-    before = json.loads(file.read_text())
+    assert json.loads(file.read_text("utf-8"))["costs"]["rounds"] == 2
+    before = json.loads(file.read_text("utf-8"))
     more = Grid({"another": {"exits": 1, "epochs": 2}, **grid.contenders}, [0, 1], grid.common, "another")
     shutil.rmtree(run_folder(cells[1], tmp_path).path)  # not needed, as its costs are known
     comparison = compare(more, tmp_path)
     assert list(comparison.costs.contenders) == ["another", "single"]  # in the order of the grid
-    after = json.loads(file.read_text())
+    after = json.loads(file.read_text("utf-8"))
     assert after["costs"]["rounds"] == 2  # as often as before
     assert after["networks"].keys() == {"another", "single"}
     assert after["costs"]["contenders"]["single"] == before["costs"]["contenders"]["single"]
     compare(grid, tmp_path)
-    assert json.loads(file.read_text()) == after  # a contender that is left out is not forgotten
+    assert json.loads(file.read_text("utf-8")) == after  # a contender that is left out is not forgotten
     file.unlink()
     shutil.rmtree(tmp_path / "runs")
     with pytest.raises(
@@ -224,12 +224,12 @@ def test_records_of_other_data_of_the_same_name_are_refused(grid_of, tmp_path):
 def test_pictures_are_drawn(compared):
     out, _ = compared
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert "<!-- 3  fission-channels -->" in (out / "comparison.svg").read_text()
+    assert "<!-- 3  fission-channels -->" in (out / "comparison.svg").read_text("utf-8")
 
 
 def test_equal_costs_lie_close_together_with_their_numbers(compared):
     out, _ = compared
-    costs = typed(CostsFile, parse_json((out / "costs.json").read_text())).costs
+    costs = typed(CostsFile, parse_json((out / "costs.json").read_text("utf-8"))).costs
     contenders = {name: costs.contenders[name] for name in ("single", "fission-channels")}
     metrics = {name: {"top1": SeedValues({0: 0.5})} for name in contenders}
     settings = {name: CONTENDERS[name] for name in contenders}

@@ -29,7 +29,7 @@ def test_only_what_is_missing_runs(grid_of, tmp_path):
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "records").iterdir()}
     both = run_missing(grid_of("single", "treenet").cells(), tmp_path)
     assert both[0] == first[0]
-    assert all('"checksum"' in file.read_text() for file in tmp_path.rglob("*.json"))
+    assert all('"checksum"' in file.read_text("utf-8") for file in tmp_path.rglob("*.json"))
     assert all(file.stat().st_mtime_ns == time_ for file, time_ in kept.items())
     single, treenet = both
     assert single.read_evaluation().n == treenet.read_evaluation().n == 359
@@ -171,7 +171,7 @@ def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
     cells = grid_of("single").cells()
     run_missing(cells, tmp_path)
     file = Records(tmp_path / "records").file(cells[0])
-    half = file.read_text()[: len(file.read_text()) // 2]
+    half = file.read_text("utf-8")[: len(file.read_text("utf-8")) // 2]
     file.write_text(half)
     with pytest.raises(
         ValueError,
@@ -180,7 +180,7 @@ def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
         run_missing(cells, tmp_path)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
-    assert file.read_text() == half
+    assert file.read_text("utf-8") == half
 
 
 def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_killed_at_any_moment_the_same_command_does_what_is_missing_once(tmp_pat
     assert 1 <= len(kept) < 3
     assert main([*command, "--out", str(tmp_path / "cmp")]) == 0
     assert all(file.read_bytes() == content for file, content in kept.items())
-    seen = [json.loads(file.read_text()) for file in records.glob("*.json")]
+    seen = [json.loads(file.read_text("utf-8")) for file in records.glob("*.json")]
     assert sorted((record["contender"], record["seed"]) for record in seen) == [
         ("single", 0), ("single", 1), ("single", 2),
     ]  # fmt: skip
@@ -270,6 +270,6 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path):
 def _parent(stat: Path) -> int | None:
     """The parent of a process; None if the process has ended since."""
     try:
-        return int(stat.read_text().rpartition(")")[2].split()[1])
+        return int(stat.read_text("utf-8").rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return None

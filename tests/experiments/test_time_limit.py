@@ -29,7 +29,7 @@ def limited(monkeypatch):
 
 
 def epochs_in(folder) -> int:
-    return len(folder.metrics.read_text().splitlines()) - 1
+    return len(folder.metrics.read_text("utf-8").splitlines()) - 1
 
 
 def test_a_training_ends_after_a_whole_epoch_and_goes_on_to_the_same_result(grid_of, tmp_path, limited):

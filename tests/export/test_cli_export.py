@@ -35,7 +35,7 @@ def run_folder(finished_run, tmp_path: Path) -> Path:
 
 def changed(run_folder: Path, **settings) -> None:
     config = run_folder / "config.yaml"
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | settings))
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text("utf-8")) | settings))
 
 
 def refused(capsys, *flags: str, status: int = 2) -> str:
@@ -58,7 +58,7 @@ def test_it_is_checked_on_the_test_split_where_there_is_no_validation_split(run_
     changed(run_folder, validation=0.0)
     folder = RunFolder(run_folder)
     data = load_run_data(folder.load_config().data, folder.load_config().fission.seed)
-    description = parse_json(folder.spec.read_text())  # as if it had been trained without one
+    description = parse_json(folder.spec.read_text("utf-8"))  # as if it had been trained without one
     folder.spec.write_text(json.dumps(description | {"mean": data.mean, "std": data.std}))
     assert main(["export", str(run_folder), "--out", str(run_folder / "other.pt2")]) == 0
     assert "256 images of the test split" in capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_promises_that_the_file_cannot_keep_are_refused(run_folder, capsys, flag
 
 def test_a_calibration_on_other_images_promises_nothing_in_fewer_bits(run_folder, capsys) -> None:
     file = run_folder / "calibration.json"
-    file.write_text(json.dumps(parse_json(file.read_text()) | {"fitted_on": "test images of pets"}))
+    file.write_text(json.dumps(parse_json(file.read_text("utf-8")) | {"fitted_on": "test images of pets"}))
     error = refused(capsys, str(run_folder), "--risk", "0.1", "--precision", "fp16", "--format", "pt2")
     assert "precision must be float32 with this calibration, got 'fp16'; the network in float32 was" in error
     assert "calibrated on test images of pets" in error and not (run_folder / "model.pt2").exists()

@@ -297,7 +297,7 @@ def test_what_evaluate_chose_is_taken(finished_run, tmp_path, capsys) -> None:
     (run / "cascade.json").write_text(json.dumps(chosen))
     assert main(["export", str(run), "--cascade"]) == 0
     assert "order 0, 1; an image stops at confidence above 0.625" in capsys.readouterr().out
-    index = json.loads((run / "cascade" / "cascade.json").read_text())
+    index = json.loads((run / "cascade" / "cascade.json").read_text("utf-8"))
     assert [(step["exit"], step["threshold"]) for step in index["steps"]] == [(0, 0.625), (1, None)]
     assert index["target"] == target
     other = chosen | {"weights": "0" * 64}

@@ -39,7 +39,7 @@ def test_a_baseline_is_saved_loaded_and_evaluated(ensemble_run):
     assert isinstance(network, DeepEnsemble)
     assert spec.method["method"] == "deep-ensemble"
     assert network(torch.rand(2, *spec.shape)).shape == (2, 2, 10)
-    before = ensemble_run.evaluation.read_text()
+    before = ensemble_run.evaluation.read_text("utf-8")
     evaluation = evaluate(ensemble_run, ensemble_run.load_config())
     assert json.loads(evaluation.to_json()) == parse_json(before)
 
@@ -84,10 +84,12 @@ def test_distillation_is_left_out_where_the_method_has_none(ensemble_run, settin
         distillation_weight=0.0,
     )  # fmt: skip
     train(asked, tmp_path / "run", progress=False)
-    assert RunFolder(tmp_path / "run").metrics.read_text() == ensemble_run.metrics.read_text()
+    assert RunFolder(tmp_path / "run").metrics.read_text("utf-8") == ensemble_run.metrics.read_text("utf-8")
     mean = asked.from_dict(asked.to_dict() | {"reduction": "mean"})
     train(mean, tmp_path / "mean", progress=False)
-    assert RunFolder(tmp_path / "mean").metrics.read_text() != ensemble_run.metrics.read_text()
+    assert RunFolder(tmp_path / "mean").metrics.read_text("utf-8") != ensemble_run.metrics.read_text("utf-8")
     distilled = asked.from_dict(asked.to_dict() | {"distillation_weight": 1.0})
     train(distilled, tmp_path / "distilled", progress=False)
-    assert RunFolder(tmp_path / "distilled").metrics.read_text() != ensemble_run.metrics.read_text()
+    assert RunFolder(tmp_path / "distilled").metrics.read_text("utf-8") != ensemble_run.metrics.read_text(
+        "utf-8"
+    )

@@ -105,7 +105,7 @@ def test_one_by_one_each_member_has_all_epochs_and_the_whole_schedule(settings_o
     assert len({tuple(weights[1].flatten().tolist()) for *_, weights in second}) == half
     network, spec = RunFolder(tmp_path / "run").load_network()
     assert network(torch.zeros(1, *spec.shape)).shape == (1, 2, 10)
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    rows = (tmp_path / "run" / "metrics.csv").read_text("utf-8").splitlines()
     assert len(rows) == 1 + 4
 
 

@@ -82,9 +82,9 @@ def test_a_run_is_evaluated_calibrated_and_used_by_the_rule_of_its_method(run: R
     one = classifier.interpret(classifier.logits(pixels)[3, None], classifier.limits())
     (answer,) = json_answers(one, classifier.spec.classes, len(classifier.spec.classes))
     assert answer["probability"] == pytest.approx(expected[3].max().item())
-    reliability = json.loads(Path(run.reliability).read_text())
+    reliability = json.loads(Path(run.reliability).read_text("utf-8"))
     assert reliability["raw"]["metrics"]["nll"] == pytest.approx(evaluation.ensemble["nll"])
-    rows = run.metrics.read_text().splitlines()
+    rows = run.metrics.read_text("utf-8").splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     assert classifier.calibration is not None
     # The validation NLL that training shows is that of the calibration's ensemble at temperature 1.
@@ -130,7 +130,7 @@ def test_the_votes_of_a_report_follow_the_rule_too(run: RunFolder) -> None:
 
 def test_a_calibration_of_the_other_rule_is_refused_and_fitted_again(run: RunFolder, tmp_path: Path) -> None:
     copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "copy")))
-    content = parse_json(copy.calibration.read_text())
+    content = parse_json(copy.calibration.read_text("utf-8"))
     del content["average"]  # as an older version wrote it, which knew the mean of logits alone
     copy.calibration.write_text(json.dumps(content))
     with pytest.raises(

@@ -199,7 +199,7 @@ def test_killed_and_resumed_ends_bit_identical(recorded, tmp_path):
     assert recorder.number_taken == [(9, 3), (10, 4), (11, 4), (12, 4)]
     folder, _ = recorded
     assert_equal_states(load_file(RunFolder(tmp_path / "run").weights), load_file(folder.weights))
-    assert RunFolder(tmp_path / "run").metrics.read_text() == folder.metrics.read_text()
+    assert RunFolder(tmp_path / "run").metrics.read_text("utf-8") == folder.metrics.read_text("utf-8")
 
 
 def test_fge_with_accumulated_batches_takes_each_snapshot_once_at_its_step(tmp_path):

@@ -117,7 +117,7 @@ def test_other_groupings(name: str, grouping: str, folders: dict[str, Path]) -> 
 def test_weights_are_float32_whatever_the_configuration_says(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    settings = json.loads((folders["vit"] / "config.json").read_text())
+    settings = json.loads((folders["vit"] / "config.json").read_text("utf-8"))
     (tmp_path / "config.json").write_text(
         json.dumps(settings | {"dtype": "float16", "torch_dtype": "float16"})
     )
@@ -181,7 +181,7 @@ def test_published_weights_of_a_folder_are_kept_but_for_another_classifier(
     with pytest.raises(ValueError, match=r"must be weights of hf/.*, got .* missing \(model\.vit"):
         create_model(name, 7, weights=_other_weights(tmp_path))
 
-    settings = json.loads((tmp_path / "config.json").read_text())
+    settings = json.loads((tmp_path / "config.json").read_text("utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 40}))
     expected = rf"^pretrained must be False for '{name}', got published weights without model\.vit\."
     with pytest.raises(ValueError, match=expected.replace("model\\.vit", "vit")):

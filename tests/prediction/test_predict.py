@@ -46,7 +46,7 @@ def test_figures_are_those_of_evaluate(digits_run, digit_files, capsys):
     assert [each["image"] for each in predictions] == [str(path) for path in find_in_folder(test)]
     truth = [path.parent.name for path in find_in_folder(test)]
     evaluation = digits_run.load_evaluation()
-    reliability = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text())
+    reliability = ReliabilityReport.from_json((digits_run.path / "reliability.json").read_text("utf-8"))
     assert evaluation.n == reliability.n == len(predictions) == 100
     accuracy = sum(each["class"] == name for each, name in zip(predictions, truth, strict=True)) / 100
     assert accuracy == pytest.approx(evaluation.ensemble["top1"])
@@ -255,10 +255,10 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
         assert (
             predict(capsys, digits_run.path, image, "--out", tmp_path / name) == f"wrote {tmp_path / name}\n"
         )
-        assert (tmp_path / name).read_text().startswith(start)
+        assert (tmp_path / name).read_text("utf-8").startswith(start)
     for name in ("said", "said.json", "said.JSONL"):
         predict(capsys, digits_run.path, image, "--out", tmp_path / name, "--format", "jsonl")
-        assert (tmp_path / name).read_text().startswith('{"image"')
+        assert (tmp_path / name).read_text("utf-8").startswith('{"image"')
 
 
 def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):
@@ -326,7 +326,7 @@ def test_the_table_marks_images_and_says_how_many_falsely(digits_run, digit_file
 
 def test_a_calibration_of_an_earlier_version_gives_no_p_values(digits_run, digit_files, tmp_path, capsys):
     run = shutil.copytree(digits_run.path, tmp_path / "run")
-    calibration = json.loads((run / "calibration.json").read_text())
+    calibration = json.loads((run / "calibration.json").read_text("utf-8"))
     del calibration["scores"]["uncertainty"], calibration["checksum"]
     (run / "calibration.json").write_text(json.dumps(calibration))
     image = sorted((digit_files / "test").rglob("*.*"))[0]

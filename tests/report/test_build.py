@@ -58,7 +58,7 @@ def links(page: str) -> set[str]:
 
 
 def change(path: Path, **entries) -> None:
-    path.write_text(json.dumps(parse_json(path.read_text()) | entries))
+    path.write_text(json.dumps(parse_json(path.read_text("utf-8")) | entries))
 
 
 def test_the_page_needs_nothing_beside_it(reported):
@@ -83,11 +83,11 @@ def test_every_figure_lies_beside_it_as_svg(reported):
 
 def test_its_figures_are_those_of_the_run(reported):
     text = text_of((reported / "report.html").read_text(encoding="utf-8"))
-    evaluation = json.loads((reported / "evaluation.json").read_text())
+    evaluation = json.loads((reported / "evaluation.json").read_text("utf-8"))
     for each in [*evaluation["exits"], evaluation["ensemble"]]:
         assert f"{100 * each['top1']:.2f} ±" in text
         assert f"{each['nll']:.4f}" in text
-    scaled = json.loads((reported / "reliability.json").read_text())["scaled"]["metrics"]
+    scaled = json.loads((reported / "reliability.json").read_text("utf-8"))["scaled"]["metrics"]
     assert re.search(rf"ensemble, scaled {100 * scaled['top1']:.2f}.*{scaled['nll']:.4f}", text)
     network, _ = RunFolder(reported).load_network()
     assert f"{sum(parameter.numel() for parameter in network.parameters()):,}" in text
@@ -100,7 +100,7 @@ def test_the_same_run_gives_the_same_page(run):
 
 
 def test_names_are_text_and_no_markup(run):
-    reliability = parse_json((run / "reliability.json").read_text())
+    reliability = parse_json((run / "reliability.json").read_text("utf-8"))
     reliability["worst"][0] |= {"name": "<script>alert('$x$')</script>", "accuracy": 0.25}
     (run / "reliability.json").write_text(json.dumps(reliability))
     page = page_of(run.rename(run.parent / "<script> & run"))
@@ -148,16 +148,16 @@ def test_the_page_says_what_the_calibration_images_promise(run):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_a_run_without_validation_says_so(run):
-    reliability = parse_json((run / "reliability.json").read_text())
+    reliability = parse_json((run / "reliability.json").read_text("utf-8"))
     change(
         run / "reliability.json",
         **reliability
         | {"temperature": None, "scaled": None, "validation_images": 0, "abstentions": [], "promises": None},
     )
     (run / "calibration.json").unlink()
-    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"validation": 0.0}
+    settings = yaml.safe_load((run / "config.yaml").read_text("utf-8")) | {"validation": 0.0}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    rows = [line.split(",") for line in (run / "metrics.csv").read_text("utf-8").splitlines()]
     kept = [place for place, name in enumerate(rows[0]) if not name.startswith("val/")]
     (run / "metrics.csv").write_text("".join(",".join(row[place] for place in kept) + "\n" for row in rows))
     page = page_of(run)
@@ -224,7 +224,7 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_where_the_data_set_is_gone_the_page_says_so(run, tmp_path):
-    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"data": str(tmp_path / "gone")}
+    settings = yaml.safe_load((run / "config.yaml").read_text("utf-8")) | {"data": str(tmp_path / "gone")}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     page = page_of(run)
     assert "The data set gone cannot be read here, so its images are left out" in text_of(page)
@@ -236,7 +236,7 @@ def test_where_the_data_set_is_gone_the_page_says_so(run, tmp_path):
 
 @pytest.mark.usefixtures("blank_figures")
 def test_other_classes_are_not_passed_off_as_its_own(run):
-    spec = parse_json((run / "config.json").read_text())
+    spec = parse_json((run / "config.json").read_text("utf-8"))
     change(run / "config.json", classes=[f"class {name}" for name in spec["classes"]])
     assert "data must be of the run's classes, got digits with other classes" in text_of(page_of(run))
 
@@ -248,7 +248,7 @@ def test_runs_stand_side_by_side(run, settings_of, tmp_path):
     page = page_of(run, other, out=out)
     text = text_of(page)
     accuracies = [
-        json.loads((each / "evaluation.json").read_text())["ensemble"]["top1"] for each in (run, other)
+        json.loads((each / "evaluation.json").read_text("utf-8"))["ensemble"]["top1"] for each in (run, other)
     ]
     first, second = (rf"{100 * accuracy:.2f} ± \d+\.\d\d" for accuracy in accuracies)
     assert re.search(rf"accuracy, % {first} {second} NLL", text)
@@ -271,7 +271,7 @@ def test_runs_stand_side_by_side(run, settings_of, tmp_path):
 @pytest.mark.usefixtures("blank_figures")
 def test_runs_on_different_images_are_told_apart_in_a_line(run, smaller_run, tmp_path):
     other = shutil.copytree(smaller_run, tmp_path / "other")
-    config = (run / "config.yaml").read_text()
+    config = (run / "config.yaml").read_text("utf-8")
     moved = config.replace("data: digits", "data: /elsewhere/digits").replace("# checksum", "# was")
     (run / "config.yaml").write_text(moved)
     text = text_of(page_of(run, other, out=tmp_path / "both.html"))
@@ -284,7 +284,7 @@ def test_runs_on_different_images_are_told_apart_in_a_line(run, smaller_run, tmp
 def test_what_is_not_known_or_not_cut_is_no_difference(run, smaller_run, tmp_path):
     other = shutil.copytree(smaller_run, tmp_path / "other")
     for path in (run, other):
-        summary = parse_json((path / "data.json").read_text())
+        summary = parse_json((path / "data.json").read_text("utf-8"))
         change(path / "data.json", validation=summary["validation"] | {"origin": "digits/val"})
     text = text_of(page_of(run, other, out=tmp_path / "own.html"))
     assert "They were trained on different numbers of images: A 200, B 100." in text
@@ -322,9 +322,9 @@ def test_a_baseline_that_trains_as_one_what_predicts_as_several_is_reported(
 ):
     run = tmp_path / "run"
     train(settings_of(method=method, sparsity=0.0, validation=validation), run, progress=False)
-    assert "train/exit1" not in (run / "metrics.csv").read_text()
+    assert "train/exit1" not in (run / "metrics.csv").read_text("utf-8")
     page_of(run)
-    curves = (run / "report" / "learning.svg").read_text()
+    curves = (run / "report" / "learning.svg").read_text("utf-8")
     assert ("member 0" in curves and "member 1" in curves) == (validation > 0)
     assert "ensemble" in curves
     request.getfixturevalue("blank_figures")
@@ -347,7 +347,7 @@ def refused(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_file_is_named(name, damage, run, capsys):
     file = run / name
-    whole = file.read_text() if file.is_file() else '{"n": 1, "more": 2}'
+    whole = file.read_text("utf-8") if file.is_file() else '{"n": 1, "more": 2}'
     file.write_text(whole[: len(whole) // 2] if damage == "cut" else '{"n": "x"}')
     assert name in refused(capsys, str(run))
     assert not (run / "report.html").exists()
@@ -360,7 +360,7 @@ def test_a_damaged_table_of_epochs_is_named(text, run, capsys):
 
 
 def test_figures_that_are_missing_from_a_file_are_named(run, capsys):
-    ensemble = json.loads((run / "evaluation.json").read_text())["ensemble"]
+    ensemble = json.loads((run / "evaluation.json").read_text("utf-8"))["ensemble"]
     change(run / "evaluation.json", ensemble={"top1": ensemble["top1"]})
     assert (
         "evaluation.json must be a file with brier, ece, nll, top1 of each network, got a file without "
@@ -388,7 +388,7 @@ def test_runs_on_other_data_are_refused(run, tmp_path, capsys):
         f"run must be folders of runs on the same data, got {other} (digits, 10 classes, 12 test images) "
         f"beside {run} (" in error
     )
-    change(other / "evaluation.json", n=json.loads((run / "evaluation.json").read_text())["n"])
+    change(other / "evaluation.json", n=json.loads((run / "evaluation.json").read_text("utf-8"))["n"])
     change(other / "config.json", classes=list("abcdefghij"))
     assert "run must be folders of runs on the same data, got" in refused(
         capsys, str(run), str(other), "--out", str(tmp_path / "page.html")

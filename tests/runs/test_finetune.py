@@ -45,7 +45,7 @@ def copied(finetuned, tmp_path, monkeypatch) -> Path:
     out = tmp_path / "run"
     shutil.copytree(finetuned, out)
     config = RunFolder(out).config
-    moved = config.read_text().replace(str(finetuned), str(out)).replace("# checksum", "# was")
+    moved = config.read_text("utf-8").replace(str(finetuned), str(out)).replace("# checksum", "# was")
     config.write_text(moved)
     return out
 
@@ -124,7 +124,9 @@ def test_every_figure_is_of_the_mean_by_weights(finetuned):
     assert folder.load_reliability().scaled.metrics["nll"] == pytest.approx(nll, rel=1e-5)
     logits, labels = classifier.logits(data.validation.images), data.validation.labels
     nll = F.cross_entropy((logits * weights).sum(dim=1) / weights.sum(), labels).item()
-    assert float(folder.metrics.read_text().splitlines()[-1].split(",")[-2]) == pytest.approx(nll, rel=1e-5)
+    assert float(folder.metrics.read_text("utf-8").splitlines()[-1].split(",")[-2]) == pytest.approx(
+        nll, rel=1e-5
+    )
     torch.testing.assert_close(classifier.predict(data.test.images).probabilities, scaled.softmax(dim=1))
 
 
@@ -167,7 +169,7 @@ def test_the_same_command_repeats_nothing_and_says_the_same(finetuned, no_traini
 
 
 def test_the_page_has_both_networks(finetuned, tmp_path):
-    page = RunFolder(finetuned).report.read_text()
+    page = RunFolder(finetuned).report.read_text("utf-8")
     assert "2 runs on digits" in page
     assert "one exit and 2 linear exits" in page
     assert "is the mean of the exits’ logits weighted 1 : 0.3 : 0.3" in page
@@ -175,23 +177,23 @@ def test_the_page_has_both_networks(finetuned, tmp_path):
         for end in (" alone</th>", "</th>", "</text>"):  # metrics, cost by stage, diagram
             assert f">{name}{end}" in page
     assert "Linear exits: 1, 2." in page
-    assert (
-        "(linear)" not in write_report([RunFolder(finetuned).single.path], tmp_path / "page.html").read_text()
-    )
+    assert "(linear)" not in write_report(
+        [RunFolder(finetuned).single.path], tmp_path / "page.html"
+    ).read_text("utf-8")
 
 
 def test_the_report_of_a_fine_tuning_has_both_networks(copied, other_digits, monkeypatch):
     blank = render_svg(lambda: Figure((1, 1)))
     monkeypatch.setattr("netfission.report.plots.render_svg", lambda draw: blank)
     folder = RunFolder(copied)
-    by_finetune = folder.report.read_text()
+    by_finetune = folder.report.read_text("utf-8")
     assert main(["report", str(copied)]) == 0
-    page = folder.report.read_text()
+    page = folder.report.read_text("utf-8")
     assert "<title>2 runs on digits" in page and "<title>2 runs on digits" in by_finetune
     assert page.count("<h2") == by_finetune.count("<h2")
     assert main(["calibrate", str(copied), "--data", str(other_digits)]) == 0
     assert main(["report", str(copied)]) == 0
-    page = folder.report.read_text()
+    page = folder.report.read_text("utf-8")
     assert "on validation images after every epoch (n = 145)" in page
     assert "every epoch (n = 40)" not in page
     shutil.rmtree(folder.single.path)
@@ -233,7 +235,7 @@ def test_a_gain_of_another_calibration_is_stale_and_measured_anew(
     assert folder.current_gain() == gain
     for content in (
         "{}",
-        folder.gain.read_text().replace(gain.single.weights, "ab").replace("checksum", "x"),
+        folder.gain.read_text("utf-8").replace(gain.single.weights, "ab").replace("checksum", "x"),
     ):
         folder.gain.write_text(content)
         assert folder.current_gain() is None

@@ -35,10 +35,10 @@ def test_a_run_folder_is_complete(finished_run):
         "evaluation.json",
         "tensorboard",
     }
-    written = yaml.safe_load(folder.config.read_text())
+    written = yaml.safe_load(folder.config.read_text("utf-8"))
     assert written["seed"] == 3
-    assert f"#   torch: {torch.__version__.split('+')[0]}" in folder.config.read_text()
-    rows = folder.metrics.read_text().splitlines()
+    assert f"#   torch: {torch.__version__.split('+')[0]}" in folder.config.read_text("utf-8")
+    rows = folder.metrics.read_text("utf-8").splitlines()
     assert len(rows) == 3
     assert rows[0].startswith("epoch,step,train/exit0,train/exit1,train/ensemble")
     assert not list(finished_run.rglob("*.tmp*"))
@@ -180,7 +180,7 @@ def test_damaged_files_are_named(copied):
     copied.spec.write_text(json.dumps({"model": "wrn-10-1"}))
     with pytest.raises(ValueError, match=r"config\.json must be the description of a network, got damaged"):
         copied.load_network()
-    text = copied.config.read_text()
+    text = copied.config.read_text("utf-8")
     copied.config.write_text(text.replace("seed: 3", "seed: 7"))
     with pytest.raises(ValueError, match=r"config\.yaml must be .*\(checksum must be that of the content"):
         copied.load_config()
@@ -216,7 +216,7 @@ def test_a_digit_that_changed_is_found(copied, name):
 
 
 def test_weights_of_another_network_are_refused(copied):
-    spec = parse_json(copied.spec.read_text())
+    spec = parse_json(copied.spec.read_text("utf-8"))
     spec["fission"]["exits"] = 3
     copied.spec.write_text(json.dumps(spec))
     with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
@@ -258,7 +258,7 @@ def test_weights_that_do_not_fit_one_another_are_refused(tmp_path, settings_of):
 
 
 def test_settings_of_other_methods_may_have_had_other_defaults(copied):
-    spec = parse_json(copied.spec.read_text())
+    spec = parse_json(copied.spec.read_text("utf-8"))
     spec["method"]["regrow_every"] = 1000
     copied.spec.write_text(json.dumps(spec))
     assert copied.load_network()[0].exits == 2

@@ -66,7 +66,7 @@ def evaluate(run: RunFolder, *arguments: object) -> int:
 
 def recorded(run: RunFolder) -> list[OtherEvaluation]:
     files = sorted(run.evaluations.glob("*.json"))
-    found = [run.load_evaluation_of(json.loads(file.read_text())["data"]) for file in files]
+    found = [run.load_evaluation_of(json.loads(file.read_text("utf-8"))["data"]) for file in files]
     assert None not in found
     return [figures for figures in found if figures is not None]
 
@@ -144,7 +144,7 @@ def test_out_names_the_file_and_never_replaces_another_kind(
     out = tmp_path / "figures.json"
     for _ in range(2):
         assert evaluate(run, "--data", other, "--out", out) == 0
-    assert json.loads(out.read_text())["data"] == str(other)
+    assert json.loads(out.read_text("utf-8"))["data"] == str(other)
     assert not run.evaluations.exists()
     capsys.readouterr()
     before = content(run)
@@ -385,11 +385,11 @@ def test_pages_and_tables_say_what_the_calibration_is_from(run: RunFolder, other
     assert main(["predict", str(run.path), str(image)]) == 0
     assert "wrong answers within 5 % on the images of photographs" in capsys.readouterr().out
     assert main(["report", str(run.path)]) == 0
-    page = run.report.read_text()
+    page = run.report.read_text("utf-8")
     assert page.count("36 images of photographs") >= 2
     assert "36 validation images" not in page
     Classifier.from_pretrained(run.path).save_pretrained(run.path.with_name("shared"))
-    assert "36 images of photographs" in (run.path.with_name("shared") / "README.md").read_text()
+    assert "36 images of photographs" in (run.path.with_name("shared") / "README.md").read_text("utf-8")
 
 
 def test_a_data_set_that_has_changed_is_refused(tmp_path, capsys):

@@ -152,7 +152,7 @@ def test_a_data_set_that_was_replaced_is_known_by_what_the_run_recorded(moved, t
     write_pets(tmp_path / "old", "ijklmnop")
     assert validation_dependence(config)
     summary = RunFolder(tmp_path / "0").data_summary
-    content = json.loads(summary.read_text())
+    content = json.loads(summary.read_text("utf-8"))
     content["train"]["digest"] = "0"
     del content["checksum"]
     write_json(summary, json.dumps(content))
@@ -169,7 +169,7 @@ def test_without_recorded_digests_a_place_that_is_gone_may_have_held_the_same(is
     write_pets(tmp_path / "new", "ijklmnop")
     if not is_there:
         shutil.rmtree(tmp_path / "old")
-    of_older_version = folder.data_summary.read_text().replace('"digest"', '"was"')
+    of_older_version = folder.data_summary.read_text("utf-8").replace('"digest"', '"was"')
     of_older_version = re.sub(r',\s*"was": "\w+"|,\s*"checksum": "[^"]*"', "", of_older_version)
     folder.data_summary.write_text(of_older_version)
     assert bool(validation_dependence(config)) != is_there

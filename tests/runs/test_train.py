@@ -51,10 +51,10 @@ def test_training_learns(finished_run):
 
 def test_evaluating_again_repeats_the_figures(finished_run):
     folder = RunFolder(finished_run)
-    before = folder.evaluation.read_text()
+    before = folder.evaluation.read_text("utf-8")
     evaluation = evaluate(folder, folder.load_config())
     assert folder.load_evaluation() == evaluation
-    assert folder.evaluation.read_text() == before
+    assert folder.evaluation.read_text("utf-8") == before
     assert evaluation.n == 359
     assert len(evaluation.exits) == 2
 
@@ -607,7 +607,7 @@ def test_processes_of_one_training_may_all_put_the_sound_checkpoint_in_its_place
 
 
 def test_resuming_with_other_threads_is_warned_of(interrupted, settings_of):
-    text = interrupted.config.read_text().replace("# checksum", "# was")
+    text = interrupted.config.read_text("utf-8").replace("# checksum", "# was")
     interrupted.config.write_text(re.sub("# threads: .*", "# threads: 64", text))
     message = r"^the run began with 64 CPU threads and goes on with \d+, so that .*; OMP_NUM_THREADS=64 keeps"
     with pytest.warns(UserWarning, match=message):
@@ -733,8 +733,8 @@ main(sys.argv[2:])
     assert main(training(folder.path, *few, "--resume")) == 0
     assert not list(folder.path.rglob("*.tmp"))
     assert_equal_states(state_of(tmp_path / "whole"), state_of(folder.path))
-    assert folder.metrics.read_text() == RunFolder(tmp_path / "whole").metrics.read_text()
-    assert folder.evaluation.read_text() == RunFolder(tmp_path / "whole").evaluation.read_text()
+    assert folder.metrics.read_text("utf-8") == RunFolder(tmp_path / "whole").metrics.read_text("utf-8")
+    assert folder.evaluation.read_text("utf-8") == RunFolder(tmp_path / "whole").evaluation.read_text("utf-8")
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]

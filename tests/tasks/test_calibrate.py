@@ -73,7 +73,7 @@ def test_the_own_images_give_the_calibration_of_the_training(copy_of, capsys, ta
 
 def test_intervals_cover_images_like_those_elsewhere(copy_of, elsewhere, capsys):
     folder, table = copy_of("regression"), elsewhere / "numbers.csv"
-    raw = json.loads(folder.evaluation.read_text())["ensemble"]
+    raw = json.loads(folder.evaluation.read_text("utf-8"))["ensemble"]
     assert main(["calibrate", str(folder.path), "--data", str(table)]) == 0
     told = capsys.readouterr().out
     assert "by 40 images of numbers.csv" in told and "before:     standard deviations times" in told
@@ -90,7 +90,7 @@ def test_intervals_cover_images_like_those_elsewhere(copy_of, elsewhere, capsys)
     torch.testing.assert_close(answer.intervals[:, 0, 1] - answer.mean[:, 0], half[:, 0])
     inside = (truth[:, 0] >= answer.intervals[:, 0, 0]) & (truth[:, 0] <= answer.intervals[:, 0, 1])
     assert int(inside.sum()) in (36, 37)  # one of them is the end of its interval
-    evaluation = json.loads(folder.evaluation.read_text())
+    evaluation = json.loads(folder.evaluation.read_text("utf-8"))
     assert evaluation["ensemble"] == pytest.approx(raw) and evaluation["calibrated"]["width"] > 0
 
 

@@ -54,9 +54,9 @@ def test_a_comparison_shows_the_measures_of_the_task(task, grid_for, run_of, tmp
     comparison = compare(grid, tmp_path, rounds=1)
     assert comparison.task == task
     assert comparison.averages == {"fission": AVERAGED[task]}
-    assert typed(Comparison, parse_json((tmp_path / "comparison.json").read_text())) == comparison
+    assert typed(Comparison, parse_json((tmp_path / "comparison.json").read_text("utf-8"))) == comparison
     (record,) = (tmp_path / "records").iterdir()
-    evaluation = typed(Record, parse_json(record.read_text())).read_evaluation()
+    evaluation = typed(Record, parse_json(record.read_text("utf-8"))).read_evaluation()
     measures = {**evaluation.uncertainty, **evaluation.ensemble}
     for name in task_kind(task).columns:
         assert comparison.metrics["fission"][name].values == {0: measures[name]}

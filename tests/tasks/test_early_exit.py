@@ -338,7 +338,7 @@ def test_the_command_measures_it_beside_the_exits(run_of, capsys, task, flags):
     run = run_of(task)
     assert main(["evaluate", str(run), "--cascade", "--max-accuracy-drop", "30", *flags]) == 0
     printed = capsys.readouterr().out
-    record = json.loads((run / "cascade.json").read_text())
+    record = json.loads((run / "cascade.json").read_text("utf-8"))
     rule = RunFolder(run).load_spec(any_task=True).find_task().early_exit()
     assert (record["rule"], record["measure"]) == (rule.name, rule.measure)
     assert f"{rule.measure} %" in printed and "wrote cascade.json, cascade.png and cascade.svg" in printed
@@ -347,7 +347,7 @@ def test_the_command_measures_it_beside_the_exits(run_of, capsys, task, flags):
     assert [point["kind"] for point in (full, *exits, chosen)] == ["ensemble", "exit", "exit", "chosen"]
     assert RunFolder(run).load_cascade().measure == rule.measure
     if task == "segmentation":
-        evaluation = json.loads((run / "evaluation.json").read_text())
+        evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
         assert full["accuracy"] == pytest.approx(evaluation["ensemble"]["mean_iou"])
         assert [e["accuracy"] for e in exits] == pytest.approx([e["mean_iou"] for e in evaluation["exits"]])
     assert 100 * chosen["accuracy_drop"] < 60 and chosen["macs"] <= full["macs"] * (3 if flags else 1)

@@ -234,7 +234,7 @@ def test_a_cascade_stops_where_pytorch_stops_and_answers_so(tmp_path, script):
         for name, values in answers.items():
             found = torch.from_numpy(values[[row]]).double()
             assert torch.allclose(found, expected[name].double(), atol=1e-4), name
-    metadata = json.loads((tmp_path / "cascade" / "cascade.json").read_text())
+    metadata = json.loads((tmp_path / "cascade" / "cascade.json").read_text("utf-8"))
     assert (metadata["task"], metadata["rule"]) == (kind, rule.name)
     features = [name for name in metadata["steps"][1]["inputs"] if name.startswith("features")]
     assert features == ["features_1_0", "features_1_1"]  # all that a stage passes on

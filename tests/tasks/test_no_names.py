@@ -43,6 +43,7 @@ def test_no_file_outside_the_tasks_asks_for_a_task_by_name():
     asking = {
         str(path.relative_to(SOURCE)): names
         for path in sorted(SOURCE.rglob("*.py"))
-        if path.parent.name != "tasks" and (names := sorted(set(asked_names(ast.parse(path.read_text())))))
+        if path.parent.name != "tasks"
+        and (names := sorted(set(asked_names(ast.parse(path.read_text("utf-8"))))))
     }
     assert asking == {}

@@ -97,7 +97,7 @@ def test_a_page_has_all_measures_and_needs_nothing_beside_it(copy_of, capsys, ta
     anchors = re.findall(r'\bid="([^"]+)"', page)
     assert len(set(anchors)) == len(anchors) and {link[1:] for link in links if link[0] == "#"} <= {*anchors}
     text = text_of(page)
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
     for measures in (*evaluation["exits"], evaluation["ensemble"], evaluation["calibrated"]):
         assert f"{measures['nll']:.4f}" in text
     assert "20 test images of" in text and "20 validation images" in text and f"{task} <1>" in text
@@ -140,7 +140,7 @@ def test_what_a_run_lacks_is_named(copy_of, tables):
     run = copy_of("regression")
     for name in ("evaluation.json", "calibration.json", "metrics.csv"):
         (run / name).unlink()
-    config = (run / "config.yaml").read_text()
+    config = (run / "config.yaml").read_text("utf-8")
     config = re.sub(r"\n# checksum: .*", "", config).replace(str(tables), str(tables / "elsewhere"))
     (run / "config.yaml").write_text(config)
     text = text_of(write_report([run]).read_text(encoding="utf-8"))
@@ -173,7 +173,7 @@ def test_early_exit_is_shown_with_its_measure_and_its_parts(copy_of):
 @pytest.mark.parametrize("task", ["segmentation", "multilabel"])
 def test_runs_of_a_task_stand_side_by_side(run_of, copy_of, tmp_path, task):
     run, other = run_of(task), copy_of(task)
-    evaluation = parse_json((other / "evaluation.json").read_text())
+    evaluation = parse_json((other / "evaluation.json").read_text("utf-8"))
     for measures in (evaluation["ensemble"], evaluation["calibrated"]):
         measures |= {"nll": 1.0 + measures["nll"]}
     evaluation["calibrated"] = None
@@ -181,7 +181,7 @@ def test_runs_of_a_task_stand_side_by_side(run_of, copy_of, tmp_path, task):
     out = tmp_path / "both.html"
     page = write_report([run, other], out).read_text(encoding="utf-8")
     text = text_of(page)
-    first = json.loads((run / "evaluation.json").read_text())
+    first = json.loads((run / "evaluation.json").read_text("utf-8"))
     nll, scaled = first["ensemble"]["nll"], first["calibrated"]["nll"]
     assert f"NLL {nll:.4f} {1 + nll:.4f}" in text and f"calibrated NLL {scaled:.4f} –" in text
     assert f"A {run.name} B {task} <1>" in text

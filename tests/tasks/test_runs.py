@@ -29,7 +29,7 @@ WITH_TABLE = [name for name in OTHERS if not find_task(name, ["a"]).targets.mask
 def test_a_run_is_evaluated_and_calibrated(run_of, task):
     folder = RunFolder(run_of(task))
     spec = folder.load_spec(any_task=True)
-    evaluation = spec.find_task().evaluation_kind.from_json(folder.evaluation.read_text())
+    evaluation = spec.find_task().evaluation_kind.from_json(folder.evaluation.read_text("utf-8"))
     assert (evaluation.n, len(evaluation.exits), spec.task, spec.format) == (20, 2, task, 2)
     assert evaluation.calibrated is not None
     assert folder.load_calibration_of(spec).n == 20
@@ -46,11 +46,11 @@ def test_progress_has_the_unit_of_its_axis(name):
 
 
 def test_what_can_be_learned_is_learned(run_of):
-    labels = json.loads((run_of("multilabel") / "evaluation.json").read_text())
+    labels = json.loads((run_of("multilabel") / "evaluation.json").read_text("utf-8"))
     assert labels["ensemble"]["map"] > 0.9
-    numbers = json.loads((run_of("regression") / "evaluation.json").read_text())
+    numbers = json.loads((run_of("regression") / "evaluation.json").read_text("utf-8"))
     assert numbers["ensemble"]["mae"] < 0.2  # 0.27 for the mean of all images
-    pixels = json.loads((run_of("segmentation") / "evaluation.json").read_text())
+    pixels = json.loads((run_of("segmentation") / "evaluation.json").read_text("utf-8"))
     assert pixels["ensemble"]["mean_iou"] > 0.4  # 0.18 for one class everywhere
 
 
@@ -62,7 +62,7 @@ def test_a_table_that_has_moved_is_known_again(run_of, tables, settings_for, tmp
     table = moved / Path(settings_for(task).data.data).name
     assert main(["evaluate", str(run_of(task)), "--data", str(table)]) == 0
     capsys.readouterr()
-    first, *others = table.read_text().splitlines()
+    first, *others = table.read_text("utf-8").splitlines()
     table.write_text("\n".join([first, *reversed(others[:2]), *others[2:]]).replace("0.png,0,", "0.png,1,"))
     out = tmp_path / "figures.json"  # now it is other data, as for classes
     command = ["evaluate", str(run_of(task)), "--data", str(table), "--out", str(out)]
@@ -76,10 +76,10 @@ def test_a_table_that_has_moved_is_known_again(run_of, tables, settings_for, tmp
 def test_a_table_whose_targets_have_changed_is_refused(settings_for, tables, tmp_path):
     shutil.copytree(tables, tmp_path / "tables")
     table = tmp_path / "tables" / "numbers.csv"
-    table.write_text(re.sub(r"(?m),\w+$", "", table.read_text()))  # no splits: they are cut
+    table.write_text(re.sub(r"(?m),\w+$", "", table.read_text("utf-8")))  # no splits: they are cut
     config = settings_for("regression", data=str(table), epochs=1)
     train(config, tmp_path / "run", progress=False)
-    table.write_text(re.sub(r"(?m)^0\.png,[\d.]+", "0.png,0.33", table.read_text()))
+    table.write_text(re.sub(r"(?m)^0\.png,[\d.]+", "0.png,0.33", table.read_text("utf-8")))
     with pytest.raises(ValueError, match=r"with \d+ train images, got .* with as many with other targets"):
         evaluate(RunFolder(tmp_path / "run"), config)
 
@@ -104,7 +104,7 @@ def test_labels_are_predicted(run_of, tables, capsys):
         "entropy",
         "mutual_information",
     ]
-    thresholds = json.loads((run_of("multilabel") / "calibration.json").read_text())["thresholds"]
+    thresholds = json.loads((run_of("multilabel") / "calibration.json").read_text("utf-8"))["thresholds"]
     shares = record["probabilities"]
     assert record["labels"] == [
         name for name, least in zip(("red", "green"), thresholds, strict=True) if shares[name] >= least
@@ -116,7 +116,7 @@ def test_numbers_are_predicted_with_intervals(run_of, tables, tmp_path):
     out = tmp_path / "numbers.csv"
     command = ["predict", str(run_of("regression")), str(tables / "61.png"), "--coverage", "0.8"]
     assert main([*command, "--out", str(out)]) == 0
-    (row,) = csv.DictReader(out.read_text().splitlines())
+    (row,) = csv.DictReader(out.read_text("utf-8").splitlines())
     assert list(row) == [
         "image",
         "mean_blue",
@@ -268,9 +268,9 @@ def test_the_other_kind_of_reader_is_named(run_of, finished_run):
 
 
 def test_the_description_of_a_classifier_is_as_before(finished_run):
-    content = json.loads((finished_run / "config.json").read_text())
+    content = json.loads((finished_run / "config.json").read_text("utf-8"))
     assert content["format"] == 1 and not {"task", "scale"} & content.keys()
-    assert not {"targets", "exclusive"} & json.loads((finished_run / "data.json").read_text()).keys()
+    assert not {"targets", "exclusive"} & json.loads((finished_run / "data.json").read_text("utf-8")).keys()
 
 
 def test_a_data_set_by_name_has_no_such_targets(settings_for, tmp_path):

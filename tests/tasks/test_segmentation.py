@@ -331,7 +331,7 @@ def test_maps_are_written_beside_figures(run_of, tables, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == [
         "61-uncertainty.png", "61.png", "predictions.csv", "tall-uncertainty.png", "tall.png"
     ]  # fmt: skip
-    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((out / "predictions.csv").read_text("utf-8").splitlines()))
     assert [row["error"] for row in rows] == ["", "", "no such file or directory"]
     for name, size, row in (("61", (8, 8), rows[0]), ("tall", (16, 32), rows[1])):
         with Image.open(out / f"{name}.png") as classes, Image.open(out / f"{name}-uncertainty.png") as grey:
@@ -474,7 +474,7 @@ def test_a_network_may_start_from_that_of_a_run(settings_for, tables, tmp_path):
     train(settings_for("segmentation", exits=1, **settings), tmp_path / "one", progress=False)
     config = settings_for("segmentation", weights=str(tmp_path / "one"), **settings)
     train(config, tmp_path / "run", progress=False)
-    assert json.loads((tmp_path / "run" / "weights.json").read_text())
+    assert json.loads((tmp_path / "run" / "weights.json").read_text("utf-8"))
     other_seed = settings_for("segmentation", weights=str(tmp_path / "one"), seed=1, **settings)
     with pytest.warns(UserWarning, match="as training images of .*, from which the network starts"):
         warn_of_held_out_images(other_seed)

@@ -217,7 +217,7 @@ def test_the_last_images_are_compared_with_those_of_the_calibration(run_of, tabl
 @pytest.mark.parametrize("task", OTHERS)
 def test_the_network_is_described(served, run_of, task):
     told = served[task].get("/model").json()
-    evaluation = json.loads((run_of(task) / "evaluation.json").read_text())
+    evaluation = json.loads((run_of(task) / "evaluation.json").read_text("utf-8"))
     assert told["task"] == task and told["measures"] == evaluation["ensemble"]
     assert told["test_images"] == 20 and told["calibration_images"] == 20
     assert list(told["colors"].values()) == (["#000000", "#800000", "#008000"] if told["colors"] else [])

@@ -63,7 +63,7 @@ def test_images_of_another_kind_are_told_from_test_images(run_of, tmp_path, caps
     assert all(name in shown for name in SCORES[task])
     monkeypatch.setattr("netfission.runs.shift.EVALUATION_BATCH", 3)
     assert main(["evaluate", str(run), "--ood", "inverted"]) == 0
-    again = json.loads((run / "ood.json").read_text())[0]["scores"]
+    again = json.loads((run / "ood.json").read_text("utf-8"))[0]["scores"]
     for name, detection in found[0].scores.items():
         assert again[name]["auroc"] == pytest.approx(detection.auroc, abs=0.01)
 

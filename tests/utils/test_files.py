@@ -43,7 +43,7 @@ def test_full_disk_leaves_all_as_it_was(
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == ([path] if exists else [])
-    assert not exists or path.read_text() == "old"
+    assert not exists or path.read_text("utf-8") == "old"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -60,7 +60,7 @@ def test_full_disk_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="No space left"):
         write_whole(path, "new" * 100_000)
     monkeypatch.undo()
-    assert path.read_text() == "old"
+    assert path.read_text("utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -103,7 +103,7 @@ def test_on_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.Mo
     def replace(source: Path, target: Path) -> None:
         calls.append("replace")
         assert Path(source).parent == path.parent
-        assert Path(source).read_text() == "new"
+        assert Path(source).read_text("utf-8") == "new"
         real_replace(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
@@ -135,7 +135,7 @@ def test_of_files_that_belong_together_none_changes_where_one_fails(
 ) -> None:
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     write_together({first: "old", second: b"old"})
-    assert (first.read_text(), second.read_text()) == ("old", "old")
+    assert (first.read_text("utf-8"), second.read_text("utf-8")) == ("old", "old")
     done = []
 
     def full_at_the_second(_: int) -> None:
@@ -149,7 +149,7 @@ def test_of_files_that_belong_together_none_changes_where_one_fails(
     assert caught.value.filename == str(second)
     with pytest.raises(FileNotFoundError):
         write_together({first: "new", tmp_path / "no folder" / "c": "new"}, removed=[second])
-    assert (first.read_text(), second.read_text()) == ("old", "old")
+    assert (first.read_text("utf-8"), second.read_text("utf-8")) == ("old", "old")
     assert sorted(tmp_path.iterdir()) == [first, second]
 
 
