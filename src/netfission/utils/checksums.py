@@ -74,7 +74,9 @@ def parse_json(text: str | bytes) -> Any:
     try:
         content, mark = json.loads(raw), _mark(raw, last=True)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise invalid(
+            "JSON", "nested less deeply", found="objects or lists within each other without end"
+        ) from error
     is_marked = mark is not None or (isinstance(content, dict) and NAME in content)
     if is_marked and (mark is None or _differs(raw, mark)):
         raise _edited()
