@@ -212,11 +212,8 @@ class Parser(ArgumentParser):
         return " ".join(flag_name(word) if "_" in word and word in self._flags else word for word in words)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the ValueError for what argparse would print and exit with."""
-        missing = message.removeprefix("the following arguments are required: ")
-        if missing == message:
-            raise ArgumentError(None, message)
-        raise invalid(missing, "given", found="nothing", hint=f"see {self.prog} --help")
+        """Raise what argparse would print and exit with, as Python 3.13 and newer do by themselves."""
+        raise ArgumentError(None, message)
 
     def format_help(self) -> str:
         """The help, whose first line names the positional arguments alone."""
@@ -248,7 +245,10 @@ class Parser(ArgumentParser):
         flag = error.argument_name or ""
         action = self._option_string_actions.get(flag)
         if action is None:
-            return error
+            missing = error.message.removeprefix("the following arguments are required: ")
+            if missing == error.message:
+                return error
+            return invalid(missing, "given", found="nothing", hint=f"see {self.prog} --help")
         if action.nargs == 0:
             return invalid(flag, "given without a value", found="one")
         return invalid(flag, in_words(self._kinds[action.dest]), found="nothing")
