@@ -278,3 +278,21 @@ netfission.cli.run_process()
 """
     done = run(code)
     assert (done.returncode, done.stdout, done.stderr) == (3, "left for the end\n", "")
+
+
+def test_closed_streams_are_as_those_that_nobody_reads():
+    code = """
+import os, stat, sys
+import netfission.cli
+
+def work(settings):
+    print(sys.stdout.isatty(), sys.stderr.isatty())
+    print("nothing", file=sys.stderr)
+    null = os.stat(os.devnull).st_rdev
+    raise RuntimeError if any(os.fstat(number).st_rdev != null for number in range(3)) else SystemExit(7)
+
+netfission.cli._overview = work
+netfission.cli.run_process()
+"""
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
+    assert done.returncode == 7

@@ -1,13 +1,15 @@
 """A quick start and end of a command."""
 
+import errno
 import gc
+import io
 import os
 import subprocess
 import sys
 
 import pytest
 
-from netfission.utils.quick import without_collection
+from netfission.utils.quick import end_process, without_collection
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -97,3 +99,27 @@ end_process(3)
 """
     done = run(code)
     assert (done.stdout, done.stderr, done.returncode) == ("out", "err", 3)
+
+
+class Full(io.StringIO):
+    def flush(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("full", "status", "ended", "said"),
+    [
+        ("stdout", 0, 1, "netfission: standard output cannot be written (No space left on device)\n"),
+        ("stdout", 2, 2, ""),  # the command has said why
+        ("stderr", 0, 0, ""),
+        ("stderr", 3, 3, ""),
+    ],
+)
+def test_a_full_stream_ends_in_one_line_and_a_status_that_is_true(monkeypatch, full, status, ended, said):
+    ends, written = [], io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "_exit", ends.append)
+        patch.setattr(sys, "stderr", written)
+        patch.setattr(sys, full, Full())
+        end_process(status)
+    assert (ends, written.getvalue()) == ([ended], said)

@@ -84,6 +84,7 @@ def run_process() -> "NoReturn":
     # What is registered first is called last, when nothing is left to do but to tear Python's objects down.
     atexit.register(lambda: None if status is None else end_process(status))
     signal.signal(signal.SIGTERM, _stop_when_told)
+    _fill_descriptors()
     try:
         status = main()
     finally:
@@ -91,6 +92,15 @@ def run_process() -> "NoReturn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     exec("")  # lets Python forget an interruption, for which it would end itself by a signal
     sys.exit(status)
+
+
+def _fill_descriptors() -> None:
+    """Open what a process was started without, so that no file gets the number of a standard stream."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def command_module(name: str) -> "ModuleType":
@@ -108,10 +118,17 @@ def command_parser(name: str) -> "Parser":
 
 
 def _prepare_output() -> None:
-    """Show a warning as one line, and let no character end a command, whatever the terminal's encoding."""
+    """Show a warning as one line, and let no character end a command, whatever the terminal's encoding.
+
+    Where a stream is closed, as in a process without a terminal, what is written to it goes nowhere.
+    """
     from netfission.utils.text import accept_all_text
 
     warnings.showwarning = _one_line_warning
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - to the end
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     accept_all_text(sys.stdout)
     accept_all_text(sys.stderr)
 
@@ -124,14 +141,9 @@ def _dispatch(name: str, given: "Sequence[str]") -> None:
         else:
             _overview(given)
     except SystemExit:  # after a help or the version
-        _flush()
-        raise
-    _flush()
-
-
-def _flush() -> None:
-    if sys.stdout is not None:
         sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def _reader_is_gone() -> bool:
@@ -216,12 +228,20 @@ def _report(error: BaseException, status: int, command: str = "") -> int:
     message = _one_line(error)
     if isinstance(error, ValueError) and command in COMMANDS:
         message = command_parser(command).in_flags(message)
-    print(f"netfission: {message}", file=sys.stderr)
+    _complain(message)
     return status
 
 
 def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print("netfission: warning: " + _one_line(message), file=sys.stderr)
+    _complain("warning: " + _one_line(message))
+
+
+def _complain(message: str) -> None:
+    """Print a line on standard error; where it is full, the command ends as it would otherwise."""
+    from contextlib import suppress
+
+    with suppress(OSError):
+        print(f"netfission: {message}", file=sys.stderr)
 
 
 def _one_line(message: object) -> str:

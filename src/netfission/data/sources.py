@@ -379,7 +379,8 @@ def _quiet_datasets() -> Iterator[None]:
     """Hide Hugging Face's progress bars unless standard error is a terminal, and its log of errors."""
     import datasets
 
-    hide = datasets.is_progress_bar_enabled() and not sys.stderr.isatty()
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    hide = datasets.is_progress_bar_enabled() and not on_terminal
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised, too
     if hide:

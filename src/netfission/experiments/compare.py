@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
     new = {name: _with_weights(cells, out) for name, cells in succeeded.items() if name not in done}
     number = rounds or (ROUNDS if kept is None else kept.costs.rounds)
     times = f"{count_noun(len(new), 'network')} side by side, {count_noun(number, 'round')}"
-    print(f"measuring the costs of {times}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # standard error is full
+        print(f"measuring the costs of {times}", file=sys.stderr, flush=True)
     costs = _measure(new, out, number)
     if earlier is not None:
         costs = replace(costs, contenders={**earlier.costs.contenders, **costs.contenders})

@@ -5,12 +5,12 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 _UTILS = "torch._dynamo.utils"
 
@@ -166,8 +166,25 @@ _OTHERS = ("matplotlib", "scipy", "torchvision", "transformers")
 
 
 def end_process(status: int) -> NoReturn:
-    """End the process at once: teardown takes a second after PyTorch and timm were imported."""
-    for stream in (sys.stdout, sys.stderr):
+    """End the process at once: teardown takes a second after PyTorch and timm were imported.
+
+    Args:
+        status: the exit status; 1 in place of 0 if standard output cannot be written whole.
+    """
+    if (error := _flush(sys.stdout)) and status == 0:
+        status = 1
+        if sys.stderr is not None:
+            with suppress(OSError):
+                print(f"netfission: standard output cannot be written ({error})", file=sys.stderr)
+    _flush(sys.stderr)
+    os._exit(status)
+
+
+def _flush(stream: TextIO | None) -> str:
+    """Write what a stream holds; return why that is not possible, or an empty text."""
+    try:
         if stream is not None:
             stream.flush()
-    os._exit(status)
+    except (OSError, ValueError) as error:  # it is full, or closed
+        return getattr(error, "strerror", None) or str(error)
+    return ""
