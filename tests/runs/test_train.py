@@ -552,6 +552,19 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(content)
 
 
+def test_a_checkpoint_of_a_run_with_other_settings_is_refused(interrupted, settings_of):
+    """One of an earlier version does not say of which it is."""
+    checkpoint = torch.load(interrupted.checkpoint)
+    assert checkpoint["settings"] == interrupted.settings_sha256()
+    torch.save(checkpoint | {"settings": "0" * 64}, interrupted.checkpoint)
+    message = r"last\.ckpt must be a checkpoint of the run in .*, got one of a run with other settings;"
+    with pytest.raises(ValueError, match=message):
+        train(settings_of(), interrupted.path, progress=False, resume=True)
+    del checkpoint["settings"]
+    torch.save(checkpoint, interrupted.checkpoint)
+    train(settings_of(), interrupted.path, progress=False, resume=True)
+
+
 @pytest.mark.parametrize("how", ["cut", "page", "bit"])
 def test_a_damaged_checkpoint_is_named(interrupted, settings_of, how):
     damage(interrupted.checkpoint, how)

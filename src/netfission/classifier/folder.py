@@ -331,6 +331,17 @@ class ModelFolder:
             found = f"invalid settings ({first_line(error)})"
             raise invalid(str(self.config), "the settings of a run", found=found) from error
 
+    def settings_sha256(self) -> str:
+        """Return the SHA-256 of the settings in `config`, as hexadecimal digits.
+
+        It depends neither on comments nor on their order, nor on defaults of settings that are not there.
+
+        Raises:
+            ValueError: the folder holds no run, or its settings cannot be read.
+        """
+        settings = _read(self.config, _checked_yaml)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
     def load_spec(self, *, any_task: bool = False) -> NetworkSpec:
         """Read the description of the network.
 

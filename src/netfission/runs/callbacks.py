@@ -24,6 +24,8 @@ from netfission.utils.files import write_json, write_whole
 from netfission.utils.text import decimal
 from netfission.utils.typed import read_json
 
+_SETTINGS = "settings"  # entry of a checkpoint
+
 
 class EpochTable(Callback):
     """Logs each epoch's metrics, and writes them to a CSV file with one row per epoch.
@@ -255,16 +257,18 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     Args:
         previous: where the checkpoint before is kept.
+        settings: digest of the run's settings, which each checkpoint holds; empty if they are not known.
     """
 
-    def __init__(self, previous: Path) -> None:
+    def __init__(self, previous: Path, settings: str = "") -> None:
         super().__init__()
         self.previous = previous
+        self.settings = settings
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Replace the checkpoint at `path`, which takes the place of the one before."""
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        torch.save(checkpoint | {_SETTINGS: self.settings}, content)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue(), kept_as=self.previous)
@@ -273,13 +277,23 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Read a checkpoint: tensors and plain data alone, whatever is asked for.
 
         Raises:
-            ValueError: it holds something else, for which code would run.
+            ValueError: it holds something else, for which code would run, or is of a run with other settings.
         """
         try:
-            return super().load_checkpoint(path, map_location, weights_only=True)
+            checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             found = "one with other objects, which would run code"
             raise invalid(str(path), "a checkpoint of tensors and plain data", found=found) from error
+        digest = checkpoint.get(_SETTINGS)  # None in those of earlier versions
+        if digest and self.settings and digest != self.settings:
+            folder = Path(path).parent
+            raise invalid(
+                str(path),
+                f"a checkpoint of the run in {folder.parent}",
+                found="one of a run with other settings",
+                hint=f"restore it, or remove {folder} and resume, which starts the run again",
+            )
+        return checkpoint
 
 
 class AccuracyBar(TQDMProgressBar):

@@ -62,7 +62,9 @@ def make_trainer(
             enable_version_counter=False,
         ),
     ]
-    on_terminal = sys.stdout.isatty()
+    # A process on a machine without the folder writes no checkpoint.
+    settings = folder.settings_sha256() if folder.config.is_file() else ""
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
     if progress:
         writers.append(AccuracyBar() if on_terminal else EpochLines())
     if config.patience is not None:  # before the average, see `KeepBest`
@@ -79,7 +81,7 @@ def make_trainer(
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip,
             callbacks=[*writers, *callbacks],
-            plugins=[WholeCheckpoints(folder.previous_checkpoint)],
+            plugins=[WholeCheckpoints(folder.previous_checkpoint, settings)],
             logger=TensorBoardLogger(folder.path, name=None, version=folder.tensorboard.name),
             log_every_n_steps=50,
             num_sanity_val_steps=0,
