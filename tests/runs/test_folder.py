@@ -215,6 +215,22 @@ def test_a_digit_that_changed_is_found(copied, name):
         readers[name]()
 
 
+@pytest.mark.parametrize("name", ["evaluation", "reliability"])
+def test_figures_of_another_network_are_refused(copied, name):
+    """Those of an earlier version do not say of which they are."""
+    file, load = getattr(copied, name), getattr(copied, f"load_{name}")
+    figures = load()
+    network, spec = copied.load_network()
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.01)
+    copied.save_network(network, spec)
+    message = rf"{name}\.json must be of the network in model\.safetensors, got one of another network \("
+    with pytest.raises(ValueError, match=message):
+        load()
+    file.write_text(figures.to_json())
+    assert load() == figures
+
+
 def test_weights_of_another_network_are_refused(copied):
     spec = parse_json(copied.spec.read_text("utf-8"))
     spec["fission"]["exits"] = 3

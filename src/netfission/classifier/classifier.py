@@ -16,7 +16,9 @@ from netfission.classifier.folder import (
     ModelFolder,
     NetworkSpec,
     WeightsError,
+    figures_json,
     network_state,
+    state_sha256,
 )
 from netfission.classifier.hub import upload
 from netfission.classifier.image_network import ImageNetwork, find_folder
@@ -439,7 +441,8 @@ class Classifier(ImageNetwork):
         """Return the content of the network's files in a folder, by path; see `save_pretrained`."""
         files = super().files(folder)
         if self.evaluation is not None:
-            files[folder.evaluation] = stamp_json(self.evaluation.to_json())
+            digest = state_sha256(network_state(self.network))
+            files[folder.evaluation] = stamp_json(figures_json(self.evaluation, digest))
         return files | self._readme(folder.readme)
 
     def push_to_hub(

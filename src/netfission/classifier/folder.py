@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -32,6 +32,7 @@ from netfission.network import ExitPath, FissionNetwork
 from netfission.surgery.backbone import cut, resolve_branches, resolve_linear_exits
 from netfission.surgery.narrowing import fit
 from netfission.tasks import Task, find_task
+from netfission.tasks.base import Document
 from netfission.tasks.registry import other_task
 from netfission.utils.checksums import BLANK, NAME, check_tensors, check_text, parse_json, stamp, stamp_json
 from netfission.utils.errors import check_choice, first_line, invalid
@@ -43,6 +44,8 @@ Factory = Callable[..., nn.Module]  # called with num_classes and in_channels, b
 FORMAT = 2  # version of the format of config.json that is read
 CLASSES_FORMAT = 1  # of a network of classes, which earlier versions read, too
 _SINCE_FORMAT_2 = ("task", "scale")
+_WEIGHTS = "weights"  # entry of a file of figures: of which network they are
+T = TypeVar("T")
 
 
 class WeightsError(ValueError):
@@ -449,8 +452,8 @@ class ModelFolder:
             raise invalid(str(self.weights), "the weights of a network", found=first_line(error)) from error
 
     def load_evaluation(self) -> Evaluation | None:
-        """Read `evaluation`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.evaluation, Evaluation)
+        """Read `evaluation`; None if there is no such file, ValueError if damaged or of another network."""
+        return self.load_figures(self.evaluation, Evaluation)
 
     def load_target_evaluation(self, spec: NetworkSpec) -> Any:
         """Read `evaluation` of a network of any task, see `load_evaluation`.
@@ -459,7 +462,30 @@ class ModelFolder:
             spec: the description of the network.
         """
         kind: type[Any] = spec.find_task().evaluation_kind
-        return read_json(self.evaluation, kind)
+        return self.load_figures(self.evaluation, kind)
+
+    def load_figures(self, path: Path, kind: type[T]) -> T | None:
+        """Read figures of the network, see `figures_json`; None if there is no such file.
+
+        Those of an earlier version do not say of which weights they are.
+
+        Args:
+            path: the file.
+            kind: its content.
+
+        Raises:
+            ValueError: it is damaged, or of another network.
+        """
+        figures = read_json(path, kind, besides=(_WEIGHTS,))
+        digest = None if figures is None else parse_json(path.read_bytes()).get(_WEIGHTS)
+        if digest is not None and self.weights.is_file() and digest != self.weights_sha256():
+            raise invalid(
+                str(path),
+                f"of the network in {self.weights.name}",
+                found=f"one of another network (SHA-256 {str(digest)[:12]}…)",
+                hint="`netfission evaluate` measures it again",
+            )
+        return figures
 
     def save_network(self, network: nn.Module, spec: NetworkSpec) -> None:
         """Write weights, masks and description; if one cannot be written, neither file changes."""
@@ -475,6 +501,22 @@ class ModelFolder:
             content["format"] = FORMAT
         description = stamp_json(json.dumps(content, indent=2, ensure_ascii=False))
         return {self.weights: weights, self.spec: description}
+
+
+def figures_json(figures: Document, weights: str) -> str:
+    """Return the JSON text of figures, an object, that also says of which network they are.
+
+    Args:
+        figures: what was measured.
+        weights: digest of the network, see `state_sha256`.
+
+    Example:
+        >>> evaluation = Evaluation(4, "logits", [], {}, 0.0, 0.0)
+        >>> figures_json(evaluation, "5e1f…")[-29:]
+        'null,\\n  "weights": "5e1f…"\\n}\\n'
+    """
+    body = figures.to_json().rstrip().removesuffix("}").rstrip()
+    return f'{body},\n  "{_WEIGHTS}": "{weights}"\n}}\n'
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

@@ -73,12 +73,12 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, or a run's file, which also says of which `weights` they are.
 
         Raises:
             ValueError: the text is not JSON, or a value is missing, unknown or of another type.
         """
-        return typed(cls, parse_json(text))
+        return typed(cls, parse_json(text, ("weights",)))
 
     def by_exit(self, linear: int = 0) -> dict[str, dict[str, float]]:
         """Return the metrics of each exit by its name; the last `linear` ones are linear exits."""

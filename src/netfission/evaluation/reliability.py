@@ -224,12 +224,12 @@ class ReliabilityReport:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, or a run's file, which also says of which `weights` they are.
 
         Raises:
             ValueError: the text is not JSON, or a value is missing, unknown or of another type.
         """
-        return typed(cls, parse_json(text))
+        return typed(cls, parse_json(text, ("weights",)))
 
     def summary(self) -> str:
         """Return calibration and abstention in two lines."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from netfission.classifier.folder import NetworkSpec
+from netfission.classifier.folder import NetworkSpec, figures_json
 from netfission.config import RunConfig
 from netfission.data import ImageData, Split
 from netfission.data.matched import Part, load_matched
@@ -108,7 +108,7 @@ def calibrate(
     replaced = readable_calibration(folder)
     files: dict[Path, str | bytes] = {folder.calibration: stamp_json(calibration.to_json())}
     if reliability is not None:
-        files[folder.reliability] = stamp_json(reliability.to_json())
+        files[folder.reliability] = stamp_json(figures_json(reliability, calibration.weights))
     write_together(files, removed=[folder.reliability])
     present = set(labels.tolist())
     missing = [name for number, name in enumerate(spec.classes) if number not in present]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from netfission.classifier.folder import figures_json
 from netfission.config import RunConfig
 from netfission.data import Batches, ImageData, Split
 from netfission.data.matched import MatchedImages, Part
@@ -103,7 +104,7 @@ def calibrate_targets(
         evaluation, _ = measure(evaluator, [data.test])
     files: dict[Path, str | bytes] = {folder.calibration: stamp_json(calibration.to_json())}
     if evaluation is not None:
-        files[folder.evaluation] = stamp_json(evaluation.to_json())
+        files[folder.evaluation] = stamp_json(figures_json(evaluation, calibration.weights))
     write_together(files)
     return TargetRecalibration(calibration, replaced, evaluation, unmeasured)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from netfission.classifier.folder import NetworkSpec
+from netfission.classifier.folder import NetworkSpec, figures_json
 from netfission.config import STOPS_EARLY, RunConfig
 from netfission.data import Batches, ImageData, Split
 from netfission.data.summary import class_differences
@@ -74,14 +74,15 @@ def evaluate(folder: RunFolder, config: RunConfig, data: ImageData | None = None
     overlap = "" if calibration is None else calibration.overlap
     evaluator = task.evaluator(average=spec.average, calibration=None if overlap else calibration)
     evaluation, report = measured(evaluator, data.test)
-    write_json(folder.evaluation, evaluation.to_json())
+    weights = folder.weights_sha256()
+    write_json(folder.evaluation, figures_json(evaluation, weights))
     if overlap:
         what = folder.reliability.name if task.targets.exclusive else "calibrated figures"
         warnings.warn(f"no {what}: {overlap}", stacklevel=2)
         folder.reliability.unlink(missing_ok=True)
         report = None
     if report is not None:
-        write_json(folder.reliability, report.to_json())
+        write_json(folder.reliability, figures_json(report, weights))
     return evaluation
 
 

@@ -388,8 +388,8 @@ class RunFolder(ModelFolder):
         return content if isinstance(content, dict) else {}
 
     def load_reliability(self) -> ReliabilityReport | None:
-        """Read `reliability`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.reliability, ReliabilityReport)
+        """Read `reliability`; None if there is no such file, ValueError if damaged or of another network."""
+        return self.load_figures(self.reliability, ReliabilityReport)
 
     def load_cascade(self) -> CascadeEvaluation | None:
         """Read `cascade`; None if there is no such file, ValueError if it is damaged."""

@@ -126,12 +126,12 @@ class TargetEvaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, or a run's file, which also says of which `weights` they are.
 
         Raises:
             ValueError: the text is not JSON, or a value is missing, unknown or of another type.
         """
-        return typed(cls, parse_json(text))
+        return typed(cls, parse_json(text, ("weights",)))
 
     def table(self, linear: int = 0) -> str:
         """Return the figures as aligned plain text.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -62,10 +63,14 @@ def stamp_json(text: str) -> str:
     return stamp(marked.encode(errors="backslashreplace"), last=True).decode()
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, besides: Collection[str] = ()) -> Any:
     """Return the content of a JSON file without its checksum.
 
     A file without a checksum is one that an earlier version or another program wrote, and is read as it is.
+
+    Args:
+        text: the file's.
+        besides: names of entries of the outermost object that are left out, too.
 
     Raises:
         ValueError: it is no JSON, or differs from what its checksum stands for.
@@ -81,7 +86,8 @@ def parse_json(text: str | bytes) -> Any:
     if is_marked and (mark is None or _differs(raw, mark)):
         raise _edited()
     if isinstance(content, dict):
-        content.pop(NAME, None)
+        for name in (NAME, *besides):
+            content.pop(name, None)
     elif mark is not None and isinstance(content, list):
         content.pop()
     return content

@@ -41,10 +41,7 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint:
     if not path.is_file():
         return None
     try:
-        content = parse_json(path.read_bytes())
-        if isinstance(content, dict):
-            content = {name: value for name, value in content.items() if name not in besides}
-        return typed(kind, content)
+        return typed(kind, parse_json(path.read_bytes(), besides))
     except (ValueError, RecursionError) as error:
         found = f"damaged content ({first_line(error)})"
         raise invalid(str(path), "a valid JSON file", found=found, hint=hint) from error
