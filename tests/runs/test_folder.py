@@ -15,7 +15,7 @@ from netfission.data import load_data
 from netfission.runs.evaluate import evaluate
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train
-from netfission.utils.checksums import parse_json
+from netfission.utils.checksums import parse_json, stamp_json
 from netfission.utils.files import write_json
 
 
@@ -237,6 +237,22 @@ def test_weights_of_another_network_are_refused(copied):
     copied.spec.write_text(json.dumps(spec))
     with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of .*json, got others"):
         copied.load_network()
+
+
+def test_a_description_of_another_network_is_refused(copied):
+    """One that was edited has no checksum, and earlier versions wrote weights that tell of none."""
+    own, weights = copied.spec.read_text(), load_file(copied.weights)
+    spec = parse_json(own)
+    other = stamp_json(json.dumps(spec | {"mean": [0.9]}))
+    copied.spec.write_text(other)
+    message = r"model\.safetensors must be .*config\.json, got others \(written with another config\.json"
+    with pytest.raises(ValueError, match=message):
+        copied.load_network()
+    copied.spec.write_text(json.dumps(spec | {"mean": [0.9]}))
+    assert copied.load_network()[1].mean == [0.9]
+    copied.spec.write_text(other)
+    copied.weights.write_bytes(save(weights))
+    assert copied.load_network()[1].mean == [0.9]
 
 
 def test_the_network_comes_back_with_its_masks(finished_run):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -34,7 +34,17 @@ from netfission.surgery.narrowing import fit
 from netfission.tasks import Task, find_task
 from netfission.tasks.base import Document
 from netfission.tasks.registry import other_task
-from netfission.utils.checksums import BLANK, NAME, check_tensors, check_text, parse_json, stamp, stamp_json
+from netfission.utils.checksums import (
+    BLANK,
+    NAME,
+    add_metadata,
+    check_tensors,
+    check_text,
+    checksum_of,
+    parse_json,
+    stamp,
+    stamp_json,
+)
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import write_together
 from netfission.utils.text import count_noun
@@ -45,6 +55,7 @@ FORMAT = 2  # version of the format of config.json that is read
 CLASSES_FORMAT = 1  # of a network of classes, which earlier versions read, too
 _SINCE_FORMAT_2 = ("task", "scale")
 _WEIGHTS = "weights"  # entry of a file of figures: of which network they are
+_DESCRIPTION = "description"  # entry of the metadata of the weights: checksum of `spec`
 T = TypeVar("T")
 
 
@@ -397,10 +408,26 @@ class ModelFolder:
             raise invalid(str(self.weights), "the weights of a network", found="no such file", hint=hint)
         try:
             check_tensors(self.weights)
-            return spec.restore(load_file(self.weights), factory), spec
+            network = spec.restore(load_file(self.weights), factory)
+            self._check_spec()
+            return network, spec
         except (SafetensorError, WeightsError) as error:
             found = f"others ({first_line(error)})"
             raise invalid(str(self.weights), f"the weights of {self.spec}", found=found) from error
+
+    def _check_spec(self) -> None:
+        """Raise WeightsError if the weights were written with another description.
+
+        Weights of an earlier version do not say with which, and a description without a checksum is edited.
+        """
+        with safe_open(self.weights, "pt") as file:
+            written = (file.metadata() or {}).get(_DESCRIPTION, "")
+        found = checksum_of(self.spec.read_bytes())
+        if written and found and written != found:
+            raise WeightsError(
+                f"written with another {self.spec.name}, of checksum {written[:12]}…; "
+                "restore it, or remove its checksum if you edited the file"
+            )
 
     def load_calibration(self) -> Calibration | None:
         """Read `calibration`; None if there is no such file.
@@ -493,13 +520,14 @@ class ModelFolder:
 
     def network_files(self, network: nn.Module, spec: NetworkSpec) -> dict[Path, str | bytes]:
         """Return the content of `weights` and of `spec`, by path."""
-        weights = stamp(save(network_state(network), {NAME: BLANK}))
         content = asdict(spec)
         if spec.find_task().targets.exclusive:  # as earlier versions read it
             content = {name: value for name, value in content.items() if name not in _SINCE_FORMAT_2}
         else:
             content["format"] = FORMAT
         description = stamp_json(json.dumps(content, indent=2, ensure_ascii=False))
+        weights = save(network_state(network), {NAME: BLANK})
+        weights = stamp(add_metadata(weights, _DESCRIPTION, checksum_of(description.encode())))
         return {self.weights: weights, self.spec: description}
 
 

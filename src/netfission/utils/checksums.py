@@ -20,6 +20,7 @@ _DIGITS = 64
 BLANK = "sha256:" + "0" * _DIGITS  # what `stamp` fills in
 # In JSON, in the header of safetensors, and as a comment of YAML.
 _MARK = re.compile(rb'(?:"checksum": ?"|^# checksum: )sha256:([^"\n]{64})(?:"|$)', re.MULTILINE)
+_METADATA = b'{"__metadata__":{'  # begins the header of a safetensors file
 _HEAD = 4096  # bytes of a safetensors file, whose header begins with its metadata
 _BLOCK = 2**20
 _OTHER = "other content than its checksum stands for"
@@ -129,6 +130,35 @@ def check_tensors(path: Path) -> None:
     if digest.hexdigest().encode() != mark[1]:
         hint = "restore it from a copy, or train the network again"
         raise invalid(str(path), "as it was written", found=_OTHER, hint=hint)
+
+
+def add_metadata(content: bytes, name: str, value: str) -> bytes:
+    """Return the content of a safetensors file that has metadata with one more entry, which comes first.
+
+    The library writes several entries in any order, so that the same content has other bytes.
+
+    Args:
+        content: the file's.
+        name: of the entry; plain ASCII as `value`, without quotes.
+        value: of the entry.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip(b" ")
+    assert header.startswith(_METADATA)
+    header = _METADATA + f'"{name}":"{value}",'.encode() + header.removeprefix(_METADATA)
+    header += b" " * (-len(header) % 8)  # tensors are aligned
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def checksum_of(content: bytes) -> str:
+    """Return the checksum that a JSON file holds, as digits; an empty text if it holds none.
+
+    Example:
+        >>> checksum_of(stamp_json("{}").encode())[:8], checksum_of(b"{}")
+        ('1f04d3a9', '')
+    """
+    mark = _mark(content, last=True)
+    return "" if mark is None else mark[1].decode(errors="replace")
 
 
 def _edited() -> ValueError:
