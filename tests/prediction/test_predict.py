@@ -261,6 +261,22 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
         assert (tmp_path / name).read_text("utf-8").startswith('{"image"')
 
 
+def test_neither_an_image_nor_a_pipe_is_replaced(digits_run, digit_files, tmp_path, capsys):
+    image, other, pipe = tmp_path / "a.png", tmp_path / "b.csv", tmp_path / "pipe"
+    shutil.copy(find_in_folder(digit_files / "test")[0], image)
+    content = image.read_bytes()
+    other.symlink_to(image)
+    os.mkfifo(pipe)
+    request = ["predict", str(digits_run.path), str(tmp_path / "none.png"), str(image), "--format", "csv"]
+    for out in (image, other, tmp_path / "." / "a.png"):
+        assert main([*request, "--out", str(out)]) == 2
+        assert f"--out must be another file than the images, got {out}\n" in capsys.readouterr().err
+    assert image.read_bytes() == content
+    assert main([*request, "--out", str(pipe)]) == 2
+    assert "--out must be a regular file, got" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
 def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):
     run = shutil.copytree(digits_run.path, tmp_path / "run")
     (run / "calibration.json").unlink()

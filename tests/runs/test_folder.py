@@ -161,6 +161,22 @@ def test_an_unwritable_folder_is_refused(copied, tmp_path):
         RunFolder(tmp_path / "file" / "run").claim(copied.load_config(), resume=False)
 
 
+def test_what_is_no_regular_file_is_not_taken_for_none(copied):
+    for file, read in {
+        copied.metrics: copied.load_metrics,
+        copied.calibration: copied.load_calibration,
+        copied.evaluation: copied.load_evaluation,
+        copied.checkpoint: copied.resumable,
+        copied.weights: copied.load_network,
+        copied.spec: copied.load_spec,
+        copied.config: copied.load_config,
+    }.items():
+        file.unlink(missing_ok=True)
+        file.mkdir()
+        with pytest.raises(ValueError, match=rf"{file} must be a regular file, got a folder$"):
+            read()
+
+
 def test_damaged_files_are_named(copied):
     original = copied.weights.read_bytes()
     for damaged in (b"", b"no tensors here"):

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from netfission.utils.files import remove_abandoned, write_together, write_whole
+from netfission.utils.files import check_target, has_file, remove_abandoned, write_together, write_whole
 
 
 def disk_full(*_: object, **__: object) -> NoReturn:
@@ -157,3 +157,55 @@ def test_names_that_are_not_utf8_are_written_so_that_json_reads_them_back(tmp_pa
     name = os.fsdecode(b"ros\xe9/\xff")
     write_whole(tmp_path / "a.json", json.dumps({name: name, "é": 1}, ensure_ascii=False))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: name, "é": 1}
+
+
+def test_a_link_is_written_through_and_permissions_are_kept(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.csv", tmp_path / "links" / "link.csv"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.parent.mkdir()
+    link.symlink_to(os.path.relpath(real, link.parent))
+    write_whole(link, "new")
+    write_together({link: "newer"}, removed=[link])
+    assert link.is_symlink()
+    assert real.read_text() == "newer"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    fresh, later = tmp_path / "fresh", tmp_path / "later"
+    fresh.symlink_to(later)
+    write_whole(fresh, "made")
+    assert fresh.is_symlink()
+    assert later.read_text() == "made"
+
+
+def test_a_link_that_is_kept_is_moved_itself(tmp_path: Path) -> None:
+    real, link, kept = tmp_path / "real", tmp_path / "link", tmp_path / "kept"
+    real.write_text("old")
+    link.symlink_to(real)
+    write_whole(link, "new", kept_as=kept)
+    assert (link.read_text(), kept.read_text(), real.read_text()) == ("new", "old", "old")
+
+
+def special_files(folder: Path) -> dict[str, Path]:
+    """Return what is no regular file, by its name in messages."""
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "link").symlink_to(folder / "pipe")
+    return {"folder": folder / "folder", "pipe": folder / "pipe", "broken link": folder / "loop"}
+
+
+def test_what_is_no_regular_file_is_never_replaced_nor_taken_for_none(tmp_path: Path) -> None:
+    special = special_files(tmp_path)
+    before = {path: path.lstat().st_ino for path in tmp_path.iterdir()}
+    for kind, path in (*special.items(), ("pipe", tmp_path / "link")):
+        message = f"^{path} must be a regular file, got a {kind}$"
+        with pytest.raises(ValueError, match=message):
+            write_together({tmp_path / "other": "new", path: "new"})
+        with pytest.raises(ValueError, match=message):
+            has_file(path)
+    assert {path: path.lstat().st_ino for path in tmp_path.iterdir()} == before
+    with pytest.raises(
+        ValueError, match=r"^--out must be a regular file, got .*pipe \(a pipe\); try another$"
+    ):
+        check_target("--out", special["pipe"], hint="try another")
+    assert not has_file(tmp_path / "none")

@@ -34,6 +34,7 @@ from netfission.evaluation.p_values import DEFAULT_DETECTOR, Detector, DetectorS
 from netfission.network import FissionNetwork, check_network
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import first_line, invalid
+from netfission.utils.files import has_file
 
 T = TypeVar("T")
 
@@ -403,7 +404,7 @@ class Classifier(ImageNetwork):
         """
         folder = find_folder(name, revision=revision, token=token)
         network, spec = folder.load_network(factory)
-        recipe = folder.load_config() if folder.config.is_file() else None
+        recipe = folder.load_config() if has_file(folder.config) else None
         return cls(network, spec, folder.load_calibration(), folder.load_evaluation(), recipe)
 
     def save_pretrained(

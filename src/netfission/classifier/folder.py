@@ -46,7 +46,7 @@ from netfission.utils.checksums import (
     stamp_json,
 )
 from netfission.utils.errors import check_choice, first_line, invalid
-from netfission.utils.files import write_together
+from netfission.utils.files import has_file, write_together
 from netfission.utils.text import count_noun
 from netfission.utils.typed import read_json, typed
 
@@ -366,7 +366,7 @@ class ModelFolder:
             ValueError: it is missing, damaged, written by a newer version, or of another task unless
                 `any_task`.
         """
-        if self.config.is_file() and not self.spec.is_file():
+        if has_file(self.config) and not has_file(self.spec):
             raise invalid(
                 str(self.path), "a finished run", found="one whose training has not ended", hint="resume it"
             )
@@ -403,7 +403,7 @@ class ModelFolder:
             ValueError: a file is missing or damaged, the two do not belong together, or see `load_spec`.
         """
         spec = self.load_spec(any_task=any_task)
-        if not self.weights.is_file():
+        if not has_file(self.weights):
             hint = "resume the training"
             raise invalid(str(self.weights), "the weights of a network", found="no such file", hint=hint)
         try:
@@ -436,7 +436,7 @@ class ModelFolder:
             ValueError: it is damaged, or was fitted to another network, or to another average than that of
                 the network's method.
         """
-        if not self.calibration.is_file():
+        if not has_file(self.calibration):
             return None
         calibration: Calibration | None = self.load_calibration_of(self.load_spec())
         return calibration
@@ -588,7 +588,7 @@ def _checked_yaml(content: bytes) -> Any:
 
 
 def _read(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
-    if not path.is_file():
+    if not has_file(path):
         hint = "`netfission train` writes such a folder"
         raise invalid(str(path.parent), "the folder of a run", found=f"one without {path.name}", hint=hint)
     try:

@@ -14,7 +14,7 @@ from netfission.data.batches import Normalisation
 from netfission.data.images import to_pixels
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_together
+from netfission.utils.files import has_file, write_together
 
 
 class ImageNetwork(nn.Module):
@@ -92,11 +92,11 @@ class ImageNetwork(nn.Module):
             OSError: it cannot be written.
         """
         folder = ModelFolder(Path(save_directory))
-        if folder.config.is_file():
+        if has_file(folder.config):
             raise invalid("save_directory", "another folder than a run's", found=str(save_directory))
         files = self.files(folder)
         folder.path.mkdir(parents=True, exist_ok=True)
-        replaces = folder.weights.is_file()
+        replaces = has_file(folder.weights)
         write_together(files, removed=[folder.calibration, folder.evaluation] if replaces else [])
 
     def files(self, folder: ModelFolder) -> dict[Path, str | bytes]:

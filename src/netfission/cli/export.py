@@ -11,7 +11,7 @@ from netfission.cli.answer_options import add_answer_options, answer_options, ch
 from netfission.cli.parser import Parser, flag_name
 from netfission.config import RunConfig
 from netfission.utils.errors import invalid
-from netfission.utils.files import choose_format
+from netfission.utils.files import check_target, choose_format, has_file
 
 TARGET_IMAGES = 64  # to check a file of another task than classification with: maps take memory
 
@@ -138,11 +138,13 @@ def _check_together(settings: Namespace) -> None:
 def _out(settings: Namespace, folder: Path) -> Path:
     """Return where to write."""
     name = "cascade" if settings.cascade else f"model.{settings.format}"
-    out = Path(settings.out) if settings.out else folder / name
-    wrong = out.is_file() if settings.cascade else out.is_dir()
+    out = folder / name if settings.out is None else Path(settings.out)
+    wrong = os.path.lexists(out) and not out.is_dir() if settings.cascade else out.is_dir()
     if wrong or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         kind = "folder" if settings.cascade else "file"
         raise invalid("--out", f"a {kind} in a folder that exists and can be written to", found=str(out))
+    if not settings.cascade:
+        check_target("--out", out)
     return out
 
 
@@ -168,7 +170,7 @@ def _targets(settings: Namespace, folder: Path, out: Path) -> str:
         given["precision"] = settings.precision
     check_options(predictor.task, given)
     run = ModelFolder(folder)
-    recipe = run.load_config() if run.config.is_file() else None
+    recipe = run.load_config() if has_file(run.config) else None
     if settings.cascade:
         return _cascade(predictor, recipe, settings, folder, out)
     images, source = _images(predictor, recipe, settings)
@@ -209,7 +211,7 @@ def _cascade(
     check_cascade(network)
     run = RunFolder(folder)
     chosen = run.cascade
-    plan = Plan.read(chosen, run.weights_sha256()) if chosen.is_file() else _plan(network, recipe, settings)
+    plan = Plan.read(chosen, run.weights_sha256()) if has_file(chosen) else _plan(network, recipe, settings)
     images, source = _images(network, recipe, settings)
     difference = export_cascade(network, plan, out, images, opset=settings.opset)
     order = ", ".join(map(str, plan.order))

@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -12,7 +13,7 @@ from netfission.cli.answer_options import add_answer_options, answer_options, ch
 from netfission.cli.parser import Parser
 from netfission.cli.window_options import WindowProgress, add_window_options, check_windows, find_windows
 from netfission.utils.errors import check_positive_integer, invalid
-from netfission.utils.files import choose_format, write_whole
+from netfission.utils.files import check_target, choose_format, write_whole
 from netfission.utils.quick import without_collection, without_compiler
 
 _FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
@@ -127,10 +128,12 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
     out = settings.out
     if draw_maps:
         folder_of_maps = MapFolder(Path(settings.out), images)
+        suffix = next(suffix for suffix, kind in _FORMATS.items() if kind == chosen_format)
+        table = folder_of_maps.path / f"predictions{suffix}"
+        check_target("--out", table)
         print(f"writing maps to {settings.out}", flush=True)
         predictions = folder_of_maps.written(predictions)
-        suffix = next(suffix for suffix, kind in _FORMATS.items() if kind == chosen_format)
-        out = str(folder_of_maps.path / f"predictions{suffix}")
+        out = str(table)
     _write_all(writer, predictions, images, out, progress)
 
 
@@ -150,6 +153,7 @@ def _write_all(
     """Write all predictions with a progress bar; RuntimeError if an image has none."""
     from tqdm import tqdm
 
+    _check_is_no_image(out, images)
     # A bar would run through lines that are themselves printed on the screen.
     hidden = True if out is None and sys.stdout.isatty() else None
     with tqdm(predictions, total=len(images), unit="image", disable=hidden, leave=False) as bar:
@@ -214,7 +218,19 @@ def _names(images: list[str]) -> Iterator[str]:
 
 def _check_writable(out: str | None) -> None:
     if out is not None and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
-        raise invalid("--out", "a file in a folder that can be written to", found=out)
+        raise invalid("--out", "a file in a folder that can be written to", found=out or "no name")
+    if out is not None:
+        check_target("--out", Path(out), hint="leave it out for standard output")
+
+
+def _check_is_no_image(out: str | None, images: "Sequence[Path | Failure]") -> None:
+    """Raise ValueError if the file to write is one of the images, by whatever name."""
+    if out is None or not Path(out).exists():
+        return
+    for image in images:
+        with suppress(OSError):  # an image that is not there gets a line of its own
+            if isinstance(image, Path) and image.samefile(out):
+                raise invalid("--out", "another file than the images", found=out)
 
 
 def _check_map_folder(out: str) -> None:

@@ -31,7 +31,7 @@ from netfission.report.votes import Votes, collect_votes
 from netfission.runs.folder import RunFolder
 from netfission.tasks.registry import task_kind
 from netfission.utils.errors import invalid
-from netfission.utils.files import write_together
+from netfission.utils.files import check_target, write_together
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def _check_out(out: Path) -> None:
     if out.suffix != ".html" or out.is_dir() or not writable:
         expected = "a file ending in .html, in a folder that exists and can be written to"
         raise invalid("out", expected, found=str(out))
+    check_target("out", out)
 
 
 def _make_section(run: Run, figures: FigureFiles, data: str | None) -> Section:

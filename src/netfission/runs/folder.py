@@ -43,7 +43,7 @@ from netfission.tasks.gain import TargetFigures, TargetGain
 from netfission.tasks.window_evaluation import WindowEvaluation
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
 from netfission.utils.errors import first_line, invalid
-from netfission.utils.files import remove_abandoned, safe_name, write_json, write_whole
+from netfission.utils.files import has_file, remove_abandoned, safe_name, write_json, write_whole
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text, count_noun
 from netfission.utils.typed import read_json
@@ -256,7 +256,7 @@ class RunFolder(ModelFolder):
         Warns:
             UserWarning: it is damaged, and the one before is taken.
         """
-        kept = [path for path in (self.checkpoint, self.previous_checkpoint) if path.is_file()]
+        kept = [path for path in (self.checkpoint, self.previous_checkpoint) if has_file(path)]
         if not kept:
             return None
         newest, *older = kept
@@ -360,7 +360,7 @@ class RunFolder(ModelFolder):
         Raises:
             ValueError: the file is damaged.
         """
-        if not self.metrics.is_file():
+        if not has_file(self.metrics):
             return []
         try:
             with self.metrics.open(encoding="utf-8", newline="") as file:
@@ -447,8 +447,8 @@ class RunFolder(ModelFolder):
 
         A single network that was taken over is no run, and is not shown.
         """
-        is_finetuned = self.config.is_file() and self.is_finetuning(self.load_config())
-        return [self, self.single] if is_finetuned and self.single.config.is_file() else [self]
+        is_finetuned = has_file(self.config) and self.is_finetuning(self.load_config())
+        return [self, self.single] if is_finetuned and has_file(self.single.config) else [self]
 
     def is_finetuning(self, config: RunConfig) -> bool:
         """Return whether the settings of this run are those of the ensemble of a fine-tuning."""
@@ -459,10 +459,10 @@ class RunFolder(ModelFolder):
         """Return whether the figures of a gain are of the weights and calibration that are here."""
         if isinstance(figures, TargetFigures):
             spec = self.load_spec(any_task=True)
-            found = self.load_calibration_of(spec) if self.weights.is_file() else None
+            found = self.load_calibration_of(spec) if has_file(self.weights) else None
             now = None if found is None else (self.weights_sha256(), found.digest)
             return now == (figures.weights, figures.calibration)
-        calibration = self.load_calibration() if self.weights.is_file() else None
+        calibration = self.load_calibration() if has_file(self.weights) else None
         return calibration is not None and (
             (figures.weights, figures.temperature, figures.calibrated_on)
             == (self.weights_sha256(), calibration.temperature, calibration.images)
@@ -481,7 +481,7 @@ class RunFolder(ModelFolder):
         return report is None or report.sha256 == file_digest(now)
 
     def _check_settings(self, config: RunConfig, names: Mapping[str, str]) -> None:
-        if not self.config.is_file():
+        if not has_file(self.config):
             lack = "which holds no run" if self.path.is_dir() else "which does not exist"
             hint = "leave it out to start the run"
             raise invalid("resume", "given for the folder of a run", found=f"{self.path}, {lack}", hint=hint)

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,16 +17,77 @@ _HOST = re.sub(r"\W", "_", socket.gethostname())[:20]  # several machines may wr
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})(?:@(?P<host>\w*))?-[0-9a-f]{8}\.tmp")
 
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def has_file(path: Path, argument: str = "", *, hint: str = "") -> bool:
+    """Return whether a regular file, or a link to one, is at `path`; False only if nothing is there.
+
+    Args:
+        path: the file.
+        argument: name of the option that holds `path`, for the message; default `path` itself.
+        hint: what to do about something else, for the message.
+
+    Raises:
+        ValueError: something else is there, such as a folder, a pipe, a device or a broken link.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     has_file(Path(folder, "a.json"))
+        False
+    """
+    if path.is_file():
+        return True
+    if not os.path.lexists(path):
+        return False
+    try:
+        kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode), "something else")
+    except OSError:  # no target, or the link itself
+        kind = "a broken link"
+    found = f"{path} ({kind})" if argument else kind
+    raise invalid(argument or str(path), "a regular file", found=found, hint=hint)
+
+
+def check_target(argument: str, path: Path, *, hint: str = "") -> None:
+    """Check that `write_whole` may write to a path: nothing is there, or a regular file or a link to either.
+
+    Args:
+        argument: name of the option that holds `path`, for the message; "" names `path` itself.
+        path: the file to write.
+        hint: what to do about something else, for the message.
+
+    Raises:
+        ValueError: something else is there, such as a pipe or a device, which a file would replace.
+
+    Example:
+        >>> check_target("--out", Path("."))
+        Traceback (most recent call last):
+        ValueError: --out must be a regular file, got . (a folder)
+    """
+    if path.is_symlink() and not os.path.lexists(os.path.realpath(path)):
+        return  # the file that the link names is made
+    has_file(path, argument, hint=hint)
+
+
 def write_whole(path: Path, content: str | bytes, *, kept_as: Path | None = None) -> None:
     """Write a temporary file beside `path`, and rename it to `path` once it is safely on disk.
 
     Args:
-        path: the file; its previous content is replaced. Its folder must exist.
+        path: the file; its previous content is replaced, and its permissions are kept. Through a link, the
+            file that it names is written. The folder must exist.
         content: text is written as UTF-8, with line ends as they are. Names of files that are not UTF-8 are
             written with escapes that JSON reads back.
-        kept_as: takes the previous content, if there is a previous file.
+        kept_as: takes the previous content, if there is a previous file; a link is then moved itself.
 
     Raises:
+        ValueError: something else than a regular file is there, see `check_target`.
         OSError: the write failed (full disk, no such folder, no permission). `path` is unchanged, no
             temporary file is left, and the error's `filename` is `path`.
 
@@ -43,7 +105,7 @@ def write_json(path: Path, text: str) -> None:
     """Write the text of a JSON object or list with a checksum, see `netfission.utils.checksums`.
 
     Raises:
-        OSError: see `write_whole`.
+        ValueError, OSError: see `write_whole`.
     """
     write_whole(path, stamp_json(text))
 
@@ -62,6 +124,7 @@ def write_together(
         kept_as: path → the path that takes its previous content.
 
     Raises:
+        ValueError: see `write_whole`.
         OSError: see `write_whole`; if the disk was full, no file has changed.
 
     Example:
@@ -71,25 +134,32 @@ def write_together(
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['a', 'b']
     """
+    kept_as = kept_as or {}
+    for path in files:
+        check_target("", path)
+    # Through a link, unless it becomes the previous file.
+    places = {path: path if path in kept_as else Path(os.path.realpath(path)) for path in files}
     with contextlib.ExitStack() as cleanup:
         written = {}
         for path, content in files.items():
-            remove_abandoned(path.parent, path.name)
+            place = places[path]
+            remove_abandoned(place.parent, place.name)
             # tempfile would make the file readable by its owner alone; open() follows the umask.
-            written[path] = path.with_name(f".{path.name}.{os.getpid()}@{_HOST}-{secrets.token_hex(4)}.tmp")
+            written[path] = place.with_name(f".{place.name}.{os.getpid()}@{_HOST}-{secrets.token_hex(4)}.tmp")
             cleanup.callback(_remove, written[path])
             with _named_in_errors(path):
                 _write(
                     written[path],
                     content.encode(errors="backslashreplace") if isinstance(content, str) else content,
+                    stat.S_IMODE(place.stat().st_mode) if place.exists() else None,
                 )
         for path in removed:
-            path.unlink(missing_ok=True)
+            places.get(path, path).unlink(missing_ok=True)
         for path, temporary in written.items():
             with _named_in_errors(path):
-                if kept_as and path in kept_as and path.is_file():
+                if path in kept_as and path.is_file():
                     path.replace(kept_as[path])
-                temporary.replace(path)
+                temporary.replace(places[path])
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
@@ -138,8 +208,10 @@ def safe_name(text: str, longest: int = 40) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-._")[:longest] or "unnamed"
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, mode: int | None) -> None:
     with path.open("xb") as file:
+        if mode is not None:
+            path.chmod(mode)  # before the content, which may be private
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

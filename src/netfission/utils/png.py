@@ -26,6 +26,8 @@ def png_bytes(image: Image.Image) -> bytes:
 def is_own_png(file: Path) -> bool:
     """Return whether `png_bytes` made a file."""
     name, value = _MARK
+    if not file.is_file():  # opening a pipe would wait
+        return False
     try:
         with Image.open(file) as image:
             return image.format == "PNG" and image.info.get(name) == value

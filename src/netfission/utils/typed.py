@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from netfission.utils.checksums import parse_json
 from netfission.utils.errors import check_choice, first_line, invalid, shortened
+from netfission.utils.files import has_file
 
 T = TypeVar("T")
 
@@ -27,8 +28,8 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint:
         hint: what to do about a damaged file, for the message.
 
     Raises:
-        ValueError: the file is not JSON, differs from its checksum, or a value is missing, unknown or of
-            another type.
+        ValueError: it is no regular file, is not JSON, differs from its checksum, or a value is missing,
+            unknown or of another type.
 
     Example:
         >>> import tempfile
@@ -38,7 +39,7 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint:
         ...     read_json(path, dict[str, int])
         {'right': 3}
     """
-    if not path.is_file():
+    if not has_file(path):
         return None
     try:
         return typed(kind, parse_json(path.read_bytes(), besides))
