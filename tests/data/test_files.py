@@ -27,12 +27,13 @@ def test_every_file_is_an_image_or_left_out_for_a_reason(tmp_path: Path) -> None
     touch(*images, tmp_path / "notes.txt", tmp_path / "Thumbs.db", tmp_path / "._a.jpg")
     touch(tmp_path / ".cache" / "a.jpg", tmp_path / ".cache" / "b.jpg")
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     found = find_images(tmp_path)
     assert found.images == strings(images)
     assert found.left_out == {
         "hidden": strings(tmp_path / name for name in ("._a.jpg", ".cache", "Thumbs.db")),
         "of another type": [str(tmp_path / "notes.txt")],
-        "missing": [str(tmp_path / "broken.png")],
+        "missing": strings(tmp_path / name for name in ("broken.png", "loop.png")),
     }
 
 

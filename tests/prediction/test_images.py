@@ -197,8 +197,11 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path):
 def test_a_pipe_is_not_waited_for_and_a_link_is_followed(classifier, files, expected, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to(files[0])
-    pipe, link = predict_images(classifier, [tmp_path / "pipe.png", tmp_path / "link.png"])
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    names = ("pipe.png", "link.png", "loop.png")
+    pipe, link, loop = predict_images(classifier, [tmp_path / name for name in names])
     assert pipe == Failure(tmp_path / "pipe.png", "not a regular file")
+    assert loop == Failure(tmp_path / "loop.png", "too many levels of symbolic links")
     assert_close(link, expected[files[0]])
-    assert find_images([str(tmp_path)]) == [tmp_path / "link.png", tmp_path / "pipe.png"]
+    assert find_images([str(tmp_path)]) == [tmp_path / name for name in sorted(names)]
     assert find_in_folder(tmp_path) == [tmp_path / "link.png"]

@@ -1,7 +1,7 @@
 """Which files of a folder are images, and which are left out, by reason."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -209,7 +209,7 @@ def _list(folder: str) -> _Listing:
     entered = []
     for entry in entries:
         path = start + entry.name
-        is_folder = entry.is_dir()
+        is_folder = _is(entry.is_dir)
         reason = why_not_entered(Path(path)) if is_folder else _why_no_image(entry)
         if reason is not None:
             listing.left_out.append((path, reason))
@@ -231,7 +231,15 @@ def _why_no_image(entry: os.DirEntry[str]) -> Reason | None:
     if suffix.lower() not in image_suffixes():
         package = package_for(suffix)
         return f"needing {package}" if package else "of another type"
-    return None if entry.is_file() else "missing"  # as the target of a broken link
+    return None if _is(entry.is_file) else "missing"  # as the target of a broken link
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Ask an entry for its kind; a link to itself is of none."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def why_not_entered(folder: Path) -> Reason | None:
