@@ -176,6 +176,7 @@ def test_a_recipes_setting_that_is_not_valid_is_named_with_its_file(text, messag
         (b"\xff\xfe\x00", "must be YAML, got damaged text"),
         (CHECKED.replace(b"3", b"4", 1), r"must be YAML, got damaged text \(checksum must be that of the"),
         (b"false", "must be a mapping from settings to values, got False$"),
+        (b"#" * (2**20 + 1), r"must be YAML, got damaged text \(more than 1,048,576 bytes\)$"),
         (b"- a", r"must be a mapping from settings to values, got \['a'\]$"),
     ],
 )

@@ -366,6 +366,8 @@ def test_an_empty_name_is_no_file() -> None:
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, file: Path, state: dict[str, Tensor]) -> None:
     assert "got no such file or directory" in _refusal(tmp_path / "none.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "must be a regular file, got" in _refusal(tmp_path / "pipe.pt")
     file.write_bytes(b"")
     assert "got an empty file" in _refusal(file)
     file.write_text("epoch,loss\n1,0.5\n")

@@ -20,6 +20,8 @@ from netfission.utils.checksums import check_text
 from netfission.utils.errors import invalid
 from netfission.utils.typed import PLAIN, typed
 
+_LONGEST = 2**20  # bytes of a file of settings
+
 # The settings of a run, by the title of their group in a command's help.
 PARTS = {
     "data": DataConfig,
@@ -268,7 +270,10 @@ class Parser(ArgumentParser):
         import yaml
 
         try:
-            raw = Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                raw = file.read(_LONGEST + 1)
+            if len(raw) > _LONGEST:  # a device may have no end
+                raise ValueError(f"more than {_LONGEST:,} bytes")
             check_text(raw)
             content = yaml.safe_load(raw.decode())
         except OSError as error:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from netfission.models.hugging_face import HuggingFaceClassifier
 from netfission.utils.checksums import archive_damage, check_tensors, is_archive, parse_json
 from netfission.utils.errors import describe, first_line, invalid
+from netfission.utils.files import has_file
 from netfission.utils.text import count_noun
 
 # Under which names training programs store a state dict; moving averages first, as timm prefers them.
@@ -202,7 +203,7 @@ def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file of weights, or of that in the folder of a run, as hexadecimal digits.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it is a pipe or a device.
 
     Example:
         >>> import tempfile
@@ -214,6 +215,7 @@ def file_digest(path: str | Path) -> str:
     try:
         file = _file_of(path)
         state = file.stat()
+        has_file(file)  # a pipe would be waited for, and a device has no end
         return _digest(file.resolve(), state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise invalid(str(path), _WEIGHTS, found=(error.strerror or "no such file").lower()) from error
