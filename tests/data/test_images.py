@@ -42,6 +42,15 @@ def test_sixteen_bits_become_eight():
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"),
+    [([-3, 0, 128, 255], [0, 0, 128, 255]), ([0, 256, 65535, 70000], [0, 1, 255, 255])],
+)
+def test_thirty_two_bits_are_read_by_what_they_hold(values, expected):
+    pixels = to_pixels(Image.fromarray(np.array([values], dtype=np.int32)), "L", (1, 4))
+    assert pixels.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(
     ("values", "pixels"),
     [
         ([0.0, 0.25, 0.5, 1.0], [0, 64, 128, 255]),  # as most programs write them

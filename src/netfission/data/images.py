@@ -29,9 +29,10 @@ def to_pixels(image: Image.Image, mode: Mode, size: tuple[int, int]) -> Tensor:
     """Convert an image to pixels `(channels, height, width)` uint8.
 
     The image is rotated upright by its EXIF tag; damaged metadata are ignored. Transparent parts become
-    white; of 16 bits the upper 8 are used. Floating point is read as 0 to 1 if all values are in that range,
-    and otherwise as 0 to 255, with other values clipped. An image of another size is scaled until it covers
-    `size` (bilinear, with antialiasing), and cropped at its centre.
+    white; of 16 bits the upper 8 are used. Integers of 32 bits are read as 0 to 255 if all values are in that
+    range, and otherwise as of 16 bits; floating point as 0 to 1 if all values are in that range, and
+    otherwise as 0 to 255. Other values are clipped. An image of another size is scaled until it covers `size`
+    (bilinear, with antialiasing), and cropped at its centre.
 
     Args:
         image: in any of Pillow's modes.
@@ -129,9 +130,11 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert modes that Pillow would clip: grey of 16 bits at 255, and floating point at 1."""
+    """Convert modes that Pillow would clip: grey of 16 or 32 bits at 255, and floating point at 1."""
     if image.mode.startswith("I"):
-        return Image.fromarray((np.array(image).clip(0, 65535) // 256).astype(np.uint8))
+        integers = np.array(image).clip(0, 65535)
+        of_eight_bits = image.mode == "I" and integers.max() <= 255  # of 32 bits, which hold either
+        return Image.fromarray((integers if of_eight_bits else integers // 256).astype(np.uint8))
     if image.mode == "F":
         values = np.array(image)
         if not np.isfinite(values).all():
