@@ -169,6 +169,12 @@ def test_a_recipes_setting_that_is_not_valid_is_named_with_its_file(text, messag
     assert re.search(message, error.rstrip("\n"))
 
 
+@pytest.mark.parametrize("command", ["train", "export run", "report run", "cost run", "predict run a.png"])
+def test_an_empty_name_to_write_is_refused(command, capsys):
+    assert main([*command.split(), "--out", ""]) == 2
+    assert capsys.readouterr().err == "netfission: --out must be the name of what to write, got ''\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -177,6 +183,18 @@ def test_a_recipes_setting_that_is_not_valid_is_named_with_its_file(text, messag
         (CHECKED.replace(b"3", b"4", 1), r"must be YAML, got damaged text \(checksum must be that of the"),
         (b"false", "must be a mapping from settings to values, got False$"),
         (b"#" * (2**20 + 1), r"must be YAML, got damaged text \(more than 1,048,576 bytes\)$"),
+        (
+            b"epochs: 1\nseed: 2\nepochs: 3",
+            r"must be YAML, got damaged text \(epochs must be given once, got it",
+        ),
+        (b"a: {b: 1, b: 2}", r"must be YAML, got damaged text \(b must be given once, got it twice\)$"),
+        (
+            b"k0: &k0 []\n"
+            + b"".join(b"k%d: &k%d [*k%d, *k%d]\n" % (i + 1, i + 1, i, i) for i in range(40))
+            + b"a:\na:",
+            r"must be YAML, got damaged text \(a must be given once, got it twice\)$",
+        ),
+        (b"ratio: &a [*a]", r"must be YAML, got damaged text \(an alias stands within what it names\)$"),
         (b"- a", r"must be a mapping from settings to values, got \['a'\]$"),
     ],
 )

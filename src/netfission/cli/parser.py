@@ -192,6 +192,8 @@ class Parser(ArgumentParser):
         values = self._values | from_file
         for name, text in texts.items():
             shown = flag_name(name) if name in self._flags else name
+            if name == "out" and text == "":
+                raise invalid(shown, "the name of what to write", text)
             values[name] = text if text is True else _from_command_line(self._kinds[name], text, shown)
         if self._settings:
             values["flags"] = self._settings & texts.keys()
@@ -275,7 +277,10 @@ class Parser(ArgumentParser):
             if len(raw) > _LONGEST:  # a device may have no end
                 raise ValueError(f"more than {_LONGEST:,} bytes")
             check_text(raw)
-            content = yaml.safe_load(raw.decode())
+            loader = yaml.SafeLoader(raw.decode())
+            root = loader.get_single_node()
+            _check_node(root, {})
+            content = None if root is None else loader.construct_document(root)
         except OSError as error:
             raise invalid(
                 "--config", "a file that can be read", found=f"{path} ({error.strerror})"
@@ -299,6 +304,31 @@ class Parser(ArgumentParser):
     def _kind_in_file(self, name: str) -> Any:
         kind = self._kinds[name]
         return GenericAlias(list, (kind,)) if name in self._several else kind
+
+
+def _check_node(node: Any, known: dict[int, bool]) -> None:
+    """Raise ValueError if a mapping of YAML has a key twice, of which the last would win, or holds itself.
+
+    Args:
+        node: of the document; None if it is empty.
+        known: the nodes that were entered, by their `id`, and whether they were left again.
+    """
+    if not isinstance(value := getattr(node, "value", None), list):  # a scalar, or no node
+        return
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias stands within what it names")
+        return  # another alias of it
+    known[id(node)] = False
+    keys: set[str] = set()
+    for entry in value:
+        for inner in entry if isinstance(entry, tuple) else (entry,):
+            _check_node(inner, known)
+        if isinstance(entry, tuple) and isinstance(key := entry[0].value, str):
+            if key in keys:
+                raise ValueError(f"{key} must be given once, got it twice")
+            keys.add(key)
+    known[id(node)] = True
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter):
