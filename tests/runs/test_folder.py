@@ -257,7 +257,7 @@ def test_weights_of_another_network_are_refused(copied):
 
 def test_a_description_of_another_network_is_refused(copied):
     """One that was edited has no checksum, and earlier versions wrote weights that tell of none."""
-    own, weights = copied.spec.read_text(), load_file(copied.weights)
+    own, weights = copied.spec.read_text("utf-8"), load_file(copied.weights)
     spec = parse_json(own)
     other = stamp_json(json.dumps(spec | {"mean": [0.9]}))
     copied.spec.write_text(other)

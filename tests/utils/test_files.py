@@ -168,13 +168,13 @@ def test_a_link_is_written_through_and_permissions_are_kept(tmp_path: Path) -> N
     write_whole(link, "new")
     write_together({link: "newer"}, removed=[link])
     assert link.is_symlink()
-    assert real.read_text() == "newer"
+    assert real.read_text("utf-8") == "newer"
     assert stat.S_IMODE(real.stat().st_mode) == 0o600
     fresh, later = tmp_path / "fresh", tmp_path / "later"
     fresh.symlink_to(later)
     write_whole(fresh, "made")
     assert fresh.is_symlink()
-    assert later.read_text() == "made"
+    assert later.read_text("utf-8") == "made"
 
 
 def test_a_link_that_is_kept_is_moved_itself(tmp_path: Path) -> None:
@@ -182,7 +182,11 @@ def test_a_link_that_is_kept_is_moved_itself(tmp_path: Path) -> None:
     real.write_text("old")
     link.symlink_to(real)
     write_whole(link, "new", kept_as=kept)
-    assert (link.read_text(), kept.read_text(), real.read_text()) == ("new", "old", "old")
+    assert (link.read_text("utf-8"), kept.read_text("utf-8"), real.read_text("utf-8")) == (
+        "new",
+        "old",
+        "old",
+    )
 
 
 def special_files(folder: Path) -> dict[str, Path]:
