@@ -182,7 +182,10 @@ def test_an_empty_name_to_write_is_refused(command, capsys):
         (b"\xff\xfe\x00", "must be YAML, got damaged text"),
         (CHECKED.replace(b"3", b"4", 1), r"must be YAML, got damaged text \(checksum must be that of the"),
         (b"false", "must be a mapping from settings to values, got False$"),
-        (b"#" * (2**20 + 1), r"must be YAML, got damaged text \(more than 1,048,576 bytes\)$"),
+        (
+            b"#" * (2**20 + 1),
+            r"must be YAML, got damaged text \(it must be at most 1,048,576 bytes, got more\)$",
+        ),
         (
             b"epochs: 1\nseed: 2\nepochs: 3",
             r"must be YAML, got damaged text \(epochs must be given once, got it",
@@ -194,7 +197,10 @@ def test_an_empty_name_to_write_is_refused(command, capsys):
             + b"a:\na:",
             r"must be YAML, got damaged text \(a must be given once, got it twice\)$",
         ),
-        (b"ratio: &a [*a]", r"must be YAML, got damaged text \(an alias stands within what it names\)$"),
+        (
+            b"ratio: &a [*a]",
+            r"must be YAML, got damaged text \(alias must be outside of what it names, got one within it\)$",
+        ),
         (b"- a", r"must be a mapping from settings to values, got \['a'\]$"),
     ],
 )

@@ -30,7 +30,7 @@ def test_a_picture_is_saved_as_png_and_svg_or_not_at_all(tmp_path):
     assert b"<svg" in (tmp_path / "cost.svg").read_bytes()
 
     (tmp_path / "time.svg").mkdir()
-    with pytest.raises(OSError, match=r"time\.svg"):
+    with pytest.raises(ValueError, match=r"time\.svg must be a regular file, got a folder"):
         save_picture(picture(), tmp_path / "time")
     assert not (tmp_path / "time.svg").is_file()
 

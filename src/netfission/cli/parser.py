@@ -275,7 +275,7 @@ class Parser(ArgumentParser):
             with Path(path).open("rb") as file:
                 raw = file.read(_LONGEST + 1)
             if len(raw) > _LONGEST:  # a device may have no end
-                raise ValueError(f"more than {_LONGEST:,} bytes")
+                raise invalid("it", f"at most {_LONGEST:,} bytes", found="more")
             check_text(raw)
             loader = yaml.SafeLoader(raw.decode())
             root = loader.get_single_node()
@@ -317,7 +317,7 @@ def _check_node(node: Any, known: dict[int, bool]) -> None:
         return
     if id(node) in known:
         if not known[id(node)]:
-            raise ValueError("an alias stands within what it names")
+            raise invalid("alias", "outside of what it names", found="one within it")
         return  # another alias of it
     known[id(node)] = False
     keys: set[str] = set()
@@ -326,7 +326,7 @@ def _check_node(node: Any, known: dict[int, bool]) -> None:
             _check_node(inner, known)
         if isinstance(entry, tuple) and isinstance(key := entry[0].value, str):
             if key in keys:
-                raise ValueError(f"{key} must be given once, got it twice")
+                raise invalid(key, "given once", found="it twice")
             keys.add(key)
     known[id(node)] = True
 

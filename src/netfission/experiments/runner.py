@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import shutil
 import sys
 import threading
@@ -39,7 +38,6 @@ from netfission.runs.setup import check_start, check_weights_task, data_task, lo
 from netfission.runs.train import train
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
-from netfission.utils.quick import call_lean
 from netfission.utils.text import count_noun
 
 _OUT_OF_TIME = 75  # exit status of a worker whose time is over
@@ -221,8 +219,7 @@ def _run_in_workers(
     """Let several processes do the runs, and move the bar as records come in."""
     threads = max(1, torch.get_num_threads() // workers)
     spawn = multiprocessing.get_context("spawn")
-    work = pickle.dumps(partial(_worker, cells, out, threads, limit))
-    processes = [spawn.Process(target=call_lean, args=(work,)) for _ in range(workers)]
+    processes = [spawn.Process(target=_worker, args=(cells, out, threads, limit)) for _ in range(workers)]
     records = Records(out / "records")
     try:
         with no_interrupts():

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -97,22 +96,6 @@ def lean_metrics() -> None:
     """
     if "torchmetrics" not in sys.modules and _LeanMetrics not in sys.meta_path:
         sys.meta_path.insert(0, _LeanMetrics)
-
-
-def call_lean(pickled: bytes) -> None:
-    """Call a pickled function in a process of its own that needs lean metrics, before its module is imported.
-
-    Args:
-        pickled: of a function without arguments, such as a `functools.partial`.
-
-    Example:
-        >>> import pickle
-        >>> from functools import partial
-        >>> call_lean(pickle.dumps(partial(print, "called")))
-        called
-    """
-    lean_metrics()
-    pickle.loads(pickled)()
 
 
 class _LeanMetrics:
