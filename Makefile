@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files of packages that few programs import: Python compiles them when one does.
+RARE := /tests?/|/_internal/|/transformers/models/|/ray/(rllib|data|serve|tune|train|llm)/|/nvidia/|/mypy/|/pip/|/setuptools/
 # That share the tests: one more than there are cores, as some tests wait, and at most 4.
 PROCESSES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 4)))
 
@@ -16,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		|| { echo "netfission needs Python 3.11 or newer; name one: make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # what pip does, on all cores; some files are no Python 3
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(RARE)' $(VENV)/lib || true # what pip does, on all cores; some files are no Python 3
 	@touch $@
 
 demo: $(VENV)/.ready ## train, evaluate and compare on real digits in under 3 minutes
