@@ -56,6 +56,7 @@ def test_figures_are_of_the_images_of_each_corruption_and_strength(run, publishe
         metrics = kept["corruptions"][name][strength - 1]["ensemble"]
         assert metrics["nll"] == pytest.approx(by_hand.ensemble["nll"], rel=1e-4)
     assert run.load_corruptions().n == N
+    assert kept["weights"] == run.weights_sha256()
 
 
 def test_fewer_images_are_a_random_choice_of_them(run, published, monkeypatch):

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save
 
+from netfission.cli import main
 from netfission.config import RunConfig
 from netfission.data import load_data
 from netfission.runs.evaluate import evaluate
@@ -245,6 +247,36 @@ def test_figures_of_another_network_are_refused(copied, name):
         load()
     file.write_text(figures.to_json())
     assert load() == figures
+
+
+def test_figures_that_are_measured_beside_are_bound_to_the_network(copied, tmp_path, capsys):
+    other = tmp_path / "other"
+    for name in "73":
+        (other / name).mkdir(parents=True)
+        Image.new("L", (8, 8), int(name)).save(other / name / "a.png")
+    again = [["--ood", "inverted"], ["--cascade"], ["--data", str(other)]]
+    loads = [
+        copied.load_out_of_distribution,
+        copied.load_cascade,
+        partial(copied.load_evaluation_of, str(other)),
+    ]
+    for flags, load in zip(again, loads, strict=True):
+        assert main(["evaluate", str(copied.path), *flags]) == 0
+        assert load() is not None
+    assert main(["evaluate", str(copied.path), "--ood", "rotated"]) == 0
+    network, spec = copied.load_network()
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.01)
+    copied.save_network(network, spec)
+    copied.calibration.unlink()
+    for flags, load in zip(again, loads, strict=True):
+        with pytest.raises(
+            ValueError, match=rf"of the network .* `netfission evaluate {flags[0]}` measures it"
+        ):
+            load()
+        assert main(["evaluate", str(copied.path), *flags]) == 0
+        assert load() is not None
+    assert [entry.data for entry in copied.load_out_of_distribution()] == ["inverted"]
 
 
 def test_weights_of_another_network_are_refused(copied):

@@ -99,6 +99,7 @@ def test_measures_of_one_window_are_those_of_the_run(run_of, tmp_path, capsys):
     assert found.evaluation.calibrated == pytest.approx(known.calibrated)
     assert found.scaled == pytest.approx(known.calibrated, rel=1e-3)
     assert (found.window, found.windows, found.shape) == ([8, 8], 20, [8, 8])
+    assert json.loads(folder.window_evaluation.read_text("utf-8"))["weights"] == folder.weights_sha256()
 
 
 def test_photographs_are_measured_in_their_own_size(run_of, settings_for, predictor, tables, tmp_path):

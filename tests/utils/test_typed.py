@@ -89,8 +89,5 @@ def test_what_is_no_json_is_refused(content, tmp_path):
         read_json(path, Tree)
 
 
-def test_no_file_is_none_and_entries_besides_are_left_out(tmp_path):
+def test_no_file_is_none(tmp_path):
     assert read_json(tmp_path / "none.json", Tree) is None
-    path = tmp_path / "tree.json"
-    path.write_text(json.dumps(GOOD | {"environment": {}}))
-    assert read_json(path, Tree, besides=("environment",)) == Tree(3, [Leaf("x", 0.5)], (1, 0), None)

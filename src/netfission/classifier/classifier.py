@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from operator import index
 from pathlib import Path
@@ -405,7 +406,8 @@ class Classifier(ImageNetwork):
         folder = find_folder(name, revision=revision, token=token)
         network, spec = folder.load_network(factory)
         recipe = folder.load_config() if has_file(folder.config) else None
-        return cls(network, spec, folder.load_calibration(), folder.load_evaluation(), recipe)
+        digest = cache(folder.weights_sha256)  # once for all files
+        return cls(network, spec, folder.load_calibration(digest), folder.load_evaluation(digest), recipe)
 
     def save_pretrained(
         self,

@@ -48,13 +48,15 @@ from netfission.utils.checksums import (
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import has_file, write_together
 from netfission.utils.text import count_noun
-from netfission.utils.typed import read_json, typed
+from netfission.utils.typed import named_damage, read_json, typed
 
 Factory = Callable[..., nn.Module]  # called with num_classes and in_channels, by name
+Digest = Callable[[], str]  # gives the digest of a network, once it is needed
 FORMAT = 2  # version of the format of config.json that is read
 CLASSES_FORMAT = 1  # of a network of classes, which earlier versions read, too
 _SINCE_FORMAT_2 = ("task", "scale")
 _WEIGHTS = "weights"  # entry of a file of figures: of which network they are
+_ENVIRONMENT = "environment"  # another, in which they were measured
 _DESCRIPTION = "description"  # entry of the metadata of the weights: checksum of `spec`
 T = TypeVar("T")
 
@@ -429,8 +431,11 @@ class ModelFolder:
                 "restore it, or remove its checksum if you edited the file"
             )
 
-    def load_calibration(self) -> Calibration | None:
+    def load_calibration(self, digest: Digest | None = None) -> Calibration | None:
         """Read `calibration`; None if there is no such file.
+
+        Args:
+            digest: gives that of the network; default `weights_sha256`.
 
         Raises:
             ValueError: it is damaged, or was fitted to another network, or to another average than that of
@@ -438,14 +443,15 @@ class ModelFolder:
         """
         if not has_file(self.calibration):
             return None
-        calibration: Calibration | None = self.load_calibration_of(self.load_spec())
+        calibration: Calibration | None = self.load_calibration_of(self.load_spec(), digest)
         return calibration
 
-    def load_calibration_of(self, spec: NetworkSpec) -> Any:
+    def load_calibration_of(self, spec: NetworkSpec, digest: Digest | None = None) -> Any:
         """Read `calibration` of a network of any task, see `load_calibration`.
 
         Args:
             spec: the description of the network.
+            digest: see `load_calibration`.
         """
         calibration: Any = read_json(self.calibration, spec.find_task().calibration_kind)
         if calibration is None:
@@ -458,8 +464,8 @@ class ModelFolder:
                 found=f"one of the mean of {describe_average(calibration.average)}",
                 hint=hint,
             )
-        digest = self.weights_sha256() if calibration.weights else ""
-        if calibration.weights == digest:
+        weights = (digest or self.weights_sha256)() if calibration.weights else ""
+        if calibration.weights == weights:
             return calibration
         # An earlier version kept the digest of the file, which is another one once the file is written anew.
         if calibration.weights != file_digest(self.weights):
@@ -469,7 +475,7 @@ class ModelFolder:
                 found=f"one of another network (SHA-256 {calibration.weights[:12]}…)",
                 hint=hint,
             )
-        return replace(calibration, weights=digest)
+        return replace(calibration, weights=weights)
 
     def weights_sha256(self) -> str:
         """Return the digest of the tensors in `weights`, see `state_sha256`; ValueError if it is damaged."""
@@ -478,9 +484,9 @@ class ModelFolder:
         except SafetensorError as error:
             raise invalid(str(self.weights), "the weights of a network", found=first_line(error)) from error
 
-    def load_evaluation(self) -> Evaluation | None:
-        """Read `evaluation`; None if there is no such file, ValueError if damaged or of another network."""
-        return self.load_figures(self.evaluation, Evaluation)
+    def load_evaluation(self, digest: Digest | None = None) -> Evaluation | None:
+        """Read `evaluation`, see `load_figures`; None if there is no such file."""
+        return self.load_figures(self.evaluation, Evaluation, digest=digest)
 
     def load_target_evaluation(self, spec: NetworkSpec) -> Any:
         """Read `evaluation` of a network of any task, see `load_evaluation`.
@@ -491,7 +497,9 @@ class ModelFolder:
         kind: type[Any] = spec.find_task().evaluation_kind
         return self.load_figures(self.evaluation, kind)
 
-    def load_figures(self, path: Path, kind: type[T]) -> T | None:
+    def load_figures(
+        self, path: Path, kind: type[T], *, flags: str = "", digest: Digest | None = None
+    ) -> T | None:
         """Read figures of the network, see `figures_json`; None if there is no such file.
 
         Those of an earlier version do not say of which weights they are.
@@ -499,20 +507,27 @@ class ModelFolder:
         Args:
             path: the file.
             kind: its content.
+            flags: of `netfission evaluate`, which measures them again, for the message.
+            digest: see `load_calibration`.
 
         Raises:
             ValueError: it is damaged, or of another network.
         """
-        figures = read_json(path, kind, besides=(_WEIGHTS,))
-        digest = None if figures is None else parse_json(path.read_bytes()).get(_WEIGHTS)
-        if digest is not None and self.weights.is_file() and digest != self.weights_sha256():
+        figures, weights = read_figures(path, kind)
+        self.check_weights(path, weights, flags, digest)
+        return figures
+
+    def check_weights(
+        self, path: Path, weights: str | None, flags: str = "", digest: Digest | None = None
+    ) -> None:
+        """Raise ValueError if figures in a file are of other weights, see `load_figures`."""
+        if weights and self.weights.is_file() and weights != (digest or self.weights_sha256)():
             raise invalid(
                 str(path),
                 f"of the network in {self.weights.name}",
-                found=f"one of another network (SHA-256 {str(digest)[:12]}…)",
-                hint="`netfission evaluate` measures it again",
+                found=f"one of another network (SHA-256 {weights[:12]}…)",
+                hint=f"`netfission evaluate{flags}` measures it again",
             )
-        return figures
 
     def save_network(self, network: nn.Module, spec: NetworkSpec) -> None:
         """Write weights, masks and description; if one cannot be written, neither file changes."""
@@ -529,6 +544,25 @@ class ModelFolder:
         weights = save(network_state(network), {NAME: BLANK})
         weights = stamp(add_metadata(weights, _DESCRIPTION, checksum_of(description.encode())))
         return {self.weights: weights, self.spec: description}
+
+
+def read_figures(path: Path, kind: type[T]) -> tuple[T | None, str | None]:
+    """Return figures of a network, and which, if it says so, see `figures_json`; no figures without a file.
+
+    Args:
+        path: the file.
+        kind: what the figures are.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content = read_json(path, dict[str, Any])
+    if content is None:
+        return None, None
+    content.pop(_ENVIRONMENT, None)
+    weights: Any = content.pop(_WEIGHTS, None)
+    with named_damage(path):
+        return typed(kind, content), None if weights is None else typed(str, weights, _WEIGHTS)
 
 
 def figures_json(figures: Document, weights: str) -> str:

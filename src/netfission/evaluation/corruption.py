@@ -1,8 +1,9 @@
 """The standard corruptions of photographs at five strengths, and a network's metrics on corrupted images."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from statistics import fmean
@@ -74,6 +75,10 @@ class Corruptions:
     library: str
     clean: CorruptionMetrics
     corruptions: dict[str, list[CorruptionMetrics]]
+
+    def to_json(self) -> str:
+        """Return the figures as JSON text, every digit kept."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     def mean(self, name: str, strength: int | None = None) -> float:
         """Average a metric of the ensemble over all corruptions.

@@ -88,6 +88,7 @@ class OutOfDistribution:
             detector by features, see `netfission.evaluation.feature_detectors.fit_detector`.
         training_images: number of images that those detectors were fitted to; None without one.
         library: name and version of what they are from; None without one.
+        weights: digest of the network, see `netfission.classifier.folder.state_sha256`; empty if not known.
     """
 
     data: str
@@ -97,6 +98,7 @@ class OutOfDistribution:
     scores: dict[str, Detection]
     training_images: int | None = None
     library: str | None = None
+    weights: str = ""
 
     @classmethod
     def from_scores(

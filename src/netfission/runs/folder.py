@@ -392,28 +392,38 @@ class RunFolder(ModelFolder):
         return self.load_figures(self.reliability, ReliabilityReport)
 
     def load_cascade(self) -> CascadeEvaluation | None:
-        """Read `cascade`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.cascade, CascadeEvaluation, besides=("environment", "weights"))
+        """Read `cascade`, see `load_figures`; None if there is no such file."""
+        return self.load_figures(self.cascade, CascadeEvaluation, flags=" --cascade")
 
     def load_out_of_distribution(self) -> list[OutOfDistribution] | None:
-        """Read `out_of_distribution`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.out_of_distribution, list[OutOfDistribution])
+        """Read `out_of_distribution`; None if there is no such file.
+
+        Raises:
+            ValueError: it is damaged, or an entry is of another network.
+        """
+        found, digest = (
+            read_json(self.out_of_distribution, list[OutOfDistribution]),
+            cache(self.weights_sha256),
+        )
+        for entry in found or []:
+            self.check_weights(self.out_of_distribution, entry.weights, " --ood", digest)
+        return found
 
     def load_corruptions(self) -> Corruptions | None:
-        """Read `corruptions`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.corruptions, Corruptions)
+        """Read `corruptions`, see `load_figures`; None if there is no such file."""
+        return self.load_figures(self.corruptions, Corruptions, flags=" --corruptions")
 
     def load_evaluation_of(self, data: str) -> OtherEvaluation | None:
-        """Read `evaluation_of` a data set; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.evaluation_of(data), OtherEvaluation)
+        """Read `evaluation_of` a data set, see `load_figures`; None if there is no such file."""
+        return self.load_figures(self.evaluation_of(data), OtherEvaluation, flags=" --data")
 
     def load_window_evaluation(self) -> WindowEvaluation | None:
-        """Read `window_evaluation`; None if there is no such file, ValueError if it is damaged."""
-        return read_json(self.window_evaluation, WindowEvaluation)
+        """Read `window_evaluation`, see `load_figures`; None if there is no such file."""
+        return self.load_figures(self.window_evaluation, WindowEvaluation, flags=" --window")
 
     def load_target_evaluation_of(self, data: str) -> OtherTargetEvaluation | None:
         """Read `evaluation_of` a data set of another task than classification, see `load_evaluation_of`."""
-        return read_json(self.evaluation_of(data), OtherTargetEvaluation)
+        return self.load_figures(self.evaluation_of(data), OtherTargetEvaluation, flags=" --data")
 
     def load_gain(self) -> Gain | None:
         """Read `gain`; None if there is no such file, ValueError if it is damaged."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from netfission.classifier.folder import NetworkSpec
+from netfission.classifier.folder import NetworkSpec, figures_json, read_figures
 from netfission.config import RunConfig
 from netfission.data import Batches
 from netfission.data.matched import MatchedImages, Part
@@ -17,7 +17,6 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.overlap import warn_of_training_images
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
-from netfission.utils.typed import read_json
 
 
 def evaluate_other_data(
@@ -61,7 +60,7 @@ def evaluate_other_data(
     result = task.other_evaluation(images, *evaluator.result())
     file = out or folder.evaluation_of(images.name)
     file.parent.mkdir(exist_ok=True)
-    write_json(file, result.to_json())
+    write_json(file, figures_json(result, folder.weights_sha256()))
     return result, file
 
 
@@ -87,6 +86,6 @@ def _check_out(out: Path, kind: type[OtherFigures]) -> None:
     if out.suffix != ".json" or not out.parent.is_dir():
         raise invalid("out", f"{expected}, in a folder that exists", found=str(out))
     try:
-        read_json(out, kind)
+        read_figures(out, kind)
     except ValueError as error:
         raise invalid("out", expected, found=f"{out}, which holds something else") from error

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from netfission.classifier import Classifier
+from netfission.classifier.folder import figures_json
 from netfission.classifier.image_network import ImageNetwork
 from netfission.config import CORRUPTION_IMAGES, RunConfig
 from netfission.data import ImageData, Split, StreamedSplit, TensorSplit
@@ -43,6 +44,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.overlap import warn_of_own_images
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
+from netfission.utils.typed import read_json
 
 T = TypeVar("T")
 Transform = Callable[[Tensor], Tensor]
@@ -107,8 +109,11 @@ def evaluate_ood(
                 library=detectors_library(),
             )
         results.append(result)
-    earlier = folder.load_out_of_distribution() or []
-    by_name = {result.data: asdict(result) for result in [*earlier, *results]}
+    weights = folder.weights_sha256()
+    earlier = read_json(folder.out_of_distribution, list[OutOfDistribution]) or []
+    kept = [result for result in earlier if result.weights in ("", weights)]
+    results = [replace(result, weights=weights) for result in results]
+    by_name = {result.data: asdict(result) for result in [*kept, *results]}
     text = json.dumps(list(by_name.values()), indent=1, ensure_ascii=False) + "\n"
     write_json(folder.out_of_distribution, text)
     return results
@@ -153,7 +158,7 @@ def evaluate_corruptions(
         logits = _all_logits(classifier, source.corrupted(name, strength))
         figures[name].append(measure(logits, source.labels))
     result = Corruptions(len(source.labels), seed, classifier.temperature, source.library, clean, figures)
-    write_json(folder.corruptions, json.dumps(asdict(result), indent=1) + "\n")
+    write_json(folder.corruptions, figures_json(result, folder.weights_sha256()))
     return result
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from netfission.classifier import Predictor
+from netfission.classifier.folder import figures_json
 from netfission.config import RunConfig
 from netfission.inference.windows import OVERLAP
 from netfission.runs.evaluate import EVALUATION_BATCH, load_matching_data, readable_calibration
@@ -87,7 +88,7 @@ def evaluate_windows(
         shape=spec.shape[1:],
         scaled={name: value for name, value in scores.result().items() if not math.isnan(value)},
     )
-    write_json(folder.window_evaluation, found.to_json())
+    write_json(folder.window_evaluation, figures_json(found, folder.weights_sha256()))
     return found
 
 

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,13 +19,12 @@ T = TypeVar("T")
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
-def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint: str = "") -> T | None:
+def read_json(path: Path, kind: type[T], *, hint: str = "") -> T | None:
     """Read a file as `kind`; return None if there is no file.
 
     Args:
         path: path of the file.
         kind: a dataclass, or a list, dict or tuple of dataclasses.
-        besides: entries of the outermost object that are not fields of `kind`; they are left out.
         hint: what to do about a damaged file, for the message.
 
     Raises:
@@ -41,8 +41,29 @@ def read_json(path: Path, kind: type[T], *, besides: tuple[str, ...] = (), hint:
     """
     if not has_file(path):
         return None
+    with named_damage(path, hint):
+        return typed(kind, parse_json(path.read_bytes()))
+
+
+@contextmanager
+def named_damage(path: Path, hint: str = "") -> Iterator[None]:
+    """Say of which file it is that content is damaged.
+
+    Args:
+        path: path of the file.
+        hint: what to do about it.
+
+    Raises:
+        ValueError: reading the content raises a ValueError.
+
+    Example:
+        >>> with named_damage(Path("n.json")):
+        ...     typed(int, "x", "n")
+        Traceback (most recent call last):
+        ValueError: n.json must be a valid JSON file, got damaged content (n must be an integer, got 'x')
+    """
     try:
-        return typed(kind, parse_json(path.read_bytes(), besides))
+        yield
     except (ValueError, RecursionError) as error:
         found = f"damaged content ({first_line(error)})"
         raise invalid(str(path), "a valid JSON file", found=found, hint=hint) from error
