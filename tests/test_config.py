@@ -87,6 +87,7 @@ def test_impossible_values_are_refused(setting, value):
         (TrainingConfig, "distillation_weight", float("nan"), "a finite number of at least 0"),
         (TrainingConfig, "momentum", 1.0, "a number in [0, 1)"),
         (DataConfig, "image_size", 0, "a positive integer"),
+        (DataConfig, "image_size", 2_000_000, "at most 16,384 pixels"),
         (DataConfig, "limit_per_class", 0, "a positive integer"),
         (DataConfig, "validation", 1.0, "a share of the training images, in [0, 1)"),
         (DataConfig, "validation", float("nan"), "a share of the training images, in [0, 1)"),

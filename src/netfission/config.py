@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, TypedDict, get_args, get_type_hints
 
 from netfission.utils.errors import (
     check_choice,
+    check_image_size,
     check_positive,
     check_positive_integer,
     check_within,
@@ -105,9 +106,10 @@ class DataConfig:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "limit_per_class"):
-            if (value := getattr(self, name)) is not None:
-                check_positive_integer(name, value)
+        if self.image_size is not None:
+            check_image_size("image_size", self.image_size)
+        if self.limit_per_class is not None:
+            check_positive_integer("limit_per_class", self.limit_per_class)
         if self.void is not None and not 0 <= self.void <= 255:
             raise invalid("void", "a number of a mask's pixels, from 0 to 255", self.void)
         if self.mean is not None and not all(map(isfinite, self.mean)):

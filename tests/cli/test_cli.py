@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 import re
 import subprocess
@@ -326,6 +328,18 @@ def test_a_closed_pipe_ends_a_command_in_silence(flags):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
+def test_a_help_that_cannot_be_written_is_an_error(arguments, capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        assert main(arguments) == 1
+    assert capsys.readouterr().err == "netfission: [Errno 28] No space left on device\n"
 
 
 def test_a_broken_pipe_to_something_else_is_an_error(capsys, monkeypatch):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.parser import Parser, flag_name
 from netfission.config import FissionConfig
-from netfission.utils.errors import check_positive_integer, invalid
+from netfission.utils.errors import check_image_size, check_positive_integer, invalid
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,7 +102,7 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
         return _title(spec.model or "your own", chosen), network, spec.single(), torch.randn(1, *spec.shape)
     check_positive_integer("--classes", settings.classes)
     if settings.image_size is not None:
-        check_positive_integer("--image-size", settings.image_size)
+        check_image_size("--image-size", settings.image_size)
     with seeded(chosen.seed):
         try:
             single = create_model(settings.network, settings.classes)

@@ -33,7 +33,7 @@ from netfission.data.splits import (
 )
 from netfission.data.summary import CUT, UNREADABLE, DataSummary, SplitSummary, count_classes
 from netfission.data.targets import CLASSES, Targets, check_values, describe_counts
-from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.errors import check_choice, check_image_size, check_positive_integer, invalid
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels, all splits together
 _TEST_SHARE = 0.2
@@ -142,7 +142,7 @@ def load_data(
         ((1, 16, 16), 200)
     """
     if image_size is not None:
-        check_positive_integer("image_size", image_size)
+        check_image_size("image_size", image_size)
     if not 0 <= validation < 1:
         raise invalid("validation", "a share in [0, 1)", validation)
     check_choice("corrupt", corrupt, ("refuse", "skip"))

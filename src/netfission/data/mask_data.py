@@ -16,7 +16,7 @@ from netfission.data.split_names import SplitName
 from netfission.data.splits import FileRecords, StreamedSplit, TensorSplit, stratified_cut
 from netfission.data.summary import CUT, DataSummary, SplitSummary, count_classes
 from netfission.data.targets import MASKS
-from netfission.utils.errors import check_positive_integer, invalid
+from netfission.utils.errors import check_image_size, invalid
 from netfission.utils.text import percent, printable
 
 
@@ -57,7 +57,7 @@ def load_mask_data(
             out, or see `load_masks`.
     """
     if image_size is not None:
-        check_positive_integer("image_size", image_size)
+        check_image_size("image_size", image_size)
     if not 0 <= validation < 1:
         raise invalid("validation", "a share in [0, 1)", validation)
     found = load_masks(name, void=void, memory_limit=0)

@@ -11,6 +11,7 @@ from netfission.utils.text import printable
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_IMAGE = 2**14  # pixels of a side, of images that others are resized to
 _LONGEST = 60  # characters of a value that a message repeats
 
 
@@ -162,6 +163,23 @@ def check_positive_integer(argument: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise invalid(argument, "a positive integer", value)
     return value
+
+
+def check_image_size(argument: str, value: Any) -> int:
+    """Return `value` if it is a side of images in pixels, an integer from 1 to `LARGEST_IMAGE`.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_image_size("image_size", 2_000_000)
+        Traceback (most recent call last):
+        ValueError: image_size must be at most 16,384 pixels, got 2000000
+    """
+    side = check_positive_integer(argument, value)
+    if side > LARGEST_IMAGE:
+        raise invalid(argument, f"at most {LARGEST_IMAGE:,} pixels", side)
+    return side
 
 
 def check_share(argument: str, value: float, kind: str = "a probability") -> float:
