@@ -12,7 +12,10 @@ import torch
 from torch import nn
 from torchvision import models
 
+from netfission import Classifier
+from netfission.cli import main
 from netfission.models import CifarResNet, WideResNet, create_model
+from netfission.surgery.example import input_size
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,46 @@ def test_unknown_name_lists_the_nearest(name: str, nearest: str) -> None:
 def test_bad_requests(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model(name, **{"num_classes": 10} | options)
+
+
+def test_a_timm_model_made_for_one_size_is_made_for_that_of_the_images() -> None:
+    model = create_model("test_vit", 3, image_size=(32, 48))
+    assert model(torch.rand(2, 3, 32, 48)).shape == (2, 3)
+    assert input_size(model) == (3, 32, 48)
+    assert input_size(create_model("test_vit", 3)) == (3, 160, 160)
+    assert input_size(create_model("test_vit", 3, image_size=(160, 160))) == (3, 160, 160)
+
+
+def test_a_run_of_such_a_model_is_made_for_its_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--exits",
+        "1",
+        "--image-size",
+        "32",
+        "--limit-per-class",
+        "2",
+        "--validation",
+        "0",
+        "--epochs",
+        "1",
+    ]
+    run = str(tmp_path / "run")
+    assert main(["train", "--model", "test_vit", *flags, "--out", run]) == 0
+    assert Classifier.from_pretrained(run).logits(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape == (
+        1,
+        1,
+        10,
+    )
+    assert main(["cost", "test_vit", "--image-size", "32", "--exits", "1", "--rounds", "1"]) == 0
+
+
+def test_a_timm_model_that_cannot_be_made_for_a_size_says_so() -> None:
+    with pytest.raises(
+        ValueError, match=r"^image_size must be a size that nest_tiny accepts, got images of 50×50 \("
+    ):
+        create_model("nest_tiny", 3, image_size=(50, 50))
 
 
 def test_timm_model_without_weights_refuses_pretrained() -> None:

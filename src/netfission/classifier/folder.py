@@ -134,7 +134,7 @@ class NetworkSpec:
                 raise invalid(
                     "factory", "the function that makes the single network, as the network has no name", None
                 )
-            factory = partial(create_model, self.model)
+            factory = partial(create_model, self.model, image_size=(self.shape[1], self.shape[2]))
         return factory(num_classes=self.find_task().outputs, in_channels=self.shape[0])
 
     def find_task(self) -> Task:

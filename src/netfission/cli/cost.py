@@ -101,11 +101,13 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
         chosen = FissionConfig(**spec.fission)
         return _title(spec.model or "your own", chosen), network, spec.single(), torch.randn(1, *spec.shape)
     check_positive_integer("--classes", settings.classes)
+    size = None
     if settings.image_size is not None:
-        check_image_size("--image-size", settings.image_size)
+        side = check_image_size("--image-size", settings.image_size)
+        size = (side, side)
     with seeded(chosen.seed):
         try:
-            single = create_model(settings.network, settings.classes)
+            single = create_model(settings.network, settings.classes, image_size=size)
         except ValueError as error:
             if not Path(settings.network).exists():
                 raise

@@ -18,7 +18,7 @@ from netfission.models.segmentation_models import PREFIX as ENCODER_DECODER
 from netfission.models.segmentation_models import EncoderDecoder, create_encoder_decoder
 from netfission.models.weights import TrainedWeights, WeightsReport, load_weights, read_weights
 from netfission.models.wide_resnet import WideResNet
-from netfission.utils.errors import check_positive_integer, did_you_mean, invalid
+from netfission.utils.errors import check_positive_integer, did_you_mean, first_line, invalid
 from netfission.utils.extras import extra
 from netfission.utils.hub import quick_when_offline
 
@@ -38,6 +38,7 @@ def create_model(
     report: Callable[[WeightsReport], object] | None = None,
     drop_path: float = 0.0,
     classes: Sequence[str] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """Create a classifier: images `(batch, in_channels, height, width)` → logits `(batch, num_classes)`.
 
@@ -73,11 +74,14 @@ def create_model(
             falls linearly to 0 at the first block (Huang et al. 2016).
         classes: names of the classes. The classifier gets new weights, too, if `weights` is the folder of a
             run with other classes, even if they are as many.
+        image_size: height and width of the images, in pixels; default those that the model is made for. Only
+            models of timm that are made for one size, such as transformers, depend on it; their published
+            weights are interpolated to it.
 
     Raises:
         ValueError: the name is unknown, or `num_classes` or `in_channels` is not valid (torchvision's models
-            read 3 channels). Or the model has no published weights but `pretrained` is True, or the file of
-            weights cannot be read or does not fit.
+            read 3 channels), or the model cannot be made for `image_size`. Or it has no published weights but
+            `pretrained` is True, or the file of weights cannot be read or does not fit.
         ConnectionError: the weights cannot be downloaded.
 
     Example:
@@ -89,13 +93,13 @@ def create_model(
     check_positive_integer("num_classes", num_classes)
     check_positive_integer("in_channels", in_channels)
     if weights is None:
-        return _create(name, num_classes, in_channels, pretrained, drop_path)
+        return _create(name, num_classes, in_channels, pretrained, drop_path, image_size)
     if pretrained:
         raise invalid("weights", "None with pretrained=True, which loads others", found="both")
     trained = weights if isinstance(weights, TrainedWeights) else read_weights(weights)
-    model = _create(name, num_classes, in_channels, pretrained=False, drop_path=drop_path)
+    model = _create(name, num_classes, in_channels, False, drop_path, image_size)
     with torch.random.fork_rng([]):
-        other = _create(name, num_classes + 1, in_channels, pretrained=False).state_dict()
+        other = _create(name, num_classes + 1, in_channels, False, 0.0, image_size).state_dict()
     classifier = {key for key, value in model.state_dict().items() if value.shape != other[key].shape}
     if None not in (classes, trained.classes) and tuple(classes or ()) != trained.classes:
         known = {key: value for key, value in trained.tensors.items() if key not in classifier}
@@ -119,7 +123,12 @@ def _load(model: nn.Module, trained: TrainedWeights, classifier: set[str], name:
 
 
 def _create(
-    name: str, num_classes: int, in_channels: int, pretrained: bool, drop_path: float = 0.0
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    pretrained: bool,
+    drop_path: float,
+    image_size: tuple[int, int] | None,
 ) -> nn.Module:
     cifar_model = _create_cifar(name, num_classes, in_channels)
     if cifar_model is not None:
@@ -139,7 +148,7 @@ def _create(
         if drop_path:
             raise _without_drop_path(name, drop_path)
         return _create_torchvision(name, num_classes, in_channels, pretrained)
-    return _create_timm(name, num_classes, in_channels, pretrained, drop_path)
+    return _create_timm(name, num_classes, in_channels, pretrained, drop_path, image_size)
 
 
 def _create_cifar(name: str, num_classes: int, in_channels: int) -> nn.Module | None:
@@ -190,7 +199,12 @@ def _create_torchvision(name: str, num_classes: int, in_channels: int, pretraine
 
 
 def _create_timm(
-    name: str, num_classes: int, in_channels: int, pretrained: bool, drop_path: float
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    pretrained: bool,
+    drop_path: float,
+    image_size: tuple[int, int] | None,
 ) -> nn.Module:
     with extra("models", f"model {name!r}"):
         import timm
@@ -202,12 +216,12 @@ def _create_timm(
         raise _unknown(name, *(f"{prefix}{known}" for known in tags for prefix in ("", "timm/")))
     if pretrained and not timm.is_model_pretrained(architecture):
         raise _without_weights(name)
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     try:
         with quick_when_offline() if pretrained else nullcontext():
-            model: nn.Module = timm.create_model(
-                bare, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
-            )
+            model = _make_timm(bare, image_size, pretrained=pretrained, **options)
     except OSError as error:
         raise _unreachable(name) from error
     except TypeError as error:  # an argument that the model does not know
@@ -218,6 +232,28 @@ def _create_timm(
         _start_timm_classifier(model, num_classes)
     if drop_path and not any(type(module).__name__ == "DropPath" for module in model.modules()):
         raise _without_drop_path(name, drop_path)
+    return model
+
+
+def _make_timm(name: str, image_size: tuple[int, int] | None, **options: Any) -> nn.Module:
+    """Call timm's `create_model`, with the size of images if the model is made for one of several."""
+    import timm
+
+    published = timm.get_pretrained_cfg(name)
+    made_for = None if published is None else published.input_size[1:]
+    if published is None or not published.fixed_input_size or image_size in (None, made_for):
+        return timm.create_model(name, **options)
+    try:
+        model = timm.create_model(name, img_size=image_size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, **options)
+    except (AssertionError, ValueError, ZeroDivisionError) as error:
+        found = f"images of {image_size[0]}×{image_size[1]} ({first_line(error)})"
+        raise invalid("image_size", f"a size that {name} accepts", found=found) from error
+    settings: Any = model.pretrained_cfg
+    settings["input_size"] = (settings["input_size"][0], *image_size)
     return model
 
 

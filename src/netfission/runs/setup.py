@@ -373,6 +373,7 @@ def _create(
         report=report,
         drop_path=config.training.drop_path,
         classes=data.classes,
+        image_size=(data.shape[1], data.shape[2]),
     )
     task.check_model(config.model.model, model, data.shape)
     return model.to(memory_format=torch.channels_last) if config.training.channels_last else model
