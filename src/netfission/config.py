@@ -260,6 +260,11 @@ class FissionConfig:
         check_positive("linear_weight", self.linear_weight)
         if self.copy_noise is not None:
             check_positive("copy_noise", self.copy_noise)
+        if not isinstance(self.overlap, Real) or not 0 <= self.overlap <= 1:
+            raise invalid("overlap", "a share of the channels, in [0, 1]", self.overlap)
+        check_positive("budget", self.budget)
+        check_choice("budget_in", self.budget_in, get_args(BudgetIn))
+        check_positive_integer("budget_batch_size", self.budget_batch_size)
         for name, default, grouping in (
             ("keep_shortcuts", False, "weights"),
             ("exact_partition", False, "channels"),
@@ -271,19 +276,12 @@ class FissionConfig:
             ("copy_noise", None, "copies"),
         ):
             value = getattr(self, name)
-            if value != default and self.grouping != grouping:
+            if value == default:
+                continue
+            if self.grouping != grouping:
                 raise invalid(name, f"{default!r} unless grouping={grouping!r}", value)
-        if not isinstance(self.overlap, Real) or not 0 <= self.overlap <= 1:
-            raise invalid("overlap", "a share of the channels, in [0, 1]", self.overlap)
-        if self.overlap and self.exact_partition:
-            raise invalid("overlap", "0.0 with exact_partition", self.overlap)
-        check_positive("budget", self.budget)
-        if self.budget != 1 and self.exact_partition:
-            raise invalid("budget", "1.0 with exact_partition", self.budget)
-        check_choice("budget_in", self.budget_in, get_args(BudgetIn))
-        if self.budget_is_timed and self.exact_partition:
-            raise invalid("budget_in", "'macs' with exact_partition", self.budget_in)
-        check_positive_integer("budget_batch_size", self.budget_batch_size)
+            if self.exact_partition and name in ("budget", "budget_in", "overlap"):
+                raise invalid(name, f"{default!r} with exact_partition", value)
 
     @property
     def budget_is_timed(self) -> bool:
