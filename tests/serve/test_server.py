@@ -301,6 +301,13 @@ def test_a_client_that_waits_to_be_asked_is_not_asked_for_what_is_too_large(serv
     assert b"100 Continue" not in answer
 
 
+def test_a_transfer_coding_that_is_not_decoded_is_refused(served):
+    start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+    answer = raw(served.port, start + b"3\r\nabc\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"Transfer-Encoding must be chunked, got gzip, chunked" in answer
+
+
 def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_image, make_form):
     image = make_image()
     body, _ = make_form(image)

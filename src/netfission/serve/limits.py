@@ -77,7 +77,8 @@ class BodyReader:
         """Read the body of a request; it counts as held until the end of the context.
 
         Raises:
-            HTTPException: it is too large (413), too slow (408), or there is no memory left for it (503).
+            HTTPException: it is too large (413), too slow (408), encoded in a way that is not decoded (501),
+                or there is no memory left for it (503).
         """
         body = bytearray()
         try:
@@ -89,6 +90,9 @@ class BodyReader:
     async def _receive(self, request: Request, body: bytearray) -> None:
         max_bytes = self._limits.max_bytes
         too_large = refusal(413, "request body", f"at most {max_bytes:,} bytes", "more", _CLOSE)
+        codings = ", ".join(request.headers.getlist("transfer-encoding"))
+        if codings.lower() not in ("", "chunked"):  # httptools takes what ends in chunked
+            raise refusal(501, "Transfer-Encoding", "chunked", codings, _CLOSE)
         declared = int(request.headers.get("content-length", 0))
         if declared > max_bytes and "expect" in request.headers:
             raise too_large  # before such a client begins to send
