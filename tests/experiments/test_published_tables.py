@@ -92,7 +92,7 @@ def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
 
 def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    for scale in ("cifar100", "third", "flowers-40", "resnet"):
+    for scale in ("cifar100", "third", "flowers-40", "flowers-200", "resnet", "vit"):
         folder = ROOT / "results" / f"finetune-{scale}"
         _, table, *_ = (folder / "comparison.md").read_text("utf-8").split("\n\n")
         assert table.strip() in page
@@ -269,6 +269,39 @@ def test_the_documentation_shows_what_temperature_scaling_gave(scale):
             f"{before.mean:.3f}",
             f"{nll.mean:.3f} ± {nll.deviation:.3f}",
             f"{100 * ece_before.mean:.2f}",
+            f"{100 * ece.mean:.2f} ± {100 * ece.deviation:.2f}",
+            f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") if difference.mean else "–",
+        ]
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_documentation_shows_other_images_and_temperatures_of_all_forms():
+    folder, page = (
+        ROOT / "results" / "finetune-flowers-200",
+        (ROOT / "docs" / "results.md").read_text("utf-8"),
+    )
+    others, temperatures = (
+        json.loads((folder / name).read_text("utf-8"))["networks"]
+        for name in ("other_images.json", "temperature.json")
+    )
+    contenders = {network["contender"] for network in temperatures if network["seed"] == 2}
+    assert len(contenders) == 12
+
+    def scaled(contender: str, metric: str) -> SeedValues:
+        shown = [network for network in temperatures if network["contender"] == contender]
+        return SeedValues({network["seed"]: network["scaled"][metric] for network in shown})
+
+    for name in contenders:
+        shown = [network for network in others if network["contender"] == name]
+        auroc = SeedValues({network["seed"]: network["scores"]["entropy"]["auroc"] for network in shown})
+        nll, ece = scaled(name, "nll"), scaled(name, "ece")
+        assert auroc.n == nll.n == 3
+        difference = nll.minus(scaled("fine-tuned network, itself as teacher", "nll"))
+        low, high = difference.mean - difference.margin, difference.mean + difference.margin
+        cells = [
+            name,
+            f"{100 * auroc.mean:.1f} ± {100 * auroc.deviation:.1f}",
+            f"{nll.mean:.3f} ± {nll.deviation:.3f}",
             f"{100 * ece.mean:.2f} ± {100 * ece.deviation:.2f}",
             f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") if difference.mean else "–",
         ]
