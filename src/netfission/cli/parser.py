@@ -13,25 +13,12 @@ from functools import reduce
 from operator import or_
 from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    NoReturn,
-    Protocol,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, NoReturn, Protocol, Union, get_args, get_origin, get_type_hints
 
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.utils.checksums import check_text
 from netfission.utils.errors import invalid
 from netfission.utils.typed import PLAIN, typed
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
 
 _LONGEST = 2**20  # bytes of a file of settings
 
@@ -232,7 +219,7 @@ class Parser(ArgumentParser):
         """Raise what argparse would print and exit with, as Python 3.13 and newer do by themselves."""
         raise ArgumentError(None, message)
 
-    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """Print a help; argparse would pass over an error of writing, such as of a full disk."""
         (file or sys.stdout).write(message)
 

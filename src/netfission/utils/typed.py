@@ -60,7 +60,7 @@ def named_damage(path: Path, hint: str = "") -> Iterator[None]:
         >>> with named_damage(Path("n.json")):
         ...     typed(int, "x", "n")
         Traceback (most recent call last):
-        ValueError: n.json must be a valid JSON file, got damaged content (n must be an integer, got 'x')
+        ValueError: n.json must be a valid JSON file, got damaged content (n must be an integer, got "x")
     """
     try:
         yield
