@@ -139,13 +139,16 @@ def _cells(values: dict[str, SeedValues]) -> list[str]:
     ]
 
 
+def _difference(values: SeedValues, others: SeedValues, factor: int, digits: int) -> str:
+    """Return the cell of a difference, with its interval."""
+    difference = values.minus(others)
+    ends = (f"{factor * (difference.mean + sign * difference.margin):+.{digits}f}" for sign in (-1, 1))
+    return f"{factor * difference.mean:+.{digits}f} [{', '.join(ends)}]".replace("-", "−")
+
+
 def _differences(values: dict[str, SeedValues], others: dict[str, SeedValues]) -> list[str]:
-    cells = []
-    for name, factor, digits in (("top1", 100, 2), ("nll", 1, 3)):
-        difference = values[name].minus(others[name])
-        ends = (f"{factor * (difference.mean + sign * difference.margin):+.{digits}f}" for sign in (-1, 1))
-        cells.append(f"{factor * difference.mean:+.{digits}f} [{', '.join(ends)}]".replace("-", "−"))
-    return cells
+    figures = (("top1", 100, 2), ("nll", 1, 3))
+    return [_difference(values[name], others[name], factor, digits) for name, factor, digits in figures]
 
 
 def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
@@ -244,65 +247,60 @@ def test_the_documentation_shows_what_batches_of_few_images_gave():
     assert f"on 200 images {accuracy(200, 16)} with batches of 16 and {accuracy(200, 64)} with" in page
 
 
-@pytest.mark.parametrize("scale", ["flowers-40"])
-def test_the_documentation_shows_what_temperature_scaling_gave(scale):
-    folder, page = ROOT / "results" / f"finetune-{scale}", (ROOT / "docs" / "results.md").read_text("utf-8")
-    networks = json.loads((folder / "temperature.json").read_text("utf-8"))["networks"]
+class _Temperatures:
+    """What temperature scaling gave the networks of a grid."""
 
-    def values(contender: str, kind: str, metric: str) -> SeedValues:
-        shown = [network for network in networks if network["contender"] == contender]
+    def __init__(self, scale: str) -> None:
+        file = ROOT / "results" / f"finetune-{scale}" / "temperature.json"
+        self.networks = json.loads(file.read_text("utf-8"))["networks"]
+        self.contenders = {network["contender"] for network in self.networks if network["seed"] == 2}
+
+    def values(self, contender: str, kind: str, metric: str) -> SeedValues:
+        shown = [network for network in self.networks if network["contender"] == contender]
         return SeedValues({network["seed"]: network[kind][metric] for network in shown})
 
-    contenders = {network["contender"] for network in networks if network["seed"] == 2}
-    assert len(contenders) == 4
+    def cells(self, contender: str) -> tuple[str, str, str]:
+        """Return NLL, ECE, and the NLL minus that of the network with itself as teacher, all scaled."""
+        nll, ece = (self.values(contender, "scaled", metric) for metric in ("nll", "ece"))
+        assert nll.n == 3
+        reference = "fine-tuned network, itself as teacher"
+        others = self.values(reference, "scaled", "nll")
+        return (
+            f"{nll.mean:.3f} ± {nll.deviation:.3f}",
+            f"{100 * ece.mean:.2f} ± {100 * ece.deviation:.2f}",
+            "–" if contender == reference else _difference(nll, others, 1, 3),
+        )
+
+
+@pytest.mark.parametrize("scale", ["flowers-40"])
+def test_the_documentation_shows_what_temperature_scaling_gave(scale):
+    found, page = _Temperatures(scale), (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert len(found.contenders) == 4
     for seed in range(3):
-        nll = {name: values(name, "scaled", "nll").values[seed] for name in contenders}
+        nll = {name: found.values(name, "scaled", "nll").values[seed] for name in found.contenders}
         assert min(nll, key=nll.__getitem__) == "two linear exits after stage 4"
-    for name in contenders:
-        before, nll = values(name, "plain", "nll"), values(name, "scaled", "nll")
-        ece_before, ece = values(name, "plain", "ece"), values(name, "scaled", "ece")
-        difference = nll.minus(values("fine-tuned network, itself as teacher", "scaled", "nll"))
-        low, high = difference.mean - difference.margin, difference.mean + difference.margin
+    for name in found.contenders:
+        nll, ece, difference = found.cells(name)
         cells = [
             name,
-            f"{100 * values(name, 'scaled', 'top1').mean:.2f}",
-            f"{before.mean:.3f}",
-            f"{nll.mean:.3f} ± {nll.deviation:.3f}",
-            f"{100 * ece_before.mean:.2f}",
-            f"{100 * ece.mean:.2f} ± {100 * ece.deviation:.2f}",
-            f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") if difference.mean else "–",
+            f"{100 * found.values(name, 'scaled', 'top1').mean:.2f}",
+            f"{found.values(name, 'plain', 'nll').mean:.3f}",
+            nll,
+            f"{100 * found.values(name, 'plain', 'ece').mean:.2f}",
+            ece,
+            difference,
         ]
         assert f"| {' | '.join(cells)} |" in page
 
 
 def test_the_documentation_shows_other_images_and_temperatures_of_all_forms():
-    folder, page = (
-        ROOT / "results" / "finetune-flowers-200",
-        (ROOT / "docs" / "results.md").read_text("utf-8"),
-    )
-    others, temperatures = (
-        json.loads((folder / name).read_text("utf-8"))["networks"]
-        for name in ("other_images.json", "temperature.json")
-    )
-    contenders = {network["contender"] for network in temperatures if network["seed"] == 2}
-    assert len(contenders) == 12
-
-    def scaled(contender: str, metric: str) -> SeedValues:
-        shown = [network for network in temperatures if network["contender"] == contender]
-        return SeedValues({network["seed"]: network["scaled"][metric] for network in shown})
-
-    for name in contenders:
+    found, page = _Temperatures("flowers-200"), (ROOT / "docs" / "results.md").read_text("utf-8")
+    file = ROOT / "results" / "finetune-flowers-200" / "other_images.json"
+    others = json.loads(file.read_text("utf-8"))["networks"]
+    assert len(found.contenders) == 12
+    for name in found.contenders:
         shown = [network for network in others if network["contender"] == name]
         auroc = SeedValues({network["seed"]: network["scores"]["entropy"]["auroc"] for network in shown})
-        nll, ece = scaled(name, "nll"), scaled(name, "ece")
-        assert auroc.n == nll.n == 3
-        difference = nll.minus(scaled("fine-tuned network, itself as teacher", "nll"))
-        low, high = difference.mean - difference.margin, difference.mean + difference.margin
-        cells = [
-            name,
-            f"{100 * auroc.mean:.1f} ± {100 * auroc.deviation:.1f}",
-            f"{nll.mean:.3f} ± {nll.deviation:.3f}",
-            f"{100 * ece.mean:.2f} ± {100 * ece.deviation:.2f}",
-            f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") if difference.mean else "–",
-        ]
+        assert auroc.n == 3
+        cells = [name, f"{100 * auroc.mean:.1f} ± {100 * auroc.deviation:.1f}", *found.cells(name)]
         assert f"| {' | '.join(cells)} |" in page
