@@ -261,7 +261,7 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
         assert (tmp_path / name).read_text("utf-8").startswith('{"image"')
 
 
-def test_neither_an_image_nor_a_pipe_is_replaced(digits_run, digit_files, tmp_path, capsys):
+def test_no_image_nor_pipe_nor_file_of_a_run_is_replaced(digits_run, digit_files, tmp_path, capsys):
     image, other, pipe = tmp_path / "a.png", tmp_path / "b.csv", tmp_path / "pipe"
     shutil.copy(find_in_folder(digit_files / "test")[0], image)
     content = image.read_bytes()
@@ -275,6 +275,12 @@ def test_neither_an_image_nor_a_pipe_is_replaced(digits_run, digit_files, tmp_pa
     assert main([*request, "--out", str(pipe)]) == 2
     assert "--out must be a regular file, got" in capsys.readouterr().err
     assert pipe.is_fifo()
+    metrics = digits_run.metrics.read_bytes()
+    (tmp_path / "link.csv").symlink_to(digits_run.metrics)
+    for out in (digits_run.metrics, tmp_path / "link.csv"):
+        assert main([*request, "--out", str(out)]) == 2
+        assert f"--out must be another file than a run's own, got {out}\n" in capsys.readouterr().err
+    assert digits_run.metrics.read_bytes() == metrics
 
 
 def test_a_run_without_calibration_never_abstains(digits_run, digit_files, tmp_path, capsys):

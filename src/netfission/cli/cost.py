@@ -49,13 +49,14 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Measure a network's cost beside the single network's: parameters, MACs, memory and time."""
     from netfission.profiling.cost import cost as cost_of
-    from netfission.utils.files import check_target, write_whole
+    from netfission.utils.files import write_whole
+    from netfission.utils.outputs import check_out
 
     out = None if settings.out is None else Path(settings.out)
     if out is not None and (out.suffix != ".json" or out.is_dir() or not out.parent.is_dir()):
         raise invalid("--out", "a file ending in .json, in a folder that exists", found=str(out))
     if out is not None:
-        check_target("--out", out)
+        check_out("--out", out)
     check_positive_integer("--rounds", settings.rounds)
     device = _device(settings.device)
     with _threads(settings.threads):

@@ -11,7 +11,8 @@ from netfission.cli.answer_options import add_answer_options, answer_options, ch
 from netfission.cli.parser import Parser, flag_name
 from netfission.config import RunConfig
 from netfission.utils.errors import invalid
-from netfission.utils.files import check_target, choose_format, has_file
+from netfission.utils.files import choose_format, has_file
+from netfission.utils.outputs import check_out
 
 TARGET_IMAGES = 64  # to check a file of another task than classification with: maps take memory
 
@@ -144,7 +145,7 @@ def _out(settings: Namespace, folder: Path) -> Path:
         kind = "folder" if settings.cascade else "file"
         raise invalid("--out", f"a {kind} in a folder that exists and can be written to", found=str(out))
     if not settings.cascade:
-        check_target("--out", out)
+        check_out("--out", out)
     return out
 
 

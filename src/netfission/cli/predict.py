@@ -13,7 +13,8 @@ from netfission.cli.answer_options import add_answer_options, answer_options, ch
 from netfission.cli.parser import Parser
 from netfission.cli.window_options import WindowProgress, add_window_options, check_windows, find_windows
 from netfission.utils.errors import check_positive_integer, invalid
-from netfission.utils.files import check_target, choose_format, write_whole
+from netfission.utils.files import choose_format, write_whole
+from netfission.utils.outputs import check_out
 from netfission.utils.quick import without_collection, without_compiler
 
 _FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
@@ -130,7 +131,7 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
         folder_of_maps = MapFolder(Path(settings.out), images)
         suffix = next(suffix for suffix, kind in _FORMATS.items() if kind == chosen_format)
         table = folder_of_maps.path / f"predictions{suffix}"
-        check_target("--out", table)
+        check_out("--out", table)
         print(f"writing maps to {settings.out}", flush=True)
         predictions = folder_of_maps.written(predictions)
         out = str(table)
@@ -220,7 +221,7 @@ def _check_writable(out: str | None) -> None:
     if out is not None and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
         raise invalid("--out", "a file in a folder that can be written to", found=out or "no name")
     if out is not None:
-        check_target("--out", Path(out), hint="leave it out for standard output")
+        check_out("--out", Path(out), hint="leave it out for standard output")
 
 
 def _check_is_no_image(out: str | None, images: "Sequence[Path | Failure]") -> None:
