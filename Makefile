@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Files of packages that few programs import: Python compiles them when one does.
-RARE := /tests?/|/_internal/|/transformers/models/|/ray/(rllib|data|serve|tune|train|llm)/|/nvidia/|/mypy/|/pip/|/setuptools/
+RARE := /tests?/|/benchmarks/|/_internal/|/transformers/(models|exporters|pipelines)/|/ray/(rllib|data|serve|tune|train|llm)/|/nvidia/|/mypyc?/|/pip/|/setuptools/|/sympy/(physics|stats|parsing)/|/pygments/lexers/|/fontTools/(ttLib|varLib|feaLib)/|/torch/_vendor/|/onnxruntime/(transformers|tools)/|/playwright/async_api/|/numpy/distutils/|/tensorboard/_vendor/|/huggingface_hub/(cli|inference)/
 # That share the tests: one more than there are cores, as some tests wait, and at most 4.
 PROCESSES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 4)))
 

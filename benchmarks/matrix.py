@@ -1,9 +1,10 @@
-"""The test suite under other versions of Python and PyTorch, and in other surroundings.
+"""The whole test suite under other versions of Python and PyTorch, and in other surroundings.
 
-A row of versions gets an environment of its own in .matrix/, made with the constraints of the project but
-for what the row changes. It takes about 7 GB, and is removed once the row is done unless --keep is given. A
-row of surroundings runs with the Python of this script, by default all of them at once. Each row is written
-to results/benchmark_matrix.json as soon as it is done, and is not run again for the same commit.
+Tests that are marked as thorough are run, too. A row of versions gets an environment of its own in
+.matrix/, made with the constraints of the project but for what the row changes. It takes about 7 GB, and is
+removed once the row is done unless --keep is given. A row of surroundings runs with the Python of this
+script, by default all of them at once. Each row is written to results/benchmark_matrix.json as soon as it
+is done, and is not run again for the same commit.
 
     .venv/bin/python benchmarks/matrix.py --rows torch-2.11,hash-seed
 """
@@ -112,7 +113,7 @@ def _run(name: str, row: Row, tests: Sequence[str], *, keep: bool) -> dict[str, 
         report = folder / "tests.xml"
         report.unlink(missing_ok=True)
         command = [*row.prefix, str(python), "-m", "pytest", "--dist", "worksteal", *tests]
-        variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(row.variables)
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "NETFISSION_THOROUGH": "1"} | dict(row.variables)
         with (folder / "tests.log").open("w") as log:
             command.append(f"--junitxml={report}")
             subprocess.run(

@@ -44,7 +44,14 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests in reverse if `make matrix` asks for it: none needs another one before it."""
+    """Leave out those marked as thorough, and reverse the order, as none needs another one before it.
+
+    `make matrix` asks for all tests, and in one row for the reverse order.
+    """
+    if not os.environ.get("NETFISSION_THOROUGH"):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="NETFISSION_THOROUGH=1 runs it"))
     if os.environ.get("NETFISSION_REVERSED_TESTS"):
         items.reverse()
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +17,15 @@ import zoo
 import zoo_checks
 from zoo_checks import CheckError, Network
 
+_thorough = partial(pytest.param, marks=pytest.mark.thorough)
 SAMPLE = [  # the smallest network of each kind that tests of channels do not divide
     "mobilenetv3_small_050",  # a head of several layers, which is divided
-    "test_byobnet",  # blocks by configuration
-    "test_coatnet",  # convolutions, then attention with biases of positions
-    "test_mambaout",  # gated convolutions
-    "test_nfnet",  # standardised weights
+    _thorough("test_byobnet"),  # blocks by configuration
+    _thorough("test_coatnet"),  # convolutions, then attention with biases of positions
+    _thorough("test_mambaout"),  # gated convolutions
+    _thorough("test_nfnet"),  # standardised weights
     "test_resnet",
-    "starnet_s050",  # products of two branches
+    _thorough("starnet_s050"),  # products of two branches
 ]
 SMALLEST = Network("timm", "resnet", "test_resnet")
 MEASURED = {

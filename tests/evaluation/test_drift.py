@@ -44,7 +44,15 @@ def test_a_small_p_value_has_all_its_digits():
     assert drift_p_value(batch, calibration) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("m", "n", "levels"), [(20, 100, None), (50, 30, None), (40, 100, 8)])
+@pytest.mark.parametrize(
+    ("m", "n", "levels"),
+    [
+        pytest.param(20, 100, None, marks=pytest.mark.thorough),
+        pytest.param(50, 30, None, marks=pytest.mark.thorough),
+        (40, 100, 8),
+        (20, 30, None),
+    ],
+)
 def test_without_a_drift_it_is_at_most_a_level_in_no_larger_a_share_of_draws(m, n, levels):
     generator = torch.Generator().manual_seed(m + n)
     found = []

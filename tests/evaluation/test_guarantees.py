@@ -64,7 +64,7 @@ def scored_column(of_labels, rows, score):
     return CalibrationScores([0] * len(rows), empty | {score: column}, column, [True] * len(rows))
 
 
-@pytest.mark.parametrize("n", [100, 500])
+@pytest.mark.parametrize("n", [100, pytest.param(500, marks=pytest.mark.thorough)])
 def test_answers_keep_their_risk_in_all_but_a_share_of_draws(population, n):
     log_probabilities, labels = population
     confidence, answers = log_probabilities.exp().max(dim=1)

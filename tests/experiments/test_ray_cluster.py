@@ -7,6 +7,7 @@ from netfission.cli import main
 from netfission.experiments.runner import run_missing
 
 
+@pytest.mark.thorough
 def test_a_local_cluster_does_the_runs_and_gets_the_same_figures(grid_of, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}  # one process imports what the runs need

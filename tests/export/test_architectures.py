@@ -63,10 +63,10 @@ def test_a_saved_network_of_any_kind_comes_back_bit_for_bit(model, grouping, mea
 @pytest.mark.parametrize(
     ("model", "format"),
     [
-        ("timm/convnext_atto", "onnx"),
+        pytest.param("timm/convnext_atto", "onnx", marks=pytest.mark.thorough),
         ("timm/regnety_002", "onnx"),
         ("timm/test_vit", "onnx"),
-        ("timm/test_vit", "pt2"),
+        pytest.param("timm/test_vit", "pt2", marks=pytest.mark.thorough),
     ],
 )
 def test_other_than_plain_convolutions_are_exported(model, format, measure):

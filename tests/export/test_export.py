@@ -242,7 +242,10 @@ def test_an_output_that_belies_the_probabilities_is_found() -> None:
 # --- fewer bits -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("precision", "format"), [("fp16", "onnx"), ("fp16", "pt2"), ("int8", "onnx")])
+@pytest.mark.parametrize(
+    ("precision", "format"),
+    [("fp16", "onnx"), pytest.param("fp16", "pt2", marks=pytest.mark.thorough), ("int8", "onnx")],
+)
 def test_fewer_bits_are_fewer_and_their_change_is_measured(
     precision: str, format: str, finished_run, digits, settings_of, tmp_path: Path
 ) -> None:

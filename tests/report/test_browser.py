@@ -92,6 +92,7 @@ def test_a_table_that_is_cut_has_a_shadow_at_its_edge_until_it_is_scrolled(page,
     assert lightest() == 255
 
 
+@pytest.mark.thorough
 def test_many_runs_side_by_side_fit_the_paper(finished_run, tmp_path, open_):
     runs = [shutil.copytree(finished_run, tmp_path / f"run number {number}") for number in range(8)]
     shown = open_(write_report(runs, tmp_path / "all.html")).page

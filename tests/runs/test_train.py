@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -347,13 +348,16 @@ def test_a_run_stays_if_its_images_vanish_or_an_epoch_has_ended(tmp_path, settin
     assert (tmp_path / "run").exists() == stays
 
 
+thorough = partial(pytest.param, marks=pytest.mark.thorough)
 # Settings under which a run that was stopped goes on to the same bits.
 RESUMED = [
     {},
-    {"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.5},
+    thorough({"optimizer": "lamb", "layer_decay": 0.75, "warmup": 0.5}),
     {"label_smoothing": 0.1, "balance": "sampler", "patience": 1, "ema": 0.9},
-    {"crop_scale": 0.5, "rand_augment": 5, "color_jitter": 0.3, "erase": 0.3, "flip": True},
-    {"drop_path": 0.5, "model": "test_resnet", "image_size": 32, "sparsity": 0.0, "balance": "weights"},
+    thorough({"crop_scale": 0.5, "rand_augment": 5, "color_jitter": 0.3, "erase": 0.3, "flip": True}),
+    thorough(
+        {"drop_path": 0.5, "model": "test_resnet", "image_size": 32, "sparsity": 0.0, "balance": "weights"}
+    ),
     {**RECIPES["finetune"], "epochs": 2, "batch_size": 50},
 ]
 
@@ -753,7 +757,10 @@ main(sys.argv[2:])
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]
 
 
-@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["lightning", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param([], id="lightning", marks=pytest.mark.thorough), pytest.param(TORCHRUN, id="torchrun")],
+)
 def test_two_processes_train_one_network(tmp_path, launcher):
     out = tmp_path / "run"
     devices = [] if launcher else ["--devices", "2"]

@@ -53,6 +53,7 @@ READ = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="copies an interpreter, as importing torch takes long")
 def test_what_else_is_read_of_the_compiler_is_the_real_thing_and_one_that_is_imported_stays():
     code = f"""
