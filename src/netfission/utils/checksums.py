@@ -4,16 +4,17 @@ A file holds the SHA-256 of its own bytes, with the checksum's digits taken as z
 content at once, so that no crash separates the two, and it stays with a file that is copied or shared.
 """
 
-import hashlib
 import json
 import re
 from collections import deque
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from typing import TYPE_CHECKING, Any
 
 from netfission.utils.errors import first_line, invalid
+
+if TYPE_CHECKING:  # every command imports this file, and help needs no checksum
+    import hashlib
 
 NAME = "checksum"
 _DIGITS = 64
@@ -39,7 +40,7 @@ def stamp(content: bytes, *, last: bool = False) -> bytes:
     """
     mark = _mark(content, last=last)
     assert mark is not None
-    digest = hashlib.sha256(content).hexdigest().encode()
+    digest = _sha256(content).hexdigest().encode()
     return content[: mark.start(1)] + digest + content[mark.end(1) :]
 
 
@@ -124,7 +125,7 @@ def check_tensors(path: Path) -> None:
         mark = _mark(head)
         if mark is None:
             return
-        digest = hashlib.sha256(_blanked(head, mark))
+        digest = _sha256(_blanked(head, mark))
         while block := file.read(_BLOCK):
             digest.update(block)
     if digest.hexdigest().encode() != mark[1]:
@@ -174,7 +175,13 @@ def _mark(content: bytes, *, last: bool = False) -> re.Match[bytes] | None:
 
 
 def _differs(content: bytes, mark: re.Match[bytes]) -> bool:
-    return hashlib.sha256(_blanked(content, mark)).hexdigest().encode() != mark[1]
+    return _sha256(_blanked(content, mark)).hexdigest().encode() != mark[1]
+
+
+def _sha256(content: bytes) -> "hashlib._Hash":
+    import hashlib
+
+    return hashlib.sha256(content)
 
 
 def _blanked(content: bytes, mark: re.Match[bytes]) -> bytes:
@@ -188,6 +195,8 @@ def is_archive(file: Path) -> bool:
         >>> is_archive(Path("no such file"))
         False
     """
+    from zipfile import BadZipFile, is_zipfile
+
     try:
         return is_zipfile(file)
     except BadZipFile:  # of several disks, as a damaged end may say
@@ -201,6 +210,8 @@ def archive_damage(file: Path) -> str:
         >>> archive_damage(Path("no such file")) != ""
         True
     """
+    from zipfile import ZipFile
+
     try:
         with ZipFile(file) as archive:
             damaged = archive.testzip()

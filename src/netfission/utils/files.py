@@ -1,10 +1,9 @@
 """Write files so that a crash leaves either the old content or the new, never a part of it."""
 
 import contextlib
+import functools
 import os
 import re
-import secrets
-import socket
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +12,6 @@ from pathlib import Path
 from netfission.utils.checksums import stamp_json
 from netfission.utils.errors import invalid
 
-_HOST = re.sub(r"\W", "_", socket.gethostname())[:20]  # several machines may write into one folder
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})(?:@(?P<host>\w*))?-[0-9a-f]{8}\.tmp")
 
 
@@ -24,6 +22,14 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+
+
+@functools.cache
+def _host() -> str:
+    """Return the name of this machine, as several may write into one folder."""
+    import socket  # slow to import, and help writes no file
+
+    return re.sub(r"\W", "_", socket.gethostname())[:20]
 
 
 def has_file(path: Path, argument: str = "", *, hint: str = "") -> bool:
@@ -145,7 +151,9 @@ def write_together(
             place = places[path]
             remove_abandoned(place.parent, place.name)
             # tempfile would make the file readable by its owner alone; open() follows the umask.
-            written[path] = place.with_name(f".{place.name}.{os.getpid()}@{_HOST}-{secrets.token_hex(4)}.tmp")
+            written[path] = place.with_name(
+                f".{place.name}.{os.getpid()}@{_host()}-{os.urandom(4).hex()}.tmp"
+            )
             cleanup.callback(_remove, written[path])
             with _named_in_errors(path):
                 _write(
@@ -182,7 +190,7 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             match = _TEMPORARY.fullmatch(entry.name)
-            if match is None or name not in (None, match["name"]) or match["host"] not in (None, _HOST):
+            if match is None or name not in (None, match["name"]) or match["host"] not in (None, _host()):
                 continue
             if not _is_alive(int(match["process"])):
                 _remove(Path(entry))
