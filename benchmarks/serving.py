@@ -205,6 +205,8 @@ def _measure(bare: Process, served: Process, arguments: argparse.Namespace) -> d
         return seconds, cpu
 
     ask_for(4 * BATCH)  # both warm up
+    if load.failed:
+        raise RuntimeError(f"{load.failed} of {4 * BATCH} answers failed before the first round")
     bare_for(4 * BATCH)
     load.waits.clear()
     images = -(-arguments.requests // arguments.rounds)
@@ -253,7 +255,7 @@ def _request(side: int) -> bytes:
     )
     Image.fromarray(pixels.numpy()).save(file, "PNG")
     content = file.getvalue()
-    return b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
+    return b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
 
 
 def _bare(folder: str) -> None:
