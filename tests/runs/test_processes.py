@@ -85,3 +85,13 @@ def test_a_checkpoint_that_a_process_lacks_is_refused_by_all(contents, tmp_path)
 
 def test_one_process_needs_no_other_to_resume(tmp_path):
     SameCheckpoint(tmp_path / "last.ckpt").setup(SimpleNamespace(world_size=1), None, "fit")
+
+
+def test_several_machines_are_refused_where_nothing_was_started_on_the_others(monkeypatch):
+    config = RunConfig(training=TrainingConfig(machines=5))
+    with pytest.raises(
+        ValueError, match="machines must be 1 for a command that is started by itself, got 5; let"
+    ):
+        with_processes(config)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")  # by hand, as Lightning reads it
+    assert with_processes(config) is config

@@ -54,3 +54,35 @@ def test_an_interruption_that_another_thread_receives_waits_as_well() -> None:
         end.set()
         other.join()
     assert done == ["all"]
+
+
+STUCK = """
+import signal, sys, time
+from netfission.utils.interrupts import ended_if_stuck
+signal.signal(signal.SIGTERM, lambda *_: None)  # not answered, as by a main thread that waits
+signal.signal(signal.SIGINT, lambda *_: None)
+def wait(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+with ended_if_stuck(lambda: print("cleaned", flush=True), "stopped", 0.2):
+    signal.raise_signal(signal.SIGWINCH)  # asks for nothing
+    signal.raise_signal(int(sys.argv[1]))
+    wait(float(sys.argv[2]))
+wait(0.4)
+print("went on", signal.set_wakeup_fd(-1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "ended"),
+    [
+        (signal.SIGTERM, 60, (143, "cleaned\n", "netfission: stopped\n")),
+        (signal.SIGINT, 60, (130, "cleaned\n", "netfission: stopped\n")),
+        (signal.SIGTERM, 0.01, (0, "went on -1\n", "")),
+    ],
+)
+def test_a_process_that_does_not_answer_an_interruption_is_ended(number, seconds, ended):
+    command = [sys.executable, "-c", STUCK, str(int(number)), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == ended

@@ -1,5 +1,6 @@
 """From settings to a data set, a network, its description and batches of images."""
 
+import os
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
@@ -40,16 +41,22 @@ def with_processes(config: RunConfig, given: Collection[str] = ()) -> RunConfig:
         given: names of those that are given even if they have their default.
 
     Raises:
-        ValueError: they name other numbers of devices or machines.
+        ValueError: they name other numbers of devices or machines, or several machines where nothing says
+            that processes were started on the others.
 
     Example:
         >>> with_processes(RunConfig()).training.devices  # started by itself
         1
     """
     launch = find_launch()
-    if launch is None:
-        return config
     training = config.training
+    if launch is None:
+        if training.machines > 1 and "MASTER_ADDR" not in os.environ:
+            hint = "let torchrun or srun start a process per device on each machine"
+            raise invalid(
+                "machines", "1 for a command that is started by itself", training.machines, hint=hint
+            )
+        return config
     for name in ("devices", "machines"):
         started, asked = getattr(launch, name), getattr(training, name)
         if asked != started and (asked != 1 or name in given):

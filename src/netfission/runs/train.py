@@ -1,9 +1,10 @@
 """One run, from its settings to a folder with a trained and evaluated network."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -33,6 +34,7 @@ from netfission.runs.setup import (
 from netfission.runs.trainer import make_trainer, without_irrelevant_messages
 from netfission.tasks.base import EvaluationResult
 from netfission.utils.files import write_json
+from netfission.utils.interrupts import ended_if_stuck
 
 
 def train(
@@ -133,7 +135,8 @@ def train(
             if not resume:
                 warn_of_held_out_images(config)
         try:
-            trainer.fit(module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint)
+            with _never_stuck(trainer):
+                trainer.fit(module, datamodule=RunDataModule(config, data), ckpt_path=checkpoint)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
         except ValueError as error:  # a method refuses the training's length, which is known only now
@@ -147,3 +150,19 @@ def train(
         folder.save_network(network, network_spec(config, data, network))
         folder.previous_checkpoint.unlink(missing_ok=True)  # nothing is resumed any more
     return evaluate(folder, config, data)
+
+
+@contextmanager
+def _never_stuck(trainer: Trainer) -> Iterator[None]:
+    """End this process if it is interrupted while processes wait for each other; it ends those it started."""
+    if trainer.world_size == 1:
+        yield
+        return
+    launcher = trainer.strategy.launcher
+
+    def end_others() -> None:
+        for process in getattr(launcher, "procs", ()):
+            process.kill()
+
+    with ended_if_stuck(end_others, "stopped; the same command with --resume goes on"):
+        yield
