@@ -261,6 +261,15 @@ def test_a_file_is_written_in_the_form_its_name_tells(digits_run, digit_files, t
         assert (tmp_path / name).read_text("utf-8").startswith('{"image"')
 
 
+def test_answers_are_not_lost_in_a_closed_standard_output(digits_run, digit_files, monkeypatch, capsys):
+    request = ["predict", str(digits_run.path), str(find_in_folder(digit_files / "test")[0])]
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - as the command opens it in place of a closed one
+        monkeypatch.setattr(sys, "stdout", nowhere)
+        assert main(request) == 2
+    message = "netfission: --out must be given if standard output is closed, got nothing\n"
+    assert capsys.readouterr().err == message
+
+
 def test_no_image_nor_pipe_nor_file_of_a_run_is_replaced(digits_run, digit_files, tmp_path, capsys):
     image, other, pipe = tmp_path / "a.png", tmp_path / "b.csv", tmp_path / "pipe"
     shutil.copy(find_in_folder(digit_files / "test")[0], image)

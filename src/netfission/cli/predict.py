@@ -218,6 +218,8 @@ def _names(images: list[str]) -> Iterator[str]:
 
 
 def _check_writable(out: str | None) -> None:
+    if out is None and getattr(sys.stdout, "name", "") == os.devnull:  # in place of a closed one
+        raise invalid("--out", "given if standard output is closed", found="nothing")
     if out is not None and (Path(out).is_dir() or not os.access(Path(out).parent, os.W_OK)):
         raise invalid("--out", "a file in a folder that can be written to", found=out or "no name")
     if out is not None:
