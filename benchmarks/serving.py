@@ -255,7 +255,8 @@ def _request(side: int) -> bytes:
     )
     Image.fromarray(pixels.numpy()).save(file, "PNG")
     content = file.getvalue()
-    return b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(content)
+    return head + content
 
 
 def _bare(folder: str) -> None:

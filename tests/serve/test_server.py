@@ -1,6 +1,7 @@
 import http.client
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -301,11 +302,18 @@ def test_a_client_that_waits_to_be_asked_is_not_asked_for_what_is_too_large(serv
     assert b"100 Continue" not in answer
 
 
-def test_a_transfer_coding_that_is_not_decoded_is_refused(served):
+def test_a_transfer_coding_that_is_not_decoded_is_refused(served, monkeypatch):
+    logged = []
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda *said, **_: logged.append(said))
     start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
     answer = raw(served.port, start + b"3\r\nabc\r\n0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 501 ")
     assert b"Transfer-Encoding must be chunked, got gzip, chunked" in answer
+    # The parser refuses it after the application has begun.
+    answer = raw(served.port, start.replace(b"gzip, chunked", b"gzip") + b"abc")
+    assert answer.startswith(b"HTTP/1.1 501 ") and b'Transfer-Encoding must be chunked, got gzip"' in answer
+    assert served.ask("GET", "/health")[0] == 200
+    assert logged == []
 
 
 def test_malformed_requests_by_the_hundred_lose_nothing_for_others(served, make_image, make_form):

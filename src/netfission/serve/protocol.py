@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from netfission.utils.errors import invalid
+from netfission.utils.errors import invalid, shortened
 
 HEAD_BYTES = 2**16  # of a request's head: its first line and header lines, and of trailers after its body
 HEAD_LINES = 100
@@ -31,6 +31,7 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     _refused = False
     _pending = 0  # bytes that came since the last whole head or piece of a body
     _bytes = _lines = 0  # of the headers of the request
+    _codings = b""  # of its body
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, and refuse a head that grows without end."""
@@ -45,6 +46,7 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         """Begin to count the headers of a request."""
         super().on_message_begin()
         self._bytes = self._lines = 0
+        self._codings = b""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header, or make the parser stop: httptools passes on this error."""
@@ -52,6 +54,8 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         self._lines += 1
         if self._bytes > HEAD_BYTES or self._lines > HEAD_LINES:
             raise _LargeHeadError
+        if name.lower() == b"transfer-encoding":
+            self._codings = value
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -83,12 +87,16 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time limit."""
-        if self._answered is not None and not self._answered.response_complete:
-            # Or its answer is written to a closed transport, and a traceback to the log.
-            self._answered.disconnected = True
+        self._leave_unanswered()
         super().connection_lost(exc)
         self._stop_timer()
         self._stop_reading_timer()
+
+    def _leave_unanswered(self) -> None:
+        """Drop the application's answer: on a closed transport it would be a traceback in the log."""
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answered = cycle
@@ -108,6 +116,9 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         """Answer data that is not HTTP; uvicorn calls this instead of the application."""
         if isinstance(getattr(sys.exception(), "__context__", None), _LargeHeadError):
             self._refuse_head()
+        elif self._codings and self._codings.lower() != b"chunked":
+            found = shortened(self._codings.decode("latin-1"))
+            self._refuse("501 Not Implemented", invalid("Transfer-Encoding", "chunked", found=found))
         else:
             self._refuse("400 Bad Request", invalid("request", "valid HTTP/1.1", found="other data"))
 
@@ -119,6 +130,7 @@ class BoundedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     def _refuse(self, status: str, error: ValueError) -> None:
         """Answer without the application, and close the connection."""
+        self._leave_unanswered()  # the application may have begun with the request, whose head was valid
         content = json.dumps({"error": str(error)}).encode()
         head = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(content)}"]
         head += ["X-Content-Type-Options: nosniff", "Connection: close", "", ""]
