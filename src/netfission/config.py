@@ -35,6 +35,10 @@ Teacher = Literal["logits", "probabilities", "others"]
 Reduction = Literal["sum", "mean"]
 
 
+_LARGEST = 1_000_000  # of a number that multiplies losses, gradients or pixels: float32 has room beyond it
+_LEAST_STD = 1e-6
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images to train on, and how to augment them.
@@ -112,10 +116,11 @@ class DataConfig:
             check_positive_integer("limit_per_class", self.limit_per_class)
         if self.void is not None and not 0 <= self.void <= 255:
             raise invalid("void", "a number of a mask's pixels, from 0 to 255", self.void)
-        if self.mean is not None and not all(map(isfinite, self.mean)):
-            raise invalid("mean", "a finite number per channel", self.mean)
-        if self.std is not None and not all(isfinite(value) and value > 0 for value in self.std):
-            raise invalid("std", "a positive number per channel", self.std)
+        if self.mean is not None and not all(abs(value) <= _LARGEST for value in self.mean):
+            raise invalid("mean", f"a finite number per channel, of at most {_LARGEST:,}", self.mean)
+        if self.std is not None and not all(_LEAST_STD <= value <= _LARGEST for value in self.std):
+            expected = f"a positive number per channel, from {_LEAST_STD:g} to {_LARGEST:,}"
+            raise invalid("std", expected, self.std)
         if not 0 <= self.validation < 1:
             raise invalid("validation", "a share of the training images, in [0, 1)", self.validation)
         for name in ("crop_padding", "workers"):
@@ -525,6 +530,16 @@ class TrainingConfig:
         for name in ("weight_decay", "distillation_weight", "parent_weight"):
             if (value := getattr(self, name)) is not None and not 0 <= value < inf:
                 raise invalid(name, "a finite number of at least 0", value)
+        for name in (
+            "learning_rate",
+            "clip",
+            "temperature",
+            "weight_decay",
+            "distillation_weight",
+            "parent_weight",
+        ):
+            if (getattr(self, name) or 0) > _LARGEST:
+                raise invalid(name, f"at most {_LARGEST:,}", getattr(self, name))
         for name in ("momentum", "warmup", "drop_path"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise invalid(name, "a number in [0, 1)", value)
