@@ -140,8 +140,10 @@ class Service:
 
     async def _predict(self, request: Request) -> Response:
         start = time.perf_counter()
-        check_query(request.query_params, self._answerer.parameters)
-        question = self._answerer.question(request.query_params)
+        query, question = request.query_params, None
+        if query:  # most requests have none
+            check_query(query, self._answerer.parameters)
+            question = self._answerer.question(query)
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
         async with self._bodies.read(request) as body:
             contents = await read_form(request, body, self._limits) if is_form else [body]
