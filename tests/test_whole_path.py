@@ -23,7 +23,10 @@ SHARED = ROOT / "../shared/data"
         "digits",
         pytest.param(
             str(SHARED / "cifar100"),
-            marks=pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is absent"),
+            marks=[
+                pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is absent"),
+                pytest.mark.thorough,
+            ],
             id="cifar100",
         ),
     ],
