@@ -1,9 +1,11 @@
 """A training in processes that torchrun or SLURM has started."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
+import netfission.runs.train
 from netfission.cli import main
 from netfission.config import RunConfig, TrainingConfig
 from netfission.runs.callbacks import SameCheckpoint
@@ -95,3 +97,22 @@ def test_several_machines_are_refused_where_nothing_was_started_on_the_others(mo
         with_processes(config)
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")  # by hand, as Lightning reads it
     assert with_processes(config) is config
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_training_that_is_stuck_ends_the_processes_that_it_started(world_size, monkeypatch):
+    called, killed = [], []
+
+    def recorded(clean_up, message):
+        called.append(message)
+        clean_up()
+        return nullcontext()
+
+    monkeypatch.setattr(netfission.runs.train, "ended_if_stuck", recorded)
+    launcher = SimpleNamespace(procs=[SimpleNamespace(kill=lambda: killed.append(True))])
+    strategy = SimpleNamespace(launcher=launcher)
+    with netfission.runs.train._never_stuck(SimpleNamespace(world_size=world_size, strategy=strategy)):
+        pass
+    several = world_size > 1
+    assert called == ["stopped; the same command with --resume goes on"] * several
+    assert killed == [True] * several
