@@ -3,14 +3,13 @@
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 
-_STATUSES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 and the number of the signal
+_STATUSES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 and the number of the signal
 
 
 @contextmanager
@@ -63,7 +62,6 @@ def ended_if_stuck(clean_up: Callable[[], object], message: str, seconds: float 
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    os.set_blocking(reader, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # works while the main thread waits
     _forget_in_children()
 
@@ -77,7 +75,7 @@ def ended_if_stuck(clean_up: Callable[[], object], message: str, seconds: float 
         with suppress(Exception):
             clean_up()
         with suppress(OSError):
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"netfission: {message}\n".encode())
+            os.write(2, f"netfission: {message}\n".encode())
         os._exit(status)
 
     watcher = threading.Thread(target=watch, name="interrupts", daemon=True)
@@ -93,12 +91,10 @@ def ended_if_stuck(clean_up: Callable[[], object], message: str, seconds: float 
 
 def _next_status(reader: int) -> int | None:
     """Wait for a signal that asks to end, and return its status; None once the other end is closed."""
-    while select.select([reader], [], []):
-        if not (number := os.read(reader, 1)):
-            return None
+    while number := os.read(reader, 1):
         if number[0] in _STATUSES:
-            return _STATUSES[signal.Signals(number[0])]
-    raise AssertionError
+            return _STATUSES[number[0]]
+    return None
 
 
 @cache
