@@ -8,7 +8,7 @@ from typing import Any
 from netfission.experiments.records import Record
 from netfission.runs.folder import RunFolder, environment
 from netfission.utils.files import write_whole
-from netfission.utils.typed import read_json
+from netfission.utils.json_files import read_json
 
 
 def measure_runs(

@@ -37,9 +37,9 @@ from netfission.experiments.grid_files import find_grid
 from netfission.export.cascade import Plan
 from netfission.models import create_model, read_weights
 from netfission.runs.folder import RunFolder
+from netfission.utils.json_files import read_json
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import printable
-from netfission.utils.typed import read_json
 
 EXAMPLES = int(os.environ.get("NETFISSION_FUZZ", "8"))  # of each kind of input
 LONGEST = 2000  # characters of a message

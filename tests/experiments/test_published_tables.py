@@ -13,7 +13,8 @@ from netfission.experiments.grids import named_grids
 from netfission.experiments.records import Record, Records
 from netfission.experiments.results import Comparison
 from netfission.experiments.statistics import SeedValues
-from netfission.utils.typed import read_json, typed
+from netfission.utils.json_files import read_json
+from netfission.utils.typed import typed
 
 ROOT = Path(__file__).parents[2]
 LONG = "as long as the deep ensemble"  # in the names of contenders

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netfission.utils.typed import read_json
+from netfission.utils.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,3 @@ def test_damage_is_named_in_one_line(content, message, tmp_path):
     ) as error:
         read_json(path, Tree)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b'{"n": 3, "lea', b"", b"\xff\xfe\x00", b"[" * 100_000])
-def test_what_is_no_json_is_refused(content, tmp_path):
-    path = tmp_path / "tree.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"tree\.json must be a valid JSON file, got damaged content \("):
-        read_json(path, Tree)
-
-
-def test_no_file_is_none(tmp_path):
-    assert read_json(tmp_path / "none.json", Tree) is None

@@ -47,8 +47,9 @@ from netfission.utils.checksums import (
 )
 from netfission.utils.errors import check_choice, first_line, invalid
 from netfission.utils.files import has_file, write_together
+from netfission.utils.json_files import named_damage, read_json
 from netfission.utils.text import count_noun
-from netfission.utils.typed import named_damage, read_json, typed
+from netfission.utils.typed import typed
 
 Factory = Callable[..., nn.Module]  # called with num_classes and in_channels, by name
 Digest = Callable[[], str]  # gives the digest of a network, once it is needed

@@ -8,7 +8,6 @@ from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace,
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -16,7 +15,6 @@ from types import GenericAlias, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Protocol, Union, get_args, get_origin, get_type_hints
 
 from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig
-from netfission.utils.checksums import check_text
 from netfission.utils.errors import invalid
 from netfission.utils.typed import PLAIN, typed
 
@@ -263,6 +261,8 @@ class Parser(ArgumentParser):
 
     def _unknown(self, what: str, name: str, known: Iterable[str]) -> ValueError:
         """The error for a flag, argument or setting that the command does not accept."""
+        from difflib import get_close_matches
+
         bare = {option.lstrip("-"): option for option in known}
         written = name.lstrip("-").replace("_", "-") if what == "flag" else name
         close = get_close_matches(written, bare, n=1)
@@ -274,6 +274,8 @@ class Parser(ArgumentParser):
         if path is None:
             return {}
         import yaml
+
+        from netfission.utils.checksums import check_text
 
         try:
             with Path(path).open("rb") as file:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from netfission.cli.parser import PARTS, Parser, run_config, run_settings
 from netfission.config import RECIPES, RunConfig
-from netfission.utils.outputs import is_output
 from netfission.utils.quick import without_collection
 from netfission.utils.text import printable
 
@@ -38,6 +37,7 @@ def parser() -> Parser:
 def run(settings: Namespace) -> None:
     """Train, evaluate and save one network."""
     from netfission.runs.setup import with_processes
+    from netfission.utils.outputs import is_output
 
     config = with_processes(run_config(settings), settings.flags | settings.file.keys())
     out = Path(settings.out or Path("runs") / default_name(config))

@@ -22,9 +22,9 @@ from netfission.tasks import Task, task_kind
 from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
+from netfission.utils.json_files import read_json
 from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun, printable
-from netfission.utils.typed import read_json
 
 COSTS_FILE = "costs.json"
 

@@ -19,7 +19,8 @@ from netfission.tasks import task_kind
 from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
-from netfission.utils.typed import read_json, typed
+from netfission.utils.json_files import read_json
+from netfission.utils.typed import typed
 
 
 @dataclass(frozen=True)

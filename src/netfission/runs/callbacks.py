@@ -21,8 +21,8 @@ from netfission.methods.base import TrainingHook
 from netfission.runs.lightning_module import TrainingModule
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json, write_whole
+from netfission.utils.json_files import read_json
 from netfission.utils.text import decimal
-from netfission.utils.typed import read_json
 
 _SETTINGS = "settings"  # entry of a checkpoint
 

@@ -44,9 +44,9 @@ from netfission.tasks.window_evaluation import WindowEvaluation
 from netfission.utils.checksums import BLANK, NAME, archive_damage, stamp
 from netfission.utils.errors import first_line, invalid
 from netfission.utils.files import has_file, remove_abandoned, safe_name, write_json, write_whole
+from netfission.utils.json_files import read_json
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text, count_noun
-from netfission.utils.typed import read_json
 
 SAME_SETTINGS = "a run resumes with the settings it began with"
 MOVED = "what a run begins with may move if its name and content stay the same"

@@ -44,7 +44,7 @@ from netfission.runs.folder import RunFolder
 from netfission.runs.overlap import warn_of_own_images
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
-from netfission.utils.typed import read_json
+from netfission.utils.json_files import read_json
 
 T = TypeVar("T")
 Transform = Callable[[Tensor], Tensor]

@@ -1,7 +1,6 @@
 """Errors for users, all by one template: the argument, what is valid, what came, and what to do."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from math import isfinite
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -143,6 +142,8 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
         >>> did_you_mean("snap", ["erk", "snip"])
         'did you mean snip?'
     """
+    from difflib import get_close_matches  # not where nothing is wrong, as each command starts
+
     close = get_close_matches(str(value), known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else ""
 

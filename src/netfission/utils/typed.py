@@ -1,72 +1,17 @@
 """Content of JSON and YAML files, checked and turned into dataclasses: every value has its declared type."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from netfission.utils.checksums import parse_json
-from netfission.utils.errors import check_choice, first_line, invalid, shortened
-from netfission.utils.files import has_file
+from netfission.utils.errors import check_choice, invalid, shortened
 
 T = TypeVar("T")
 
 # Plain types in words.
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-
-
-def read_json(path: Path, kind: type[T], *, hint: str = "") -> T | None:
-    """Read a file as `kind`; return None if there is no file.
-
-    Args:
-        path: path of the file.
-        kind: a dataclass, or a list, dict or tuple of dataclasses.
-        hint: what to do about a damaged file, for the message.
-
-    Raises:
-        ValueError: it is no regular file, is not JSON, differs from its checksum, or a value is missing,
-            unknown or of another type.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "counts.json")
-        ...     _ = path.write_text('{"right": 3}')
-        ...     read_json(path, dict[str, int])
-        {'right': 3}
-    """
-    if not has_file(path):
-        return None
-    with named_damage(path, hint):
-        return typed(kind, parse_json(path.read_bytes()))
-
-
-@contextmanager
-def named_damage(path: Path, hint: str = "") -> Iterator[None]:
-    """Say of which file it is that content is damaged.
-
-    Args:
-        path: path of the file.
-        hint: what to do about it.
-
-    Raises:
-        ValueError: reading the content raises a ValueError.
-
-    Example:
-        >>> with named_damage(Path("n.json")):
-        ...     typed(int, "x", "n")
-        Traceback (most recent call last):
-        ValueError: n.json must be a valid JSON file, got damaged content (n must be an integer, got "x")
-    """
-    try:
-        yield
-    except (ValueError, RecursionError) as error:
-        found = f"damaged content ({first_line(error)})"
-        raise invalid(str(path), "a valid JSON file", found=found, hint=hint) from error
 
 
 def typed(kind: type[T], content: Any, where: str = "") -> T:
@@ -174,5 +119,7 @@ def _entry(where: str) -> str:
 
 def _checked(fits: bool, content: Any, where: str, expected: str) -> Any:
     if not fits:
+        import json
+
         raise invalid(_entry(where), expected, found=shortened(json.dumps(content, default=str)))
     return content
