@@ -24,7 +24,7 @@ FLAGS = (
 )
 
 
-def test_only_what_is_missing_runs(grid_of, tmp_path):
+def test_only_what_is_missing_runs(grid_of, tmp_path, monkeypatch):
     first = run_missing(grid_of("single").cells(), tmp_path)
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "records").iterdir()}
     both = run_missing(grid_of("single", "treenet").cells(), tmp_path)
@@ -37,6 +37,11 @@ def test_only_what_is_missing_runs(grid_of, tmp_path):
     assert single.seconds > 0
     assert single.settings["exits"] == 1
     assert single.environment["versions"]["torch"]
+    read, find = [], Records.find
+    monkeypatch.setattr(Records, "find", lambda records, cell: read.append(cell) or find(records, cell))
+    cells = grid_of("single", "treenet").cells()
+    assert run_missing(cells, tmp_path) == both
+    assert read == cells  # of a thousand runs, too, each record is read once
 
 
 def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(grid_of, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Cell:
         """The run's folder, relative to that of the grid."""
         return f"runs/{self.key}"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """12 hexadecimal digits that identify the run's settings, and the revision of its method."""
         settings = chosen_settings(self.config)
@@ -117,6 +118,10 @@ class Grid:
                 others, or it starts from one of several exits. The message names the contender unless the
                 setting is one of all contenders.
         """
+        return list(self._cells)
+
+    @cached_property
+    def _cells(self) -> list[Cell]:
         cells = [self.cell(name, seed) for seed in self.seeds for name in self.contenders]
         configs = {cell.contender: cell.config for cell in cells}
         effective = {  # on one contender at least: values under `each` may switch each other off

@@ -91,7 +91,8 @@ def run_missing(
     check_positive_integer("workers", workers)
     limit = _time_limit(minutes, ray)
     records = Records(out / "records")
-    missing = [cell for cell in cells if records.find_success(cell) is None]
+    known = [records.find_success(cell) for cell in cells]
+    missing = [cell for cell, record in zip(cells, known, strict=True) if record is None]
     _check_folders(missing)
     load = _quiet_loader()
     _check_starts([cell for cell in missing if cell.start is None], load)
@@ -111,7 +112,7 @@ def run_missing(
             done = sum(records.find_success(cell) is not None for cell in cells)
             message = f"{done} of {count_noun(len(cells), 'run')} done"
             raise OutOfTimeError(f"{message}; the same command goes on after the last whole epoch") from None
-    found = [records.find(cell) for cell in cells]
+    found = [record or records.find(cell) for cell, record in zip(cells, known, strict=True)]
     return [record for record in found if record is not None]
 
 
