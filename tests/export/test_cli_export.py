@@ -108,6 +108,7 @@ def test_what_fewer_bits_change_is_printed(run_folder, capsys) -> None:
         ("--opset 99", "opset must be an integer from 18 to 23, got 99"),
         ("--opset 0 --format pt2", "--opset must be left out unless --format is onnx, got 0"),
         ("--opset 20 --format pt2", "--opset must be left out unless --format is onnx, got 20"),
+        ("--images a --data b", "--data must be left out with --images, got 'b'; they are read in its place"),
         ("--cascade --format pt2", "--cascade must be left out unless --format is onnx, got True"),
         (
             "--precision int8 --format pt2",
@@ -182,6 +183,16 @@ def test_a_cascade_of_a_run_without_validation_split(run_folder, capsys) -> None
         capsys, str(run_folder), "--cascade"
     )
     assert not (run_folder / "cascade").exists()
+
+
+def test_a_cascade_goes_into_no_folder_of_something_else(run_folder, tmp_path, capsys) -> None:
+    (tmp_path / "cascade.json").write_text("of something else")
+    for folder in (tmp_path, run_folder):
+        error = refused(capsys, str(run_folder), "--cascade", "--out", str(folder))
+        assert (
+            "--out must be where a folder is new, empty or of earlier output of this command, got " in error
+        )
+    assert (tmp_path / "cascade.json").read_text() == "of something else"
 
 
 def test_a_file_that_cannot_be_written_is_named(run_folder, capsys, monkeypatch) -> None:

@@ -289,7 +289,7 @@ def test_calibrating_on_other_data_is_kept_until_the_run_is_calibrated_again(
         f"before:     temperature {replaced.temperature:.3f}, from {replaced.n} validation images; "
     )
     assert shown.splitlines()[2] == "calibrated on no images of 0, 1, 2, 4, …, 8"
-    assert "still at the calibration before: ood.json, corruptions.json; evaluate again" in shown
+    assert "still at the calibration before: corruptions.json; evaluate again" in shown
     calibrated = content(run)
     changed = {name for name in calibrated if calibrated[name] != before[name]}
     assert changed == {str(run.calibration), str(run.reliability)}
@@ -299,7 +299,12 @@ def test_calibrating_on_other_data_is_kept_until_the_run_is_calibrated_again(
     assert evaluate(run, "--data", other) == 0
     assert "the run is calibrated on all 36 images of photographs: calibrated" in capsys.readouterr().err
     # Without other data it is that of the run's own validation split again, bit for bit.
+    run.corruptions.write_text(json.dumps({"temperature": replaced.temperature}))
+    capsys.readouterr()
     assert main(["calibrate", str(run.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "still at the calibration before: evaluations; evaluate again" in shown
+    run.corruptions.write_bytes(before[str(run.corruptions)])
     assert content(run) == before
 
 

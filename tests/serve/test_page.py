@@ -248,6 +248,15 @@ def test_names_are_text_and_never_markup(visit, served, make_image):
     assert page.locator("#answers img").count() == 2
 
 
+def test_names_change_no_number_beside_them(visit):
+    page = visit()
+    invented(page, ["\u202eabc\x1b\t\u2028é", "b"], [0.7, 0.3], abstain=False)
+    assert page.inner_text("#title") == r"\u202eabc\x1b\t\u2028é"  # as `printable` writes it
+    page.set_input_files("#file", file("\u202egnp.png"))
+    until(page, "document.getElementById('preview').alt !== 'digit.png'")
+    assert page.get_attribute("#preview", "alt") == r"\u202egnp.png"
+
+
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("exits", [2, 6])
 @pytest.mark.parametrize("abstain", [False, True])

@@ -97,7 +97,12 @@ def test_intervals_cover_images_like_those_elsewhere(copy_of, elsewhere, capsys)
 def test_files_at_the_calibration_before_are_named(copy_of, elsewhere, capsys):
     folder = copy_of("regression")
     folder.evaluations.mkdir(exist_ok=True)
-    for file in (folder.window_evaluation, folder.out_of_distribution, folder.gain):
+    for file in (
+        folder.evaluations / "other.json",
+        folder.window_evaluation,
+        folder.out_of_distribution,
+        folder.gain,
+    ):
         file.write_text("{}")
     named = "still at the calibration before: evaluations, evaluation-windows.json; evaluate again to renew"
     for data, changes in (([], False), (["--data", str(elsewhere / "numbers.csv")], True)):

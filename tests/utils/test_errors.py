@@ -55,6 +55,7 @@ def test_positive_numbers(value):
 def test_tensors_and_errors_in_words():
     assert describe(torch.zeros(0, 3, dtype=torch.int64)) == "int64 of shape (0, 3)"
     assert first_line(RuntimeError("\nfirst\nsecond")) == "first"
+    assert first_line(RuntimeError("key, " * 1000)) == ("key, " * 60)[:299] + "…"
     assert first_line(AssertionError()) == "AssertionError"
 
 

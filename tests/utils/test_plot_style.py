@@ -19,6 +19,14 @@ def test_the_same_figure_gives_the_same_files():
     assert files == picture_files(picture(), Path("cost.any"))
 
 
+def test_names_are_drawn_as_they_are_and_never_as_mathematics():
+    figure = picture()
+    figure.suptitle(r"m$\frac$ of $x_1$")  # the first is no formula, so that drawing it would fail
+    figure.axes[0].set_xlabel("$y_2$")
+    (svg,) = picture_files(figure, Path("cost"), ["svg"]).values()
+    assert isinstance(svg, bytes) and rb"<!-- m$\frac$ of $x_1$ -->" in svg and b"<!-- $y_2$ -->" in svg
+
+
 def test_axes_have_no_spine_at_the_top_and_right():
     for axes in picture().axes:
         assert [name for name, spine in axes.spines.items() if spine.get_visible()] == ["left", "bottom"]

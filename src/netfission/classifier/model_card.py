@@ -1,6 +1,5 @@
 """The README of a shared network: what it is, how to use it, how accurate and how well calibrated it is."""
 
-import re
 from pathlib import Path
 
 import yaml
@@ -9,7 +8,7 @@ from netfission.classifier.folder import NetworkSpec
 from netfission.config import RunConfig
 from netfission.evaluation import Evaluation
 from netfission.evaluation.calibration import Calibration
-from netfission.utils.text import decimal, percent, printable
+from netfission.utils.text import as_markdown, decimal, percent, printable
 
 _SHOWN = {"top1": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 _CLASSES = 20  # named in full
@@ -56,17 +55,12 @@ def model_card(
 
 
 def _title(spec: NetworkSpec) -> str:
-    return f"{_as_prose(spec.model or 'Unnamed network')}, {spec.kind}"
-
-
-def _as_prose(name: str) -> str:
-    """Return a name as Markdown that shows it as it is: no markup, and no HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~&])", r"\\\1", printable(name))
+    return f"{as_markdown(spec.model or 'Unnamed network')}, {spec.kind}"
 
 
 def _what_it_is(spec: NetworkSpec) -> str:
     channels, height, width = spec.shape
-    names = ", ".join(map(_as_prose, spec.classes[:_CLASSES])) + (
+    names = ", ".join(map(as_markdown, spec.classes[:_CLASSES])) + (
         ", …" if len(spec.classes) > _CLASSES else ""
     )
     return (
@@ -92,7 +86,7 @@ print(classifier.spec.classes[predictions.classes[0]], predictions.confidence[0]
 
 
 def _figures(evaluation: Evaluation, recipe: RunConfig | None, linear: int) -> str:
-    data = f" of {_as_prose(Path(recipe.data.data).name)}" if recipe else ""
+    data = f" of {as_markdown(Path(recipe.data.data).name)}" if recipe else ""
     rows = evaluation.by_exit(linear)
     rows["**ensemble**"] = evaluation.ensemble
     lines = ["| | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]

@@ -1,5 +1,6 @@
 """`netfission calibrate`."""
 
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from netfission.runs.calibrate import Recalibration
     from netfission.runs.calibrate_targets import TargetRecalibration
     from netfission.runs.folder import RunFolder
+    from netfission.tasks.base import CalibrationResult
+
+_TEMPERATURE = re.compile(r'"temperature": ([-+.\deE]+)')
 
 
 def parser() -> Parser:
@@ -94,6 +98,17 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
     return [*lines, *_older_files(folder, result)]
 
 
+def _is_at_another(file: Path, calibration: "CalibrationResult") -> bool:
+    """Return whether a file, or one in a folder, has figures at another temperature than a calibration's.
+
+    Figures that do not state a temperature count, as it is not known which calibration they have.
+    """
+    files = [*file.glob("*.json")] if file.is_dir() else [file] if file.is_file() else []
+    own = getattr(calibration, "temperature", None)
+    stated = [_TEMPERATURE.findall(each.read_text("utf-8", errors="replace")) for each in files]
+    return any(not found or any(float(one) != own for one in found) for found in stated)
+
+
 def _older_files(folder: "RunFolder", result: "Recalibration | TargetRecalibration") -> list[str]:
     """Say which files still hold the calibration before, or figures with it."""
     from netfission.evaluation.calibration import Calibration
@@ -102,9 +117,9 @@ def _older_files(folder: "RunFolder", result: "Recalibration | TargetRecalibrati
     lines = []
     if result.replaced is not None and result.replaced.digest != result.calibration.digest:
         depends = [folder.evaluations, folder.window_evaluation]
-        if isinstance(result.calibration, Calibration):  # other tasks measure these without a calibration
-            depends = [folder.out_of_distribution, folder.corruptions, *depends]
-        if stale := [file.name for file in depends if file.exists()]:
+        if isinstance(result.calibration, Calibration):  # other tasks measure it without a calibration
+            depends = [folder.corruptions, *depends]
+        if stale := [file.name for file in depends if _is_at_another(file, result.calibration)]:
             lines.append(f"still at the calibration before: {', '.join(stale)}; evaluate again to renew them")
     path = folder.path.resolve()
     above = RunFolder(path.parent)

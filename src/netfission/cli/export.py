@@ -12,7 +12,7 @@ from netfission.cli.parser import Parser, flag_name
 from netfission.config import RunConfig
 from netfission.utils.errors import invalid
 from netfission.utils.files import choose_format, has_file
-from netfission.utils.outputs import check_out
+from netfission.utils.outputs import check_out, check_out_folder
 
 TARGET_IMAGES = 64  # to check a file of another task than classification with: maps take memory
 
@@ -121,6 +121,8 @@ def _check_together(settings: Namespace) -> None:
                 raise invalid(flag_name(name), "left out unless --format is onnx", value)
         if settings.precision == "int8":
             raise invalid("--precision", "float32 or fp16 unless --format is onnx", settings.precision)
+    if settings.images and settings.data:
+        raise invalid("--data", "left out with --images", settings.data, hint="they are read in its place")
     if settings.cascade:
         for name, value in given_options(settings).items():
             raise invalid(flag_name(name), "left out with --cascade", value)
@@ -144,7 +146,9 @@ def _out(settings: Namespace, folder: Path) -> Path:
     if wrong or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         kind = "folder" if settings.cascade else "file"
         raise invalid("--out", f"a {kind} in a folder that exists and can be written to", found=str(out))
-    if not settings.cascade:
+    if settings.cascade:
+        check_out_folder("--out", out, names=r"cascade\.json|step\d+\.onnx", mark=out / "step0.onnx")
+    else:
         check_out("--out", out)
     return out
 

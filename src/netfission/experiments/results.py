@@ -18,7 +18,7 @@ from netfission.tasks.base import EvaluationResult
 from netfission.tasks.columns import Columns, brief, paired
 from netfission.utils.files import write_together
 from netfission.utils.plot_style import picture_files
-from netfission.utils.text import align_columns, count_noun
+from netfission.utils.text import align_columns, as_markdown, count_noun
 
 Metrics = dict[str, SeedValues]  # metric → its values over the seeds
 
@@ -111,13 +111,13 @@ class Comparison:
             )
             rows.append(
                 [
-                    name,
+                    as_markdown(name),
                     self.averages[name],
                     *(metrics[key].cell(column) for key, column in columns.items()),
                     *(f"{ratio:.2f}×" for ratio in ratios),
                 ]
             )
-        title = " · ".join(self.title.splitlines())
+        title = " · ".join(map(as_markdown, self.title.splitlines()))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         kinds = (
             f"training MACs: of the whole training; times on batches of {size}, not deployed; "

@@ -32,6 +32,7 @@ from netfission.runs.folder import RunFolder
 from netfission.tasks.registry import task_kind
 from netfission.utils.errors import invalid
 from netfission.utils.files import check_target, write_together
+from netfission.utils.outputs import check_out_folder
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     if len(paths) == 1:
         paths = [run.path for run in RunFolder(paths[0]).shown_together()]
     figures = FigureFiles(page)
+    if out is not None:
+        check_out_folder("out", figures.folder, names=r".+\.svg", mark=page)
     tasks = list(dict.fromkeys(RunFolder(path).load_config().data.task for path in paths))
     if len(tasks) > 1:
         raise invalid("run", "folders of runs of one task", found=" and ".join(tasks))
@@ -96,7 +99,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     text = _class_page(paths, figures, data) if classifies else target_page(paths, figures, data)
     for file in figures.files:
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_together(figures.files | {page: text})
+    write_together({page: text} | figures.files)  # the page first: it tells whose the figures are
     return page
 
 

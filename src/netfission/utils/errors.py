@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 LARGEST_IMAGE = 2**14  # pixels of a side, of images that others are resized to
 _LONGEST = 60  # characters of a value that a message repeats
+_LONGEST_LINE = 300  # of another library's message
 
 
 def invalid(argument: str, expected: str, got: Any = None, *, found: str = "", hint: str = "") -> ValueError:
@@ -99,6 +100,8 @@ def check_finite(argument: str, tensor: "Tensor", rows: str = "images") -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has no message.
 
+    What is longer than 300 characters is cut, as PyTorch names every weight that does not fit.
+
     Example:
         >>> first_line(RuntimeError("out of memory\\ntry less")), first_line(KeyError())
         ('out of memory', 'KeyError')
@@ -107,7 +110,7 @@ def first_line(error: BaseException) -> str:
         lines = str(error).strip().splitlines()
     except Exception:  # as of a KeyError whose key cannot be printed
         lines = []
-    return lines[0] if lines else type(error).__name__
+    return shortened(lines[0], _LONGEST_LINE) if lines else type(error).__name__
 
 
 def check_choice(argument: str, value: str, known: Iterable[str]) -> str:

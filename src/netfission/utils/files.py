@@ -170,6 +170,16 @@ def write_together(
                 temporary.replace(places[path])
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a file has a name that `write_whole` gives to one that is not whole yet.
+
+    Example:
+        >>> is_temporary(Path(".a.json.12@host-0123abcd.tmp")), is_temporary(Path("a.tmp"))
+        (True, False)
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files of processes of this machine that were killed while they wrote.
 

@@ -1,9 +1,10 @@
 """Recognition of the folders that netfission writes: they are never data, and their files are kept."""
 
+import re
 from pathlib import Path
 
 from netfission.utils.errors import invalid
-from netfission.utils.files import check_target
+from netfission.utils.files import check_target, is_temporary
 from netfission.utils.text import printable
 
 ENVIRONMENT_MARK = "# Made with:"  # the line of a run's settings file above the comments with its environment
@@ -72,3 +73,35 @@ def check_out(argument: str, path: Path, *, hint: str = "") -> None:
     written = path.resolve()  # through a link, the file that it names is written
     if written.name in RUN_FILES and is_output(written.parent):
         raise invalid(argument, "another file than a run's own", found=printable(str(path)))
+
+
+def check_out_folder(argument: str, folder: Path, *, names: str, mark: Path) -> None:
+    """Check that a command may write several files into a folder: they replace its earlier output alone.
+
+    Args:
+        argument: name of the option that holds the folder, for the message.
+        folder: where the files go.
+        names: regular expression of their names, those in folders below as well.
+        mark: a file that tells earlier output; without it the folder must be new or empty.
+
+    Raises:
+        ValueError: the folder is a file, or has other files.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     _ = Path(name, "cat.jpg").write_bytes(b"")
+        ...     check_out_folder("--out", Path(name), names=r".*\\.svg", mark=Path(name, "page.html"))
+        Traceback (most recent call last):
+        ValueError: --out must be where a folder is new, empty or of earlier output of this command, got ...
+    """
+    if not folder.exists():
+        return
+    expected = "where a folder is new, empty or of earlier output of this command"
+    if not folder.is_dir():
+        raise invalid(argument, expected, found=f"{printable(str(folder))}, a file")
+    files = [file for file in folder.rglob("*") if not file.is_dir() and not is_temporary(file)]
+    foreign = [file for file in files if not mark.is_file() or not re.fullmatch(names, file.name)]
+    if foreign:
+        found = f"{printable(str(folder))} with {printable(str(min(foreign).relative_to(folder)))}"
+        raise invalid(argument, expected, found=found)

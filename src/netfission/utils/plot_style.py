@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from netfission.utils.files import write_together
 
@@ -70,11 +71,11 @@ _SHARED: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "netfission",  # so that the same figure gives the same file
+    "text.parse_math": False,  # a class may be called "$"
 }
 _REPORT: Any = _SHARED | {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
-    "text.parse_math": False,  # a class may be called "$"
     "font.size": 8.5,
     "axes.labelsize": 8.5,
     "axes.titlesize": 8.5,
@@ -158,6 +159,8 @@ def picture_files(
         ['cost.png', 'cost.svg']
     """
     files: dict[Path, str | bytes] = {}
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # that of names which were drawn under other settings
     for kind in kinds:
         file = BytesIO()
         with mpl.rc_context(_SHARED):

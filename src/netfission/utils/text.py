@@ -79,6 +79,16 @@ def printable(text: str) -> str:
     return "".join(_visible(letter) for letter in as_text(text))
 
 
+def as_markdown(text: str) -> str:
+    """Return Markdown that shows a text as it is, on one line: no markup, no HTML, and no control characters.
+
+    Example:
+        >>> print(as_markdown("a|b <i>"))
+        a\\|b \\<i\\>
+    """
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~&])", r"\\\1", printable(text))
+
+
 def _visible(letter: str) -> str:
     escaped = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _TURNING
     return letter.encode("unicode_escape").decode() if escaped else letter

@@ -8,6 +8,21 @@ export function make(tag, text, ...classes) {
   return element;
 }
 
+// As `printable` in netfission.utils.text: escapes for characters that cannot be seen, or that turn the order of a
+// line, and with it that of a number beside a name. Of all strings in what the server answers, and of all keys.
+const UNSEEN = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+const SHORT = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
+const escaped = (letter) => {
+  const digits = letter.codePointAt(0).toString(16);
+  return SHORT[letter] ?? (digits.length > 2 ? `\\u${digits.padStart(4, "0")}` : `\\x${digits.padStart(2, "0")}`);
+};
+export function printable(value) {
+  if (typeof value === "string") return value.replace(UNSEEN, escaped);
+  if (Array.isArray(value)) return value.map(printable);
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map((entry) => printable(entry)));
+}
+
 export function bar(share) {
   const element = make("span", undefined, "bar");
   element.style.setProperty("--share", Math.min(1, Math.max(0, share)));

@@ -1,5 +1,5 @@
 // All names and messages are inserted as text, never as markup.
-import { SPACE, bar, bare, counted, make, percent, probability, rounded, setting, sum, unsaturated } from "/common.js";
+import { SPACE, bar, bare, counted, make, percent, printable, probability, rounded, setting, sum, unsaturated } from "/common.js";
 import { draw as drawTargets, isTarget, listedTargets } from "/targets.js";
 
 export { percent };
@@ -62,7 +62,7 @@ async function ask(item, signal) {
       throw new Error("it cannot be read; instead of a folder, choose the images in it");
     });
     const response = await fetch("/predict", { method: "POST", body: item.image, signal });
-    const content = await response.json();
+    const content = printable(await response.json());
     if (!response.ok) throw new Error(content.error);
     item.answer = content;
     item.seconds = (performance.now() - start) / 1000;
@@ -347,7 +347,7 @@ function count() {
 
 /* ---- where images come from ---- */
 
-const named = (files) => [...files].map((file) => [file, file.name]);
+const named = (files) => [...files].map((file) => [file, printable(file.name)]);
 
 $("file").addEventListener("change", () => {
   const files = named($("file").files);
@@ -421,7 +421,7 @@ function quality() {
 }
 
 try {
-  model = await (await fetch("/model")).json();
+  model = printable(await (await fetch("/model")).json());
   const [, height, width] = model.image;
   document.documentElement.style.setProperty("--shape", width / height);
   document.title = `${model.name} – netfission`;
