@@ -331,7 +331,7 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(finished_run, monkeypatch, tmp_p
         ("model.safetensors", b"\xff" * 40, "must be the weights of .*json, got others"),
         ("model.safetensors", None, r"model\.safetensors must be the weights of a network, got no such"),
         ("config.json", b"{", r"config\.json must be a valid JSON file, got damaged content"),
-        ("config.json", b"[]", r"config\.json must be settings by name, got list"),
+        ("config.json", b"[]", r"config\.json must be a mapping from settings to values, got \[\]"),
         ("config.json", b"[" * 100_000, r"config\.json must be a valid JSON file, got damaged content"),
         ("config.json", b'{"format": 3, "netfission": "9.1", "new": 1}', "got format 3 of netfission 9.1"),
         ("config.json", b'{"shape": []}', "config.json must be the description of a network, got damaged"),

@@ -370,9 +370,8 @@ class ModelFolder:
                 `any_task`.
         """
         if has_file(self.config) and not has_file(self.spec):
-            raise invalid(
-                str(self.path), "a finished run", found="one whose training has not ended", hint="resume it"
-            )
+            found = "one without config.json, as its training has not ended"
+            raise invalid(str(self.path), "a finished run", found=found, hint="resume it")
         settings = _read(self.spec, parse_json)
         written = settings.get("format", FORMAT)
         if not isinstance(written, int) or written > FORMAT:
@@ -625,12 +624,13 @@ def _checked_yaml(content: bytes) -> Any:
 def _read(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     if not has_file(path):
         hint = "`netfission train` writes such a folder"
-        raise invalid(str(path.parent), "the folder of a run", found=f"one without {path.name}", hint=hint)
+        found = f"one without {path.name}" if path.parent.is_dir() else "nothing there"
+        raise invalid(str(path.parent), "the folder of a run", found=found, hint=hint)
     try:
         content = parse(path.read_bytes())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         found = f"damaged content ({first_line(error)})"
         raise invalid(str(path), f"a valid {path.suffix[1:].upper()} file", found=found) from error
     if not isinstance(content, Mapping):
-        raise invalid(str(path), "settings by name", found=type(content).__name__)
+        raise invalid(str(path), "a mapping from settings to values", content)
     return dict(content)

@@ -40,7 +40,7 @@ def load_training_data(
         ValueError: there is no recipe, or the data set cannot be read or is another one.
     """
     if recipe is None:
-        raise invalid("run", f"a folder with config.yaml{alternative}", found="a folder without it")
+        raise invalid("run", f"a folder with config.yaml{alternative}", found="one without it")
     settings = recipe.to_dict()
     config = RunConfig.from_dict(settings | ({} if data is None else {"data": data}))
     try:
