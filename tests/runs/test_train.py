@@ -640,7 +640,7 @@ def test_two_processes_do_not_train_in_one_folder(interrupted, settings_of):
 
 
 def test_evaluating_a_run_that_has_not_ended_says_so(interrupted):
-    with pytest.raises(ValueError, match="must be a finished run, got one without config.json, as its training"):
+    with pytest.raises(ValueError, match="must be a finished run, got one without config"):
         evaluate(interrupted, interrupted.load_config())
 
 
