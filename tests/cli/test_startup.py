@@ -225,12 +225,32 @@ def test_every_command_names_an_extra_that_exists(command):
     assert COMMANDS[command] in PROJECT["optional-dependencies"]
 
 
+# What extensions in C do with an interruption amid their import, and Python in a finaliser.
+CONVERTED = """
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt:
+                raise ImportError("a bad install")
+"""
+LOST = """
+            class Finalised:
+                def __del__(self):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            Finalised()
+            import time
+            time.sleep(10)
+"""
+
+
 @pytest.mark.parametrize(
     ("interrupt", "status", "module"),
     [
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "numpy._core.numeric"),
         ("exec('raise KeyboardInterrupt')", 130, "torch"),
         ("os.kill(os.getpid(), signal.SIGTERM)", 143, "torch"),
+        (CONVERTED, 143, "numpy"),
+        (LOST, 130, "numpy"),
     ],
 )
 def test_an_interruption_while_modules_are_imported_is_one_line(interrupt, status, module):

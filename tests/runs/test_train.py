@@ -394,7 +394,7 @@ def test_a_signal_at_any_stage_is_one_line_and_its_status(
     tmp_path, monkeypatch, capsys, stage, signum, status
 ):
     """`run_process` sets this answer to SIGTERM."""
-    monkeypatch.setattr("netfission.cli._told_to_end", False)
+    monkeypatch.setattr("netfission.cli._signal", 0)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, netfission.cli._stop_when_told)
     flags = training(tmp_path / "run", "--limit_per_class", "5", "--batch_size", "30", "--epochs", "1")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -50,6 +49,7 @@ from netfission.utils.files import has_file, write_together
 from netfission.utils.json_files import named_damage, read_json
 from netfission.utils.text import count_noun
 from netfission.utils.typed import typed
+from netfission.utils.yaml_text import parse_yaml
 
 Factory = Callable[..., nn.Module]  # called with num_classes and in_channels, by name
 Digest = Callable[[], str]  # gives the digest of a network, once it is needed
@@ -618,7 +618,7 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
 
 def _checked_yaml(content: bytes) -> Any:
     check_text(content)
-    return yaml.safe_load(content.decode())
+    return parse_yaml(content.decode())
 
 
 def _read(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
@@ -628,7 +628,7 @@ def _read(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
         raise invalid(str(path.parent), "the folder of a run", found=found, hint=hint)
     try:
         content = parse(path.read_bytes())
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         found = f"damaged content ({first_line(error)})"
         raise invalid(str(path), f"a valid {path.suffix[1:].upper()} file", found=found) from error
     if not isinstance(content, Mapping):

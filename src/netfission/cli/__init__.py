@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from netfission.cli.parser import Parser
 
 STDOUT = 1  # its file descriptor
-_told_to_end = False  # by SIGTERM
+SIGINT = 2  # its number
+_AGAIN_S = 0.05
+_signal = 0  # number of the one that told the process to stop
 
 # The commands, and the extra of dependencies that each needs.
 COMMANDS = {
@@ -52,8 +54,10 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         _dispatch(name, given)
     except KeyboardInterrupt as error:
         stopped = KeyboardInterrupt(str(error) or _stopped(name))
-        return _report(stopped, 143 if _told_to_end else 130)  # 128 and the number of the signal
+        return _report(stopped, 128 + (_signal or SIGINT))
     except Exception as error:
+        if _signal:  # what an import in C makes of an interruption
+            return _report(KeyboardInterrupt(_stopped(name)), 128 + _signal)
         status = _status(error)
         if status is None:
             raise
@@ -65,11 +69,25 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     return 0
 
 
-def _stop_when_told(*_: object) -> None:
+def _stop_when_told(number: int, _: object = None) -> None:
     """Answer SIGTERM as Ctrl-C, with a status of its own."""
-    global _told_to_end
-    _told_to_end = True
+    global _signal
+    _signal = number
     raise KeyboardInterrupt
+
+
+def _stop_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again, a moment later, whose interruption was lost where nothing can be raised.
+
+    It is lost if the signal comes while Python calls a finaliser or the callback of a weak reference, of
+    which imports have many.
+    """
+    if unraisable.exc_type is KeyboardInterrupt and _signal:
+        import threading
+
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), _signal)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def run_process() -> "NoReturn":
@@ -84,6 +102,9 @@ def run_process() -> "NoReturn":
     # What is registered first is called last, when nothing is left to do but to tear Python's objects down.
     atexit.register(lambda: None if status is None else end_process(status))
     signal.signal(signal.SIGTERM, _stop_when_told)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
+        signal.signal(signal.SIGINT, _stop_when_told)
+    sys.unraisablehook = _stop_again
     _fill_descriptors()
     try:
         status = main()

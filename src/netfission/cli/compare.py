@@ -7,7 +7,7 @@ from netfission.cli.grid_options import add_run_options, compare_and_print, run_
 from netfission.cli.parser import PARTS, Parser, run_settings
 from netfission.config import DataConfig
 from netfission.experiments.contenders import CONTENDERS, usual_contenders
-from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.errors import MOST_SEEDS, check_choice, check_positive_integer, invalid
 from netfission.utils.text import count_noun
 
 
@@ -52,7 +52,7 @@ def run(settings: Namespace) -> None:
     contenders = {name: find_contender(name, trained=trained and is_open) for name in methods}
     if not contenders:
         raise invalid("--methods", "one method or more", methods)
-    check_positive_integer("--seeds", settings.seeds)
+    check_positive_integer("--seeds", settings.seeds, MOST_SEEDS)
     reference = check_choice("--reference", settings.reference or next(iter(contenders)), contenders)
     out = Path(settings.out)
     grid = Grid(contenders, range(settings.seeds), common, reference, explicit=settings.flags)

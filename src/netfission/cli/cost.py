@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.parser import Parser, flag_name
-from netfission.config import FissionConfig
-from netfission.utils.errors import check_image_size, check_positive_integer, invalid
+from netfission.config import FissionConfig, RunConfig
+from netfission.utils.errors import (
+    MOST_ROUNDS,
+    MOST_THREADS,
+    check_image_size,
+    check_positive_integer,
+    invalid,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CLASSES = 10  # of a model whose cost alone is measured
+_MOST_CLASSES = 1_000_000
 
 
 def parser() -> Parser:
@@ -57,7 +64,7 @@ def run(settings: Namespace) -> None:
         raise invalid("--out", "a file ending in .json, in a folder that exists", found=str(out))
     if out is not None:
         check_out("--out", out)
-    check_positive_integer("--rounds", settings.rounds)
+    check_positive_integer("--rounds", settings.rounds, MOST_ROUNDS)
     device = _device(settings.device)
     with _threads(settings.threads):
         title, network, single, images = _network_and_single(settings)
@@ -90,7 +97,7 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
         for field in fields(FissionConfig)
         if hasattr(settings, field.name)
     }
-    chosen = FissionConfig(**given)
+    chosen = RunConfig.from_dict(given).fission
     folder = RunFolder(Path(settings.network))
     if folder.config.is_file() or folder.spec.is_file():
         for name, default in (("classes", CLASSES), ("image_size", None)):
@@ -101,7 +108,7 @@ def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module
         network, spec = folder.load_fission(any_task=True)
         chosen = FissionConfig(**spec.fission)
         return _title(spec.model or "your own", chosen), network, spec.single(), torch.randn(1, *spec.shape)
-    check_positive_integer("--classes", settings.classes)
+    check_positive_integer("--classes", settings.classes, _MOST_CLASSES)
     size = None
     if settings.image_size is not None:
         side = check_image_size("--image-size", settings.image_size)
@@ -151,7 +158,7 @@ def _threads(number: int | None) -> Iterator[None]:
 
     before = torch.get_num_threads()
     if number is not None:
-        check_positive_integer("--threads", number)
+        check_positive_integer("--threads", number, MOST_THREADS)
     torch.set_num_threads(number or before)
     try:
         yield

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netfission.cli.parser import Parser
-from netfission.utils.errors import check_positive, check_positive_integer
+from netfission.utils.errors import MOST_ROUNDS, check_positive, check_positive_integer
 from netfission.utils.text import count_noun
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run_options(settings: Namespace) -> dict[str, Any]:
     if settings.minutes is not None:
         check_positive("--minutes", settings.minutes)
     if settings.rounds is not None:
-        check_positive_integer("--rounds", settings.rounds)
+        check_positive_integer("--rounds", settings.rounds, MOST_ROUNDS)
     return {name: getattr(settings, name) for name in ("workers", "ray", "rounds", "minutes")}
 
 

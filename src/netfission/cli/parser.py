@@ -18,8 +18,6 @@ from netfission.config import DataConfig, FissionConfig, MethodConfig, ModelConf
 from netfission.utils.errors import invalid
 from netfission.utils.typed import PLAIN, typed
 
-_LONGEST = 2**20  # bytes of a file of settings
-
 # The settings of a run, by the title of their group in a command's help.
 PARTS = {
     "data": DataConfig,
@@ -273,25 +271,15 @@ class Parser(ArgumentParser):
         """The settings in a YAML file, each of its type."""
         if path is None:
             return {}
-        import yaml
-
-        from netfission.utils.checksums import check_text
+        from netfission.utils.yaml_text import parse_yaml, read_text
 
         try:
-            with Path(path).open("rb") as file:
-                raw = file.read(_LONGEST + 1)
-            if len(raw) > _LONGEST:  # a device may have no end
-                raise invalid("it", f"at most {_LONGEST:,} bytes", found="more")
-            check_text(raw)
-            loader = yaml.SafeLoader(raw.decode())
-            root = loader.get_single_node()
-            _check_node(root, {})
-            content = None if root is None else loader.construct_document(root)
+            content = parse_yaml(read_text(Path(path)))
         except OSError as error:
             raise invalid(
                 "--config", "a file that can be read", found=f"{path} ({error.strerror})"
             ) from error
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
+        except ValueError as error:
             raise invalid(path, "YAML", found=f"damaged text ({error})") from error
         if content is None:  # an empty file
             return {}
@@ -310,31 +298,6 @@ class Parser(ArgumentParser):
     def _kind_in_file(self, name: str) -> Any:
         kind = self._kinds[name]
         return GenericAlias(list, (kind,)) if name in self._several else kind
-
-
-def _check_node(node: Any, known: dict[int, bool]) -> None:
-    """Raise ValueError if a mapping of YAML has a key twice, of which the last would win, or holds itself.
-
-    Args:
-        node: of the document; None if it is empty.
-        known: the nodes that were entered, by their `id`, and whether they were left again.
-    """
-    if not isinstance(value := getattr(node, "value", None), list):  # a scalar, or no node
-        return
-    if id(node) in known:
-        if not known[id(node)]:
-            raise invalid("alias", "outside of what it names", found="one within it")
-        return  # another alias of it
-    known[id(node)] = False
-    keys: set[str] = set()
-    for entry in value:
-        for inner in entry if isinstance(entry, tuple) else (entry,):
-            _check_node(inner, known)
-        if isinstance(entry, tuple) and isinstance(key := entry[0].value, str):
-            if key in keys:
-                raise invalid(key, "given once", found="it twice")
-            keys.add(key)
-    known[id(node)] = True
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter):
@@ -420,11 +383,11 @@ def _from_command_line(kind: Any, text: str | list[str], shown: str) -> Any:
         return None
     if required is str or get_origin(required) is Literal:
         return typed(required, text, shown)
-    import yaml
+    from netfission.utils.yaml_text import parse_yaml
 
     try:
-        return typed(required, yaml.safe_load(text), shown)
-    except (ValueError, RecursionError, yaml.YAMLError):
+        return typed(required, parse_yaml(text), shown)
+    except ValueError:
         raise invalid(shown, in_words(required), text) from None
 
 

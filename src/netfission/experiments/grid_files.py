@@ -13,9 +13,10 @@ from netfission.config import RunConfig
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import Grid
 from netfission.experiments.grids import CONTROLS, SCALES, grid_text, named_grids
-from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.errors import MOST_SEEDS, check_choice, check_positive_integer, invalid
 from netfission.utils.text import printable
 from netfission.utils.typed import typed
+from netfission.utils.yaml_text import parse_yaml, read_text
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class GridFile:
             >>> len(grid.cells()), grid.reference
             (22, 'fission, ratio 1–1–1')
         """
-        number = check_positive_integer("seeds", self.seeds if seeds is None else seeds)
+        number = check_positive_integer("seeds", self.seeds if seeds is None else seeds, MOST_SEEDS)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
         contenders: dict[str, Settings] = {}
         starts: dict[str, str] = {}
@@ -107,7 +108,7 @@ def find_grid(name: str) -> GridFile:
     """
     if name.endswith((".yaml", ".yml")):
         try:
-            return read_grid(Path(name).stem, Path(name).read_text(encoding="utf-8"))
+            return read_grid(Path(name).stem, read_text(Path(name)))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise invalid("grid", "a YAML file that can be read", found=f"{name} ({reason})") from error
@@ -162,8 +163,8 @@ def read_grid(name: str, text: str) -> GridFile:
 def _read_content(name: str, text: str) -> _Content:
     """Read what stands in a grid's file, every value of its type."""
     try:
-        parsed = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        parsed = parse_yaml(text)
+    except ValueError as error:
         raise invalid(name, "YAML", found=f"damaged text ({error})") from error
     content = typed(_Content, parsed, name)
     if not content.contenders:

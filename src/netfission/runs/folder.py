@@ -47,6 +47,7 @@ from netfission.utils.files import has_file, remove_abandoned, safe_name, write_
 from netfission.utils.json_files import read_json
 from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text, count_noun
+from netfission.utils.yaml_text import parse_yaml
 
 SAME_SETTINGS = "a run resumes with the settings it began with"
 MOVED = "what a run begins with may move if its name and content stay the same"
@@ -381,8 +382,8 @@ class RunFolder(ModelFolder):
             return {}
         comments = lines[lines.index(ENVIRONMENT_MARK) + 1 :]
         try:
-            content = yaml.safe_load("\n".join(line.removeprefix("# ") for line in comments))
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            content = parse_yaml("\n".join(line.removeprefix("# ") for line in comments))
+        except ValueError as error:
             found = f"damaged comments ({first_line(error)})"
             raise invalid(str(self.config), "the settings of a run", found=found) from error
         return content if isinstance(content, dict) else {}

@@ -28,7 +28,7 @@ from netfission.serve.classes import ClassAnswerer
 from netfission.serve.limits import Limits
 from netfission.serve.protocol import BoundedHTTPProtocol
 from netfission.serve.targets import TargetAnswerer
-from netfission.utils.errors import invalid
+from netfission.utils.errors import MOST_THREADS, invalid
 
 _BATCHES_AT_ONCE = 2  # one computes while Python prepares the other
 _BATCHES_IN_FLIGHT = 8  # of the largest size
@@ -87,7 +87,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         assert Image.MAX_IMAGE_PIXELS is not None
-        maximum = {"port": 65535, "max_pixels": Image.MAX_IMAGE_PIXELS}
+        maximum = {"port": 65535, "max_pixels": Image.MAX_IMAGE_PIXELS, "threads": MOST_THREADS}
         for name in ("threads", "drift_window", "max_batch", "max_bytes", "max_pixels", "port"):
             value, least = getattr(self, name), int(name != "port")
             if value is not None and not least <= value <= maximum.get(name, value):

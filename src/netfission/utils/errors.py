@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_IMAGE = 2**14  # pixels of a side, of images that others are resized to
+MOST_THREADS = 1024  # of a CPU: PyTorch starts them all at once
+MOST_ROUNDS = 1_000_000  # of timing
+MOST_SEEDS = 10_000  # of a comparison
+_LARGEST = 2**31 - 1  # integer
 _LONGEST = 60  # characters of a value that a message repeats
 _LONGEST_LINE = 300  # of another library's message
 
@@ -151,8 +155,8 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def check_positive_integer(argument: str, value: Any) -> int:
-    """Return `value` if it is an integer of at least 1.
+def check_positive_integer(argument: str, value: Any, most: int = _LARGEST) -> int:
+    """Return `value` if it is an integer of at least 1, and of at most `most`; default 2³¹ − 1.
 
     Raises:
         ValueError: it is not.
@@ -166,6 +170,8 @@ def check_positive_integer(argument: str, value: Any) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise invalid(argument, "a positive integer", value)
+    if value > most:
+        raise invalid(argument, f"an integer from 1 to {most:,}", value)
     return value
 
 

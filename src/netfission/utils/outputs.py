@@ -92,6 +92,7 @@ def check_out_folder(argument: str, folder: Path, *, names: str, mark: Path) -> 
         >>> with tempfile.TemporaryDirectory() as name:
         ...     _ = Path(name, "cat.jpg").write_bytes(b"")
         ...     check_out_folder("--out", Path(name), names=r".*\\.svg", mark=Path(name, "page.html"))
+        ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: --out must be where a folder is new, empty or of earlier output of this command, got ...
     """
