@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
@@ -211,12 +212,20 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
     text = text_of(page)
     assert "needs 0.612× the single network’s MACs and loses 1.23 ± 0.40 percentage points" in text
     assert "0.66× (0.60–0.70) at batch 256" in text
+    gained = replace(points[5], accuracy_drop=-0.0167)
+    always_first = replace(cascade, points=[gained, *points[:5]], choice=replace(choice, thresholds=(0.0,)))
+    (run / "cascade.json").write_text(json.dumps(always_first, default=vars))
+    page = page_of(run)
+    assert "and gains 1.67 ± 0.40 percentage points" in text_of(page)
+    assert "With those of the chosen cascade, every image stops at the first exit." in text_of(page)
+    assert "every image stops" not in text
+    assert not re.search(r"\d %|\d ±|± \d", page) and "with a confidence of 80\u00a0%" in page
     assert "Ring: the chosen cascade; E: all exits" in text
     assert "Dotted: the accepted loss against all exits." in text
     line = figures.cascade(cascade).axes[0].lines
     assert [69.8, 69.8] in [pytest.approx(list(drawn.get_ydata())) for drawn in line]
     assert "letters 50 entropy 87.65 50.00 25.00 knn 90.00 60.00 20.00" in text
-    assert "fitted to 1,293 training images (pytorch-ood 0.4.0)" in text
+    assert " KNN reads the features of the exits, fitted to 1,293 training images (pytorch-ood 0.4.0)" in text
     assert "/some/where" not in text
     assert (run / "report" / "cascade.svg").is_file()
     assert "--cascade" not in text and "--ood" not in text
