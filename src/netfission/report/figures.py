@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import singledispatch
-from math import hypot, sqrt
+from math import hypot
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from netfission.data.corrupted import STRENGTHS
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import Corruptions
+from netfission.evaluation.metrics import accuracy_error
 from netfission.evaluation.reliability import CalibrationCurve, ConfidenceBin, ReliabilityReport, WorstClass
 from netfission.report.run_data import NetworkRun
 from netfission.report.style import colour, exit_colour, spread_labels
@@ -57,7 +58,7 @@ def measure_against_cost(
                     *zip(exit_point, points[-1], strict=True), color=colour("muted"), linewidth=0.7, zorder=1
                 )
         for (size, value, line_colour, name), (x, y) in zip(networks, points, strict=True):
-            error = factor * standard_error(value, evaluation.n) if errors else 0
+            error = factor * accuracy_error(value, evaluation.n) if errors else 0
             axes.errorbar(x, y, yerr=error, color=line_colour, elinewidth=1, zorder=2)
             if size.macs_effective != size.macs_dense:
                 effective = size.macs_effective / scale
@@ -376,16 +377,6 @@ def _(data: Coverage) -> Figure:
     )
     _label_ends(axes, stated[-1], ends)
     return figure
-
-
-def standard_error(share: float, n: int) -> float:
-    """Return the standard error of a share of `n` examples.
-
-    Example:
-        >>> standard_error(0.5, 100)
-        0.05
-    """
-    return sqrt(share * (1 - share) / n)
 
 
 def _plot() -> tuple[Figure, Axes]:

@@ -17,10 +17,10 @@ from netfission.config import STOPS_EARLY, MethodConfig, RunConfig
 from netfission.data import ImageData
 from netfission.ensemble import describe_average
 from netfission.evaluation.calibration import count_images
+from netfission.evaluation.metrics import accuracy_error
 from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.methods.registry import METHODS
 from netfission.report.diagram import short
-from netfission.report.figures import standard_error
 from netfission.report.plots import PlotSpec, Quality, comparison_plots
 from netfission.report.run_data import NetworkRun, data_differences
 from netfission.report.style import (
@@ -210,7 +210,7 @@ def page_environment() -> Environment:
         "short": short,
         "number": "{:,}".format,
         "images": count_images,
-        "error": standard_error,
+        "error": accuracy_error,
         "exit": exit_colour_name,
         "average": describe_average,
         "basename": lambda path: printable(Path(path).name),
