@@ -215,12 +215,21 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
     assert "needs 0.612× the single network’s MACs and loses 1.23 ± 0.40 percentage points" in text
     assert "0.66× (0.60–0.70) at batch 256" in text
     gained = replace(points[5], accuracy_drop=-0.0167)
-    always_first = replace(cascade, points=[gained, *points[:5]], choice=replace(choice, thresholds=(0.0,)))
+    single = replace(points[0], accuracy=0.65)
+    always_first = replace(
+        cascade,
+        points=[gained, single, *points[1:5]],
+        choice=replace(choice, thresholds=(0.0,)),
+        max_accuracy_drop=50.0,
+    )
     (run / "cascade.json").write_text(json.dumps(always_first, default=vars))
     page = page_of(run)
     assert "and gains 1.67 ± 0.40 percentage points" in text_of(page)
     assert "With those of the chosen cascade, every image stops at the first exit." in text_of(page)
-    assert "every image stops" not in text
+    assert "E: all exits; S: the single network, trained by itself; numbers" in text_of(page)
+    assert "The accepted loss against all exits is far below." in text_of(page)
+    assert figures.cascade(always_first).axes[0].get_ylim()[0] > 50
+    assert "every image stops" not in text and "S: " not in text
     assert not re.search(r"\d %|\d ±|± \d", page) and "with a confidence of 80\u00a0%" in page
     assert "Ring: the chosen cascade; E: all exits" in text
     assert "Dotted: the accepted loss against all exits." in text

@@ -252,9 +252,9 @@ def cascade(evaluation: CascadeEvaluation) -> Figure:
                 clip_on=False,
                 zorder=6,
             )
-    if evaluation.least_accuracy is not None:
+    if evaluation.drawn_bound is not None:
         axes.axhline(
-            100 * evaluation.least_accuracy, linestyle=":", color=colour("accent"), linewidth=1, zorder=0
+            100 * evaluation.drawn_bound, linestyle=":", color=colour("accent"), linewidth=1, zorder=0
         )
     _mark_single(axes, 1, "single network’s MACs")
     axes.margins(x=0.08, y=0.15)

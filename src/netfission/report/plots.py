@@ -166,6 +166,10 @@ def cascade_plots(run: NetworkRun) -> Iterator[PlotSpec]:
     if cascade is not None:
         order = ", ".join(map(str, cascade.order))
         dotted = "" if cascade.least_accuracy is None else " Dotted: the accepted loss against all exits."
+        if dotted and cascade.drawn_bound is None:
+            dotted = " The accepted loss against all exits is far below."
+        single = any(point.kind == "single" and point.accuracy is not None for point in cascade.points)
+        whole = f"E: all exits; {'S: the single network, trained by itself; ' if single else ''}"
         stops = describe_stops(cascade.rule, cascade.choice.thresholds, cascade.unit)
         first = f"With those of the chosen cascade, {stops}. " if stops.startswith("every") else ""
         tiles = "" if cascade.tile is None else f" of {cascade.tile}×{cascade.tile} pixels"
@@ -176,7 +180,7 @@ def cascade_plots(run: NetworkRun) -> Iterator[PlotSpec]:
             f"stops once its {cascade.rule} is above a "
             f"threshold. {first}Thresholds were chosen on {cascade.validation_images:,} validation images; "
             f"{cascade.measure} is measured on {cascade.test_images:,} test images. Ring: the chosen "
-            f"cascade; E: all exits; numbers: single exits.{dotted}{_MOVED}",
+            f"cascade; {whole}numbers: single exits.{dotted}{_MOVED}",
             partial(figures.cascade, cascade),
         )
 
