@@ -5,16 +5,18 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
 import yaml
+from matplotlib.textpath import TextPath
 
 from netfission.cli import main
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.metrics import accuracy_error
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
-from netfission.evaluation.reliability import WorstClass
+from netfission.evaluation.reliability import Abstention, WorstClass
 from netfission.inference.thresholds import CascadeChoice
 from netfission.profiling.timing import Quartiles
 from netfission.report import figures, write_report
@@ -450,3 +452,24 @@ def test_the_worst_classes_are_shown_with_their_number_of_images():
     worst = [WorstClass("rose", 1, 0.0, {"tulip": 1}), WorstClass("daisy", 1200, 0.5, {})]
     axes = figures.worst_classes(worst).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rose (1)", "daisy (1,200)"]
+
+
+def test_names_of_wrong_classes_end_in_their_bar_with_their_counts():
+    long = {"a very long name of a class": 8, "another very long name": 3, "and a third long name": 2}
+    axes = figures.worst_classes(
+        [WorstClass("rose", 12, 0.4, long), WorstClass("tulip", 12, 0.6, long)]
+    ).axes[0]
+    for text, end in zip(axes.texts, (100, 60), strict=True):
+        assert text.get_text().startswith("a ver") and "… ×8" in text.get_text()
+        width = TextPath((0, 0), text.get_text(), text.get_fontsize()).get_extents().width
+        room = (axes.transData.transform((end, 0)) - axes.transData.transform(text.get_position()))[0]
+        assert width < room * 72 / axes.figure.dpi
+
+
+def test_dots_close_together_share_a_label():
+    dots = [
+        Abstention(risk, 0.9, coverage, 0.1) for risk, coverage in ((0.01, 0.02), (0.1, 0.02), (0.2, 0.8))
+    ]
+    curve = SimpleNamespace(coverage=[0.1, 1.0], risk=[0.0, 0.5])
+    axes = figures.risk_coverage(SimpleNamespace(risk_coverage=curve, abstentions=dots)).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["1, 10 %", "20 %"]

@@ -358,6 +358,7 @@ def test_every_kind_of_figure_is_drawn():
         0
     ]
     assert [line.get_ydata()[-1] for line in coverage.lines] == [100, 80, 90]
+    assert [text.xy[0] for text in coverage.texts] == [100, 100]  # right of where the diagonal ends
 
 
 def test_of_many_bars_the_lowest_are_shown():
