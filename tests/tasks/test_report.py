@@ -102,7 +102,7 @@ def test_a_page_has_all_measures_and_needs_nothing_beside_it(copy_of, capsys, ta
     text = text_of(page)
     evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
     for measures in (*evaluation["exits"], evaluation["ensemble"], evaluation["calibrated"]):
-        assert f"{measures['nll']:.4f}" in text
+        assert f"{measures['nll']:.4f}".replace("-", "−") in text
     assert "20 test images of" in text and "20 validation images" in text and f"{task} <1>" in text
     assert re.findall("netfission evaluate [^.]*--cascade", text) and text.count("netfission evaluate") == 2
     assert f"netfission evaluate '{run}' --ood DATA" in text
