@@ -4,6 +4,7 @@ import os
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ import netfission as nf
 from netfission.cli import main
 from netfission.config import DataConfig, FissionConfig, ModelConfig, RunConfig, TrainingConfig
 from netfission.evaluation import cascade as module
-from netfission.evaluation.cascade import CascadeEvaluation, evaluate_cascade
+from netfission.evaluation.cascade import CascadeEvaluation, Point, evaluate_cascade
 from netfission.evaluation.cascade_plot import draw_cascade
 from netfission.inference import choose_thresholds, exit_costs
 from netfission.inference.deployment import Deployed
+from netfission.inference.thresholds import CascadeChoice
 from netfission.models import create_model
 from netfission.profiling.macs import count_macs
 from netfission.profiling.timing import inference_times
@@ -353,3 +355,26 @@ def test_without_the_single_networks_accuracy_its_cost_still_stands(tmp_path) ->
     assert row.split()[:4] == ["single", "network", "1.000×", "1.000×"]
     assert [file.suffix for file in draw_cascade(evaluation, tmp_path / "picture")] == [".png", ".svg"]
     assert json.dumps(asdict(evaluation), allow_nan=False)
+
+
+def test_no_name_covers_another_and_no_legend_a_point(monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "netfission.evaluation.cascade_plot.save_picture", lambda figure, path: drawn.append(figure) or []
+    )
+    kinds = [("single network", "single", 1.0, 0.5), ("full ensemble", "ensemble", 1.0, 0.7)]
+    kinds += [(f"exit {number}", "exit", 0.5, 0.6) for number in range(3)]
+    points = [Point(name, kind, macs, macs, accuracy) for name, kind, macs, accuracy in kinds]
+    choice = CascadeChoice((0.4,), 0.7, 0.7, 0.6)
+    evaluation = CascadeEvaluation("margin", (1, 0), 50.0, None, choice, 0.7, 36, 359, {}, points)
+    draw_cascade(evaluation, Path("picture"))
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    counted = figure.axes[0]
+    names = [text.get_window_extent() for text in counted.texts]
+    assert len(names) == 3 and not any(one.overlaps(other) for one, other in combinations(names, 2))
+    assert not counted.get_legend().get_window_extent().overlaps(counted.get_window_extent())
+    assert counted.get_ylim()[0] > 40  # the bound, 20 %, is far below, and told in the legend
+    assert "accepted loss, 50 points: below the picture" in counted.get_legend_handles_labels()[1]
+    evaluation = replace(evaluation, max_accuracy_drop=30.0)
+    assert evaluation.drawn_bound == evaluation.least_accuracy == pytest.approx(0.4)

@@ -114,3 +114,14 @@ def test_an_x_axis_that_no_contender_sets_is_refused():
     grid = read_grid("own", "x_axis: sparsty\ncontenders: {single: }")
     with pytest.raises(ValueError, match=r"own\.x_axis must be a setting under contenders, got 'sparsty'"):
         grid.at("laptop")
+
+
+def test_names_of_levels_that_are_alike_do_not_cover_each_other():
+    grid = read_grid("own", "contenders: {b: {sparsity: 0.9}, c: {exits: 2}, d: {exits: 3}, e: {exits: 4}}")
+    metrics = {name: dict.fromkeys(METRICS, SeedValues({0: 0.5})) for name in grid.contenders}
+    picture = plot_against_setting("a title", METRICS, metrics, grid.at("laptop").contenders, "sparsity")
+    picture.draw_without_rendering()
+    for axes in picture.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == 3
+        assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]

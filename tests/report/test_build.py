@@ -2,17 +2,21 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
 import yaml
+from matplotlib.textpath import TextPath
 
 from netfission.cli import main
 from netfission.evaluation.cascade import CascadeEvaluation, Point
+from netfission.evaluation.metrics import accuracy_error
 from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
-from netfission.evaluation.reliability import WorstClass
+from netfission.evaluation.reliability import Abstention, WorstClass
 from netfission.inference.thresholds import CascadeChoice
 from netfission.profiling.timing import Quartiles
 from netfission.report import figures, write_report
@@ -85,7 +89,8 @@ def test_its_figures_are_those_of_the_run(reported):
     text = text_of((reported / "report.html").read_text(encoding="utf-8"))
     evaluation = json.loads((reported / "evaluation.json").read_text("utf-8"))
     for each in [*evaluation["exits"], evaluation["ensemble"]]:
-        assert f"{100 * each['top1']:.2f} ±" in text
+        error = 100 * accuracy_error(each["top1"], evaluation["n"])  # as a fine-tuning prints it
+        assert f"{100 * each['top1']:.2f} ± {error:.2f}" in text
         assert f"{each['nll']:.4f}" in text
     scaled = json.loads((reported / "reliability.json").read_text("utf-8"))["scaled"]["metrics"]
     assert re.search(rf"ensemble, scaled {100 * scaled['top1']:.2f}.*{scaled['nll']:.4f}", text)
@@ -211,12 +216,29 @@ def test_cascade_and_out_of_distribution_images_are_shown(run):
     text = text_of(page)
     assert "needs 0.612× the single network’s MACs and loses 1.23 ± 0.40 percentage points" in text
     assert "0.66× (0.60–0.70) at batch 256" in text
+    gained = replace(points[5], accuracy_drop=-0.0167)
+    single = replace(points[0], accuracy=0.65)
+    always_first = replace(
+        cascade,
+        points=[gained, single, *points[1:5]],
+        choice=replace(choice, thresholds=(0.0,)),
+        max_accuracy_drop=50.0,
+    )
+    (run / "cascade.json").write_text(json.dumps(always_first, default=vars))
+    page = page_of(run)
+    assert "and gains 1.67 ± 0.40 percentage points" in text_of(page)
+    assert "With those of the chosen cascade, every image stops at the first exit." in text_of(page)
+    assert "E: all exits; S: the single network, trained by itself; numbers" in text_of(page)
+    assert "The accepted loss against all exits is far below." in text_of(page)
+    assert figures.cascade(always_first).axes[0].get_ylim()[0] > 50
+    assert "every image stops" not in text and "S: " not in text
+    assert not re.search(r"\d %|\d ±|± \d", page) and "with a confidence of 80\u00a0%" in page
     assert "Ring: the chosen cascade; E: all exits" in text
     assert "Dotted: the accepted loss against all exits." in text
     line = figures.cascade(cascade).axes[0].lines
     assert [69.8, 69.8] in [pytest.approx(list(drawn.get_ydata())) for drawn in line]
     assert "letters 50 entropy 87.65 50.00 25.00 knn 90.00 60.00 20.00" in text
-    assert "fitted to 1,293 training images (pytorch-ood 0.4.0)" in text
+    assert " KNN reads the features of the exits, fitted to 1,293 training images (pytorch-ood 0.4.0)" in text
     assert "/some/where" not in text
     assert (run / "report" / "cascade.svg").is_file()
     assert "--cascade" not in text and "--ood" not in text
@@ -430,3 +452,24 @@ def test_the_worst_classes_are_shown_with_their_number_of_images():
     worst = [WorstClass("rose", 1, 0.0, {"tulip": 1}), WorstClass("daisy", 1200, 0.5, {})]
     axes = figures.worst_classes(worst).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rose (1)", "daisy (1,200)"]
+
+
+def test_names_of_wrong_classes_end_in_their_bar_with_their_counts():
+    long = {"a very long name of a class": 8, "another very long name": 3, "and a third long name": 2}
+    axes = figures.worst_classes(
+        [WorstClass("rose", 12, 0.4, long), WorstClass("tulip", 12, 0.6, long)]
+    ).axes[0]
+    for text, end in zip(axes.texts, (100, 60), strict=True):
+        assert text.get_text().startswith("a ver") and "… ×8" in text.get_text()
+        width = TextPath((0, 0), text.get_text(), text.get_fontsize()).get_extents().width
+        room = (axes.transData.transform((end, 0)) - axes.transData.transform(text.get_position()))[0]
+        assert width < room * 72 / axes.figure.dpi
+
+
+def test_dots_close_together_share_a_label():
+    dots = [
+        Abstention(risk, 0.9, coverage, 0.1) for risk, coverage in ((0.01, 0.02), (0.1, 0.02), (0.2, 0.8))
+    ]
+    curve = SimpleNamespace(coverage=[0.1, 1.0], risk=[0.0, 0.5])
+    axes = figures.risk_coverage(SimpleNamespace(risk_coverage=curve, abstentions=dots)).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["1, 10 %", "20 %"]

@@ -335,6 +335,7 @@ def test_several_files_are_all_answered(visit, served, make_image):
         shown_verdict = plain(row.locator(".short").inner_text())
         if answer is None:
             assert shown_verdict.startswith("image must be a file in ")
+            assert row.locator("img").count() == 0  # which would be the browser's broken image
             continue
         assert f"{answer['class']} ({percent(answer['probability'], 1)} %)" in shown_verdict
         assert shown_verdict.startswith("Not sure enough: ") == answer["abstain"]

@@ -21,11 +21,13 @@ from netfission.cli import main
 from netfission.data.mask_folders import VOID
 from netfission.ensemble import ensemble_log_probabilities
 from netfission.evaluation.cascade import CascadeEvaluation, Point
+from netfission.evaluation.out_of_distribution import Detection, OutOfDistribution
 from netfission.evaluation.pixels import PixelScores
 from netfission.inference.thresholds import CascadeChoice
 from netfission.report import write_report
 from netfission.report.figures import draw
 from netfission.report.style import render_svg
+from netfission.tasks.evaluation import TargetEvaluation
 from netfission.tasks.figures import (
     Bars,
     ConfidenceBins,
@@ -38,6 +40,7 @@ from netfission.tasks.figures import (
 from netfission.tasks.multilabel import LabelCalibration, Multilabel
 from netfission.tasks.regression import NumberCalibration, Regression
 from netfission.tasks.segmentation import PixelCalibration, Segmentation
+from netfission.tasks.window_evaluation import WindowEvaluation
 from netfission.utils.checksums import parse_json, stamp_json
 
 FIGURES = {
@@ -99,9 +102,10 @@ def test_a_page_has_all_measures_and_needs_nothing_beside_it(copy_of, capsys, ta
     text = text_of(page)
     evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
     for measures in (*evaluation["exits"], evaluation["ensemble"], evaluation["calibrated"]):
-        assert f"{measures['nll']:.4f}" in text
+        assert f"{measures['nll']:.4f}".replace("-", "−") in text
     assert "20 test images of" in text and "20 validation images" in text and f"{task} <1>" in text
-    assert re.findall("netfission evaluate [^.]*--cascade", text) and text.count("netfission evaluate") == 1
+    assert re.findall("netfission evaluate [^.]*--cascade", text) and text.count("netfission evaluate") == 2
+    assert f"netfission evaluate '{run}' --ood DATA" in text
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -114,7 +118,7 @@ def test_photographs_stand_beside_their_masks_and_maps(run_of, tables, tmp_path)
     assert len(pictures) == 5 * 4 and {picture.size for picture in pictures} == {(8, 8)}
     rows = [int(number) - 1 for number in re.findall(r"test image (\d+)<", page)]
     masks = sorted((tables / "masks" / "test" / "masks").iterdir())
-    told = [float(share) for share in re.findall(r": ([\d.]+) % of the pixels are right", page)]
+    told = [float(share) for share in re.findall(r": ([\d.]+)\u00a0% of the pixels are right", page)]
     assert told == sorted(told) and len(told) == len(rows) == 5
     for row, share, start in zip(rows, told, range(0, 20, 4), strict=True):
         photograph, mask, predicted, uncertainty = pictures[start : start + 4]
@@ -167,6 +171,30 @@ def test_early_exit_is_shown_with_its_measure_and_its_parts(copy_of):
         assert "chosen to lose at most 0.2 percentage points of mIoU needs 0.600×" in text
         assert told in text and "mIoU is measured on 20 test images" in text and "--cascade" not in text
         assert (run / "report" / "cascade.svg").is_file()
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_out_of_distribution_images_and_photographs_in_their_own_sizes_are_shown(copy_of):
+    run = copy_of("segmentation")
+    scores = {"entropy": Detection(0.8765, 0.5, 0.25)}
+    detected = [OutOfDistribution("/some/where/moon", 20, 50, 1.0, scores)]
+    (run / "ood.json").write_text(json.dumps(detected, default=asdict))
+    measured = TargetEvaluation(20, "logits", [], {"mean_iou": 0.61, "nll": 0.5}, {}, {})
+    windows = WindowEvaluation([90, 120], 0.25, 360, measured, [8, 8], {"mean_iou": 0.4})
+    (run / "evaluation-windows.json").write_text(stamp_json(windows.to_json()))
+    text = text_of(write_report([run]).read_text(encoding="utf-8"))
+    assert "moon 50 entropy 87.65 50.00 25.00" in text and "from 20 test images" in text
+    assert "windows of 90×120 61.00 0.5000 scaled to 8×8 40.00 –" in text and "by 360 windows" in text
+    assert "--ood" not in text and "/some/where" not in text
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_measure_that_is_better_if_lower_is_said_to_be_so(run_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(Regression, "headline_note", "mean of 3 numbers")
+    for task, times in (("regression", 3), ("multilabel", 1)):  # each has a figure of the NLL
+        text = text_of(write_report([run_of(task)], tmp_path / "page.html").read_text(encoding="utf-8"))
+        assert text.count("Lower is better.") == times
+        assert re.search(r"has MAE \d\S+ \(mean of 3 numbers\) on the 20", text) or task == "multilabel"
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -303,7 +331,8 @@ def test_numbers_stand_against_the_truth_with_intervals():
         raw, calibrated = coverage.observed.values()
         assert raw[9] == ((truth / std).abs() <= 0.6745).double().mean().item()
         assert calibrated[9] == ((truth / std).abs() <= 2 * 0.6745).double().mean().item()
-        assert found.examples[0].lines[0].startswith(("road: -2; predicted 0", "road: 2; predicted 0"))
+        farthest = sorted(one.lines[0].partition(" ± ")[0] for one in found.examples[:2])
+        assert farthest == ["road: 2; predicted 0", "road: −2; predicted 0"]
 
 
 def test_a_page_says_that_only_the_first_numbers_have_a_figure():
@@ -329,6 +358,7 @@ def test_every_kind_of_figure_is_drawn():
         0
     ]
     assert [line.get_ydata()[-1] for line in coverage.lines] == [100, 80, 90]
+    assert [text.xy[0] for text in coverage.texts] == [100, 100]  # right of where the diagonal ends
 
 
 def test_of_many_bars_the_lowest_are_shown():

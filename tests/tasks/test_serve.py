@@ -256,8 +256,18 @@ def test_the_page_shows_each_kind_of_answer(served, tables):
                 page.evaluate(decoded)
                 sizes = "all => all.map(one => [one.naturalWidth, one.naturalHeight])"
                 assert page.eval_on_selector_all(".maps img", sizes) == [[8, 8]] * 3
+            if task == "regression":
+                told = client.post("/predict", content=(tables / "61.png").read_bytes()).json()
+                names = list(told["mean"])
+                told |= {"mean": dict.fromkeys(names, -34_471_234.0), "std": dict.fromkeys(names, 1e20)}
+                page.route("**/predict", lambda route, request, told=told: route.fulfill(json=told))
+                page.set_input_files("#file", tables / "61.png")
+                page.wait_for_selector(".axis.beyond-low.beyond-high")
+                huge = page.inner_text("#predicted").replace("\u00a0", " ")
         browser.close()
     assert complaints == []
+    assert "\u221234,470,000 ± 1.000e+20" in huge and "goes on beyond the line" in huge
+    assert "goes on beyond" not in shown["regression"]
     body = (tables / "61.png").read_bytes()
     answers = {task: client.post("/predict", content=body).json() for task, client in served.items()}
     for name, share in answers["segmentation"]["shares"].items():

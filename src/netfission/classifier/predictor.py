@@ -77,6 +77,8 @@ class Predictor(ImageNetwork):
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the network's files into a folder, in place of those of a network that it held before.
 
+        There is no model card, unlike with a `Classifier`.
+
         Args:
             save_directory: the folder; made if it does not exist.
 

@@ -123,6 +123,18 @@ class CascadeEvaluation:
             return None
         return full - self.max_accuracy_drop / 100
 
+    @property
+    def drawn_bound(self) -> float | None:
+        """`least_accuracy`, if a figure that has it shows the points well; else None.
+
+        It may lie below them by as much as they span, and by at least one percentage point.
+        """
+        known = [point.accuracy for point in self.points if point.accuracy is not None]
+        bound = self.least_accuracy
+        if bound is None or min(known) - bound > max(max(known) - min(known), 0.01):
+            return None
+        return bound
+
     def table(self) -> str:
         """Return the timed points as aligned plain text, followed by how they were measured."""
         head = ["", f"{self.measure} %", "drop, points", "exits", "MACs", "effective"]

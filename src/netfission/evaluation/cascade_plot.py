@@ -29,6 +29,7 @@ _LEGEND: dict[Kind, str] = {
     "curve": "cascade",
     "chosen": "cascade as chosen",
 }
+_NAME_SIZE, _LETTER, _LINE, _ABOVE = 8, 5.0, 10.0, 6.0  # of the names of exits, in points
 
 
 def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
@@ -45,7 +46,7 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
         OSError: a file cannot be written.
     """
     points = evaluation.points
-    figure, axes = new_figure((11.5, 5), columns=2, sharey=True)
+    figure, axes = new_figure((11.5, 5.4), columns=2, sharey=True)
     counted, timed = axes[0]
     _draw_points(counted, points, None, SERIES[0])
     counted.set(
@@ -56,17 +57,17 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
     timed.set(xlabel="measured time ÷ single network's, both deployed (median, quartiles)")
     for side in (counted, timed):
         mark_reference(side, x=1, label="single network's cost")
-        if evaluation.least_accuracy is not None:
-            side.axhline(
-                100 * evaluation.least_accuracy, linestyle=":", color=SERIES[0], label=_bound(evaluation)
-            )
-        side.legend(fontsize=LEGEND_SIZE, loc="lower right")
+        _draw_bound(side, evaluation)
+        # Below the axes, as there may be a point in each corner.
+        side.legend(fontsize=LEGEND_SIZE, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3, frameon=False)
     figure.suptitle(
         f"Exits {', '.join(map(str, evaluation.order))} run one after another until {_whose(evaluation)} "
         f"{evaluation.rule} is above its threshold: {evaluation.test_images} test images, thresholds from "
         f"{evaluation.validation_images} validation images",
         fontsize=TITLE_SIZE,
     )
+    figure.draw_without_rendering()
+    _name_exits(counted, points)
     return save_picture(figure, path)
 
 
@@ -77,10 +78,48 @@ def _whose(evaluation: CascadeEvaluation) -> str:
     return f"a tile's ({evaluation.tile}×{evaluation.tile} pixels, {evaluation.halo} around)"
 
 
-def _bound(evaluation: CascadeEvaluation) -> str:
-    """Name the line of the accuracy that the chosen cascade keeps to."""
+def _draw_bound(axes: Axes, evaluation: CascadeEvaluation) -> None:
+    """Draw and name the accuracy that the chosen cascade keeps to; only name it if it is far below."""
+    if evaluation.least_accuracy is None:
+        return
     promise = "" if evaluation.delta is None else f" (kept with probability {1 - evaluation.delta:g})"
-    return f"accepted loss, {evaluation.max_accuracy_drop:g} points{promise}"
+    label = f"accepted loss, {evaluation.max_accuracy_drop:g} points{promise}"
+    bound = evaluation.drawn_bound
+    if bound is None:
+        axes.plot([], [], linestyle="none", label=f"{label}: below the picture")
+    else:
+        axes.axhline(100 * bound, linestyle=":", color=SERIES[0], label=label)
+
+
+def _name_exits(axes: Axes, points: Sequence[Point]) -> None:
+    """Write the name of each exit above its point, or as far below as no name covers another.
+
+    The picture's layout must have been computed.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    exits = [
+        (point, 100 * point.accuracy)
+        for point in points
+        if point.kind == "exit" and point.accuracy is not None
+    ]
+    taken: list[tuple[float, float, float]] = []  # left, right and bottom of names, in points
+    for point, accuracy in sorted(exits, key=lambda one: -one[1]):
+        left, height = axes.transData.transform((point.macs, accuracy)) * 72 / figure.dpi
+        right, bottom = left + _LETTER * len(point.name), height + _ABOVE
+        for start, end, other in taken:
+            if left < end and start < right:
+                bottom = min(bottom, other - _LINE)
+        taken.append((left, right, bottom))
+        axes.annotate(
+            point.name,
+            (point.macs, accuracy),
+            (8, bottom - height),
+            textcoords="offset points",
+            fontsize=_NAME_SIZE,
+            zorder=4,
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.3},  # hides the line of the cascade
+        )
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], size: int | None, colour: str) -> None:
@@ -109,9 +148,3 @@ def _draw_points(axes: Axes, points: Sequence[Point], size: int | None, colour: 
             times = [point.times[size] for point, _ in shown]
             bars = [[t.median - t.lower for t in times], [t.upper - t.median for t in times]]
             axes.errorbar(costs, accuracies, xerr=bars, fmt="none", ecolor=colour, elinewidth=0.8)
-        elif kind == "exit":
-            for index, (point, accuracy) in enumerate(shown):
-                position = (point.macs, accuracy)
-                axes.annotate(
-                    point.name, position, (8, 6 - 9 * index), textcoords="offset points", fontsize=8
-                )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netfission.evaluation.calibration import FEW_IMAGES
-from netfission.evaluation.metrics import CALIBRATION_BINS
+from netfission.evaluation.metrics import CALIBRATION_BINS, accuracy_error
 from netfission.evaluation.resampling import RESAMPLES
 from netfission.profiling.timing import Quartiles
 from netfission.utils.text import align_columns, count_noun, decimal, percent
@@ -108,8 +108,8 @@ images (quartiles 1.00–1.20); its training took another 0.75×
 
         What changed by less than two standard errors is not clear, and of fewer than 100 test images nothing
         is. The standard error of an accuracy is that of networks which err independently. On the same images
-        it is usually smaller, as both err on the hard ones. It is counted with two more answers of either
-        kind (Agresti & Coull 1998), so that it is never 0. Those of NLL and ECE are `errors`.
+        it is usually smaller, as both err on the hard ones; see `accuracy_error`. Those of NLL and ECE are
+        `errors`.
         """
         changes = [f"{title}: {', '.join(changed)}" for title, changed in self._changes().items() if changed]
         return "\n".join([*changes, cost_summary(self.single, self.ensemble, self.time)])
@@ -142,10 +142,8 @@ images (quartiles 1.00–1.20); its training took another 0.75×
         return changes
 
     def _error(self, network: NetworkFigures) -> float:
-        """Return the standard error of an accuracy, with two more correct and two more wrong answers."""
-        n = self.n + 4
-        share = (network.metrics["top1"] * self.n + 2) / n
-        return sqrt(share * (1 - share) / n)
+        """Return the standard error of an accuracy."""
+        return accuracy_error(network.metrics["top1"], self.n)
 
     def _calibrated_on(self) -> str:
         single, ensemble = (

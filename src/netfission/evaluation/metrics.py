@@ -1,5 +1,7 @@
 """Measure accuracy, likelihood and calibration of class probabilities."""
 
+from math import sqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +10,25 @@ from netfission.evaluation.smooth_calibration import smooth_calibration_error
 from netfission.utils.errors import describe, invalid
 
 CALIBRATION_BINS = 15
+
+
+def accuracy_error(accuracy: float, n: int) -> float:
+    """Return the standard error of an accuracy on `n` images, the one that all tables and pages show.
+
+    It is sqrt(p (1 - p) / (n + 4)), where p counts two more correct and two more wrong answers (Agresti &
+    Coull 1998). Without them, the error of a network that is right on all images, or on none, would be 0.
+
+    Args:
+        accuracy: share of the images, in [0, 1].
+        n: number of images, at least 1.
+
+    Example:
+        >>> round(accuracy_error(0.5, 96), 3), round(accuracy_error(1.0, 96), 3)
+        (0.05, 0.014)
+    """
+    n += 4
+    share = (accuracy * (n - 4) + 2) / n
+    return sqrt(share * (1 - share) / n)
 
 
 def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Pictures of a comparison: metrics against cost, or against a setting."""
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import cycle
 from typing import Any
@@ -27,6 +28,7 @@ from netfission.utils.plot_style import (
     new_figure,
 )
 
+_LEVEL_GAP = 10.0  # points between the names of two level lines
 _NUMBER_GAP = 5.0  # points between a point and its number
 Points = Mapping[str, tuple[float, SeedValues]]  # contender → its place on the x-axis and its values
 
@@ -173,24 +175,41 @@ def plot_against_setting(
         axes.set_xlabel(readable(x_axis))
         axes.set_ylabel(_described(column))
         level = [name for name in metrics if x_axis not in settings[name]]
-        _name_levels(axes, column, {name: metrics[name][key] for name in level})
+        _draw_levels(axes, column, {name: metrics[name][key] for name in level})
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
         panels[0].legend(fontsize=LEGEND_SIZE, frameon=False)
     picture.suptitle(title, fontsize=TITLE_SIZE)
+    picture.draw_without_rendering()
+    for axes, (key, column) in zip(panels, columns.items(), strict=True):
+        levels = {name: column.scale * metrics[name][key].mean for name in metrics}
+        _name_levels(axes, {name: levels[name] for name in metrics if x_axis not in settings[name]})
     return picture
 
 
-def _name_levels(axes: Axes, column: Column, levels: Mapping[str, SeedValues]) -> None:
-    """Draw level lines in a band of ± their standard deviation, each with its name at its right end."""
-    for name, values in levels.items():
+def _draw_levels(axes: Axes, column: Column, levels: Mapping[str, SeedValues]) -> None:
+    """Draw level lines in a band of ± their standard deviation."""
+    for values in levels.values():
         y, error = column.scale * values.mean, column.scale * (values.deviation or 0)
         mark_reference(axes, y=y)
         axes.axhspan(y - error, y + error, color=REFERENCE, alpha=0.12, linewidth=0)
+
+
+def _name_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Write the name of each level line at its right end, or as far above as it covers no other name.
+
+    The picture's layout must have been computed.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    lowest = -math.inf
+    for name, y in sorted(levels.items(), key=lambda one: one[1]):
+        height = axes.transData.transform((0, y))[1] * 72 / figure.dpi
+        lowest = max(height, lowest + _LEVEL_GAP)
         axes.annotate(
             name,
             (1, y),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(3, 0),
+            xytext=(3, lowest - height),
             textcoords="offset points",
             va="center",
             fontsize=LEGEND_SIZE,

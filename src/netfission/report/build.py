@@ -20,9 +20,11 @@ from netfission.report.page import (
     Plot,
     load_images,
     missing_cascade,
+    missing_shift,
     page_environment,
     side_by_side,
     split_settings,
+    unbroken,
 )
 from netfission.report.plots import ACCURACY, run_plots
 from netfission.report.run_data import Run, load_runs
@@ -99,7 +101,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     text = _class_page(paths, figures, data) if classifies else target_page(paths, figures, data)
     for file in figures.files:
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_together({page: text} | figures.files)  # the page first: it tells whose the figures are
+    write_together({page: unbroken(text)} | figures.files)  # the page first: it tells whose the figures are
     return page
 
 
@@ -165,9 +167,8 @@ def _missing_parts(run: Run, path: str) -> Iterator[tuple[str, MissingPart]]:
         yield "epochs", MissingPart(reason)
     if cascade := missing_cascade(run):
         yield "cascade", cascade
-    if run.out_of_distribution is None:
-        reason = "Uncertainty on out-of-distribution images has not been measured."
-        yield "out-of-distribution", MissingPart(reason, f"{evaluate} --ood DATA")
+    if shift := missing_shift(run.out_of_distribution, evaluate):
+        yield "out-of-distribution", shift
     if run.corruptions is None and min(run.spec.shape[1:]) >= MIN_SIDE:
         reason = "Accuracy on corrupted images has not been measured."
         yield "corruptions", MissingPart(reason, f"{evaluate} --corruptions")

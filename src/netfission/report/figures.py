@@ -1,17 +1,21 @@
 """Draw the plots of a report from the files in a run's folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
-from math import hypot, sqrt
+from itertools import islice
+from math import hypot
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from netfission.data.corrupted import STRENGTHS
 from netfission.evaluation.cascade import CascadeEvaluation, Point
 from netfission.evaluation.corruption import Corruptions
+from netfission.evaluation.metrics import accuracy_error
 from netfission.evaluation.reliability import CalibrationCurve, ConfidenceBin, ReliabilityReport, WorstClass
 from netfission.report.run_data import NetworkRun
 from netfission.report.style import colour, exit_colour, spread_labels
@@ -22,7 +26,10 @@ from netfission.utils.text import percent, printable
 _SIZE = (4.4, 3.1)  # inches: two side by side on a screen, one on a phone, with text of the same size
 _DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _LINE_HEIGHT = 0.062  # of a line of text, as a share of a plot's height
+_CONFUSED_SIZE, _SLACK = 7.5, 8.0  # of the text in bars, and what its layout may differ by, in points
+_LONGEST_NAME, _SHORTEST_NAME = 14, 6  # of a class, in letters
 _SPAN = (270, 170)  # approximate width and height of a plot in points
+_CLOSE = 5  # difference of coverage in percentage points, within which dots share a label
 _BADGE = 14  # diameter of a badge in points
 
 
@@ -57,7 +64,7 @@ def measure_against_cost(
                     *zip(exit_point, points[-1], strict=True), color=colour("muted"), linewidth=0.7, zorder=1
                 )
         for (size, value, line_colour, name), (x, y) in zip(networks, points, strict=True):
-            error = factor * standard_error(value, evaluation.n) if errors else 0
+            error = factor * accuracy_error(value, evaluation.n) if errors else 0
             axes.errorbar(x, y, yerr=error, color=line_colour, elinewidth=1, zorder=2)
             if size.macs_effective != size.macs_dense:
                 effective = size.macs_effective / scale
@@ -200,18 +207,25 @@ def risk_coverage(report: ReliabilityReport) -> Figure:
     coverage = [100 * share for share in curve.coverage]
     risk = [100 * share for share in curve.risk]
     axes.plot(coverage, risk, color=colour("accent"))
-    labelled = set[float]()
+    risks: dict[tuple[float, float], list[str]] = {}  # of dots that are close together, by the first of them
     for abstention in report.abstentions:
         if abstention.coverage == 0:
             continue
         point = (100 * abstention.coverage, 100 * abstention.error)
         axes.plot(*point, "o", markersize=5, color=colour("ink"), clip_on=False)
-        if all(abs(abstention.coverage - other) > 0.05 for other in labelled):
-            offset = (-5, 5) if abstention.coverage > 0.1 else (0, 7)  # not over the axis
-            side = "right" if abstention.coverage > 0.1 else "center"
-            text = f"{100 * abstention.risk:g} %"
-            axes.annotate(text, point, offset, textcoords="offset points", ha=side, fontsize=8)
-            labelled.add(abstention.coverage)
+        first = next((other for other in risks if abs(other[0] - point[0]) <= _CLOSE), point)
+        risks.setdefault(first, []).append(f"{100 * abstention.risk:g}")
+    for point, close in risks.items():
+        is_far = point[0] > 5 + 5 * len(close)  # from the axis, over which no label is written
+        axes.annotate(
+            f"{', '.join(close)} %",
+            point,
+            (-5, 5) if is_far else (2, 7),
+            textcoords="offset points",
+            ha="right" if is_far else "left",
+            fontsize=8,
+            bbox={"facecolor": colour("paper"), "linewidth": 0, "pad": 0.3},  # hides the curve
+        )
     axes.set(xlabel="coverage: images answered, %", ylabel="wrong answers, %", xlim=(0, 102))
     axes.set_ylim(bottom=0)
     return figure
@@ -251,9 +265,9 @@ def cascade(evaluation: CascadeEvaluation) -> Figure:
                 clip_on=False,
                 zorder=6,
             )
-    if evaluation.least_accuracy is not None:
+    if evaluation.drawn_bound is not None:
         axes.axhline(
-            100 * evaluation.least_accuracy, linestyle=":", color=colour("accent"), linewidth=1, zorder=0
+            100 * evaluation.drawn_bound, linestyle=":", color=colour("accent"), linewidth=1, zorder=0
         )
     _mark_single(axes, 1, "single network’s MACs")
     axes.margins(x=0.08, y=0.15)
@@ -266,22 +280,21 @@ def worst_classes(worst: Sequence[WorstClass]) -> Figure:
     """Plot the accuracy of the classes with the most errors, with the most frequent wrong predictions."""
     figure = Figure(figsize=(_SIZE[0], 0.6 + 0.27 * len(worst)), layout="constrained")
     axes = figure.subplots()
+    texts: list[tuple[Text, float]] = []  # and where they have to end
     for row, one_class in enumerate(worst):
         share = 100 * one_class.accuracy
         axes.barh(row, 100, 0.62, color=colour("rule"), alpha=0.45)
         axes.barh(row, share, 0.62, color=colour("accent"))
-        others = ", ".join(
-            f"{shortened(printable(name), 14)} ×{times}" for name, times in one_class.confused_with.items()
-        )
         inside = share < 55
-        axes.text(
+        text = axes.text(
             share + 1.5 if inside else 1.5,
             row,
-            others,
+            "",
             va="center",
-            fontsize=7.5,
+            fontsize=_CONFUSED_SIZE,
             color=colour("ink" if inside else "paper"),
         )
+        texts.append((text, 100 if inside else share))
     names = [f"{shortened(printable(one_class.name), 18)} ({one_class.n:,})" for one_class in worst]
     axes.set_yticks(range(len(worst)), names)
     axes.tick_params(axis="y", labelcolor=colour("ink"))
@@ -289,7 +302,26 @@ def worst_classes(worst: Sequence[WorstClass]) -> Figure:
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.set(xlim=(0, 100), xlabel="correct, % of the class’s images")
+    figure.draw_without_rendering()
+    for (text, end), one_class in zip(texts, worst, strict=True):
+        for others in _shorter_and_shorter(one_class.confused_with):
+            text.set_text(others)
+            # Not by `get_window_extent`, whose letters are fitted to pixels that a browser does not have.
+            width = TextPath((0, 0), others, _CONFUSED_SIZE).get_extents().width
+            room = axes.transData.transform((end, 0)) - axes.transData.transform(text.get_position())
+            if width < room[0] * 72 / figure.dpi - _SLACK:
+                break
     return figure
+
+
+def _shorter_and_shorter(confused_with: Mapping[str, int]) -> Iterator[str]:
+    """Yield classes with their counts: ever shorter names, then without the rarest ones."""
+    for number in range(len(confused_with), 0, -1):
+        for length in range(_LONGEST_NAME, _SHORTEST_NAME - 1, -1):
+            yield ", ".join(
+                f"{shortened(printable(name), length)} ×{times}"
+                for name, times in islice(confused_with.items(), number)
+            )
 
 
 def corruption(measured: Corruptions) -> Figure:
@@ -374,18 +406,8 @@ def _(data: Coverage) -> Figure:
     axes.set(
         xlabel="probability of the interval, %", ylabel="numbers inside, %", ylim=(0, 103), xlim=(0, 100)
     )
-    _label_ends(axes, stated[-1], ends)
+    _label_ends(axes, 100, ends)  # where the diagonal ends, which no name may cover
     return figure
-
-
-def standard_error(share: float, n: int) -> float:
-    """Return the standard error of a share of `n` examples.
-
-    Example:
-        >>> standard_error(0.5, 100)
-        0.05
-    """
-    return sqrt(share * (1 - share) / n)
 
 
 def _plot() -> tuple[Figure, Axes]:

@@ -1,7 +1,8 @@
 """What the pages of all reports share: figures beside the page, settings, templates, and the run's images."""
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
@@ -16,9 +17,10 @@ from netfission.config import STOPS_EARLY, MethodConfig, RunConfig
 from netfission.data import ImageData
 from netfission.ensemble import describe_average
 from netfission.evaluation.calibration import count_images
+from netfission.evaluation.metrics import accuracy_error
+from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.methods.registry import METHODS
 from netfission.report.diagram import short
-from netfission.report.figures import standard_error
 from netfission.report.plots import PlotSpec, Quality, comparison_plots
 from netfission.report.run_data import NetworkRun, data_differences
 from netfission.report.style import (
@@ -31,7 +33,9 @@ from netfission.report.style import (
 from netfission.runs.setup import check_run_data, check_unchanged, load_run_data
 from netfission.tasks.evaluation import measure_number, measure_title
 from netfission.utils.errors import check_choice, invalid
-from netfission.utils.text import decimal, percent, printable, unsaturated
+from netfission.utils.text import decimal, minus, percent, printable, unsaturated
+
+_FEATURE_DETECTORS = {"mahalanobis": "Mahalanobis", "knn": "KNN", "vim": "ViM", "react": "ReAct"}
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,14 @@ def missing_cascade(run: NetworkRun) -> MissingPart | None:
     return MissingPart("Early exit has not been measured.", command)
 
 
+def missing_shift(measured: Sequence[OutOfDistribution] | None, evaluate: str) -> MissingPart | None:
+    """Return why a page shows no out-of-distribution images, and the command that adds them to `evaluate`."""
+    if measured is not None:
+        return None
+    reason = "Uncertainty on out-of-distribution images has not been measured."
+    return MissingPart(reason, f"{evaluate} --ood DATA")
+
+
 def side_by_side(runs: Sequence[NetworkRun], figures: FigureFiles, quality: Quality) -> dict[str, Any]:
     """Return what a page shows of several runs together, by the names in its template.
 
@@ -167,6 +179,22 @@ def split_settings(run: NetworkRun) -> tuple[dict[str, Any], dict[str, Any]]:
     return changed, {name: value for name, value in settings.items() if name not in changed}
 
 
+def _read_features(scores: Iterable[str]) -> str:
+    """Return which of the scores read features, with the verb."""
+    found = [title for name, title in _FEATURE_DETECTORS.items() if name in scores]
+    return f"{' and '.join(filter(None, (', '.join(found[:-1]), found[-1])))} read{'s' * (len(found) == 1)}"
+
+
+def unbroken(page: str) -> str:
+    """Return a page whose lines break neither between a number and `%` nor around `±`.
+
+    Example:
+        >>> unbroken("31 ± 6 %") == "31\\u00a0±\\u00a06\\u00a0%"
+        True
+    """
+    return re.sub(r"(?<=\d) (?=%|± )|(?<=±) (?=\d)", "\u00a0", page)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -178,16 +206,17 @@ def page_environment() -> Environment:
     environment.filters |= {
         "percent": percent,
         "unsaturated": unsaturated,
-        "decimal": decimal,
+        "decimal": lambda number, digits: minus(decimal(number, digits)),
         "short": short,
         "number": "{:,}".format,
         "images": count_images,
-        "error": standard_error,
+        "error": accuracy_error,
         "exit": exit_colour_name,
         "average": describe_average,
         "basename": lambda path: printable(Path(path).name),
         "setting": _setting,
-        "measure": measure_number,
+        "read_features": _read_features,
+        "measure": lambda name, value: minus(measure_number(name, value)),
         "measure_title": measure_title,
     }
     css = files("netfission.report").joinpath("templates/page.css").read_text(encoding="utf-8")

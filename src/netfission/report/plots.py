@@ -7,6 +7,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from netfission.evaluation.calibration import count_images
+from netfission.inference.cascade import describe_stops
 from netfission.network import FissionNetwork
 from netfission.profiling.macs import list_calls
 from netfission.report import figures
@@ -45,6 +46,7 @@ class Quality:
         score_factor: by which it is multiplied there.
         is_share: whether the measure is a share of the test images, which has a standard error.
         subject: of the figure against cost, in a word.
+        lower_is_better: whether smaller values of the measure and of the score are better ones.
     """
 
     measure: str
@@ -54,12 +56,18 @@ class Quality:
     score_factor: float
     is_share: bool = False
     subject: str = "Quality"
+    lower_is_better: bool = False
 
     @property
     def score_name(self) -> str:
         """The score at the start of a sentence, without its unit."""
         name = self.score.partition(",")[0]
         return f"{name[0].upper()}{name[1:]}"
+
+    @property
+    def direction(self) -> str:
+        """A sentence for readers who may not know the measure; empty if more is better, as most expect."""
+        return " Lower is better." if self.lower_is_better else ""
 
 
 ACCURACY = Quality("top1", "accuracy, %", 100, "accuracy, %", 100, is_share=True, subject="Accuracy")
@@ -109,7 +117,7 @@ def cost_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[PlotSpe
         f"{quality.subject.lower()}-cost",
         f"{quality.subject} against cost",
         f"{ensembles};{exits} each at the multiply-accumulates (MACs) that it needs"
-        f"{'' if bars else images and f',{images}'}.{bars}{_MOVED}{_hollow(shown)}",
+        f"{'' if bars else images and f',{images}'}.{quality.direction}{bars}{_MOVED}{_hollow(shown)}",
         partial(
             figures.measure_against_cost,
             shown,
@@ -143,7 +151,7 @@ def comparison_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[P
             "learning",
             "Learning curves",
             f"{quality.score_name} of each run’s ensemble on {_watched_split(trained)} images after every "
-            f"epoch.{left_out}",
+            f"epoch.{quality.direction}{left_out}",
             partial(figures.learning_curves_beside, trained, quality.score, quality.score_factor),
         )
 
@@ -158,15 +166,21 @@ def cascade_plots(run: NetworkRun) -> Iterator[PlotSpec]:
     if cascade is not None:
         order = ", ".join(map(str, cascade.order))
         dotted = "" if cascade.least_accuracy is None else " Dotted: the accepted loss against all exits."
+        if dotted and cascade.drawn_bound is None:
+            dotted = " The accepted loss against all exits is far below."
+        single = any(point.kind == "single" and point.accuracy is not None for point in cascade.points)
+        whole = f"E: all exits; {'S: the single network, trained by itself; ' if single else ''}"
+        stops = describe_stops(cascade.rule, cascade.choice.thresholds, cascade.unit)
+        first = f"With those of the chosen cascade, {stops}. " if stops.startswith("every") else ""
         tiles = "" if cascade.tile is None else f" of {cascade.tile}×{cascade.tile} pixels"
         yield _spec(
             "cascade",
             "Early exit",
             f"Exits run in the order {order}; {'an' if cascade.tile is None else 'a'} {cascade.unit}{tiles} "
             f"stops once its {cascade.rule} is above a "
-            f"threshold. Thresholds were chosen on {cascade.validation_images:,} validation images; "
+            f"threshold. {first}Thresholds were chosen on {cascade.validation_images:,} validation images; "
             f"{cascade.measure} is measured on {cascade.test_images:,} test images. Ring: the chosen "
-            f"cascade; E: all exits; numbers: single exits.{dotted}{_MOVED}",
+            f"cascade; {whole}numbers: single exits.{dotted}{_MOVED}",
             partial(figures.cascade, cascade),
         )
 
@@ -188,7 +202,7 @@ def training_plots(run: NetworkRun, quality: Quality) -> Iterator[PlotSpec]:
     yield _spec(
         "learning",
         "Learning curves",
-        f"{quality.score_name} on {split} images after every epoch{n}.{dashed}",
+        f"{quality.score_name} on {split} images after every epoch{n}.{quality.direction}{dashed}",
         partial(figures.learning_curves, run, quality.score, quality.score_factor),
     )
     yield _spec(

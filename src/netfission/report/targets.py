@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from netfission.classifier import Predictor
 from netfission.data import Split, TensorSplit
+from netfission.evaluation.out_of_distribution import OutOfDistribution
 from netfission.network import FissionNetwork
 from netfission.report.page import (
     FigureFiles,
@@ -23,6 +24,7 @@ from netfission.report.page import (
     Plot,
     load_images,
     missing_cascade,
+    missing_shift,
     page_environment,
     side_by_side,
     split_settings,
@@ -40,6 +42,7 @@ from netfission.runs.folder import RunFolder
 from netfission.tasks import Task
 from netfission.tasks.evaluation import TargetEvaluation, measure_factor, measure_title
 from netfission.tasks.figures import Example, Inspection, Panel, Table
+from netfission.tasks.window_evaluation import WindowEvaluation
 from netfission.utils.png import png_address
 
 _MAX_IMAGES = 1000  # that the network runs on
@@ -56,11 +59,16 @@ class TargetRun(NetworkRun):
     Attributes:
         evaluation: on the test split; None if it has not been measured.
         calibration: on the validation split; None without one.
+        out_of_distribution: how well uncertainty detects out-of-distribution images, per data set; None if it
+            has not been measured, as `windows`.
+        windows: measures of maps on photographs in their own sizes.
         task: what the network learned.
     """
 
     evaluation: TargetEvaluation | None
     calibration: Any
+    out_of_distribution: list[OutOfDistribution] | None
+    windows: WindowEvaluation | None
     task: Task
 
     @classmethod
@@ -75,6 +83,8 @@ class TargetRun(NetworkRun):
             name=name,
             evaluation=folder.load_target_evaluation(spec),
             calibration=folder.load_calibration_of(spec),
+            out_of_distribution=folder.load_out_of_distribution(),
+            windows=folder.load_window_evaluation(),
             task=spec.find_task(),
             **parts,
         )
@@ -188,6 +198,7 @@ def _quality(task: Task) -> Quality:
         measure_factor(headline),
         task.progress_title,
         task.progress_factor,
+        lower_is_better=not task.columns[headline].higher_is_better,
     )
 
 
@@ -231,9 +242,11 @@ def _make_section(run: TargetRun, quality: Quality, figures: FigureFiles, data: 
 
 def _missing_parts(run: TargetRun) -> Iterator[tuple[str, MissingPart]]:
     """Yield the parts that are left out because a run's folder lacks them, with their names."""
+    evaluate = f"netfission evaluate {shlex.quote(str(run.folder.path))}"
     if run.evaluation is None:
-        command = f"netfission evaluate {shlex.quote(str(run.folder.path))}"
-        yield "evaluation", MissingPart("The run has not been evaluated on the test split.", command)
+        yield "evaluation", MissingPart("The run has not been evaluated on the test split.", evaluate)
+    if shift := missing_shift(run.out_of_distribution, evaluate):
+        yield "out-of-distribution", shift
     if cascade := missing_cascade(run):
         yield "cascade", cascade
     if run.calibration is None:

@@ -91,12 +91,17 @@ class TargetAnswerer(Answerer):
         task, evaluation = self.task, self._evaluation
         return super().describe() | {
             "measures": {} if evaluation is None else evaluation.ensemble,
-            "quality": None if evaluation is None else task.in_short(evaluation.ensemble),
+            "quality": None if evaluation is None else self._quality(evaluation),
             "test_images": 0 if evaluation is None else evaluation.n,
             "coverage": self._coverage,
             "colors": task.colors(),
             "scale": task.scale,
         }
+
+    def _quality(self, evaluation: EvaluationResult) -> str:
+        """Return the headline with its note."""
+        note = self.task.headline_note and f" ({self.task.headline_note})"
+        return f"{self.task.in_short(evaluation.ensemble)}{note}"
 
 
 @dataclass(frozen=True)

@@ -528,6 +528,10 @@ def _check_same_output(
     for training, result in outputs.items():
         expected = main_output(result.output)
         _check_logits(model, expected, training)
+        if isinstance(expected, Tensor) and expected.isnan().any():
+            found = f"{type(model).__name__} with NaN in {_mode(training)}"
+            hint = "its weights may be damaged, or too large"
+            raise invalid("model", "a network whose outputs are numbers", found=found, hint=hint)
         repeated = _run(trial, example_input, training)
         logits = repeated.output
         if result.drawn != repeated.drawn:

@@ -404,6 +404,11 @@ class Task:
         """Return the headline of the measures of an exit or of the ensemble, in words."""
         return shown_measure(self.headline, measures.get(self.headline))
 
+    @property
+    def headline_note(self) -> str:
+        """What a reader of the headline has to know beside it, in words; empty if nothing."""
+        return ""
+
     @classmethod
     def compared(cls, evaluation: Any) -> dict[str, float | None]:
         """Return the measures of `columns`.

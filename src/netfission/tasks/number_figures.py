@@ -16,7 +16,7 @@ from netfission.tasks.figures import (
     Scatter,
     picture,
 )
-from netfission.utils.text import percent
+from netfission.utils.text import minus, percent
 
 _EXAMPLES = 6
 _FIGURES = 8  # of single numbers, the first ones
@@ -110,7 +110,7 @@ def _example(
 
 
 def _short(value: float) -> str:
-    return f"{value:.4g}"
+    return minus(f"{value:.4g}")
 
 
 def describe_intervals(coverage: float, conformal: bool) -> str:

@@ -248,8 +248,9 @@ class Regression(Task):
     progress_title = "absolute error, standard deviations"
     progress_factor = 1.0
     remark = (
-        "Errors are in the units of the numbers. Coverage: share of the numbers in intervals of 90 %, those "
-        "of the Gaussian, or calibrated the conformal ones, with their mean width."
+        "Errors are in the units of the numbers; those of several numbers are means over them. Coverage: "
+        "share of the numbers in intervals of 90 %, those of the Gaussian, or calibrated the conformal ones, "
+        "with their mean width."
     )
     headline = "mae"
     columns: ClassVar[Columns] = {
@@ -285,6 +286,11 @@ class Regression(Task):
     def training(cls, training: TrainingConfig) -> TrainingConfig:
         """Return the settings with gradients clipped to a norm of 1 unless they say otherwise."""
         return replace(training, clip=_CLIP) if training.clip is None else training
+
+    @property
+    def headline_note(self) -> str:
+        """Over how many numbers, which may be of different units, the headline is a mean."""
+        return f"mean of {len(self.names)} numbers" if len(self.names) > 1 else ""
 
     @property
     def outputs(self) -> int:

@@ -186,6 +186,16 @@ def decimal(number: float, digits: int, sign: str = "") -> str:
     return f"{number:{sign}.{digits}f}" if abs(number) < _LONG else f"{number:{sign}.2e}"
 
 
+def minus(number: str) -> str:
+    """Return the text of a number with a minus sign, which is longer than a hyphen, for people to read.
+
+    Example:
+        >>> minus("-0.5"), minus("1.2e-05")
+        ('−0.5', '1.2e−05')
+    """
+    return number.replace("-", "−")
+
+
 def unsaturated(probability: float) -> float:
     """Return a softmax's probability; one that float32 rounded to 0 or 1 becomes almost 0 or almost 1.
 

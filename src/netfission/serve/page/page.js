@@ -295,7 +295,7 @@ function row(item) {
   image.alt = "";
   image.loading = "lazy";
   image.addEventListener("load", pixelated);
-  image.addEventListener("error", () => image.removeAttribute("src")); // the browser cannot show it
+  image.addEventListener("error", () => image.replaceWith(make("span", undefined, "thumbnail"))); // the browser cannot show it
   image.src = item.url;
   const text = make("span", undefined, "answer");
   text.append(make("span", "…", "short"), make("span", item.name, "quiet", "small"));

@@ -2,6 +2,7 @@
 import { SPACE, bar, bare, make, probability, rounded, setting } from "/common.js";
 
 const DIGITS = 4; // significant ones of numbers
+const [SMALL, LARGE] = [1e-6, 1e15]; // beyond them, powers of ten are easier to read than all digits
 const WIDTH = 3; // of the line of a number, in standard deviations of the training images to either side
 
 export const isTarget = (answer) => !("class" in answer);
@@ -19,7 +20,11 @@ export const listedTargets = (answer) => kindOf(answer).listed(answer);
 
 const byShare = (shares) => Object.entries(shares).sort((one, other) => other[1] - one[1]);
 function number(value) {
-  return String(Number(value.toPrecision(DIGITS))).replace("-", "\u2212");
+  const size = Math.abs(value);
+  const text = size && (size < SMALL || size >= LARGE)
+    ? value.toExponential(DIGITS - 1)
+    : (value + 0).toLocaleString("en", { maximumSignificantDigits: DIGITS, useGrouping: "min2" }); // -0 + 0 is 0
+  return text.replaceAll("-", "\u2212");
 }
 
 function definitions(...entries) {
@@ -141,23 +146,28 @@ function drawNumbers({ answer }, model) {
     line.append(make("span", name, "label"), make("span", `${number(answer.mean[name])}${SPACE}±${SPACE}${number(answer.std[name])}`));
     row.append(line, axis(answer, name, model.scale.mean[place], model.scale.std[place]));
     if (promised) row.append(make("p", `from ${number(answer.low[name])} to ${number(answer.high[name])}`, "small"));
-    row.append(make("p", `${number(answer.disagreement[name])} of it from disagreement between exits`, "quiet", "small"));
+    row.append(make("p", `from disagreement between exits: ±${SPACE}${number(answer.disagreement[name])}`, "quiet", "small"));
     list.append(row);
   });
+  const ends = list.querySelector(".beyond-low, .beyond-high") ? " A band with a pointed end goes on beyond the line." : "";
   const interval = promised
     ? `The band is an interval that contains the number of at least ${setting(answer.coverage)} of images that are drawn as the ${model.calibrated_on} were. `
     : "The band is one standard deviation to either side. ";
-  return [list, make("p", `${interval}The line spans ${WIDTH} standard deviations of the training images about their mean.`, "quiet", "small")];
+  const parts = "± is a standard deviation, of which that from disagreement is a part: their squares add up, not they themselves. ";
+  return [list, make("p", `${parts}${interval}The line reaches ${WIDTH} standard deviations of the training images to either side of their mean.${ends}`, "quiet", "small")];
 }
 
 function axis(answer, name, center, spread) {
-  const place = (value) => Math.min(1, Math.max(0, (value - center) / (2 * WIDTH * spread) + 0.5));
+  const along = (value) => (value - center) / (2 * WIDTH * spread) + 0.5;
+  const place = (value) => Math.min(1, Math.max(0, along(value)));
   const low = answer.low?.[name] ?? answer.mean[name] - answer.std[name];
   const high = answer.high?.[name] ?? answer.mean[name] + answer.std[name];
   const line = make("div", undefined, "axis");
   line.style.setProperty("--low", place(low));
   line.style.setProperty("--high", place(high));
   line.style.setProperty("--mean", place(answer.mean[name]));
+  line.classList.toggle("beyond-low", along(low) < 0);
+  line.classList.toggle("beyond-high", along(high) > 1);
   line.setAttribute("aria-hidden", "true");
   const ends = make("div", undefined, "ends", "quiet", "small");
   ends.append(make("span", number(center - WIDTH * spread)), make("span", number(center + WIDTH * spread)));
