@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from netfission import cli, config
@@ -349,6 +350,31 @@ def test_a_broken_pipe_to_something_else_is_an_error(capsys, monkeypatch):
     monkeypatch.setattr(command_module("evaluate"), "run", broken)
     assert main(["evaluate", "RUN"]) == 2
     assert capsys.readouterr().err == "netfission: [Errno 32] Broken pipe\n"
+
+
+def test_too_little_memory_is_said_in_plain_words(capsys, monkeypatch):
+    def allocate(_):
+        """As much as no machine has."""
+        torch.empty(2**52, dtype=torch.uint8)
+
+    monkeypatch.setattr("netfission.cli.cost.run", allocate)
+    assert main(["cost", "wrn-10-1"]) == 1
+    expected = "memory must be enough for the settings, got too little for 4,503,599,627,370,496 bytes more"
+    assert capsys.readouterr().err == f"netfission: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--threads 99999", "--threads must be an integer from 1 to 1,024, got 99999"),
+        ("--rounds 9999999999999999999999", "--rounds must be an integer from 1 to 1,000,000, got 99999"),
+        ("--classes 99999999999", "--classes must be an integer from 1 to 1,000,000, got 99999999999"),
+        ("--seed -1", "--seed must be an integer from 0 to 4294967295, got -1"),
+    ],
+)
+def test_numbers_of_a_cost_are_bounded(flags, message, capsys):
+    assert main(["cost", "wrn-10-1", *flags.split()]) == 2
+    assert f"netfission: {message}" in capsys.readouterr().err
 
 
 def test_an_error_cannot_steer_the_terminal(capsys):

@@ -245,6 +245,12 @@ def test_figures_of_another_network_are_refused(copied, name):
     message = rf"{name}\.json must be of the network in model\.safetensors, got one of another network \("
     with pytest.raises(ValueError, match=message):
         load()
+    damaged = bytearray(copied.weights.read_bytes())
+    damaged[-1] ^= 1
+    copied.weights.write_bytes(damaged)  # for which the figures are not to blame
+    for read in (load, copied.load_calibration):
+        with pytest.raises(ValueError, match=r"model\.safetensors must be as it was written"):
+            read()
     file.write_text(figures.to_json())
     assert load() == figures
 

@@ -469,6 +469,7 @@ class ModelFolder:
             return calibration
         # An earlier version kept the digest of the file, which is another one once the file is written anew.
         if calibration.weights != file_digest(self.weights):
+            check_tensors(self.weights)  # else the figures are right, and the weights are damaged
             raise invalid(
                 str(self.calibration),
                 f"of the network in {self.weights.name}",
@@ -522,6 +523,7 @@ class ModelFolder:
     ) -> None:
         """Raise ValueError if figures in a file are of other weights, see `load_figures`."""
         if weights and self.weights.is_file() and weights != (digest or self.weights_sha256)():
+            check_tensors(self.weights)
             raise invalid(
                 str(path),
                 f"of the network in {self.weights.name}",

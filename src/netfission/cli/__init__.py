@@ -266,6 +266,12 @@ def _complain(message: str) -> None:
 
 
 def _one_line(message: object) -> str:
+    import re
+
     from netfission.utils.text import printable
 
-    return printable(" ".join(str(message).split()))
+    line = printable(" ".join(str(message).split()))
+    asked = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", line)  # PyTorch's words
+    if asked is None:
+        return line
+    return f"memory must be enough for the settings, got too little for {int(asked[1]):,} bytes more"
