@@ -7,7 +7,6 @@ from typing import Any
 from netfission.cli.grid_options import add_run_options, compare_and_print, run_options
 from netfission.cli.parser import Parser, absolute_data
 from netfission.experiments.grids import named_grids
-from netfission.utils.text import count_noun
 
 
 def parser() -> Parser:
@@ -54,5 +53,4 @@ def run(settings: Namespace) -> None:
     grid = file.at(scale, seeds=settings.seeds, **changes)
     options = run_options(settings)
     out = Path(settings.out or Path("reproduce") / f"{file.name}-{scale}")
-    print(f"{file.title}: {count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
-    compare_and_print(grid, out, options)
+    compare_and_print(grid, out, options, file.title)

@@ -1,6 +1,7 @@
 """Recognition of the folders that netfission writes: they are never data, and their files are kept."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from netfission.utils.errors import invalid
@@ -29,6 +30,15 @@ RUN_FILES = frozenset(
         "weights.json",
     }
 )
+
+# In the folder of a comparison, the names in each of its folders, and its own files.
+_COMPARISON_FOLDERS = {
+    "locks": re.compile(r"[0-9a-f]{12}\.lock"),
+    "records": re.compile(r"[0-9a-f]{12}\.json"),
+    "runs": re.compile(r"[0-9a-f]{12}"),
+}
+_COSTS_MARK = '"networks": {'  # in the costs of a comparison
+_NEW = "where a folder is new, empty or of earlier output of this command"
 
 
 def is_output(folder: Path) -> bool:
@@ -95,13 +105,63 @@ def check_out_folder(argument: str, folder: Path, *, names: str, mark: Path) -> 
         Traceback (most recent call last):
         ValueError: --out must be where a folder is new, empty or of earlier output of this command, got ...
     """
-    if not folder.exists():
+    if not _has_folder(argument, folder):
         return
-    expected = "where a folder is new, empty or of earlier output of this command"
-    if not folder.is_dir():
-        raise invalid(argument, expected, found=f"{printable(str(folder))}, a file")
     files = [file for file in folder.rglob("*") if not file.is_dir() and not is_temporary(file)]
-    foreign = [file for file in files if not mark.is_file() or not re.fullmatch(names, file.name)]
+    _check_none(
+        argument, folder, [file for file in files if not mark.is_file() or not re.fullmatch(names, file.name)]
+    )
+
+
+def check_comparison_folder(argument: str, folder: Path) -> None:
+    """Check that a comparison may be written into a folder: it is new, empty or of an earlier comparison.
+
+    Args:
+        argument: name of the option that holds the folder, for the message.
+        folder: where the comparison goes. That of a comparison which was stopped at any moment is accepted.
+
+    Raises:
+        ValueError: the folder is a file, or has other files. Hidden files do not count.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     _ = Path(name, "cat.jpg").write_bytes(b"")
+        ...     check_comparison_folder("--out", Path(name))
+        Traceback (most recent call last):
+        ValueError: --out must be where a folder is new, empty or of earlier output of this command, got ...
+    """
+    if not _has_folder(argument, folder) or _is_comparison(folder):
+        return
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    _check_none(argument, folder, [path for path in visible if not _is_begun(path)])
+
+
+def _is_comparison(folder: Path) -> bool:
+    """Return whether a folder has a record, a lock or a folder of a run, or the costs, of a comparison."""
+    parts = ((folder / name, names) for name, names in _COMPARISON_FOLDERS.items())
+    if any(
+        part.is_dir() and any(names.fullmatch(path.name) for path in part.iterdir()) for part, names in parts
+    ):
+        return True
+    costs = folder / "costs.json"
+    return costs.is_file() and _COSTS_MARK in costs.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_begun(path: Path) -> bool:
+    """Return whether this is a folder that a comparison has made, and written nothing to yet."""
+    return path.name in _COMPARISON_FOLDERS and path.is_dir() and not any(path.iterdir())
+
+
+def _has_folder(argument: str, folder: Path) -> bool:
+    """Return whether a folder for output is there; ValueError if it is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise invalid(argument, _NEW, found=f"{printable(str(folder))}, a file")
+    return folder.exists()
+
+
+def _check_none(argument: str, folder: Path, foreign: Sequence[Path]) -> None:
+    """Refuse a folder that has files of something else."""
     if foreign:
         found = f"{printable(str(folder))} with {printable(str(min(foreign).relative_to(folder)))}"
-        raise invalid(argument, expected, found=found)
+        raise invalid(argument, _NEW, found=found)
