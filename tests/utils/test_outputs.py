@@ -12,6 +12,8 @@ from netfission.utils.outputs import (
     check_out_folder,
 )
 
+RESULTS = Path(__file__).parents[2] / "results"
+
 
 def test_every_file_that_a_run_has_for_itself_is_known() -> None:
     folder = RunFolder(Path("run"))
@@ -32,6 +34,19 @@ def test_a_file_of_a_run_is_no_output_of_another_command(tmp_path: Path) -> None
         ValueError, match=r"^--out must be another file than a run's own, got .*config\.json$"
     ):
         check_out("--out", tmp_path / "config.json")
+
+
+def test_a_file_of_a_comparison_is_no_output_of_another_command(tmp_path: Path) -> None:
+    kept = [path for path in (RESULTS / "figure3-laptop").iterdir() if path.is_file()]
+    files = [tmp_path / path.name for path in kept]
+    for file in files:
+        check_out("--out", file)  # of something else than a comparison
+    fill(tmp_path, "records/0123456789ab.json")
+    check_out("--out", tmp_path / "predictions.csv")
+    check_out("--out", tmp_path / "records" / "cost.json")
+    for file in (*files, tmp_path / "records" / "0123456789ab.json"):
+        with pytest.raises(ValueError, match=r"^--out must be another file than a comparison's own, got "):
+            check_out("--out", file)
 
 
 def test_several_files_replace_none_but_those_of_earlier_output(tmp_path: Path) -> None:
@@ -75,7 +90,7 @@ def test_a_comparison_goes_on_in_a_folder_that_one_has_left(names, tmp_path):
 
 
 def test_a_comparison_goes_on_where_its_costs_alone_are_left(tmp_path):
-    costs = Path(__file__).parents[2] / "results" / "figure3-laptop" / "costs.json"
+    costs = RESULTS / "figure3-laptop" / "costs.json"
     (tmp_path / "costs.json").write_bytes(costs.read_bytes())
     check_comparison_folder("--out", tmp_path)
 

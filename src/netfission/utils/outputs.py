@@ -37,6 +37,9 @@ _COMPARISON_FOLDERS = {
     "records": re.compile(r"[0-9a-f]{12}\.json"),
     "runs": re.compile(r"[0-9a-f]{12}"),
 }
+_COMPARISON_FILES = frozenset(
+    {"costs.json", *(f"comparison.{suffix}" for suffix in ("json", "md", "png", "svg", "txt"))}
+)
 _COSTS_MARK = '"networks": {'  # in the costs of a comparison
 _NEW = "where a folder is new, empty or of earlier output of this command"
 
@@ -63,7 +66,7 @@ def is_output(folder: Path) -> bool:
 
 
 def check_out(argument: str, path: Path, *, hint: str = "") -> None:
-    """Check that a command may write its output to a path: nothing is there, or a file that no run needs.
+    """Check that a command may write its output to a path: no run or comparison has a file of its own there.
 
     Args:
         argument: name of the option that holds `path`, for the message.
@@ -71,8 +74,8 @@ def check_out(argument: str, path: Path, *, hint: str = "") -> None:
         hint: what to do about a device, a pipe or a folder, for the message.
 
     Raises:
-        ValueError: a run's folder keeps a file of its own there, or `write_whole` may not write there, see
-            `netfission.utils.files.check_target`.
+        ValueError: a run or a comparison keeps a file of its own there, or `write_whole` may not write
+            there, see `netfission.utils.files.check_target`.
 
     Example:
         >>> check_out("--out", Path("."))
@@ -83,6 +86,8 @@ def check_out(argument: str, path: Path, *, hint: str = "") -> None:
     written = path.resolve()  # through a link, the file that it names is written
     if written.name in RUN_FILES and is_output(written.parent):
         raise invalid(argument, "another file than a run's own", found=printable(str(path)))
+    if _is_of_comparison(written):
+        raise invalid(argument, "another file than a comparison's own", found=printable(str(path)))
 
 
 def check_out_folder(argument: str, folder: Path, *, names: str, mark: Path) -> None:
@@ -146,6 +151,14 @@ def _is_comparison(folder: Path) -> bool:
         return True
     costs = folder / "costs.json"
     return costs.is_file() and _COSTS_MARK in costs.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_of_comparison(file: Path) -> bool:
+    """Return whether a file is a comparison's own, be it in one of its folders."""
+    folder = file.parent
+    if (names := _COMPARISON_FOLDERS.get(folder.name)) is not None:
+        return names.fullmatch(file.name) is not None and _is_comparison(folder.parent)
+    return file.name in _COMPARISON_FILES and _is_comparison(folder)
 
 
 def _is_begun(path: Path) -> bool:
