@@ -155,6 +155,13 @@ def test_a_files_own_settings_go_before_those_that_scales_have_in_common():
             "settings: {seed: 5}\ncontenders: {single: }",
             "small.seed must be left out, got a setting; seeds is the number of runs",
         ),
+        ("contenders: {'': {exits: 1}}", "name in small.contenders must be text that is not empty, got ''"),
+        (
+            "contenders: {single: }\nscales: {../../up: {}}",
+            r"name in small.scales must be letters and digits, with .* between them, got '../../up'",
+        ),
+        ("contenders: {single: }\nscales: {a/b: {}}", "name in small.scales must be .*, got 'a/b'"),
+        ("contenders: {single: }\nscales: {.a: {}}", "name in small.scales must be .*, got '.a'"),
         (
             "contenders: {singel: }",
             "name in small.contenders without settings must be one of single, .*, got 'singel'; did",

@@ -1,6 +1,7 @@
 """Grids from YAML files: those that come with the project, and a user's own."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
@@ -16,6 +17,8 @@ from netfission.experiments.grids import CONTROLS, SCALES, grid_text, named_grid
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 from netfission.utils.text import printable
 from netfission.utils.typed import typed
+
+_SCALE = re.compile(r"\w([\w .-]*\w)?")  # a name of a scale, which is part of a folder's name
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def read_grid(name: str, text: str) -> GridFile:
         ['single', 'fission, exits 2', 'fission, exits 3']
     """
     content = _read_content(name, text)
+    _check_names(name, content)
     controls = yaml.safe_load(grid_text(CONTROLS)) if content.controls else {}
     missing = {key: controls[key] for key in controls if key not in content.contenders}
     contenders = {
@@ -172,6 +176,17 @@ def _read_content(name: str, text: str) -> _Content:
         if printable(shown) != shown:
             raise invalid(name, "a grid whose title and names are text without control characters", shown)
     return content
+
+
+def _check_names(grid: str, content: _Content) -> None:
+    """Refuse contenders without a name, and scales whose names cannot be a part of a folder's name."""
+    for name in content.contenders:
+        if not name.strip():
+            raise invalid(f"name in {grid}.contenders", "text that is not empty", name)
+    for name in content.scales or {}:
+        if not _SCALE.fullmatch(name):
+            expected = "letters and digits, with spaces, hyphens, underscores and points between them"
+            raise invalid(f"name in {grid}.scales", expected, name)
 
 
 def _contender_settings(grid: str, name: str, settings: Settings | None) -> Settings:
