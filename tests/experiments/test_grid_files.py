@@ -55,6 +55,11 @@ def test_a_contender_starts_from_an_earlier_one():
     assert grid.affected("pretrained") == ["single"]
     with pytest.raises(ValueError, match=r"^g\.contenders\.further\.from must be .*single.*, got 'further'"):
         read_grid("g", text % "further").at("laptop")
+    for setting in ("weights: w.safetensors", "pretrained: true", "each: {weights: [w.safetensors]}"):
+        with pytest.raises(
+            ValueError, match=r"^g\.contenders\.further.*\.\w+ must be left out with from, got "
+        ):
+            read_grid("g", text % f"single, {setting}").at("laptop")
 
 
 def test_scales_differ_in_settings_alone():

@@ -12,7 +12,7 @@ import yaml
 
 from netfission.config import RunConfig
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
-from netfission.experiments.grid import Grid
+from netfission.experiments.grid import STARTS, Grid
 from netfission.experiments.grids import CONTROLS, SCALES, grid_text, named_grids
 from netfission.utils.errors import check_choice, check_positive_integer, invalid
 from netfission.utils.text import printable
@@ -71,7 +71,7 @@ class GridFile:
         Raises:
             ValueError: the scale or the reference is unknown, `seeds` is not positive, no contender sets the
                 setting on the x-axis, a product is not an integer although it must be, or a contender starts
-                from one that is not before it.
+                from one that is not before it, or from weights besides.
 
         Example:
             >>> grid = find_grid("figure5").at("laptop", seeds=2)
@@ -86,6 +86,9 @@ class GridFile:
             where = f"{self.name}.contenders.{name}"
             if (start := settings.get("from")) is not None:
                 starts[name] = check_choice(f"{where}.from", typed(str, start, f"{where}.from"), contenders)
+                for key in STARTS:
+                    if key in settings:
+                        raise invalid(f"{where}.{key}", "left out with from", settings[key])
             own = {key: value for key, value in settings.items() if key != "from"}
             contenders[name] = _multiplied(f"{where}.multiply", own, common)
         check_choice(f"{self.name}.reference", self.reference, contenders)
