@@ -93,7 +93,11 @@ def print_comparison(comparison: "Comparison", out: Path) -> None:
         RuntimeError: some of its runs failed.
     """
     print(f"\n{comparison.table()}\n\nwrote comparison.txt, .md, .json, .png and .svg in {out}", flush=True)
-    failed = [reason for runs in comparison.failed.values() for reason in runs.values()]
+    failed = [
+        f"{name}, seed {seed}: {reason}"
+        for name, runs in comparison.failed.items()
+        for seed, reason in runs.items()
+    ]
     if failed:
         raise RuntimeError(
             f"{count_noun(len(failed), 'run')} failed ({failed[0]}); see the table, and run the command again"
