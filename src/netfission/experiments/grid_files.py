@@ -2,8 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from netfission.config import RunConfig
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
 from netfission.experiments.grid import STARTS, Grid
 from netfission.experiments.grids import CONTROLS, SCALES, grid_text, named_grids
-from netfission.utils.errors import check_choice, check_positive_integer, invalid
+from netfission.utils.errors import check_choice, check_positive_integer, did_you_mean, invalid
 from netfission.utils.text import printable
 from netfission.utils.typed import typed
 
+_SETTINGS = RunConfig().to_dict()
 _SCALE = re.compile(r"\w([\w .-]*\w)?")  # a name of a scale, which is part of a folder's name
 
 
@@ -50,6 +52,7 @@ class GridFile:
             factor per setting on the value that all runs have at the scale, such as twice the epochs; under
             `from`, the name of an earlier contender of one exit whose trained network it starts from.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
+        controls: the contenders that `controls: true` adds.
     """
 
     name: str
@@ -59,6 +62,7 @@ class GridFile:
     scales: Mapping[str, Settings]
     contenders: Mapping[str, Settings]
     x_axis: str
+    controls: Collection[str] = ()
 
     def at(self, scale: str, *, seeds: int | None = None, **changes: Any) -> Grid:
         """Return the grid of runs at a scale.
@@ -80,6 +84,8 @@ class GridFile:
         """
         number = check_positive_integer("seeds", self.seeds if seeds is None else seeds)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
+        for name in self.controls:
+            self._check_control(self.contenders[name], common)
         contenders: dict[str, Settings] = {}
         starts: dict[str, str] = {}
         for name, settings in _expand(self.contenders):
@@ -96,6 +102,13 @@ class GridFile:
             raise invalid(f"{self.name}.x_axis", "a setting under contenders", self.x_axis)
         title = f"{self.title} ({scale} scale)"
         return Grid(contenders, range(number), common, self.reference, title, self.x_axis, starts=starts)
+
+    def _check_control(self, settings: Settings, common: Settings) -> None:
+        """Refuse common settings whose products with the factors of a control are not integers."""
+        for name, factor in settings.get("multiply", {}).items():
+            value, multiple = {**_SETTINGS, **common}[name], Fraction(str(factor)).denominator
+            if isinstance(value, int) and value % multiple:
+                raise invalid(f"{self.name}: {name}", f"a multiple of {multiple} with controls: true", value)
 
 
 def find_grid(name: str) -> GridFile:
@@ -117,7 +130,11 @@ def find_grid(name: str) -> GridFile:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise invalid("grid", "a YAML file that can be read", found=f"{name} ({reason})") from error
-    check_choice("grid", name, named_grids())
+    names = named_grids()
+    if name not in names:
+        raise invalid(
+            "grid", f"one of {', '.join(names)}, or a .yaml file", name, hint=did_you_mean(name, names)
+        )
     return read_grid(name, grid_text(name))
 
 
@@ -150,6 +167,10 @@ def read_grid(name: str, text: str) -> GridFile:
         if settings and "seed" in settings:
             hint = "seeds is the number of runs of each contender"
             raise invalid(f"{name}.seed", "left out", found="a setting", hint=hint)
+    places = {f"{name}.scales.{scale}": settings for scale, settings in (content.scales or {}).items()}
+    for where, settings in ({f"{name}.settings": content.settings} | places).items():
+        for key in settings or {}:
+            check_choice(f"setting in {where}", key, _SETTINGS)
     shared = yaml.safe_load(grid_text(SCALES))
     scales = content.scales or dict.fromkeys(shared)
     return GridFile(
@@ -163,6 +184,7 @@ def read_grid(name: str, text: str) -> GridFile:
         },
         contenders,
         content.x_axis,
+        controls=list(missing),
     )
 
 
@@ -172,6 +194,9 @@ def _read_content(name: str, text: str) -> _Content:
         parsed = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise invalid(name, "YAML", found=f"damaged text ({error})") from error
+    if not isinstance(parsed, dict):
+        found = "nothing" if parsed is None else ""
+        raise invalid(f"the YAML file of grid {name}", "a mapping with contenders", parsed, found=found)
     content = typed(_Content, parsed, name)
     if not content.contenders:
         raise invalid(f"{name}.contenders", "an object with at least one contender", content.contenders)
@@ -210,7 +235,7 @@ def _multiplied(where: str, settings: Settings, common: Settings) -> Settings:
     remaining = {name: value for name, value in settings.items() if name != "multiply"}
     products: dict[str, int | float] = {}
     for name, factor in factors.items():
-        value = {**RunConfig().to_dict(), **common}.get(name)
+        value = {**_SETTINGS, **common}.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise invalid(f"{where}.{name}", "a setting that is a number", value)
         if name in remaining:
