@@ -55,6 +55,11 @@ def test_a_contender_starts_from_an_earlier_one():
     assert grid.affected("pretrained") == ["single"]
     with pytest.raises(ValueError, match=r"^g\.contenders\.further\.from must be .*single.*, got 'further'"):
         read_grid("g", text % "further").at("laptop")
+    for setting in ("weights: w.safetensors", "pretrained: true", "each: {weights: [w.safetensors]}"):
+        with pytest.raises(
+            ValueError, match=r"^g\.contenders\.further.*\.\w+ must be left out with from, got "
+        ):
+            read_grid("g", text % f"single, {setting}").at("laptop")
 
 
 def test_scales_differ_in_settings_alone():
@@ -78,6 +83,8 @@ def test_controls_are_contenders_besides_a_files_own():
     assert configs["multi-exit"].fission.exits == 2  # the file's own
     assert [configs[name].training.epochs for name in names] == [60, 20, 52]
     assert all(configs[name].fission.exits == 1 for name in names)
+    with pytest.raises(ValueError, match=r"^g: epochs must be a multiple of 5 with controls: true, got 1$"):
+        read_grid("g", f"settings: {{epochs: 1}}\n{text % 'true'}").at("laptop")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_a_files_own_settings_go_before_those_that_scales_have_in_common():
             "entry of small must be one of contenders, .*, got 'contendrs'; did you mean contenders",
         ),
         ("title: x", "small.contenders must be given, got nothing"),
-        ("[1, 2]", r"small must be an object, got \[1, 2\]"),
+        ("[1, 2]", r"the YAML file of grid small must be a mapping with contenders, got \[1, 2\]"),
         ("a: [", r"small must be YAML, got damaged text \("),
         ("contenders: {}", "small.contenders must be an object with at least one contender, got {}"),
         ("seeds: many\ncontenders: {single: }", 'small.seeds must be an integer, got "many"'),
@@ -156,6 +163,17 @@ def test_a_files_own_settings_go_before_those_that_scales_have_in_common():
             "small.seed must be left out, got a setting; seeds is the number of runs",
         ),
         (
+            "settings: {foo: 1}\ncontenders: {single: }",
+            "setting in small.settings must be one of .*, got 'foo'",
+        ),
+        ("contenders: {'': {exits: 1}}", "name in small.contenders must be text that is not empty, got ''"),
+        (
+            "contenders: {single: }\nscales: {../../up: {}}",
+            r"name in small.scales must be letters and digits, with .* between them, got '../../up'",
+        ),
+        ("contenders: {single: }\nscales: {a/b: {}}", "name in small.scales must be .*, got 'a/b'"),
+        ("contenders: {single: }\nscales: {.a: {}}", "name in small.scales must be .*, got '.a'"),
+        (
             "contenders: {singel: }",
             "name in small.contenders without settings must be one of single, .*, got 'singel'; did",
         ),
@@ -171,6 +189,9 @@ def test_a_file_that_is_no_grid_is_refused_in_one_line(text, message):
     ("flags", "message"),
     [
         ("figure44", "got 'figure44'; did you mean figure4"),
+        ("/etc/passwd", "tiny-imagenet-resnet, or a .yaml file, got '/etc/passwd'"),
+        ("empty.yaml", "the YAML file of grid empty must be a mapping with contenders, got nothing"),
+        ("finetune", "--scale must be given, one of cifar100, flowers-40, flowers-200, got nothing"),
         (
             "nowhere.yaml",
             "grid must be a YAML file that can be read, got nowhere.yaml (No such file or directory)",
@@ -183,6 +204,7 @@ def test_a_file_that_is_no_grid_is_refused_in_one_line(text, message):
         ("camvid", "data must be the folder of the data set, got camvid, which does not exist"),
         ("grid.yaml --seeds 0", "seeds must be a positive integer, got 0"),
         ("grid.yaml --scale short --workers 0", "--workers must be a positive integer, got 0"),
+        ("misspelt.yaml --scale short", "setting in misspelt.scales.short must be one of "),
         ("misspelt.yaml --scale short", "got 'epoch'; did you mean epochs or teacher?"),
         (
             "elsewhere.yaml --scale short",
@@ -194,6 +216,7 @@ def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "grid.yaml").write_text(GRID)
     (tmp_path / "misspelt.yaml").write_text(GRID.replace("epochs", "epoch"))
+    (tmp_path / "empty.yaml").touch()
     (tmp_path / "latin.yaml").write_bytes(b"title: caf\xe9")
     (tmp_path / "elsewhere.yaml").write_text(GRID.replace("reference: single", "reference: none"))
     assert main(["reproduce", *flags.split()]) == 2

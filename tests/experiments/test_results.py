@@ -159,7 +159,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path, capsys)
     assert main([*FLAGS.split(), *methods, "--exits", "9", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     expected = "exits must be at most 3, one per stage (block1, block2, bn), got 9; "
-    assert f"netfission: 1 run failed ({expected}" in printed.err
+    assert f"netfission: 1 run failed (fission-weights, seed 0: {expected}" in printed.err
     assert printed.err.endswith("); see the table, and run the command again\n")
     assert f"fission-weights, seed 0: failed ({expected}" in printed.out
     assert re.search(r"single +1 +– +\d", printed.out)

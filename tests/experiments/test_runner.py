@@ -136,6 +136,14 @@ def test_what_cannot_start_from_another_is_refused_before_that_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_cannot_be_is_refused_before_another_is_trained(grid_of, tmp_path):
+    grid = grid_of("single")
+    grid = replace(grid, contenders={**grid.contenders, "other": {"exits": 1, "model": "wrn-10-1x"}})
+    with pytest.raises(ValueError, match=r"^contender other: model must be .*, got 'wrn-10-1x'"):
+        run_missing(grid.cells(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_start_that_fails_is_tried_once_and_named_by_those_that_depend_on_it(
     grid_of, tmp_path, monkeypatch
 ):

@@ -8,7 +8,6 @@ from netfission.cli.parser import PARTS, Parser, run_settings
 from netfission.config import DataConfig
 from netfission.experiments.contenders import CONTENDERS, usual_contenders
 from netfission.utils.errors import MOST_SEEDS, check_choice, check_positive_integer, invalid
-from netfission.utils.text import count_noun
 
 
 def parser() -> Parser:
@@ -54,7 +53,5 @@ def run(settings: Namespace) -> None:
         raise invalid("--methods", "one method or more", methods)
     check_positive_integer("--seeds", settings.seeds, MOST_SEEDS)
     reference = check_choice("--reference", settings.reference or next(iter(contenders)), contenders)
-    out = Path(settings.out)
     grid = Grid(contenders, range(settings.seeds), common, reference, explicit=settings.flags)
-    print(f"{count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
-    compare_and_print(grid, out, options)
+    compare_and_print(grid, Path(settings.out), options)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from netfission.cli.parser import Parser
 from netfission.utils.errors import MOST_ROUNDS, check_positive, check_positive_integer
-from netfission.utils.text import count_noun
+from netfission.utils.outputs import check_comparison_folder
+from netfission.utils.text import count_noun, printable
 
 if TYPE_CHECKING:
     from netfission.experiments.grid import Grid
@@ -58,15 +59,25 @@ def run_options(settings: Namespace) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("workers", "ray", "rounds", "minutes")}
 
 
-def compare_and_print(grid: "Grid", out: Path, options: dict[str, Any]) -> None:
+def compare_and_print(grid: "Grid", out: Path, options: dict[str, Any], title: str = "") -> None:
     """Do the runs of a grid and print the comparison; or how many are done if the time is over.
 
+    Args:
+        grid: the runs.
+        out: folder of records, runs and figures.
+        options: see `run_options`.
+        title: what is compared, printed before the number of runs.
+
     Raises:
+        ValueError: the folder has files of something else than a comparison.
         RuntimeError: some of its runs failed.
     """
     from netfission.experiments.compare import compare
     from netfission.experiments.time_limit import OutOfTimeError
 
+    runs = count_noun(len(grid.cells()), "run")
+    check_comparison_folder("--out", out)
+    print(f"{title}{': ' if title else ''}{runs}, writing to {printable(str(out))}", flush=True)
     try:
         comparison = compare(grid, out, **options)
     except OutOfTimeError as error:
@@ -82,7 +93,11 @@ def print_comparison(comparison: "Comparison", out: Path) -> None:
         RuntimeError: some of its runs failed.
     """
     print(f"\n{comparison.table()}\n\nwrote comparison.txt, .md, .json, .png and .svg in {out}", flush=True)
-    failed = [reason for runs in comparison.failed.values() for reason in runs.values()]
+    failed = [
+        f"{name}, seed {seed}: {reason}"
+        for name, runs in comparison.failed.items()
+        for seed, reason in runs.items()
+    ]
     if failed:
         raise RuntimeError(
             f"{count_noun(len(failed), 'run')} failed ({failed[0]}); see the table, and run the command again"

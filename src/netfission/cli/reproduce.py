@@ -1,13 +1,14 @@
 """`netfission reproduce`."""
 
 from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from netfission.cli.grid_options import add_run_options, compare_and_print, run_options
 from netfission.cli.parser import Parser, absolute_data
 from netfission.experiments.grids import named_grids
-from netfission.utils.text import count_noun
+from netfission.utils.errors import invalid
 
 
 def parser() -> Parser:
@@ -50,9 +51,15 @@ def run(settings: Namespace) -> None:
     changes: dict[str, Any] = {} if settings.data is None else {"data": absolute_data(settings.data)}
     if (weights := settings.weights) is not None:  # an empty name stays one, to be refused
         changes |= {"pretrained": False, "weights": weights and str(Path(weights).absolute())}
-    scale = settings.scale or (next(iter(file.scales)) if len(file.scales) == 1 else "laptop")
+    scale = _usual_scale(file.scales) if settings.scale is None else settings.scale
     grid = file.at(scale, seeds=settings.seeds, **changes)
     options = run_options(settings)
     out = Path(settings.out or Path("reproduce") / f"{file.name}-{scale}")
-    print(f"{file.title}: {count_noun(len(grid.cells()), 'run')}, writing to {out}", flush=True)
-    compare_and_print(grid, out, options)
+    compare_and_print(grid, out, options, file.title)
+
+
+def _usual_scale(scales: Collection[str]) -> str:
+    """Return the scale of a grid whose user has chosen none; ValueError if they have to."""
+    if len(scales) > 1 and "laptop" not in scales:
+        raise invalid("--scale", f"given, one of {', '.join(scales)}", found="nothing")
+    return "laptop" if len(scales) > 1 else next(iter(scales))

@@ -1,8 +1,10 @@
 """Grids from YAML files: those that come with the project, and a user's own."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ import yaml
 
 from netfission.config import RunConfig
 from netfission.experiments.contenders import CONTENDERS, Settings, readable
-from netfission.experiments.grid import Grid
+from netfission.experiments.grid import STARTS, Grid
 from netfission.experiments.grids import CONTROLS, SCALES, grid_text, named_grids
-from netfission.utils.errors import MOST_SEEDS, check_choice, check_positive_integer, invalid
+from netfission.utils.errors import MOST_SEEDS, check_choice, check_positive_integer, did_you_mean, invalid
 from netfission.utils.text import printable
 from netfission.utils.typed import typed
 from netfission.utils.yaml_text import parse_yaml, read_text
+
+_SETTINGS = RunConfig().to_dict()
+_SCALE = re.compile(r"\w([\w .-]*\w)?")  # a name of a scale, which is part of a folder's name
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class GridFile:
             factor per setting on the value that all runs have at the scale, such as twice the epochs; under
             `from`, the name of an earlier contender of one exit whose trained network it starts from.
         x_axis: the setting on the picture's x-axis; if empty, the cost.
+        controls: the contenders that `controls: true` adds.
     """
 
     name: str
@@ -57,6 +63,7 @@ class GridFile:
     scales: Mapping[str, Settings]
     contenders: Mapping[str, Settings]
     x_axis: str
+    controls: Collection[str] = ()
 
     def at(self, scale: str, *, seeds: int | None = None, **changes: Any) -> Grid:
         """Return the grid of runs at a scale.
@@ -69,7 +76,7 @@ class GridFile:
         Raises:
             ValueError: the scale or the reference is unknown, `seeds` is not positive, no contender sets the
                 setting on the x-axis, a product is not an integer although it must be, or a contender starts
-                from one that is not before it.
+                from one that is not before it, or from weights besides.
 
         Example:
             >>> grid = find_grid("figure5").at("laptop", seeds=2)
@@ -78,12 +85,17 @@ class GridFile:
         """
         number = check_positive_integer("seeds", self.seeds if seeds is None else seeds, MOST_SEEDS)
         common = {**self.scales[check_choice("scale", scale, self.scales)], **changes}
+        for name in self.controls:
+            self._check_control(self.contenders[name], common)
         contenders: dict[str, Settings] = {}
         starts: dict[str, str] = {}
         for name, settings in _expand(self.contenders):
             where = f"{self.name}.contenders.{name}"
             if (start := settings.get("from")) is not None:
                 starts[name] = check_choice(f"{where}.from", typed(str, start, f"{where}.from"), contenders)
+                for key in STARTS:
+                    if key in settings:
+                        raise invalid(f"{where}.{key}", "left out with from", settings[key])
             own = {key: value for key, value in settings.items() if key != "from"}
             contenders[name] = _multiplied(f"{where}.multiply", own, common)
         check_choice(f"{self.name}.reference", self.reference, contenders)
@@ -91,6 +103,13 @@ class GridFile:
             raise invalid(f"{self.name}.x_axis", "a setting under contenders", self.x_axis)
         title = f"{self.title} ({scale} scale)"
         return Grid(contenders, range(number), common, self.reference, title, self.x_axis, starts=starts)
+
+    def _check_control(self, settings: Settings, common: Settings) -> None:
+        """Refuse common settings whose products with the factors of a control are not integers."""
+        for name, factor in settings.get("multiply", {}).items():
+            value, multiple = {**_SETTINGS, **common}[name], Fraction(str(factor)).denominator
+            if isinstance(value, int) and value % multiple:
+                raise invalid(f"{self.name}: {name}", f"a multiple of {multiple} with controls: true", value)
 
 
 def find_grid(name: str) -> GridFile:
@@ -112,7 +131,11 @@ def find_grid(name: str) -> GridFile:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise invalid("grid", "a YAML file that can be read", found=f"{name} ({reason})") from error
-    check_choice("grid", name, named_grids())
+    names = named_grids()
+    if name not in names:
+        raise invalid(
+            "grid", f"one of {', '.join(names)}, or a .yaml file", name, hint=did_you_mean(name, names)
+        )
     return read_grid(name, grid_text(name))
 
 
@@ -134,6 +157,7 @@ def read_grid(name: str, text: str) -> GridFile:
         ['single', 'fission, exits 2', 'fission, exits 3']
     """
     content = _read_content(name, text)
+    _check_names(name, content)
     controls = yaml.safe_load(grid_text(CONTROLS)) if content.controls else {}
     missing = {key: controls[key] for key in controls if key not in content.contenders}
     contenders = {
@@ -144,6 +168,10 @@ def read_grid(name: str, text: str) -> GridFile:
         if settings and "seed" in settings:
             hint = "seeds is the number of runs of each contender"
             raise invalid(f"{name}.seed", "left out", found="a setting", hint=hint)
+    places = {f"{name}.scales.{scale}": settings for scale, settings in (content.scales or {}).items()}
+    for where, settings in ({f"{name}.settings": content.settings} | places).items():
+        for key in settings or {}:
+            check_choice(f"setting in {where}", key, _SETTINGS)
     shared = yaml.safe_load(grid_text(SCALES))
     scales = content.scales or dict.fromkeys(shared)
     return GridFile(
@@ -157,6 +185,7 @@ def read_grid(name: str, text: str) -> GridFile:
         },
         contenders,
         content.x_axis,
+        controls=list(missing),
     )
 
 
@@ -166,6 +195,9 @@ def _read_content(name: str, text: str) -> _Content:
         parsed = parse_yaml(text)
     except ValueError as error:
         raise invalid(name, "YAML", found=f"damaged text ({error})") from error
+    if not isinstance(parsed, dict):
+        found = "nothing" if parsed is None else ""
+        raise invalid(f"the YAML file of grid {name}", "a mapping with contenders", parsed, found=found)
     content = typed(_Content, parsed, name)
     if not content.contenders:
         raise invalid(f"{name}.contenders", "an object with at least one contender", content.contenders)
@@ -173,6 +205,17 @@ def _read_content(name: str, text: str) -> _Content:
         if printable(shown) != shown:
             raise invalid(name, "a grid whose title and names are text without control characters", shown)
     return content
+
+
+def _check_names(grid: str, content: _Content) -> None:
+    """Refuse contenders without a name, and scales whose names cannot be a part of a folder's name."""
+    for name in content.contenders:
+        if not name.strip():
+            raise invalid(f"name in {grid}.contenders", "text that is not empty", name)
+    for name in content.scales or {}:
+        if not _SCALE.fullmatch(name):
+            expected = "letters and digits, with spaces, hyphens, underscores and points between them"
+            raise invalid(f"name in {grid}.scales", expected, name)
 
 
 def _contender_settings(grid: str, name: str, settings: Settings | None) -> Settings:
@@ -193,7 +236,7 @@ def _multiplied(where: str, settings: Settings, common: Settings) -> Settings:
     remaining = {name: value for name, value in settings.items() if name != "multiply"}
     products: dict[str, int | float] = {}
     for name, factor in factors.items():
-        value = {**RunConfig().to_dict(), **common}.get(name)
+        value = {**_SETTINGS, **common}.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise invalid(f"{where}.{name}", "a setting that is a number", value)
         if name in remaining:

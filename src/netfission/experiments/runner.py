@@ -19,9 +19,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
+from torch import nn
 from tqdm import tqdm
 
-from netfission.config import DataConfig
+from netfission.config import DataConfig, RunConfig
 from netfission.data import ImageData
 from netfission.data.sources import is_named
 from netfission.experiments.grid import Cell
@@ -97,6 +98,7 @@ def run_missing(
     load = _quiet_loader()
     _check_starts([cell for cell in missing if cell.start is None], load)
     _check_further([cell for cell in missing if cell.start is not None], load)
+    _check_models([cell for cell in missing if not cell.config.model.trained], load)
     # The remaining time is estimated from the mean of all runs, since the last step of the bar is the time
     # between two looks at the records, not that of a run.
     with RunBar(total=len(cells), initial=len(cells) - len(missing), unit="run", smoothing=0.0) as bar:
@@ -180,9 +182,31 @@ def _check_further(cells: Sequence[Cell], load: Callable[[DataConfig, int], Imag
         config = cell.config
         data = load(config.data, cell.seed)
         try:
-            outputs = data_task(config, data).outputs
-            create = partial(create_model, config.model.model, outputs, in_channels=data.shape[0])
-            check_division(config, call_with_seed(create, cell.seed), data.shape)
+            check_division(config, _single_network(config, data), data.shape)
+        except ValueError as error:
+            raise within(f"contender {cell.contender}", error) from error
+
+
+def _single_network(config: RunConfig, data: ImageData) -> nn.Module:
+    """Return the model of a run, with random weights; ValueError if it cannot be made."""
+    create = partial(
+        create_model,
+        config.model.model,
+        data_task(config, data).outputs,
+        in_channels=data.shape[0],
+        image_size=(data.shape[1], data.shape[2]),
+    )
+    return call_with_seed(create, config.fission.seed)
+
+
+def _check_models(cells: Sequence[Cell], load: Callable[[DataConfig, int], ImageData]) -> None:
+    """Refuse models that cannot be made, before contenders of other models are trained."""
+    first = {cell.config.model.model: cell for cell in reversed(cells)}  # of each model
+    for cell in reversed(first.values()) if len(first) > 1 else ():
+        config = cell.config
+        data = load(config.data, cell.seed)
+        try:
+            _single_network(config, data)
         except ValueError as error:
             raise within(f"contender {cell.contender}", error) from error
 
