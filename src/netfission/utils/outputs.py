@@ -134,6 +134,7 @@ def check_comparison_folder(argument: str, folder: Path) -> None:
         >>> with tempfile.TemporaryDirectory() as name:
         ...     _ = Path(name, "cat.jpg").write_bytes(b"")
         ...     check_comparison_folder("--out", Path(name))
+        ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: --out must be where a folder is new, empty or of earlier output of this command, got ...
     """

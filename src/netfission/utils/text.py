@@ -86,7 +86,7 @@ def as_markdown(text: str) -> str:
         >>> print(as_markdown("a|b <i>"))
         a\\|b \\<i\\>
     """
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~&])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*_\[\]<>#+|$~&])", r"\\\1", printable(text))
 
 
 def _visible(letter: str) -> str:
