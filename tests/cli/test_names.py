@@ -87,14 +87,15 @@ def hostile_run(tmp_path_factory):
             (data / split / name).mkdir(parents=True)
             for index in range(count):
                 Image.new("RGB", (8, 8), (80 * label, index, 99)).save(data / split / name / f"{index}.png")
-    output = io.StringIO()
+    output, run = io.StringIO(), data.parent / "\x1b[1mrun"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", output)
         patch.setattr(sys, "stderr", output)
-        assert main([*TRAIN, "--data", str(data), "--out", str(data.parent / "run")]) == 0
+        assert main([*TRAIN, "--data", str(data), "--out", str(run)]) == 0
     assert "\x1b" not in output.getvalue()
     assert r"\x1b]0;data\x07" in output.getvalue()
-    return data.parent / "run"
+    assert r"\x1b[1mrun" in output.getvalue()
+    return run
 
 
 def test_names_are_no_commands_on_a_page_and_in_figures(hostile_run, capsys):
@@ -112,6 +113,8 @@ def test_names_are_no_commands_on_a_page_and_in_figures(hostile_run, capsys):
 def test_names_are_no_commands_in_tables(hostile_run, capsys):
     images = str(hostile_run.parent / "\x1b]0;data\x07" / "test")
     assert main(["predict", str(hostile_run), images]) == 0
+    assert main(["predict", str(hostile_run), images, "--out", str(hostile_run / "\x1b.csv")]) == 0
+    assert main(["evaluate", str(hostile_run)]) == 0
     assert "\x1b" not in "".join(capsys.readouterr())
     assert main(["predict", str(hostile_run), images, "--format", "csv", "--probabilities"]) == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))

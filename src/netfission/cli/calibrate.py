@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from netfission.cli.evaluate import older_exports, refuse_with_own_data, with_own_data
 from netfission.cli.parser import Parser
+from netfission.utils.text import printable
 
 if TYPE_CHECKING:
     from netfission.config import RunConfig
@@ -76,7 +77,7 @@ def _calibrate_targets(
     elif result.evaluation is not None:
         lines += ["", result.evaluation.table(config.fission.linear), ""]
     files = [folder.calibration] if result.evaluation is None else [folder.calibration, folder.evaluation]
-    lines.append(f"wrote {' and '.join(file.name for file in files)} in {folder.path}")
+    lines.append(f"wrote {' and '.join(file.name for file in files)} in {printable(folder.path)}")
     print("\n".join([*lines, *_older_files(folder, result)]))
 
 
@@ -94,7 +95,7 @@ def _lines(folder: "RunFolder", result: "Recalibration") -> list[str]:
     else:
         lines.append(f"no {folder.reliability.name} any more: {result.unmeasured}")
     files = [folder.calibration] if result.reliability is None else [folder.calibration, folder.reliability]
-    lines.append(f"wrote {' and '.join(file.name for file in files)} in {folder.path}")
+    lines.append(f"wrote {' and '.join(file.name for file in files)} in {printable(folder.path)}")
     return [*lines, *_older_files(folder, result)]
 
 

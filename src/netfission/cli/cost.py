@@ -17,6 +17,7 @@ from netfission.utils.errors import (
     check_positive_integer,
     invalid,
 )
+from netfission.utils.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,7 +81,7 @@ def run(settings: Namespace) -> None:
     print(f"{title}, beside the single network\n\n{measured.table()}")
     if out is not None:
         write_whole(out, measured.to_json())
-        print(f"\nwrote {out}")
+        print(f"\nwrote {printable(out)}")
 
 
 def _network_and_single(settings: Namespace) -> "tuple[str, nn.Module, nn.Module, Tensor]":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from netfission.cli.grid_options import print_comparison
 from netfission.cli.parser import Parser
+from netfission.utils.text import printable
 
 
 def parser() -> Parser:
@@ -31,4 +32,4 @@ def run(settings: Namespace) -> None:
     runs = [cell for cell in grid.cells() if cell.contender == ENSEMBLE]
     records = [record for cell in runs if (record := Records(out / "records").find(cell))]
     print(f"\n{exit_table([record.read_evaluation() for record in records])}\n")
-    print(f"to see a run of the three exits: netfission report {run_folder(runs[0], out).path}")
+    print(f"to see a run of the three exits: netfission report {printable(run_folder(runs[0], out).path)}")

@@ -9,6 +9,7 @@ from netfission.cli.parser import Parser, flag_name
 from netfission.cli.window_options import WindowProgress, add_window_options, check_windows, window_sizes
 from netfission.config import CORRUPTION_IMAGES, RunConfig
 from netfission.utils.errors import check_positive_integer, check_share, invalid
+from netfission.utils.text import printable
 
 if TYPE_CHECKING:
     from netfission.evaluation.calibration import Calibration
@@ -220,7 +221,7 @@ def _test_split(folder: "RunFolder", config: RunConfig) -> None:
     if reliability is not None:
         print(reliability.summary())
     written = [folder.evaluation.name, *([] if reliability is None else [folder.reliability.name])]
-    print(f"wrote {' and '.join(written)} in {folder.path}")
+    print(f"wrote {' and '.join(written)} in {printable(folder.path)}")
     for line in older_exports(folder, readable_calibration(folder)):
         print(line)
 
@@ -255,7 +256,7 @@ def _other_data(folder: "RunFolder", config: RunConfig, settings: Namespace) -> 
     if missing := [name for name in known if name not in result.classes]:
         print(f"no images of {listing(missing)}")
     print(f"\n{result.table(config.fission.linear)}")
-    print(f"wrote {file}; the run's own figures stay as they are")
+    print(f"wrote {printable(file)}; the run's own figures stay as they are")
 
 
 def _windows(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
@@ -267,7 +268,7 @@ def _windows(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     with tqdm(unit="photograph", disable=None, leave=False) as progress.bar:
         found = evaluate_windows(folder, config, *window_sizes(settings), progress=progress)
     print(found.table(config.fission.linear))
-    print(f"wrote {folder.window_evaluation.name} in {folder.path}")
+    print(f"wrote {folder.window_evaluation.name} in {printable(folder.path)}")
 
 
 def _out_of_distribution(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
@@ -277,7 +278,7 @@ def _out_of_distribution(folder: "RunFolder", config: RunConfig, settings: Names
         folder, config, settings.ood, feature_detectors=settings.feature_detectors or ()
     ):
         print(f"{found.table()}\n")
-    print(f"wrote {folder.out_of_distribution.name} in {folder.path}")
+    print(f"wrote {folder.out_of_distribution.name} in {printable(folder.path)}")
 
 
 def _corruptions(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
@@ -285,7 +286,7 @@ def _corruptions(folder: "RunFolder", config: RunConfig, settings: Namespace) ->
 
     images = settings.corruption_images
     print(evaluate_corruptions(folder, config, images=images, published=settings.corrupted).table())
-    print(f"wrote {folder.corruptions.name} in {folder.path}")
+    print(f"wrote {folder.corruptions.name} in {printable(folder.path)}")
 
 
 def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> None:
@@ -298,4 +299,4 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
     print(evaluate_cascade(folder, config, **cascade).table())
     png, svg = folder.cascade_figures
-    print(f"wrote {folder.cascade.name}, {png.name} and {svg.name} in {folder.path}")
+    print(f"wrote {folder.cascade.name}, {png.name} and {svg.name} in {printable(folder.path)}")

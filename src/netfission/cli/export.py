@@ -13,6 +13,7 @@ from netfission.config import RunConfig
 from netfission.utils.errors import invalid
 from netfission.utils.files import choose_format, has_file
 from netfission.utils.outputs import check_out, check_out_folder
+from netfission.utils.text import printable
 
 TARGET_IMAGES = 64  # to check a file of another task than classification with: maps take memory
 
@@ -85,7 +86,7 @@ def run(settings: Namespace) -> None:
         print(_classes(settings, folder, out, asked))
     else:
         print(_targets(settings, folder, out))
-    print(f"wrote {out}")
+    print(f"wrote {printable(out)}")
 
 
 def _classes(settings: Namespace, folder: Path, out: Path, asked: AnswerSettings | None) -> str:

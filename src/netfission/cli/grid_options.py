@@ -77,7 +77,7 @@ def compare_and_print(grid: "Grid", out: Path, options: dict[str, Any], title: s
 
     runs = count_noun(len(grid.cells()), "run")
     check_comparison_folder("--out", out)
-    print(f"{title}{': ' if title else ''}{runs}, writing to {printable(str(out))}", flush=True)
+    print(f"{title}{': ' if title else ''}{runs}, writing to {printable(out)}", flush=True)
     try:
         comparison = compare(grid, out, **options)
     except OutOfTimeError as error:
@@ -92,7 +92,10 @@ def print_comparison(comparison: "Comparison", out: Path) -> None:
     Raises:
         RuntimeError: some of its runs failed.
     """
-    print(f"\n{comparison.table()}\n\nwrote comparison.txt, .md, .json, .png and .svg in {out}", flush=True)
+    print(
+        f"\n{comparison.table()}\n\nwrote comparison.txt, .md, .json, .png and .svg in {printable(out)}",
+        flush=True,
+    )
     failed = [
         f"{name}, seed {seed}: {reason}"
         for name, runs in comparison.failed.items()

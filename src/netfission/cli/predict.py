@@ -16,6 +16,7 @@ from netfission.utils.errors import check_positive_integer, invalid
 from netfission.utils.files import choose_format, write_whole
 from netfission.utils.outputs import check_out
 from netfission.utils.quick import without_collection, without_compiler
+from netfission.utils.text import printable
 
 _FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
 
@@ -132,7 +133,7 @@ def _predict_targets(settings: Namespace, folder: "ModelFolder", chosen_format: 
         suffix = next(suffix for suffix, kind in _FORMATS.items() if kind == chosen_format)
         table = folder_of_maps.path / f"predictions{suffix}"
         check_out("--out", table)
-        print(f"writing maps to {settings.out}", flush=True)
+        print(f"writing maps to {printable(settings.out)}", flush=True)
         predictions = folder_of_maps.written(predictions)
         out = str(table)
     _write_all(writer, predictions, images, out, progress)
@@ -195,7 +196,7 @@ def _write(writer: "Writer | TargetWriter", predictions: Iterable[Any], out: str
     else:
         text = "".join(f"{line}\n" for line in lines())
         write_whole(Path(out), text.encode(errors="surrogateescape"))
-        print(f"wrote {out}")
+        print(f"wrote {printable(out)}")
     return failures
 
 

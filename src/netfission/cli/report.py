@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from netfission.cli.parser import Parser
+from netfission.utils.text import printable
 
 
 def parser() -> Parser:
@@ -29,4 +30,4 @@ def run(settings: Namespace) -> None:
     page = write_report(
         [Path(path) for path in settings.run], Path(settings.out) if settings.out else None, settings.data
     )
-    print(f"wrote {page}, and its figures one by one in {page.with_suffix('')}")
+    print(f"wrote {printable(page)}, and its figures one by one in {printable(page.with_suffix(''))}")

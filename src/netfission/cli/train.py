@@ -54,7 +54,7 @@ def run(settings: Namespace) -> None:
 
         def announce_folder(is_main: bool) -> None:
             if is_main:
-                print(f"writing to {out}", flush=True)
+                print(f"writing to {printable(out)}", flush=True)
 
         # Once the settings are known to be valid.
         announce = LambdaCallback(on_fit_start=lambda trainer, _: announce_folder(trainer.is_global_zero))
@@ -69,7 +69,7 @@ def run(settings: Namespace) -> None:
         print(f"\ntest split of {printable(config.data.data)}\n{evaluation.table(config.fission.linear)}")
         if reliability is not None:
             print(reliability.summary())
-        print(f"wrote {out}")
+        print(f"wrote {printable(out)}")
 
 
 def check_given_effects(config: RunConfig, settings: Namespace, others: AbstractSet[str]) -> None:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from math import inf
+from pathlib import PurePath
 from typing import TextIO
 
 # Characters that turn the direction of writing.
@@ -67,8 +68,8 @@ def _decoded(surrogates: re.Match[str]) -> str:
     return surrogates[0].encode("ascii", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def printable(text: str) -> str:
-    """Return text with escapes in place of characters that control a terminal: a newline as `\\n`.
+def printable(text: str | PurePath) -> str:
+    """Return text or a path with escapes in place of characters that control a terminal: a newline as `\\n`.
 
     Bytes of file names that are not UTF-8 are escaped, too; see `as_text`.
 
@@ -76,7 +77,7 @@ def printable(text: str) -> str:
         >>> print(printable("cat\\t.png"))
         cat\\t.png
     """
-    return "".join(_visible(letter) for letter in as_text(text))
+    return "".join(_visible(letter) for letter in as_text(str(text)))
 
 
 def as_markdown(text: str) -> str:
