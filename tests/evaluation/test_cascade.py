@@ -173,7 +173,7 @@ def test_the_drop_can_be_bounded_for_new_images(run, capsys) -> None:
         ),
         (
             "--cascade --single elsewhere",
-            "elsewhere must be the folder of a run, got one without",
+            "elsewhere must be the folder of a run, got nothing there",
         ),
     ],
 )

@@ -78,8 +78,8 @@ def test_it_is_checked_on_images_of_a_folder_where_the_data_set_is_gone(run_fold
         assert error.endswith("; pass --data, where the data set is now\n")
     (run_folder / "config.yaml").rename(run_folder / "kept")
     assert (
-        "run must be a folder with config.yaml, or --images, a folder of images like its own, got a folder "
-        "without it" in refused(capsys, str(run_folder))
+        "run must be a folder with config.yaml, or --images, a folder of images like its own, got one without"
+        in refused(capsys, str(run_folder))
     )
     assert not (run_folder / "model.onnx").exists()
     folder = run_folder / "photographs" / "some"

@@ -103,7 +103,8 @@ def run(settings: Namespace) -> None:
         begun, now = folder.load_config().data.data, plan.ensemble.data.data
         write_report([folder.path], folder.report, data=None if now == begun else now)
     print(f"\n{gain.table()}\n{gain.summary()}")
-    print(f"wrote the ensemble's run to {printable(folder.path)}, with {folder.gain.name} and {folder.report.name}")
+    shown = printable(folder.path)
+    print(f"wrote the ensemble's run to {shown}, with {folder.gain.name} and {folder.report.name}")
 
 
 def _of_single_network(path: str, content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -92,7 +92,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, data: str | Non
     if len(paths) == 1:
         paths = [run.path for run in RunFolder(paths[0]).shown_together()]
     figures = FigureFiles(page)
-    if out is not None:
+    if page != RunFolder(paths[0]).report:  # a run's own folder holds its own figures
         check_out_folder("out", figures.folder, names=r".+\.svg", mark=page)
     tasks = list(dict.fromkeys(RunFolder(path).load_config().data.task for path in paths))
     if len(tasks) > 1:
