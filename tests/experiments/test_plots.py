@@ -22,7 +22,7 @@ def drawn_against(grid, setting):
         name: {key: SeedValues({0: 0.01 * place, 1: 0.01 * place + 0.02}) for key in METRICS}
         for place, name in enumerate(names)
     }
-    axes = plot_against_setting("a title", METRICS, metrics, grid.contenders, setting).axes[0]
+    axes = plot_against_setting(r"a $\frac$ title", METRICS, metrics, grid.contenders, setting).axes[0]
     curves = {
         bar.get_label(): (list(bar.lines[0].get_xdata()), list(bar.lines[0].get_ydata()))
         for bar in axes.containers

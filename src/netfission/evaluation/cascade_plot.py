@@ -10,6 +10,7 @@ from netfission.utils.plot_style import (
     LEGEND_SIZE,
     SERIES,
     TITLE_SIZE,
+    lay_out,
     mark_reference,
     new_figure,
     save_picture,
@@ -66,7 +67,7 @@ def draw_cascade(evaluation: CascadeEvaluation, path: Path) -> list[Path]:
         f"{evaluation.validation_images} validation images",
         fontsize=TITLE_SIZE,
     )
-    figure.draw_without_rendering()
+    lay_out(figure)
     _name_exits(counted, points)
     return save_picture(figure, path)
 

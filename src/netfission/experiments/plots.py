@@ -24,6 +24,7 @@ from netfission.utils.plot_style import (
     SERIES,
     TEXT,
     TITLE_SIZE,
+    lay_out,
     mark_reference,
     new_figure,
 )
@@ -72,7 +73,7 @@ def plot_against_cost(
         for name, number in numbers.items()
     ]
     picture.legend(handles=names, loc="outside right center", fontsize=LEGEND_SIZE, frameon=False)
-    picture.draw_without_rendering()
+    lay_out(picture)
     for axes, key, _, points in panels:
         _number_points(axes, columns[key], points, numbers)
     return picture
@@ -179,7 +180,7 @@ def plot_against_setting(
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
         panels[0].legend(fontsize=LEGEND_SIZE, frameon=False)
     picture.suptitle(title, fontsize=TITLE_SIZE)
-    picture.draw_without_rendering()
+    lay_out(picture)
     for axes, (key, column) in zip(panels, columns.items(), strict=True):
         levels = {name: column.scale * metrics[name][key].mean for name in metrics}
         _name_levels(axes, {name: levels[name] for name in metrics if x_axis not in settings[name]})

@@ -140,6 +140,25 @@ def mark_reference(
         axes.axhline(y, **style)
 
 
+def lay_out(figure: Figure) -> None:
+    """Compute where all parts of a picture lie, for what is placed by that.
+
+    Example:
+        >>> figure, axes = new_figure((3, 3))
+        >>> axes[0, 0].set_title("$x^$")  # no formula, which could not be drawn
+        Text(0.5, 1.0, '$x^$')
+        >>> lay_out(figure)
+    """
+    _leave_mathematics(figure)
+    figure.draw_without_rendering()
+
+
+def _leave_mathematics(figure: Figure) -> None:
+    """Let texts between `$` be drawn as they are, as names are no formulas."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
 def picture_files(
     figure: Figure, path: Path, kinds: Sequence[str] = ("png", "svg")
 ) -> dict[Path, str | bytes]:
@@ -159,8 +178,7 @@ def picture_files(
         ['cost.png', 'cost.svg']
     """
     files: dict[Path, str | bytes] = {}
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # that of names which were drawn under other settings
+    _leave_mathematics(figure)
     for kind in kinds:
         file = BytesIO()
         with mpl.rc_context(_SHARED):
