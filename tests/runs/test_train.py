@@ -632,6 +632,9 @@ def test_resuming_with_other_threads_is_warned_of(interrupted, settings_of):
 
 
 def test_two_processes_do_not_train_in_one_folder(interrupted, settings_of):
+    """Nor does the second one take a checkpoint that is just being moved for damaged, which would warn."""
+    interrupted.checkpoint.rename(interrupted.previous_checkpoint)
+    interrupted.checkpoint.write_bytes(b"a part")
     with (
         interrupted.locked(),
         pytest.raises(ValueError, match="out must be a folder in which no other process trains"),

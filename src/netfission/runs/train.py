@@ -90,10 +90,11 @@ def train(
         folder.claim(config, resume)
     if resume and folder.weights.is_file():
         return evaluate(folder, config) if is_main else None
-    checkpoint = folder.resumable() if resume else None
-    if checkpoint is not None and is_main:
-        folder.warn_of_other_threads()
     with without_irrelevant_messages(), folder.locked() if is_main else nullcontext():
+        # Only now, as another process that trains here moves its checkpoints.
+        checkpoint = folder.resumable() if resume else None
+        if checkpoint is not None and is_main:
+            folder.warn_of_other_threads()
         seed, exits = config.fission.seed, config.fission.exits
         try:
             method = check_run(config)
