@@ -22,7 +22,7 @@ def erk(
 
     Every weight draws a rank in its layer, `u = (rank + 0.5) / N_l`, and scores `r_l / u`. A top-k keeps it
     if u < ε r_l, where 1/ε is the lowest score kept. Ranks are a permutation, not independent draws, which
-    makes the counts exact (±1 if the budget ends between two layers).
+    makes the counts exact, but for rounding.
 
     Weights that are zero already rank last, so that pruning in several rounds ends at the same
     densities as pruning at once.
