@@ -125,9 +125,7 @@ def open_corrupted(name: str, classes: Sequence[str], shape: tuple[int, int, int
     if place := hub_place(name):
         return _open_table(load_from_hub(*place), "/".join(filter(None, place)), name, classes, shape)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"corrupted must be {_LAYOUT}, got {printable(str(folder))}, which does not exist"
-        )
+        raise FileNotFoundError(f"corrupted must be {_LAYOUT}, got {printable(folder)}, which does not exist")
     if has_parquet(folder):
         return _open_table(read_parquet(folder), folder.resolve().name, name, classes, shape)
     return _open_arrays(folder, classes, shape)

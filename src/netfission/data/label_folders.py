@@ -136,7 +136,7 @@ def _split_folders(tree: FileTree, folder: Path, train_required: bool) -> dict[S
     if alone and others and not _tables(tree, folder / named[0]):
         found = f"{named[0]}, which may be a label or a split, beside {printable(others[0])}"
         hint = f"if {named[0]} is a label, rename it; if it is a split, move other folders elsewhere"
-        raise invalid(printable(str(folder)), "a folder of labels or of splits", found=found, hint=hint)
+        raise invalid(printable(folder), "a folder of labels or of splits", found=found, hint=hint)
     # Beside other folders, one by the name of a split may be anything.
     required = train_required or len(named) < len(inner)
     assigned = assign_splits(inner, str(folder), train_required=required)
@@ -187,7 +187,7 @@ def _read_tables(
             like = [f" like {printable(table.name)} in {printable(table.parent.name)}" for table in others]
             expected = f"a folder with one table of labels{''.join(like[:1])}"
             hint = "pass the table itself, or move others elsewhere"
-            raise invalid(printable(str(folders[split])), expected, found=tables_found, hint=hint)
+            raise invalid(printable(folders[split]), expected, found=tables_found, hint=hint)
     read_tables = {split: read(table) for split, (table,) in tables.items()}
     names = _names_of(read_tables)
     splits: dict[SplitName, LabelledImages] = {}
@@ -216,7 +216,7 @@ def _names_of(tables: Mapping[SplitName, TargetRows]) -> list[str]:
 
 def _check_table(table: Path, found: TargetRows, names: Sequence[str]) -> None:
     """Refuse a table with other labels; one that lists the labels of each image need not have all."""
-    where = printable(str(table))
+    where = printable(table)
     unknown = sorted(set(found.names) - set(names))
     if found.listed and unknown:
         expected = f"a table of the {len(names)} labels of training images"
@@ -241,7 +241,7 @@ def _read_folders(
     labels = found["train"][0] if "train" in found else set().union(*(part for part, _ in found.values()))
     names = sorted(labels)
     if not names:
-        raise invalid(printable(str(next(iter(folders.values())))), _LAYOUT, found="no folder of a label")
+        raise invalid(printable(next(iter(folders.values()))), _LAYOUT, found="no folder of a label")
     for split, (_, files) in found.items():
         _check_known(folders[split], split, files, names)
     return names, {split: _labelled(folders[split], files, names) for split, (_, files) in found.items()}
@@ -251,13 +251,13 @@ def _read_split(tree: FileTree, folder: Path) -> tuple[set[str], Files]:
     """Return the labels of a split, and its files."""
     inner = tree.subfolders(folder)
     if not inner:
-        raise invalid(printable(str(folder)), _LAYOUT, found="no folder in it")
+        raise invalid(printable(folder), _LAYOUT, found="no folder in it")
     check_names(folder, inner)
     loose = [path for path in tree.images(folder).images if os.path.dirname(path) == str(folder)]
     if loose:
         found = f"{printable(os.path.basename(loose[0]))} beside the folders"
         hint = f"put images without any label into {NO_LABEL}"
-        raise invalid(printable(str(folder)), "a folder whose images are in folders", found=found, hint=hint)
+        raise invalid(printable(folder), "a folder whose images are in folders", found=found, hint=hint)
     labels: set[str] = set()
     files: Files = {}
     for name in inner:
@@ -267,7 +267,7 @@ def _read_split(tree: FileTree, folder: Path) -> tuple[set[str], Files]:
         for path in tree.images(folder / name).images:
             files.setdefault(path[start:], []).append((label, path))
     if not files:
-        raise invalid(printable(str(folder)), _LAYOUT, found="no image in its folders")
+        raise invalid(printable(folder), _LAYOUT, found="no image in its folders")
     _check_links(tree, folder, files)
     for name, copies in files.items():
         _check_copies(folder, name, copies)
@@ -281,7 +281,7 @@ def _check_links(tree: FileTree, folder: Path, files: Files) -> None:
         if link.partition(os.sep)[2] in files:
             expected = "a folder of images that can be read"
             hint = "restore the file that it links to, or remove the link if the image lacks the label"
-            raise invalid(printable(str(folder)), expected, found=f"broken link {printable(link)}", hint=hint)
+            raise invalid(printable(folder), expected, found=f"broken link {printable(link)}", hint=hint)
 
 
 def _label(folder: Path) -> str:
@@ -292,13 +292,13 @@ def _label(folder: Path) -> str:
         return ""
     if plain in _UNCLEAR:
         hint = f"rename it to {NO_LABEL} if none of the labels applies to its images, else move it elsewhere"
-        raise invalid(printable(str(folder)), "a folder with the name of a label", found=name, hint=hint)
+        raise invalid(printable(folder), "a folder with the name of a label", found=name, hint=hint)
     return name
 
 
 def _check_copies(folder: Path, name: str, copies: Sequence[tuple[str, str]]) -> None:
     """Refuse files of one name that are not one image, and an image with and without labels."""
-    where = printable(str(folder))
+    where = printable(folder)
     (first, original), *others = copies
     for label, path in others:
         if (first == "") != (label == ""):
@@ -348,7 +348,7 @@ def _check_known(folder: Path, split: SplitName, files: Files, names: Sequence[s
     unknown = sorted({label for copies in files.values() for label, _ in copies} - {*names, ""})
     if unknown:
         raise invalid(
-            printable(str(folder)),
+            printable(folder),
             f"a folder whose {split} images have the {len(names)} labels of training images",
             found=printable(unknown[0]),
             hint=did_you_mean(unknown[0], names),

@@ -37,7 +37,7 @@ b/a.jpg
 
     def __init__(self, path: Path, images: Sequence[Path | Failure]) -> None:
         if is_output(path):
-            raise invalid("--out", "another folder than a run's", found=printable(str(path)))
+            raise invalid("--out", "another folder than a run's", found=printable(path))
         self.path = path
         known = {os.path.realpath(image) for image in images if isinstance(image, Path)}
         taken: dict[Path, Path] = {}
@@ -46,12 +46,12 @@ b/a.jpg
                 continue
             for file in (self._file(image, name) for name in MAP_NAMES):
                 if (other := taken.setdefault(file, image)) != image:
-                    found = f"{printable(str(other))} and {printable(str(image))}"
+                    found = f"{printable(other)} and {printable(image)}"
                     expected = "files whose maps have different names"
                     raise invalid("images", expected, found=found)
                 if os.path.realpath(file) in known or (file.exists() and not is_own_png(file)):
                     expected = "a folder in which no map replaces another file"
-                    found = f"that of {printable(str(file))}"
+                    found = f"that of {printable(file)}"
                     raise invalid("--out", expected, found=found)
 
     def written(self, predictions: Iterable[T]) -> Iterator[T]:

@@ -200,7 +200,7 @@ class TargetTable(TargetWriter):
 
     def line(self, prediction: TargetPrediction | Failure) -> str:
         """Return the line of an image."""
-        image = printable(str(prediction.image))
+        image = printable(prediction.image)
         if isinstance(prediction, Failure):
             return f"{image:{self.images}}  error: {printable(prediction.error)}"
         return self._aligned(
@@ -246,7 +246,7 @@ def target_writer(
     example = torch.zeros(1, *predictor.spec.shape, dtype=torch.uint8)
     (record,) = predictor.predict(example, coverage=coverage).records()
     names = (image.image if isinstance(image, Failure) else image for image in images)
-    return TARGET_FORMATS[kind](list(flattened(record)), max(len(printable(str(name))) for name in names))
+    return TARGET_FORMATS[kind](list(flattened(record)), max(len(printable(name)) for name in names))
 
 
 def _short(record: Mapping[str, Any]) -> dict[str, Any]:

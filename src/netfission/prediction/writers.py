@@ -82,7 +82,7 @@ class Layout:
             risk=limits.risk,
             threshold=limits.threshold,
             probabilities=probabilities,
-            images=max(len(printable(str(name))) for name in names),
+            images=max(len(printable(name)) for name in names),
             fitted_on=VALIDATION if calibration is None else calibration.fitted_on,
             calibration_images=0 if calibration is None else calibration.n,
             delta=limits.delta,
@@ -227,7 +227,7 @@ class Table(Writer):
 
     def line(self, prediction: ImagePrediction | Failure) -> str:
         """Return the line of an image."""
-        image = printable(str(prediction.image))
+        image = printable(prediction.image)
         if isinstance(prediction, Failure):
             return f"{image:{self.layout.images}}  error: {printable(prediction.error)}"
         uncertainties = [rounded(getattr(prediction, name), 3) for name in _UNCERTAINTIES]

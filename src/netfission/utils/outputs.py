@@ -85,9 +85,9 @@ def check_out(argument: str, path: Path, *, hint: str = "") -> None:
     check_target(argument, path, hint=hint)
     written = path.resolve()  # through a link, the file that it names is written
     if written.name in RUN_FILES and is_output(written.parent):
-        raise invalid(argument, "another file than a run's own", found=printable(str(path)))
+        raise invalid(argument, "another file than a run's own", found=printable(path))
     if _is_of_comparison(written):
-        raise invalid(argument, "another file than a comparison's own", found=printable(str(path)))
+        raise invalid(argument, "another file than a comparison's own", found=printable(path))
 
 
 def check_out_folder(argument: str, folder: Path, *, names: str, mark: Path) -> None:
@@ -171,12 +171,12 @@ def _is_begun(path: Path) -> bool:
 def _has_folder(argument: str, folder: Path) -> bool:
     """Return whether a folder for output is there; ValueError if it is a file."""
     if folder.exists() and not folder.is_dir():
-        raise invalid(argument, _NEW, found=f"{printable(str(folder))}, a file")
+        raise invalid(argument, _NEW, found=f"{printable(folder)}, a file")
     return folder.exists()
 
 
 def _check_none(argument: str, folder: Path, foreign: Sequence[Path]) -> None:
     """Refuse a folder that has files of something else."""
     if foreign:
-        found = f"{printable(str(folder))} with {printable(str(min(foreign).relative_to(folder)))}"
+        found = f"{printable(folder)} with {printable(min(foreign).relative_to(folder))}"
         raise invalid(argument, _NEW, found=found)
