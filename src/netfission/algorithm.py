@@ -2,9 +2,10 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Unpack, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from netfission.config import FissionConfig, FissionSettings
 from netfission.grouping import Grouping, Stage, StageSplit, find_grouping
-from netfission.grouping.budget import TimedBudget, meet_budget, meet_time
+from netfission.grouping.budget import TimedBudget, UnmetBudgetError, meet_budget, meet_time
 from netfission.grouping.weights import fewest
 from netfission.grouping.widths import TOLERANCE
 from netfission.inference.deployment import deploy
@@ -175,7 +176,7 @@ def _divide_in_time(
 
     images = map_inputs(repeated, example)
     first = _divide_in_macs(model, example, divider, replace(config, budget=1.0, budget_in="macs"), batches)
-    names, where = list(first.backbone.stage_names), _where_exits_leave(first.backbone, first.branches)
+    names = list(first.backbone.stage_names)
     whole = run_counted(first.backbone, first_rows(example, 1)).total.dense
     after = resolve_linear_exits(config.linear_exits, names)
     undivided = FissionNetwork(
@@ -185,11 +186,11 @@ def _divide_in_time(
     single = undivided if training else deploy(undivided, images)
     del first, undivided  # a network may be large
 
-    def divide(macs: float) -> _Division:
+    def divide(branches: Sequence[int], macs: float) -> _Division:
         within = replace(config, budget=macs, budget_in="macs", stages=names)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the network costs")  # this budget is not the user's
-            return _divide_in_macs(model, example, divider, within, batches)
+            return _divide(model, example, divider, within, batches, branches)
 
     def reached(division: _Division) -> float:
         return run_counted(division.network, first_rows(example, 1)).total.dense / whole
@@ -202,13 +203,47 @@ def _divide_in_time(
             return relative_step_time(network, single, images, seconds=_TIMED)
         return relative_time(deploy(network, images), single, images, seconds=_TIMED)
 
-    found = meet_time(config.budget, divide, reached, measure, where=where, budget_in=config.budget_in)
-    return replace(divide(found.asked), timed=found)
+    def find(branches: Sequence[int]) -> _Division:
+        within = partial(divide, branches)
+        where = _where_exits_leave(names, branches)
+        found = meet_time(config.budget, within, reached, measure, where=where, budget_in=config.budget_in)
+        return replace(within(found.asked), timed=found)
+
+    return _first_within_budget(_branch_choices(config, names), find, config.budget)
 
 
-def _where_exits_leave(backbone: Backbone, branches: Sequence[int]) -> str:
+def _branch_choices(config: FissionConfig, names: Sequence[str]) -> list[list[int]]:
+    """Return the branch points to try in turn: of late exits with a budget to meet, each earlier one."""
+    asked = config.known_branch_after(trained=False)
+    branches = resolve_branches(asked, config.exits, names)
+    if asked != "late" or not branches or (config.budget == 1 and not config.budget_is_timed):
+        return [branches]
+    return [[after] * len(branches) for after in range(branches[0], 0, -1)]
+
+
+def _first_within_budget(
+    choices: Sequence[Sequence[int]], divide: Callable[[Sequence[int]], _Division], budget: float
+) -> _Division:
+    """Divide at the first of some branch points where the budget can be met; else tell what is nearest to it.
+
+    Raises:
+        ValueError: it can be met at none, or the model cannot be divided at the first.
+    """
+    unmet: list[UnmetBudgetError] = []
+    for branches in choices:
+        try:
+            return divide(branches)
+        except UnmetBudgetError as error:
+            unmet.append(error)
+        except ValueError:  # an earlier stage that cannot be divided
+            if not unmet:
+                raise
+    raise min(unmet, key=lambda error: abs(error.nearest - budget))
+
+
+def _where_exits_leave(names: Sequence[str], branches: Sequence[int]) -> str:
     """Return where the first exit leaves, in words."""
-    return f"after {backbone.stage_names[min(branches) - 1]}"
+    return f"after {names[min(branches) - 1]}"
 
 
 def _divide_in_macs(
@@ -236,9 +271,23 @@ def _with_cheapest_stages(
 
 
 def _divide(
-    model: nn.Module, example: Inputs, divider: Grouping, config: FissionConfig, batches: Batches
+    model: nn.Module,
+    example: Inputs,
+    divider: Grouping,
+    config: FissionConfig,
+    batches: Batches,
+    branches: Sequence[int] | None = None,
 ) -> _Division:
-    """Cut, prune and split a model, and assemble its paths."""
+    """Cut, prune and split a model, and assemble its paths.
+
+    Args:
+        model: the model.
+        example: images, as it reads them.
+        divider: divides its stages.
+        config: the settings.
+        batches: for criteria and the reconstruction.
+        branches: for each exit but the first, how many stages it shares with exit 0; default by the settings.
+    """
     backbone = cut(model, example, config.stages, config.exits)
     stages = _analyse(backbone, example)
     names = list(backbone.stage_names)
@@ -254,14 +303,39 @@ def _divide(
         check_plain_weights(backbone, standardised=config.sparsity > 0)  # else where a mask is applied
     if len(names) == 1 < config.exits and config.stages is None and not isinstance(model, Backbone):
         raise _one_stage(model, example, names[0], divider, config.exits)
-    branch_after = config.known_branch_after(trained=False)
-    branches = resolve_branches(branch_after, config.exits, backbone.stage_names)
+    choices = _branch_choices(config, names) if branches is None else [branches]
+
+    def divide(after: Sequence[int]) -> _Division:
+        return _divide_at(after, backbone, stages, divider, config, batches, example)
+
+    return _first_within_budget(choices, divide, config.budget)
+
+
+def _divide_at(
+    branches: Sequence[int],
+    backbone: Backbone,
+    stages: Sequence[Stage],
+    divider: Grouping,
+    config: FissionConfig,
+    batches: Batches,
+    example: Inputs,
+) -> _Division:
+    """Prune and split a model that was cut, and assemble its paths.
+
+    Raises:
+        UnmetBudgetError: the paths cannot cost what the budget says with these branch points.
+    """
+    asked = config.known_branch_after(trained=False)
+    moved = list(branches) != resolve_branches(asked, config.exits, backbone.stage_names)
+    if moved:
+        config = replace(config, branch_after=list(branches))
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
 
     def divide(cost: float) -> _Division:
         splits = _split(stages, kept, scores, divider.within(cost), branches, config)
         of_head = _split_head(backbone, stages, divider, config, example)
         network = _assemble(backbone, splits, of_head.paths, branches, config)
+        network.moved = moved
         return _Division(config, backbone, stages, kept, branches, splits, of_head, network)
 
     if config.budget == 1 or config.exits == 1:
@@ -276,7 +350,8 @@ def _divide(
         lambda division: run_counted(division.network, first_rows(example, 1)).total.dense / total,
         divided=sum(stage_macs[min(branches) :]) / total,
         copied=1 + sum(added) / total,
-        where=_where_exits_leave(backbone, branches),
+        where=_where_exits_leave(backbone.stage_names, branches),
+        hint="let them leave earlier" if min(branches) > 1 else "use fewer exits",
     )
 
 

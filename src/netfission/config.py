@@ -183,7 +183,8 @@ class FissionConfig:
         exits: number of exits; 1 is the network itself; default 3, or 1 with born-again.
         branch_after: the stage (name or number from 1) after which each exit but the first leaves exit 0, as
             a list: [1,2]; or late (all after the last stage but one, so that most of the network stays
-            whole), or auto (late for trained weights: pretrained, weights or reconstruct); default 1, 2, ….
+            whole, or after an earlier one if a budget cannot be met there), or auto (late for trained
+            weights: pretrained, weights or reconstruct); default 1, 2, ….
         linear_exits: stages (name or number from 1) after which a linear classifier leaves exit 0, in
             addition to the exits, as a list: [3,4]; default none.
         linear_weight: weight of each linear exit in the ensemble's mean of logits, above 0, if that of the

@@ -262,6 +262,7 @@ class FissionNetwork(MaskedModule):
         config: the settings that `fission` was called with; None if they are not plain data. A budget in
             time is replaced by the multiply-accumulates that were found for it.
         timed: what was found and measured for a budget in time.
+        moved: whether exits that were to leave late leave earlier, as the budget asks.
 
     Example:
         >>> import netfission as nf
@@ -299,6 +300,7 @@ class FissionNetwork(MaskedModule):
         self.repeated = {name: tuple(layers) for name, layers in (repeated or {}).items()}
         self.config = config
         self.timed: TimedBudget | None = None
+        self.moved = False
 
     @property
     def exits(self) -> int:
@@ -355,7 +357,8 @@ class FissionNetwork(MaskedModule):
     def summary(self) -> str:
         """Return the parameters of each path per stage, and the layers that all paths repeat, as text.
 
-        If `branch_after` is `late` or `auto`, a line says where the exits leave, and why.
+        If `branch_after` is `late` or `auto`, a line says where the exits leave, and why. It is missing if a
+        budget made them leave earlier, and the network was loaded from files.
 
         A network by channels that was loaded from files lists no repeated layers: its widths come from its
         weights, without finding the channel groups again.
@@ -365,7 +368,8 @@ class FissionNetwork(MaskedModule):
         for name, modules in self.parts:
             counts = (sum(p.numel() for p in module.parameters()) for module in modules.values())
             lines.append(f"{name:{width}}  " + " + ".join(f"{count:,}" for count in counts))
-        if self.config is not None and isinstance(self.config.branch_after, str) and self.exits > 1:
+        chosen = self.config is not None and isinstance(self.config.branch_after, str)
+        if self.config is not None and (chosen or self.moved) and self.config.exits > 1:
             lines.append(self._branch_points(self.config))
         if self.config is not None and self.timed is not None:
             lines.append(self._time(self.config, self.timed))
@@ -383,6 +387,8 @@ class FissionNetwork(MaskedModule):
         """Return where the exits leave, and why, in words."""
         names = [self.stage_names[after - 1] for after in self.branch_after[: config.exits - 1]]
         where = f"exits leave after {', '.join(dict.fromkeys(names))}"
+        if self.moved:
+            return f"{where}: as late as a budget of {config.budget:g} can be met"
         if config.known_branch_after(trained=False) == "late":
             return f"{where}: late, so that most of the network stays whole and keeps what it has learned"
         return f"{where}: early, as nothing says that the weights are trained (reconstruct)"

@@ -14,7 +14,7 @@ import netfission as nf
 from netfission import algorithm
 from netfission.classifier.folder import NetworkSpec, network_state
 from netfission.cli import main
-from netfission.config import RunConfig
+from netfission.config import FissionConfig, RunConfig
 from netfission.grouping.budget import TimedBudget, UnmetBudgetError, meet_budget, meet_time
 from netfission.models import create_model
 from netfission.profiling import timing
@@ -103,6 +103,56 @@ def test_the_message_tells_a_budget_that_can_be_met():
     assert str(e.value).endswith("got 0.3; let them leave earlier")
     least = float(re.findall(r"0\.\d+", str(e.value))[0])
     assert ratio(divided(least, branch_after=[3, 3])) == pytest.approx(least, rel=0.05)
+
+
+SMALL: dict[str, object] = {"name": "wrn-10-1", "exits": 2}
+
+
+@pytest.mark.parametrize(("budget", "stage"), [(0.85, 2), (0.6, 1), (1.5, 1)])
+def test_late_exits_leave_as_late_as_the_budget_can_be_met(budget, stage):
+    network = divided(budget, branch_after="late", **SMALL)
+    assert network.branch_after == (stage,)
+    assert ratio(network, "wrn-10-1") == pytest.approx(budget, rel=0.06)
+    if stage == 2:
+        assert "exits leave after block2: late, so that" in network.summary()
+    else:
+        said = f"exits leave after block1: as late as a budget of {budget:g} can be met"
+        assert said in network.summary()
+        with pytest.raises(ValueError, match=r"at (least|most) \d\.\d\d if exits leave after block2"):
+            divided(budget, branch_after=[2], **SMALL)
+
+
+@pytest.mark.parametrize("given", ["late", [1]])
+def test_a_budget_that_no_branch_point_meets_is_told_with_what_is_nearest_to_it(given):
+    with pytest.raises(
+        ValueError, match=r"^budget must be at least 0\.\d\d if exits leave after block1"
+    ) as e:
+        divided(0.3, branch_after=given, **SMALL)
+    assert str(e.value).endswith("got 0.3; use fewer exits")
+    with pytest.raises(
+        ValueError, match=r"^budget must be at most 1\.\d\d if exits leave after block1, what"
+    ):
+        divided(5.0, branch_after=given, **SMALL)
+
+
+def test_late_exits_leave_as_late_as_the_time_of_the_budget_can_be_met(timed):
+    network = divided(0.5, budget_in="time", branch_after="late", **SMALL)
+    assert network.branch_after == (1,) and network.timed.time.median <= 0.5
+    found = FoundBudget.of(network, {})
+    asked = FissionConfig(grouping="channels", branch_after="late", budget_in="time", budget=0.5)
+    assert (found.applied(asked).branch_after, found.applied(asked).budget) == ([1], network.timed.asked)
+
+
+def test_a_run_keeps_the_branch_points_that_its_budget_asked_for(tmp_path):
+    flags = "--data digits --limit-per-class 5 --model wrn-10-1 --exits 2 --grouping channels --epochs 1"
+    late = ["--branch-after", "late", "--budget", "0.6"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that widths come in steps
+        assert main(["train", *flags.split(), *late, "--out", str(tmp_path / "run")]) == 0
+    folder = RunFolder(tmp_path / "run")
+    assert folder.load_spec().fission["branch_after"] == [1]
+    assert folder.load_config().fission.branch_after == "late"
+    assert nf.Classifier.from_pretrained(tmp_path / "run").network.branch_after == (1,)
 
 
 def test_more_than_whole_copies_is_refused():

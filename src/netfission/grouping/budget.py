@@ -21,11 +21,10 @@ _CLOSE = 0.97  # share of it that is close enough
 _UPPER = 1.02  # what the upper quartile may be over the budget
 _STEP = 0.004  # relative difference of multiply-accumulates that is too small to be tried
 _BUSY = 0.1  # spread of times over their median, above which a device is busy
-_EARLIER = "let them leave earlier"
 
 
 class UnmetBudgetError(ValueError):
-    """The paths cannot be as narrow or as wide as a budget in multiply-accumulates asks.
+    """The paths cannot be as narrow or as wide as a budget asks.
 
     Attributes:
         nearest: the budget nearest to it that can be met.
@@ -48,6 +47,7 @@ def meet_budget(
     divided: float,
     copied: float,
     where: str,
+    hint: str = "",
 ) -> T:
     """Divide the stages of a model so that the result costs its budget, within `TOLERANCE`.
 
@@ -62,6 +62,7 @@ def meet_budget(
         divided: share of the model's cost that is in stages that are divided, in (0, 1].
         copied: cost relative to the model if every path has a whole copy of these stages.
         where: where the exits leave, for messages.
+        hint: what to do if the narrowest paths cost more, for the message.
 
     Raises:
         UnmetBudgetError: the narrowest paths cost more, or whole copies cost less.
@@ -102,7 +103,7 @@ def meet_budget(
             )
         return within[1]
     least = ceil(100 * reached) / 100
-    error = invalid("budget", f"at least {least:.2f} if exits leave {where}", budget, hint=_EARLIER)
+    error = invalid("budget", f"at least {least:.2f} if exits leave {where}", budget, hint=hint)
     raise UnmetBudgetError(str(error), least)
 
 
@@ -132,8 +133,7 @@ def meet_time(
         budget_in: what is timed: `"time"` of inference, or `"training"`.
 
     Raises:
-        ValueError: the narrowest paths take longer, whole copies take less, or `divide` raises another error
-            than `UnmetBudgetError`.
+        UnmetBudgetError: the narrowest paths take longer, or whole copies take less.
 
     Warns:
         UserWarning: the times vary much, as on a busy device.
@@ -145,8 +145,9 @@ def meet_time(
         >>> round(found.macs, 2), round(found.time.median, 2)
         (0.87, 0.99)
         >>> meet_time(0.1, lambda macs: macs, lambda macs: macs, measure, where="after b")
+        ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: budget must be at least 0.21 in time with exits after b, got 0.1; try other branch points
+        netfission.grouping.budget.UnmetBudgetError: budget must be at least 0.21 in time with exits...
     """
     measured: list[TimedBudget] = []  # from narrow to wide
     asked: float | None = budget
@@ -168,12 +169,14 @@ def meet_time(
     least, most = min(one.pace for one in measured), max(one.pace for one in measured)
     if not within:
         expected = f"at least {ceil(100 * least) / 100:.2f} in {budget_in} with exits {where}"
-        raise invalid("budget", expected, budget, hint="try other branch points")
+        raise UnmetBudgetError(
+            str(invalid("budget", expected, budget, hint="try other branch points")), least
+        )
     if widest and most < budget * _CLOSE:
         expected = (
             f"at most {floor(100 * most) / 100:.2f} in {budget_in} with exits {where}, what whole copies take"
         )
-        raise invalid("budget", expected, budget)
+        raise UnmetBudgetError(str(invalid("budget", expected, budget)), most)
     _report_spread(within[-1].time)
     return within[-1]
 

@@ -20,6 +20,7 @@ class FoundBudget:
         stages: the modules that end the network's stages.
         batch_size: number of images that were timed.
         environment: versions, device and number of threads.
+        branch_after: where the exits leave, if the budget made late ones leave earlier.
 
     Example:
         >>> from netfission.config import RunConfig
@@ -35,17 +36,21 @@ class FoundBudget:
     stages: list[str]
     batch_size: int
     environment: dict[str, Any]
+    branch_after: list[int | str] | None = None
 
     @classmethod
     def of(cls, network: nn.Module, environment: dict[str, Any]) -> Self | None:
         """Return what was found for a network; None if its budget is not in a measured time."""
         if not isinstance(network, FissionNetwork) or network.timed is None or network.config is None:
             return None
-        return cls(network.timed, list(network.stage_names), network.config.budget_batch_size, environment)
+        made = network.config
+        moved = made.branch_after if network.moved and isinstance(made.branch_after, list) else None
+        return cls(network.timed, list(network.stage_names), made.budget_batch_size, environment, moved)
 
     def applied(self, config: FissionConfig) -> FissionConfig:
         """Return the settings with the multiply-accumulates in place of the time."""
-        return replace(config, budget=self.timed.asked, budget_in="macs", stages=self.stages)
+        found = replace(config, budget=self.timed.asked, budget_in="macs", stages=self.stages)
+        return found if self.branch_after is None else replace(found, branch_after=self.branch_after)
 
     def text(self) -> str:
         """Return it in words.

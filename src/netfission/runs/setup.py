@@ -450,6 +450,10 @@ def network_spec(config: RunConfig, data: ImageData, network: nn.Module | None =
     fission = replace(config.fission, branch_after=branch_after)
     if made is not None:
         fission = replace(fission, stages=made.stages, budget=made.budget, budget_in=made.budget_in)
+        if branch_after == "late" and isinstance(
+            made.branch_after, list
+        ):  # the budget asked for earlier ones
+            fission = replace(fission, branch_after=made.branch_after)
     return NetworkSpec(
         model=config.model.model,
         classes=list(data.classes),
