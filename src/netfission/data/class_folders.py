@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from netfission.data.copies import find_copies
@@ -130,13 +130,16 @@ def _copies(folder: Path, images: Images) -> list[str]:
     """Refuse a folder with copies of the images in all others, or say so if the files differ."""
     if len(images) < 3:
         return []
-    files = {name: {os.path.basename(path): path for path in paths} for name, paths in images.items()}
+    names = {name: _file_names(paths) for name, paths in images.items()}
+    if len(set().union(*names.values())) == sum(map(len, names.values())):  # as in most data sets
+        return []
+    files = {name: dict(zip(names[name], paths, strict=True)) for name, paths in images.items()}
     holders = Counter(file for paths_by_name in files.values() for file in paths_by_name)
     shared = sorted(file for file, count in holders.items() if count > 1)
     if len(shared) < 2 * _FEWEST or any(holders[file] > 2 for file in shared):
         return []
     for name in (name for name, paths_by_name in files.items() if shared[0] in paths_by_name):
-        alone = sum(holders[os.path.basename(path)] == 1 for path in images[name])
+        alone = sum(holders[file] == 1 for file in names[name])
         in_all = all(file in files[name] for file in shared)
         if in_all and len(shared) >= _MOSTLY * (len(holders) - alone):
             originals = {
@@ -199,7 +202,9 @@ def _pairs(folder: Path, images: Images) -> list[str]:
     probed = _spread(shared)
     kinds = {_kind([Path(paths[core]) for core in probed]) for paths in list(stems.values())[:_PARTS]}
     marked = {
-        name for name, paths in stems.items() if all(_stem(path) != core for core, path in paths.items())
+        name
+        for name, paths in stems.items()
+        if all(stem != core for stem, core in zip(_stems(list(paths.values())), paths, strict=True))
     }
     if {"mask", "picture"} <= kinds or 0 < len(marked) < len(stems):
         hint = "they look like images and their masks, as their files have the same names"
@@ -221,18 +226,26 @@ def _common_cores(images: Images, least: float) -> list[str]:
     return sorted(common or ())
 
 
-def _stem(path: str) -> str:
-    """Return the name of an image file without its suffix."""
-    return path[path.rfind(os.sep) + 1 : path.rindex(".")]
+def _file_names(paths: Sequence[str]) -> list[str]:
+    """Return the names of files, without their folders."""
+    return [path.rpartition(os.sep)[2] for path in paths]
+
+
+def _stems(paths: Sequence[str]) -> list[str]:
+    """Return the names of image files without their suffixes."""
+    return [name.rpartition(".")[0] for name in _file_names(paths)]
 
 
 def _cores(paths: Sequence[str]) -> list[str]:
     """Return the names of files without suffixes, and without what marks them as the masks of images."""
-    stems = [_stem(path) for path in paths]
-    text = "\n".join(stems).casefold()
-    if not any(word in text for word in _PARTNER_WORDS):  # as in most folders
-        return stems
-    return [_PARTNER.sub("", stem) or stem for stem in stems]
+    stems = _stems(paths)
+    return [_PARTNER.sub("", stem) or stem for stem in stems] if _may_be_partners(stems) else stems
+
+
+def _may_be_partners(names: Iterable[str]) -> bool:
+    """Return whether some names have what marks masks: quickly, as most folders have none."""
+    text = "\n".join(names).casefold()
+    return any(word in text for word in _PARTNER_WORDS)
 
 
 def _kind(images: Collection[Path]) -> str:
@@ -260,9 +273,10 @@ def _partners(images: Images) -> list[str]:
     """Say that masks lie beside images in the classes."""
     count, example = 0, ""
     for paths in images.values():
-        marked = [
-            (path, core) for path, core in zip(paths, _cores(paths), strict=True) if core != _stem(path)
-        ]
+        if not _may_be_partners(_file_names(paths)):
+            continue
+        cores = zip(paths, _stems(paths), _cores(paths), strict=True)
+        marked = [(path, core) for path, stem, core in cores if core != stem]
         stems = {path[: path.rindex(".")] for path in paths} if marked else set()
         for path, core in marked:
             if path[: path.rindex(os.sep) + 1] + core in stems:
