@@ -171,8 +171,8 @@ def test_remarks_name_what_is_a_contenders_own(grid_of, tmp_path):
     remarks = compare(grid, tmp_path, rounds=1).remarks
     assert remarks["treenet"] == [
         "trained without distillation, as the method is defined",
-        "differs from its authors: branches leave after the first stage (authors: after the first layers of "
-        "their network)",
+        "differs from its authors: branches leave after whole stages, by default the first (authors: after "
+        "the first layers)",
     ]
     first, second, *differences = remarks["batch-ensemble"]
     assert differences[-1] == "differs from its authors: one member per exit (authors: 4)"

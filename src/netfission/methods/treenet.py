@@ -19,7 +19,9 @@ class TreeNetMethod(Method):
 
     settings = frozenset({"branch_after", "stages"})
     average_source = "Lee et al. 2015, arXiv 1511.06314"
-    differences = ("branches leave after the first stage (authors: after the first layers of their network)",)
+    differences = (
+        "branches leave after whole stages, by default the first (authors: after the first layers)",
+    )
 
     def check(self, fission: FissionConfig) -> None:
         """Check the settings of a network.
