@@ -326,8 +326,8 @@ def _divide_at(
         UnmetBudgetError: the paths cannot cost what the budget says with these branch points.
     """
     asked = config.known_branch_after(trained=False)
-    moved = list(branches) != resolve_branches(asked, config.exits, backbone.stage_names)
-    if moved:
+    earlier = list(branches) != resolve_branches(asked, config.exits, backbone.stage_names)
+    if earlier:
         config = replace(config, branch_after=list(branches))
     kept, scores = _prune(backbone, stages, divider, branches, config, batches, example)
 
@@ -335,7 +335,7 @@ def _divide_at(
         splits = _split(stages, kept, scores, divider.within(cost), branches, config)
         of_head = _split_head(backbone, stages, divider, config, example)
         network = _assemble(backbone, splits, of_head.paths, branches, config)
-        network.moved = moved
+        network.leaves_earlier = earlier
         return _Division(config, backbone, stages, kept, branches, splits, of_head, network)
 
     if config.budget == 1 or config.exits == 1:

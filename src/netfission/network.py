@@ -262,7 +262,7 @@ class FissionNetwork(MaskedModule):
         config: the settings that `fission` was called with; None if they are not plain data. A budget in
             time is replaced by the multiply-accumulates that were found for it.
         timed: what was found and measured for a budget in time.
-        moved: whether exits that were to leave late leave earlier, as the budget asks.
+        leaves_earlier: whether late exits leave earlier than they were to, as the budget asks.
 
     Example:
         >>> import netfission as nf
@@ -300,7 +300,7 @@ class FissionNetwork(MaskedModule):
         self.repeated = {name: tuple(layers) for name, layers in (repeated or {}).items()}
         self.config = config
         self.timed: TimedBudget | None = None
-        self.moved = False
+        self.leaves_earlier = False
 
     @property
     def exits(self) -> int:
@@ -369,7 +369,7 @@ class FissionNetwork(MaskedModule):
             counts = (sum(p.numel() for p in module.parameters()) for module in modules.values())
             lines.append(f"{name:{width}}  " + " + ".join(f"{count:,}" for count in counts))
         chosen = self.config is not None and isinstance(self.config.branch_after, str)
-        if self.config is not None and (chosen or self.moved) and self.config.exits > 1:
+        if self.config is not None and (chosen or self.leaves_earlier) and self.config.exits > 1:
             lines.append(self._branch_points(self.config))
         if self.config is not None and self.timed is not None:
             lines.append(self._time(self.config, self.timed))
@@ -387,7 +387,7 @@ class FissionNetwork(MaskedModule):
         """Return where the exits leave, and why, in words."""
         names = [self.stage_names[after - 1] for after in self.branch_after[: config.exits - 1]]
         where = f"exits leave after {', '.join(dict.fromkeys(names))}"
-        if self.moved:
+        if self.leaves_earlier:
             return f"{where}: as late as a budget of {config.budget:g} can be met"
         if config.known_branch_after(trained=False) == "late":
             return f"{where}: late, so that most of the network stays whole and keeps what it has learned"

@@ -36,7 +36,7 @@ class FoundBudget:
     stages: list[str]
     batch_size: int
     environment: dict[str, Any]
-    branch_after: list[int | str] | None = None
+    branch_after: list[int] | None = None
 
     @classmethod
     def of(cls, network: nn.Module, environment: dict[str, Any]) -> Self | None:
@@ -44,13 +44,13 @@ class FoundBudget:
         if not isinstance(network, FissionNetwork) or network.timed is None or network.config is None:
             return None
         made = network.config
-        moved = made.branch_after if network.moved and isinstance(made.branch_after, list) else None
-        return cls(network.timed, list(network.stage_names), made.budget_batch_size, environment, moved)
+        branches = [*network.branch_after[: made.exits - 1]] if network.leaves_earlier else None
+        return cls(network.timed, [*network.stage_names], made.budget_batch_size, environment, branches)
 
     def applied(self, config: FissionConfig) -> FissionConfig:
         """Return the settings with the multiply-accumulates in place of the time."""
         found = replace(config, budget=self.timed.asked, budget_in="macs", stages=self.stages)
-        return found if self.branch_after is None else replace(found, branch_after=self.branch_after)
+        return found if self.branch_after is None else replace(found, branch_after=[*self.branch_after])
 
     def text(self) -> str:
         """Return it in words.
