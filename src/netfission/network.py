@@ -388,7 +388,7 @@ class FissionNetwork(MaskedModule):
         names = [self.stage_names[after - 1] for after in self.branch_after[: config.exits - 1]]
         where = f"exits leave after {', '.join(dict.fromkeys(names))}"
         if self.leaves_earlier:
-            return f"{where}: as late as a budget of {config.budget:g} can be met"
+            return f"{where}: as late as the budget can be met"
         if config.known_branch_after(trained=False) == "late":
             return f"{where}: late, so that most of the network stays whole and keeps what it has learned"
         return f"{where}: early, as nothing says that the weights are trained (reconstruct)"

@@ -450,9 +450,8 @@ def network_spec(config: RunConfig, data: ImageData, network: nn.Module | None =
     fission = replace(config.fission, branch_after=branch_after)
     if made is not None:
         fission = replace(fission, stages=made.stages, budget=made.budget, budget_in=made.budget_in)
-        if branch_after == "late" and isinstance(
-            made.branch_after, list
-        ):  # the budget asked for earlier ones
+        # The budget may have made late exits leave earlier.
+        if branch_after == "late" and isinstance(made.branch_after, list):
             fission = replace(fission, branch_after=made.branch_after)
     return NetworkSpec(
         model=config.model.model,
