@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import TypeVar
 
@@ -89,13 +90,13 @@ class BodyReader:
 
     async def _receive(self, request: Request, body: bytearray) -> None:
         max_bytes = self._limits.max_bytes
-        too_large = refusal(413, "request body", f"at most {max_bytes:,} bytes", "more", _CLOSE)
+        too_large = partial(refusal, 413, "request body", f"at most {max_bytes:,} bytes", "more", _CLOSE)
         codings = ", ".join(request.headers.getlist("transfer-encoding"))
         if codings.lower() not in ("", "chunked"):  # httptools takes what ends in chunked
             raise refusal(501, "Transfer-Encoding", "chunked", codings, _CLOSE)
         declared = int(request.headers.get("content-length", 0))
         if declared > max_bytes and "expect" in request.headers:
-            raise too_large  # before such a client begins to send
+            raise too_large()  # before such a client begins to send
         received = 0
         try:
             async with asyncio.timeout(self._limits.timeout_s):
@@ -104,14 +105,14 @@ class BodyReader:
                     if received <= max_bytes:
                         self._hold(chunk, body)
                     elif received > _READ_ON * max_bytes:
-                        raise too_large
+                        raise too_large()
         except TimeoutError as error:
             if max(declared, received) > max_bytes:
-                raise too_large from error
+                raise too_large() from error
             seconds = self._limits.timeout_s
             raise HTTPException(408, f"the request did not arrive within {seconds:g} s", _CLOSE) from error
         if received > max_bytes:
-            raise too_large
+            raise too_large()
 
     def _hold(self, chunk: bytes, body: bytearray) -> None:
         if self._bytes_held + len(chunk) > _BODIES_IN_MEMORY * self._limits.max_bytes:
@@ -170,7 +171,7 @@ def decode_image(content: bytes, limits: Limits, read: Callable[[Image.Image], T
     Raises:
         HTTPException: it is not an image (415), damaged (400), or has too many pixels (413).
     """
-    too_large = refusal(413, name, f"at most {limits.max_pixels:,} pixels", "more")
+    too_large = partial(refusal, 413, name, f"at most {limits.max_pixels:,} pixels", "more")
     try:
         image = open_image(BytesIO(content), FORMATS)
         if count_decoded_pixels(image, BytesIO(content)) <= limits.max_pixels:
@@ -179,10 +180,10 @@ def decode_image(content: bytes, limits: Limits, read: Callable[[Image.Image], T
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise refusal(415, name, f"a file in {formats} format", "another kind of file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise too_large from error
+        raise too_large() from error
     except Exception as error:  # Pillow's decoders raise errors of every kind
         raise refusal(400, name, "an undamaged file", f"a damaged file ({error})") from error
-    raise too_large
+    raise too_large()
 
 
 def check_total_pixels(contents: Sequence[bytes], limits: Limits) -> None:

@@ -77,7 +77,9 @@ def printable(text: str | PurePath) -> str:
         >>> print(printable("cat\\t.png"))
         cat\\t.png
     """
-    return "".join(_visible(letter) for letter in as_text(str(text)))
+    shown = as_text(str(text))
+    # Most texts have nothing to escape, and none of these characters counts as printable.
+    return shown if shown.isprintable() else "".join(map(_visible, shown))
 
 
 def as_markdown(text: str) -> str:
