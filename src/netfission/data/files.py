@@ -205,7 +205,7 @@ def _list(folder: str) -> _Listing:
     entered = []
     for entry in entries:
         path = start + entry.name
-        is_folder = not entry.is_file(follow_symlinks=False) and _is(entry.is_dir)
+        is_folder = _is(entry.is_dir)
         reason = why_not_entered(Path(path)) if is_folder else _why_no_image(entry)
         if reason is not None:
             listing.left_out.append((path, reason))
@@ -225,8 +225,7 @@ def _why_no_image(entry: os.DirEntry[str]) -> Reason | None:
     _, dot, end = name.rpartition(".")
     if (reason := _why_unread(dot and end)) is not None:
         return reason
-    is_there = entry.is_file(follow_symlinks=False) or _is(entry.is_file)
-    return None if is_there else "missing"  # as the target of a broken link
+    return None if _is(entry.is_file) else "missing"  # as the target of a broken link
 
 
 @cache

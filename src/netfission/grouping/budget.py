@@ -39,6 +39,10 @@ class UnmetBudgetError(ValueError):
         self.nearest = nearest
 
 
+def _unmet(budget: float, expected: str, nearest: float, hint: str = "") -> UnmetBudgetError:
+    return UnmetBudgetError(str(invalid("budget", expected, budget, hint=hint)), nearest)
+
+
 def meet_budget(
     budget: float,
     divide: Callable[[float], T],
@@ -82,7 +86,7 @@ def meet_budget(
     """
     if budget > copied * (1 + TOLERANCE):
         expected = f"at most {copied:.2f} if exits leave {where}, what whole copies cost"
-        raise UnmetBudgetError(str(invalid("budget", expected, budget)), copied)
+        raise _unmet(budget, expected, copied)
     cost = 1 + (budget - 1) / divided
     within: tuple[float, T] | None = None  # the most expensive result within the budget, and its cost
     for _ in range(_STEPS):
@@ -103,8 +107,7 @@ def meet_budget(
             )
         return within[1]
     least = ceil(100 * reached) / 100
-    error = invalid("budget", f"at least {least:.2f} if exits leave {where}", budget, hint=hint)
-    raise UnmetBudgetError(str(error), least)
+    raise _unmet(budget, f"at least {least:.2f} if exits leave {where}", least, hint)
 
 
 def meet_time(
@@ -169,14 +172,12 @@ def meet_time(
     least, most = min(one.pace for one in measured), max(one.pace for one in measured)
     if not within:
         expected = f"at least {ceil(100 * least) / 100:.2f} in {budget_in} with exits {where}"
-        raise UnmetBudgetError(
-            str(invalid("budget", expected, budget, hint="try other branch points")), least
-        )
+        raise _unmet(budget, expected, least, hint="try other branch points")
     if widest and most < budget * _CLOSE:
         expected = (
             f"at most {floor(100 * most) / 100:.2f} in {budget_in} with exits {where}, what whole copies take"
         )
-        raise UnmetBudgetError(str(invalid("budget", expected, budget)), most)
+        raise _unmet(budget, expected, most)
     _report_spread(within[-1].time)
     return within[-1]
 
