@@ -16,7 +16,8 @@ from PIL import Image
 import netfission
 from netfission.cli import main
 from netfission.experiments.grid import Grid
-from netfission.experiments.runner import run_folder, run_missing
+from netfission.experiments.records import run_folder
+from netfission.experiments.runner import run_missing
 from netfission.models import create_model
 from netfission.runs.folder import RunFolder
 from netfission.runs.train import train

@@ -1,10 +1,10 @@
 """The settings of a run as plain data; their descriptions are the help of the command line."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Any, Literal, Self, TypedDict, get_args, get_type_hints
+from typing import Any, Literal, Self, TypedDict, get_args
 
 from netfission.utils.errors import (
     check_choice,
@@ -14,7 +14,7 @@ from netfission.utils.errors import (
     check_within,
     invalid,
 )
-from netfission.utils.typed import typed
+from netfission.utils.typed import type_hints, typed
 
 CORRUPTION_IMAGES = 1000  # test images at most that are corrupted, unless a number is asked for
 DEFAULT_RISK = 0.05  # accepted share of wrong answers, where a network abstains by default
@@ -631,7 +631,9 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings in one dict: name → value."""
-        return {name: value for part in asdict(self).values() for name, value in part.items()}
+        parts = (getattr(self, part.name) for part in fields(self))
+        values = {name: value for part in parts for name, value in vars(part).items()}
+        return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -646,7 +648,7 @@ class RunConfig:
             ValueError: setting must be one of data, task, ..., got 'epoch'; did you mean epochs ...
         """
         kinds: dict[str, Any] = {part.name: part.default_factory for part in fields(cls)}
-        types = {name: hint for kind in kinds.values() for name, hint in get_type_hints(kind).items()}
+        types = {name: hint for kind in kinds.values() for name, hint in type_hints(kind).items()}
         values = {
             name: typed(types[check_choice("setting", name, types)], value, name)
             for name, value in settings.items()
@@ -655,7 +657,7 @@ class RunConfig:
             values.setdefault("exits", 1)
         return cls(
             **{
-                part: kind(**{name: values[name] for name in get_type_hints(kind) if name in values})
+                part: kind(**{name: values[name] for name in type_hints(kind) if name in values})
                 for part, kind in kinds.items()
             }
         )

@@ -25,7 +25,7 @@ def grid_of():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Comparisons draw an empty picture, for tests that look at none: drawing takes most of their time."""
-    monkeypatch.setattr("netfission.experiments.results.plot_against_cost", lambda *_: Figure((1, 1)))
+    monkeypatch.setattr("netfission.experiments.plots.plot_against_cost", lambda *_: Figure((1, 1)))
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def run_short_demo(out: Path, *flags: str) -> str:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(demo, "demo_grid", short_grid)
         patch.setattr("netfission.experiments.compare.LARGEST_BATCH", 2)
-        patch.setattr("netfission.experiments.results.plot_against_cost", lambda *_: Figure((1, 1)))
+        patch.setattr("netfission.experiments.plots.plot_against_cost", lambda *_: Figure((1, 1)))
         assert main(["demo", "--seeds", "2", "--out", str(out), *flags]) == 0
     return printed.getvalue()
 

@@ -1,8 +1,12 @@
 import itertools
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -16,9 +20,8 @@ from netfission.experiments.compare import CostsFile, compare, summarise
 from netfission.experiments.contenders import CONTENDERS
 from netfission.experiments.grid import Grid
 from netfission.experiments.plots import plot_against_cost
-from netfission.experiments.records import Records
+from netfission.experiments.records import Records, run_folder
 from netfission.experiments.results import Comparison
-from netfission.experiments.runner import run_folder
 from netfission.experiments.statistics import SeedValues
 from netfission.tasks.classification import Classification
 from netfission.utils.checksums import parse_json
@@ -29,6 +32,11 @@ FLAGS = (
     "compare --data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --epochs 1 "
     "--batch_size 25 --accelerator cpu --rounds 2"
 )
+SMALL_GRID = """
+contenders: {single: {exits: 1}}
+scales: {small: {}}
+settings: {data: digits, limit_per_class: 5, validation: 0.0, model: wrn-10-1, epochs: 1, batch_size: 25}
+"""
 values = st.lists(st.floats(0, 1), min_size=3, max_size=6)
 
 
@@ -225,6 +233,49 @@ def test_pictures_are_drawn(compared):
     out, _ = compared
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "<!-- 3  fission-channels -->" in (out / "comparison.svg").read_text("utf-8")
+
+
+def test_what_is_up_to_date_stays_as_it_is(grid_of, tmp_path):
+    grid, out = grid_of("single"), tmp_path / "out"
+    compare(grid, out, rounds=1)
+    files = [out / f"comparison.{kind}" for kind in ("txt", "md", "json", "png", "svg")]
+    before = {file: (file.read_bytes(), file.stat().st_ino) for file in files}
+
+    def rewritten() -> list[str]:
+        compare(grid, out)
+        assert all(file.read_bytes() == content for file, (content, _) in before.items())
+        new = [file.suffix for file, (_, number) in before.items() if file.stat().st_ino != number]
+        before.update({file: (file.read_bytes(), file.stat().st_ino) for file in files})
+        return new
+
+    assert rewritten() == []
+    (out / "comparison.md").write_text("mine")
+    assert rewritten() == [".txt", ".md", ".json", ".png", ".svg"]
+    (out / "comparison.svg").unlink()
+    assert rewritten() == [".txt", ".md", ".json", ".png", ".svg"]
+
+
+def test_a_comparison_that_is_stopped_amid_its_files_is_drawn_again(grid_of, tmp_path, monkeypatch):
+    grid, replace_file, renamed = grid_of("single"), os.replace, []
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: renamed.append(Path(new).name) or replace_file(old, new)
+    )
+    compare(grid, tmp_path, rounds=1)
+    written = [name for name in renamed if name.startswith("comparison")]
+    assert written[:2] == ["comparison.png", "comparison.svg"]  # new texts tell that pictures are new
+
+
+def test_a_finished_grid_imports_neither_lightning_nor_matplotlib(tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(SMALL_GRID)
+    command = ["reproduce", str(grid), "--seeds", "1", "--rounds", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    code = (
+        "import sys; from netfission.cli import main; status = main(sys.argv[1:]);"
+        "print(status, {'lightning', 'matplotlib', 'scipy.stats'} & set(sys.modules))"
+    )
+    again = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    assert again.stdout.splitlines()[-1] == "0 set()"
 
 
 def test_equal_costs_lie_close_together_with_their_numbers(compared):

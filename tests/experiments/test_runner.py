@@ -14,8 +14,8 @@ import torch
 
 from netfission.cli import main
 from netfission.evaluation import evaluate_logits
-from netfission.experiments.records import Records
-from netfission.experiments.runner import run_folder, run_missing
+from netfission.experiments.records import Records, run_folder
+from netfission.experiments.runner import run_missing
 from netfission.models import create_model, read_weights
 
 FLAGS = (
@@ -156,7 +156,7 @@ def test_a_start_that_fails_is_tried_once_and_named_by_those_that_depend_on_it(
         tried.append(config.training.epochs)
         raise RuntimeError("too hot")
 
-    monkeypatch.setattr("netfission.experiments.runner.train", fail)
+    monkeypatch.setattr("netfission.experiments.one_run.train", fail)
     records = run_missing(grid.cells(), tmp_path)
     assert [record.error for record in records] == ["too hot", *["single failed: too hot"] * 2]
     assert tried == [1]
@@ -208,7 +208,7 @@ def test_two_at_work_on_one_grid_do_not_do_the_same_run(grid_of, tmp_path, monke
         time.sleep(0.2)
         return records.write(cell, environment={}, seconds=0.0, error=None, evaluation=evaluation)
 
-    monkeypatch.setattr("netfission.experiments.runner.run_cell", slow)
+    monkeypatch.setattr("netfission.experiments.one_run.run_cell", slow)
     cells = grid_of("single", "treenet", seeds=2).cells()
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda _: run_missing(cells, tmp_path), range(3)))

@@ -5,8 +5,9 @@ import itertools
 import pytest
 
 from netfission.cli import main
-from netfission.experiments import time_limit
-from netfission.experiments.runner import run_folder, run_missing
+from netfission.experiments import one_run, time_limit
+from netfission.experiments.records import run_folder
+from netfission.experiments.runner import run_missing
 from netfission.experiments.time_limit import OutOfTimeError, TimeLimit
 
 
@@ -21,7 +22,9 @@ def limited(monkeypatch):
             return float(next(self.ticks))
 
     def limit_to(seconds: float) -> None:
-        monkeypatch.setattr(time_limit, "time", Clock())
+        clock = Clock()
+        for module in (time_limit, one_run):
+            monkeypatch.setattr(module, "time", clock)
         limit = TimeLimit(seconds, start=0.0)
         monkeypatch.setattr("netfission.experiments.runner.TimeLimit", lambda _: limit)
 

@@ -7,9 +7,8 @@ from matplotlib.figure import Figure
 
 from netfission.experiments.compare import compare, timed_images
 from netfission.experiments.grid import Grid
-from netfission.experiments.records import Record
+from netfission.experiments.records import Record, run_folder
 from netfission.experiments.results import Comparison
-from netfission.experiments.runner import run_folder
 from netfission.tasks import TASKS, find_task, task_kind
 from netfission.utils.checksums import parse_json
 from netfission.utils.typed import typed
@@ -41,7 +40,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr("netfission.experiments.costs.deploy", lambda network, _images: network)
     found = []
     monkeypatch.setattr(
-        "netfission.experiments.results.plot_against_cost",
+        "netfission.experiments.plots.plot_against_cost",
         lambda _title, columns, *_: found.append(list(columns)) or Figure((1, 1)),
     )
     return found

@@ -21,8 +21,7 @@ def run(settings: Namespace) -> None:
     """Compare a network with its three-exit fission on real digits, in under 3 minutes."""
     from netfission.experiments.compare import compare
     from netfission.experiments.demo import ENSEMBLE, demo_grid, exit_table
-    from netfission.experiments.records import Records
-    from netfission.experiments.runner import run_folder
+    from netfission.experiments.records import Records, run_folder
     from netfission.utils.outputs import check_comparison_folder
 
     out = Path(settings.out)

@@ -13,9 +13,9 @@ from netfission.config import RunConfig, TrainingConfig
 from netfission.experiments.contenders import readable
 from netfission.experiments.costs import LARGEST_BATCH, ROUNDS, Costs, TimedContender, measure_costs
 from netfission.experiments.grid import STARTS, Cell, Grid
-from netfission.experiments.records import Record, Records
+from netfission.experiments.records import Record, Records, run_folder
 from netfission.experiments.results import Comparison, ensemble_metrics
-from netfission.experiments.runner import run_folder, run_missing
+from netfission.experiments.runner import run_missing
 from netfission.methods.registry import find_method
 from netfission.runs.folder import environment
 from netfission.tasks import Task, task_kind
@@ -43,8 +43,8 @@ def compare(
     Args:
         grid: contenders, seeds and settings.
         out: folder of records, run folders, costs, tables and pictures. A grid that was stopped goes on
-            there. If all records and costs are there, tables and pictures are drawn again, even without the
-            run folders.
+            there. If all records and costs are there, the run folders are not needed. Tables and pictures are
+            written anew if something has changed or one of them is missing.
         workers: number of processes that share the runs.
         ray: address of a Ray cluster that does the runs instead.
         rounds: number of times that each contender is timed; default as often as before, else 15.

@@ -172,13 +172,26 @@ class Grid:
 
     def config(self, contender: str, seed: int) -> RunConfig:
         """Return the settings of one run: the common ones that its method reads, and its own."""
+        config = self._configs[contender]
+        config = replace(config, fission=replace(config.fission, seed=seed))
+        if contender not in self.starts:
+            return config
+        start = self.cell(self.starts[contender], seed)
+        return replace(config, model=replace(config.model, weights=start.folder))
+
+    @cached_property
+    def _configs(self) -> dict[str, RunConfig]:
+        """Contender → its settings, except for what differs from seed to seed."""
+        return {name: self._config(name) for name in self.contenders}
+
+    def _config(self, contender: str) -> RunConfig:
         ignored = self._ignored(contender)
         common = {name: value for name, value in self.common.items() if name not in ignored}
         own = self.contenders[contender]
         if contender in self.starts:
-            common |= {"pretrained": False, "weights": self.cell(self.starts[contender], seed).folder}
+            common |= {"pretrained": False, "weights": None}
         try:
-            return RunConfig.from_dict({**common, **own, "seed": seed})
+            return RunConfig.from_dict({**common, **own, "seed": self.seeds[0]})
         except ValueError as error:
             argument = str(error).partition(" ")[0]
             if argument not in own and own.keys() <= _DEFAULTS.keys():  # it is a setting of all contenders

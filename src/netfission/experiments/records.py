@@ -1,10 +1,10 @@
-"""The record of each run of a grid: one file per run, with its result."""
+"""What a grid keeps of each run: its folder, and a file with its result, the record."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from netfission.data.sources import fingerprint, is_named
 from netfission.experiments.grid import Cell, chosen_settings
 from netfission.methods.registry import find_method
 from netfission.models.weights import file_digest
+from netfission.runs.folder import RunFolder
 from netfission.tasks import task_kind
 from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
@@ -54,10 +55,19 @@ class Record:
 
     def read_evaluation(self) -> EvaluationResult:
         """Return the evaluation of a run that succeeded, of the type of its task."""
+        return self._evaluation
+
+    @cached_property
+    def _evaluation(self) -> EvaluationResult:
         assert self.evaluation is not None
         kind = task_kind(self.settings.get("task", DataConfig.task)).evaluation_kind
         evaluation: EvaluationResult = typed(kind, self.evaluation)
         return evaluation
+
+
+def run_folder(cell: Cell, out: Path) -> RunFolder:
+    """Return the folder of a run, which need not exist yet."""
+    return RunFolder(out / cell.folder)
 
 
 @cache  # many runs share a folder

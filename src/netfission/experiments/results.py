@@ -4,21 +4,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from netfission.config import DataConfig
 from netfission.experiments.costs import Costs
-from netfission.experiments.plots import plot_against_cost, plot_against_setting
 from netfission.experiments.statistics import SeedValues
 from netfission.profiling.timing import Quartiles
 from netfission.tasks import Task, task_kind
 from netfission.tasks.base import EvaluationResult
 from netfission.tasks.columns import Columns, brief, paired
 from netfission.utils.files import write_together
-from netfission.utils.plot_style import picture_files
 from netfission.utils.text import align_columns, as_markdown, count_noun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Metrics = dict[str, SeedValues]  # metric → its values over the seeds
 
@@ -185,7 +184,9 @@ class Comparison:
             for seed, reason in reasons.items()
         ]
 
-    def _picture(self) -> Figure:
+    def _picture(self) -> "Figure":
+        from netfission.experiments.plots import plot_against_cost, plot_against_setting
+
         columns = {key: self.columns[key] for key in (self.kind.headline, "nll")}
         title = f"{self.title}\nmean ± standard deviation over seeds"
         if self.x_axis:
@@ -198,15 +199,28 @@ class Comparison:
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def write(self, out: Path) -> list[Path]:
-        """Write tables, data and pictures into a folder, each whole or not at all; return the files."""
-        files: dict[Path, str | bytes] = {
+        """Write tables, data and pictures into a folder, each whole or not at all; return the files.
+
+        Files stay as they are if tables and data do not change, as those hold all that is drawn.
+        """
+        texts = {
             out / "comparison.txt": self.table() + "\n",
             out / "comparison.md": self.markdown() + "\n",
             out / "comparison.json": json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n",
-            **picture_files(self._picture(), out / "comparison"),
         }
-        write_together(files)
-        return list(files)
+        pictures = [out / "comparison.png", out / "comparison.svg"]
+        is_known = all(_holds(file, text) for file, text in texts.items())
+        if not (is_known and all(picture.is_file() for picture in pictures)):
+            # Imports matplotlib, which takes time that is saved where nothing is new.
+            from netfission.utils.plot_style import picture_files
+
+            # Texts come last, as they tell next time that the pictures are of these results.
+            write_together({**picture_files(self._picture(), out / "comparison"), **texts})
+        return [*texts, *pictures]
+
+
+def _holds(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_bytes() == text.encode(errors="backslashreplace")
 
 
 def ensemble_metrics(task: type[Task], evaluations: Mapping[int, EvaluationResult]) -> Metrics:

@@ -1,24 +1,18 @@
 """Do the missing runs of a grid, one after another or several at once."""
 
-import errno
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 from tqdm import tqdm
 
@@ -27,16 +21,13 @@ from netfission.data import ImageData
 from netfission.data.sources import is_named
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
-from netfission.experiments.records import Record, Records
-from netfission.experiments.time_limit import OutOfTimeError, TimeLimit, WithinLimit
+from netfission.experiments.records import Record, Records, run_folder
+from netfission.experiments.time_limit import OutOfTimeError, TimeLimit
 from netfission.methods.base import call_with_seed
 from netfission.models import create_model, read_weights
-from netfission.runs.callbacks import Stopwatch
 from netfission.runs.finetune_settings import check_division
-from netfission.runs.folder import RunFolder, environment
-from netfission.runs.lightning_module import RunDataModule
+from netfission.runs.folder import environment
 from netfission.runs.setup import check_start, check_weights_task, data_task, load_run_data
-from netfission.runs.train import train
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
 from netfission.utils.text import count_noun
@@ -211,11 +202,6 @@ def _check_models(cells: Sequence[Cell], load: Callable[[DataConfig, int], Image
             raise within(f"contender {cell.contender}", error) from error
 
 
-def run_folder(cell: Cell, out: Path) -> RunFolder:
-    """Return the folder of a run, which need not exist yet."""
-    return RunFolder(out / cell.folder)
-
-
 def _run_here(cells: Sequence[Cell], out: Path, bar: RunBar, limit: TimeLimit | None = None) -> None:
     """Do the runs that no other process is doing; then wait for the others, and do those that failed."""
     records = Records(out / "records")
@@ -311,6 +297,9 @@ def _do(cell: Cell, out: Path, records: Records, bar: RunBar, limit: TimeLimit |
     bar.set_description(f"{cell.contender}, seed {cell.seed}")
     if limit is not None:
         limit.check()
+    # Imports Lightning, which takes seconds that a grid without a missing run does not need.
+    from netfission.experiments.one_run import run_cell
+
     record = run_cell(cell, out, records, bar.say, limit)
     if record.error is not None:
         bar.failed[cell.key] = record.error
@@ -321,55 +310,3 @@ def _say_what_was_found(cells: Sequence[Cell], out: Path, bar: RunBar) -> None:
     for cell in cells:
         if (summary := run_folder(cell, out).load_data_summary()) is not None:
             bar.say(summary.text())
-
-
-def run_cell(
-    cell: Cell, out: Path, records: Records, say: Callable[[str], None], limit: TimeLimit | None = None
-) -> Record:
-    """Train and evaluate one run, or resume it, and write its record.
-
-    Args:
-        cell: the run.
-        out: folder of the grid.
-        records: of the grid.
-        say: called with the line that says what was found in the data set, before the first epoch.
-        limit: on the time of the training.
-
-    Raises:
-        OSError: the disk is full.
-        OutOfTimeError: the limit is over.
-        KeyboardInterrupt: the run was stopped.
-    """
-    folder = run_folder(cell, out)
-    config = cell.config
-    if cell.start is not None:
-        config = replace(
-            config, model=replace(config.model, weights=str((out / cell.start.folder).resolve()))
-        )
-    started = folder.config.is_file()
-    if folder.path.exists() and not started:  # killed before it started
-        shutil.rmtree(folder.path)
-    stopwatch = Stopwatch(folder.training_time)
-    announcement = LambdaCallback(on_fit_start=lambda trainer, _: say(_found(trainer)))
-    limits = [] if limit is None else [WithinLimit(limit)]
-    try:
-        evaluation = train(
-            config, folder.path, resume=started, progress=False, callbacks=[stopwatch, announcement, *limits]
-        )
-    except OutOfTimeError:
-        raise
-    except Exception as error:  # whatever a method or a model may raise
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise
-        reason = " ".join((str(error) or type(error).__name__).split())
-        return records.write(cell, environment=environment(), seconds=stopwatch.read(), error=reason)
-    assert evaluation is not None
-    return records.write(
-        cell, environment=environment(), seconds=stopwatch.read(), evaluation=json.loads(evaluation.to_json())
-    )
-
-
-def _found(trainer: lightning.Trainer) -> str:
-    """Return the line that says what was found in the data set of a run."""
-    data: RunDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    return data.data.summary.text()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from netfission.tasks.columns import Column
 from netfission.utils.text import decimal
@@ -47,7 +47,7 @@ class SeedValues:
         """Half the width of the mean's 95 % confidence interval (Student's t); None for a single seed."""
         if self.deviation is None:
             return None
-        quantile: float = student.ppf((1 + CONFIDENCE) / 2, self.n - 1)
+        quantile: float = stdtrit(self.n - 1, (1 + CONFIDENCE) / 2)
         return quantile * self.deviation / sqrt(self.n)
 
     def minus(self, other: "SeedValues") -> "SeedValues":

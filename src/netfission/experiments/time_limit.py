@@ -3,9 +3,6 @@
 import time
 from dataclasses import dataclass, field
 
-import lightning
-from lightning.pytorch.callbacks import Callback
-
 
 class OutOfTimeError(Exception):
     """The next epoch would probably end after the limit.
@@ -42,20 +39,3 @@ class TimeLimit:
         """Raise `OutOfTimeError` if the limit is over, or would be after an epoch of so many seconds."""
         if time.time() + epoch >= self.start + self.seconds:
             raise OutOfTimeError(epoch=epoch)
-
-
-class WithinLimit(Callback):
-    """Ends a training before an epoch that would end after the limit, if each takes as long as the last.
-
-    The epochs before it are whole, and their checkpoint is written.
-    """
-
-    def __init__(self, limit: TimeLimit) -> None:
-        self.limit = limit
-        self.begun: float | None = None
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Check the limit."""
-        now = time.time()
-        self.limit.check(0.0 if self.begun is None else now - self.begun)
-        self.begun = now

@@ -1,8 +1,9 @@
 """Content of JSON and YAML files, checked and turned into dataclasses: every value has its declared type."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -33,6 +34,12 @@ def typed(kind: type[T], content: Any, where: str = "") -> T:
         ValueError: sizes[1] must be an integer, got 2.5
     """
     return cast(T, _value(kind, content, where))
+
+
+@cache  # a grid reads thousands of configs and records
+def type_hints(kind: type) -> Mapping[str, Any]:
+    """Return the types of a dataclass's fields by their names."""
+    return get_type_hints(kind)
 
 
 def _value(kind: Any, content: Any, where: str) -> Any:
@@ -109,7 +116,7 @@ def _record(kind: type, content: Any, where: str) -> Any:
     for name, field in known.items():
         if name not in content and field.default is MISSING and field.default_factory is MISSING:
             raise invalid(_entry(f"{where}.{name}"), "given", found="nothing")
-    hints = get_type_hints(kind)
+    hints = type_hints(kind)
     return kind(**{name: _value(hints[name], item, f"{where}.{name}") for name, item in content.items()})
 
 
