@@ -116,6 +116,11 @@ def test_a_place_without_data_is_named_so(is_there, begun, tmp_path):
         folder.claim(with_data(config, tmp_path / "typo"), resume=True)
 
 
+def test_a_run_goes_on_with_other_workers(begun):
+    folder, config = begun
+    folder.claim(replace(config, data=replace(config.data, workers=5)), resume=True)
+
+
 def test_weights_of_another_content_are_not_those_that_moved(begun, tmp_path):
     folder, config = begun
     config = replace(config, model=replace(config.model, weights="net.pt"))
