@@ -195,7 +195,7 @@ def test_any_images_on_the_hub(run, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     names = ["hf/ylecun/mnist", "hf/ufldl-stanford/svhn/cropped_digits"]
-    found = evaluate_ood(run, run.load_config(), names)
+    found = evaluate_ood(run, run.load_config(), [*names, names[0]])  # one of them twice
     assert asked == [("ylecun/mnist",), ("ufldl-stanford/svhn", "cropped_digits")]
     assert [(result.data, result.out_of_distribution) for result in found] == [(name, 4) for name in names]
 

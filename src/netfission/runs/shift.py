@@ -90,6 +90,8 @@ def evaluate_ood(
             apply to the network, or see `evaluate`.
         MissingExtraError: the library that the detectors are from is not installed.
     """
+    names = list(dict.fromkeys(names))  # each once
+    feature_detectors = list(dict.fromkeys(feature_detectors))
     check_detectors(feature_detectors)
     network, data = _network(folder, config)
     if feature_detectors and not network.spec.find_task().targets.exclusive:
