@@ -255,6 +255,13 @@ def test_what_is_up_to_date_stays_as_it_is(grid_of, tmp_path):
     assert rewritten() == [".txt", ".md", ".json", ".png", ".svg"]
 
 
+def test_a_folder_of_something_else_is_refused(grid_of, tmp_path):
+    (tmp_path / "cat.jpg").touch()
+    with pytest.raises(ValueError, match=r"^out must be where a folder is new, .* with cat\.jpg$"):
+        compare(grid_of("single"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]
+
+
 def test_a_comparison_that_is_stopped_amid_its_files_is_drawn_again(grid_of, tmp_path, monkeypatch):
     grid, replace_file, renamed = grid_of("single"), os.replace, []
     monkeypatch.setattr(

@@ -82,7 +82,9 @@ def test_bad_limits(grid_of, tmp_path, settings, message):
 def test_the_command_says_how_many_runs_are_done(tmp_path, capsys):
     flags = "--data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --epochs 1 --accelerator cpu"
     command = ["compare", *flags.split(), "--methods", "[single]", "--seeds", "1"]
-    assert main([*command, "--out", str(tmp_path / "\x1b[1mout"), "--minutes", "1e-9"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"1 run, writing to {tmp_path}/\\x1b[1mout\n")
-    assert printed.endswith("0 of 1 run done; the same command goes on after the last whole epoch\n")
+    assert main([*command, "--out", str(tmp_path / "\x1b[1mout"), "--minutes", "1e-9"]) == 75
+    printed = capsys.readouterr()
+    assert printed.out == f"1 run, writing to {tmp_path}/\\x1b[1mout\n"
+    assert printed.err.endswith(
+        "netfission: 0 of 1 run done; the same command goes on after the last whole epoch\n"
+    )

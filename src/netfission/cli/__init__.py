@@ -44,8 +44,9 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         arguments: the command's name and its arguments; default `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, 1 if the work failed, 2 for a bad request, 130 if it was interrupted, 141 if the
-        reader of standard output has closed it, 143 if the process was told to end (SIGTERM).
+        The exit status: 0, 1 if the work failed, 2 for a bad request, 75 if the time of `--minutes` is over
+        and runs are missing, 130 if it was interrupted, 141 if the reader of standard output has closed it,
+        143 if the process was told to end (SIGTERM).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else ""
@@ -223,8 +224,11 @@ def _status(error: Exception) -> int | None:
     """The exit status for an error that a user can act on; None for a fault of the program."""
     from argparse import ArgumentError
 
+    from netfission.experiments.time_limit import OUT_OF_TIME, OutOfTimeError
     from netfission.utils.extras import MissingExtraError
 
+    if isinstance(error, OutOfTimeError):
+        return OUT_OF_TIME
     if isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.ENOSPC:
         return 1
     return 2 if isinstance(error, ArgumentError | ValueError | OSError | MissingExtraError) else None

@@ -39,7 +39,8 @@ def add_run_options(parser: Parser, *, out: str, default: str | None = None) -> 
     parser.add(
         "--minutes",
         float | None,
-        help="stop after about so long, at the end of an epoch; the same command goes on (default: no limit)",
+        help="stop after about so long, at the end of an epoch, with exit status 75 if runs are missing; the "
+        "same command goes on (default: no limit)",
         group=group,
     )
     parser.add("--out", str | None if default is None else str, default, out, group=group, metavar="FOLDER")
@@ -60,7 +61,7 @@ def run_options(settings: Namespace) -> dict[str, Any]:
 
 
 def compare_and_print(grid: "Grid", out: Path, options: dict[str, Any], title: str = "") -> None:
-    """Do the runs of a grid and print the comparison; or how many are done if the time is over.
+    """Do the runs of a grid and print the comparison.
 
     Args:
         grid: the runs.
@@ -71,19 +72,14 @@ def compare_and_print(grid: "Grid", out: Path, options: dict[str, Any], title: s
     Raises:
         ValueError: the folder has files of something else than a comparison.
         RuntimeError: some of its runs failed.
+        OutOfTimeError: the time is over, and runs are missing.
     """
     from netfission.experiments.compare import compare
-    from netfission.experiments.time_limit import OutOfTimeError
 
     runs = count_noun(len(grid.cells()), "run")
     check_comparison_folder("--out", out)
     print(f"{title}{': ' if title else ''}{runs}, writing to {printable(out)}", flush=True)
-    try:
-        comparison = compare(grid, out, **options)
-    except OutOfTimeError as error:
-        print(f"\n{error}", flush=True)
-    else:
-        print_comparison(comparison, out)
+    print_comparison(compare(grid, out, **options), out)
 
 
 def print_comparison(comparison: "Comparison", out: Path) -> None:

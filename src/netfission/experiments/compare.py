@@ -23,6 +23,7 @@ from netfission.tasks.base import EvaluationResult
 from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 from netfission.utils.json_files import read_json
+from netfission.utils.outputs import check_comparison_folder
 from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun, printable
 
@@ -51,7 +52,8 @@ def compare(
         minutes: stop after a whole epoch if the next one would probably end later than this from now.
 
     Raises:
-        ValueError: a setting is not valid, a file is damaged, or no run of any contender succeeded.
+        ValueError: a setting is not valid, the folder has files of something else, a file is damaged, or no
+            run of any contender succeeded.
         OSError: the disk is full, or the folder cannot be written.
         OutOfTimeError: the minutes are over, and runs are missing; nothing is compared yet.
 
@@ -65,6 +67,7 @@ def compare(
         >>> comparison.metrics["single"]["top1"].n
         1
     """
+    check_comparison_folder("out", out)
     cells = grid.cells()
     records = run_missing(cells, out, workers=workers, ray=ray, minutes=minutes)
     comparison = summarise(grid, cells, records, _costs(cells, records, out, rounds))

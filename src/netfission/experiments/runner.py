@@ -22,7 +22,7 @@ from netfission.data.sources import is_named
 from netfission.experiments.grid import Cell
 from netfission.experiments.ray_cluster import run_on_cluster
 from netfission.experiments.records import Record, Records, run_folder
-from netfission.experiments.time_limit import OutOfTimeError, TimeLimit
+from netfission.experiments.time_limit import OUT_OF_TIME, OutOfTimeError, TimeLimit
 from netfission.methods.base import call_with_seed
 from netfission.models import create_model, read_weights
 from netfission.runs.finetune_settings import check_division
@@ -31,8 +31,6 @@ from netfission.runs.setup import check_start, check_weights_task, data_task, lo
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
 from netfission.utils.text import count_noun
-
-_OUT_OF_TIME = 75  # exit status of a worker whose time is over
 
 
 class RunBar(tqdm):  # type: ignore[type-arg]
@@ -245,7 +243,7 @@ def _run_in_workers(
             process.terminate()
             process.join()
     statuses = {process.exitcode for process in processes} - {0}
-    if statuses == {_OUT_OF_TIME}:
+    if statuses == {OUT_OF_TIME}:
         raise OutOfTimeError
     if statuses:
         raise RuntimeError(f"one of {workers} workers died; the same command does the missing runs")
@@ -257,7 +255,7 @@ def _worker(cells: Sequence[Cell], out: Path, threads: int, limit: TimeLimit | N
     try:
         _run_here(cells, out, RunBar(disable=True), limit)
     except OutOfTimeError:
-        sys.exit(_OUT_OF_TIME)
+        sys.exit(OUT_OF_TIME)
 
 
 def _end_with_parent() -> None:

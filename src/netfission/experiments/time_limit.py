@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+OUT_OF_TIME = 75  # exit status: the same command goes on (EX_TEMPFAIL of sysexits.h)
+
 
 class OutOfTimeError(Exception):
     """The next epoch would probably end after the limit.
