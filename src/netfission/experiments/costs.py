@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from statistics import mean
 from typing import Any
 
@@ -84,9 +84,9 @@ class TimedContender:
     config: RunConfig
     parent: nn.Module | None = None
 
-    @property
+    @cached_property
     def method(self) -> Method:
-        """The method that trains the network."""
+        """The method that trains the network, the same one in all steps, as in a training."""
         return find_method(self.config.method)
 
     def loss(
