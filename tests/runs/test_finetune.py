@@ -396,11 +396,14 @@ def test_a_run_of_one_exit_is_taken_as_it_is(finetuned, finished_run, tmp_path, 
     )
 
 
-def test_a_file_of_a_trained_network_is_taken_as_it_is(tmp_path, no_page):
+def test_a_file_of_a_trained_network_is_taken_as_it_is(tmp_path, no_page, capsys):
     file, out = tmp_path / "net.pt", tmp_path / "run"
     torch.save(create_model("wrn-10-1", 10, in_channels=1).state_dict(), file)
     flags = without("--pretrained --epochs")
-    assert main(["finetune", *flags, str(out), "--finetuned", str(file)]) == 0
+    flags += [str(out), "--finetuned", str(file), "--mean", "[0.3]", "--std", "[0.25]"]
+    assert main(["finetune", *flags]) == 0
+    normalised = "its images are normalised by the mean 0.3 and the standard deviation 0.25\n"
+    assert normalised in capsys.readouterr().out
     taken = weights_of(RunFolder(out).single.path)
     assert torch.equal(taken["stem.conv1.weight"], torch.load(file)["conv1.weight"])
 

@@ -1,8 +1,11 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from netfission.config import ENSEMBLE_EPOCHS, FINETUNE_RECIPE, RECIPES, FissionConfig
 from netfission.runs.finetune_settings import check_ensemble, plan_finetuning
@@ -146,6 +149,27 @@ def test_a_network_that_is_finetuned_already_has_the_normalisation_that_it_was_t
     assert of_run.single.model.model == spec.model == "wrn-10-1"
     assert (of_run.ensemble.data.mean, of_run.ensemble.data.std) == (spec.mean, spec.std)
     assert of_run.ensemble.data.image_size == 8
+
+
+def test_the_weights_of_a_run_given_as_a_file_have_the_normalisation_of_the_run(finished_run, tmp_path):
+    folder = RunFolder(finished_run)
+    spec, given = folder.load_spec(), {"data": "digits", "model": "wrn-10-1"}
+    planned = plan_finetuning(given, SINGLE, finetuned=str(folder.weights))
+    assert (planned.single.data.mean, planned.ensemble.data.std) == (spec.mean, spec.std)
+    assert planned.single.model.weights == str(folder.weights)
+    copy = shutil.copy(folder.weights, tmp_path / "model.safetensors")
+    message = (
+        r"^finetuned must be the folder of its run, .*, got .*, a copy of its weights alone; or give mean"
+    )
+    with pytest.raises(ValueError, match=message):
+        plan_finetuning(given | {"mean": [0.5]}, SINGLE, finetuned=str(copy))
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["ViT"]}))  # of another program
+    save_file({}, tmp_path / "model.safetensors", {"format": "pt"})
+    others = plan_finetuning(given, SINGLE, finetuned=str(copy))
+    assert others.single.data.mean is None
+    copy = shutil.copy(folder.weights, tmp_path / "copy.safetensors")
+    with_both = plan_finetuning(given | {"mean": [0.5], "std": [0.1]}, SINGLE, finetuned=str(copy))
+    assert (with_both.single.data.mean, with_both.ensemble.data.std) == ([0.5], [0.1])
 
 
 def _photographs(folder: Path) -> Path:

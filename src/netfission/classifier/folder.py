@@ -431,6 +431,13 @@ class ModelFolder:
                 "restore it, or remove its checksum if you edited the file"
             )
 
+    @classmethod
+    def of_weights(cls, file: Path) -> "ModelFolder | None":
+        """Return the folder whose weights a file is, if the description is beside it; else None."""
+        folder = cls(file.parent)
+        is_there = file.name == folder.weights.name and folder.spec.is_file()
+        return folder if is_there and has_description(file) else None  # others' files have such names, too
+
     def load_calibration(self, digest: Digest | None = None) -> Calibration | None:
         """Read `calibration`; None if there is no such file.
 
@@ -621,6 +628,15 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
 def _checked_yaml(content: bytes) -> Any:
     check_text(content)
     return parse_yaml(content.decode())
+
+
+def has_description(file: Path) -> bool:
+    """Return whether a file has weights that belong to a description, beside it or elsewhere."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return {_DESCRIPTION, NAME} <= (opened.metadata() or {}).keys()
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:

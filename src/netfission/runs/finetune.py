@@ -258,6 +258,11 @@ def _make_single(plan: FinetunePlan, single: RunFolder, progress: bool, say: Cal
         say(f"{step} is finished, in {single.path}")
     else:
         say(f"{step} is taken from {plan.single.model.weights}, and evaluated in {single.path}")
+        if (data := plan.single.data).mean is not None and data.std is not None:
+            mean, deviation = (
+                ", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std)
+            )
+            say(f"its images are normalised by the mean {mean} and the standard deviation {deviation}")
         _take_over(plan.single, single)
 
 

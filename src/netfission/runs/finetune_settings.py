@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from netfission.classifier.folder import ModelFolder
+from netfission.classifier.folder import ModelFolder, has_description
 from netfission.config import (
     ENSEMBLE_EPOCHS,
     FINETUNE_RECIPE,
@@ -109,7 +109,7 @@ def plan_finetuning(
     kind = task_kind(config.data.task)
     found = _find_images(config)
     if finetuned is not None:
-        _check_channels(Path(finetuned), found)
+        _check_channels(finetuned, found)
     if "batch_size" not in common:
         images = _training_images(config, found.source)
         common["batch_size"] = _begun_with(single) or batch_size(images, config.training.batch_size)
@@ -205,7 +205,8 @@ def _start(given: Mapping[str, Any], finetuned: str | None) -> dict[str, Any]:
         if name in given:
             hint = "the single network is not trained"
             raise invalid(name, "left out with finetuned", given[name], hint=hint)
-    of_run = _of_run(Path(finetuned), given.get("task", DataConfig().task))
+    _check_normalisation(finetuned, given)
+    of_run = _of_run(finetuned, given.get("task", DataConfig().task))
     return {**of_run, **given, "weights": finetuned, "pretrained": False}
 
 
@@ -218,17 +219,39 @@ def _with_recipe(name: str, settings: Mapping[str, Any], given: Mapping[str, Any
     )
 
 
-def _of_run(path: Path, task: str) -> dict[str, Any]:
+def _run_of(finetuned: str) -> ModelFolder | None:
+    """Return the folder of a run, also of its file of weights; None for another file of weights."""
+    path = Path(finetuned)
+    return ModelFolder(path) if path.is_dir() else ModelFolder.of_weights(path)
+
+
+def _check_normalisation(finetuned: str, given: Mapping[str, Any]) -> None:
+    """Refuse the weights of a run without its description, from which images would get another scale."""
+    if (
+        _run_of(finetuned) is None
+        and has_description(Path(finetuned))
+        and not {"mean", "std"} <= given.keys()
+    ):
+        raise invalid(
+            "finetuned",
+            "the folder of its run, which tells how images are normalised",
+            found=f"{finetuned}, a copy of its weights alone",
+            hint="or give mean and std, as in the config.json of that folder",
+        )
+
+
+def _of_run(finetuned: str, task: str) -> dict[str, Any]:
     """Return the model of a run, and the size and normalisation of its images; {} for a file of weights.
 
     Raises:
         ValueError: it is a run of another task.
     """
-    if not path.is_dir():
+    run = _run_of(finetuned)
+    if run is None:
         return {}
-    spec = ModelFolder(path).load_spec(any_task=True)
+    spec = run.load_spec(any_task=True)
     if spec.task != task:
-        raise invalid("finetuned", f"a network of task={task}", found=f"{path} of task={spec.task}")
+        raise invalid("finetuned", f"a network of task={task}", found=f"{finetuned} of task={spec.task}")
     sides = spec.shape[1:]
     is_shorter_side = spec.find_task().targets.masks
     size = min(sides) if is_shorter_side or sides[0] == sides[1] else None
@@ -269,14 +292,15 @@ def _find_images(config: RunConfig) -> _Images:
     return _Images(source.classes, len(records.mode), size, source)
 
 
-def _check_channels(path: Path, images: _Images) -> None:
+def _check_channels(finetuned: str, images: _Images) -> None:
     """Refuse the network of a run for images of other channels; a file of weights does not say."""
-    if not path.is_dir():
+    run = _run_of(finetuned)
+    if run is None:
         return
-    channels, wanted = ModelFolder(path).load_spec(any_task=True).shape[0], images.channels
+    channels, wanted = run.load_spec(any_task=True).shape[0], images.channels
     if channels != wanted:
         expected = f"a network for images of {count_noun(wanted, 'channel')}, as these have"
-        raise invalid("finetuned", expected, found=f"{path}, for {count_noun(channels, 'channel')}")
+        raise invalid("finetuned", expected, found=f"{finetuned}, for {count_noun(channels, 'channel')}")
 
 
 def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: bool) -> dict[str, Any]:
