@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
 from functools import cache
@@ -79,6 +80,23 @@ def single(tmp_path_factory) -> Path:
 
 def points_of(record: dict, kind: str) -> list[dict]:
     return [point for point in record["points"] if point["kind"] == kind]
+
+
+def test_the_single_network_of_a_fine_tuning_is_shown_unless_another_is_named(
+    run, single, tmp_path, monkeypatch
+) -> None:
+    asked = []
+
+    def evaluate(folder, config, **settings) -> None:
+        asked.append(settings["single"])
+        raise ValueError("a stop")
+
+    monkeypatch.setattr("netfission.runs.evaluate.evaluate_cascade", evaluate)
+    both = shutil.copytree(run, tmp_path / "both")
+    shutil.copytree(single, both / "single")
+    for folder, *flags in ((run,), (both,), (both, "--single", str(single))):
+        assert main(["evaluate", str(folder), "--cascade", *flags]) == 2
+    assert [folder and folder.path for folder in asked] == [None, both / "single", single]
 
 
 def test_the_command_prints_and_keeps_everything(run, single, capsys) -> None:

@@ -90,7 +90,8 @@ def parser() -> Parser:
     parser.add(
         "--single",
         str | None,
-        help="folder of a run of the same model with one exit, to compare with",
+        help="folder of a run of the same model with one exit, to compare with (default: that of a "
+        "fine-tuning's own single network)",
         group=cascade,
         metavar="RUN",
     )
@@ -296,7 +297,8 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     cascade = {name: getattr(settings, name) for name in _OF_CASCADE}
     if settings.max_accuracy_drop is None and settings.max_cost is None:
         cascade["max_accuracy_drop"] = MAX_ACCURACY_DROP
-    cascade["single"] = RunFolder(Path(settings.single)) if settings.single else None
+    single = RunFolder(Path(settings.single)) if settings.single else folder.single
+    cascade["single"] = single if settings.single or single.weights.is_file() else None
     print(evaluate_cascade(folder, config, **cascade).table())
     png, svg = folder.cascade_figures
     print(f"wrote {folder.cascade.name}, {png.name} and {svg.name} in {printable(folder.path)}")
