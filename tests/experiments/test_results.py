@@ -285,6 +285,18 @@ def test_a_finished_grid_imports_neither_lightning_nor_matplotlib(tmp_path):
     assert again.stdout.splitlines()[-1] == "0 set()"
 
 
+@pytest.mark.parametrize(
+    ("seeds", "start"),
+    [(1, "the run failed: single, seed 0 ("), (2, "all 2 runs failed, such as single, seed 0 (")],
+)
+def test_the_first_of_runs_that_all_fail_is_named(seeds, start, tmp_path, capsys):
+    flags = ["--methods", "[single]", "--model", "wrn-10-1x", "--seeds", str(seeds)]
+    assert main([*FLAGS.split(), *flags, "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"netfission: {start}model must be ")
+    assert error.endswith("); the records hold the reasons")
+
+
 def test_equal_costs_lie_close_together_with_their_numbers(compared):
     out, _ = compared
     costs = typed(CostsFile, parse_json((out / "costs.json").read_text("utf-8"))).costs
@@ -311,10 +323,6 @@ def test_equal_costs_lie_close_together_with_their_numbers(compared):
         ("--methods [single] --reference treenet", "--reference must be one of single, got 'treenet'"),
         ("--methods [single] --workers 0", "--workers must be a positive integer, got 0"),
         ("--methods [single] --rounds 0", "--rounds must be a positive integer, got 0"),
-        (
-            "--methods [single] --model wrn-10-1x",
-            "methods must be such that at least one run succeeds, got failures only (",
-        ),
     ],
 )
 def test_a_bad_request_ends_in_one_line_and_status_2(flags, message, tmp_path, capsys):

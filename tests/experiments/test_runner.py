@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from netfission.evaluation import evaluate_logits
 from netfission.experiments.records import Records, run_folder
 from netfission.experiments.runner import run_missing
 from netfission.models import create_model, read_weights
+from netfission.utils.checksums import parse_json
 
 FLAGS = (
     "--data digits --limit_per_class 5 --validation 0 --model wrn-10-1 --exits 2 --batch_size 25 "
@@ -42,6 +44,24 @@ def test_only_what_is_missing_runs(grid_of, tmp_path, monkeypatch):
     cells = grid_of("single", "treenet").cells()
     assert run_missing(cells, tmp_path) == both
     assert read == cells  # of a thousand runs, too, each record is read once
+
+
+def test_a_record_of_another_run_or_without_numbers_is_refused(grid_of, tmp_path):
+    cells, records = grid_of("single", "treenet").cells(), Records(tmp_path)
+    for cell in cells:
+        records.write(cell, environment={}, seconds=1.0, error="a stop")
+    first, second = map(records.file, cells)
+    content = parse_json(first.read_text("utf-8"))
+    second.write_bytes(first.read_bytes())
+    found = (
+        f"must be the record of run {cells[1].key}, got that of {cells[0].key}; remove the file, and the run"
+    )
+    with pytest.raises(ValueError, match=found):
+        records.find(cells[1])
+    content["evaluation"] = {"ensemble": {"nll": [0.5, math.nan]}}
+    first.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"must be a record of numbers, got NaN among them; remove the file"):
+        records.find(cells[0])
 
 
 def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(grid_of, tmp_path):
@@ -188,7 +208,7 @@ def test_a_damaged_record_is_named_and_kept(grid_of, tmp_path):
     file.write_text(half)
     with pytest.raises(
         ValueError,
-        match=f"{cells[0].key}.json must be a valid JSON file, got damaged content .*; remove it, and the",
+        match=f"{cells[0].key}.json must be a valid JSON file, got damaged content .*; remove the file",
     ) as error:
         run_missing(cells, tmp_path)
     assert str(file) in str(error.value)

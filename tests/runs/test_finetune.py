@@ -352,6 +352,15 @@ def test_the_settings_file_of_a_single_network_repeats_it(copied, no_training, c
     )
 
 
+def test_a_damaged_single_network_is_named(copied, no_training, capsys):
+    weights = RunFolder(copied).single.weights
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["finetune", *FLAGS, str(copied)]) == 2
+    assert f"netfission: {weights} must be as it was written, got other content" in capsys.readouterr().err
+
+
 def test_the_settings_file_of_an_ensemble_is_refused(finetuned, tmp_path, capsys):
     config = RunFolder(finetuned).config
     assert main(["finetune", "digits", "--config", str(config), "--out", str(tmp_path / "run")]) == 2

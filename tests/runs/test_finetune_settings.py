@@ -151,6 +151,13 @@ def test_a_network_that_is_finetuned_already_has_the_normalisation_that_it_was_t
     assert of_run.ensemble.data.image_size == 8
 
 
+def test_another_normalisation_than_that_of_the_run_is_warned_of(finished_run):
+    spec = RunFolder(finished_run).load_spec()
+    given = {"data": "digits", "mean": spec.mean, "std": [0.9]}
+    with pytest.warns(UserWarning, match=rf"with std=\[{spec.std[0]}\] of images, and std=\[0.9\]"):
+        plan_finetuning(given, SINGLE, finetuned=str(finished_run))
+
+
 def test_the_weights_of_a_run_given_as_a_file_have_the_normalisation_of_the_run(finished_run, tmp_path):
     folder = RunFolder(finished_run)
     spec, given = folder.load_spec(), {"data": "digits", "model": "wrn-10-1"}

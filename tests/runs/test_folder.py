@@ -49,7 +49,8 @@ def test_a_run_folder_is_complete(finished_run):
 def test_a_used_folder_is_not_overwritten(copied):
     before = copied.weights.read_bytes()
     with pytest.raises(
-        ValueError, match=r"out must be a new or empty folder, got .*run, which is in use; resume its run"
+        ValueError,
+        match=r"out must be a new or empty folder, got .*run, which is not empty; resume the run",
     ):
         copied.claim(copied.load_config(), resume=False)
     assert copied.weights.read_bytes() == before

@@ -62,7 +62,7 @@ def test_yaml_is_checked_by_a_comment():
     content = stamp(f"epochs: 3\n# checksum: {BLANK}\n# Made with:\n".encode())
     check_text(content)
     check_text(b"epochs: 3\n")
-    with pytest.raises(ValueError, match="checksum must be that of the content, got another; remove it"):
+    with pytest.raises(ValueError, match="checksum must be that of the content, got another; leave it out"):
         check_text(content.replace(b"3", b"4", 1))
 
 

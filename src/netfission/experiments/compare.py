@@ -52,8 +52,8 @@ def compare(
         minutes: stop after a whole epoch if the next one would probably end later than this from now.
 
     Raises:
-        ValueError: a setting is not valid, the folder has files of something else, a file is damaged, or no
-            run of any contender succeeded.
+        ValueError: a setting is not valid, the folder has files of something else, or a file is damaged.
+        RuntimeError: no run of any contender succeeded.
         OSError: the disk is full, or the folder cannot be written.
         OutOfTimeError: the minutes are over, and runs are missing; nothing is compared yet.
 
@@ -104,10 +104,13 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
         if record.error is None:
             succeeded.setdefault(cell.contender, []).append(cell)
     if not succeeded:
-        reasons = "; ".join(dict.fromkeys(str(record.error) for record in records))
-        raise invalid("methods", "such that at least one run succeeds", found=f"failures only ({reasons})")
+        first, *others = records
+        which = f"the run failed: {first.contender}, seed {first.seed}"
+        if others:
+            which = f"all {len(records)} runs failed, such as {first.contender}, seed {first.seed}"
+        raise RuntimeError(f"{which} ({first.error}); the records hold the reasons")
     file = out / COSTS_FILE
-    kept = read_json(file, CostsFile, hint="remove it to measure the costs again")
+    kept = read_json(file, CostsFile, hint="remove the file to measure the costs again")
     earlier = None if kept is None or rounds not in (None, kept.costs.rounds) else kept.of_runs(succeeded)
     if earlier is not None and earlier.networks.keys() == succeeded.keys():
         return earlier.costs

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,13 @@ def _check_same(argument: str, hashes: tuple[str | None, str | None], expected: 
         raise invalid(argument, expected, **words)
 
 
+def _has_nan(content: Any) -> bool:
+    """Whether there is NaN among the numbers in the content of a JSON file."""
+    if isinstance(content, dict | list):
+        return any(map(_has_nan, content.values() if isinstance(content, dict) else content))
+    return isinstance(content, float) and isnan(content)
+
+
 @dataclass(frozen=True)
 class Records:
     """The records of a grid, and the locks that keep processes from doing the same run.
@@ -118,9 +126,17 @@ class Records:
         """Return the record of a run; None if it has no record yet.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, of another run, or has NaN among its numbers.
         """
-        return read_json(self.file(cell), Record, hint="remove it, and the run is done again")
+        file, hint = self.file(cell), "remove the file, and the run is done again"
+        record = read_json(file, Record, hint=hint)
+        if record is not None and record.key != cell.key:
+            raise invalid(
+                str(file), f"the record of run {cell.key}", found=f"that of {record.key}", hint=hint
+            )
+        if record is not None and _has_nan(record.evaluation):
+            raise invalid(str(file), "a record of numbers", found="NaN among them", hint=hint)
+        return record
 
     def find_success(self, cell: Cell) -> Record | None:
         """Return the record of a run that succeeded; None if it failed or has no record yet.

@@ -36,8 +36,9 @@ from netfission.runs.setup import (
 from netfission.runs.train import train
 from netfission.tasks import Task, task_kind
 from netfission.tasks.gain import TargetFigures, TargetGain
+from netfission.utils.checksums import check_tensors
 from netfission.utils.errors import first_line, invalid
-from netfission.utils.files import write_json
+from netfission.utils.files import has_file, write_json
 
 BATCH_SIZES = (1, 32)  # of the time of inference
 
@@ -235,6 +236,8 @@ def _check_begun(plan: FinetunePlan, folder: RunFolder, single: RunFolder) -> No
     if not folder.is_finetuning(folder.load_config()):
         found = f"{folder.path}, which holds another run"
         raise invalid("out", "a new or empty folder, or that of a fine-tuning", found=found)
+    if has_file(single.weights):
+        check_tensors(single.weights)  # else another place of the folder would be blamed
     report, expected = single.load_weights_report(), plan.single.model.weights if plan.finetuned else None
     is_trained = single.config.is_file()
     if is_trained or report is not None:

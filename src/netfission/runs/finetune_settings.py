@@ -207,6 +207,13 @@ def _start(given: Mapping[str, Any], finetuned: str | None) -> dict[str, Any]:
             raise invalid(name, "left out with finetuned", given[name], hint=hint)
     _check_normalisation(finetuned, given)
     of_run = _of_run(finetuned, given.get("task", DataConfig().task))
+    for name in ("mean", "std"):
+        trained, now = of_run.get(name), given.get(name)
+        if None not in (trained, now) and trained != now:
+            warnings.warn(
+                f"{finetuned} was trained with {name}={trained} of images, and {name}={now} is given",
+                stacklevel=3,
+            )
     return {**of_run, **given, "weights": finetuned, "pretrained": False}
 
 

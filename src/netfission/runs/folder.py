@@ -210,8 +210,8 @@ class RunFolder(ModelFolder):
             raise invalid(
                 "out",
                 "a new or empty folder",
-                found=f"{self.path}, which is in use",
-                hint="resume its run, or choose another folder",
+                found=f"{self.path}, which is not empty",
+                hint="resume the run that is there, or choose another folder",
             )
         comments = [ENVIRONMENT_MARK, *(f"# {line}" for line in yaml.safe_dump(environment()).splitlines())]
         try:

@@ -53,7 +53,7 @@ def stamp_json(text: str) -> str:
         ('{"n": 3, "checksum":', {'n': 3})
         >>> parse_json(text.replace("3", "4", 1))
         Traceback (most recent call last):
-        ValueError: checksum must be that of the content, got another; remove it if you edited the file
+        ValueError: checksum must be that of the content, got another; leave it out if you edited the file
     """
     body = text.rstrip()
     opening, closing = body[:-1].rstrip(), body[-1]
@@ -106,7 +106,7 @@ def check_text(content: bytes) -> None:
         >>> check_text(content)
         >>> check_text(content.replace(b"3", b"4", 1))
         Traceback (most recent call last):
-        ValueError: checksum must be that of the content, got another; remove it if you edited the file
+        ValueError: checksum must be that of the content, got another; leave it out if you edited the file
     """
     mark = _mark(content)
     if mark is not None and _differs(content, mark):
@@ -164,7 +164,7 @@ def checksum_of(content: bytes) -> str:
 
 def _edited() -> ValueError:
     return invalid(
-        "checksum", "that of the content", found="another", hint="remove it if you edited the file"
+        "checksum", "that of the content", found="another", hint="leave it out if you edited the file"
     )
 
 
