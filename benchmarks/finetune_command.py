@@ -13,11 +13,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from netfission.cli import main as netfission
 from netfission.evaluation.gain import Gain, NetworkFigures
+from netfission.models.weights import file_digest
 from netfission.runs.folder import RunFolder
 from netfission.utils.files import write_whole
 
@@ -58,39 +60,39 @@ def main() -> None:
     )
     parser.add_argument("data", help="data set, or folder of images")
     parser.add_argument("--weights", required=True, help=f"file of published weights of {MODEL}")
-    parser.add_argument("--image-size", default="64")
-    parser.add_argument("--limit-per-class", default="50")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--limit-per-class", type=int, default=50)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["whole", "given"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("finetune-command"), help="default: %(default)s")
     flags = parser.parse_args()
-    given = [flags.data, "--model", MODEL, "--channels-last", "true", "--image-size", flags.image_size]
-    given += ["--limit-per-class", flags.limit_per_class]
-    result = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"runs": []}
-    known = {(run["data"], run["case"], run["seed"]) for run in result["runs"]}
-    name = Path(flags.data).name
-    for seed in range(flags.seeds):
-        for case in flags.cases:
-            seconds = run(case, seed, flags.out, given, flags.weights)
-            gain = RunFolder(flags.out / f"{case}-{seed}").current_gain()
-            assert isinstance(gain, Gain)
-            if (name, case, seed) in known:
-                continue
-            result["runs"].append(
-                {
-                    "data": name,
-                    "images_per_class": int(flags.limit_per_class),
-                    "case": case,
-                    "seed": seed,
-                    "test_images": gain.n,
-                    "single": figures(gain.single),
-                    "ensemble": figures(gain.ensemble),
-                    "time": {size: asdict(quartiles) for size, quartiles in gain.time.items()},
-                    "command_seconds": seconds,
-                }
-            )
-            result["environment"] = gain.environment
-            write_whole(RESULTS, json.dumps(result, indent=1) + "\n")
+    given = [flags.data, "--model", MODEL, "--channels-last", "true", "--image-size", str(flags.image_size)]
+    given += ["--limit-per-class", str(flags.limit_per_class)]
+    runs = json.loads(RESULTS.read_text("utf-8"))["runs"] if RESULTS.is_file() else []
+    images = {
+        "data": Path(flags.data).name,
+        "image_size": flags.image_size,
+        "images_per_class": flags.limit_per_class,
+    }
+    out = flags.out / "-".join(map(str, images.values()))
+    for seed, case in product(range(flags.seeds), flags.cases):
+        which = {**images, "case": case, "seed": seed}
+        seconds = run(case, seed, out, given, flags.weights)
+        if any(which.items() <= done.items() for done in runs):
+            continue
+        gain = RunFolder(out / f"{case}-{seed}").current_gain()
+        assert isinstance(gain, Gain)
+        result = {
+            "test_images": gain.n,
+            "single": figures(gain.single),
+            "ensemble": figures(gain.ensemble),
+            "time": {size: asdict(quartiles) for size, quartiles in gain.time.items()},
+            "command_seconds": seconds,
+            "weights": file_digest(flags.weights),
+            "environment": gain.environment,
+        }
+        runs.append(which | result)
+        write_whole(RESULTS, json.dumps({"runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Variants of dividing a fine-tuned network that are no settings of `netfission train`, under one recipe.
 
 Each starts from the same fine-tuned network as the others of its seed, has three exits by channels after
-stage 4 of 5, learns from that network, and differs in one point. `results/finetune-search/grid.yaml` compares
-what is a setting. Several processes may share one folder; each does missing runs, as `netfission reproduce`
-does. The benchmark prints a table, and writes it beside a record of each run.
+stage 4 of 5, learns from that network, and differs in one point. Several processes may share one folder; each
+does missing runs, as `netfission reproduce` does. The benchmark prints a table, and writes it beside a record
+of each run.
 
     .venv/bin/python benchmarks/finetune_variants.py --data cifar100-search --weights lite0.pth
 """

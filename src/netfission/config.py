@@ -632,7 +632,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return all settings in one dict: name → value."""
         parts = (getattr(self, part.name) for part in fields(self))
-        values = {name: value for part in parts for name, value in vars(part).items()}
+        values = {setting.name: getattr(part, setting.name) for part in parts for setting in fields(part)}
         return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}
 
     @classmethod

@@ -94,6 +94,8 @@ def test_the_single_network_of_a_fine_tuning_is_shown_unless_another_is_named(
     monkeypatch.setattr("netfission.runs.evaluate.evaluate_cascade", evaluate)
     both = shutil.copytree(run, tmp_path / "both")
     shutil.copytree(single, both / "single")
+    settings = RunFolder(both).load_config().to_dict() | {"weights": str(both / "single")}
+    RunFolder(both).config.write_text(RunConfig.from_dict(settings).to_yaml())
     for folder, *flags in ((run,), (both,), (both, "--single", str(single))):
         assert main(["evaluate", str(folder), "--cascade", *flags]) == 2
     assert [folder and folder.path for folder in asked] == [None, both / "single", single]

@@ -197,8 +197,9 @@ def test_detectors_are_fitted_to_a_part_of_many_images(run, monkeypatch):
     monkeypatch.setattr(
         shift, "fit_detector", lambda name, *given: fitted.append(given[0]) or fit_detector(name, *given)
     )
-    (first,) = evaluate_ood(run, run.load_config(), ["inverted"], feature_detectors=["knn"])
+    (first,) = evaluate_ood(run, run.load_config(), ["inverted"], feature_detectors=["knn", "knn"])
     assert first.training_images == len(fitted[0]) == 60
+    assert len(fitted) == 1  # though it is named twice
 
 
 def test_a_part_of_a_streamed_split_keeps_images_and_labels():

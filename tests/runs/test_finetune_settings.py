@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from netfission.config import ENSEMBLE_EPOCHS, FINETUNE_RECIPE, RECIPES, FissionConfig
 from netfission.runs.finetune_settings import check_ensemble, plan_finetuning
@@ -154,7 +154,7 @@ def test_a_network_that_is_finetuned_already_has_the_normalisation_that_it_was_t
 def test_another_normalisation_than_that_of_the_run_is_warned_of(finished_run):
     spec = RunFolder(finished_run).load_spec()
     given = {"data": "digits", "mean": spec.mean, "std": [0.9]}
-    with pytest.warns(UserWarning, match=rf"with std=\[{spec.std[0]}\] of images, and std=\[0.9\]"):
+    with pytest.warns(UserWarning, match=rf"by std=\[{spec.std[0]}\], not std=\[0.9\]$"):
         plan_finetuning(given, SINGLE, finetuned=str(finished_run))
 
 
@@ -174,7 +174,19 @@ def test_the_weights_of_a_run_given_as_a_file_have_the_normalisation_of_the_run(
     save_file({}, tmp_path / "model.safetensors", {"format": "pt"})
     others = plan_finetuning(given, SINGLE, finetuned=str(copy))
     assert others.single.data.mean is None
+    shutil.copytree(finished_run, tmp_path / "run")
+    earlier = RunFolder(tmp_path / "run")
+    save_file(load_file(earlier.weights), earlier.weights)  # without a description, as of an earlier version
+    assert plan_finetuning(given, SINGLE, finetuned=str(earlier.weights)).single.data.mean == spec.mean
+    shutil.copy(folder.weights, earlier.weights)
+    earlier.spec.write_text(
+        earlier.spec.read_text("utf-8").replace('"checksum": "sha256:', '"checksum": "sha256:0')
+    )
+    with pytest.raises(ValueError, match=message):  # the description is another one's
+        plan_finetuning(given, SINGLE, finetuned=str(earlier.weights))
     copy = shutil.copy(folder.weights, tmp_path / "copy.safetensors")
+    with pytest.raises(ValueError, match=message):
+        plan_finetuning(given | {"mean": None, "std": None}, SINGLE, finetuned=str(copy))
     with_both = plan_finetuning(given | {"mean": [0.5], "std": [0.1]}, SINGLE, finetuned=str(copy))
     assert (with_both.single.data.mean, with_both.ensemble.data.std) == ([0.5], [0.1])
 

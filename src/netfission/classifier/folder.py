@@ -433,10 +433,19 @@ class ModelFolder:
 
     @classmethod
     def of_weights(cls, file: Path) -> "ModelFolder | None":
-        """Return the folder whose weights a file is, if the description is beside it; else None."""
+        """Return the folder whose weights a file is, if their description is beside it; else None.
+
+        Other programs give files such names, too.
+        """
         folder = cls(file.parent)
-        is_there = file.name == folder.weights.name and folder.spec.is_file()
-        return folder if is_there and has_description(file) else None  # others' files have such names, too
+        if file.name != folder.weights.name or not folder.spec.is_file():
+            return None
+        try:
+            folder.load_spec(any_task=True)
+            folder._check_spec()
+        except (OSError, SafetensorError, ValueError):
+            return None
+        return folder
 
     def load_calibration(self, digest: Digest | None = None) -> Calibration | None:
         """Read `calibration`; None if there is no such file.

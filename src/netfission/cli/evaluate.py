@@ -297,8 +297,11 @@ def _cascade(folder: "RunFolder", config: RunConfig, settings: Namespace) -> Non
     cascade = {name: getattr(settings, name) for name in _OF_CASCADE}
     if settings.max_accuracy_drop is None and settings.max_cost is None:
         cascade["max_accuracy_drop"] = MAX_ACCURACY_DROP
-    single = RunFolder(Path(settings.single)) if settings.single else folder.single
-    cascade["single"] = single if settings.single or single.weights.is_file() else None
+    cascade["single"] = None
+    if settings.single:
+        cascade["single"] = RunFolder(Path(settings.single))
+    elif folder.is_finetuning(config) and folder.single.weights.is_file():
+        cascade["single"] = folder.single
     print(evaluate_cascade(folder, config, **cascade).table())
     png, svg = folder.cascade_figures
     print(f"wrote {folder.cascade.name}, {png.name} and {svg.name} in {printable(folder.path)}")

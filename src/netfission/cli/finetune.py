@@ -78,14 +78,14 @@ def run(settings: Namespace) -> None:
     """Fine-tune a network on images, make an ensemble of it, and compare the two."""
     from netfission.report import write_report
     from netfission.runs.finetune import finetune
-    from netfission.runs.finetune_settings import plan_finetuning
+    from netfission.runs.finetune_settings import plan_finetuning, run_of
     from netfission.runs.folder import RunFolder
 
     if settings.finetuned == "":
         raise invalid("--finetuned", "a file, or the folder of a run", "")
     given = run_settings(settings, _OWN)
     finetuned = None if settings.finetuned is None else str(Path(settings.finetuned).resolve())
-    if "model" not in given and not (finetuned and Path(finetuned).is_dir()):
+    if "model" not in given and (finetuned is None or run_of(finetuned) is None):
         raise invalid(
             "--model", "given", found="nothing", hint="for example resnet18, see `netfission train --help`"
         )

@@ -45,7 +45,7 @@ def compare(
         grid: contenders, seeds and settings.
         out: folder of records, run folders, costs, tables and pictures. A grid that was stopped goes on
             there. If all records and costs are there, the run folders are not needed. Tables and pictures are
-            written anew if something has changed or one of them is missing.
+            written anew if something has changed or one of them is missing; remove one to draw all again.
         workers: number of processes that share the runs.
         ray: address of a Ray cluster that does the runs instead.
         rounds: number of times that each contender is timed; default as often as before, else 15.
@@ -105,10 +105,8 @@ def _costs(cells: Sequence[Cell], records: Sequence[Record], out: Path, rounds: 
             succeeded.setdefault(cell.contender, []).append(cell)
     if not succeeded:
         first, *others = records
-        which = f"the run failed: {first.contender}, seed {first.seed}"
-        if others:
-            which = f"all {len(records)} runs failed, such as {first.contender}, seed {first.seed}"
-        raise RuntimeError(f"{which} ({first.error}); the records hold the reasons")
+        what = f"all {len(records)} runs failed, such as" if others else "the run failed:"
+        raise RuntimeError(f"{what} {first.contender}, seed {first.seed} ({first.error})")
     file = out / COSTS_FILE
     kept = read_json(file, CostsFile, hint="remove the file to measure the costs again")
     earlier = None if kept is None or rounds not in (None, kept.costs.rounds) else kept.of_runs(succeeded)

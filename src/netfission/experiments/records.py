@@ -102,7 +102,7 @@ def _check_same(argument: str, hashes: tuple[str | None, str | None], expected: 
 
 
 def _has_nan(content: Any) -> bool:
-    """Whether there is NaN among the numbers in the content of a JSON file."""
+    """Return whether there is NaN among the numbers in the content of a JSON file."""
     if isinstance(content, dict | list):
         return any(map(_has_nan, content.values() if isinstance(content, dict) else content))
     return isinstance(content, float) and isnan(content)

@@ -83,6 +83,8 @@ def run_missing(
     records = Records(out / "records")
     known = [records.find_success(cell) for cell in cells]
     missing = [cell for cell, record in zip(cells, known, strict=True) if record is None]
+    if missing:  # not in a worker, whose error for a missing package would be a traceback
+        import lightning  # noqa: F401
     _check_folders(missing)
     load = _quiet_loader()
     _check_starts([cell for cell in missing if cell.start is None], load)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from netfission.config import RunConfig
+from netfission.config import DataConfig, RunConfig
 from netfission.data import ImageData
 from netfission.ensemble import ensemble_log_probabilities
 from netfission.evaluation import collect_logits, run_batches
@@ -261,12 +261,20 @@ def _make_single(plan: FinetunePlan, single: RunFolder, progress: bool, say: Cal
         say(f"{step} is finished, in {single.path}")
     else:
         say(f"{step} is taken from {plan.single.model.weights}, and evaluated in {single.path}")
-        if (data := plan.single.data).mean is not None and data.std is not None:
-            mean, deviation = (
-                ", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std)
-            )
-            say(f"its images are normalised by the mean {mean} and the standard deviation {deviation}")
+        say(f"its images are normalised by {_normalisation(plan.single.data)}")
         _take_over(plan.single, single)
+
+
+def _normalisation(data: DataConfig) -> str:
+    """Say how images are normalised."""
+    words = {"mean": data.mean, "standard deviation": data.std}
+    values = {
+        word: "of the training images"
+        if numbers is None
+        else ", ".join(f"{number:.4g}" for number in numbers)
+        for word, numbers in words.items()
+    }
+    return " and ".join(f"the {word} {value}" for word, value in values.items())
 
 
 def _take_over(config: RunConfig, single: RunFolder) -> None:

@@ -103,13 +103,14 @@ def plan_finetuning(
     check_positive_integer("ensemble_epochs", ensemble_epochs)
     if given.get("validation") == 0:
         raise invalid("validation", "above 0, as the networks are calibrated on validation images", 0.0)
-    common = _start(given, finetuned)
+    run = None if finetuned is None else run_of(finetuned)
+    common = _start(given, finetuned, run)
     of_single = {name: value for name, value in common.items() if name not in OF_ENSEMBLE}
     config = _with_recipe(recipe, of_single | {"exits": 1}, given)
     kind = task_kind(config.data.task)
     found = _find_images(config)
-    if finetuned is not None:
-        _check_channels(finetuned, found)
+    if run is not None:
+        _check_channels(run, found)
     if "batch_size" not in common:
         images = _training_images(config, found.source)
         common["batch_size"] = _begun_with(single) or batch_size(images, config.training.batch_size)
@@ -197,7 +198,7 @@ def check_division(config: RunConfig, model: nn.Module, shape: Sequence[int]) ->
         find_method(config.method).build(plan)
 
 
-def _start(given: Mapping[str, Any], finetuned: str | None) -> dict[str, Any]:
+def _start(given: Mapping[str, Any], finetuned: str | None, run: ModelFolder | None) -> dict[str, Any]:
     """Return the settings that are given, with those of what the single network starts from."""
     if finetuned is None:
         return {"pretrained": given.get("weights") is None, **given}
@@ -205,13 +206,15 @@ def _start(given: Mapping[str, Any], finetuned: str | None) -> dict[str, Any]:
         if name in given:
             hint = "the single network is not trained"
             raise invalid(name, "left out with finetuned", given[name], hint=hint)
-    _check_normalisation(finetuned, given)
-    of_run = _of_run(finetuned, given.get("task", DataConfig().task))
+    if run is None:
+        _check_normalisation(finetuned, given)
+        return {**given, "weights": finetuned, "pretrained": False}
+    of_run = _of_run(run, given.get("task", DataConfig().task))
     for name in ("mean", "std"):
-        trained, now = of_run.get(name), given.get(name)
-        if None not in (trained, now) and trained != now:
+        trained, now = of_run[name], given.get(name, of_run[name])
+        if trained != now:
             warnings.warn(
-                f"{finetuned} was trained with {name}={trained} of images, and {name}={now} is given",
+                f"{finetuned} was trained on images normalised by {name}={trained}, not {name}={now}",
                 stacklevel=3,
             )
     return {**of_run, **given, "weights": finetuned, "pretrained": False}
@@ -226,19 +229,15 @@ def _with_recipe(name: str, settings: Mapping[str, Any], given: Mapping[str, Any
     )
 
 
-def _run_of(finetuned: str) -> ModelFolder | None:
+def run_of(finetuned: str) -> ModelFolder | None:
     """Return the folder of a run, also of its file of weights; None for another file of weights."""
     path = Path(finetuned)
     return ModelFolder(path) if path.is_dir() else ModelFolder.of_weights(path)
 
 
 def _check_normalisation(finetuned: str, given: Mapping[str, Any]) -> None:
-    """Refuse the weights of a run without its description, from which images would get another scale."""
-    if (
-        _run_of(finetuned) is None
-        and has_description(Path(finetuned))
-        and not {"mean", "std"} <= given.keys()
-    ):
+    """Refuse the weights of a run without its description, as images would get another scale."""
+    if has_description(Path(finetuned)) and None in (given.get("mean"), given.get("std")):
         raise invalid(
             "finetuned",
             "the folder of its run, which tells how images are normalised",
@@ -247,18 +246,15 @@ def _check_normalisation(finetuned: str, given: Mapping[str, Any]) -> None:
         )
 
 
-def _of_run(finetuned: str, task: str) -> dict[str, Any]:
-    """Return the model of a run, and the size and normalisation of its images; {} for a file of weights.
+def _of_run(run: ModelFolder, task: str) -> dict[str, Any]:
+    """Return the model of a run, and the size and normalisation of its images.
 
     Raises:
         ValueError: it is a run of another task.
     """
-    run = _run_of(finetuned)
-    if run is None:
-        return {}
     spec = run.load_spec(any_task=True)
     if spec.task != task:
-        raise invalid("finetuned", f"a network of task={task}", found=f"{finetuned} of task={spec.task}")
+        raise invalid("finetuned", f"a network of task={task}", found=f"{run.path} of task={spec.task}")
     sides = spec.shape[1:]
     is_shorter_side = spec.find_task().targets.masks
     size = min(sides) if is_shorter_side or sides[0] == sides[1] else None
@@ -299,15 +295,12 @@ def _find_images(config: RunConfig) -> _Images:
     return _Images(source.classes, len(records.mode), size, source)
 
 
-def _check_channels(finetuned: str, images: _Images) -> None:
-    """Refuse the network of a run for images of other channels; a file of weights does not say."""
-    run = _run_of(finetuned)
-    if run is None:
-        return
+def _check_channels(run: ModelFolder, images: _Images) -> None:
+    """Refuse the network of a run for images of other channels."""
     channels, wanted = run.load_spec(any_task=True).shape[0], images.channels
     if channels != wanted:
         expected = f"a network for images of {count_noun(wanted, 'channel')}, as these have"
-        raise invalid("finetuned", expected, found=f"{finetuned}, for {count_noun(channels, 'channel')}")
+        raise invalid("finetuned", expected, found=f"{run.path}, for {count_noun(channels, 'channel')}")
 
 
 def _of_model(model: nn.Module, shape: tuple[int, int, int], *, normalisation: bool) -> dict[str, Any]:

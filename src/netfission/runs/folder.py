@@ -49,7 +49,7 @@ from netfission.utils.outputs import ENVIRONMENT_MARK
 from netfission.utils.text import as_text, count_noun
 from netfission.utils.yaml_text import parse_yaml
 
-_WITHOUT_EFFECT = {"workers"}  # settings that change the time of a training alone
+_TIME_ONLY = {"workers"}  # settings that change how long a training takes, and nothing else
 SAME_SETTINGS = "a run resumes with the settings it began with"
 MOVED = "what a run begins with may move if its name and content stay the same"
 
@@ -500,7 +500,7 @@ class RunFolder(ModelFolder):
         begun = self.load_config()
         values, hint = begun.to_dict(), SAME_SETTINGS
         for name, value in config.to_dict().items():
-            if value == values[name] or name in _WITHOUT_EFFECT:
+            if value == values[name] or name in _TIME_ONLY:
                 continue
             if name == "weights" and self.have_moved(values[name], value):
                 continue
