@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from netfission.cli.parser import Parser
 from netfission.utils.errors import MOST_ROUNDS, check_positive, check_positive_integer
 from netfission.utils.outputs import check_comparison_folder
+from netfission.utils.quick import without_collection
 from netfission.utils.text import count_noun, printable
 
 if TYPE_CHECKING:
@@ -74,9 +75,10 @@ def compare_and_print(grid: "Grid", out: Path, options: dict[str, Any], title: s
         RuntimeError: some of its runs failed.
         OutOfTimeError: the time is over, and runs are missing.
     """
-    from netfission.experiments.compare import compare
+    with without_collection():
+        from netfission.experiments.compare import compare
 
-    runs = count_noun(len(grid.cells()), "run")
+        runs = count_noun(len(grid.cells()), "run")
     check_comparison_folder("--out", out)
     print(f"{title}{': ' if title else ''}{runs}, writing to {printable(out)}", flush=True)
     print_comparison(compare(grid, out, **options), out)

@@ -9,6 +9,7 @@ from netfission.cli.grid_options import add_run_options, compare_and_print, run_
 from netfission.cli.parser import Parser, absolute_data
 from netfission.experiments.grids import named_grids
 from netfission.utils.errors import invalid
+from netfission.utils.quick import without_collection
 
 
 def parser() -> Parser:
@@ -45,7 +46,8 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Do the runs of a named grid, the paper's or your own, and compare its contenders."""
-    from netfission.experiments.grid_files import find_grid
+    with without_collection():
+        from netfission.experiments.grid_files import find_grid
 
     file = find_grid(settings.grid)
     changes: dict[str, Any] = {} if settings.data is None else {"data": absolute_data(settings.data)}

@@ -24,6 +24,7 @@ from netfission.utils.errors import invalid
 from netfission.utils.files import write_json
 from netfission.utils.json_files import read_json
 from netfission.utils.outputs import check_comparison_folder
+from netfission.utils.quick import without_collection
 from netfission.utils.seeds import seeded
 from netfission.utils.text import count_noun, printable
 
@@ -70,8 +71,10 @@ def compare(
     check_comparison_folder("out", out)
     cells = grid.cells()
     records = run_missing(cells, out, workers=workers, ray=ray, minutes=minutes)
-    comparison = summarise(grid, cells, records, _costs(cells, records, out, rounds))
-    comparison.write(out)
+    costs = _costs(cells, records, out, rounds)
+    with without_collection():
+        comparison = summarise(grid, cells, records, costs)
+        comparison.write(out)
     return comparison
 
 

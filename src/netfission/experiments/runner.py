@@ -30,6 +30,7 @@ from netfission.runs.folder import environment
 from netfission.runs.setup import check_start, check_weights_task, data_task, load_run_data
 from netfission.utils.errors import check_positive, check_positive_integer, invalid, within
 from netfission.utils.interrupts import no_interrupts
+from netfission.utils.quick import without_collection
 from netfission.utils.text import count_noun
 
 
@@ -81,7 +82,8 @@ def run_missing(
     check_positive_integer("workers", workers)
     limit = _time_limit(minutes, ray)
     records = Records(out / "records")
-    known = [records.find_success(cell) for cell in cells]
+    with without_collection():  # thousands of records make many objects that stay
+        known = [records.find_success(cell) for cell in cells]
     missing = [cell for cell, record in zip(cells, known, strict=True) if record is None]
     if missing:  # not in a worker, whose error for a missing package would be a traceback
         import lightning  # noqa: F401
