@@ -183,16 +183,13 @@ def _run(name: str, arguments: "Sequence[str]") -> None:
     from netfission.utils.errors import invalid
     from netfission.utils.extras import extra
     from netfission.utils.processes import find_launch
-    from netfission.utils.quick import without_collection
 
     launch = find_launch()
     if name != "train" and launch is not None and launch.devices * launch.machines > 1:
         found = f"{launch.devices * launch.machines} processes of {launch.launcher}"
         raise invalid(f"netfission {name}", "started as one process", found=found)
     settings = command_parser(name).parse_args(arguments)
-    with without_collection():  # of garbage, which takes a tenth of these imports
-        import numpy  # noqa: F401 - before torch, which ignores Ctrl-C while it imports NumPy
-        import torch  # noqa: F401
+    import numpy  # noqa: F401 - before torch, which ignores Ctrl-C while it imports NumPy
 
     with extra(COMMANDS[name], f"netfission {name}"):
         command_module(name).run(settings)

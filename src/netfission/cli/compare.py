@@ -8,6 +8,7 @@ from netfission.cli.parser import PARTS, Parser, run_settings
 from netfission.config import DataConfig
 from netfission.experiments.contenders import CONTENDERS, usual_contenders
 from netfission.utils.errors import MOST_SEEDS, check_choice, check_positive_integer, invalid
+from netfission.utils.quick import without_collection
 
 
 def parser() -> Parser:
@@ -36,11 +37,12 @@ def parser() -> Parser:
 
 def run(settings: Namespace) -> None:
     """Compare methods over seeds under one recipe: accuracy, likelihood, calibration and cost."""
-    from netfission.experiments.contenders import find_contender
-    from netfission.experiments.grid import Grid
-    from netfission.tasks import task_kind
-
     options = run_options(settings)
+    with without_collection():
+        from netfission.experiments.contenders import find_contender
+        from netfission.experiments.grid import Grid
+        from netfission.tasks import task_kind
+
     common = run_settings(settings, {"methods", "seeds", "reference", *options})
     trained = bool(common.get("pretrained")) or common.get("weights") is not None
     # A training one by one cannot stop early, and a user's own choice counts.
