@@ -1,6 +1,8 @@
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -112,6 +114,32 @@ def test_paths_of_the_current_folder_begin_with_names(
 def test_the_order_is_that_of_paths(parts: list[list[str]]) -> None:
     paths = [str(Path("images", *(name.strip("/") for name in part))) for part in parts]
     assert sorted(paths, key=path_order) == strings(sorted(map(Path, paths)))
+
+
+names = st.builds(
+    str.__add__, st.text("ab -\n", max_size=2), st.sampled_from([".jpg", ".JPG", ".txt", ""])
+).filter(lambda name: name.strip("."))
+
+
+@given(st.lists(st.lists(names, min_size=1, max_size=3), max_size=8), st.booleans())
+def test_images_are_all_files_of_their_suffixes_in_the_order_of_paths(
+    parts: list[list[str]], is_linked: bool
+) -> None:
+    with TemporaryDirectory() as folder, TemporaryDirectory() as elsewhere:
+        for part in parts:
+            with suppress(OSError):  # a file in place of a folder, or the other way round
+                touch(Path(folder, *part))
+        shown = [
+            path
+            for path in sorted(Path(folder).rglob("*"))
+            if not any(name.startswith(".") for name in path.relative_to(folder).parts)
+        ]
+        if is_linked:
+            Path(folder, "0").symlink_to(elsewhere)
+            touch(Path(elsewhere, "0.jpg"))
+            shown.append(Path(folder, "0", "0.jpg"))
+        images = sorted(path for path in shown if path.is_file() and path.suffix.lower() == ".jpg")
+        assert find_images(Path(folder)).images == strings(images)
 
 
 def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from netfission.data.copies import find_copies
@@ -108,7 +108,8 @@ def check_content(folder: Path, images: Images) -> list[str]:
     """
     inner = {name: _inner_folders(folder / name, paths) for name, paths in images.items()}
     _check_no_classes_again(folder, inner)
-    return [*_copies(folder, images), *_groups(folder, inner), *_pairs(folder, images), *_partners(images)]
+    copies = [] if _are_even(images, inner) else _copies(folder, images)
+    return [*copies, *_groups(folder, inner), *_pairs(folder, images), *_partners(images)]
 
 
 def _inner_folders(folder: Path, images: Sequence[str]) -> set[str]:
@@ -124,6 +125,15 @@ def _check_no_classes_again(folder: Path, inner: Mapping[str, set[str]]) -> None
         if len(again) > 1 and 2 * len(again) >= len(below):
             found = f"{printable(name)}, which holds {_listed(sorted(again))} again"
             raise invalid(str(folder), _EXPECTED, found=found, hint="move it elsewhere")
+
+
+def _are_even(images: Images, inner: Mapping[str, set[str]]) -> bool:
+    """Whether no folder has about as many images as the others together, as copies of all of them have.
+
+    With folders inside, names may occur twice in one, so that it is not known from the numbers alone.
+    """
+    sizes = [len(paths) for paths in images.values()]
+    return max(sizes) < _MOSTLY * (sum(sizes) - max(sizes)) and all(below == {""} for below in inner.values())
 
 
 def _copies(folder: Path, images: Images) -> list[str]:
@@ -242,7 +252,7 @@ def _cores(paths: Sequence[str]) -> list[str]:
     return [_PARTNER.sub("", stem) or stem for stem in stems] if _may_be_partners(stems) else stems
 
 
-def _may_be_partners(names: Iterable[str]) -> bool:
+def _may_be_partners(names: Sequence[str]) -> bool:
     """Return whether some names have what marks masks: quickly, as most folders have none."""
     text = "\n".join(names).casefold()
     return any(word in text for word in _PARTNER_WORDS)
@@ -273,7 +283,7 @@ def _partners(images: Images) -> list[str]:
     """Say that masks lie beside images in the classes."""
     count, example = 0, ""
     for paths in images.values():
-        if not _may_be_partners(_file_names(paths)):
+        if not (_may_be_partners(paths) and _may_be_partners(_file_names(paths))):
             continue
         cores = zip(paths, _stems(paths), _cores(paths), strict=True)
         marked = [(path, core) for path, stem, core in cores if core != stem]

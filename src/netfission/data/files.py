@@ -1,7 +1,8 @@
 """Which files of a folder are images, and which are left out, by reason."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from operator import methodcaller
@@ -62,15 +63,18 @@ class _Listing(NamedTuple):
 
     Attributes:
         real_path: of the folder.
-        images: paths of the images.
+        images: paths of the images, sorted.
         left_out: path and reason of other files, and of folders that are not entered.
         inside: names of the folders that are entered, in a fixed order: folders before links to them.
+        is_mixed: whether images lie beside folders, or folders beside links, so that one after the other is
+            not the order of paths.
     """
 
     real_path: str
     images: list[str]
     left_out: list[tuple[str, Reason]]
     inside: list[str]
+    is_mixed: bool
 
 
 class FileTree:
@@ -97,10 +101,12 @@ class FileTree:
         """Find the image files below a folder, see `find_images`."""
         images: list[str] = []
         left_out: list[tuple[str, Reason]] = []
+        is_sorted = True
         for listing in self._walk(folder):
             images += listing.images
             left_out += listing.left_out
-        found = FoundImages(sorted(images, key=path_order))
+            is_sorted = is_sorted and not listing.is_mixed
+        found = FoundImages(images if is_sorted else sorted(images, key=path_order))
         for path, reason in sorted(left_out, key=lambda item: path_order(item[0])):
             found.left_out.setdefault(reason, []).append(path)
         return found
@@ -109,7 +115,12 @@ class FileTree:
         """Yield the paths below a folder that are not folders, without hidden ones, see `walk_files`."""
         for listing in self._walk(folder):
             yield from listing.images
-            yield from (path for path, reason in listing.left_out if reason not in _NEVER_DATA)
+            yield from _others(listing)
+
+    def others(self, folder: Path) -> Iterator[str]:
+        """Yield those of `files` that are no images."""
+        for listing in self._walk(folder):
+            yield from _others(listing)
 
     def subfolders(self, folder: Path) -> list[str]:
         """Return the names of the folders in a folder that may hold data, sorted."""
@@ -181,40 +192,76 @@ def inside(folder: Path | str) -> str:
     return "" if name == os.curdir else os.path.join(name, "")
 
 
-def top_folders(folder: Path, files: Iterable[str]) -> set[str]:
+def top_folders(folder: Path, files: Collection[str]) -> set[str]:
     """Return the folders in a folder that files are in, at any depth; "" if some are in the folder itself.
 
     Example:
         >>> sorted(top_folders(Path("images"), ["images/cat/young/1.png", "images/2.png"]))
         ['', 'cat']
     """
-    start = len(inside(folder))
-    below = {file[start : file.rfind(os.sep) + 1] for file in files}  # few, so that each is split once
+    top = inside(folder)
+    if files and "".join(files).count(os.sep) == top.count(os.sep) * len(files):  # as of most classes
+        return {""}
+    below = {file[len(top) : file.rfind(os.sep) + 1] for file in files}  # few, so that each is split once
     return {name.partition(os.sep)[0] for name in below}
 
 
 def _list(folder: str) -> _Listing:
     """List a folder; one that does not exist or may not be read is empty."""
-    listing = _Listing(os.path.realpath(folder), [], [], [])
+    real_path = os.path.realpath(folder)
     try:
         with os.scandir(folder) as scanned:
             entries = list(scanned)
     except OSError:
-        return listing
+        return _Listing(real_path, [], [], [], is_mixed=False)
+    names = _plain_images(entries)
+    if len(names) < len(entries):
+        plain = set(names)
+        entries = [entry for entry in entries if entry.name not in plain]
+    else:
+        entries = []
     start = inside(folder)
-    entered = []
+    left_out, entered = [], []
     for entry in entries:
-        path = start + entry.name
         is_folder = _is(entry.is_dir)
-        reason = why_not_entered(Path(path)) if is_folder else _why_no_image(entry)
+        reason = why_not_entered(Path(start + entry.name)) if is_folder else _why_no_image(entry)
         if reason is not None:
-            listing.left_out.append((path, reason))
+            left_out.append((start + entry.name, reason))
         elif is_folder:
             entered.append((entry.is_symlink(), entry.name))
         else:
-            listing.images.append(path)
-    listing.inside.extend(name for _, name in sorted(entered))
-    return listing
+            names.append(entry.name)
+    is_mixed = bool(names and entered) or len({is_link for is_link, _ in entered}) > 1
+    images = [start + name for name in sorted(names)]
+    return _Listing(real_path, images, left_out, [name for _, name in sorted(entered)], is_mixed)
+
+
+def _plain_images(entries: Iterable[os.DirEntry[str]]) -> list[str]:
+    """Return the names of files that are images without doubt: quickly, as of most folders all are."""
+    try:
+        names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    except OSError:  # then each is asked by itself
+        return []
+    return names if _are_alike(names) else list(filter(_image_name().fullmatch, names))
+
+
+def _are_alike(names: Sequence[str]) -> bool:
+    """Whether all names have the end of the first one, which is that of an image, and none is hidden."""
+    end = names[0][names[0].rfind(".") :] if names else ""
+    text = "".join(f"/{name}" for name in names)
+    return end.lower() in image_suffixes() and f"{text}/".count(f"{end}/") == len(names) and "/." not in text
+
+
+@cache
+def _image_name() -> re.Pattern[str]:
+    """Return what the names of images match that are not hidden."""
+    ends = "|".join(map(re.escape, image_suffixes()))
+    return re.compile(rf"[^.].*({ends})", re.ASCII | re.DOTALL | re.IGNORECASE)
+
+
+def _others(listing: _Listing) -> Iterator[str]:
+    """Yield the files of a folder that are neither images nor left out whatever they are."""
+    return (path for path, reason in listing.left_out if reason not in _NEVER_DATA)
 
 
 def _why_no_image(entry: os.DirEntry[str]) -> Reason | None:

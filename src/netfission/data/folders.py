@@ -1,8 +1,9 @@
 """What the folders of a data set of image files mean: its splits, its classes, its labels."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class LabelledImages:
 
     Attributes:
         origin: the folder or table that says their classes.
-        labels: image → name of its class.
+        labels: image → name of its class; in the order of paths if folders say the classes.
         match: the table and what it names; None if folders say the classes.
         remarks: what a user should know about the classes.
     """
@@ -59,11 +60,11 @@ class FolderContents:
     left_out: dict[str, int]
     unused: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """Names of the classes of the training images, or else of all images, sorted."""
         parts = [self.splits["train"]] if "train" in self.splits else self.splits.values()
-        return sorted({label for part in parts for label in part.labels.values()})
+        return sorted(set().union(*(part.labels.values() for part in parts)))
 
     @property
     def remarks(self) -> list[str]:
@@ -500,7 +501,7 @@ def _parts_near(table: Path, splits: Mapping[SplitName, LabelledImages]) -> list
 
 def _unused_folders(
     root: Path,
-    images: Iterable[str],
+    images: Collection[str],
     splits: Collection[LabelledImages],
     split_folders: Collection[Path],
 ) -> dict[Path, str]:
@@ -520,7 +521,10 @@ def _count_left_out(
 ) -> dict[str, int]:
     """Count the files and folders that are in no split, by reason; without those that are `named`."""
     matches = {part.match.table: part.match for part in splits if part.match}
-    used = {image for part in splits for image in part.labels}
+    unused = found.images
+    for part in splits:
+        unused = [image for image in unused if image not in part.labels]
+    used = set().union(*(part.labels for part in splits)) if matches else set()  # tables alone need it
     mentioned = {str(path) for path in (*matches, *named)}
     counts: Counter[str] = Counter(
         {reason: len(set(paths) - mentioned) for reason, paths in found.left_out.items()}
@@ -538,5 +542,5 @@ def _count_left_out(
         counts[f"named in {printable(table.name)} without a file"] = match.missing
         counts[f"named again in {printable(table.name)}"] = match.repeated
         unlabelled |= match.unlabelled
-    counts["without a class or split"] += len(set(found.images) - used - other_splits.keys() - unlabelled)
+    counts["without a class or split"] += len(set(unused) - other_splits.keys() - unlabelled)
     return {reason: count for reason, count in counts.items() if count}

@@ -74,7 +74,7 @@ def package_for(suffix: str) -> str | None:
     return None if suffix.lower() in image_suffixes() else _PACKAGES.get(suffix.lower())
 
 
-def open_image(file: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Image.Image:
+def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Open an image file, as `PIL.Image.open`; its pixels are read later.
 
     A PNG file whose metadata are damaged is opened without them.
@@ -100,7 +100,7 @@ def open_image(file: Path | BinaryIO, formats: tuple[str, ...] | None = None) ->
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and many more
         if isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError):
             raise
-        with file.open("rb") if isinstance(file, Path) else nullcontext(file) as opened:
+        with open(file, "rb") if isinstance(file, str | Path) else nullcontext(file) as opened:
             if _is_heic(opened):
                 package = _PACKAGES[".heic"]
                 raise MissingPackageError(f"HEIC, which needs {package}: pip install {package}") from error
@@ -211,6 +211,7 @@ def _is_needed(chunk: bytes) -> bool:
 
 @cache
 def _register_packages() -> None:
+    Image.preinit()  # first, as formats are tried in the order in which they are known: JPEG and PNG early
     Image.init()
     if find_spec("pillow_heif"):
         import_module("pillow_heif").register_heif_opener()

@@ -190,7 +190,7 @@ def has_parquet(folder: Path, tree: FileTree | None = None) -> bool:
         >>> has_parquet(Path("no such folder"))
         False
     """
-    return any(path.endswith(".parquet") for path in (tree or FileTree()).files(folder))
+    return any(path.endswith(".parquet") for path in (tree or FileTree()).others(folder))
 
 
 def check_data_name(name: str, argument: str = "data", others: Sequence[str] = ()) -> None:
@@ -485,8 +485,13 @@ def _from_files(contents: FolderContents) -> Source:
     numbers = {name: number for number, name in enumerate(contents.classes)}
 
     def records(part: LabelledImages) -> FileRecords:
-        images = sorted(part.labels, key=path_order)
-        labels = np.array([numbers[part.labels[image]] for image in images], dtype=np.int64)
+        of_class = part.labels
+        if part.match:
+            of_class = {image: of_class[image] for image in sorted(of_class, key=path_order)}
+        images = list(of_class)
+        labels = np.fromiter(map(numbers.__getitem__, of_class.values()), np.int64, len(images))
+        if (np.diff(labels) >= 0).all():  # as of class folders
+            return FileRecords(images, labels)
         by_class = np.argsort(labels, kind="stable")
         return FileRecords([images[row] for row in by_class.tolist()], labels[by_class])
 

@@ -86,7 +86,7 @@ class FileRecords:
 
     def open(self, row: int) -> Image.Image:
         """Open the image of a row."""
-        return open_image(Path(self.paths[row]))
+        return open_image(self.paths[row])
 
     def content(self, row: int) -> Content | None:
         """Return the path of a row's file."""
@@ -260,7 +260,7 @@ def label_at(labels: Tensor, index: int) -> Label:
         >>> label_at(torch.tensor([5, 6]), 1), label_at(torch.tensor([[0.5], [1.5]]), 1)
         (6, tensor([1.5000]))
     """
-    return int(labels[index]) if labels.ndim == 1 else labels[index]
+    return int(labels.numpy()[index]) if labels.ndim == 1 else labels[index]  # indexing a tensor is slow
 
 
 def readable(records: Records, rows: Rows, size: tuple[int, int]) -> Rows:
