@@ -118,7 +118,7 @@ def test_what_is_promised_of_several_processes_is_what_was_recorded() -> None:
     assert "none differs by more than 1e-13" in page
     assert max(trial["largest_difference"] for trial in plain) <= 1e-13
     way = [round(100 * trial["share_of_the_way"]) for trial in normed]
-    assert f"is {min(way)} to {max(way)} % of the way that training went" in page
+    assert f"They are {min(way)} to {max(way)} % as far from the weights of one process" in page
     assert f"{span(normed, 'accuracy_of_two')} of the test images" in page
     assert f"{span(normed, 'accuracy_of_one_process')} with one process" in page
     assert f"moved at least {min(trial['times_masks_moved'] for trial in moving)} times" in page
