@@ -328,6 +328,17 @@ def test_one_epoch_is_a_point_of_each_curve(settings_of, tmp_path):
     assert {(len(line.get_xdata()), line.get_marker()) for line in lines} == {(1, "o")}
 
 
+def test_one_exit_alone_is_a_network_and_no_ensemble(settings_of, tmp_path):
+    run = tmp_path / "run"
+    train(settings_of(exits=1, sparsity=0.0, epochs=1), run, progress=False)
+    page = page_of(run)
+    text = text_of(page)
+    assert "ensemble" not in text.lower() and "N: the network" in text
+    figures = [path.read_text("utf-8") for path in (run / "report").glob("*.svg")]
+    assert figures and not any("ensemble" in figure for figure in figures)
+    assert len(figures) > 1 and any(">NLL of the network" in figure for figure in figures)
+
+
 @pytest.mark.usefixtures("blank_figures")
 def test_a_baseline_is_reported_without_paths(settings_of, tmp_path):
     run = tmp_path / "run"

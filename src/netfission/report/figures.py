@@ -56,7 +56,7 @@ def measure_against_cost(
             for number, (costs, values) in enumerate(zip(run.costs.exits, evaluation.exits, strict=False))
             if measure in values and run.exits > 1
         ]
-        networks.append((run.costs.size, evaluation.ensemble[measure], colour("ink"), run.letter or "E"))
+        networks.append((run.costs.size, evaluation.ensemble[measure], colour("ink"), run.badge))
         points = [(size.macs_dense / scale, factor * value) for size, value, *_ in networks]
         if len(runs) > 1:
             for exit_point in points[:-1]:
@@ -85,7 +85,7 @@ def measure_against_cost(
 
 
 def learning_curves(run: NetworkRun, title: str = "accuracy, %", factor: float = 100) -> Figure:
-    """Plot the score of each exit and of the ensemble after every epoch.
+    """Plot the score of each exit and of all together after every epoch.
 
     Args:
         run: of any task.
@@ -96,7 +96,7 @@ def learning_curves(run: NetworkRun, title: str = "accuracy, %", factor: float =
     held_out = "val/ensemble" in run.epochs[0]
     split = "val" if held_out else "train"
     exits = [(f"exit{number}", name, exit_colour(number)) for number, name in enumerate(run.exit_names)]
-    lines = [*exits, ("ensemble", "ensemble", colour("ink"))]
+    lines = [*(exits if run.exits > 1 else []), ("ensemble", run.whole, colour("ink"))]
     lines = [line for line in lines if line[0] in _logged_names(run, split)]
     in_training = _logged_names(run, "train")
     epochs = _column(run, "epoch")
@@ -118,7 +118,7 @@ def learning_curves(run: NetworkRun, title: str = "accuracy, %", factor: float =
 
 
 def likelihood_curves(run: NetworkRun) -> Figure:
-    """Plot the negative log-likelihood of the ensemble after every epoch."""
+    """Plot the negative log-likelihood of all exits together after every epoch."""
     figure, axes = _plot()
     epochs = _column(run, "epoch")
     ends = []
@@ -131,14 +131,14 @@ def likelihood_curves(run: NetworkRun) -> Figure:
             axes.plot(epochs, values, color=line_colour, linestyle=dashes, marker=_marker(run), markersize=3)
             ends.append((values[-1], title, line_colour))
     _label_ends(axes, epochs[-1], ends)
-    _epoch_axis(axes, "NLL of the ensemble, nats")
+    _epoch_axis(axes, f"NLL of the {run.whole}, nats")
     return figure
 
 
 def learning_curves_beside(
     runs: Sequence[NetworkRun], title: str = "accuracy, %", factor: float = 100
 ) -> Figure:
-    """Plot the score of the ensembles of several runs after every epoch.
+    """Plot the score of several runs after every epoch, each of all exits together.
 
     Args:
         runs: of one task.

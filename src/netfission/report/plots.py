@@ -108,7 +108,7 @@ def cost_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[PlotSpe
     if not shown:
         return
     several = len(runs) > 1
-    ensembles = "Letters: ensembles of the runs" if several else f"{runs[0].letter or 'E'}: the ensemble"
+    wholes = "Letters: the runs" if several else f"{runs[0].badge}: the {runs[0].whole}"
     exits = " numbers: single exits;" if any(run.exits > 1 and run.costs.exits for run in shown) else ""
     assert shown[0].evaluation is not None
     images = "" if several else f" on {shown[0].evaluation.n:,} test images"
@@ -116,7 +116,7 @@ def cost_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[PlotSpe
     yield _spec(
         f"{quality.subject.lower()}-cost",
         f"{quality.subject} against cost",
-        f"{ensembles};{exits} each at the multiply-accumulates (MACs) that it needs"
+        f"{wholes};{exits} each at the multiply-accumulates (MACs) that it needs"
         f"{'' if bars else images and f',{images}'}.{quality.direction}{bars}{_MOVED}{_hollow(shown)}",
         partial(
             figures.measure_against_cost,
@@ -150,8 +150,8 @@ def comparison_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[P
         yield _spec(
             "learning",
             "Learning curves",
-            f"{quality.score_name} of each run’s ensemble on {_watched_split(trained)} images after every "
-            f"epoch.{quality.direction}{left_out}",
+            f"{quality.score_name} of each run, of all its exits together, on {_watched_split(trained)} "
+            f"images after every epoch.{quality.direction}{left_out}",
             partial(figures.learning_curves_beside, trained, quality.score, quality.score_factor),
         )
 

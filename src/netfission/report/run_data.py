@@ -65,6 +65,16 @@ class NetworkRun:
         return self.spec.predictions
 
     @property
+    def whole(self) -> str:
+        """What all exits or members together are called: an ensemble, unless there is one alone."""
+        return "ensemble" if self.exits > 1 else "network"
+
+    @property
+    def badge(self) -> str:
+        """The letter of all exits together in figures: that of the run among several, or of `whole`."""
+        return self.letter or self.whole[0].upper()
+
+    @property
     def exit_names(self) -> list[str]:
         """Names of the exits, of which linear ones are marked, or of a baseline's members."""
         if not self.costs.exits:
