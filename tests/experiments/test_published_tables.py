@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -161,6 +162,28 @@ def test_the_documentation_shows_all_forms_of_a_fine_tuned_network():
         differences = ["–", "–"] if values is reference else _differences(values, reference)
         cells = [*_cells(values), f"{values['brier'].mean:.3f}", *differences]
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_documentation_shows_what_a_single_network_has_that_is_trained_at_once():
+    results, readme = (
+        " ".join((ROOT / page).read_text("utf-8").split()) for page in ("docs/results.md", "README.md")
+    )
+    files = (ROOT / "results" / "finetune-cifar100" / "records").iterdir()
+    ensembles = [record for file in files if (record := read_json(file, Record)).contender == "deep-ensemble"]
+    members = {record.seed: record.read_evaluation().exits for record in ensembles}
+    forms = _forms("cifar100")
+    shown = []
+    for metric, factor, digits in (("top1", 100, 2), ("nll", 1, 3)):
+        values = [factor * exit_[metric] for exits in members.values() for exit_ in exits]
+        assert len(values) == 9
+        shown.append(f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}")
+        means = SeedValues({seed: mean(exit_[metric] for exit_ in exits) for seed, exits in members.items()})
+        gain = forms["two linear exits after stage 4"][metric]
+        assert _difference(gain, means, factor, digits) in results
+        difference = gain.minus(means)
+        assert f"{abs(factor * difference.mean):.{digits}f}" in readme
+    for page in (results, readme):
+        assert all(value in page for value in shown)
 
 
 @pytest.mark.parametrize("scale", ["cifar100", "flowers-40"])
