@@ -1,11 +1,13 @@
-"""Cut the data sets of two published grids from CIFAR's folders of parquet files.
+"""Cut the data sets of grids from CIFAR's folders of parquet files, and from a folder of photographs.
 
-`search` takes 20,000 images of CIFAR-100's training split to train on and 4,000 others to choose a form by
-(results/finetune-search). `halves` divides CIFAR-10's test split at random (results/finetune-resnet and
-results/finetune-vit).
+`search` takes 20,000 images of CIFAR-100's training split to train on and 4,000 others to choose a form by.
+`halves` divides CIFAR-10's test split at random (results/finetune-resnet and results/finetune-vit).
+`photographs` links the training images of a folder, without those that `finetune` tests on: 60 % of each class to
+train on, the others to choose by (results/finetune-recipe).
 
     .venv/bin/python benchmarks/data_parts.py search cifar100 cifar100-search
     .venv/bin/python benchmarks/data_parts.py halves cifar10 cifar10-halves
+    .venv/bin/python benchmarks/data_parts.py photographs flowers flowers-search
 """
 
 import argparse
@@ -15,6 +17,10 @@ from typing import Any
 
 import numpy as np
 from pyarrow.parquet import read_table, write_table
+
+from netfission.data.load import find_splits
+from netfission.data.split_names import SplitName
+from netfission.data.splits import FileRecords
 
 SEARCH_TRAIN, SEARCH_TEST = 20_000, 4_000  # rows, from the first on
 
@@ -36,15 +42,32 @@ def halves(folder: Path) -> tuple[Any, Any]:
 PARTS: dict[str, Callable[[Path], tuple[Any, Any]]] = {"search": search, "halves": halves}
 
 
+def link_photographs(folder: Path, out: Path) -> None:
+    """Link the training images, and those to choose by."""
+    splits = find_splits(str(folder.resolve()), validation=0.4)
+    names: dict[SplitName, str] = {"train": "train", "validation": "test"}
+    for split, name in names.items():
+        records, rows = splits[split].records, splits[split].rows
+        assert isinstance(records, FileRecords)
+        for path in (Path(records.paths[row]) for row in rows):
+            link = out / name / path.parent.name / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+        print(f"{name}: {len(rows):,} images")
+
+
 def main() -> None:
     """Write one of the data sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("folder", type=Path, help="of the parquet files")
+    parser.add_argument("part", choices=[*PARTS, "photographs"])
+    parser.add_argument("folder", type=Path, help="of the parquet files, or of the photographs")
     parser.add_argument("out", type=Path, help="folder to write")
     flags = parser.parse_args()
+    if flags.part == "photographs":
+        link_photographs(flags.folder, flags.out)
+        return
     train, test = PARTS[flags.part](flags.folder)
     flags.out.mkdir(parents=True, exist_ok=True)
     for split, table in (("train", train), ("test", test)):

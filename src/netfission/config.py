@@ -558,7 +558,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "optimizer": "adamw",
         "learning_rate": 5e-4,
         "weight_decay": 0.05,
-        "layer_decay": 0.85,
         "schedule": "cosine",
         "warmup": 0.1,
         "clip": 1.0,
@@ -566,7 +565,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "rand_augment": 7,
         "erase": 0.1,
         "label_smoothing": 0.1,
-        "patience": 5,
     },
     "finetune-short": {  # the same in few epochs, with weak augmentation
         "epochs": 8,

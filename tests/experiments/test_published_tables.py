@@ -94,7 +94,7 @@ def test_the_documentation_shows_the_table_of_methods_as_it_was_drawn():
 
 def test_the_documentation_shows_what_was_made_of_a_fine_tuned_network():
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    for scale in ("cifar100", "third", "flowers-40", "flowers-200", "resnet", "vit"):
+    for scale in ("cifar100", "third", "flowers-40", "flowers-200", "resnet", "vit", "recipe"):
         folder = ROOT / "results" / f"finetune-{scale}"
         _, table, *_ = (folder / "comparison.md").read_text("utf-8").split("\n\n")
         assert table.strip() in page

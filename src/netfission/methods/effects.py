@@ -252,8 +252,8 @@ def with_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the recipe does not exist, or the user's settings are not valid.
 
     Example:
-        >>> settings = with_recipe("finetune", {"epochs": 3, "validation": 0.0})
-        >>> settings["epochs"], settings["optimizer"], "patience" in settings
+        >>> settings = with_recipe("finetune", {"epochs": 3, "schedule": "one_cycle"})
+        >>> settings["epochs"], settings["optimizer"], "warmup" in settings
         (3, 'adamw', False)
     """
     check_settings(RunConfig.from_dict(given))
