@@ -117,6 +117,25 @@ def test_the_documentation_shows_what_killed_and_damaged_runs_became():
     assert f"{harmless} had no effect on any bit" in page
 
 
+def test_the_documentation_shows_what_one_command_gave():
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    runs = json.loads((ROOT / "results" / "finetune_command.json").read_text("utf-8"))["runs"]
+    cases = {(run["data"], run["case"]) for run in runs}
+    assert len(cases) == 4
+    for case in cases:
+        chosen = [run for run in runs if (run["data"], run["case"]) == case]
+        assert {run["seed"] for run in chosen} == {0, 1, 2}
+        cells = []
+        for metric, factor, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 1)):
+            single, ensemble = (
+                SeedValues({run["seed"]: run[network][metric] for run in chosen})
+                for network in ("single", "ensemble")
+            )
+            cells.append(" → ".join(f"{factor * values.mean:.{digits}f}" for values in (single, ensemble)))
+            cells.append(_difference(ensemble, single, factor, digits))
+        assert f"| {' | '.join(cells)} |" in page
+
+
 def _forms(scale: str) -> dict[str, dict[str, SeedValues]]:
     """Return the figures of each form of a fine-tuned network that was made with three seeds."""
     metrics: dict[tuple[str, object], dict[int, dict[str, float]]] = {}
