@@ -2,8 +2,8 @@
 
 `search` takes 20,000 images of CIFAR-100's training split to train on and 4,000 others to choose a form by.
 `halves` divides CIFAR-10's test split at random (results/finetune-resnet and results/finetune-vit).
-`photographs` links the training images of a folder, without those that `finetune` tests on: 60 % of each class to
-train on, the others to choose by (results/finetune-recipe).
+`photographs` links the training images of a folder, without those that `finetune` tests on: 60 % of each class
+to train on, the others to choose by (results/finetune-recipe).
 
     .venv/bin/python benchmarks/data_parts.py search cifar100 cifar100-search
     .venv/bin/python benchmarks/data_parts.py halves cifar10 cifar10-halves
@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the parquet files, or of the photographs")
     parser.add_argument("out", type=Path, help="folder to write")
     flags = parser.parse_args()
+    if flags.out.exists():
+        parser.error(f"{flags.out} exists")
     if flags.part == "photographs":
         link_photographs(flags.folder, flags.out)
         return

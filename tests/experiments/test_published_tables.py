@@ -117,6 +117,38 @@ def test_the_documentation_shows_what_killed_and_damaged_runs_became():
     assert f"{harmless} had no effect on any bit" in page
 
 
+def test_the_documentation_shows_how_the_recipe_was_chosen():
+    page = " ".join((ROOT / "docs" / "results.md").read_text("utf-8").split())
+    files = (ROOT / "results" / "finetune-recipe" / "records").iterdir()
+    runs: dict[object, dict[int, dict[str, float]]] = {}
+    for record in (read_json(file, Record) for file in files):
+        config = record.settings
+        if (
+            config.get("schedule") == "cosine"
+            and config.get("rand_augment")
+            and config.get("label_smoothing")
+        ):
+            form = config.get("layer_decay"), config.get("patience"), config["learning_rate"]
+            runs.setdefault(form, {})[record.seed] = record.read_evaluation().ensemble
+
+    def values(form: tuple[float | None, int | None, float], metric: str) -> SeedValues:
+        return SeedValues({seed: measured[metric] for seed, measured in runs[form].items()})
+
+    before, now, quick = (0.85, 5, 5e-4), (None, None, 5e-4), (None, None, 1e-3)
+    for metric, factor, digits in (("top1", 100, 2), ("nll", 1, 3)):
+        assert _difference(values(now, metric), values(before, metric), factor, digits) in page
+        found = values(quick, metric)
+        assert found.n == 3
+        assert f"{factor * found.mean:.{digits}f} ± {factor * found.deviation:.{digits}f}" in page
+    without = values((None, 5, 5e-4), "top1").minus(values(before, "top1"))
+    assert all(0.0135 < gain < 0.0205 for gain in without.values.values()) and without.n == 2
+    unstopped = values((0.85, None, 5e-4), "top1")
+    stopped = values(before, "top1").values
+    gains = {seed: 100 * (stopped[seed] - value) for seed, value in unstopped.values.items()}
+    assert sorted(round(gain, 1) for gain in gains.values()) == [-1.2, 0.5]
+    assert "Early stopping lost 1.2 points on one and gained 0.5 on the other" in page
+
+
 def test_the_documentation_shows_what_one_command_gave():
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
     runs = json.loads((ROOT / "results" / "finetune_command.json").read_text("utf-8"))["runs"]

@@ -150,7 +150,7 @@ def comparison_plots(runs: Sequence[NetworkRun], quality: Quality) -> Iterator[P
         yield _spec(
             "learning",
             "Learning curves",
-            f"{quality.score_name} of each run, of all its exits together, on {_watched_split(trained)} "
+            f"{quality.score_name} of each run, of all its exits or members, on {_watched_split(trained)} "
             f"images after every epoch.{quality.direction}{left_out}",
             partial(figures.learning_curves_beside, trained, quality.score, quality.score_factor),
         )

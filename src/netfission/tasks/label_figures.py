@@ -29,7 +29,7 @@ def precision_bars(by_target: Mapping[str, Mapping[str, float]], n: int) -> Bars
     return Bars(
         "average-precision",
         "Average precision of each label",
-        f"Of the ensemble on {n:,} test images: the area under the precision–recall curve; a dash for a "
+        f"On {n:,} test images: the area under the precision–recall curve; a dash for a "
         f"label that no test image has.{which}",
         values,
         "average precision, %",

@@ -32,7 +32,7 @@ def iou_bars(by_target: Mapping[str, Mapping[str, float]], n: int) -> Bars:
     return Bars(
         "iou",
         "Intersection over union of each class",
-        f"Of the ensemble, over all pixels of the {n:,} test images: pixels that have the class and are "
+        f"Over all pixels of the {n:,} test images: pixels that have the class and are "
         f"predicted so, over those that have it or are predicted so.{which}",
         values,
         "IoU, %",
@@ -91,7 +91,7 @@ def inspect_pixels(
         figures,
         examples=examples,
         rule="The photographs at the minimum, the quartiles and the maximum of the share of labelled pixels "
-        f"that the ensemble classifies correctly, of {len(order):,} test images. Uncertainty: the entropy of "
+        f"that are classified correctly, of {len(order):,} test images. Uncertainty: the entropy of "
         "the prediction, black if it is certain, white if all classes are equally probable.",
         legend={"void": _color(VOID, palette)},
     )
