@@ -2,7 +2,7 @@
 
 `search` takes 20,000 images of CIFAR-100's training split to train on and 4,000 others to choose a form by.
 `halves` divides CIFAR-10's test split at random (results/finetune-resnet and results/finetune-vit).
-`photographs` links the training images of a folder, without those that `finetune` tests on: 60 % of each class
+`photographs` links the training images of a folder, without those that `finetune` tests on: 60 % of a class
 to train on, the others to choose by (results/finetune-recipe).
 
     .venv/bin/python benchmarks/data_parts.py search cifar100 cifar100-search
