@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 from zipfile import ZipFile
 
@@ -149,6 +150,27 @@ def test_what_is_said_of_mutants_is_what_was_recorded() -> None:
     assert f"{len(reasons) - mended} change nothing that matters" in page
     assert f"the code of {mended} was mended since" in page
     assert len(mutants) == len(dead) + len(reasons)
+
+
+def test_times_of_folders_and_of_joined_paths_are_those_that_were_recorded() -> None:
+    folders = record_of("folders")
+    page = " ".join((DOCS / "how-to" / "image-folder.md").read_text("utf-8").split())
+    found, read = (
+        f"{median(ratios):.2f} times"
+        for ratios in (folders["start_up_ratios"]["find_source"], folders["reading_ratios"]["netfission"])
+    )
+    assert f"{folders['images']:,} small files in 100 class folders are found in {found} the time" in page
+    assert f"and read with {folders['workers']} workers in {read} its time" in page
+    assert f"which takes {median(folders['start_up_seconds']['load_data']):.0f} s here" in page
+    joined = record_of("joined_paths")
+    speed = (DOCS / "speed.md").read_text("utf-8")
+    for shape in joined["shapes"]:
+        side = shape["side"]
+        name = f"{shape['channels']} channels at {side}×{side}, paths of {shape['of each path']}"
+        ratios = (
+            "{median:.2f} ({lower:.2f}–{upper:.2f})".format(**shape[way]) for way in ("one by one", "joined")
+        )
+        assert f"| {name} | {' | '.join(ratios)} |" in speed
 
 
 def test_every_page_is_listed_and_every_listed_page_exists() -> None:
