@@ -25,24 +25,29 @@ from netfission.data.splits import FileRecords
 SEARCH_TRAIN, SEARCH_TEST = 20_000, 4_000  # rows, from the first on
 
 
-def search(folder: Path) -> tuple[Any, Any]:
-    """Return the images to train on and those to choose by."""
+def search(folder: Path, out: Path) -> None:
+    """Write the images to train on and those to choose by."""
     table = read_table(min(folder.glob("train-*.parquet")))
-    return table.slice(0, SEARCH_TRAIN), table.slice(SEARCH_TRAIN, SEARCH_TEST)
+    write(out, train=table.slice(0, SEARCH_TRAIN), test=table.slice(SEARCH_TRAIN, SEARCH_TEST))
 
 
-def halves(folder: Path) -> tuple[Any, Any]:
-    """Return the two halves of the test split."""
+def halves(folder: Path, out: Path) -> None:
+    """Write the two halves of the test split."""
     table = read_table(min(folder.glob("test-*.parquet")))
     rows = np.random.default_rng(0).permutation(len(table))
     middle = len(table) // 2
-    return table.take(np.sort(rows[:middle])), table.take(np.sort(rows[middle:]))
+    write(out, train=table.take(np.sort(rows[:middle])), test=table.take(np.sort(rows[middle:])))
 
 
-PARTS: dict[str, Callable[[Path], tuple[Any, Any]]] = {"search": search, "halves": halves}
+def write(out: Path, **splits: Any) -> None:
+    """Write the table of each split as a parquet file."""
+    out.mkdir(parents=True)
+    for split, table in splits.items():
+        write_table(table, out / f"{split}-00000-of-00001.parquet")
+        print(f"{split}: {len(table):,} images")
 
 
-def link_photographs(folder: Path, out: Path) -> None:
+def photographs(folder: Path, out: Path) -> None:
     """Link the training images, and those to choose by."""
     splits = find_splits(str(folder.resolve()), validation=0.4)
     names: dict[SplitName, str] = {"train": "train", "validation": "test"}
@@ -56,25 +61,25 @@ def link_photographs(folder: Path, out: Path) -> None:
         print(f"{name}: {len(rows):,} images")
 
 
+PARTS: dict[str, Callable[[Path, Path], None]] = {
+    "search": search,
+    "halves": halves,
+    "photographs": photographs,
+}
+
+
 def main() -> None:
     """Write one of the data sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=[*PARTS, "photographs"])
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("folder", type=Path, help="of the parquet files, or of the photographs")
     parser.add_argument("out", type=Path, help="folder to write")
     flags = parser.parse_args()
     if flags.out.exists():
         parser.error(f"{flags.out} exists")
-    if flags.part == "photographs":
-        link_photographs(flags.folder, flags.out)
-        return
-    train, test = PARTS[flags.part](flags.folder)
-    flags.out.mkdir(parents=True, exist_ok=True)
-    for split, table in (("train", train), ("test", test)):
-        write_table(table, flags.out / f"{split}-00000-of-00001.parquet")
-        print(f"{split}: {len(table):,} images")
+    PARTS[flags.part](flags.folder, flags.out)
 
 
 if __name__ == "__main__":

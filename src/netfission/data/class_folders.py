@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from netfission.data.copies import find_copies
@@ -252,7 +252,7 @@ def _cores(paths: Sequence[str]) -> list[str]:
     return [_PARTNER.sub("", stem) or stem for stem in stems] if _may_be_partners(stems) else stems
 
 
-def _may_be_partners(names: Sequence[str]) -> bool:
+def _may_be_partners(names: Iterable[str]) -> bool:
     """Return whether some names have what marks masks: quickly, as most folders have none."""
     text = "\n".join(names).casefold()
     return any(word in text for word in _PARTNER_WORDS)

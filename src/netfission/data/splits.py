@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,7 +110,7 @@ class ArrowRecords:
         # Straight from the memory-mapped table: ten times quicker than `dataset[row]`.
         value = self.dataset.data.column(self.column)[row].as_py()
         # Data sets of the hub that are made of image files name these.
-        return open_image(Path(value["path"]) if value["bytes"] is None else io.BytesIO(value["bytes"]))
+        return open_image(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
 
     def content(self, row: int) -> Content | None:
         """Return the encoded image of a row; None if the row holds no image."""
